@@ -1,0 +1,190 @@
+//! What an engine is told: one tree of settings with defaults, checked before anything starts. The only reader of
+//! configuration files and of the environment.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+/// Settings of an engine.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// GGUF file of the base model.
+    pub model: PathBuf,
+    /// Folder of the ledger and the policy versions; one engine a folder.
+    pub data: PathBuf,
+    /// Serving.
+    pub serve: ServeConfig,
+    /// Learning.
+    pub train: TrainConfig,
+    /// The HTTP service.
+    pub http: HttpConfig,
+}
+
+/// Settings of the serving side.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ServeConfig {
+    /// Requests decoded together in one batch.
+    pub slots: u32,
+    /// Tokens of context that the slots share.
+    pub context: u32,
+    /// Most tokens of one llama.cpp batch.
+    pub batch: u32,
+    /// Threads of llama.cpp; 0 takes the number of cores.
+    pub threads: u32,
+    /// Requests that may wait; one more is refused as busy.
+    pub queue: u32,
+    /// Answer length where a request sets none.
+    pub max_tokens: u32,
+    /// Layers kept on the GPU where there is one; -1 is all.
+    pub gpu_layers: i32,
+}
+
+/// The policy loss.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Algorithm {
+    /// Advantage-Induced Policy Alignment.
+    Apa,
+    /// Advantage-weighted regression.
+    Awr,
+    /// Proximal policy optimization.
+    Ppo,
+}
+
+/// Number format of the frozen weights' matrix products.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Dtype {
+    /// bf16 where the processor multiplies it, else f32.
+    Auto,
+    /// 32-bit floats.
+    F32,
+    /// bfloat16 with 32-bit sums.
+    Bf16,
+}
+
+/// Settings of the trainer.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct TrainConfig {
+    /// Whether feedback changes the policy. Without it the trainer's memory is not taken.
+    pub enabled: bool,
+    /// Start a step by itself when `batch` new ratings are in.
+    pub auto: bool,
+    /// `auto`, `cpu` or `cuda:N`.
+    pub device: String,
+    /// Number format of the frozen products.
+    pub dtype: Dtype,
+    /// Threads of the trainer; 0 takes the number of cores.
+    pub threads: u32,
+    /// The loss.
+    pub algorithm: Algorithm,
+    /// Temperature of the target policy π_init · exp(A/λ): larger stays closer to the initial model. (APA paper: 0.1)
+    pub lambda: f64,
+    /// New ratings a batch.
+    pub batch: u32,
+    /// Samples an optimizer step.
+    pub minibatch: u32,
+    /// Passes over a batch. (paper: 2)
+    pub epochs: u32,
+    /// Learning rate of the policy's adapter. (paper, full weights: 1e-6)
+    pub lr: f64,
+    /// Learning rate of the critic.
+    pub critic_lr: f64,
+    /// Gradient norm that is clipped to.
+    pub clip_norm: f64,
+    /// AdamW's betas. (paper: 0.9, 0.95)
+    pub betas: [f64; 2],
+    /// AdamW's decoupled weight decay. (paper: 1e-6)
+    pub weight_decay: f64,
+    /// Discount γ. (paper: 1)
+    pub gamma: f64,
+    /// λ of generalized advantage estimation. (paper: 0.95)
+    pub gae_lambda: f64,
+    /// Whiten advantages over the batch.
+    pub whiten: bool,
+    /// Scores are divided by a running standard deviation and clipped to ± this.
+    pub score_clip: f64,
+    /// Rank of the adapters.
+    pub rank: u32,
+    /// Scale numerator of the adapters: the update is multiplied by alpha / rank.
+    pub alpha: f64,
+    /// Longest sample, prompt and response; longer ones are left out and counted.
+    pub max_tokens: u32,
+    /// Tokens computed at once: bounds the trainer's memory.
+    pub micro_batch_tokens: u32,
+    /// Seeds adapters and the order of minibatches.
+    pub seed: u64,
+    /// Versions kept on disk beside the active one and the initial model; 0 keeps all.
+    pub keep_versions: u32,
+}
+
+/// Settings of the HTTP service.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct HttpConfig {
+    /// Address to listen on.
+    pub listen: String,
+    /// File with one Bearer key a line; required to listen beyond loopback.
+    pub keys: Option<PathBuf>,
+    /// Largest request body, in bytes.
+    pub body_limit: usize,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            model: PathBuf::new(),
+            data: PathBuf::from("apa-data"),
+            serve: ServeConfig::default(),
+            train: TrainConfig::default(),
+            http: HttpConfig::default(),
+        }
+    }
+}
+
+impl Default for ServeConfig {
+    fn default() -> Self {
+        Self { slots: 8, context: 8192, batch: 512, threads: 0, queue: 64, max_tokens: 512, gpu_layers: -1 }
+    }
+}
+
+impl Default for TrainConfig {
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            auto: true,
+            device: "auto".into(),
+            dtype: Dtype::Auto,
+            threads: 0,
+            algorithm: Algorithm::Apa,
+            lambda: 0.1,
+            batch: 16,
+            minibatch: 8,
+            epochs: 2,
+            lr: 1e-4,
+            critic_lr: 3e-4,
+            clip_norm: 1.0,
+            betas: [0.9, 0.95],
+            weight_decay: 1e-6,
+            gamma: 1.0,
+            gae_lambda: 0.95,
+            whiten: true,
+            score_clip: 5.0,
+            rank: 16,
+            alpha: 32.0,
+            max_tokens: 2048,
+            micro_batch_tokens: 1024,
+            seed: 0,
+            keep_versions: 0,
+        }
+    }
+}
+
+impl Default for HttpConfig {
+    fn default() -> Self {
+        Self { listen: "127.0.0.1:8372".into(), keys: None, body_limit: 4 << 20 }
+    }
+}

@@ -1,0 +1,133 @@
+//! The library's one error: a stable code and one clear sentence. Never a backtrace, never a prompt.
+
+use std::fmt;
+
+/// Classes of failure, stable across releases. The numbers are the C API's status codes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(i32)]
+pub enum Code {
+    /// The caller's input is wrong: an argument, an option, a request, an unknown id.
+    Arg = -1,
+    /// The handle or engine is closed or closing.
+    Closed = -2,
+    /// A bounded resource is taken: the queue is full, the data folder is locked.
+    Busy = -3,
+    /// The model file is missing, damaged, of another kind, or llama.cpp refused it.
+    Model = -4,
+    /// Training failed; serving is untouched.
+    Train = -5,
+    /// A file, the disk or the ledger failed.
+    Io = -6,
+    /// A function of the application failed.
+    Callback = -7,
+    /// This build, model or architecture can't do that.
+    Unsupported = -8,
+    /// Memory ran out.
+    NoMem = -9,
+    /// A bug of ours, caught at the boundary.
+    Panic = -10,
+}
+
+impl Code {
+    /// The word used in JSON errors and logs.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Code::Arg => "invalid_argument",
+            Code::Closed => "closed",
+            Code::Busy => "busy",
+            Code::Model => "model_error",
+            Code::Train => "train_error",
+            Code::Io => "io_error",
+            Code::Callback => "callback_error",
+            Code::Unsupported => "unsupported",
+            Code::NoMem => "out_of_memory",
+            Code::Panic => "internal_error",
+        }
+    }
+}
+
+/// What went wrong and what was expected.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Error {
+    code: Code,
+    message: String,
+}
+
+/// The library's result.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+macro_rules! constructors {
+    ($($(#[$doc:meta])* $name:ident => $code:ident;)*) => {
+        impl Error {
+            $($(#[$doc])* pub fn $name(message: impl Into<String>) -> Self {
+                Self { code: Code::$code, message: message.into() }
+            })*
+        }
+    };
+}
+
+constructors! {
+    /// The caller's input is wrong.
+    arg => Arg;
+    /// The engine is closed.
+    closed => Closed;
+    /// A bounded resource is taken.
+    busy => Busy;
+    /// The model can't be used.
+    model => Model;
+    /// Training failed.
+    train => Train;
+    /// A file, the disk or the ledger failed.
+    io => Io;
+    /// A function of the application failed.
+    callback => Callback;
+    /// Can't be done by this build or with this model.
+    unsupported => Unsupported;
+    /// Memory ran out.
+    nomem => NoMem;
+    /// A bug of ours, caught.
+    panic => Panic;
+}
+
+impl Error {
+    /// Its class.
+    pub fn code(&self) -> Code {
+        self.code
+    }
+
+    /// The sentence.
+    pub fn message(&self) -> &str {
+        &self.message
+    }
+
+    /// Says in front what was being done: `opening base.gguf: file is truncated`.
+    #[must_use]
+    pub fn context(mut self, doing: impl fmt::Display) -> Self {
+        self.message = format!("{doing}: {}", self.message);
+        self
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for Error {}
+
+impl From<candle_core::Error> for Error {
+    fn from(e: candle_core::Error) -> Self {
+        Error::train(e.to_string())
+    }
+}
+
+impl From<std::io::Error> for Error {
+    fn from(e: std::io::Error) -> Self {
+        match e.kind() {
+            std::io::ErrorKind::OutOfMemory => Error::nomem(e.to_string()),
+            std::io::ErrorKind::StorageFull => Error::io("the disk is full"),
+            _ => Error::io(e.to_string()),
+        }
+    }
+}

@@ -1,0 +1,272 @@
+//! The vocabulary that the stages exchange: ids, units, and the records of a generation's life. No behaviour, no I/O.
+
+use std::fmt;
+use std::ops::{Add, Div};
+
+use serde::{Deserialize, Serialize};
+
+/// A token of the model's vocabulary.
+pub type TokenId = u32;
+
+/// Milliseconds since the Unix epoch.
+pub type UnixMillis = u64;
+
+/// An amount of information, in nats.
+#[derive(Clone, Copy, Debug, Default, PartialEq, PartialOrd, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Nats(pub f64);
+
+impl Add for Nats {
+    type Output = Nats;
+    fn add(self, other: Nats) -> Nats {
+        Nats(self.0 + other.0)
+    }
+}
+
+impl Div<f64> for Nats {
+    type Output = Nats;
+    fn div(self, by: f64) -> Nats {
+        Nats(self.0 / by)
+    }
+}
+
+impl fmt::Display for Nats {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:.3} nats", self.0)
+    }
+}
+
+/// Names one answer, for feedback and for the record. Opaque, unique, at most 64 bytes.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct GenerationId(pub String);
+
+impl fmt::Display for GenerationId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// A published state of the policy. 0 is the initial model without an adapter; numbers only grow.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct PolicyVersion(pub u64);
+
+impl PolicyVersion {
+    /// The initial model: no adapter.
+    pub const INITIAL: PolicyVersion = PolicyVersion(0);
+}
+
+impl fmt::Display for PolicyVersion {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0)
+    }
+}
+
+/// How tokens are drawn. Stored with every generation: the trainer needs the temperature.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Sampling {
+    /// Divides the logits; 0 means greedy. In [0, 10].
+    pub temperature: f32,
+    /// Keep the k most probable tokens; 0 keeps all.
+    pub top_k: u32,
+    /// Nucleus mass, in (0, 1].
+    pub top_p: f32,
+    /// Least probability relative to the most probable token, in [0, 1].
+    pub min_p: f32,
+    /// Multiplicative penalty on tokens of the last 64; 1 is none.
+    pub repeat_penalty: f32,
+    /// Additive penalty per earlier use, in [-2, 2].
+    pub frequency_penalty: f32,
+    /// Additive penalty on any earlier use, in [-2, 2].
+    pub presence_penalty: f32,
+    /// Seeds this request's own generator. Unset: drawn at submission, and recorded.
+    pub seed: Option<u64>,
+}
+
+impl Default for Sampling {
+    /// The plain policy at temperature 1: what APA trains on.
+    fn default() -> Self {
+        Self {
+            temperature: 1.0,
+            top_k: 0,
+            top_p: 1.0,
+            min_p: 0.0,
+            repeat_penalty: 1.0,
+            frequency_penalty: 0.0,
+            presence_penalty: 0.0,
+            seed: None,
+        }
+    }
+}
+
+/// Why an answer ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FinishReason {
+    /// The model ended its turn, or a stop string matched.
+    Stop,
+    /// The token limit or the context was reached.
+    Length,
+    /// The client left or asked to stop.
+    Cancelled,
+}
+
+impl FinishReason {
+    /// The word used in JSON and in the ledger.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            FinishReason::Stop => "stop",
+            FinishReason::Length => "length",
+            FinishReason::Cancelled => "cancelled",
+        }
+    }
+}
+
+/// One answer as it was made: the exact tokens, settings and weights.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Generation {
+    /// Its name.
+    pub id: GenerationId,
+    /// The weights that made every token of it.
+    pub policy_version: PolicyVersion,
+    /// The prompt as the model saw it, template applied.
+    pub prompt: Vec<TokenId>,
+    /// What was sampled, the end-of-turn token included where the model gave one.
+    pub response: Vec<TokenId>,
+    /// The text of the response, as the client got it.
+    pub text: String,
+    /// How it was sampled, `seed` filled in.
+    pub sampling: Sampling,
+    /// Why it ended.
+    pub finish: FinishReason,
+    /// Whom the client said it was for.
+    pub user: Option<String>,
+    /// When it was submitted.
+    pub created: UnixMillis,
+}
+
+/// What a person said of an answer.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Signal {
+    /// A rating in [-1, 1]; thumbs are 1 and -1.
+    Rating(f64),
+    /// The answer as the user would have had it.
+    Correction(String),
+}
+
+/// Feedback as it is handed in.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct NewFeedback {
+    /// The answer it is about.
+    pub generation_id: GenerationId,
+    /// What was said.
+    pub signal: Signal,
+    /// Who said it.
+    pub user: Option<String>,
+    /// A remark; kept, not used for training.
+    pub comment: Option<String>,
+}
+
+/// Proof that feedback is on disk.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FeedbackReceipt {
+    /// Row number in the ledger; grows with time.
+    pub feedback_id: u64,
+    /// The answer it is about.
+    pub generation_id: GenerationId,
+    /// The weights that had answered.
+    pub policy_version: PolicyVersion,
+    /// Whether it replaces an earlier rating of the same answer (which stays on record).
+    pub replaces_earlier: bool,
+}
+
+/// An answer with the rating that stands, ready to learn from.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RatedGeneration {
+    /// The feedback rows this rating stands for; all are marked used together.
+    pub feedback_ids: Vec<u64>,
+    /// The answer.
+    pub generation: Generation,
+    /// The last rating given, in [-1, 1].
+    pub rating: f64,
+}
+
+/// One training sample: tokens and the scalar that judges them.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Rollout {
+    /// Prompt tokens; at least one.
+    pub prompt: Vec<TokenId>,
+    /// Response tokens; at least one.
+    pub response: Vec<TokenId>,
+    /// Temperature it was sampled at; greedy (0) is trained at 1.
+    pub temperature: f32,
+    /// Reward before normalization.
+    pub score: f64,
+}
+
+/// What one training batch did to the policy, measured on that batch.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct StepMetrics {
+    /// Samples in the batch.
+    pub samples: usize,
+    /// Response tokens in the batch.
+    pub response_tokens: usize,
+    /// Mean score before normalization.
+    pub mean_reward: f64,
+    /// Mean response length, in tokens.
+    pub mean_length: f64,
+    /// KL of the policy that was trained from to the initial model: k1, summed over a response, mean over responses.
+    pub kl_per_response: Nats,
+    /// The same per token, estimator k1.
+    pub kl_k1_per_token: Nats,
+    /// The same per token, estimator k3.
+    pub kl_k3_per_token: Nats,
+    /// Policy loss, mean over the batch's optimizer steps.
+    pub policy_loss: f64,
+    /// Value loss, mean over the batch's optimizer steps.
+    pub value_loss: f64,
+    /// Gradient norm of the policy before clipping, mean over steps.
+    pub grad_norm: f64,
+    /// Fraction of the returns' variance that the critic explained before the batch.
+    pub explained_variance: f64,
+    /// Optimizer steps taken.
+    pub steps: usize,
+    /// Optimizer steps dropped because a loss or gradient was not finite.
+    pub dropped_steps: usize,
+    /// Wall time of the batch, in seconds.
+    pub seconds: f64,
+}
+
+/// One line of the list of versions.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct VersionInfo {
+    /// The version.
+    pub version: PolicyVersion,
+    /// The version it was trained from; `None` for the initial model.
+    pub parent: Option<PolicyVersion>,
+    /// Whether new requests get it.
+    pub active: bool,
+    /// When it was published.
+    pub created: UnixMillis,
+    /// What its training batch measured.
+    pub metrics: StepMetrics,
+}
+
+/// A chat message, as in the OpenAI API.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChatMessage {
+    /// `system`, `user`, `assistant` or another role the template knows.
+    pub role: String,
+    /// The text.
+    pub content: String,
+}
+
+/// The present time.
+pub fn unix_millis() -> UnixMillis {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    since.map_or(0, |d| d.as_millis() as UnixMillis)
+}
