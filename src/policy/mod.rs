@@ -1,0 +1,3 @@
+//! The differentiable model: decoder, adapters, heads. Never samples and never decides what to learn.
+
+pub mod ops;

@@ -1,0 +1,233 @@
+//! The differentiable operations of the decoder, fused on the CPU, plain elsewhere. Never knows an architecture or a loss.
+//!
+//! Activations are f32, contiguous, with tokens first: `[tokens, width]` or `[tokens, heads, dim]`. Frozen weights live
+//! inside [`Frozen`] and never get a gradient; the gradients of inputs and LoRA factors are exact for the values used.
+
+mod plain;
+#[cfg(test)]
+mod tests;
+
+use crate::error::{Error, Result};
+use candle_core::{DType, Device, Tensor};
+
+/// A frozen weight matrix `[out, in]`, f32 or bf16.
+#[derive(Clone, Debug)]
+pub struct Frozen {
+    weight: Tensor,
+}
+
+impl Frozen {
+    /// Takes an f32 weight `[out, in]` and keeps it as `dtype` (f32 or bf16) on its device.
+    pub fn new(weight: &Tensor, dtype: DType) -> Result<Self> {
+        weight
+            .dims2()
+            .map_err(|_| Error::train(format!("frozen weight: shape {:?}, expected [out, in]", weight.dims())))?;
+        if !matches!(dtype, DType::F32 | DType::BF16) {
+            return Err(Error::unsupported(format!("frozen weight: dtype {dtype:?}, expected F32 or BF16")));
+        }
+        Ok(Self { weight: weight.detach().to_dtype(dtype)?.contiguous()? })
+    }
+
+    /// Rows of the matrix: the width of the product.
+    pub fn out_features(&self) -> usize {
+        self.weight.dims()[0]
+    }
+
+    /// Columns of the matrix: the width of the input.
+    pub fn in_features(&self) -> usize {
+        self.weight.dims()[1]
+    }
+
+    /// The stored values as f32 `[out, in]`.
+    pub fn weight_f32(&self) -> Result<Tensor> {
+        Ok(self.weight.to_dtype(DType::F32)?)
+    }
+}
+
+/// The two factors of a low-rank update: `scale · B A` is added to a frozen weight.
+#[derive(Clone, Copy, Debug)]
+pub struct LoraPair<'a> {
+    /// `[rank, in]`.
+    pub a: &'a Tensor,
+    /// `[out, rank]`.
+    pub b: &'a Tensor,
+    /// Usually alpha / rank.
+    pub scale: f64,
+}
+
+/// Which elements of a head rotate together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RopeStyle {
+    /// Neighbours `(2i, 2i + 1)`: llama files.
+    Interleaved,
+    /// `(i, i + rotary_dim / 2)`: qwen and gptneox files.
+    Halves,
+}
+
+/// Cosines and sines of each token's angles.
+#[derive(Clone, Debug)]
+pub struct RopeTable {
+    cos: Tensor, // [tokens, rotary_dim / 2]
+    sin: Tensor,
+}
+
+impl RopeTable {
+    /// One row a token; `inv_freq` holds rotary_dim / 2 angles a position, scaling factors applied.
+    pub fn new(positions: &[u32], inv_freq: &[f32], device: &Device) -> Result<Self> {
+        if inv_freq.is_empty() {
+            return Err(Error::train("rope: no frequencies, expected rotary_dim / 2 of them"));
+        }
+        let angles: Vec<f64> =
+            positions.iter().flat_map(|&p| inv_freq.iter().map(move |&f| f64::from(p) * f64::from(f))).collect();
+        let table = |f: fn(f64) -> f64| {
+            let values: Vec<f32> = angles.iter().map(|&a| f(a) as f32).collect();
+            Tensor::from_vec(values, (positions.len(), inv_freq.len()), device)
+        };
+        Ok(Self { cos: table(f64::cos)?, sin: table(f64::sin)? })
+    }
+}
+
+/// `y = x Wᵀ + bias + scale (x Aᵀ) Bᵀ`, `[N, in]` to `[N, out]`. Gradients flow to `x`, `A` and `B`; the bias is frozen.
+pub fn linear(x: &Tensor, w: &Frozen, bias: Option<&Tensor>, lora: Option<LoraPair>) -> Result<Tensor> {
+    let (out, inp) = (w.out_features(), w.in_features());
+    if x.dims().len() != 2 || x.dims()[1] != inp {
+        return Err(Error::train(format!("linear: x is {:?}, the weight [{out}, {inp}] expects [N, {inp}]", x.dims())));
+    }
+    if let Some(bias) = bias
+        && bias.dims() != [out]
+    {
+        return Err(Error::train(format!(
+            "linear: bias is {:?}, the weight [{out}, {inp}] expects [{out}]",
+            bias.dims()
+        )));
+    }
+    if let Some(l) = &lora {
+        let (a, b) = (l.a.dims(), l.b.dims());
+        if a.len() != 2 || b.len() != 2 || a[1] != inp || b[0] != out || a[0] != b[1] {
+            return Err(Error::train(format!(
+                "linear: LoRA factors are {a:?} and {b:?}, expected [rank, {inp}] and [{out}, rank]"
+            )));
+        }
+    }
+    plain::linear(x, w, bias, lora)
+}
+
+/// `x / sqrt(mean(x²) + eps) · weight` over the last dimension. The weight is frozen.
+pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f32) -> Result<Tensor> {
+    check_norm("rms_norm", x, weight)?;
+    plain::rms_norm(x, weight, eps)
+}
+
+/// `(x − mean) / sqrt(var + eps) · weight + bias` over the last dimension. Weight and bias are frozen.
+pub fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f32) -> Result<Tensor> {
+    check_norm("layer_norm", x, weight)?;
+    check_norm("layer_norm bias", x, bias)?;
+    plain::layer_norm(x, weight, bias, eps)
+}
+
+fn check_norm(op: &str, x: &Tensor, weight: &Tensor) -> Result<()> {
+    match (x.dims().last(), weight.dims()) {
+        (Some(width), [w]) if width == w && *w > 0 => Ok(()),
+        (_, w) => Err(Error::train(format!("{op}: x is {:?}, weight {w:?}, expected the width of x", x.dims()))),
+    }
+}
+
+/// Rotates the first rotary_dim elements of each head of `[N, heads, dim]` by the token's angles; the rest passes.
+pub fn rope(x: &Tensor, table: &RopeTable, style: RopeStyle) -> Result<Tensor> {
+    let (rows, half) = (table.cos.dims()[0], table.cos.dims()[1]);
+    match x.dims() {
+        [n, _, dim] if *n == rows && 2 * half <= *dim => plain::rope(x, table, style),
+        dims => {
+            Err(Error::train(format!("rope: x is {dims:?}, the table expects [{rows}, heads, at least {}]", 2 * half)))
+        }
+    }
+}
+
+/// Causal attention inside each sequence: `q [N, H, D]`, `k` and `v [N, Hkv, D]` to `[N, H, D]`.
+///
+/// Sequence `i` is rows `starts[i]..starts[i + 1]`; `starts` begins with 0 and ends with N. H is a multiple of Hkv.
+pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, starts: &[usize], scale: f32) -> Result<Tensor> {
+    let (n, h, d) = match q.dims() {
+        &[n, h, d] => (n, h, d),
+        dims => return Err(Error::train(format!("attention: q is {dims:?}, expected [N, H, D]"))),
+    };
+    match k.dims() {
+        &[kn, kh, kd] if kn == n && kd == d && kh > 0 && h % kh == 0 && v.dims() == k.dims() => {}
+        dims => {
+            return Err(Error::train(format!(
+                "attention: k is {dims:?} and v {:?}, q {:?} expects [{n}, a divisor of {h}, {d}]",
+                v.dims(),
+                q.dims()
+            )));
+        }
+    }
+    if starts.first() != Some(&0) || starts.last() != Some(&n) || starts.windows(2).any(|w| w[0] > w[1]) {
+        return Err(Error::train(format!("attention: sequence borders must rise from 0 to {n}, got {starts:?}")));
+    }
+    plain::attention(q, k, v, starts, scale)
+}
+
+/// `silu(gate) · up`.
+pub fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
+    if gate.dims() != up.dims() {
+        return Err(Error::train(format!("swiglu: gate is {:?}, up {:?}, expected one shape", gate.dims(), up.dims())));
+    }
+    plain::swiglu(gate, up)
+}
+
+/// GELU in its tanh form, as ggml computes it.
+pub fn gelu(x: &Tensor) -> Result<Tensor> {
+    plain::gelu(x)
+}
+
+/// `log softmax(h Wᵀ / T)[target]` a row, nats. Differentiable in `hidden [M, E]`; `head` is `[V, E]`.
+///
+/// Errors if a target is not below V or a temperature is not positive and finite.
+pub fn token_logprobs(hidden: &Tensor, head: &Frozen, targets: &[u32], temperatures: &[f32]) -> Result<Tensor> {
+    let m = check_head("token_logprobs", hidden, head, temperatures)?;
+    if targets.len() != m {
+        return Err(Error::train(format!("token_logprobs: {} targets for {m} rows", targets.len())));
+    }
+    check_tokens("token_logprobs", targets, head.out_features())?;
+    if m == 0 {
+        return Ok(Tensor::zeros(0, DType::F32, hidden.device())?);
+    }
+    plain::token_logprobs(hidden, head, targets, temperatures)
+}
+
+/// Entropy of `softmax(h Wᵀ / T)` a row, nats. Gives no gradient.
+pub fn token_entropy(hidden: &Tensor, head: &Frozen, temperatures: &[f32]) -> Result<Tensor> {
+    if check_head("token_entropy", hidden, head, temperatures)? == 0 {
+        return Ok(Tensor::zeros(0, DType::F32, hidden.device())?);
+    }
+    plain::token_entropy(&hidden.detach(), head, temperatures)
+}
+
+fn check_head(op: &str, hidden: &Tensor, head: &Frozen, temperatures: &[f32]) -> Result<usize> {
+    let (v, e) = (head.out_features(), head.in_features());
+    let m = match hidden.dims() {
+        &[m, w] if w == e => m,
+        dims => return Err(Error::train(format!("{op}: hidden is {dims:?}, the head [{v}, {e}] expects [M, {e}]"))),
+    };
+    if temperatures.len() != m {
+        return Err(Error::train(format!("{op}: {} temperatures for {m} rows", temperatures.len())));
+    }
+    match temperatures.iter().find(|t| !(t.is_finite() && **t > 0.0)) {
+        Some(t) => Err(Error::train(format!("{op}: temperature {t}, expected a positive number"))),
+        None => Ok(m),
+    }
+}
+
+fn check_tokens(op: &str, tokens: &[u32], vocabulary: usize) -> Result<()> {
+    match tokens.iter().find(|&&t| t as usize >= vocabulary) {
+        Some(t) => Err(Error::train(format!("{op}: token {t}, the vocabulary has {vocabulary}"))),
+        None => Ok(()),
+    }
+}
+
+/// Rows of the embedding `[V, E]`: `[N, E]`, the stored values exactly.
+pub fn embed(tokens: &[u32], table: &Frozen) -> Result<Tensor> {
+    check_tokens("embed", tokens, table.out_features())?;
+    let ids = Tensor::new(tokens, table.weight.device())?;
+    Ok(table.weight.index_select(&ids, 0)?.to_dtype(DType::F32)?)
+}

@@ -1,0 +1,123 @@
+//! The operations in ordinary tensor algebra: the reference for the fused ones and the path of every other device.
+//! Never called with shapes that the parent module has not checked.
+
+use super::{Frozen, LoraPair, RopeStyle, RopeTable};
+use crate::error::Result;
+use candle_core::{D, DType, Tensor};
+
+/// Rows of logits made at once.
+const HEAD_ROWS: usize = 64;
+
+pub fn linear(x: &Tensor, w: &Frozen, bias: Option<&Tensor>, lora: Option<LoraPair>) -> Result<Tensor> {
+    let mut y = x.matmul(&w.weight_f32()?.t()?)?;
+    if let Some(bias) = bias {
+        y = y.broadcast_add(&bias.detach())?;
+    }
+    if let Some(l) = lora {
+        let low = x.matmul(&l.a.t()?)?; // [N, rank]
+        y = (y + low.matmul(&l.b.t()?)?.affine(l.scale, 0.0)?)?;
+    }
+    Ok(y)
+}
+
+pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f32) -> Result<Tensor> {
+    let mean_square = x.sqr()?.mean_keepdim(D::Minus1)?;
+    let root = (mean_square + f64::from(eps))?.sqrt()?;
+    Ok(x.broadcast_div(&root)?.broadcast_mul(&weight.detach())?)
+}
+
+pub fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f32) -> Result<Tensor> {
+    let centred = x.broadcast_sub(&x.mean_keepdim(D::Minus1)?)?;
+    Ok(rms_norm(&centred, weight, eps)?.broadcast_add(&bias.detach())?)
+}
+
+pub fn rope(x: &Tensor, table: &RopeTable, style: RopeStyle) -> Result<Tensor> {
+    let (n, heads, dim) = x.dims3()?;
+    let half = table.cos.dim(1)?;
+    let (cos, sin) = (table.cos.unsqueeze(1)?, table.sin.unsqueeze(1)?); // [N, 1, half]
+    let (first, second) = match style {
+        RopeStyle::Halves => (x.narrow(2, 0, half)?, x.narrow(2, half, half)?),
+        RopeStyle::Interleaved => {
+            let pairs = x.narrow(2, 0, 2 * half)?.contiguous()?.reshape((n, heads, half, 2))?;
+            (pairs.narrow(3, 0, 1)?.squeeze(3)?, pairs.narrow(3, 1, 1)?.squeeze(3)?)
+        }
+    };
+    let turned_first = (first.broadcast_mul(&cos)? - second.broadcast_mul(&sin)?)?;
+    let turned_second = (first.broadcast_mul(&sin)? + second.broadcast_mul(&cos)?)?;
+    let turned = match style {
+        RopeStyle::Halves => Tensor::cat(&[&turned_first, &turned_second], 2)?,
+        RopeStyle::Interleaved => Tensor::stack(&[&turned_first, &turned_second], 3)?.reshape((n, heads, 2 * half))?,
+    };
+    if 2 * half == dim {
+        return Ok(turned);
+    }
+    Ok(Tensor::cat(&[&turned, &x.narrow(2, 2 * half, dim - 2 * half)?], 2)?)
+}
+
+pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, starts: &[usize], scale: f32) -> Result<Tensor> {
+    let (h, hkv) = (q.dim(1)?, k.dim(1)?);
+    let mut outs = Vec::with_capacity(starts.len());
+    for border in starts.windows(2) {
+        let (start, t) = (border[0], border[1] - border[0]);
+        if t == 0 {
+            continue;
+        }
+        let by_head = |x: &Tensor| x.narrow(0, start, t)?.transpose(0, 1)?.contiguous();
+        // [Hkv, T, D] to [H, T, D]: query head i reads key head i / (H / Hkv).
+        let grouped = |x: &Tensor| {
+            let x = by_head(x)?;
+            let d = x.dim(2)?;
+            x.unsqueeze(1)?.expand((hkv, h / hkv, t, d))?.contiguous()?.reshape((h, t, d))
+        };
+        let scores = by_head(q)?.matmul(&grouped(k)?.transpose(1, 2)?.contiguous()?)?.affine(f64::from(scale), 0.0)?;
+        let mask: Vec<f32> =
+            (0..t).flat_map(|i| (0..t).map(move |j| if j > i { f32::NEG_INFINITY } else { 0.0 })).collect();
+        let scores = scores.broadcast_add(&Tensor::from_vec(mask, (1, t, t), q.device())?)?;
+        let weights = scores.broadcast_sub(&scores.max_keepdim(D::Minus1)?.detach())?.exp()?;
+        let weights = weights.broadcast_div(&weights.sum_keepdim(D::Minus1)?)?;
+        outs.push(weights.matmul(&grouped(v)?)?.transpose(0, 1)?.contiguous()?);
+    }
+    if outs.is_empty() {
+        return Ok(q.clone());
+    }
+    Ok(Tensor::cat(&outs, 0)?)
+}
+
+pub fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
+    Ok((gate.silu()? * up)?)
+}
+
+pub fn gelu(x: &Tensor) -> Result<Tensor> {
+    Ok(x.gelu()?)
+}
+
+/// `log softmax` of some rows: `[rows, V]`.
+fn log_softmax_rows(hidden: &Tensor, head: &Tensor, temperatures: &[f32]) -> Result<Tensor> {
+    let inverse: Vec<f32> = temperatures.iter().map(|t| 1.0 / t).collect();
+    let inverse = Tensor::new(inverse, hidden.device())?.unsqueeze(1)?;
+    let logits = hidden.matmul(&head.t()?)?.broadcast_mul(&inverse)?;
+    let logits = logits.broadcast_sub(&logits.max_keepdim(D::Minus1)?.detach())?;
+    Ok(logits.broadcast_sub(&logits.exp()?.sum_keepdim(D::Minus1)?.log()?)?)
+}
+
+pub fn token_logprobs(hidden: &Tensor, head: &Frozen, targets: &[u32], temperatures: &[f32]) -> Result<Tensor> {
+    let weight = head.weight_f32()?;
+    let mut parts = Vec::new();
+    for (i, (targets, temperatures)) in targets.chunks(HEAD_ROWS).zip(temperatures.chunks(HEAD_ROWS)).enumerate() {
+        let rows = hidden.narrow(0, i * HEAD_ROWS, targets.len())?;
+        let index = Tensor::new(targets, hidden.device())?.unsqueeze(1)?;
+        parts.push(log_softmax_rows(&rows, &weight, temperatures)?.gather(&index, 1)?.squeeze(1)?);
+    }
+    Ok(Tensor::cat(&parts, 0)?)
+}
+
+pub fn token_entropy(hidden: &Tensor, head: &Frozen, temperatures: &[f32]) -> Result<Tensor> {
+    let weight = head.weight_f32()?;
+    let mut parts = Vec::new();
+    for (i, temperatures) in temperatures.chunks(HEAD_ROWS).enumerate() {
+        let rows = hidden.narrow(0, i * HEAD_ROWS, temperatures.len())?;
+        let logprobs = log_softmax_rows(&rows, &weight, temperatures)?;
+        parts.push((logprobs.exp()? * logprobs)?.sum(D::Minus1)?.neg()?);
+    }
+    Ok(Tensor::cat(&parts, 0)?.to_dtype(DType::F32)?)
+}

@@ -1,0 +1,209 @@
+//! Each operation against numeric gradients, and each fused one against its plain form. Never needs a model file.
+
+use super::*;
+use candle_core::Var;
+use rand::{RngExt, SeedableRng, rngs::StdRng};
+
+/// Seeded values in -1..1.
+fn values(seed: u64, n: usize) -> Vec<f32> {
+    let mut rng = StdRng::seed_from_u64(seed);
+    (0..n).map(|_| rng.random_range(-1.0f32..1.0)).collect()
+}
+
+fn tensor(seed: u64, shape: &[usize]) -> Tensor {
+    Tensor::from_vec(values(seed, shape.iter().product()), shape, &Device::Cpu).unwrap()
+}
+
+fn flat(t: &Tensor) -> Vec<f32> {
+    t.flatten_all().unwrap().to_vec1().unwrap()
+}
+
+type Function<'a> = &'a dyn Fn(&[Tensor]) -> Result<Tensor>;
+
+/// The output and every input's gradient of `sum(f(inputs) · direction)`.
+fn gradients(f: Function, inputs: &[Tensor]) -> (Vec<f32>, Vec<Vec<f32>>) {
+    let vars: Vec<Var> = inputs.iter().map(|t| Var::from_tensor(t).unwrap()).collect();
+    let out = f(&vars.iter().map(|v| v.as_tensor().clone()).collect::<Vec<_>>()).unwrap();
+    let direction = tensor(99, out.dims());
+    let grads = (&out * &direction).unwrap().sum_all().unwrap().backward().unwrap();
+    let grads = vars.iter().map(|v| flat(grads.get(v).expect("every input gets a gradient"))).collect();
+    (flat(&out), grads)
+}
+
+/// Central differences along seeded directions agree with the gradient: `tolerance` is relative to the larger of them.
+fn check_gradient(f: Function, inputs: &[Tensor], tolerance: f64) {
+    let (_, grads) = gradients(f, inputs);
+    let loss = |inputs: &[Tensor]| -> f64 {
+        let out = flat(&f(inputs).unwrap());
+        let direction = flat(&tensor(99, &[out.len()]));
+        out.iter().zip(direction).map(|(o, d)| f64::from(*o) * f64::from(d)).sum()
+    };
+    for (i, grad) in grads.iter().enumerate() {
+        assert!(grad.iter().all(|g| g.is_finite()), "input {i} has a gradient that is not finite");
+        for seed in 0..3u64 {
+            let step = 2e-2f64;
+            let direction = tensor(1000 + seed, inputs[i].dims());
+            let moved = |sign: f64| {
+                let mut moved = inputs.to_vec();
+                moved[i] = (&inputs[i] + direction.affine(sign * step, 0.0).unwrap()).unwrap();
+                loss(&moved)
+            };
+            let numeric = (moved(1.0) - moved(-1.0)) / (2.0 * step);
+            let exact: f64 = grad.iter().zip(flat(&direction)).map(|(g, d)| f64::from(*g) * f64::from(d)).sum();
+            let size: f64 =
+                grad.iter().zip(flat(&direction)).map(|(g, d)| (f64::from(*g) * f64::from(d)).powi(2)).sum();
+            let allowed = tolerance * size.sqrt().max(1e-3);
+            assert!(
+                (numeric - exact).abs() <= allowed,
+                "input {i}: numeric {numeric}, exact {exact}, allowed ±{allowed}"
+            );
+        }
+    }
+}
+
+/// Two forms of a function agree in value and gradients, relative to the largest element.
+fn check_equal(fused: Function, plain: Function, inputs: &[Tensor], tolerance: f32) {
+    let (a, ga) = gradients(fused, inputs);
+    let (b, gb) = gradients(plain, inputs);
+    let close = |what: &str, a: &[f32], b: &[f32]| {
+        assert_eq!(a.len(), b.len());
+        let size = b.iter().fold(1e-3f32, |m, x| m.max(x.abs()));
+        for (i, (x, y)) in a.iter().zip(b).enumerate() {
+            assert!((x - y).abs() <= tolerance * size, "{what}[{i}]: fused {x}, plain {y}, largest {size}");
+        }
+    };
+    close("value", &a, &b);
+    for (i, (a, b)) in ga.iter().zip(&gb).enumerate() {
+        close(&format!("gradient {i}"), a, b);
+    }
+}
+
+#[test]
+fn linear_gives_gradients_to_its_input_and_lora_factors() {
+    for (n, inp, out, rank) in [(5, 24, 40, 4), (1, 7, 3, 1), (33, 64, 70, 16)] {
+        let w = Frozen::new(&tensor(1, &[out, inp]), DType::F32).unwrap();
+        let bias = tensor(2, &[out]);
+        let inputs = [tensor(3, &[n, inp]), tensor(4, &[rank, inp]), tensor(5, &[out, rank])];
+        let run = |i: &[Tensor]| linear(&i[0], &w, Some(&bias), Some(LoraPair { a: &i[1], b: &i[2], scale: 0.7 }));
+        let plain =
+            |i: &[Tensor]| plain::linear(&i[0], &w, Some(&bias), Some(LoraPair { a: &i[1], b: &i[2], scale: 0.7 }));
+        check_gradient(&run, &inputs, 2e-2);
+        check_equal(&run, &plain, &inputs, 1e-5);
+        check_gradient(&|i| linear(&i[0], &w, None, None), &inputs[..1], 2e-2);
+    }
+}
+
+#[test]
+fn norms_give_gradients_to_their_input() {
+    for shape in [vec![3, 16], vec![1, 5], vec![2, 3, 8]] {
+        let width = shape[shape.len() - 1];
+        let (w, b) = (tensor(1, &[width]), tensor(2, &[width]));
+        let x = [tensor(3, &shape)];
+        check_gradient(&|i| rms_norm(&i[0], &w, 1e-5), &x, 2e-2);
+        check_gradient(&|i| layer_norm(&i[0], &w, &b, 1e-5), &x, 2e-2);
+        check_equal(&|i| rms_norm(&i[0], &w, 1e-5), &|i| plain::rms_norm(&i[0], &w, 1e-5), &x, 1e-5);
+        check_equal(&|i| layer_norm(&i[0], &w, &b, 1e-5), &|i| plain::layer_norm(&i[0], &w, &b, 1e-5), &x, 1e-5);
+    }
+}
+
+#[test]
+fn a_norm_of_zeros_is_finite() {
+    let x = [Tensor::zeros((2, 8), DType::F32, &Device::Cpu).unwrap()];
+    let w = tensor(1, &[8]);
+    let (out, grads) = gradients(&|i| rms_norm(&i[0], &w, 1e-5), &x);
+    assert!(out.iter().chain(&grads[0]).all(|v| v.is_finite()));
+}
+
+#[test]
+fn rope_turns_the_rotary_part_and_passes_the_rest() {
+    for style in [RopeStyle::Interleaved, RopeStyle::Halves] {
+        for (dim, half) in [(8, 4), (8, 2), (2, 1), (64, 32)] {
+            let inv: Vec<f32> = (0..half).map(|i| 1.0 / 10f32.powf(i as f32)).collect();
+            let table = RopeTable::new(&[0, 1, 2, 0, 7], &inv, &Device::Cpu).unwrap();
+            let x = [tensor(3, &[5, 3, dim])];
+            check_gradient(&|i| rope(&i[0], &table, style), &x, 2e-2);
+            check_equal(&|i| rope(&i[0], &table, style), &|i| plain::rope(&i[0], &table, style), &x, 1e-6);
+            let out = rope(&x[0], &table, style).unwrap();
+            let rest = |t: &Tensor| flat(&t.narrow(2, 2 * half, dim - 2 * half).unwrap().contiguous().unwrap());
+            if 2 * half < dim {
+                assert_eq!(rest(&out), rest(&x[0]));
+            }
+            let first = |t: &Tensor| flat(&t.narrow(0, 0, 1).unwrap());
+            assert_eq!(first(&out), first(&x[0]), "position 0 turns nothing");
+        }
+    }
+}
+
+#[test]
+fn attention_gives_gradients_and_never_crosses_a_border() {
+    for (starts, h, hkv, d) in
+        [(vec![0, 4, 5, 11], 4, 2, 8), (vec![0, 1], 3, 3, 4), (vec![0, 0, 70], 2, 1, 16), (vec![0, 150], 3, 1, 64)]
+    {
+        let n = *starts.last().unwrap();
+        let inputs = [tensor(1, &[n, h, d]), tensor(2, &[n, hkv, d]), tensor(3, &[n, hkv, d])];
+        let run = |i: &[Tensor]| attention(&i[0], &i[1], &i[2], &starts, 0.4);
+        if n < 100 {
+            check_gradient(&run, &inputs, 2e-2);
+        }
+        check_equal(&run, &|i| plain::attention(&i[0], &i[1], &i[2], &starts, 0.4), &inputs, 2e-5);
+    }
+    let inputs = [tensor(1, &[6, 2, 4]), tensor(2, &[6, 2, 4]), tensor(3, &[6, 2, 4])];
+    let whole = attention(&inputs[0], &inputs[1], &inputs[2], &[0, 2, 6], 0.5).unwrap();
+    let part: Vec<Tensor> = inputs.iter().map(|t| t.narrow(0, 2, 4).unwrap().contiguous().unwrap()).collect();
+    let alone = attention(&part[0], &part[1], &part[2], &[0, 4], 0.5).unwrap();
+    assert_eq!(flat(&whole.narrow(0, 2, 4).unwrap()), flat(&alone));
+}
+
+#[test]
+fn activations_give_gradients() {
+    let inputs = [tensor(1, &[5, 33]), tensor(2, &[5, 33])];
+    check_gradient(&|i| swiglu(&i[0], &i[1]), &inputs, 2e-2);
+    check_equal(&|i| swiglu(&i[0], &i[1]), &|i| plain::swiglu(&i[0], &i[1]), &inputs, 1e-5);
+    check_gradient(&|i| gelu(&i[0]), &inputs[..1], 2e-2);
+    check_equal(&|i| gelu(&i[0]), &|i| plain::gelu(&i[0]), &inputs[..1], 1e-5);
+    let far = [Tensor::new(&[-200f32, -90.0, 0.0, 90.0, 200.0], &Device::Cpu).unwrap(), tensor(2, &[5])];
+    let (out, grads) = gradients(&|i| swiglu(&i[0], &i[1]), &far);
+    assert!(out.iter().chain(grads.iter().flatten()).all(|v| v.is_finite()));
+}
+
+#[test]
+fn token_logprobs_are_those_of_the_softmax_at_a_temperature() {
+    for (m, e, v) in [(1, 8, 5), (70, 16, 301), (3, 24, 1100)] {
+        let head = Frozen::new(&tensor(1, &[v, e]), DType::F32).unwrap();
+        let targets: Vec<u32> = (0..m).map(|i| (i * 7 % v) as u32).collect();
+        let temperatures: Vec<f32> = (0..m).map(|i| 0.5 + (i % 3) as f32 * 0.5).collect();
+        let x = [tensor(2, &[m, e])];
+        let run = |i: &[Tensor]| token_logprobs(&i[0], &head, &targets, &temperatures);
+        check_gradient(&run, &x, 2e-2);
+        check_equal(&run, &|i| plain::token_logprobs(&i[0], &head, &targets, &temperatures), &x, 1e-5);
+        let entropy = flat(&token_entropy(&x[0], &head, &temperatures).unwrap());
+        let plain = flat(&plain::token_entropy(&x[0], &head, &temperatures).unwrap());
+        for (a, b) in entropy.iter().zip(&plain) {
+            assert!((a - b).abs() < 1e-4 && *a > 0.0 && *a <= (v as f32).ln() + 1e-4, "{a} {b}");
+        }
+    }
+}
+
+#[test]
+fn embed_returns_the_stored_rows() {
+    let table = Frozen::new(&tensor(1, &[9, 6]), DType::BF16).unwrap();
+    let rows = embed(&[3, 0, 8, 3], &table).unwrap();
+    let want = table.weight_f32().unwrap();
+    for (i, row) in [3, 0, 8, 3].into_iter().enumerate() {
+        assert_eq!(flat(&rows.narrow(0, i, 1).unwrap()), flat(&want.narrow(0, row, 1).unwrap()));
+    }
+}
+
+#[test]
+fn wrong_shapes_are_named() {
+    let w = Frozen::new(&tensor(1, &[4, 6]), DType::F32).unwrap();
+    let message = |r: Result<Tensor>| r.unwrap_err().to_string();
+    assert!(message(linear(&tensor(2, &[3, 5]), &w, None, None)).contains("expects [N, 6]"));
+    assert!(message(embed(&[4], &w)).contains("the vocabulary has 4"));
+    assert!(message(token_logprobs(&tensor(2, &[1, 6]), &w, &[1], &[0.0])).contains("temperature 0"));
+    assert!(
+        message(attention(&tensor(1, &[2, 2, 4]), &tensor(1, &[2, 2, 4]), &tensor(1, &[2, 2, 4]), &[0, 1], 1.0))
+            .contains("from 0 to 2")
+    );
+    assert!(message(swiglu(&tensor(1, &[2]), &tensor(1, &[3]))).contains("one shape"));
+}
