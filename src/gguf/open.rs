@@ -1,0 +1,123 @@
+//! Opens a GGUF file and checks all it claims against its length. Reads no tensor data.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{BufReader, ErrorKind, Read};
+use std::path::Path;
+use std::sync::Mutex;
+
+use super::source::{Scalar, Source};
+use super::tensor::{TensorInfo, TensorType};
+use super::value::Value;
+use super::{Gguf, wrong_type};
+use crate::error::{Error, Result};
+
+pub(super) const MAGIC: &[u8; 4] = b"GGUF";
+pub(super) const VERSION: u32 = 3;
+pub(super) const ALIGNMENT: u64 = 32;
+/// ggml's limits: GGML_MAX_NAME with its terminator, GGML_MAX_DIMS.
+pub(super) const NAME_BYTES: usize = 63;
+const DIMENSIONS: u32 = 4;
+
+impl Gguf {
+    /// Opens a file and reads its metadata and tensor table. Errors if it is missing, not GGUF, of another version,
+    /// corrupt, or shorter than its table says.
+    pub fn open(path: &Path) -> Result<Gguf> {
+        let file = File::open(path).map_err(|e| match e.kind() {
+            ErrorKind::NotFound => Error::model("there is no such file"),
+            _ => Error::from(e),
+        });
+        file.and_then(|file| parse(path, file)).map_err(|e| e.context(format!("opening {}", path.display())))
+    }
+}
+
+fn parse(path: &Path, file: File) -> Result<Gguf> {
+    let about = file.metadata()?;
+    if !about.is_file() {
+        return Err(Error::model("it is not a regular file"));
+    }
+    let length = about.len();
+    let mut source = Source::new(BufReader::with_capacity(1 << 18, &file), length);
+    if length < 4 || &source.array::<4>()? != MAGIC {
+        return Err(Error::model("it is not a GGUF file (its first bytes are not `GGUF`)"));
+    }
+    let version = u32::decode(&mut source)?;
+    if version & 0xffff == 0 {
+        return Err(Error::unsupported("it is a big-endian GGUF file, expected little-endian"));
+    }
+    if version != 2 && version != VERSION {
+        return Err(Error::unsupported(format!("it is GGUF version {version}, expected 2 or {VERSION}")));
+    }
+    let (tensor_count, value_count) = (u64::decode(&mut source)?, u64::decode(&mut source)?);
+    let metadata = read_metadata(&mut source, value_count)?;
+    let alignment = match metadata.get("general.alignment") {
+        None => ALIGNMENT,
+        Some(Value::U32(n)) if n.is_power_of_two() => u64::from(*n),
+        Some(Value::U32(n)) => return Err(Error::model(format!("its alignment is {n}, expected a power of two"))),
+        Some(other) => return Err(wrong_type("general.alignment", other, "u32")),
+    };
+    let mut tensors = Vec::new();
+    let mut by_name = BTreeMap::new();
+    let mut data_end = Some(0);
+    for index in 0..tensor_count {
+        let info = read_tensor_info(&mut source).map_err(|e| e.context(format!("tensor {index}")))?;
+        if Some(info.offset) != data_end {
+            return Err(Error::model(format!("tensor {} does not begin where the one before it ends", info.name)));
+        }
+        data_end = info.offset.checked_add(info.bytes).and_then(|end| end.checked_next_multiple_of(alignment));
+        if by_name.insert(info.name.clone(), tensors.len()).is_some() {
+            return Err(Error::model(format!("tensor {} is there twice", info.name)));
+        }
+        tensors.push(info);
+    }
+    let data = source.position().next_multiple_of(alignment);
+    for info in &mut tensors {
+        let end = data.checked_add(info.offset).and_then(|start| start.checked_add(info.bytes));
+        if end.is_none_or(|end| end > length) {
+            return Err(Error::model(format!(
+                "the file is truncated: tensor {} ends beyond its {length} bytes",
+                info.name
+            )));
+        }
+        info.offset += data;
+    }
+    drop(source);
+    Ok(Gguf { path: path.to_owned(), file: Mutex::new(file), metadata, tensors, by_name })
+}
+
+fn read_metadata<R: Read>(source: &mut Source<R>, count: u64) -> Result<BTreeMap<String, Value>> {
+    let mut metadata = BTreeMap::new();
+    for index in 0..count {
+        let key = String::decode(source).map_err(|e| e.context(format!("metadata key {index}")))?;
+        let value = u32::decode(source).and_then(|id| Value::decode(id, source));
+        let value = value.map_err(|e| e.context(format!("metadata value of {key:.80}")))?;
+        if metadata.insert(key.clone(), value).is_some() {
+            return Err(Error::model(format!("metadata key {key:.80} is there twice")));
+        }
+    }
+    Ok(metadata)
+}
+
+/// `offset` is still relative to the data section here.
+fn read_tensor_info<R: Read>(source: &mut Source<R>) -> Result<TensorInfo> {
+    let name = String::decode(source)?;
+    if name.is_empty() || name.len() > NAME_BYTES {
+        return Err(Error::model(format!("its name has {} bytes, expected 1 to {NAME_BYTES}", name.len())));
+    }
+    let dimensions = u32::decode(source)?;
+    if !(1..=DIMENSIONS).contains(&dimensions) {
+        return Err(Error::model(format!("{name} has {dimensions} dimensions, expected 1 to {DIMENSIONS}")));
+    }
+    let mut sizes: Vec<u64> = source.many(u64::from(dimensions))?;
+    let id = u32::decode(source)?;
+    let offset = u64::decode(source)?;
+    let kind = TensorType::from_id(id).ok_or_else(|| Error::model(format!("{name} has unknown type {id}")))?;
+    let width = sizes.first().copied().unwrap_or(1);
+    let rows = sizes.iter().skip(1).try_fold(1u64, |all, &n| all.checked_mul(n));
+    let bytes = rows.and_then(|rows| kind.bytes(rows, width)).filter(|&n| n > 0 && n <= i64::MAX as u64);
+    let bytes =
+        bytes.ok_or_else(|| Error::model(format!("{name} has shape {sizes:?}, which {} can't hold", kind.name())))?;
+    sizes.reverse();
+    let shape = sizes.into_iter().map(|n| n as usize).collect();
+    Ok(TensorInfo { name, shape, kind, offset, bytes })
+}

@@ -1,0 +1,196 @@
+//! Writes tiny seeded random models that llama.cpp loads: every architecture the trainer knows, a byte-level vocabulary
+//! and a ChatML template. Random weights; says nothing sensible.
+#![allow(dead_code)]
+
+use std::path::Path;
+
+use apa::gguf::Writer;
+use candle_core::quantized::GgmlDType;
+use candle_core::{Device, Tensor};
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+/// What to write.
+#[derive(Clone, Debug)]
+pub struct TinySpec {
+    /// `llama`, `qwen2`, `qwen3` or `gptneox`.
+    pub arch: &'static str,
+    pub seed: u64,
+    pub layers: u32,
+    pub width: usize,
+    pub heads: usize,
+    pub kv_heads: usize,
+    pub head_dim: usize,
+    /// Leading values of each head that are rotated.
+    pub rotary: usize,
+    pub ff: usize,
+    pub context: u32,
+    /// The head shares the embedding's weight.
+    pub tied: bool,
+    /// Divides the rotary frequencies, as Llama 3 does.
+    pub rope_factors: bool,
+    /// gptneox only.
+    pub parallel_residual: bool,
+    /// Number format of the matrices.
+    pub format: GgmlDType,
+}
+
+impl TinySpec {
+    /// Two layers, 64 wide, F32, with the particulars of the architecture.
+    pub fn new(arch: &'static str) -> Self {
+        let gptneox = arch == "gptneox";
+        // qwen3 has heads wider than width / heads.
+        let head_dim = if arch == "qwen3" { 32 } else { 16 };
+        Self {
+            arch,
+            seed: 7,
+            layers: 2,
+            width: 64,
+            heads: 4,
+            kv_heads: if gptneox { 4 } else { 2 },
+            head_dim,
+            rotary: if gptneox { head_dim / 4 } else { head_dim },
+            ff: 128,
+            context: 1024,
+            tied: arch == "llama",
+            rope_factors: false,
+            parallel_residual: true,
+            format: GgmlDType::F32,
+        }
+    }
+}
+
+/// Ends a turn, and the text.
+pub const END: &str = "<|im_end|>";
+const CONTROL: [&str; 3] = ["<|endoftext|>", "<|im_start|>", END];
+const MERGES: &str = "Ġ t,h e,Ġ a,i n,Ġt he,r e,o n,e r,Ġ s,a t,n d,Ġ w,i s,o r,e n,i t,Ġ o,e s,Ġa nd,in g,o u,Ġ b,l l,\
+    Ġ i,e d,a n,Ġ c,Ġ h,y ou";
+const TEMPLATE: &str = "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] \
+    + '<|im_end|>' + '\n'}}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
+
+/// The vocabulary in order: 256 bytes, the merges, the control tokens.
+pub fn vocabulary() -> Vec<String> {
+    let bytes = (0..=255).map(|byte| byte_name(byte).to_string());
+    let merged = MERGES.split(',').map(|merge| merge.replace(' ', ""));
+    bytes.chain(merged).chain(CONTROL.map(String::from)).collect()
+}
+
+/// GPT-2's printable stand-in for a byte.
+fn byte_name(byte: u8) -> char {
+    let printable = |b: u8| matches!(b, b'!'..=b'~' | 0xa1..=0xac | 0xae..=0xff);
+    if printable(byte) {
+        return char::from(byte);
+    }
+    let hidden_before = (0..byte).filter(|&b| !printable(b)).count() as u32;
+    char::from_u32(256 + hidden_before).expect("below the surrogates")
+}
+
+/// Writes the model.
+pub fn tiny_model(path: &Path, spec: &TinySpec) -> apa::Result<()> {
+    let mut file = Writer::new();
+    metadata(&mut file, spec);
+    let mut weights = Weights { rng: ChaCha8Rng::seed_from_u64(spec.seed), format: spec.format };
+    let vocab = vocabulary().len();
+    let (q, kv) = (spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim);
+    weights.matrix(&mut file, "token_embd", vocab, spec.width)?;
+    for layer in 0..spec.layers {
+        let name = |part: &str| format!("blk.{layer}.{part}");
+        let (qwen2, neox) = (spec.arch == "qwen2", spec.arch == "gptneox");
+        weights.norm(&mut file, &name("attn_norm"), spec.width, neox)?;
+        weights.norm(&mut file, &name("ffn_norm"), spec.width, neox)?;
+        if neox {
+            weights.linear(&mut file, &name("attn_qkv"), q + 2 * kv, spec.width, true)?;
+        } else {
+            weights.linear(&mut file, &name("attn_q"), q, spec.width, qwen2)?;
+            weights.linear(&mut file, &name("attn_k"), kv, spec.width, qwen2)?;
+            weights.linear(&mut file, &name("attn_v"), kv, spec.width, qwen2)?;
+            weights.linear(&mut file, &name("ffn_gate"), spec.ff, spec.width, false)?;
+        }
+        if spec.arch == "qwen3" {
+            weights.norm(&mut file, &name("attn_q_norm"), spec.head_dim, false)?;
+            weights.norm(&mut file, &name("attn_k_norm"), spec.head_dim, false)?;
+        }
+        weights.linear(&mut file, &name("attn_output"), spec.width, q, neox)?;
+        weights.linear(&mut file, &name("ffn_up"), spec.ff, spec.width, neox)?;
+        weights.linear(&mut file, &name("ffn_down"), spec.width, spec.ff, neox)?;
+    }
+    weights.norm(&mut file, "output_norm", spec.width, spec.arch == "gptneox")?;
+    if !spec.tied {
+        weights.matrix(&mut file, "output", vocab, spec.width)?;
+    }
+    if spec.rope_factors {
+        let factors: Vec<f32> = (0..spec.rotary / 2).map(|i| 1.0 + i as f32).collect();
+        file.tensor("rope_freqs.weight", &Tensor::new(factors, &Device::Cpu)?)?;
+    }
+    file.write(path)
+}
+
+fn metadata(file: &mut Writer<'_>, spec: &TinySpec) {
+    let arch = spec.arch;
+    file.set("general.architecture", arch).set("general.type", "model").set("general.name", format!("tiny {arch}"));
+    file.set("general.quantization_version", 2u32);
+    let mut number = |key: &str, value: usize| {
+        file.set(&format!("{arch}.{key}"), value as u32);
+    };
+    number("context_length", spec.context as usize);
+    number("embedding_length", spec.width);
+    number("block_count", spec.layers as usize);
+    number("feed_forward_length", spec.ff);
+    number("attention.head_count", spec.heads);
+    number("attention.head_count_kv", spec.kv_heads);
+    number("attention.key_length", spec.head_dim);
+    number("attention.value_length", spec.head_dim);
+    number("rope.dimension_count", spec.rotary);
+    file.set(&format!("{arch}.rope.freq_base"), 10_000f32);
+    if arch == "gptneox" {
+        file.set("gptneox.use_parallel_residual", spec.parallel_residual);
+        file.set("gptneox.attention.layer_norm_epsilon", 1e-5f32);
+    } else {
+        file.set(&format!("{arch}.attention.layer_norm_rms_epsilon"), 1e-5f32);
+    }
+    let tokens = vocabulary();
+    let plain = tokens.len() - CONTROL.len();
+    let types: Vec<i32> = (0..tokens.len()).map(|id| if id < plain { 1 } else { 3 }).collect();
+    let merges: Vec<String> = MERGES.split(',').map(String::from).collect();
+    file.set("tokenizer.ggml.model", "gpt2").set("tokenizer.ggml.pre", "smollm");
+    file.set("tokenizer.ggml.tokens", tokens).set("tokenizer.ggml.token_type", types);
+    file.set("tokenizer.ggml.merges", merges).set("tokenizer.ggml.add_bos_token", false);
+    file.set("tokenizer.ggml.bos_token_id", plain as u32 + 1).set("tokenizer.ggml.eos_token_id", plain as u32 + 2);
+    file.set("tokenizer.ggml.unknown_token_id", plain as u32).set("tokenizer.chat_template", TEMPLATE);
+}
+
+struct Weights {
+    rng: ChaCha8Rng,
+    format: GgmlDType,
+}
+
+impl Weights {
+    fn uniform(&mut self, shape: &[usize], middle: f32, spread: f32) -> apa::Result<Tensor> {
+        let count = shape.iter().product();
+        let values: Vec<f32> = (0..count).map(|_| middle + self.rng.random_range(-spread..spread)).collect();
+        Ok(Tensor::from_vec(values, shape, &Device::Cpu)?)
+    }
+
+    fn matrix(&mut self, file: &mut Writer<'_>, name: &str, rows: usize, width: usize) -> apa::Result<()> {
+        // Variance 1 / width keeps activations of order one.
+        let data = self.uniform(&[rows, width], 0.0, (3.0 / width as f32).sqrt())?;
+        file.tensor_as(&format!("{name}.weight"), &data, self.format)?;
+        Ok(())
+    }
+
+    fn linear(&mut self, file: &mut Writer<'_>, name: &str, rows: usize, width: usize, bias: bool) -> apa::Result<()> {
+        self.matrix(file, name, rows, width)?;
+        if bias {
+            file.tensor(&format!("{name}.bias"), &self.uniform(&[rows], 0.0, 0.3)?)?;
+        }
+        Ok(())
+    }
+
+    fn norm(&mut self, file: &mut Writer<'_>, name: &str, width: usize, bias: bool) -> apa::Result<()> {
+        file.tensor(&format!("{name}.weight"), &self.uniform(&[width], 1.0, 0.3)?)?;
+        if bias {
+            file.tensor(&format!("{name}.bias"), &self.uniform(&[width], 0.0, 0.3)?)?;
+        }
+        Ok(())
+    }
+}
