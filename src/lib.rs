@@ -4,6 +4,7 @@
 #![warn(missing_docs)]
 #![deny(unsafe_op_in_unsafe_fn)]
 
+pub mod align;
 pub mod config;
 pub mod engine;
 pub mod error;
