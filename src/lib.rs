@@ -8,6 +8,7 @@
 #[cfg(test)]
 extern crate self as apa;
 
+pub mod align;
 pub mod config;
 pub mod engine;
 pub mod error;
