@@ -7,6 +7,7 @@
 pub mod config;
 pub mod engine;
 pub mod error;
+pub mod request;
 pub mod types;
 
 pub use engine::Engine;
