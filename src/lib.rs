@@ -14,6 +14,8 @@ pub mod engine;
 pub mod error;
 pub mod gguf;
 pub mod policy;
+pub mod ffi;
+pub mod request;
 pub mod types;
 
 pub use engine::Engine;
