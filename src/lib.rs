@@ -7,6 +7,8 @@
 pub mod config;
 pub mod engine;
 pub mod error;
+#[cfg(feature = "daemon")]
+pub mod http;
 pub mod request;
 pub mod types;
 
