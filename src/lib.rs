@@ -15,6 +15,8 @@ pub mod error;
 pub mod gguf;
 pub mod policy;
 pub mod ffi;
+#[cfg(feature = "daemon")]
+pub mod http;
 pub mod request;
 pub mod types;
 
