@@ -36,14 +36,17 @@ pub struct Panel {
     pub mark: Option<f64>,
 }
 
-/// Writes the panels, `columns` side by side, as a PNG of `size` pixels.
+/// Pixels of a PNG for one unit of its size: sharp on dense screens, and letters keep their distances.
+const PNG_SCALE: u32 = 2;
+
+/// Writes the panels, `columns` side by side, as a PNG; sizes are those of [`svg`], in finer pixels.
 ///
 /// # Errors
 /// If the file can't be written.
 pub fn write_png(path: &Path, panels: &[Panel], columns: usize, size: (u32, u32)) -> Result<()> {
     use_own_font()?;
-    let root = BitMapBackend::new(path, size).into_drawing_area();
-    draw(&root, panels, columns).with_context(|| format!("drawing {}", path.display()))
+    let root = BitMapBackend::new(path, (size.0 * PNG_SCALE, size.1 * PNG_SCALE)).into_drawing_area();
+    draw(&root, panels, columns, PNG_SCALE).with_context(|| format!("drawing {}", path.display()))
 }
 
 /// The panels, `columns` side by side, as an SVG element that stands inside a page.
@@ -53,7 +56,7 @@ pub fn write_png(path: &Path, panels: &[Panel], columns: usize, size: (u32, u32)
 pub fn svg(panels: &[Panel], columns: usize, size: (u32, u32)) -> Result<String> {
     use_own_font()?;
     let mut text = String::new();
-    draw(&SVGBackend::with_string(&mut text, size).into_drawing_area(), panels, columns).context("drawing an SVG")?;
+    draw(&SVGBackend::with_string(&mut text, size).into_drawing_area(), panels, columns, 1).context("drawing an SVG")?;
     // A fixed size would overflow narrow windows; the view box lets the page scale it.
     let fixed = format!("<svg width=\"{}\" height=\"{}\" ", size.0, size.1);
     Ok(text.replacen(&fixed, "<svg ", 1))
@@ -63,7 +66,7 @@ fn use_own_font() -> Result<()> {
     register_font(FAMILY, FontStyle::Normal, FONT).map_err(|_| anyhow!("the built-in font is damaged"))
 }
 
-fn draw<DB: DrawingBackend>(root: &DrawingArea<DB, Shift>, panels: &[Panel], columns: usize) -> Result<()>
+fn draw<DB: DrawingBackend>(root: &DrawingArea<DB, Shift>, panels: &[Panel], columns: usize, scale: u32) -> Result<()>
 where
     DB::ErrorType: 'static,
 {
@@ -71,16 +74,17 @@ where
     let columns = columns.max(1);
     let areas = root.split_evenly((panels.len().div_ceil(columns).max(1), columns));
     for (panel, area) in panels.iter().zip(&areas) {
-        draw_panel(area, panel)?;
+        draw_panel(area, panel, scale)?;
     }
     root.present()?;
     Ok(())
 }
 
-fn draw_panel<DB: DrawingBackend>(area: &DrawingArea<DB, Shift>, panel: &Panel) -> Result<()>
+fn draw_panel<DB: DrawingBackend>(area: &DrawingArea<DB, Shift>, panel: &Panel, scale: u32) -> Result<()>
 where
     DB::ErrorType: 'static,
 {
+    let font = |size: u32| (FAMILY, size * scale).into_font();
     let lines: Vec<Vec<(f64, f64)>> = panel
         .series
         .iter()
@@ -89,10 +93,10 @@ where
     let xs = range(lines.iter().flatten().map(|p| p.0), 0.02);
     let ys = range(lines.iter().flatten().map(|p| p.1).chain(panel.mark), 0.08);
     let mut chart = ChartBuilder::on(area)
-        .margin(12)
-        .caption(&panel.title, (FAMILY, 18))
-        .x_label_area_size(38)
-        .y_label_area_size(58)
+        .margin(12 * scale)
+        .caption(&panel.title, font(18))
+        .x_label_area_size(38 * scale)
+        .y_label_area_size(58 * scale)
         .build_cartesian_2d(xs.clone(), ys)?;
     chart
         .configure_mesh()
@@ -100,33 +104,40 @@ where
         .bold_line_style(RGBColor(225, 225, 225))
         .axis_style(RGBColor(120, 120, 120))
         .x_labels(8)
+        .x_label_formatter(&number)
+        .y_label_formatter(&number)
         .y_labels(7)
         .x_desc(&panel.x_label)
         .y_desc(&panel.y_label)
-        .label_style((FAMILY, 13))
-        .axis_desc_style((FAMILY, 13))
+        .label_style(font(13))
+        .axis_desc_style(font(13))
         .draw()?;
     if let Some(mark) = panel.mark {
         chart.draw_series(LineSeries::new([(xs.start, mark), (xs.end, mark)], RGBColor(150, 150, 150)))?;
     }
     for ((series, line), colour) in panel.series.iter().zip(&lines).zip(COLOURS.into_iter().cycle()) {
-        let drawn = chart.draw_series(LineSeries::new(line.iter().copied(), colour.stroke_width(2)))?;
+        let drawn = chart.draw_series(LineSeries::new(line.iter().copied(), colour.stroke_width(2 * scale)))?;
         if !series.name.is_empty() {
             drawn
                 .label(&series.name)
-                .legend(move |(x, y)| PathElement::new([(x, y), (x + 16, y)], colour.stroke_width(2)));
+                .legend(move |(x, y)| PathElement::new([(x, y), (x + 16 * scale as i32, y)], colour.stroke_width(2 * scale)));
         }
-        chart.draw_series(line.iter().map(|p| Circle::new(*p, 3, colour.filled())))?;
+        chart.draw_series(line.iter().map(|p| Circle::new(*p, 3 * scale, colour.filled())))?;
     }
     if panel.series.iter().any(|s| !s.name.is_empty()) {
         chart
             .configure_series_labels()
             .position(SeriesLabelPosition::LowerRight)
             .background_style(WHITE.mix(0.8))
-            .label_font((FAMILY, 13))
+            .label_font(font(13))
             .draw()?;
     }
     Ok(())
+}
+
+/// As few digits as tell the marks of an axis apart.
+fn number(value: &f64) -> String {
+    format!("{}", (value * 1e4).round() / 1e4 + 0.0)
 }
 
 /// From the least to the greatest value with some air; never empty.
