@@ -32,35 +32,38 @@ fn write_file(path: &Path, text: &str) -> Result<()> {
 }
 
 fn panels(report: &Report) -> Vec<Panel> {
-    let by_version = |value: fn(&Row) -> f64| report.rows.iter().map(|r| (r.version as f64, value(r))).collect();
-    let panel = |title: &str, y_label: &str, mark, points| Panel {
-        title: title.into(),
-        x_label: "policy version".into(),
-        y_label: y_label.into(),
-        series: vec![Series { name: String::new(), points }],
-        mark,
+    let panel = |title: &str, y_label: &str, mark, of_row: fn(&Row) -> f64, of_held_back: fn(&Measured) -> f64| {
+        let rows = report.rows.iter().map(|r| (r.version as f64, of_row(r))).collect();
+        let held_back = [&report.before, &report.after].map(|m| (m.version as f64, of_held_back(m))).to_vec();
+        Panel {
+            title: title.into(),
+            x_label: "policy version".into(),
+            y_label: y_label.into(),
+            series: vec![
+                Series { name: "rated batches".into(), points: rows },
+                Series { name: "held-back prompts".into(), points: held_back },
+            ],
+            mark,
+        }
     };
-    let held_back = [&report.before, &report.after].map(|m| (m.version as f64, m.mean_reward)).to_vec();
-    let mut reward = panel("Reward", "mean reward", Some(0.0), by_version(|r| r.mean_reward));
-    reward.series[0].name = "rated batches".into();
-    reward.series.push(Series { name: "held-back prompts".into(), points: held_back });
-    let mut trade = panel(
-        "What a nat of distance buys",
-        "mean reward",
-        Some(0.0),
-        report.rows.iter().filter_map(|r| Some((r.kl_per_response?, r.mean_reward))).collect(),
-    );
-    trade.x_label = "KL to the initial model, nats a response (k1)".into();
+    let trade = report.rows.iter().filter_map(|r| Some((r.kl_per_response?, r.mean_reward))).collect();
     vec![
-        reward,
+        panel("Reward", "mean reward", Some(0.0), |r| r.mean_reward, |m| m.mean_reward),
         panel(
             "Distance from the initial model",
             "KL, nats a response (k1)",
             None,
-            by_version(|r| r.kl_per_response.unwrap_or(f64::NAN)),
+            |r| r.kl_per_response.unwrap_or(f64::NAN),
+            |m| m.kl_per_response.unwrap_or(f64::NAN),
         ),
-        panel("Answer length", "tokens", Some(taste::IDEAL_TOKENS), by_version(|r| r.mean_tokens)),
-        trade,
+        panel("Answer length", "tokens", Some(taste::IDEAL_TOKENS), |r| r.mean_tokens, |m| m.mean_tokens),
+        Panel {
+            title: "What the distance buys".into(),
+            x_label: "KL, nats a response (k1)".into(),
+            y_label: "mean reward".into(),
+            series: vec![Series { name: String::new(), points: trade }],
+            mark: Some(0.0),
+        },
     ]
 }
 

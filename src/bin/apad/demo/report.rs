@@ -110,6 +110,21 @@ impl Row {
     }
 }
 
+impl Measured {
+    /// One line under [`HEAD`].
+    pub fn line(&self) -> String {
+        format!(
+            "{:>7}   {:>+11.3}   {:>8}   {:>6.1}   {:>6.0}%   {} held-back prompts",
+            self.version,
+            self.mean_reward,
+            kl_text(self.kl_per_response),
+            self.mean_tokens,
+            100.0 * self.cut_off,
+            self.prompts,
+        )
+    }
+}
+
 /// A KL with two digits, or a dash.
 pub fn kl_text(kl: Option<f64>) -> String {
     kl.map_or_else(|| "-".into(), |kl| format!("{kl:.2}"))
