@@ -13,11 +13,12 @@ pub mod config;
 pub mod engine;
 pub mod error;
 pub mod gguf;
-pub mod policy;
-pub mod ffi;
 #[cfg(feature = "daemon")]
 pub mod http;
+pub mod llama;
+pub mod policy;
 pub mod request;
+pub mod scheduler;
 pub mod types;
 
 pub use engine::Engine;
