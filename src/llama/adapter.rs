@@ -1,0 +1,59 @@
+//! A LoRA adapter in memory, for contexts to use. Never trains or writes one.
+
+use std::ffi::CString;
+use std::path::Path;
+use std::sync::Arc;
+
+use llama_cpp_sys_2 as sys;
+
+use super::guard::{self, guarded};
+use super::model::{MODEL_WRITES, Model};
+use super::validate;
+use crate::error::{Error, Result};
+use crate::gguf::Gguf;
+
+/// A loaded adapter. Freed when the last context that uses it is gone.
+pub struct Adapter {
+    pub(super) raw: *mut sys::llama_adapter_lora,
+    pub(super) model: Arc<Model>,
+}
+
+// SAFETY: llama.cpp only reads an adapter after its initialisation.
+unsafe impl Send for Adapter {}
+// SAFETY: as above.
+unsafe impl Sync for Adapter {}
+
+impl Adapter {
+    /// Loads an adapter GGUF for `model`. Must not run while a context of the model decodes: the scheduler's thread does both.
+    ///
+    /// # Errors
+    /// `Model` if the file is missing, damaged, no LoRA adapter, or made for another base.
+    pub fn load(model: &Arc<Model>, path: &Path) -> Result<Arc<Adapter>> {
+        let file = Gguf::open(path)?;
+        validate::adapter(&file, model.architecture())?;
+        let c_path = path
+            .to_str()
+            .and_then(|p| CString::new(p).ok())
+            .ok_or_else(|| Error::arg(format!("{}: the path is not valid UTF-8", path.display())))?;
+        let _writes = MODEL_WRITES.lock().unwrap_or_else(|e| e.into_inner());
+        let doing = format!("loading adapter {}", path.display());
+        // SAFETY: the model is alive, the path terminated, the file validated, other writers are locked out.
+        let raw = guarded(&doing, || unsafe { guard::llama_adapter_lora_init(model.raw, c_path.as_ptr()) })?;
+        if raw.is_null() {
+            return Err(Error::model(format!(
+                "{}: llama.cpp refused the adapter: made for another base than {}?",
+                path.display(),
+                model.name()
+            )));
+        }
+        Ok(Arc::new(Adapter { raw, model: model.clone() }))
+    }
+}
+
+impl Drop for Adapter {
+    fn drop(&mut self) {
+        let _writes = MODEL_WRITES.lock().unwrap_or_else(|e| e.into_inner());
+        // SAFETY: contexts hold an `Arc` of it, so none uses it any more; the model is still alive.
+        unsafe { sys::llama_adapter_lora_free(self.raw) }
+    }
+}

@@ -1,0 +1,213 @@
+//! A context: the KV cache of some sequences, under one adapter, and the decoding of batches. Never chooses what to decode.
+
+use std::sync::Arc;
+
+use llama_cpp_sys_2 as sys;
+
+use super::adapter::Adapter;
+use super::guard::{self, guarded};
+use super::model::{MODEL_WRITES, Model};
+use super::threads::Threads;
+use crate::error::{Error, Result};
+use crate::types::TokenId;
+
+/// Shape of a context.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ContextOptions {
+    /// Tokens that all sequences share.
+    pub context: u32,
+    /// Most tokens of one batch.
+    pub batch: u32,
+    /// Most sequences at once.
+    pub sequences: u32,
+    /// Keep K and V in 32-bit floats, and attention unfused: for exact comparisons.
+    pub exact: bool,
+}
+
+/// A llama.cpp context with its adapter. Used by one thread at a time.
+pub struct Context {
+    raw: *mut sys::llama_context,
+    options: ContextOptions,
+    model: Arc<Model>,
+    // These two are only held: llama.cpp reads them until the context is freed.
+    adapter: Option<Arc<Adapter>>,
+    _threads: Arc<Threads>,
+}
+
+// SAFETY: a context isn't bound to a thread; `&mut self` keeps it to one at a time.
+unsafe impl Send for Context {}
+
+impl Context {
+    /// Makes a context that decodes `model` without an adapter.
+    ///
+    /// # Errors
+    /// `Arg` for an option of 0, `Model` or `NoMem` if llama.cpp can't make it.
+    pub fn new(model: &Arc<Model>, threads: &Arc<Threads>, options: ContextOptions) -> Result<Context> {
+        if options.context == 0 || options.batch == 0 || options.sequences == 0 {
+            return Err(Error::arg("a context needs at least one token, batch slot and sequence"));
+        }
+        // SAFETY: reads a default structure and a constant.
+        let (mut params, most) = unsafe { (sys::llama_context_default_params(), sys::llama_max_parallel_sequences()) };
+        if options.sequences as usize > most {
+            return Err(Error::arg(format!("{} sequences, llama.cpp allows {most}", options.sequences)));
+        }
+        params.n_ctx = options.context;
+        params.n_batch = options.batch;
+        params.n_ubatch = options.batch;
+        params.n_seq_max = options.sequences;
+        params.n_threads = threads.count() as i32;
+        params.n_threads_batch = threads.count() as i32;
+        params.kv_unified = true;
+        params.no_perf = true;
+        if options.exact {
+            params.flash_attn_type = sys::LLAMA_FLASH_ATTN_TYPE_DISABLED;
+            params.type_k = sys::GGML_TYPE_F32;
+            params.type_v = sys::GGML_TYPE_F32;
+        }
+        let _writes = MODEL_WRITES.lock().unwrap_or_else(|e| e.into_inner());
+        // SAFETY: the model is alive; the parameters are llama.cpp's defaults but for checked sizes.
+        let raw = guarded("making a context", || unsafe { guard::llama_init_from_model(model.raw, params) })?;
+        if raw.is_null() {
+            return Err(Error::nomem(format!(
+                "llama.cpp can't make a context of {} tokens: too large for memory?",
+                options.context
+            )));
+        }
+        // SAFETY: both are alive, and the context keeps the pool so.
+        unsafe { sys::llama_attach_threadpool(raw, threads.raw, threads.raw) };
+        Ok(Context { raw, options, model: model.clone(), adapter: None, _threads: threads.clone() })
+    }
+
+    /// Decodes with `adapter` from now on (at scale 1: the file's own alpha / rank), or without one. Forgets every sequence:
+    /// what another adapter computed is not this one's.
+    ///
+    /// # Errors
+    /// `Arg` if the adapter was loaded for another model.
+    pub fn set_adapter(&mut self, adapter: Option<Arc<Adapter>>) -> Result<()> {
+        if adapter.as_ref().is_some_and(|a| !Arc::ptr_eq(&a.model, &self.model)) {
+            return Err(Error::arg("the adapter was loaded for another model"));
+        }
+        let (mut adapters, mut scales) = ([std::ptr::null_mut()], [1.0f32]);
+        let n = adapter.iter().map(|a| adapters[0] = a.raw).count();
+        // SAFETY: context and adapter are alive and of the same model; n of each array's elements are set.
+        unsafe {
+            sys::llama_set_adapters_lora(self.raw, adapters.as_mut_ptr(), n, scales.as_mut_ptr());
+            sys::llama_memory_clear(sys::llama_get_memory(self.raw), false);
+        }
+        self.adapter = adapter;
+        Ok(())
+    }
+
+    /// The model it decodes.
+    pub fn model(&self) -> &Arc<Model> {
+        &self.model
+    }
+
+    /// Its shape.
+    pub fn options(&self) -> ContextOptions {
+        self.options
+    }
+
+    /// Evaluates the batch. `Ok(false)` if the cache has no room for it: nothing was changed.
+    ///
+    /// # Errors
+    /// `Arg` for an empty batch or one that is too large, `Model` or `NoMem` if llama.cpp failed.
+    pub fn decode(&mut self, batch: &Batch) -> Result<bool> {
+        if batch.is_empty() || batch.len() > self.options.batch as usize {
+            return Err(Error::arg(format!("a batch of {} tokens, expected 1 to {}", batch.len(), self.options.batch)));
+        }
+        if let Some(&seq) = batch.seqs.iter().find(|s| **s >= self.options.sequences as i32) {
+            return Err(Error::arg(format!("sequence {seq}, the context has {}", self.options.sequences)));
+        }
+        if let Some(&token) = batch.tokens.iter().find(|t| **t as usize >= self.model.n_vocab()) {
+            return Err(Error::arg(format!("token {token} is outside the vocabulary of {}", self.model.n_vocab())));
+        }
+        let mut seq_ids: Vec<*mut i32> = batch.seqs.iter().map(|s| std::ptr::from_ref(s).cast_mut()).collect();
+        let n_seq_id = vec![1i32; batch.len()];
+        let raw = sys::llama_batch {
+            n_tokens: batch.len() as i32,
+            token: batch.tokens.as_ptr().cast_mut(),
+            embd: std::ptr::null_mut(),
+            pos: batch.positions.as_ptr().cast_mut(),
+            n_seq_id: n_seq_id.as_ptr().cast_mut(),
+            seq_id: seq_ids.as_mut_ptr(),
+            logits: batch.outputs.as_ptr().cast_mut(),
+        };
+        // SAFETY: all arrays are n_tokens long and outlive the call, which only reads them; tokens, sequences and size are
+        // checked above, so that no assertion of GGML can fail on them.
+        match guarded("decoding", || unsafe { guard::llama_decode(self.raw, raw) })? {
+            0 => Ok(true),
+            1 => Ok(false),
+            -2 => Err(Error::nomem("decoding: llama.cpp could not allocate")),
+            status => Err(Error::model(format!("decoding failed with llama.cpp's status {status}"))),
+        }
+    }
+
+    /// Logits of the batch's entry `index`, which must have asked for them. [vocabulary]
+    ///
+    /// # Errors
+    /// `Arg` if that entry has none.
+    pub fn logits(&mut self, index: usize) -> Result<&[f32]> {
+        // SAFETY: an index without logits gives null; else a row of the vocabulary's length, valid until the next decode,
+        // which `&mut self` excludes while the slice lives.
+        unsafe {
+            let row = sys::llama_get_logits_ith(self.raw, i32::try_from(index).unwrap_or(i32::MAX));
+            if row.is_null() {
+                return Err(Error::arg(format!("entry {index} of the batch has no logits")));
+            }
+            Ok(std::slice::from_raw_parts(row, self.model.n_vocab()))
+        }
+    }
+
+    /// Forgets positions `from..` of a sequence. False if the memory can't be cut there (recurrent models).
+    pub fn forget(&mut self, seq: i32, from: u32) -> bool {
+        // SAFETY: the context is alive; sequence ids out of range are refused by the check.
+        (0..self.options.sequences as i32).contains(&seq)
+            && unsafe { sys::llama_memory_seq_rm(sys::llama_get_memory(self.raw), seq, from as i32, -1) }
+    }
+}
+
+impl Drop for Context {
+    fn drop(&mut self) {
+        // SAFETY: made by us, freed once; model and adapter are still alive, being fields.
+        unsafe { sys::llama_free(self.raw) }
+    }
+}
+
+/// Tokens to evaluate together.
+#[derive(Debug, Default)]
+pub struct Batch {
+    tokens: Vec<i32>,
+    positions: Vec<i32>,
+    seqs: Vec<i32>,
+    outputs: Vec<i8>,
+}
+
+impl Batch {
+    /// Adds a token of sequence `seq` at `position`, and returns its index. `output` asks for its logits.
+    pub fn add(&mut self, token: TokenId, position: u32, seq: i32, output: bool) -> usize {
+        self.tokens.push(token as i32);
+        self.positions.push(position as i32);
+        self.seqs.push(seq);
+        self.outputs.push(i8::from(output));
+        self.tokens.len() - 1
+    }
+
+    /// Number of tokens.
+    pub fn len(&self) -> usize {
+        self.tokens.len()
+    }
+
+    /// Whether it has none.
+    pub fn is_empty(&self) -> bool {
+        self.tokens.is_empty()
+    }
+
+    /// Makes it empty.
+    pub fn clear(&mut self) {
+        self.tokens.clear();
+        self.positions.clear();
+        self.seqs.clear();
+        self.outputs.clear();
+    }
+}

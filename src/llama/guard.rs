@@ -1,0 +1,71 @@
+//! Runs calls into llama.cpp so that a C++ exception becomes an error. Never lets one unwind through Rust frames.
+
+use std::ffi::{CStr, c_char, c_int, c_void};
+
+use llama_cpp_sys_2 as sys;
+
+use crate::error::{Error, Result};
+
+// The functions that throw, declared as unwinding: the bindings' own declarations would abort.
+unsafe extern "C-unwind" {
+    pub(super) fn llama_decode(ctx: *mut sys::llama_context, batch: sys::llama_batch) -> i32;
+    pub(super) fn llama_init_from_model(
+        model: *mut sys::llama_model,
+        params: sys::llama_context_params,
+    ) -> *mut sys::llama_context;
+    pub(super) fn llama_adapter_lora_init(
+        model: *mut sys::llama_model,
+        path: *const c_char,
+    ) -> *mut sys::llama_adapter_lora;
+    pub(super) fn llama_model_load_from_file(
+        path: *const c_char,
+        params: sys::llama_model_params,
+    ) -> *mut sys::llama_model;
+    pub(super) fn llama_tokenize(
+        vocab: *const sys::llama_vocab,
+        text: *const c_char,
+        text_len: i32,
+        tokens: *mut sys::llama_token,
+        n_tokens_max: i32,
+        add_special: bool,
+        parse_special: bool,
+    ) -> i32;
+}
+
+unsafe extern "C" {
+    fn apa_cpp_guard(
+        body: unsafe extern "C-unwind" fn(*mut c_void),
+        arg: *mut c_void,
+        message: *mut c_char,
+        size: usize,
+    ) -> c_int;
+}
+
+struct Call<'a, T> {
+    body: &'a mut dyn FnMut() -> T,
+    result: Option<T>,
+}
+
+unsafe extern "C-unwind" fn trampoline<T>(arg: *mut c_void) {
+    // SAFETY: `guarded` passes a pointer to its own live `Call<T>`, and waits for this to return.
+    let call = unsafe { &mut *arg.cast::<Call<'_, T>>() };
+    call.result = Some((call.body)());
+}
+
+/// Calls `body`, which calls llama.cpp. `body` must hold nothing that needs dropping while it calls: a C++ exception skips
+/// its destructors.
+pub(super) fn guarded<T>(what: &str, mut body: impl FnMut() -> T) -> Result<T> {
+    let mut call = Call { body: &mut body, result: None };
+    let mut message = [0 as c_char; 256];
+    // SAFETY: the trampoline gets the `Call<T>` it expects; the message buffer is as long as said and stays zero-terminated.
+    let status = unsafe { apa_cpp_guard(trampoline::<T>, (&raw mut call).cast(), message.as_mut_ptr(), message.len()) };
+    match (status, call.result) {
+        (0, Some(result)) => Ok(result),
+        (2, _) => Err(Error::nomem(format!("{what}: out of memory"))),
+        _ => {
+            // SAFETY: snprintf terminated it, or it is still all zeros.
+            let text = unsafe { CStr::from_ptr(message.as_ptr()) }.to_string_lossy();
+            Err(Error::model(format!("{what}: {text}")))
+        }
+    }
+}

@@ -1,0 +1,22 @@
+//! The only user of llama.cpp: models, contexts, adapters, sampling, chat templates. Never queues, records or trains.
+//!
+//! llama-cpp-2 serves where it reaches; contexts and adapters are thin owned handles over its -sys crate, because its own
+//! cannot swap an adapter while contexts live. GGML asserts kill the process, so everything is validated here first.
+
+mod adapter;
+mod context;
+mod guard;
+mod model;
+mod sampler;
+mod score;
+mod template;
+mod threads;
+mod validate;
+
+pub use adapter::Adapter;
+pub use context::{Batch, Context, ContextOptions};
+pub use model::{Model, TextDecoder};
+pub use sampler::Sampler;
+pub use score::token_logprobs;
+pub use template::ChatTemplate;
+pub use threads::Threads;

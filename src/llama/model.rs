@@ -1,0 +1,300 @@
+//! A loaded GGUF: vocabulary, metadata, tokenization. Never decodes.
+
+use std::ffi::CString;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
+
+use llama_cpp_2::llama_backend::LlamaBackend;
+use llama_cpp_2::token::LlamaToken;
+use llama_cpp_2::{LogOptions, send_logs_to_tracing};
+use llama_cpp_sys_2 as sys;
+
+use super::guard::{self, guarded};
+use super::validate;
+use crate::error::{Error, Result};
+use crate::gguf::Gguf;
+use crate::types::TokenId;
+
+/// llama.cpp's process-wide state. It can be initialised once and needs no end.
+fn backend() {
+    static BACKEND: OnceLock<Option<LlamaBackend>> = OnceLock::new();
+    BACKEND.get_or_init(|| {
+        send_logs_to_tracing(LogOptions::default());
+        // An application that initialised it already gives `None`: the state is shared either way.
+        LlamaBackend::init().ok()
+    });
+}
+
+/// A model in memory, shared by contexts and adapters.
+pub struct Model {
+    pub(super) raw: *mut sys::llama_model,
+    vocab: *const sys::llama_vocab,
+    path: PathBuf,
+    architecture: String,
+    name: String,
+    template: Option<String>,
+    n_vocab: usize,
+}
+
+// SAFETY: the model is read-only after loading. The calls that mutate it (making contexts, adapters) are only made through
+// `Context` and `Adapter`, whose constructors hold `MODEL_WRITES`.
+unsafe impl Send for Model {}
+// SAFETY: as above.
+unsafe impl Sync for Model {}
+
+/// Held while llama.cpp mutates a model that others may read: making contexts, making and freeing adapters.
+pub(super) static MODEL_WRITES: std::sync::Mutex<()> = std::sync::Mutex::new(());
+
+impl Model {
+    /// Loads a GGUF, memory-mapped. The file must not be rewritten while it is loaded.
+    ///
+    /// # Errors
+    /// `Model` if it is missing, truncated, not a GGUF, holds an adapter, or is of an architecture that llama.cpp doesn't know.
+    pub fn load(path: &Path, gpu_layers: i32) -> Result<Arc<Model>> {
+        backend();
+        let file = Gguf::open(path)?;
+        validate::model(&file)?;
+        let architecture = file.str("general.architecture")?.to_string();
+        let name = match file.opt_str("general.name")? {
+            Some(name) if !name.trim().is_empty() => name.to_string(),
+            _ => path.file_stem().map(|s| s.to_string_lossy().into_owned()).unwrap_or_default(),
+        };
+        let template = file.opt_str("tokenizer.chat_template")?.map(str::to_string);
+        let c_path = path
+            .to_str()
+            .and_then(|p| CString::new(p).ok())
+            .ok_or_else(|| Error::arg(format!("{}: the path is not valid UTF-8", path.display())))?;
+        // SAFETY: only reads a default structure.
+        let mut params = unsafe { sys::llama_model_default_params() };
+        params.n_gpu_layers = gpu_layers;
+        let doing = format!("loading {}", path.display());
+        // SAFETY: the path is terminated and outlives the call; the file was validated.
+        let raw = guarded(&doing, || unsafe { guard::llama_model_load_from_file(c_path.as_ptr(), params) })?;
+        if raw.is_null() {
+            return Err(Error::model(format!(
+                "{}: llama.cpp can't load it (architecture \"{architecture}\"); its log says why",
+                path.display()
+            )));
+        }
+        // SAFETY: the model was just loaded; its vocabulary lives as long as it does.
+        let (vocab, n_vocab) = unsafe {
+            let vocab = sys::llama_model_get_vocab(raw);
+            (vocab, sys::llama_vocab_n_tokens(vocab))
+        };
+        let model = Model { raw, vocab, path: path.into(), architecture, name, template, n_vocab: n_vocab as usize };
+        if n_vocab <= 0 {
+            return Err(Error::model(format!("{}: it has no vocabulary", path.display())));
+        }
+        Ok(Arc::new(model))
+    }
+
+    /// The file it was loaded from.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// `general.architecture` of the file.
+    pub fn architecture(&self) -> &str {
+        &self.architecture
+    }
+
+    /// `general.name` of the file, or the file's name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The chat template that the file carries.
+    pub fn chat_template(&self) -> Option<&str> {
+        self.template.as_deref()
+    }
+
+    /// Number of tokens of the vocabulary.
+    pub fn n_vocab(&self) -> usize {
+        self.n_vocab
+    }
+
+    /// Context length it was trained with, in tokens.
+    pub fn n_ctx_train(&self) -> u32 {
+        // SAFETY: reads the live model.
+        unsafe { sys::llama_model_n_ctx_train(self.raw) }.max(0) as u32
+    }
+
+    /// Tokenizes. `special` lets the text name control tokens, as a rendered chat template does; text of users must not.
+    ///
+    /// # Errors
+    /// `Arg` if the text is too long.
+    pub fn tokenize(&self, text: &str, add_bos: bool, special: bool) -> Result<Vec<TokenId>> {
+        let too_long = || Error::arg(format!("the text of {} bytes is too long to tokenize", text.len()));
+        let length = i32::try_from(text.len()).map_err(|_| too_long())?;
+        // A token covers at least one byte, but for the few that are added.
+        let mut tokens: Vec<i32> = vec![0; text.len() + 8];
+        let capacity = i32::try_from(tokens.len()).map_err(|_| too_long())?;
+        let call = |tokens: &mut Vec<i32>, capacity| {
+            // SAFETY: text and buffer are as long as said; the vocabulary lives in `self`.
+            guarded("tokenizing", || unsafe {
+                guard::llama_tokenize(
+                    self.vocab,
+                    text.as_ptr().cast(),
+                    length,
+                    tokens.as_mut_ptr(),
+                    capacity,
+                    add_bos,
+                    special,
+                )
+            })
+        };
+        let mut n = call(&mut tokens, capacity)?;
+        if n < 0 {
+            let needed = n.checked_neg().ok_or_else(too_long)?;
+            tokens.resize(needed as usize, 0);
+            n = call(&mut tokens, needed)?;
+        }
+        tokens.truncate(usize::try_from(n).map_err(|_| Error::model("the model's tokenizer failed"))?);
+        Ok(tokens.into_iter().map(|t| t as TokenId).collect())
+    }
+
+    /// Appends the bytes of a token. Control tokens give nothing unless `special`.
+    pub fn piece(&self, token: TokenId, special: bool, out: &mut Vec<u8>) {
+        if token as usize >= self.n_vocab {
+            return;
+        }
+        let mut buffer = [0u8; 256];
+        // SAFETY: the token is in the vocabulary; the buffer is as long as said.
+        let n = unsafe {
+            sys::llama_token_to_piece(
+                self.vocab,
+                token as i32,
+                buffer.as_mut_ptr().cast(),
+                buffer.len() as i32,
+                0,
+                special,
+            )
+        };
+        if n >= 0 {
+            out.extend_from_slice(&buffer[..n as usize]);
+            return;
+        }
+        let mut long = vec![0u8; n.unsigned_abs() as usize];
+        // SAFETY: as above, with the length that llama.cpp asked for.
+        let n = unsafe {
+            sys::llama_token_to_piece(self.vocab, token as i32, long.as_mut_ptr().cast(), long.len() as i32, 0, special)
+        };
+        long.truncate(n.max(0) as usize);
+        out.extend_from_slice(&long);
+    }
+
+    /// The text of tokens; bytes that are not UTF-8 are replaced.
+    pub fn text(&self, tokens: &[TokenId], special: bool) -> String {
+        let mut bytes = Vec::new();
+        for &token in tokens {
+            self.piece(token, special, &mut bytes);
+        }
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+
+    /// Whether the token ends a generation.
+    pub fn ends(&self, token: TokenId) -> bool {
+        // SAFETY: the token is in the vocabulary.
+        (token as usize) < self.n_vocab && unsafe { sys::llama_vocab_is_eog(self.vocab, token as i32) }
+    }
+
+    /// Beginning-of-sequence token, if there is one.
+    pub fn bos(&self) -> Option<TokenId> {
+        // SAFETY: reads the live vocabulary.
+        TokenId::try_from(unsafe { sys::llama_vocab_bos(self.vocab) }).ok()
+    }
+
+    /// End-of-sequence token, if there is one.
+    pub fn eos(&self) -> Option<TokenId> {
+        // SAFETY: reads the live vocabulary.
+        TokenId::try_from(unsafe { sys::llama_vocab_eos(self.vocab) }).ok()
+    }
+
+    /// Whether llama.cpp can decode it token by token.
+    pub fn is_decoder(&self) -> bool {
+        // SAFETY: reads the live model.
+        unsafe { sys::llama_model_has_decoder(self.raw) && !sys::llama_model_has_encoder(self.raw) }
+    }
+
+    pub(super) fn token(&self, token: TokenId) -> Result<LlamaToken> {
+        if (token as usize) < self.n_vocab {
+            Ok(LlamaToken::new(token as i32))
+        } else {
+            Err(Error::arg(format!("token {token} is outside the vocabulary of {}", self.n_vocab)))
+        }
+    }
+}
+
+impl Drop for Model {
+    fn drop(&mut self) {
+        // SAFETY: contexts and adapters hold an `Arc` of the model, so none of them is left.
+        unsafe { sys::llama_model_free(self.raw) }
+    }
+}
+
+/// Joins the bytes of successive tokens into text of whole codepoints.
+#[derive(Default)]
+pub struct TextDecoder {
+    held: Vec<u8>,
+}
+
+impl TextDecoder {
+    /// Adds bytes and returns the text that is complete. Bytes that can't become UTF-8 are replaced.
+    pub fn push(&mut self, bytes: &[u8]) -> String {
+        self.held.extend_from_slice(bytes);
+        let mut text = String::new();
+        loop {
+            match std::str::from_utf8(&self.held) {
+                Ok(valid) => {
+                    text.push_str(valid);
+                    self.held.clear();
+                    return text;
+                }
+                Err(e) => {
+                    let (valid, rest) = self.held.split_at(e.valid_up_to());
+                    text.push_str(&String::from_utf8_lossy(valid));
+                    let skip = match e.error_len() {
+                        // An unfinished codepoint waits for the next token.
+                        None => {
+                            self.held = rest.to_vec();
+                            return text;
+                        }
+                        Some(n) => n,
+                    };
+                    text.push(char::REPLACEMENT_CHARACTER);
+                    self.held = rest[skip..].to_vec();
+                }
+            }
+        }
+    }
+
+    /// What is left at the end: replaced, since it never became whole.
+    pub fn finish(&mut self) -> String {
+        let text = String::from_utf8_lossy(&self.held).into_owned();
+        self.held.clear();
+        text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn text_comes_in_whole_codepoints() {
+        let mut decoder = TextDecoder::default();
+        let bytes = "aé🙂".as_bytes();
+        let texts: Vec<String> = bytes.iter().map(|b| decoder.push(&[*b])).collect();
+        assert_eq!(texts, ["a", "", "é", "", "", "", "🙂"]);
+        assert_eq!(decoder.finish(), "");
+    }
+
+    #[test]
+    fn bytes_that_are_not_utf8_are_replaced_not_lost() {
+        let mut decoder = TextDecoder::default();
+        assert_eq!(decoder.push(&[b'a', 0xff, b'b', 0xf0]), "a\u{fffd}b");
+        assert_eq!(decoder.push(b"c"), "\u{fffd}c");
+        decoder.push(&[0xf0, 0x9f]);
+        assert_eq!(decoder.finish(), "\u{fffd}");
+    }
+}

@@ -1,0 +1,56 @@
+//! The threads that decode: one pool for all contexts of an engine, so that a decode starts no thread. Never schedules work.
+
+use std::sync::Arc;
+
+use llama_cpp_sys_2 as sys;
+
+use crate::error::{Error, Result};
+
+/// Rounds that an idle worker spins before it sleeps (ggml's 0 to 100). Spinning between two tokens takes the cores from the
+/// trainer; sleeping costs microseconds a token.
+const POLL: u32 = 0;
+
+/// A pool of decoding threads. Contexts that share it decode one at a time.
+pub struct Threads {
+    pub(super) raw: sys::ggml_threadpool_t,
+    count: u32,
+}
+
+// SAFETY: ggml's pool is used through contexts, by the one thread that decodes; freeing needs no special thread.
+unsafe impl Send for Threads {}
+// SAFETY: nothing is mutated through a shared reference.
+unsafe impl Sync for Threads {}
+
+impl Threads {
+    /// Starts `count` threads, the caller of a decode being one of them.
+    ///
+    /// # Errors
+    /// `Arg` for 0 or more than 512, `NoMem` if they can't be started.
+    pub fn new(count: u32) -> Result<Arc<Threads>> {
+        if count == 0 || count > 512 {
+            return Err(Error::arg(format!("{count} threads, expected 1 to 512")));
+        }
+        // SAFETY: the parameters are ggml's own defaults for a count in range.
+        let raw = unsafe {
+            let mut params = sys::ggml_threadpool_params_default(count as i32);
+            params.poll = POLL;
+            sys::ggml_threadpool_new(&raw mut params)
+        };
+        if raw.is_null() {
+            return Err(Error::nomem(format!("can't start {count} threads")));
+        }
+        Ok(Arc::new(Threads { raw, count }))
+    }
+
+    /// How many there are.
+    pub fn count(&self) -> u32 {
+        self.count
+    }
+}
+
+impl Drop for Threads {
+    fn drop(&mut self) {
+        // SAFETY: contexts hold an `Arc` of it, so none uses it any more.
+        unsafe { sys::ggml_threadpool_free(self.raw) }
+    }
+}

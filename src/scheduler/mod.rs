@@ -1,0 +1,423 @@
+//! Decodes requests in batches on one thread that owns every llama.cpp context, and swaps weights under them. Never records
+//! or trains: what ended is handed on.
+//!
+//! A swap is blue/green: the new version goes on an idle context and takes new requests, running ones stay pinned to theirs,
+//! and a context is idle again when its last request ended.
+
+mod lane;
+mod slot;
+mod stop;
+mod stream;
+
+use std::collections::VecDeque;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+
+use crossbeam_channel::{Receiver, Sender, bounded};
+
+pub use stream::{Event, GenerationStream, Next, Sink, Wake};
+
+use self::lane::Lane;
+use self::slot::{Job, Running};
+use crate::error::{Error, Result};
+use crate::llama::{Adapter, Context, ContextOptions, Model, Sampler, Threads};
+use crate::types::{FinishReason, Generation, GenerationId, PolicyVersion, Sampling, TokenId, UnixMillis, unix_millis};
+
+/// Contexts at once: the active one, and those that drain. One more version waits until one is idle.
+const MAX_CONTEXTS: usize = 3;
+/// Stop strings of one request.
+const MAX_STOPS: usize = 16;
+
+/// A request as the engine hands it in.
+pub struct Request {
+    /// Its name.
+    pub id: GenerationId,
+    /// Prompt tokens.
+    pub prompt: Vec<TokenId>,
+    /// How to sample.
+    pub sampling: Sampling,
+    /// Most tokens to make.
+    pub max_tokens: u32,
+    /// Strings that end the answer.
+    pub stop: Vec<String>,
+    /// Whom it is for.
+    pub user: Option<String>,
+}
+
+/// An answer that ended, and the sink that must be told once it is recorded.
+pub struct Finished {
+    /// The record, or why there is none.
+    pub outcome: Result<Arc<Generation>>,
+    /// The client's end.
+    pub sink: Sink,
+}
+
+/// Takes what ended. Called on the scheduler's thread: it must be quick.
+pub type OnFinished = Box<dyn FnMut(Finished) + Send>;
+
+/// Shape of the service.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// Shape of each context; `sequences` is the number of requests decoded together.
+    pub context: ContextOptions,
+    /// Requests that may wait.
+    pub queue: u32,
+}
+
+/// Weights to serve: a version and its adapter file, `None` for the initial model.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Weights {
+    /// The version.
+    pub version: PolicyVersion,
+    /// Its adapter.
+    pub adapter: Option<PathBuf>,
+}
+
+enum Command {
+    Submit(Box<Job>),
+    Swap(Weights, Sender<Result<()>>),
+}
+
+/// Counts since the start, and the present load.
+#[derive(Default)]
+struct Counters {
+    queued: AtomicUsize,
+    running: AtomicUsize,
+    completed: AtomicU64,
+    generated_tokens: AtomicU64,
+    prompt_tokens: AtomicU64,
+    swaps: AtomicU64,
+    versions: Mutex<Vec<PolicyVersion>>,
+}
+
+/// A snapshot of the load.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Load {
+    /// Requests waiting.
+    pub queued: usize,
+    /// Requests being decoded.
+    pub running: usize,
+    /// Requests that ended, however.
+    pub completed: u64,
+    /// Tokens generated.
+    pub generated_tokens: u64,
+    /// Prompt tokens evaluated.
+    pub prompt_tokens: u64,
+    /// Weight swaps.
+    pub swaps: u64,
+    /// Versions on a context, the active one last.
+    pub versions: Vec<PolicyVersion>,
+}
+
+/// The handle to the scheduler's thread.
+pub struct Scheduler {
+    model: Arc<Model>,
+    options: Options,
+    commands: Sender<Command>,
+    counters: Arc<Counters>,
+    stopping: Arc<AtomicBool>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Scheduler {
+    /// Loads the first weights and starts the thread.
+    ///
+    /// # Errors
+    /// `Model` or `NoMem` if the context or the adapter can't be made.
+    pub fn start(
+        model: Arc<Model>,
+        threads: u32,
+        options: Options,
+        first: Weights,
+        on_finished: OnFinished,
+    ) -> Result<Scheduler> {
+        // The queue's own count bounds the submissions; a few more places are for swaps.
+        let (commands, receiver) = bounded(options.queue as usize + 8);
+        let counters = Arc::new(Counters::default());
+        let stopping = Arc::new(AtomicBool::new(false));
+        let threads = Threads::new(threads)?;
+        let mut core = Core {
+            model: model.clone(),
+            threads,
+            options,
+            lanes: Vec::new(),
+            idle: None,
+            waiting: VecDeque::new(),
+            swap: None,
+            on_finished,
+            counters: counters.clone(),
+        };
+        core.open_lane(&first)?;
+        core.publish_load();
+        let stop = stopping.clone();
+        let thread = std::thread::Builder::new()
+            .name("apa-scheduler".into())
+            .spawn(move || core.run(&receiver, &stop))
+            .map_err(|e| Error::nomem(format!("can't start the scheduler's thread: {e}")))?;
+        Ok(Scheduler { model, options, commands, counters, stopping, thread: Mutex::new(Some(thread)) })
+    }
+
+    /// Queues a request. `max_tokens` is cut to what the context has room for.
+    ///
+    /// # Errors
+    /// `Arg` for an empty prompt, one that leaves no room in the context, a token outside the vocabulary or settings out of
+    /// range; `Busy` if the queue is full; `Closed` after [`Scheduler::stop`].
+    pub fn submit(&self, request: Request) -> Result<GenerationStream> {
+        let created: UnixMillis = unix_millis();
+        let context = self.options.context.context as usize;
+        let prompt = &request.prompt;
+        if prompt.is_empty() {
+            return Err(Error::arg("the prompt is empty"));
+        }
+        if prompt.len() >= context {
+            return Err(Error::arg(format!(
+                "the prompt has {} tokens, the context of {context} leaves no room for an answer",
+                prompt.len()
+            )));
+        }
+        if let Some(token) = prompt.iter().find(|t| **t as usize >= self.model.n_vocab()) {
+            return Err(Error::arg(format!("token {token} is outside the vocabulary of {}", self.model.n_vocab())));
+        }
+        if request.max_tokens == 0 {
+            return Err(Error::arg("max_tokens is 0, expected at least 1"));
+        }
+        if request.stop.len() > MAX_STOPS {
+            return Err(Error::arg(format!("{} stop strings, at most {MAX_STOPS} are allowed", request.stop.len())));
+        }
+        Sampler::check(&request.sampling)?;
+        let room = u32::try_from(context - prompt.len()).unwrap_or(u32::MAX);
+        let max_tokens = request.max_tokens.min(room);
+        let mut sampling = request.sampling;
+        sampling.seed.get_or_insert_with(rand::random);
+
+        self.take_place()?;
+        let (sink, stream) = stream::stream(request.id.clone(), max_tokens);
+        let job = Job {
+            id: request.id,
+            prompt: request.prompt,
+            sampling,
+            max_tokens,
+            stop: request.stop,
+            user: request.user,
+            created,
+            sink,
+        };
+        self.send(Command::Submit(Box::new(job)))?;
+        Ok(stream)
+    }
+
+    /// Serves other weights to requests from now on, and returns when new ones get them.
+    ///
+    /// # Errors
+    /// `Model` if the adapter can't be loaded: the old weights stay. `Closed` after [`Scheduler::stop`].
+    pub fn swap(&self, weights: Weights) -> Result<()> {
+        let (reply, answer) = bounded(1);
+        self.send(Command::Swap(weights, reply))?;
+        answer.recv().map_err(|_| Error::closed("the engine is closed"))?
+    }
+
+    /// The present load.
+    pub fn load(&self) -> Load {
+        let c = &self.counters;
+        Load {
+            queued: c.queued.load(Ordering::Relaxed),
+            running: c.running.load(Ordering::Relaxed),
+            completed: c.completed.load(Ordering::Relaxed),
+            generated_tokens: c.generated_tokens.load(Ordering::Relaxed),
+            prompt_tokens: c.prompt_tokens.load(Ordering::Relaxed),
+            swaps: c.swaps.load(Ordering::Relaxed),
+            versions: c.versions.lock().unwrap_or_else(|e| e.into_inner()).clone(),
+        }
+    }
+
+    /// Ends the thread: running and waiting requests end as `Closed`. Idempotent.
+    pub fn stop(&self) {
+        self.stopping.store(true, Ordering::Release);
+        if let Some(thread) = self.thread.lock().unwrap_or_else(|e| e.into_inner()).take()
+            && thread.join().is_err()
+        {
+            tracing::error!("the scheduler's thread panicked");
+        }
+    }
+
+    /// Takes a place in the queue.
+    fn take_place(&self) -> Result<()> {
+        let limit = self.options.queue as usize;
+        let taken =
+            self.counters.queued.fetch_update(Ordering::AcqRel, Ordering::Relaxed, |n| (n < limit).then_some(n + 1));
+        taken.map(|_| ()).map_err(|_| Error::busy(format!("{limit} requests are waiting already")))
+    }
+
+    fn send(&self, command: Command) -> Result<()> {
+        let closed = || Error::closed("the engine is closed");
+        if self.stopping.load(Ordering::Acquire) {
+            return Err(closed());
+        }
+        self.commands.send(command).map_err(|_| closed())
+    }
+}
+
+impl Drop for Scheduler {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+/// What the thread owns.
+struct Core {
+    model: Arc<Model>,
+    threads: Arc<Threads>,
+    options: Options,
+    /// The versions on a context; the last one is active and takes new requests.
+    lanes: Vec<Lane>,
+    /// A context that drained, kept for the next swap: making one stalls every stream.
+    idle: Option<Context>,
+    waiting: VecDeque<Box<Job>>,
+    /// The newest weights that wait for an idle context, and who waits for them.
+    swap: Option<(Weights, Vec<Sender<Result<()>>>)>,
+    on_finished: OnFinished,
+    counters: Arc<Counters>,
+}
+
+/// How long the thread sleeps without work before it looks whether it should stop.
+const IDLE: std::time::Duration = std::time::Duration::from_millis(50);
+
+impl Core {
+    fn run(mut self, commands: &Receiver<Command>, stopping: &AtomicBool) {
+        let mut finished = Vec::new();
+        while !stopping.load(Ordering::Acquire) {
+            let idle = self.waiting.is_empty() && self.lanes.iter().all(|l| l.running() == 0);
+            if idle && let Ok(command) = commands.recv_timeout(IDLE) {
+                self.take(command);
+            }
+            while let Ok(command) = commands.try_recv() {
+                self.take(command);
+            }
+            self.try_swap();
+            self.admit(&mut finished);
+            self.publish_load();
+            for lane in &mut self.lanes {
+                let turn = lane.turn(&mut finished);
+                self.counters.prompt_tokens.fetch_add(turn.prompt_tokens, Ordering::Relaxed);
+                self.counters.generated_tokens.fetch_add(turn.generated_tokens, Ordering::Relaxed);
+            }
+            self.hand_on(&mut finished);
+            self.retire();
+            self.publish_load();
+        }
+        // Dropping a request's sink tells its client that the engine closed; so for those that are still on their way.
+        self.waiting.clear();
+        let closed = Error::closed("the engine is closing");
+        for lane in &mut self.lanes {
+            lane.fail_all(&closed, &mut finished);
+        }
+        self.hand_on(&mut finished);
+        if let Some((_, replies)) = self.swap.take() {
+            replies.iter().for_each(|r| drop(r.send(Err(closed.clone()))));
+        }
+        while let Ok(command) = commands.try_recv() {
+            if let Command::Swap(_, reply) = command {
+                let _ = reply.send(Err(closed.clone()));
+            }
+        }
+        self.counters.queued.store(0, Ordering::Relaxed);
+    }
+
+    fn take(&mut self, command: Command) {
+        match command {
+            Command::Submit(job) => self.waiting.push_back(job),
+            Command::Swap(weights, reply) => match &mut self.swap {
+                // Only the newest matters; whoever asked for an older one gets at least as new.
+                Some((pending, replies)) => {
+                    *pending = weights;
+                    replies.push(reply);
+                }
+                None => self.swap = Some((weights, vec![reply])),
+            },
+        }
+    }
+
+    /// Moves waiting requests into free slots of the active lane, in order.
+    fn admit(&mut self, finished: &mut Vec<Finished>) {
+        let before = self.waiting.len();
+        let Some(active) = self.lanes.last_mut() else { return };
+        for job in std::mem::take(&mut self.waiting) {
+            if job.sink.cancelled() {
+                let unborn = Running::new(*job, &self.model, 0);
+                let (generation, sink, _) = unborn.finish(FinishReason::Cancelled, active.version);
+                finished.push(Finished { outcome: Ok(generation), sink });
+            } else {
+                self.waiting.push_back(job);
+            }
+        }
+        while let Some(job) = self.waiting.pop_front() {
+            if let Some(refused) = active.admit(*job) {
+                self.waiting.push_front(Box::new(refused));
+                break;
+            }
+        }
+        self.counters.queued.fetch_sub(before - self.waiting.len(), Ordering::AcqRel);
+    }
+
+    fn try_swap(&mut self) {
+        if self.swap.is_none() || (self.idle.is_none() && self.lanes.len() >= MAX_CONTEXTS) {
+            return;
+        }
+        let Some((weights, replies)) = self.swap.take() else { return };
+        let result = self.open_lane(&weights);
+        match &result {
+            Ok(()) => {
+                self.counters.swaps.fetch_add(1, Ordering::Relaxed);
+                tracing::info!(version = weights.version.0, "serving");
+            }
+            Err(error) => tracing::error!(version = weights.version.0, %error, "weights not swapped"),
+        }
+        self.retire();
+        self.publish_load();
+        replies.iter().for_each(|r| drop(r.send(result.clone())));
+    }
+
+    /// Puts the weights on an idle or a new context, as the active lane.
+    fn open_lane(&mut self, weights: &Weights) -> Result<()> {
+        let adapter = weights.adapter.as_ref().map(|path| Adapter::load(&self.model, path)).transpose()?;
+        let mut context = match self.idle.take() {
+            Some(context) => context,
+            None => Context::new(&self.model, &self.threads, self.options.context)?,
+        };
+        context.set_adapter(adapter)?;
+        self.lanes.push(Lane::new(weights.version, context));
+        Ok(())
+    }
+
+    /// Frees the contexts of versions that have drained; one is kept.
+    fn retire(&mut self) {
+        let active = self.lanes.len().saturating_sub(1);
+        for index in (0..active).rev() {
+            if self.lanes[index].running() == 0 {
+                let mut context = self.lanes.remove(index).into_context();
+                // Frees the adapter with it.
+                if self.idle.is_none() && context.set_adapter(None).is_ok() {
+                    self.idle = Some(context);
+                }
+            }
+        }
+    }
+
+    fn hand_on(&mut self, finished: &mut Vec<Finished>) {
+        self.counters.completed.fetch_add(finished.len() as u64, Ordering::Relaxed);
+        for f in finished.drain(..) {
+            (self.on_finished)(f);
+        }
+    }
+
+    fn publish_load(&self) {
+        let running = self.lanes.iter().map(Lane::running).sum();
+        self.counters.running.store(running, Ordering::Relaxed);
+        let mut versions = self.counters.versions.lock().unwrap_or_else(|e| e.into_inner());
+        if !versions.iter().copied().eq(self.lanes.iter().map(|l| l.version)) {
+            *versions = self.lanes.iter().map(|l| l.version).collect();
+        }
+    }
+}

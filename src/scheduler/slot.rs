@@ -1,0 +1,124 @@
+//! One running request inside a lane: what has been evaluated, what was sampled, how it ends. Never touches a context.
+
+use std::sync::Arc;
+
+use super::stop::StopStrings;
+use super::stream::Sink;
+use crate::llama::{Model, Sampler, TextDecoder};
+use crate::types::{FinishReason, Generation, GenerationId, PolicyVersion, Sampling, TokenId, UnixMillis};
+
+/// A request that was accepted and waits or runs. `sampling.seed` is set.
+pub(super) struct Job {
+    pub(super) id: GenerationId,
+    pub(super) prompt: Vec<TokenId>,
+    pub(super) sampling: Sampling,
+    pub(super) max_tokens: u32,
+    pub(super) stop: Vec<String>,
+    pub(super) user: Option<String>,
+    pub(super) created: UnixMillis,
+    pub(super) sink: Sink,
+}
+
+impl Job {
+    /// Most tokens of the cache that it can come to fill.
+    pub(super) fn reserve(&self) -> usize {
+        self.prompt.len() + self.max_tokens as usize
+    }
+}
+
+/// A request in a slot of a lane.
+pub(super) struct Running {
+    pub(super) job: Job,
+    /// Tokens of prompt and response that the cache holds.
+    pub(super) evaluated: usize,
+    pub(super) response: Vec<TokenId>,
+    text: String,
+    sampler: Sampler,
+    decoder: TextDecoder,
+    stops: StopStrings,
+}
+
+impl Running {
+    /// Begins, with the first `reused` tokens of the prompt in the cache already.
+    pub(super) fn new(mut job: Job, model: &Model, reused: usize) -> Running {
+        Running {
+            sampler: Sampler::new(model, &job.sampling),
+            stops: StopStrings::new(std::mem::take(&mut job.stop)),
+            decoder: TextDecoder::default(),
+            response: Vec::new(),
+            text: String::new(),
+            evaluated: reused,
+            job,
+        }
+    }
+
+    /// Whether the whole prompt has been evaluated.
+    pub(super) fn generating(&self) -> bool {
+        !self.response.is_empty()
+    }
+
+    /// The tokens to evaluate next, at most `limit`, and whether they reach the end of what is known.
+    pub(super) fn pending(&self, limit: usize) -> (&[TokenId], bool) {
+        if let Some(last) = self.response.last() {
+            return (std::slice::from_ref(last), true);
+        }
+        let rest = &self.job.prompt[self.evaluated..];
+        let n = rest.len().min(limit);
+        (&rest[..n], n == rest.len())
+    }
+
+    /// Samples from a row of logits and sends the text. `Some` if the answer ended.
+    pub(super) fn advance(&mut self, model: &Model, logits: &[f32]) -> crate::Result<Option<FinishReason>> {
+        let token = self.sampler.sample(logits)?;
+        self.response.push(token);
+        if model.ends(token) {
+            return Ok(Some(FinishReason::Stop));
+        }
+        let mut bytes = Vec::new();
+        model.piece(token, false, &mut bytes);
+        let (shown, stopped) = self.stops.push(&self.decoder.push(&bytes));
+        self.show(shown);
+        if stopped {
+            // What the decoder holds comes after the stop string.
+            self.decoder = TextDecoder::default();
+            return Ok(Some(FinishReason::Stop));
+        }
+        Ok((self.response.len() >= self.job.max_tokens as usize).then_some(FinishReason::Length))
+    }
+
+    /// Ends the answer: the record of it, and where to announce it. The tokens in the cache come along, for reuse.
+    pub(super) fn finish(
+        mut self,
+        finish: FinishReason,
+        version: PolicyVersion,
+    ) -> (Arc<Generation>, Sink, Vec<TokenId>) {
+        let (mut rest, stopped) = self.stops.push(&self.decoder.finish());
+        if !stopped {
+            rest += &self.stops.finish();
+        }
+        self.show(rest);
+        let mut cached = self.job.prompt.clone();
+        cached.extend_from_slice(&self.response);
+        cached.truncate(self.evaluated);
+        let Job { id, prompt, sampling, user, created, sink, .. } = self.job;
+        let generation = Generation {
+            id,
+            policy_version: version,
+            prompt,
+            response: self.response,
+            text: self.text,
+            sampling,
+            finish,
+            user,
+            created,
+        };
+        (Arc::new(generation), sink, cached)
+    }
+
+    fn show(&mut self, text: String) {
+        if !text.is_empty() {
+            self.text += &text;
+            self.job.sink.text(text);
+        }
+    }
+}

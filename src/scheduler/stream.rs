@@ -1,0 +1,219 @@
+//! The two ends of a running generation: the scheduler sends, the client pulls. Bounded by the answer's own length, so that a
+//! slow client holds up nobody.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
+
+use crate::error::{Error, Result};
+use crate::types::{Generation, GenerationId};
+
+/// What a generation says while it runs.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Event {
+    /// More text, whole codepoints.
+    Text(String),
+    /// The end; the generation is in the ledger.
+    Done(Arc<Generation>),
+}
+
+/// The outcome of waiting for an event.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Next {
+    /// Something came.
+    Event(Event),
+    /// Nothing came in the time given; wait again.
+    Timeout,
+    /// The end has been delivered before.
+    Finished,
+}
+
+/// Called when an event became ready.
+pub type Wake = Arc<dyn Fn() + Send + Sync>;
+
+/// What both ends hold.
+#[derive(Default)]
+struct Shared {
+    /// The client left or asked to stop; the scheduler looks every turn.
+    cancelled: AtomicBool,
+    wake: Mutex<Option<Wake>>,
+}
+
+impl Shared {
+    fn wake(&self) {
+        let hook = self.wake.lock().unwrap_or_else(|e| e.into_inner()).clone();
+        if let Some(hook) = hook {
+            hook();
+        }
+    }
+}
+
+/// Makes both ends for an answer of at most `max_tokens` tokens.
+pub(super) fn stream(id: GenerationId, max_tokens: u32) -> (Sink, GenerationStream) {
+    // A text a token, the text held back at the end, and the end itself: a send never waits.
+    let (sender, receiver) = bounded(max_tokens as usize + 2);
+    let shared = Arc::new(Shared::default());
+    let sink = Sink { sender: Some(sender), shared: shared.clone() };
+    (sink, GenerationStream { id, receiver, shared, finished: AtomicBool::new(false) })
+}
+
+/// The scheduler's end. Dropped without an end, it tells the client that the engine closed.
+pub struct Sink {
+    sender: Option<Sender<Result<Event>>>,
+    shared: Arc<Shared>,
+}
+
+impl Sink {
+    /// Sends text.
+    pub(super) fn text(&self, text: String) {
+        self.send(Ok(Event::Text(text)));
+    }
+
+    /// Ends it: with the generation once it is recorded, or with what went wrong.
+    pub fn finish(self, end: Result<Arc<Generation>>) {
+        self.send(end.map(Event::Done));
+    }
+
+    /// Whether the client wants no more.
+    pub(super) fn cancelled(&self) -> bool {
+        self.shared.cancelled.load(Ordering::Relaxed)
+    }
+
+    fn send(&self, event: Result<Event>) {
+        if let Some(sender) = &self.sender {
+            // Fails only if the client is gone; then nobody wants it.
+            let _ = sender.try_send(event);
+            self.shared.wake();
+        }
+    }
+}
+
+impl Drop for Sink {
+    fn drop(&mut self) {
+        // The channel must be closed before the client is woken.
+        self.sender = None;
+        self.shared.wake();
+    }
+}
+
+/// A running generation. Dropping it cancels what is left of it.
+pub struct GenerationStream {
+    id: GenerationId,
+    receiver: Receiver<Result<Event>>,
+    shared: Arc<Shared>,
+    finished: AtomicBool,
+}
+
+impl GenerationStream {
+    /// Its name.
+    pub fn id(&self) -> &GenerationId {
+        &self.id
+    }
+
+    /// Waits at most `timeout` for the next event (zero polls, `None` waits without limit).
+    ///
+    /// # Errors
+    /// `Closed` if the engine shut down, `Model` if decoding failed, `Io` if the ledger could not take it; the stream is at
+    /// its end then.
+    pub fn next(&self, timeout: Option<Duration>) -> Result<Next> {
+        if self.finished.load(Ordering::Acquire) {
+            return Ok(Next::Finished);
+        }
+        let received = match timeout {
+            Some(timeout) => self.receiver.recv_timeout(timeout),
+            None => self.receiver.recv().map_err(|_| RecvTimeoutError::Disconnected),
+        };
+        match received {
+            Ok(Ok(event)) => {
+                if matches!(event, Event::Done(_)) {
+                    self.finished.store(true, Ordering::Release);
+                }
+                Ok(Next::Event(event))
+            }
+            Ok(Err(error)) => {
+                self.finished.store(true, Ordering::Release);
+                Err(error)
+            }
+            Err(RecvTimeoutError::Timeout) => Ok(Next::Timeout),
+            Err(RecvTimeoutError::Disconnected) => {
+                // Another thread may have taken the end between the check and the wait.
+                if self.finished.swap(true, Ordering::AcqRel) {
+                    return Ok(Next::Finished);
+                }
+                Err(Error::closed("the engine was closed while the answer was generated"))
+            }
+        }
+    }
+
+    /// Asks it to end; the end still comes, with what there is. From any thread, at any time.
+    pub fn cancel(&self) {
+        self.shared.cancelled.store(true, Ordering::Relaxed);
+    }
+
+    /// Calls `hook` from the engine's threads whenever an event became ready, and once at once if one is already. For event
+    /// loops: the hook must be quick and must not call back into the engine.
+    pub fn set_wake(&self, hook: Wake) {
+        *self.shared.wake.lock().unwrap_or_else(|e| e.into_inner()) = Some(hook.clone());
+        if !self.receiver.is_empty() {
+            hook();
+        }
+    }
+}
+
+impl Drop for GenerationStream {
+    fn drop(&mut self) {
+        self.cancel();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ends() -> (Sink, GenerationStream) {
+        stream(GenerationId("gen-test".into()), 4)
+    }
+
+    #[test]
+    fn a_sink_that_is_dropped_tells_the_client_that_the_engine_closed() {
+        let (sink, stream) = ends();
+        sink.text("a".into());
+        drop(sink);
+        assert_eq!(stream.next(None).unwrap(), Next::Event(Event::Text("a".into())));
+        assert_eq!(stream.next(None).unwrap_err().code(), crate::Code::Closed);
+        assert_eq!(stream.next(None).unwrap(), Next::Finished);
+    }
+
+    #[test]
+    fn a_poll_without_an_event_times_out() {
+        let (_sink, stream) = ends();
+        assert_eq!(stream.next(Some(Duration::ZERO)).unwrap(), Next::Timeout);
+    }
+
+    #[test]
+    fn a_dropped_stream_is_a_cancelled_one() {
+        let (sink, stream) = ends();
+        assert!(!sink.cancelled());
+        drop(stream);
+        assert!(sink.cancelled());
+        sink.text("to nobody".into());
+    }
+
+    #[test]
+    fn a_wake_hook_set_late_is_called_for_what_is_ready() {
+        let (sink, stream) = ends();
+        sink.text("a".into());
+        let calls = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+        let seen = calls.clone();
+        stream.set_wake(Arc::new(move || {
+            seen.fetch_add(1, Ordering::Relaxed);
+        }));
+        assert_eq!(calls.load(Ordering::Relaxed), 1);
+        sink.text("b".into());
+        assert_eq!(calls.load(Ordering::Relaxed), 2);
+        drop(sink);
+        assert_eq!(calls.load(Ordering::Relaxed), 3);
+    }
+}
