@@ -62,14 +62,17 @@ fn a_written_file_reads_back_the_same() {
 fn every_trainable_number_format_decodes_near_to_what_was_encoded() {
     use GgmlDType::*;
     let original = ramp(&[2, 512]);
-    for format in [F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2K, Q3K, Q4K, Q5K, Q6K] {
+    let exact = [(F32, 1e-9), (F16, 1e-3), (BF16, 5e-3), (Q8_0, 5e-3)];
+    let coarse = [(Q4_0, 0.05), (Q4_1, 0.05), (Q5_0, 0.03), (Q5_1, 0.03)];
+    let blocks = [(Q2K, 0.17), (Q3K, 0.1), (Q4K, 0.05), (Q5K, 0.03), (Q6K, 0.02)];
+    for (format, limit) in [&exact[..], &coarse, &blocks].concat() {
         let (_folder, path) = folder();
         let mut file = Writer::new();
         file.tensor_as("w", &original, format).unwrap();
         file.write(&path).unwrap();
         let read = Gguf::open(&path).unwrap().dequantize("w", &Device::Cpu).unwrap();
         let difference = (&read - &original).unwrap().abs().unwrap().mean_all().unwrap().to_scalar::<f32>().unwrap();
-        assert!(difference < 0.12, "{format:?} is off by {difference} on average");
+        assert!(difference < limit, "{format:?} is off by {difference} on average");
     }
 }
 
@@ -153,13 +156,22 @@ fn absurd_counts_are_refused_before_anything_is_allocated() {
     assert!(error.message().contains("can't hold"), "{error}");
 }
 
+/// Written once: the property below needs its bytes hundreds of times.
+fn whole_file() -> &'static Vec<u8> {
+    static BYTES: std::sync::OnceLock<Vec<u8>> = std::sync::OnceLock::new();
+    BYTES.get_or_init(|| {
+        let (_folder, path) = folder();
+        sample().write(&path).unwrap();
+        fs::read(&path).unwrap()
+    })
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(300))]
     #[test]
     fn a_corrupt_byte_is_refused_or_read_but_never_a_panic(at in 0usize..1200, value: u8) {
         let (_folder, path) = folder();
-        sample().write(&path).unwrap();
-        let mut bytes = fs::read(&path).unwrap();
+        let mut bytes = whole_file().clone();
         let at = at % bytes.len();
         bytes[at] = value;
         fs::write(&path, &bytes).unwrap();

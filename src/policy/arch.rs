@@ -1,0 +1,205 @@
+//! What a GGUF file says of its model, checked: sizes, norms, rotary frequencies. Reads no weights beside the frequencies'
+//! factors. A file that declares what the decoder doesn't compute is refused, never computed wrong.
+
+use candle_core::Device;
+
+use super::ops::RopeStyle;
+use crate::error::{Error, Result};
+use crate::gguf::{Gguf, Value};
+
+/// Architectures that can be trained, by GGUF's names. `llama` covers SmolLM, Llama 2 and 3, Mistral and their like.
+pub const KNOWN_ARCHITECTURES: &[&str] = &["llama", "qwen2", "qwen3", "gptneox"];
+
+/// Keys, after the architecture's prefix, of features that change the computation and are not computed here. A zero,
+/// `false` or `none` means that the feature is absent.
+const NOT_COMPUTED: &[(&str, &str)] = &[
+    ("expert_count", "a mixture of experts"),
+    ("attention.sliding_window", "sliding-window attention"),
+    ("attention.scale", "a set attention scale"),
+    ("attention.clamp_kqv", "clamped attention inputs"),
+    ("attention.max_alibi_bias", "ALiBi"),
+    ("attn_logit_softcapping", "soft-capped attention"),
+    ("final_logit_softcapping", "soft-capped logits"),
+    ("logit_scale", "scaled logits"),
+    ("embedding_scale", "scaled embeddings"),
+    ("residual_scale", "scaled residuals"),
+    ("nextn_predict_layers", "extra prediction layers"),
+    ("rope.scaling.attn_factor", "rotary attention scaling"),
+    ("rope.scaling.alpha", "rotary alpha scaling"),
+];
+const MOST_LAYERS: usize = 512;
+
+/// Sizes and constants of a decoder.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Shape {
+    /// GGUF's name of the architecture.
+    pub architecture: String,
+    /// Values of a hidden state.
+    pub width: usize,
+    /// Blocks.
+    pub layers: usize,
+    /// Query heads.
+    pub heads: usize,
+    /// Key and value heads; divides `heads`.
+    pub kv_heads: usize,
+    /// Values of a head.
+    pub head_dim: usize,
+    /// Inner width of the feed-forward layers.
+    pub feed_forward: usize,
+    /// Tokens the model was made for.
+    pub context: usize,
+    /// Added to the variance under a norm's root.
+    pub eps: f32,
+    /// Attention and feed-forward read the same input.
+    pub parallel_residual: bool,
+    /// LayerNorm and GELU (gptneox) in place of RMSNorm and SwiGLU.
+    pub classic: bool,
+    /// RMSNorm of each query and key head.
+    pub head_norms: bool,
+    /// Which values of a head rotate together.
+    pub rope_style: RopeStyle,
+    /// Angle a position, for each rotated pair; factors applied.
+    pub inv_freq: Vec<f32>,
+}
+
+impl Shape {
+    /// Reads the metadata. Errors name the key; an unknown architecture or feature is [`crate::Code::Unsupported`].
+    pub fn read(file: &Gguf) -> Result<Self> {
+        let architecture = file.str("general.architecture")?.to_owned();
+        if !KNOWN_ARCHITECTURES.contains(&architecture.as_str()) {
+            return Err(Error::unsupported(format!(
+                "architecture {architecture:.40} can't be trained; known are {}",
+                KNOWN_ARCHITECTURES.join(", ")
+            )));
+        }
+        let keys = Keys { file, architecture: &architecture };
+        keys.refuse_what_is_not_computed()?;
+        let classic = architecture == "gptneox";
+        let width = keys.size("embedding_length")?;
+        let heads = keys.size("attention.head_count")?;
+        let kv_heads = keys.optional_size("attention.head_count_kv")?.unwrap_or(heads);
+        let head_dim = keys.optional_size("attention.key_length")?.unwrap_or(width / heads);
+        let value_dim = keys.optional_size("attention.value_length")?.unwrap_or(width / heads);
+        let layers = keys.size("block_count")?;
+        let rotary = keys.optional_size("rope.dimension_count")?.unwrap_or(head_dim);
+        let eps = if classic { "attention.layer_norm_epsilon" } else { "attention.layer_norm_rms_epsilon" };
+        let parallel = if classic { file.bool("gptneox.use_parallel_residual")? } else { false };
+        for (fine, complaint) in [
+            (layers <= MOST_LAYERS, format!("it has {layers} blocks, the most is {MOST_LAYERS}")),
+            (heads % kv_heads == 0, format!("{kv_heads} key heads don't divide {heads} query heads")),
+            (
+                head_dim == value_dim && head_dim > 0,
+                format!("its key heads have {head_dim} values, its value heads {value_dim}"),
+            ),
+            (rotary <= head_dim && rotary % 2 == 0, format!("{rotary} of {head_dim} values of a head rotate")),
+            (classic || rotary == head_dim, format!("{rotary} of {head_dim} values of a head rotate, expected all")),
+        ] {
+            if !fine {
+                return Err(Error::model(complaint));
+            }
+        }
+        Ok(Self {
+            width,
+            layers,
+            heads,
+            kv_heads,
+            head_dim,
+            feed_forward: keys.size("feed_forward_length")?,
+            context: keys.size("context_length")?,
+            eps: file.f32(&keys.name(eps))?,
+            parallel_residual: parallel,
+            classic,
+            head_norms: architecture == "qwen3",
+            // llama.cpp's llama_model_rope_type.
+            rope_style: if architecture == "llama" { RopeStyle::Interleaved } else { RopeStyle::Halves },
+            inv_freq: keys.inverse_frequencies(rotary)?,
+            architecture,
+        })
+    }
+}
+
+struct Keys<'a> {
+    file: &'a Gguf,
+    architecture: &'a str,
+}
+
+impl Keys<'_> {
+    fn name(&self, key: &str) -> String {
+        format!("{}.{key}", self.architecture)
+    }
+
+    fn size(&self, key: &str) -> Result<usize> {
+        let name = self.name(key);
+        self.optional_size(key)?.ok_or_else(|| Error::model(format!("metadata key {name} is missing")))
+    }
+
+    fn optional_size(&self, key: &str) -> Result<Option<usize>> {
+        let name = self.name(key);
+        match self.file.opt_u32(&name)? {
+            Some(0) => Err(Error::model(format!("metadata key {name} is 0, expected at least 1"))),
+            other => Ok(other.map(|n| n as usize)),
+        }
+    }
+
+    fn refuse_what_is_not_computed(&self) -> Result<()> {
+        for (key, feature) in NOT_COMPUTED {
+            let absent = match self.file.get(&self.name(key)) {
+                None | Some(Value::U32(0) | Value::Bool(false)) => true,
+                Some(Value::F32(x)) => *x == 0.0,
+                Some(_) => false,
+            };
+            if !absent {
+                return Err(self.unsupported(feature));
+            }
+        }
+        if self.file.opt_bool(&self.name("attention.causal"))? == Some(false) {
+            return Err(self.unsupported("attention to later tokens"));
+        }
+        Ok(())
+    }
+
+    fn unsupported(&self, feature: &str) -> Error {
+        Error::unsupported(format!("the model declares {feature}, which the trainer doesn't compute"))
+    }
+
+    /// Angles a position as ggml's rope has them: base^(-2i/n) · scale / factor_i.
+    fn inverse_frequencies(&self, rotary: usize) -> Result<Vec<f32>> {
+        let base = f64::from(self.file.opt_f32(&self.name("rope.freq_base"))?.unwrap_or(10_000.0));
+        let scale = match self.file.opt_str(&self.name("rope.scaling.type"))? {
+            Some("none") => 1.0,
+            None | Some("linear") => self.linear_scale()?,
+            Some(kind) => return Err(self.unsupported(&format!("rotary scaling of type {kind:.40}"))),
+        };
+        // Only the llama graph reads them; elsewhere the tensor is left unread, and so refused.
+        let factors = match self.file.tensor("rope_freqs.weight") {
+            Some(_) if self.architecture == "llama" => {
+                let factors = self.file.dequantize("rope_freqs.weight", &Device::Cpu)?;
+                if factors.dims() != [rotary / 2] {
+                    let found = factors.dims().to_vec();
+                    return Err(Error::model(format!(
+                        "tensor rope_freqs.weight has shape {found:?}, expected [{}]",
+                        rotary / 2
+                    )));
+                }
+                factors.to_vec1::<f32>()?
+            }
+            _ => vec![1.0; rotary / 2],
+        };
+        let angle =
+            |(i, factor): (usize, f32)| (base.powf(-2.0 * i as f64 / rotary as f64) * scale / f64::from(factor)) as f32;
+        let angles: Vec<f32> = factors.into_iter().enumerate().map(angle).collect();
+        match angles.iter().all(|a| a.is_finite()) {
+            true => Ok(angles),
+            false => Err(Error::model("its rotary frequencies are not finite")),
+        }
+    }
+
+    fn linear_scale(&self) -> Result<f64> {
+        let factor = self.file.opt_f32(&self.name("rope.scaling.factor"))?;
+        let factor = match factor {
+            Some(factor) => Some(factor),
+            None => self.file.opt_f32(&self.name("rope.scale_linear"))?,
+        };
+        Ok(factor.filter(|&f| f != 0.0).map_or(1.0, |f| 1.0 / f64::from(f)))
+    }
+}
