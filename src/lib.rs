@@ -4,15 +4,10 @@
 #![warn(missing_docs)]
 #![deny(unsafe_op_in_unsafe_fn)]
 
-// Test support is compiled into both the unit tests and the integration tests, and names the crate by its name.
-#[cfg(test)]
-extern crate self as apa;
-
+pub mod align;
 pub mod config;
 pub mod engine;
 pub mod error;
-pub mod gguf;
-pub mod policy;
 pub mod types;
 
 pub use engine::Engine;

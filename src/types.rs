@@ -211,8 +211,10 @@ pub struct Rollout {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct StepMetrics {
-    /// Samples in the batch.
+    /// Samples that were trained on.
     pub samples: usize,
+    /// Samples left out because they are longer than the trainer takes.
+    pub left_out: usize,
     /// Response tokens in the batch.
     pub response_tokens: usize,
     /// Mean score before normalization.
@@ -231,6 +233,8 @@ pub struct StepMetrics {
     pub value_loss: f64,
     /// Gradient norm of the policy before clipping, mean over steps.
     pub grad_norm: f64,
+    /// Fraction of tokens on the clipped side of PPO's policy loss, mean over steps; 0 for the other losses.
+    pub clip_fraction: f64,
     /// Fraction of the returns' variance that the critic explained before the batch.
     pub explained_variance: f64,
     /// Optimizer steps taken.

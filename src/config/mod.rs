@@ -81,6 +81,8 @@ pub struct TrainConfig {
     pub threads: u32,
     /// The loss.
     pub algorithm: Algorithm,
+    /// What only PPO uses.
+    pub ppo: PpoConfig,
     /// Temperature of the target policy π_init · exp(A/λ): larger stays closer to the initial model. (APA paper: 0.1)
     pub lambda: f64,
     /// New ratings a batch.
@@ -119,6 +121,22 @@ pub struct TrainConfig {
     pub seed: u64,
     /// Versions kept on disk beside the active one and the initial model; 0 keeps all.
     pub keep_versions: u32,
+}
+
+/// Settings of PPO. (Defaults: paper)
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct PpoConfig {
+    /// The ratio of new to old probability is clipped to 1 ± this.
+    pub clip_range: f64,
+    /// New values are clipped to old values ± this.
+    pub value_clip_range: f64,
+    /// First coefficient β of the KL penalty in the rewards.
+    pub kl_coef: f64,
+    /// KL per response, in nats, that β is steered to.
+    pub kl_target: f64,
+    /// Samples over which β adapts.
+    pub kl_horizon: f64,
 }
 
 /// Settings of the HTTP service.
@@ -160,6 +178,7 @@ impl Default for TrainConfig {
             dtype: Dtype::Auto,
             threads: 0,
             algorithm: Algorithm::Apa,
+            ppo: PpoConfig::default(),
             lambda: 0.1,
             batch: 16,
             minibatch: 8,
@@ -180,6 +199,12 @@ impl Default for TrainConfig {
             seed: 0,
             keep_versions: 0,
         }
+    }
+}
+
+impl Default for PpoConfig {
+    fn default() -> Self {
+        Self { clip_range: 0.2, value_clip_range: 0.2, kl_coef: 0.05, kl_target: 6.0, kl_horizon: 10_000.0 }
     }
 }
 

@@ -1,0 +1,3 @@
+//! The one integration binary: the crate as its users see it.
+
+mod golden;
