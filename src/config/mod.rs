@@ -1,9 +1,16 @@
 //! What an engine is told: one tree of settings with defaults, checked before anything starts. The only reader of
-//! configuration files and of the environment.
+//! configuration files and of the environment; never looks at either unless asked.
+
+mod builder;
+mod keys;
+mod validate;
 
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
+
+pub use builder::Builder;
+pub use keys::Key;
 
 /// Settings of an engine.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -1,0 +1,149 @@
+//! The list of settings, for help texts and for checking names. Derived from the defaults; never a second truth.
+
+use serde_json::Value;
+
+use super::Config;
+
+/// One setting.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Key {
+    /// Dotted name, as in `apad.toml` and in options: `train.lambda`.
+    pub name: String,
+    /// The environment variable that sets it: `APAD_TRAIN_LAMBDA`.
+    pub variable: String,
+    /// What a value is, in words: `a number`.
+    pub kind: &'static str,
+    /// Value where nothing sets it; null is unset.
+    pub default: Value,
+    /// What it does.
+    pub doc: &'static str,
+}
+
+impl Config {
+    /// Every setting, in the order of the sections.
+    pub fn keys() -> Vec<Key> {
+        let mut keys = Vec::new();
+        collect("", &defaults(), &mut keys);
+        keys
+    }
+}
+
+/// The tree of defaults. Settings are plain data: the conversion has no way to fail.
+pub(super) fn defaults() -> Value {
+    serde_json::to_value(Config::default()).unwrap_or_default()
+}
+
+/// Joins a section and a name.
+pub(super) fn join(section: &str, name: &str) -> String {
+    if section.is_empty() { name.to_owned() } else { format!("{section}.{name}") }
+}
+
+/// The environment variable of a setting.
+pub(super) fn variable(key: &str) -> String {
+    format!("APAD_{}", key.replace('.', "_").to_ascii_uppercase())
+}
+
+/// What a setting's values are, told from its default.
+pub(super) fn kind(default: &Value) -> &'static str {
+    match default {
+        Value::Bool(_) => "true or false",
+        Value::Number(n) if n.is_f64() => "a number",
+        Value::Number(_) => "a whole number",
+        Value::String(_) => "text",
+        Value::Array(_) => "a list of numbers",
+        Value::Object(_) => "a section",
+        Value::Null => "text or null",
+    }
+}
+
+/// The known name nearest to a wrong one. A bare last part counts as well: `lambda` for `train.lambda`.
+pub(super) fn nearest<'a>(wrong: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    let similarity = |name: &str| {
+        let last = name.rsplit('.').next().unwrap_or(name);
+        strsim::jaro_winkler(wrong, name).max(0.95 * strsim::jaro_winkler(wrong, last))
+    };
+    known.max_by(|a, b| similarity(a).total_cmp(&similarity(b)))
+}
+
+fn collect(section: &str, tree: &Value, keys: &mut Vec<Key>) {
+    let Value::Object(map) = tree else { return };
+    for (name, value) in map {
+        let name = join(section, name);
+        if value.is_object() {
+            collect(&name, value, keys);
+        } else {
+            let doc = DOCS.iter().find(|(key, _)| *key == name).map_or("", |(_, doc)| doc);
+            keys.push(Key { variable: variable(&name), kind: kind(value), default: value.clone(), doc, name });
+        }
+    }
+}
+
+const DOCS: &[(&str, &str)] = &[
+    ("model", "GGUF file of the base model"),
+    ("data", "folder of the ledger and the policy versions; one engine a folder"),
+    ("serve.slots", "requests decoded together in one batch"),
+    ("serve.context", "tokens of context that the slots share"),
+    ("serve.batch", "most tokens of one llama.cpp batch"),
+    ("serve.threads", "threads of llama.cpp; 0 takes the number of cores"),
+    ("serve.queue", "requests that may wait; one more is refused as busy"),
+    ("serve.max_tokens", "answer length where a request sets none"),
+    ("serve.gpu_layers", "layers kept on the GPU where there is one; -1 is all"),
+    ("train.enabled", "whether feedback changes the policy; without it the trainer's memory is not taken"),
+    ("train.auto", "start a step by itself when `train.batch` new ratings are in"),
+    ("train.device", "auto, cpu or cuda:N"),
+    ("train.dtype", "number format of the frozen products: auto, f32 or bf16"),
+    ("train.threads", "threads of the trainer; 0 takes the number of cores"),
+    ("train.algorithm", "the policy loss: apa, awr or ppo"),
+    ("train.lambda", "temperature of the target policy; larger stays closer to the initial model"),
+    ("train.batch", "new ratings a batch"),
+    ("train.minibatch", "samples an optimizer step"),
+    ("train.epochs", "passes over a batch"),
+    ("train.lr", "learning rate of the policy's adapter"),
+    ("train.critic_lr", "learning rate of the critic"),
+    ("train.clip_norm", "gradient norm that is clipped to"),
+    ("train.betas", "AdamW's betas"),
+    ("train.weight_decay", "AdamW's decoupled weight decay"),
+    ("train.gamma", "discount of later rewards"),
+    ("train.gae_lambda", "lambda of generalized advantage estimation"),
+    ("train.whiten", "whiten advantages over the batch"),
+    ("train.score_clip", "scores are divided by a running standard deviation and clipped to plus or minus this"),
+    ("train.rank", "rank of the adapters"),
+    ("train.alpha", "scale numerator of the adapters: the update is multiplied by alpha / rank"),
+    ("train.max_tokens", "longest sample, prompt and response; longer ones are left out and counted"),
+    ("train.micro_batch_tokens", "tokens computed at once: bounds the trainer's memory"),
+    ("train.seed", "seeds adapters and the order of minibatches"),
+    ("train.keep_versions", "versions kept on disk beside the active one and the initial model; 0 keeps all"),
+    ("http.listen", "address and port to listen on"),
+    ("http.keys", "file with one Bearer key a line; required to listen beyond loopback"),
+    ("http.body_limit", "largest request body, in bytes"),
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_setting_has_a_text_and_every_text_a_setting() {
+        let keys = Config::keys();
+        let names: Vec<&str> = keys.iter().map(|k| k.name.as_str()).collect();
+        let documented: Vec<&str> = DOCS.iter().map(|(name, _)| *name).collect();
+        assert_eq!(names, documented);
+        assert!(DOCS.iter().all(|(_, doc)| !doc.is_empty()));
+    }
+
+    #[test]
+    fn no_two_settings_share_a_variable() {
+        let mut variables: Vec<String> = Config::keys().into_iter().map(|k| k.variable).collect();
+        variables.sort();
+        let count = variables.len();
+        variables.dedup();
+        assert_eq!(variables.len(), count);
+    }
+
+    #[test]
+    fn an_unset_setting_takes_text() {
+        for key in Config::keys().into_iter().filter(|k| k.default.is_null()) {
+            Config::builder().set(&key.name, "x".into()).unwrap().set(&key.name, Value::Null).unwrap();
+        }
+    }
+}
