@@ -8,6 +8,7 @@ pub mod align;
 pub mod config;
 pub mod engine;
 pub mod error;
+pub mod request;
 pub mod types;
 
 pub use engine::Engine;

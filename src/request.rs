@@ -1,0 +1,645 @@
+//! Reads the JSON bodies that clients send (chat, completion, feedback, preference) into checked values: one mechanism for HTTP
+//! and C. Never runs anything.
+
+use serde_json::{Map, Value};
+
+use crate::Engine;
+use crate::engine::GenerateRequest;
+use crate::error::{Error, Result};
+use crate::types::{ChatMessage, GenerationId, NewFeedback, Sampling, Signal, TokenId};
+
+/// Most stop strings of a request.
+const STOP_STRINGS: usize = 16;
+/// Longest stop string, in bytes.
+const STOP_BYTES: usize = 256;
+/// Longest name of a user, in bytes.
+const USER_BYTES: usize = 256;
+/// Longest id of a generation, in bytes.
+const ID_BYTES: usize = 64;
+
+/// What is done about a key that this library does not know.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unknown {
+    /// It is an error that names the nearest known key: for callers that are compiled against this library.
+    Refuse,
+    /// It is skipped: OpenAI clients send fields that mean nothing here.
+    Ignore,
+}
+
+/// What the model is to continue.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Prompt {
+    /// A conversation, put through the model's chat template.
+    Chat(Vec<ChatMessage>),
+    /// Plain text.
+    Text(String),
+    /// Tokens as they are.
+    Tokens(Vec<TokenId>),
+}
+
+/// A request for an answer, checked as far as it can be without the model.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ParsedRequest {
+    /// What to continue.
+    pub prompt: Prompt,
+    /// How to sample.
+    pub sampling: Sampling,
+    /// Most tokens to make; the configured default if unset.
+    pub max_tokens: Option<u32>,
+    /// Strings that end the answer.
+    pub stop: Vec<String>,
+    /// Whom it is for.
+    pub user: Option<String>,
+    /// The model the client named.
+    pub model: Option<String>,
+    /// Whether the answer is wanted piece by piece.
+    pub stream: bool,
+    /// Whether the last piece of a stream is to carry the token counts.
+    pub include_usage: bool,
+}
+
+impl ParsedRequest {
+    /// Tokenizes the prompt with the engine's model.
+    ///
+    /// # Errors
+    /// As [`Engine::chat_prompt`] and [`Engine::tokenize`].
+    pub fn resolve(self, engine: &Engine) -> Result<GenerateRequest> {
+        let prompt = match self.prompt {
+            Prompt::Chat(messages) => engine.chat_prompt(&messages)?,
+            Prompt::Text(text) => engine.tokenize(&text)?,
+            Prompt::Tokens(tokens) => tokens,
+        };
+        Ok(GenerateRequest {
+            prompt,
+            sampling: self.sampling,
+            max_tokens: self.max_tokens,
+            stop: self.stop,
+            user: self.user,
+        })
+    }
+}
+
+/// One answer that was liked better than another.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Preference {
+    /// The better one.
+    pub chosen: GenerationId,
+    /// The other one.
+    pub rejected: GenerationId,
+    /// Who said so.
+    pub user: Option<String>,
+}
+
+/// Reads the body of `POST /v1/chat/completions`.
+///
+/// # Errors
+/// `Arg` names the field and what was expected; `Unsupported` names a field that would change the answer and can't be honoured.
+pub fn parse_chat(body: &[u8], unknown: Unknown) -> Result<ParsedRequest> {
+    let mut fields = Fields::parse(body, unknown)?;
+    let messages = fields.take("messages").ok_or_else(|| Error::arg("messages is missing"))?;
+    let prompt = Prompt::Chat(messages_of(messages, unknown)?);
+    fields.into_request(prompt)
+}
+
+/// Reads the body of `POST /v1/completions`.
+///
+/// # Errors
+/// As [`parse_chat`].
+pub fn parse_completion(body: &[u8], unknown: Unknown) -> Result<ParsedRequest> {
+    let mut fields = Fields::parse(body, unknown)?;
+    let prompt = fields.take("prompt").ok_or_else(|| Error::arg("prompt is missing"))?;
+    let prompt = prompt_of(prompt)?;
+    fields.into_request(prompt)
+}
+
+/// Reads either body: a chat has `messages`, a completion has `prompt`.
+///
+/// # Errors
+/// As [`parse_chat`].
+pub fn parse_request(body: &[u8], unknown: Unknown) -> Result<ParsedRequest> {
+    let fields = Fields::parse(body, unknown)?.map;
+    match (fields.contains_key("messages"), fields.contains_key("prompt")) {
+        (true, false) => parse_chat(body, unknown),
+        (false, true) => parse_completion(body, unknown),
+        (true, true) => Err(Error::arg("the request has both messages and prompt, expected one of them")),
+        (false, false) => Err(Error::arg("the request has neither messages nor prompt, expected one of them")),
+    }
+}
+
+/// Reads a JSON array of chat messages.
+///
+/// # Errors
+/// As [`parse_chat`].
+pub fn parse_messages(body: &[u8], unknown: Unknown) -> Result<Vec<ChatMessage>> {
+    messages_of(json(body)?, unknown)
+}
+
+/// Reads `{generation_id, rating | thumbs: "up"|"down" | correction, user?, comment?}`.
+///
+/// # Errors
+/// `Arg` names the field and what was expected.
+pub fn parse_feedback(body: &[u8], unknown: Unknown) -> Result<NewFeedback> {
+    let mut fields = Fields::parse(body, unknown)?;
+    let generation_id = fields.id("generation_id")?;
+    let rating = fields.number("rating", -1.0, 1.0)?;
+    let thumbs = match fields.string("thumbs")?.as_deref() {
+        None => None,
+        Some("up") => Some(1.0),
+        Some("down") => Some(-1.0),
+        Some(other) => return Err(Error::arg(format!("thumbs is {other:?}, expected \"up\" or \"down\""))),
+    };
+    let correction = fields.string("correction")?;
+    let signal = match (rating, thumbs, correction) {
+        (Some(rating), None, None) | (None, Some(rating), None) => Signal::Rating(rating),
+        (None, None, Some(text)) => Signal::Correction(text),
+        (None, None, None) => {
+            return Err(Error::arg("the feedback says nothing, expected one of rating, thumbs and correction"));
+        }
+        _ => return Err(Error::arg("the feedback says several things, expected one of rating, thumbs and correction")),
+    };
+    let (user, comment) = (fields.user()?, fields.string("comment")?);
+    fields.finish(&["generation_id", "rating", "thumbs", "correction", "user", "comment"])?;
+    Ok(NewFeedback { generation_id, signal, user, comment })
+}
+
+/// Reads `{chosen_id, rejected_id, user?}`.
+///
+/// # Errors
+/// `Arg` names the field and what was expected.
+pub fn parse_preference(body: &[u8], unknown: Unknown) -> Result<Preference> {
+    let mut fields = Fields::parse(body, unknown)?;
+    let (chosen, rejected) = (fields.id("chosen_id")?, fields.id("rejected_id")?);
+    if chosen == rejected {
+        return Err(Error::arg("chosen_id and rejected_id are the same generation, expected two"));
+    }
+    let user = fields.user()?;
+    fields.finish(&["chosen_id", "rejected_id", "user"])?;
+    Ok(Preference { chosen, rejected, user })
+}
+
+/// The members of a JSON object; each is taken out when it is read, so that what is left is what nobody knows.
+struct Fields {
+    map: Map<String, Value>,
+    unknown: Unknown,
+}
+
+/// Fields of a request beside `messages` and `prompt`, for the nearest name of an unknown one.
+const REQUEST_FIELDS: &[&str] = &[
+    "messages",
+    "prompt",
+    "model",
+    "max_tokens",
+    "max_completion_tokens",
+    "temperature",
+    "top_k",
+    "top_p",
+    "min_p",
+    "repeat_penalty",
+    "frequency_penalty",
+    "presence_penalty",
+    "seed",
+    "stop",
+    "user",
+    "n",
+    "stream",
+    "stream_options",
+];
+
+/// Fields of the OpenAI API that would change the answer and are not there: refused unless they ask for nothing.
+const UNSUPPORTED_FIELDS: &[&str] = &[
+    "tools",
+    "functions",
+    "response_format",
+    "logprobs",
+    "top_logprobs",
+    "logit_bias",
+    "echo",
+    "suffix",
+    "best_of",
+    "modalities",
+    "audio",
+];
+
+impl Fields {
+    fn parse(body: &[u8], unknown: Unknown) -> Result<Self> {
+        match json(body)? {
+            Value::Object(map) => Ok(Self { map, unknown }),
+            other => Err(Error::arg(format!("the body is {}, expected a JSON object", kind(&other)))),
+        }
+    }
+
+    /// A member that is there and not null.
+    fn take(&mut self, key: &str) -> Option<Value> {
+        self.map.shift_remove(key).filter(|value| !value.is_null())
+    }
+
+    fn into_request(mut self, prompt: Prompt) -> Result<ParsedRequest> {
+        let plain = Sampling::default();
+        let sampling = Sampling {
+            temperature: self.float("temperature", 0.0, 10.0)?.unwrap_or(plain.temperature),
+            top_k: self.integer("top_k", 0, 1 << 20)?.map_or(plain.top_k, |k| k as u32),
+            top_p: self.float("top_p", f64::from(f32::MIN_POSITIVE), 1.0)?.unwrap_or(plain.top_p),
+            min_p: self.float("min_p", 0.0, 1.0)?.unwrap_or(plain.min_p),
+            repeat_penalty: self.float("repeat_penalty", 0.01, 10.0)?.unwrap_or(plain.repeat_penalty),
+            frequency_penalty: self.float("frequency_penalty", -2.0, 2.0)?.unwrap_or(plain.frequency_penalty),
+            presence_penalty: self.float("presence_penalty", -2.0, 2.0)?.unwrap_or(plain.presence_penalty),
+            seed: self.seed()?,
+        };
+        let request = ParsedRequest {
+            prompt,
+            sampling,
+            max_tokens: self.max_tokens()?,
+            stop: self.stop()?,
+            user: self.user()?,
+            model: self.string("model")?,
+            stream: self.flag("stream")?,
+            include_usage: self.include_usage()?,
+        };
+        self.integer("n", 1, 1)?;
+        self.refuse_unsupported()?;
+        self.finish(REQUEST_FIELDS)?;
+        Ok(request)
+    }
+
+    fn number(&mut self, key: &str, low: f64, high: f64) -> Result<Option<f64>> {
+        let Some(value) = self.take(key) else { return Ok(None) };
+        match value.as_f64() {
+            Some(number) if number.is_finite() && (low..=high).contains(&number) => Ok(Some(number)),
+            _ if low == f64::from(f32::MIN_POSITIVE) => {
+                Err(Error::arg(format!("{key} is {}, expected a number above 0, at most {high}", shown(&value))))
+            }
+            _ => Err(Error::arg(format!("{key} is {}, expected a number from {low} to {high}", shown(&value)))),
+        }
+    }
+
+    fn float(&mut self, key: &str, low: f64, high: f64) -> Result<Option<f32>> {
+        Ok(self.number(key, low, high)?.map(|number| number as f32))
+    }
+
+    fn integer(&mut self, key: &str, low: u64, high: u64) -> Result<Option<u64>> {
+        let Some(value) = self.take(key) else { return Ok(None) };
+        match value.as_u64() {
+            Some(number) if (low..=high).contains(&number) => Ok(Some(number)),
+            _ if low == high => Err(Error::arg(format!("{key} is {}, expected {low}", shown(&value)))),
+            _ => Err(Error::arg(format!("{key} is {}, expected a whole number from {low} to {high}", shown(&value)))),
+        }
+    }
+
+    /// Any 64-bit integer; OpenAI's seeds may be negative.
+    fn seed(&mut self) -> Result<Option<u64>> {
+        let Some(value) = self.take("seed") else { return Ok(None) };
+        match value.as_u64().or_else(|| value.as_i64().map(|seed| seed as u64)) {
+            Some(seed) => Ok(Some(seed)),
+            None => Err(Error::arg(format!("seed is {}, expected a 64-bit whole number", shown(&value)))),
+        }
+    }
+
+    fn string(&mut self, key: &str) -> Result<Option<String>> {
+        match self.take(key) {
+            None => Ok(None),
+            Some(Value::String(text)) => Ok(Some(text)),
+            Some(other) => Err(Error::arg(format!("{key} is {}, expected a string", shown(&other)))),
+        }
+    }
+
+    fn flag(&mut self, key: &str) -> Result<bool> {
+        match self.take(key) {
+            None => Ok(false),
+            Some(Value::Bool(flag)) => Ok(flag),
+            Some(other) => Err(Error::arg(format!("{key} is {}, expected true or false", shown(&other)))),
+        }
+    }
+
+    fn id(&mut self, key: &str) -> Result<GenerationId> {
+        let id = self.string(key)?.ok_or_else(|| Error::arg(format!("{key} is missing")))?;
+        match id.len() {
+            1..=ID_BYTES => Ok(GenerationId(id)),
+            bytes => Err(Error::arg(format!("{key} has {bytes} bytes, expected 1 to {ID_BYTES}"))),
+        }
+    }
+
+    fn user(&mut self) -> Result<Option<String>> {
+        match self.string("user")? {
+            Some(user) if user.len() > USER_BYTES => {
+                Err(Error::arg(format!("user has {} bytes, expected at most {USER_BYTES}", user.len())))
+            }
+            user => Ok(user),
+        }
+    }
+
+    /// `max_completion_tokens` is the newer name of the same thing.
+    fn max_tokens(&mut self) -> Result<Option<u32>> {
+        let old = self.integer("max_tokens", 1, u64::from(u32::MAX))?;
+        let new = self.integer("max_completion_tokens", 1, u64::from(u32::MAX))?;
+        Ok(new.or(old).map(|tokens| tokens as u32))
+    }
+
+    fn stop(&mut self) -> Result<Vec<String>> {
+        let wrong = |value: &Value| {
+            Err(Error::arg(format!("stop is {}, expected a string or an array of strings", shown(value))))
+        };
+        let strings = match self.take("stop") {
+            None => Vec::new(),
+            Some(Value::String(text)) => vec![text],
+            Some(Value::Array(items)) => {
+                let mut strings = Vec::new();
+                for item in items {
+                    match item {
+                        Value::String(text) => strings.push(text),
+                        other => return wrong(&other),
+                    }
+                }
+                strings
+            }
+            Some(other) => return wrong(&other),
+        };
+        if strings.len() > STOP_STRINGS {
+            return Err(Error::arg(format!("stop has {} strings, expected at most {STOP_STRINGS}", strings.len())));
+        }
+        if let Some(bad) = strings.iter().find(|text| text.is_empty() || text.len() > STOP_BYTES) {
+            return Err(Error::arg(format!(
+                "stop has a string of {} bytes, expected 1 to {STOP_BYTES} bytes each",
+                bad.len()
+            )));
+        }
+        Ok(strings)
+    }
+
+    fn include_usage(&mut self) -> Result<bool> {
+        match self.take("stream_options") {
+            None => Ok(false),
+            Some(Value::Object(map)) => {
+                let mut options = Fields { map, unknown: self.unknown };
+                let wanted = options.flag("include_usage").map_err(|e| e.context("stream_options"))?;
+                options.finish(&["include_usage"])?;
+                Ok(wanted)
+            }
+            Some(other) => Err(Error::arg(format!("stream_options is {}, expected an object", shown(&other)))),
+        }
+    }
+
+    fn refuse_unsupported(&mut self) -> Result<()> {
+        for key in UNSUPPORTED_FIELDS {
+            let Some(value) = self.take(key) else { continue };
+            let asks_for_nothing = match &value {
+                Value::Bool(flag) => !flag,
+                Value::Number(number) => number.as_u64() == Some(u64::from(*key == "best_of")),
+                Value::String(text) => text.is_empty(),
+                Value::Array(items) => items.is_empty() || (*key == "modalities" && items.iter().all(|m| m == "text")),
+                Value::Object(map) => map.is_empty() || map.get("type").is_some_and(|t| t == "text"),
+                Value::Null => true,
+            };
+            if !asks_for_nothing {
+                return Err(Error::unsupported(format!("{key} is not supported")));
+            }
+        }
+        Ok(())
+    }
+
+    /// Errs on what nobody took, unless unknown keys are ignored.
+    fn finish(self, known: &[&str]) -> Result<()> {
+        match self.map.keys().next() {
+            Some(key) if self.unknown == Unknown::Refuse => Err(unknown_key(key, known)),
+            _ => Ok(()),
+        }
+    }
+}
+
+fn unknown_key(key: &str, known: &[&str]) -> Error {
+    let nearest = known
+        .iter()
+        .map(|name| (strsim::damerau_levenshtein(key, name), name))
+        .min()
+        .filter(|(distance, name)| *distance <= 1 + name.len() / 3);
+    let key: String = key.chars().take(64).collect();
+    match nearest {
+        Some((0, name)) => Error::arg(format!("{name} does not belong in this kind of request")),
+        Some((_, name)) => Error::arg(format!("unknown field {key:?}, did you mean {name:?}?")),
+        None => Error::arg(format!("unknown field {key:?}, expected one of {}", known.join(", "))),
+    }
+}
+
+fn json(body: &[u8]) -> Result<Value> {
+    let text = std::str::from_utf8(body)
+        .map_err(|e| Error::arg(format!("the body is not valid UTF-8 from byte {} on", e.valid_up_to())))?;
+    serde_json::from_str(text).map_err(|e| Error::arg(format!("the body is not valid JSON: {e}")))
+}
+
+fn messages_of(value: Value, unknown: Unknown) -> Result<Vec<ChatMessage>> {
+    let Value::Array(items) = value else {
+        return Err(Error::arg(format!("messages is {}, expected an array of messages", shown(&value))));
+    };
+    if items.is_empty() {
+        return Err(Error::arg("messages is empty, expected at least one message"));
+    }
+    items
+        .into_iter()
+        .enumerate()
+        .map(|(i, item)| message_of(item, unknown).map_err(|e| e.context(format!("messages[{i}]"))))
+        .collect()
+}
+
+fn message_of(value: Value, unknown: Unknown) -> Result<ChatMessage> {
+    let Value::Object(map) = value else {
+        return Err(Error::arg(format!("it is {}, expected an object with role and content", shown(&value))));
+    };
+    let mut fields = Fields { map, unknown };
+    let role = fields.string("role")?.ok_or_else(|| Error::arg("role is missing"))?;
+    let content = match fields.take("content") {
+        None => return Err(Error::arg("content is missing")),
+        Some(Value::String(text)) => text,
+        Some(Value::Array(parts)) => parts.into_iter().map(text_of_part).collect::<Result<String>>()?,
+        Some(other) => {
+            return Err(Error::arg(format!("content is {}, expected a string or an array of parts", shown(&other))));
+        }
+    };
+    fields.finish(&["role", "content"])?;
+    Ok(ChatMessage { role, content })
+}
+
+fn text_of_part(part: Value) -> Result<String> {
+    match (part.get("type").and_then(Value::as_str), part.get("text").and_then(Value::as_str)) {
+        (Some("text"), Some(text)) => Ok(text.to_owned()),
+        (Some("text"), None) => Err(Error::arg("a content part of type text has no text")),
+        (Some(other), _) => Err(Error::unsupported(format!("content parts of type {other:?} are not supported"))),
+        (None, _) => Err(Error::arg("a content part has no type, expected {\"type\": \"text\", \"text\": ...}")),
+    }
+}
+
+fn prompt_of(value: Value) -> Result<Prompt> {
+    let expected = "expected a string, an array of one string, or an array of tokens";
+    let wrong = |shown: String| Error::arg(format!("prompt is {shown}, {expected}"));
+    match value {
+        Value::String(text) => Ok(Prompt::Text(text)),
+        Value::Array(mut items) => match items.as_mut_slice() {
+            [Value::String(text)] => Ok(Prompt::Text(std::mem::take(text))),
+            [Value::Number(_), ..] => items
+                .iter()
+                .map(|item| item.as_u64().and_then(|id| TokenId::try_from(id).ok()).ok_or(item))
+                .collect::<Result<Vec<_>, _>>()
+                .map(Prompt::Tokens)
+                .map_err(|item| Error::arg(format!("prompt has {} among its tokens, {expected}", shown(item)))),
+            items => Err(wrong(format!("an array of {} other values", items.len()))),
+        },
+        other => Err(wrong(shown(&other))),
+    }
+}
+
+/// A value as an error message shows it: numbers and flags as they are, the rest by kind, so that no prompt gets into a log.
+fn shown(value: &Value) -> String {
+    match value {
+        Value::Number(number) => number.to_string(),
+        Value::Bool(flag) => flag.to_string(),
+        other => kind(other).to_owned(),
+    }
+}
+
+fn kind(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "a boolean",
+        Value::Number(_) => "a number",
+        Value::String(_) => "a string",
+        Value::Array(_) => "an array",
+        Value::Object(_) => "an object",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Code;
+
+    fn chat(body: &str) -> Result<ParsedRequest> {
+        parse_chat(body.as_bytes(), Unknown::Refuse)
+    }
+
+    /// The message of the error that a chat body with these extra members gets.
+    fn refusal(members: &str) -> String {
+        let body = format!(r#"{{"messages":[{{"role":"user","content":"hi"}}],{members}}}"#);
+        chat(&body).expect_err(members).message().to_owned()
+    }
+
+    #[test]
+    fn a_chat_body_is_read_with_every_field() {
+        let request = chat(
+            r#"{"model":"m","messages":[{"role":"system","content":"be brief"},
+                {"role":"user","content":[{"type":"text","text":"a"},{"type":"text","text":"b"}]}],
+                "max_tokens":7,"temperature":0.5,"top_p":0.9,"top_k":40,"min_p":0.05,"repeat_penalty":1.1,
+                "frequency_penalty":-1,"presence_penalty":1.5,"seed":-1,"stop":["x","y"],"user":"ann","n":1,
+                "stream":true,"stream_options":{"include_usage":true},"tools":[],"response_format":{"type":"text"}}"#,
+        )
+        .unwrap();
+        let messages = vec![
+            ChatMessage { role: "system".into(), content: "be brief".into() },
+            ChatMessage { role: "user".into(), content: "ab".into() },
+        ];
+        assert_eq!(request.prompt, Prompt::Chat(messages));
+        let sampling = Sampling {
+            temperature: 0.5,
+            top_k: 40,
+            top_p: 0.9,
+            min_p: 0.05,
+            repeat_penalty: 1.1,
+            frequency_penalty: -1.0,
+            presence_penalty: 1.5,
+            seed: Some(u64::MAX),
+        };
+        assert_eq!(request.sampling, sampling);
+        assert_eq!((request.max_tokens, request.stop.len()), (Some(7), 2));
+        assert_eq!((request.user.as_deref(), request.model.as_deref()), (Some("ann"), Some("m")));
+        assert!(request.stream && request.include_usage);
+    }
+
+    #[test]
+    fn unset_and_null_fields_leave_the_plain_policy() {
+        let request = chat(r#"{"messages":[{"role":"user","content":"hi"}],"temperature":null,"stop":null}"#).unwrap();
+        assert_eq!(request.sampling, Sampling::default());
+        assert_eq!((request.max_tokens, request.stream), (None, false));
+    }
+
+    #[test]
+    fn a_refusal_names_the_field_and_what_was_expected() {
+        assert_eq!(refusal(r#""temperature":11"#), "temperature is 11, expected a number from 0 to 10");
+        assert_eq!(refusal(r#""temperature":"hot""#), "temperature is a string, expected a number from 0 to 10");
+        assert_eq!(refusal(r#""top_p":0"#), "top_p is 0, expected a number above 0, at most 1");
+        assert_eq!(refusal(r#""top_k":1.5"#), "top_k is 1.5, expected a whole number from 0 to 1048576");
+        assert_eq!(refusal(r#""max_tokens":0"#), "max_tokens is 0, expected a whole number from 1 to 4294967295");
+        assert_eq!(refusal(r#""n":2"#), "n is 2, expected 1");
+        assert_eq!(refusal(r#""stop":"""#), "stop has a string of 0 bytes, expected 1 to 256 bytes each");
+        assert_eq!(refusal(r#""stop":[1]"#), "stop is 1, expected a string or an array of strings");
+        assert_eq!(refusal(r#""seed":1.5"#), "seed is 1.5, expected a 64-bit whole number");
+        assert_eq!(refusal(r#""stream":"yes""#), "stream is a string, expected true or false");
+        assert_eq!(refusal(r#""tools":[{}]"#), "tools is not supported");
+        assert_eq!(refusal(r#""temprature":1"#), "unknown field \"temprature\", did you mean \"temperature\"?");
+        assert_eq!(chat("{}").unwrap_err().message(), "messages is missing");
+        assert_eq!(chat("[]").unwrap_err().message(), "the body is an array, expected a JSON object");
+        assert!(chat("{").unwrap_err().message().starts_with("the body is not valid JSON: "));
+        let nameless = chat(r#"{"messages":[{"content":"hi"}]}"#).unwrap_err();
+        assert_eq!(nameless.message(), "messages[0]: role is missing");
+    }
+
+    #[test]
+    fn invalid_utf8_is_refused_with_its_place() {
+        let error = parse_chat(b"{\"a\xff\":1}", Unknown::Ignore).unwrap_err();
+        assert_eq!((error.code(), error.message()), (Code::Arg, "the body is not valid UTF-8 from byte 3 on"));
+    }
+
+    #[test]
+    fn unknown_fields_are_skipped_only_where_asked() {
+        let body = br#"{"prompt":"hi","service_tier":"auto"}"#;
+        assert!(parse_completion(body, Unknown::Ignore).is_ok());
+        let error = parse_completion(body, Unknown::Refuse).unwrap_err();
+        assert!(error.message().starts_with("unknown field \"service_tier\", expected one of messages, "), "{error}");
+    }
+
+    #[test]
+    fn a_prompt_is_text_one_text_or_tokens() {
+        let prompt = |json: &str| {
+            parse_completion(format!(r#"{{"prompt":{json}}}"#).as_bytes(), Unknown::Refuse).map(|r| r.prompt)
+        };
+        assert_eq!(prompt(r#""hi""#).unwrap(), Prompt::Text("hi".into()));
+        assert_eq!(prompt(r#"["hi"]"#).unwrap(), Prompt::Text("hi".into()));
+        assert_eq!(prompt("[1,2]").unwrap(), Prompt::Tokens(vec![1, 2]));
+        for wrong in ["[]", "[1,-2]", "[1,\"a\"]", "[\"a\",\"b\"]", "7", "[4294967296]"] {
+            assert_eq!(prompt(wrong).unwrap_err().code(), Code::Arg, "{wrong}");
+        }
+    }
+
+    #[test]
+    fn either_body_is_told_by_its_key() {
+        let of = |json: &str| parse_request(json.as_bytes(), Unknown::Refuse);
+        assert!(matches!(of(r#"{"prompt":"hi"}"#).unwrap().prompt, Prompt::Text(_)));
+        assert!(matches!(of(r#"{"messages":[{"role":"user","content":""}]}"#).unwrap().prompt, Prompt::Chat(_)));
+        assert!(parse_completion(br#"{"prompt":"","messages":[]}"#, Unknown::Refuse).is_err());
+        assert!(of("{}").is_err() && of(r#"{"messages":[],"prompt":""}"#).is_err());
+    }
+
+    #[test]
+    fn feedback_is_a_rating_a_thumb_or_a_correction() {
+        let of = |json: &str| parse_feedback(json.as_bytes(), Unknown::Refuse);
+        let signal = |json: &str| of(json).unwrap().signal;
+        assert_eq!(signal(r#"{"generation_id":"g","rating":-0.5}"#), Signal::Rating(-0.5));
+        assert_eq!(signal(r#"{"generation_id":"g","thumbs":"down"}"#), Signal::Rating(-1.0));
+        assert_eq!(signal(r#"{"generation_id":"g","correction":"so"}"#), Signal::Correction("so".into()));
+        let message = |json: &str| of(json).unwrap_err().message().to_owned();
+        assert_eq!(message(r#"{"generation_id":"g","rating":2}"#), "rating is 2, expected a number from -1 to 1");
+        assert_eq!(
+            message(r#"{"generation_id":"g","rating":"NaN"}"#),
+            "rating is a string, expected a number from -1 to 1"
+        );
+        assert_eq!(message(r#"{"rating":1}"#), "generation_id is missing");
+        assert!(message(r#"{"generation_id":"g"}"#).starts_with("the feedback says nothing"));
+        assert!(message(r#"{"generation_id":"g","rating":1,"thumbs":"up"}"#).contains("several things"));
+        assert!(message(r#"{"generation_id":"g","thumbs":"sideways"}"#).contains("expected \"up\" or \"down\""));
+    }
+
+    #[test]
+    fn a_preference_needs_two_answers() {
+        let of = |json: &str| parse_preference(json.as_bytes(), Unknown::Refuse);
+        let preference = of(r#"{"chosen_id":"a","rejected_id":"b","user":"ann"}"#).unwrap();
+        assert_eq!((preference.chosen.0.as_str(), preference.rejected.0.as_str()), ("a", "b"));
+        assert!(of(r#"{"chosen_id":"a","rejected_id":"a"}"#).unwrap_err().message().contains("same generation"));
+        assert_eq!(of(r#"{"chosen_id":"a"}"#).unwrap_err().message(), "rejected_id is missing");
+    }
+}
