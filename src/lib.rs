@@ -8,6 +8,8 @@ pub mod align;
 pub mod config;
 pub mod engine;
 pub mod error;
+#[cfg(feature = "daemon")]
+pub mod http;
 pub mod request;
 pub mod types;
 

@@ -1,0 +1,145 @@
+//! Who may ask: Bearer keys from a file, and no requests from other sites' pages. Never logs or returns a key.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+
+use axum::extract::{Request, State};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::middleware::Next;
+use axum::response::Response;
+use sha2::{Digest, Sha256};
+
+use super::App;
+use super::error::{ApiError, ApiResult};
+use crate::config::HttpConfig;
+use crate::error::{Error, Result};
+
+/// Digests of the accepted keys; `None` where everyone on this machine may ask.
+#[derive(Debug)]
+pub(super) struct Keys(Option<Vec<[u8; 32]>>);
+
+impl Keys {
+    /// Reads the key file, one key a line; empty lines and those that start with `#` are skipped.
+    ///
+    /// # Errors
+    /// `Arg` without keys on an address that other machines reach, or for a file without a key; `Io` if it can't be read.
+    pub(super) fn load(config: &HttpConfig, address: SocketAddr) -> Result<Self> {
+        match &config.keys {
+            Some(path) => Ok(Self(Some(read_keys(path)?))),
+            None if address.ip().is_loopback() => Ok(Self(None)),
+            None => Err(Error::arg(format!(
+                "{address} can be reached from other machines, expected http.keys to name a file with one key a line"
+            ))),
+        }
+    }
+
+    fn accept(&self, presented: &str) -> bool {
+        let Some(keys) = &self.0 else { return true };
+        let presented: [u8; 32] = Sha256::digest(presented.as_bytes()).into();
+        // All keys and all bytes are looked at, so the time taken tells nothing about a key.
+        keys.iter().fold(false, |found, key| found | same(key, &presented))
+    }
+}
+
+fn same(a: &[u8; 32], b: &[u8; 32]) -> bool {
+    let difference = a.iter().zip(b).fold(0u8, |acc, (x, y)| acc | (x ^ y));
+    std::hint::black_box(difference) == 0
+}
+
+fn read_keys(path: &Path) -> Result<Vec<[u8; 32]>> {
+    let text =
+        std::fs::read_to_string(path).map_err(|e| Error::from(e).context(format!("key file {}", path.display())))?;
+    let keys: Vec<[u8; 32]> = text
+        .lines()
+        .map(str::trim)
+        .filter(|line| !line.is_empty() && !line.starts_with('#'))
+        .map(|key| Sha256::digest(key.as_bytes()).into())
+        .collect();
+    if keys.is_empty() {
+        return Err(Error::arg(format!("key file {} has no key, expected one a line", path.display())));
+    }
+    Ok(keys)
+}
+
+/// Refuses requests without a key where keys are set, and those a browser sends for another site's page: these need no key on
+/// loopback, and feedback changes the weights.
+pub(super) async fn guard(State(app): State<Arc<App>>, request: Request, next: Next) -> ApiResult<Response> {
+    let headers = request.headers();
+    if foreign_origin(headers) {
+        return Err(ApiError::new(StatusCode::FORBIDDEN, "foreign_origin", "requests from other sites are not served"));
+    }
+    // Probes carry no keys; this one tells nothing but that the process lives.
+    if request.uri().path() != "/health" {
+        let key = headers.get(header::AUTHORIZATION).and_then(|v| v.to_str().ok()).and_then(bearer);
+        if !app.keys.accept(key.unwrap_or_default()) {
+            let message = "no valid key, expected the header Authorization: Bearer KEY";
+            return Err(ApiError::new(StatusCode::UNAUTHORIZED, "invalid_api_key", message));
+        }
+    }
+    Ok(next.run(request).await)
+}
+
+fn bearer(value: &str) -> Option<&str> {
+    let (scheme, key) = value.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then(|| key.trim())
+}
+
+fn foreign_origin(headers: &HeaderMap) -> bool {
+    let text = |name| headers.get(name).and_then(|v| v.to_str().ok());
+    let Some(origin) = headers.get(header::ORIGIN) else { return false };
+    let authority = origin.to_str().ok().and_then(|o| o.split_once("://")).map(|(_, authority)| authority);
+    authority.is_none() || authority != text(header::HOST)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+
+    fn config(keys: Option<&Path>) -> HttpConfig {
+        HttpConfig { keys: keys.map(Path::to_path_buf), ..HttpConfig::default() }
+    }
+
+    #[test]
+    fn an_address_beyond_loopback_needs_keys() {
+        let open: SocketAddr = "0.0.0.0:8372".parse().unwrap();
+        let error = Keys::load(&config(None), open).unwrap_err();
+        assert_eq!(error.code(), crate::Code::Arg);
+        assert!(error.message().contains("http.keys"), "{error}");
+        assert!(Keys::load(&config(None), "[::1]:8372".parse().unwrap()).is_ok());
+    }
+
+    #[test]
+    fn only_listed_keys_are_accepted() {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        writeln!(file, "# staff\n\n  alpha \nbeta").unwrap();
+        let keys = Keys::load(&config(Some(file.path())), "0.0.0.0:1".parse().unwrap()).unwrap();
+        for (key, expected) in [("alpha", true), ("beta", true), ("", false), ("# staff", false), ("alph", false)] {
+            assert_eq!(keys.accept(key), expected, "{key:?}");
+        }
+    }
+
+    #[test]
+    fn a_key_file_without_keys_is_refused() {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        writeln!(file, "# nobody").unwrap();
+        assert!(Keys::load(&config(Some(file.path())), "127.0.0.1:1".parse().unwrap()).is_err());
+    }
+
+    #[test]
+    fn a_page_of_another_site_is_foreign() {
+        let headers = |origin: Option<&str>| {
+            let mut map = HeaderMap::new();
+            map.insert(header::HOST, "127.0.0.1:8372".parse().unwrap());
+            if let Some(origin) = origin {
+                map.insert(header::ORIGIN, origin.parse().unwrap());
+            }
+            map
+        };
+        assert!(!foreign_origin(&headers(None)));
+        assert!(!foreign_origin(&headers(Some("http://127.0.0.1:8372"))));
+        assert!(foreign_origin(&headers(Some("https://example.org"))));
+        assert!(foreign_origin(&headers(Some("null"))));
+    }
+}

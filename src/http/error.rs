@@ -1,0 +1,67 @@
+//! Errors as OpenAI-shaped JSON answers with the right status. Decides no policy: the engine's codes do.
+
+use axum::Json;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde_json::{Value, json};
+
+use crate::error::{Code, Error};
+
+/// A failed request: status, and the body `{"error": {message, type, param, code}}`.
+#[derive(Debug)]
+pub(super) struct ApiError {
+    status: StatusCode,
+    code: &'static str,
+    message: String,
+}
+
+/// The result of every handler.
+pub(super) type ApiResult<T> = Result<T, ApiError>;
+
+impl ApiError {
+    pub(super) fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
+        Self { status, code, message: message.into() }
+    }
+
+    pub(super) fn not_found(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::NOT_FOUND, "not_found", message)
+    }
+
+    /// The body, which a stream that failed midway sends as its last event.
+    pub(super) fn body(&self) -> Value {
+        let kind = match self.status {
+            StatusCode::UNAUTHORIZED => "authentication_error",
+            StatusCode::TOO_MANY_REQUESTS => "rate_limit_error",
+            s if s.is_client_error() => "invalid_request_error",
+            _ => "server_error",
+        };
+        json!({"error": {"message": self.message, "type": kind, "param": null, "code": self.code}})
+    }
+}
+
+impl From<Error> for ApiError {
+    fn from(e: Error) -> Self {
+        let status = match e.code() {
+            Code::Arg => StatusCode::BAD_REQUEST,
+            Code::Busy => StatusCode::TOO_MANY_REQUESTS,
+            Code::Closed => StatusCode::SERVICE_UNAVAILABLE,
+            Code::Unsupported => StatusCode::NOT_IMPLEMENTED,
+            Code::NoMem => StatusCode::INSUFFICIENT_STORAGE,
+            Code::Model | Code::Train | Code::Io | Code::Callback | Code::Panic => StatusCode::INTERNAL_SERVER_ERROR,
+        };
+        Self::new(status, e.code().as_str(), e.message())
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let mut response = (self.status, Json(self.body())).into_response();
+        if matches!(self.status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE) {
+            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+        }
+        if self.status == StatusCode::UNAUTHORIZED {
+            response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        response
+    }
+}

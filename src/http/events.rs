@@ -1,0 +1,47 @@
+//! A running generation as an async stream. Holds no text: dropping it drops the generation, which cancels it.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use futures_util::stream::Stream;
+use futures_util::task::AtomicWaker;
+
+use crate::engine::{Event, GenerationStream, Next};
+use crate::error::Result;
+
+/// The events of one generation; ends after `Done` or the first error.
+pub(super) struct Events {
+    generation: Option<GenerationStream>,
+    waker: Arc<AtomicWaker>,
+}
+
+impl Events {
+    pub(super) fn new(generation: GenerationStream) -> Self {
+        let waker = Arc::new(AtomicWaker::new());
+        let hook = waker.clone();
+        generation.set_wake(Arc::new(move || hook.wake()));
+        Self { generation: Some(generation), waker }
+    }
+}
+
+impl Stream for Events {
+    type Item = Result<Event>;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        // Registered before looking, so that an event between the look and the registration isn't missed.
+        self.waker.register(context.waker());
+        let Some(generation) = &self.generation else { return Poll::Ready(None) };
+        let item = match generation.next(Some(Duration::ZERO)) {
+            Ok(Next::Timeout) => return Poll::Pending,
+            Ok(Next::Finished) => None,
+            Ok(Next::Event(event)) => Some(Ok(event)),
+            Err(error) => Some(Err(error)),
+        };
+        if !matches!(item, Some(Ok(Event::Text(_)))) {
+            self.generation = None;
+        }
+        Poll::Ready(item)
+    }
+}

@@ -1,0 +1,76 @@
+//! The engine's state in the text format that Prometheus reads. Measures nothing itself.
+
+use std::fmt::Write;
+
+use crate::engine::Status;
+
+/// The media type of [`render`]'s text.
+pub(super) const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+/// One sample a line, each metric with its help and type.
+pub(super) fn render(status: &Status) -> String {
+    let mut page = Page(String::with_capacity(4096));
+    let t = &status.trainer;
+    page.gauge("apa_requests_running", "Requests being decoded.", status.running as f64);
+    page.gauge("apa_requests_queued", "Requests waiting.", status.queued as f64);
+    page.counter("apa_requests_completed_total", "Requests completed.", status.completed);
+    page.counter("apa_generated_tokens_total", "Tokens generated.", status.generated_tokens);
+    page.counter("apa_prompt_tokens_total", "Prompt tokens evaluated.", status.prompt_tokens);
+    page.counter("apa_swaps_total", "Weight swaps.", status.swaps);
+    page.gauge("apa_policy_version", "Version that new requests get.", status.policy_version.0 as f64);
+    page.gauge("apa_serving_versions", "Versions with running requests.", status.serving_versions.len() as f64);
+    page.gauge("apa_trainer_training", "1 while a step runs.", f64::from(u8::from(t.state == "training")));
+    page.gauge("apa_trainer_pending_ratings", "Ratings not yet used.", t.pending_ratings as f64);
+    page.counter("apa_trainer_steps_total", "Steps that published a version.", t.steps);
+    page.counter("apa_trainer_skipped_total", "Steps that were skipped.", t.skipped);
+    page.counter("apa_trainer_dropped_steps_total", "Optimizer steps dropped as not finite.", t.dropped_steps);
+    if let Some(last) = &t.last {
+        page.gauge("apa_last_mean_reward", "Mean score of the newest batch.", last.mean_reward);
+        page.gauge("apa_last_mean_length_tokens", "Mean response length of the newest batch.", last.mean_length);
+        page.gauge(
+            "apa_last_kl_nats_per_response",
+            "KL to the initial model, k1, by response.",
+            last.kl_per_response.0,
+        );
+        page.gauge("apa_last_kl_k3_nats_per_token", "KL to the initial model, k3, by token.", last.kl_k3_per_token.0);
+        page.gauge("apa_last_policy_loss", "Policy loss of the newest batch.", last.policy_loss);
+        page.gauge("apa_last_value_loss", "Value loss of the newest batch.", last.value_loss);
+        page.gauge("apa_last_grad_norm", "Gradient norm before clipping.", last.grad_norm);
+        page.gauge("apa_last_batch_seconds", "Wall time of the newest batch.", last.seconds);
+    }
+    page.0
+}
+
+struct Page(String);
+
+impl Page {
+    fn counter(&mut self, name: &str, help: &str, value: u64) {
+        self.sample(name, help, "counter", value);
+    }
+
+    fn gauge(&mut self, name: &str, help: &str, value: f64) {
+        self.sample(name, help, "gauge", value);
+    }
+
+    fn sample(&mut self, name: &str, help: &str, kind: &str, value: impl std::fmt::Display) {
+        // Writing to a String can't fail.
+        let _ = writeln!(self.0, "# HELP {name} {help}\n# TYPE {name} {kind}\n{name} {value}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_sample_has_a_name_and_a_number() {
+        let mut status = Status { completed: 3, ..Status::default() };
+        status.trainer.last = Some(crate::types::StepMetrics { grad_norm: f64::NAN, ..Default::default() });
+        let page = render(&status);
+        assert!(page.contains("\napa_requests_completed_total 3\n"), "{page}");
+        for line in page.lines().filter(|l| !l.starts_with('#')) {
+            let (name, value) = line.split_once(' ').unwrap();
+            assert!(name.starts_with("apa_") && value.parse::<f64>().is_ok(), "{line}");
+        }
+    }
+}

@@ -1,0 +1,126 @@
+//! The HTTP service: requests to engine calls, and their results to answers in OpenAI's shapes. The only user of axum; holds
+//! no state of its own.
+
+mod auth;
+mod body;
+mod control;
+mod error;
+mod events;
+mod generate;
+mod metrics;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::DefaultBodyLimit;
+use axum::http::StatusCode;
+use axum::middleware;
+use axum::routing::{get, post};
+use axum::serve::ListenerExt;
+use tokio::net::TcpListener;
+use tokio::sync::{Semaphore, oneshot};
+
+use crate::config::HttpConfig;
+use crate::engine::Engine;
+use crate::error::{Error, Result};
+use auth::Keys;
+use error::{ApiError, ApiResult};
+
+/// Running answers get this long to end once shutdown was asked for.
+const DRAIN: Duration = Duration::from_secs(30);
+
+/// What every handler sees.
+struct App {
+    engine: Engine,
+    /// The name answers and `/v1/models` give; the base model doesn't change while a process lives.
+    model: String,
+    started: u64,
+    keys: Keys,
+    body_limit: usize,
+    /// A step blocks a thread for as long as it trains, so only one may be asked for at a time.
+    step: Arc<Semaphore>,
+}
+
+/// Whether `config` may be served on `address`; what [`serve`] checks first, for callers with slow work before it.
+///
+/// # Errors
+/// `Arg` for an address beyond loopback without keys, or for a key file without a key; `Io` if that file can't be read.
+pub fn check(config: &HttpConfig, address: SocketAddr) -> Result<()> {
+    Keys::load(config, address).map(|_| ())
+}
+
+/// Serves `engine` on `listener` until `shutdown` resolves; then accepts nothing new and gives running answers 30 seconds.
+/// The engine stays open.
+///
+/// # Errors
+/// As [`check`], and `Io` if the listener fails.
+pub async fn serve(
+    engine: Engine,
+    listener: TcpListener,
+    config: &HttpConfig,
+    shutdown: impl Future<Output = ()> + Send + 'static,
+) -> Result<()> {
+    let keys = Keys::load(config, listener.local_addr()?)?;
+    let model = engine.status().model;
+    let app = App {
+        engine,
+        model,
+        started: crate::types::unix_millis() / 1000,
+        keys,
+        body_limit: config.body_limit,
+        step: Arc::new(Semaphore::new(1)),
+    };
+    let (asked, draining) = oneshot::channel();
+    let stop = async move {
+        shutdown.await;
+        let _ = asked.send(());
+    };
+    // Tokens are small packets: without this, each would wait for the acknowledgement of the one before.
+    let listener = listener.tap_io(|stream| {
+        let _ = stream.set_nodelay(true);
+    });
+    let server = axum::serve(listener, router(Arc::new(app))).with_graceful_shutdown(stop);
+    tokio::select! {
+        result = server => Ok(result?),
+        () = async { let _ = draining.await; tokio::time::sleep(DRAIN).await } => {
+            tracing::warn!(seconds = DRAIN.as_secs(), "answers still running after the drain, cancelling them");
+            Ok(())
+        }
+    }
+}
+
+fn router(app: Arc<App>) -> Router {
+    Router::new()
+        .route("/v1/chat/completions", post(generate::chat))
+        .route("/v1/completions", post(generate::completion))
+        .route("/v1/models", get(control::models))
+        .route("/v1/models/{id}", get(control::model))
+        .route("/v1/generations/{id}", get(control::generation))
+        .route("/v1/feedback", post(control::feedback))
+        .route("/v1/preferences", post(control::preference))
+        .route("/v1/policy/versions", get(control::versions))
+        .route("/v1/policy/activate", post(control::activate))
+        .route("/v1/policy/rollback", post(control::rollback))
+        .route("/v1/trainer", get(control::trainer))
+        .route("/v1/trainer/step", post(control::step))
+        .route("/v1/status", get(control::status))
+        .route("/health", get(control::health))
+        .route("/metrics", get(control::metrics))
+        .fallback(control::no_route)
+        .method_not_allowed_fallback(control::no_method)
+        .layer(middleware::from_fn_with_state(app.clone(), auth::guard))
+        // `body::Body` has the limit that the settings give.
+        .layer(DefaultBodyLimit::disable())
+        .with_state(app)
+}
+
+/// Runs an engine call that may wait for the disk or the trainer where it delays no other request.
+async fn blocking<T: Send + 'static>(call: impl FnOnce() -> ApiResult<T> + Send + 'static) -> ApiResult<T> {
+    match tokio::task::spawn_blocking(call).await {
+        Ok(result) => result,
+        Err(e) if e.is_panic() => Err(Error::panic("a bug stopped this request; the log has the details").into()),
+        Err(_) => Err(ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "closed", "the service is shutting down")),
+    }
+}
