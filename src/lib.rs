@@ -8,6 +8,7 @@ pub mod align;
 pub mod config;
 pub mod engine;
 pub mod error;
+pub mod ffi;
 #[cfg(feature = "daemon")]
 pub mod http;
 pub mod request;

@@ -1,0 +1,61 @@
+//! What people say of answers. Never keeps any of it: the ledger does.
+
+use std::ffi::c_char;
+
+use serde_json::json;
+
+use super::args;
+use super::engine::{apa_engine, engine, put_json};
+use super::error::{apa_error, apa_status};
+use super::guard::guard;
+use super::strings::apa_string;
+use crate::request::{Unknown, parse_feedback, parse_preference};
+
+/// Records feedback; it is durable on disk when this returns. JSON: `generation_id`, one of `rating` (-1 to 1), `thumbs` (`"up"`,
+/// `"down"`) and `correction` (the answer as it should have been), and optionally `user` and `comment`. Given twice on one answer,
+/// the last counts and both are kept. `receipt` (may be NULL) gets `feedback_id`, `generation_id`, `policy_version`,
+/// `replaces_earlier`.
+///
+/// Errors: `APA_ERR_ARG` for an unknown generation or field, or a rating out of range; `APA_ERR_IO` if it could not be written;
+/// `APA_ERR_CLOSED`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn apa_feedback(
+    engine: *const apa_engine,
+    feedback_json: *const c_char,
+    feedback_json_len: usize,
+    receipt: *mut *mut apa_string,
+    error: *mut *mut apa_error,
+) -> apa_status {
+    // SAFETY: text is readable and the out-parameters NULL or writable, by the header's contract.
+    unsafe {
+        guard(error, || {
+            let engine = self::engine(engine)?;
+            let body = args::bytes("feedback_json", feedback_json, feedback_json_len)?;
+            put_json(receipt, &engine.feedback(parse_feedback(body, Unknown::Refuse)?)?)
+        })
+    }
+}
+
+/// Records that one answer is better than another; it is durable on disk when this returns. JSON: `chosen_id`, `rejected_id`, and
+/// optionally `user`. `receipt` (may be NULL) gets `preference_id`.
+///
+/// Errors: as `apa_feedback`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn apa_preference(
+    engine: *const apa_engine,
+    preference_json: *const c_char,
+    preference_json_len: usize,
+    receipt: *mut *mut apa_string,
+    error: *mut *mut apa_error,
+) -> apa_status {
+    // SAFETY: text is readable and the out-parameters NULL or writable, by the header's contract.
+    unsafe {
+        guard(error, || {
+            let engine = self::engine(engine)?;
+            let body = args::bytes("preference_json", preference_json, preference_json_len)?;
+            let preference = parse_preference(body, Unknown::Refuse)?;
+            let id = engine.prefer(&preference.chosen, &preference.rejected, preference.user.as_deref())?;
+            put_json(receipt, &json!({"preference_id": id}))
+        })
+    }
+}

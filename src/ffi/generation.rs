@@ -1,0 +1,317 @@
+//! `apa_gen`: one answer, pulled piece by piece or all at once. Never reads an event of a generation that was freed.
+
+use std::ffi::{c_char, c_void};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use serde_json::json;
+
+use super::args;
+use super::engine::{apa_engine, engine, put_json};
+use super::error::{apa_error, apa_status};
+use super::guard::{guard, guard_in_hook, guard_infallible};
+use super::hook::{Slot, UserData};
+use super::registry::{self, handle};
+use super::strings::{apa_string, string};
+use crate::Engine;
+use crate::engine::{Event, GenerationStream, Next};
+use crate::error::{Error, Result};
+use crate::request::{Unknown, parse_request};
+use crate::types::{FinishReason, Generation};
+
+/// A running or ended generation. Owned by whoever started it, who frees it with `apa_gen_free`; every call is safe from any thread,
+/// though of several threads in `apa_gen_next` each gets only some of the text.
+pub struct apa_gen {
+    _opaque: [u8; 0],
+}
+
+handle!(apa_gen, 5, GenObject);
+
+/// Called from a thread of the library when a generation has something to be pulled. It should set a flag, write to a pipe or the
+/// like, and return: decoding waits for it. Of this library it may call only `apa_gen_cancel` and the frees.
+pub type apa_wake_fn = Option<unsafe extern "C" fn(user_data: *mut c_void)>;
+
+/// Called by `apa_generate`, on the thread that called that, with more text: whole codepoints, not NUL-terminated, valid until it
+/// returns. 0 goes on; a positive number ends the generation as cancelled; a negative one ends it with `APA_ERR_CALLBACK`. It may
+/// call anything of this library, and must not leave by an exception or `longjmp`.
+pub type apa_text_fn =
+    Option<unsafe extern "C" fn(user_data: *mut c_void, text: *const c_char, text_len: usize) -> i32>;
+
+type Wake = unsafe extern "C" fn(*mut c_void);
+
+pub(super) struct GenObject {
+    stream: GenerationStream,
+    /// How it ended; set by whoever pulled the end, for all later pulls.
+    end: OnceLock<Result<Arc<Generation>>>,
+    freed: AtomicBool,
+    /// Outlives the object in the engine's hands.
+    wake: Arc<Slot<Wake>>,
+}
+
+/// What a pull got.
+enum Pulled {
+    Text(String),
+    Ended(Arc<Generation>),
+    Nothing,
+}
+
+impl GenObject {
+    fn start(engine: &Engine, request: &[u8]) -> Result<Self> {
+        let request = parse_request(request, Unknown::Refuse)?;
+        if request.stream || request.include_usage {
+            return Err(Error::arg(
+                "stream is for HTTP; here apa_gen_next streams and apa_generate may, expected neither field",
+            ));
+        }
+        let stream = engine.generate(request.resolve(engine)?)?;
+        Ok(Self { stream, end: OnceLock::new(), freed: AtomicBool::new(false), wake: Arc::new(Slot::new()) })
+    }
+
+    /// Has the engine call whatever hook is in the slot.
+    fn watch(&self) {
+        let slot = self.wake.clone();
+        // SAFETY: the application's function, called as the header says.
+        self.stream.set_wake(Arc::new(move || slot.run(|wake, user_data| unsafe { wake(user_data) })));
+    }
+
+    fn pull(&self, timeout: Option<Duration>) -> Result<Pulled> {
+        let next = match self.end.get() {
+            Some(_) => Ok(Next::Finished),
+            None => self.stream.next(timeout),
+        };
+        if self.freed.load(Ordering::Acquire) {
+            return Err(Error::closed("the apa_gen has been freed"));
+        }
+        match next {
+            Ok(Next::Event(Event::Text(text))) => Ok(Pulled::Text(text)),
+            Ok(Next::Timeout) => Ok(Pulled::Nothing),
+            Ok(Next::Event(Event::Done(generation))) => {
+                self.end.get_or_init(|| Ok(generation)).clone().map(Pulled::Ended)
+            }
+            // Another thread has pulled the end and is about to leave it here.
+            Ok(Next::Finished) => self.end.wait().clone().map(Pulled::Ended),
+            Err(e) => self.end.get_or_init(|| Err(e)).clone().map(Pulled::Ended),
+        }
+    }
+}
+
+fn ended(generation: &Generation) -> apa_status {
+    match generation.finish {
+        FinishReason::Cancelled => apa_status::APA_CANCELLED,
+        FinishReason::Stop | FinishReason::Length => apa_status::APA_DONE,
+    }
+}
+
+/// What the header promises of a result.
+fn result_json(generation: &Generation) -> serde_json::Value {
+    let (prompt, completion) = (generation.prompt.len(), generation.response.len());
+    json!({
+        "id": generation.id,
+        "policy_version": generation.policy_version,
+        "text": generation.text,
+        "finish_reason": generation.finish.as_str(),
+        "seed": generation.sampling.seed,
+        "usage": {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion},
+    })
+}
+
+/// Queues a generation. The request is the JSON body of the HTTP service: `messages` (a chat) or `prompt` (plain text or tokens),
+/// and optionally `max_tokens`, `temperature`, `top_k`, `top_p`, `min_p`, `repeat_penalty`, `frequency_penalty`, `presence_penalty`,
+/// `seed`, `stop`, `user`, `n` (1), `model` (any).
+///
+/// Errors: `APA_ERR_ARG` for an unknown field or a value out of range (both named), an empty prompt, or one longer than the context;
+/// `APA_ERR_BUSY` if the queue is full; `APA_ERR_UNSUPPORTED` for a chat with a model that has no template; `APA_ERR_CLOSED`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn apa_gen_start(
+    engine: *const apa_engine,
+    request_json: *const c_char,
+    request_json_len: usize,
+    generation: *mut *mut apa_gen,
+    error: *mut *mut apa_error,
+) -> apa_status {
+    // SAFETY: text is readable and the out-parameters NULL or writable, by the header's contract.
+    unsafe {
+        guard(error, || {
+            args::required("generation", generation)?;
+            let engine = self::engine(engine)?;
+            let request = args::bytes("request_json", request_json, request_json_len)?;
+            args::put(generation, registry::insert(GenObject::start(&engine, request)?)?);
+            Ok(apa_status::APA_OK)
+        })
+    }
+}
+
+/// Writes the id of the generation, which names it for feedback.
+///
+/// Errors: `APA_ERR_CLOSED` if `generation` was freed.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn apa_gen_id(
+    generation: *const apa_gen,
+    id: *mut *mut apa_string,
+    error: *mut *mut apa_error,
+) -> apa_status {
+    // SAFETY: the out-parameters are NULL or writable, by the header's contract.
+    unsafe {
+        guard(error, || {
+            args::required("id", id)?;
+            let handle = string(&registry::get(generation)?.stream.id().0)?;
+            args::put(id, handle);
+            Ok(apa_status::APA_OK)
+        })
+    }
+}
+
+/// Waits at most `timeout_ms` milliseconds for more text; 0 only looks, a negative number waits without limit.
+///
+/// `APA_OK`: `text` holds more, whole codepoints. `APA_TIMEOUT`: nothing yet. `APA_DONE`, `APA_CANCELLED`: it has ended, and
+/// `apa_gen_result` says how; every later call says the same. `text` is written with `APA_OK` only.
+///
+/// Errors: `APA_ERR_CLOSED` if the engine was shut down or `generation` freed, also while waiting; `APA_ERR_MODEL` if decoding failed.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn apa_gen_next(
+    generation: *mut apa_gen,
+    timeout_ms: i64,
+    text: *mut *mut apa_string,
+    error: *mut *mut apa_error,
+) -> apa_status {
+    // SAFETY: the out-parameters are NULL or writable, by the header's contract.
+    unsafe {
+        guard(error, || {
+            args::required("text", text)?;
+            match registry::get(generation)?.pull(args::timeout(timeout_ms))? {
+                Pulled::Text(piece) => {
+                    args::put(text, string(&piece)?);
+                    Ok(apa_status::APA_OK)
+                }
+                Pulled::Ended(generation) => Ok(ended(&generation)),
+                Pulled::Nothing => Ok(apa_status::APA_TIMEOUT),
+            }
+        })
+    }
+}
+
+/// Writes the whole of a generation that has ended as a JSON object: `id`, `policy_version` (the weights that made every token of
+/// it), `text`, `finish_reason` (`stop`, `length` or `cancelled`), `seed`, `usage` (`prompt_tokens`, `completion_tokens`,
+/// `total_tokens`).
+///
+/// Errors: `APA_ERR_BUSY` until `apa_gen_next` has given the end; the error that it ended with; `APA_ERR_CLOSED`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn apa_gen_result(
+    generation: *const apa_gen,
+    json: *mut *mut apa_string,
+    error: *mut *mut apa_error,
+) -> apa_status {
+    // SAFETY: the out-parameters are NULL or writable, by the header's contract.
+    unsafe {
+        guard(error, || {
+            args::required("json", json)?;
+            match registry::get(generation)?.end.get() {
+                None => Err(Error::busy(
+                    "the end of the generation has not been pulled, expected apa_gen_next to say so first",
+                )),
+                Some(Err(e)) => Err(e.clone()),
+                Some(Ok(generation)) => put_json(json, &result_json(generation)),
+            }
+        })
+    }
+}
+
+/// Asks the generation to end. What has been made is kept and can be pulled; then comes `APA_CANCELLED`. From any thread, at any
+/// time, also while another waits in `apa_gen_next`, and from inside a hook. It does not wait.
+///
+/// Errors: `APA_ERR_CLOSED` if `generation` was freed.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn apa_gen_cancel(generation: *mut apa_gen, error: *mut *mut apa_error) -> apa_status {
+    // SAFETY: `error` is NULL or writable, by the header's contract.
+    unsafe {
+        guard_in_hook(error, || {
+            registry::get(generation)?.stream.cancel();
+            Ok(apa_status::APA_OK)
+        })
+    }
+}
+
+/// Has `wake` called, with `user_data`, whenever there is something to be pulled, and once now if there is already; then pull with
+/// a timeout of 0 until `APA_TIMEOUT`. It replaces the earlier hook; NULL takes it back. Once this or `apa_gen_free` returns, the
+/// earlier hook is not running and never will be; so these wait for one that is.
+///
+/// Errors: `APA_ERR_CLOSED` if `generation` was freed.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn apa_gen_set_wake(
+    generation: *mut apa_gen,
+    wake: apa_wake_fn,
+    user_data: *mut c_void,
+    error: *mut *mut apa_error,
+) -> apa_status {
+    // SAFETY: `error` is NULL or writable, by the header's contract.
+    unsafe {
+        guard(error, || {
+            let object = registry::get(generation)?;
+            object.wake.set(wake.map(|wake| (wake, UserData(user_data))));
+            if wake.is_some() {
+                object.watch();
+            }
+            Ok(apa_status::APA_OK)
+        })
+    }
+}
+
+/// Frees `generation`, cancelling it if it still runs; another thread that waits in `apa_gen_next` gets `APA_ERR_CLOSED`. NULL and a second
+/// free are harmless.
+#[unsafe(no_mangle)]
+pub extern "C" fn apa_gen_free(generation: *mut apa_gen) {
+    guard_infallible((), || {
+        let Some(object) = registry::remove(generation) else { return };
+        object.freed.store(true, Ordering::Release);
+        object.wake.set(None);
+        object.stream.cancel();
+    });
+}
+
+/// Generates, blocking: `on_text` (may be NULL) is called with each piece on this thread, and `result` (may be NULL) gets the JSON of
+/// `apa_gen_result`. The request is that of `apa_gen_start`.
+///
+/// `APA_DONE`: it ended. `APA_CANCELLED`: `on_text` ended it; there is a result all the same.
+///
+/// Errors: as `apa_gen_start` and `apa_gen_next`; `APA_ERR_CALLBACK` if `on_text` returned a negative number.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn apa_generate(
+    engine: *const apa_engine,
+    request_json: *const c_char,
+    request_json_len: usize,
+    on_text: apa_text_fn,
+    user_data: *mut c_void,
+    result: *mut *mut apa_string,
+    error: *mut *mut apa_error,
+) -> apa_status {
+    // SAFETY: text is readable, the out-parameters NULL or writable, and `on_text` callable, by the header's contract.
+    unsafe {
+        guard(error, || {
+            let request = args::bytes("request_json", request_json, request_json_len)?;
+            let object = GenObject::start(&*self::engine(engine)?, request)?;
+            let mut stopped = false;
+            loop {
+                match object.pull(None)? {
+                    Pulled::Nothing => {}
+                    Pulled::Ended(generation) => {
+                        put_json(result, &result_json(&generation))?;
+                        return Ok(ended(&generation));
+                    }
+                    // After a stop the rest is waited for, not shown.
+                    Pulled::Text(_) if stopped => {}
+                    Pulled::Text(piece) => {
+                        match on_text.map_or(0, |f| f(user_data, piece.as_ptr().cast(), piece.len())) {
+                            0 => {}
+                            1.. => {
+                                object.stream.cancel();
+                                stopped = true;
+                            }
+                            code => return Err(Error::callback(format!("on_text returned {code}"))),
+                        }
+                    }
+                }
+            }
+        })
+    }
+}

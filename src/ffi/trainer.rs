@@ -1,0 +1,44 @@
+//! Learning, driven and watched from C. Never trains itself.
+
+use super::args;
+use super::engine::{apa_engine, engine, put_json};
+use super::error::{apa_error, apa_status};
+use super::guard::guard;
+use super::strings::apa_string;
+
+/// Trains on the ratings that are in (one batch at most, even a small one), publishes, and returns when the new version is served.
+/// Blocks for as long as that takes, seconds to minutes; generations go on meanwhile. With `train.auto` (the default) the engine
+/// does so by itself whenever `train.batch` new ratings are in. `outcome` (may be NULL) gets a JSON object: `outcome` is
+/// `published`, with `version` and `metrics`, or `skipped`, with `reason` and `consumed`.
+///
+/// Errors: `APA_ERR_TRAIN` if training failed; `APA_ERR_UNSUPPORTED` if this model can't be trained, or training is off;
+/// `APA_ERR_CLOSED`. Serving goes on.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn apa_trainer_step(
+    engine: *const apa_engine,
+    outcome: *mut *mut apa_string,
+    error: *mut *mut apa_error,
+) -> apa_status {
+    // SAFETY: the out-parameters are NULL or writable, by the header's contract.
+    unsafe { guard(error, || put_json(outcome, &self::engine(engine)?.train_step()?)) }
+}
+
+/// Writes the state of the trainer as a JSON object: `state` (`off`, `unsupported`, `idle`, `training`), `reason`,
+/// `pending_ratings`, `batch`, `steps`, `skipped`, `dropped_steps`, `last` (measurements of the newest step; lengths in tokens, KL
+/// in nats, times in seconds).
+///
+/// Errors: `APA_ERR_CLOSED` if `engine` was freed.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn apa_trainer_status(
+    engine: *const apa_engine,
+    json: *mut *mut apa_string,
+    error: *mut *mut apa_error,
+) -> apa_status {
+    // SAFETY: the out-parameters are NULL or writable, by the header's contract.
+    unsafe {
+        guard(error, || {
+            args::required("json", json)?;
+            put_json(json, &self::engine(engine)?.status().trainer)
+        })
+    }
+}
