@@ -13,6 +13,7 @@ pub mod config;
 pub mod engine;
 pub mod error;
 pub mod gguf;
+pub mod ffi;
 #[cfg(feature = "daemon")]
 pub mod http;
 pub mod llama;

@@ -35,7 +35,8 @@ pub type apa_wake_fn = Option<unsafe extern "C" fn(user_data: *mut c_void)>;
 /// Called by `apa_generate`, on the thread that called that, with more text: whole codepoints, not NUL-terminated, valid until it
 /// returns. 0 goes on; a positive number ends the generation as cancelled; a negative one ends it with `APA_ERR_CALLBACK`. It may
 /// call anything of this library, and must not leave by an exception or `longjmp`.
-pub type apa_text_fn = Option<unsafe extern "C" fn(user_data: *mut c_void, text: *const c_char, text_len: usize) -> i32>;
+pub type apa_text_fn =
+    Option<unsafe extern "C" fn(user_data: *mut c_void, text: *const c_char, text_len: usize) -> i32>;
 
 type Wake = unsafe extern "C" fn(*mut c_void);
 
@@ -59,10 +60,19 @@ impl GenObject {
     fn start(engine: &Engine, request: &[u8]) -> Result<Self> {
         let request = parse_request(request, Unknown::Refuse)?;
         if request.stream || request.include_usage {
-            return Err(Error::arg("stream is for HTTP; here apa_gen_next streams and apa_generate may, expected neither field"));
+            return Err(Error::arg(
+                "stream is for HTTP; here apa_gen_next streams and apa_generate may, expected neither field",
+            ));
         }
         let stream = engine.generate(request.resolve(engine)?)?;
         Ok(Self { stream, end: OnceLock::new(), freed: AtomicBool::new(false), wake: Arc::new(Slot::new()) })
+    }
+
+    /// Has the engine call whatever hook is in the slot.
+    fn watch(&self) {
+        let slot = self.wake.clone();
+        // SAFETY: the application's function, called as the header says.
+        self.stream.set_wake(Arc::new(move || slot.run(|wake, user_data| unsafe { wake(user_data) })));
     }
 
     fn pull(&self, timeout: Option<Duration>) -> Result<Pulled> {
@@ -197,7 +207,9 @@ pub unsafe extern "C" fn apa_gen_result(
         guard(error, || {
             args::required("json", json)?;
             match registry::get(generation)?.end.get() {
-                None => Err(Error::busy("the end of the generation has not been pulled, expected apa_gen_next to say so first")),
+                None => Err(Error::busy(
+                    "the end of the generation has not been pulled, expected apa_gen_next to say so first",
+                )),
                 Some(Err(e)) => Err(e.clone()),
                 Some(Ok(generation)) => put_json(json, &result_json(generation)),
             }
@@ -238,9 +250,7 @@ pub unsafe extern "C" fn apa_gen_set_wake(
             let object = registry::get(generation)?;
             object.wake.set(wake.map(|wake| (wake, UserData(user_data))));
             if wake.is_some() {
-                let slot = object.wake.clone();
-                // SAFETY: the application's function, called as the header says.
-                object.stream.set_wake(Arc::new(move || slot.run(|wake, user_data| unsafe { wake(user_data) })));
+                object.watch();
             }
             Ok(apa_status::APA_OK)
         })
@@ -290,14 +300,16 @@ pub unsafe extern "C" fn apa_generate(
                     }
                     // After a stop the rest is waited for, not shown.
                     Pulled::Text(_) if stopped => {}
-                    Pulled::Text(piece) => match on_text.map_or(0, |f| f(user_data, piece.as_ptr().cast(), piece.len())) {
-                        0 => {}
-                        1.. => {
-                            object.stream.cancel();
-                            stopped = true;
+                    Pulled::Text(piece) => {
+                        match on_text.map_or(0, |f| f(user_data, piece.as_ptr().cast(), piece.len())) {
+                            0 => {}
+                            1.. => {
+                                object.stream.cancel();
+                                stopped = true;
+                            }
+                            code => return Err(Error::callback(format!("on_text returned {code}"))),
                         }
-                        code => return Err(Error::callback(format!("on_text returned {code}"))),
-                    },
+                    }
                 }
             }
         })

@@ -33,7 +33,10 @@ pub(super) unsafe fn guard(error: *mut *mut apa_error, body: impl FnOnce() -> Re
 ///
 /// # Safety
 /// `error` is NULL or writable.
-pub(super) unsafe fn guard_in_hook(error: *mut *mut apa_error, body: impl FnOnce() -> Result<apa_status>) -> apa_status {
+pub(super) unsafe fn guard_in_hook(
+    error: *mut *mut apa_error,
+    body: impl FnOnce() -> Result<apa_status>,
+) -> apa_status {
     let outcome = catch(body).and_then(|outcome| outcome);
     // SAFETY: handed on.
     outcome.unwrap_or_else(|e| catch(|| unsafe { report(&e, error) }).unwrap_or(apa_status::APA_ERR_PANIC))

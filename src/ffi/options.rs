@@ -59,7 +59,9 @@ fn apply(builder: Builder, key: &str, setting: &Setting) -> Result<Builder> {
         Setting::Json(Value::Object(all)) if key.is_empty() => {
             all.iter().try_fold(builder, |b, (key, value)| b.set(key, value.clone()))
         }
-        Setting::Json(_) if key.is_empty() => Err(Error::arg("without a key the value has to be an object of settings")),
+        Setting::Json(_) if key.is_empty() => {
+            Err(Error::arg("without a key the value has to be an object of settings"))
+        }
         Setting::Json(value) => builder.set(key, value.clone()),
     }
 }
@@ -121,7 +123,8 @@ pub unsafe extern "C" fn apa_options_set_json(
         guard(error, || {
             let object = registry::get(options)?;
             let (key, json) = (args::text("key", key, key_len)?, args::text("json", json, json_len)?);
-            let value = serde_json::from_str(json).map_err(|e| Error::arg(format!("the value is not valid JSON: {e}")))?;
+            let value =
+                serde_json::from_str(json).map_err(|e| Error::arg(format!("the value is not valid JSON: {e}")))?;
             object.add(key, Setting::Json(value))?;
             Ok(apa_status::APA_OK)
         })
