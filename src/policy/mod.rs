@@ -17,3 +17,6 @@ pub use decoder::{Decoder, LinearInfo};
 pub use lora::Lora;
 pub use packed::{Packed, Targets};
 pub use value_head::ValueHead;
+
+#[cfg(test)]
+mod tests;
