@@ -4,6 +4,7 @@
 //! contraction in pairs) just before its use, from row-major bf16 in either direction; so a frozen weight is kept once
 //! and serves `x Wᵀ` and `dy W`. Every result is one sum in a fixed order: the partition never changes a bit.
 
+use super::matrix::{Begin, Run};
 use rayon::prelude::*;
 use std::arch::x86_64::*;
 
@@ -14,149 +15,71 @@ const PANEL: usize = 32;
 
 /// Whether this processor has what the kernels need.
 pub fn available() -> bool {
-    is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw") && is_x86_feature_detected!("avx512bf16")
+    is_x86_feature_detected!("avx512f")
+        && is_x86_feature_detected!("avx512bw")
+        && is_x86_feature_detected!("avx512bf16")
 }
 
-/// Row-major bf16 values, rows padded with zeros to an even length.
-#[derive(Clone, Debug, Default)]
-pub struct Mat {
-    data: Vec<u16>,
-    rows: usize,
-    cols: usize,
-    stride: usize,
-}
-
-impl Mat {
-    /// Zeros `[rows, cols]`.
-    pub fn zeros(rows: usize, cols: usize) -> Self {
-        let stride = cols.next_multiple_of(2);
-        Self { data: vec![0; rows * stride], rows, cols, stride }
-    }
-
-    /// Rounds row-major f32 `[rows, cols]`, leaving `extra` zero columns on the right.
-    pub fn from_f32(values: &[f32], cols: usize, extra: usize) -> Self {
-        let rows = if cols == 0 { 0 } else { values.len() / cols };
-        let width = if extra == 0 { cols } else { cols.next_multiple_of(2) + extra };
-        let mut mat = Self::zeros(rows, width);
-        mat.put(0, values, cols, 1.0);
-        mat
-    }
-
-    /// Rounds the transpose of row-major f32 `[rows, cols]`, times `scale`: `[cols, rows]`.
-    pub fn transposed(values: &[f32], cols: usize, scale: f32) -> Self {
-        let rows = values.len() / cols.max(1);
-        let mut mat = Self::zeros(cols, rows);
-        for (r, row) in values.chunks_exact(cols.max(1)).enumerate() {
-            for (c, v) in row.iter().enumerate() {
-                mat.data[c * mat.stride + r] = round(v * scale);
-            }
-        }
-        mat
-    }
-
-    /// Writes f32 rows of `cols` values, times `scale`, at column `at` (even).
-    pub fn put(&mut self, at: usize, values: &[f32], cols: usize, scale: f32) {
-        assert!(at % 2 == 0 && at + cols <= self.stride && values.len() == self.rows * cols);
-        if cols == 0 || self.rows == 0 {
-            return;
-        }
-        let block = (1 << 14) / cols + 1;
-        self.data.par_chunks_mut(self.stride * block).zip(values.par_chunks(cols * block)).for_each(|(to, from)| {
-            for (to, from) in to.chunks_exact_mut(self.stride).zip(from.chunks_exact(cols)) {
-                for (t, f) in to[at..at + cols].iter_mut().zip(from) {
-                    *t = round(f * scale);
-                }
-            }
-        });
-    }
-
-    /// A row's values as f32.
-    pub fn row(&self, row: usize) -> impl Iterator<Item = f32> + '_ {
-        self.data[row * self.stride..][..self.cols].iter().map(|&v| widen(v))
-    }
-
-    /// Number of rows.
-    pub fn rows(&self) -> usize {
-        self.rows
-    }
-
-    /// Number of columns.
-    pub fn cols(&self) -> usize {
-        self.cols
-    }
-}
-
-/// To bf16, nearest even; a NaN stays a NaN.
-#[inline(always)]
-fn round(v: f32) -> u16 {
-    let bits = v.to_bits();
-    let rounded = (bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16) as u16;
-    if v.is_nan() { (bits >> 16) as u16 | 0x40 } else { rounded }
-}
-
-#[inline(always)]
-fn widen(v: u16) -> f32 {
-    f32::from_bits(u32::from(v) << 16)
-}
-
-/// How a part of the right operand is read: the contraction of `a · B` runs over the matrix's columns or its rows.
+/// Row-major bf16 values: `rows` rows of `cols` values at distance `stride`, which is even. The last row may end early.
 #[derive(Clone, Copy)]
-pub enum Right<'a> {
-    /// `a · Mᵀ`.
-    Transposed(&'a Mat),
-    /// `a · M`.
-    Straight(&'a Mat),
+pub struct Rows<'a> {
+    pub data: &'a [u16],
+    pub rows: usize,
+    pub cols: usize,
+    pub stride: usize,
 }
 
-impl Right<'_> {
-    fn pairs(&self) -> usize {
-        match self {
-            Right::Transposed(m) => m.stride / 2,
-            Right::Straight(m) => m.rows.div_ceil(2),
-        }
+impl Rows<'_> {
+    /// Panics if the values end before the last row's last pair.
+    fn check(&self) {
+        let pair = self.cols.next_multiple_of(2);
+        assert!(self.rows == 0 || self.data.len() >= (self.rows - 1) * self.stride + pair, "bf16 operand is too short");
+        assert!(self.stride % 2 == 0 && pair <= self.stride, "bf16 operand: stride {}", self.stride);
     }
+}
 
-    fn width(&self) -> usize {
-        match self {
-            Right::Transposed(m) => m.rows,
-            Right::Straight(m) => m.cols,
-        }
+/// A part of the right operand, read as its transpose or straight.
+#[derive(Clone, Copy)]
+pub struct Packed<'a> {
+    pub rows: Rows<'a>,
+    pub transposed: bool,
+}
+
+impl Packed<'_> {
+    fn pairs(&self) -> usize {
+        if self.transposed { self.rows.cols.div_ceil(2) } else { self.rows.rows.div_ceil(2) }
     }
 
     /// Packs 32 columns from `first` on as `[pairs][32]` pairs; what is outside the matrix is zero.
     fn pack(&self, first: usize, panel: &mut [u32]) {
-        assert!(available() && panel.len() == self.pairs() * PANEL);
-        // SAFETY: the features were just checked; both functions mask their reads to the matrix.
-        match self {
-            Right::Transposed(m) => unsafe { pack_transposed(m, first, panel) },
-            Right::Straight(m) => unsafe { pack_straight(m, first, panel) },
+        assert!(panel.len() == self.pairs() * PANEL);
+        // SAFETY: `product` checked the features and the operand; both functions mask their reads to its rows.
+        if self.transposed {
+            unsafe { pack_transposed(self.rows, first, panel) }
+        } else {
+            unsafe { pack_straight(self.rows, first, panel) }
         }
     }
 }
 
-/// Where results go; `C` has the row length of the caller's choice.
+/// Where results go.
 struct Out(*mut f32);
 // SAFETY: tasks write disjoint elements, see `product`.
 unsafe impl Sync for Out {}
 
-/// `C [a.rows, n] = a · [right₀; right₁; …] + bias`, where the parts are laid one below the other along the contraction.
-///
-/// Panics if the parts do not fill `a`'s row or differ in width, or if `c` is not `a.rows × n`: a bug of the caller.
-pub fn product(a: &Mat, rights: &[Right], bias: Option<&[f32]>, c: &mut [f32]) {
-    let pairs: usize = rights.iter().map(Right::pairs).sum();
-    let n = rights.first().map_or(0, Right::width);
-    assert!(available() && pairs * 2 == a.stride && rights.iter().all(|r| r.width() == n));
-    assert!(c.len() == a.rows * n && bias.is_none_or(|b| b.len() == n));
-    if c.is_empty() {
-        return;
-    }
+/// See [`super::matrix::product`], which has checked the shapes.
+pub fn product(a: Rows, rights: &[Packed], begin: Begin, c: &mut [f32], n: usize, run: Run) {
+    let pairs: usize = rights.iter().map(Packed::pairs).sum();
+    assert!(available() && pairs * 2 == a.cols && c.len() == a.rows * n, "bf16 product: shapes");
+    a.check();
+    rights.iter().for_each(|r| r.rows.check());
     let panels = n.div_ceil(PANEL);
     // Few panels: split the rows as well, so that two cores have work.
-    let block = if panels >= 8 { a.rows } else { ROWS * 16 };
+    let block = if panels >= 8 || run == Run::Here { a.rows } else { ROWS * 16 };
     let blocks = a.rows.div_ceil(block);
     let out = Out(c.as_mut_ptr());
     let out = &out;
-    (0..panels * blocks).into_par_iter().with_max_len(1).for_each_init(Vec::new, |panel: &mut Vec<u32>, task| {
+    let task = |panel: &mut Vec<u32>, task: usize| {
         let (first, start) = (task / blocks * PANEL, task % blocks * block);
         let (cols, end) = (PANEL.min(n - first), a.rows.min(start + block));
         panel.resize(pairs * PANEL, 0);
@@ -166,85 +89,107 @@ pub fn product(a: &Mat, rights: &[Right], bias: Option<&[f32]>, c: &mut [f32]) {
             right.pack(first, &mut panel[at..at + len]);
             at += len;
         }
-        let mut begin = [0f32; PANEL];
-        if let Some(bias) = bias {
-            begin[..cols].copy_from_slice(&bias[first..first + cols]);
+        let mut bias = [0f32; PANEL];
+        if let Begin::Bias(values) = begin {
+            bias[..cols].copy_from_slice(&values[first..first + cols]);
         }
+        let add = matches!(begin, Begin::Add);
         let mut row = start;
         while row < end {
             let rows = ROWS.min(end - row);
-            // SAFETY: features checked above; rows row..row + rows exist in `a` (stride = 2 · pairs) and in `c` (row
-            // length n); the kernel writes columns first..first + cols of these rows, which no other task writes.
+            // SAFETY: features and operands are checked above; rows row..row + rows exist in `a`, with `pairs` pairs, and
+            // in `c`, with n values; the kernel writes columns first..first + cols of these rows, which no other task does.
             unsafe {
-                let a = a.data.as_ptr().add(row * a.stride);
-                let c = out.0.add(row * n + first);
-                kernel(rows, a, pairs, panel.as_ptr(), &begin, c, n, cols);
+                let tile = Tile {
+                    a: a.data.as_ptr().add(row * a.stride).cast(),
+                    distance: a.stride / 2,
+                    pairs,
+                    panel: panel.as_ptr(),
+                    bias: &bias,
+                    c: out.0.add(row * n + first),
+                    ldc: n,
+                    cols,
+                    add,
+                };
+                tile.run(rows);
             }
             row += rows;
         }
-    });
-}
-
-/// Dispatches on the number of rows.
-///
-/// # Safety
-/// As [`block`], and `rows` is 1 to 14.
-#[allow(clippy::too_many_arguments)]
-unsafe fn kernel(
-    rows: usize,
-    a: *const u16,
-    pairs: usize,
-    panel: *const u32,
-    begin: &[f32; PANEL],
-    c: *mut f32,
-    ldc: usize,
-    cols: usize,
-) {
-    macro_rules! dispatch {
-        ($($r:literal)*) => {
-            // SAFETY: passed on from the caller.
-            match rows { $($r => unsafe { block::<$r>(a, pairs, panel, begin, c, ldc, cols) },)* _ => unreachable!() }
-        };
-    }
-    dispatch!(1 2 3 4 5 6 7 8 9 10 11 12 13 14)
-}
-
-/// `R × 32` results over the whole contraction.
-///
-/// # Safety
-/// Needs AVX512-BF16; `a` has R rows of `pairs` pairs, `panel` has `pairs × 32` pairs, `c` has R rows of `cols` values at
-/// distance `ldc`.
-#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-unsafe fn block<const R: usize>(
-    a: *const u16,
-    pairs: usize,
-    panel: *const u32,
-    begin: &[f32; PANEL],
-    c: *mut f32,
-    ldc: usize,
-    cols: usize,
-) {
-    let half = PANEL / 2;
-    // SAFETY: every address is inside what the caller promised; stores are masked to `cols`.
-    unsafe {
-        let low = _mm512_loadu_ps(begin.as_ptr());
-        let high = _mm512_loadu_ps(begin.as_ptr().add(half));
-        let mut sums = [[low, high]; R];
-        let a = a.cast::<i32>();
-        for p in 0..pairs {
-            let b0: __m512bh = std::mem::transmute(_mm512_loadu_si512(panel.add(p * PANEL).cast()));
-            let b1: __m512bh = std::mem::transmute(_mm512_loadu_si512(panel.add(p * PANEL + half).cast()));
-            for r in 0..R {
-                let x: __m512bh = std::mem::transmute(_mm512_set1_epi32(a.add(r * pairs + p).read_unaligned()));
-                sums[r][0] = _mm512_dpbf16_ps(sums[r][0], b0, x);
-                sums[r][1] = _mm512_dpbf16_ps(sums[r][1], b1, x);
-            }
+    };
+    match run {
+        Run::Parallel => (0..panels * blocks).into_par_iter().with_max_len(1).for_each_init(Vec::new, task),
+        Run::Here => {
+            let mut panel = Vec::new();
+            (0..panels * blocks).for_each(|i| task(&mut panel, i));
         }
-        let mask = if cols >= PANEL { u32::MAX } else { (1u32 << cols) - 1 };
-        for r in 0..R {
-            let c = c.add(r * ldc);
-            _mm512_mask_storeu_ps(c, mask as u16, sums[r][0]);
-            _mm512_mask_storeu_ps(c.wrapping_add(half), (mask >> 16) as u16, sums[r][1]);
+    }
+}
+
+/// The operands of one kernel call.
+struct Tile<'a> {
+    /// Pairs of the left operand; `distance` of them from row to row.
+    a: *const i32,
+    distance: usize,
+    pairs: usize,
+    /// `[pairs][32]` pairs.
+    panel: *const u32,
+    bias: &'a [f32; PANEL],
+    /// `cols` values in rows of `ldc`.
+    c: *mut f32,
+    ldc: usize,
+    cols: usize,
+    /// Whether to add to what `c` holds.
+    add: bool,
+}
+
+impl Tile<'_> {
+    /// Dispatches on the number of rows, 1 to 14.
+    ///
+    /// # Safety
+    /// Needs AVX512-BF16; all addresses hold what the fields say, for `rows` rows.
+    unsafe fn run(&self, rows: usize) {
+        macro_rules! dispatch {
+            ($($r:literal)*) => {
+                // SAFETY: passed on from the caller.
+                match rows { $($r => unsafe { self.block::<$r>() },)* _ => unreachable!("a tile of {rows} rows") }
+            };
+        }
+        dispatch!(1 2 3 4 5 6 7 8 9 10 11 12 13 14)
+    }
+
+    /// `R × 32` results over the whole contraction.
+    ///
+    /// # Safety
+    /// As [`Tile::run`].
+    #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+    unsafe fn block<const R: usize>(&self) {
+        let half = PANEL / 2;
+        let pairs = self.pairs;
+        // SAFETY: every address is inside what the caller promised; access to `c` is masked to `cols`.
+        unsafe {
+            let mut sums = [[_mm512_loadu_ps(self.bias.as_ptr()), _mm512_loadu_ps(self.bias.as_ptr().add(half))]; R];
+            for p in 0..pairs {
+                let b0: __m512bh = std::mem::transmute(_mm512_loadu_si512(self.panel.add(p * PANEL).cast()));
+                let b1: __m512bh = std::mem::transmute(_mm512_loadu_si512(self.panel.add(p * PANEL + half).cast()));
+                for (r, sum) in sums.iter_mut().enumerate() {
+                    let pair = self.a.add(r * self.distance + p).read_unaligned();
+                    let x: __m512bh = std::mem::transmute(_mm512_set1_epi32(pair));
+                    sum[0] = _mm512_dpbf16_ps(sum[0], b0, x);
+                    sum[1] = _mm512_dpbf16_ps(sum[1], b1, x);
+                }
+            }
+            let mask = if self.cols >= PANEL { u32::MAX } else { (1u32 << self.cols) - 1 };
+            let (low, high) = (mask as u16, (mask >> 16) as u16);
+            for (r, mut sum) in sums.into_iter().enumerate() {
+                let c = self.c.add(r * self.ldc);
+                let d = c.wrapping_add(half);
+                if self.add {
+                    sum[0] = _mm512_add_ps(sum[0], _mm512_maskz_loadu_ps(low, c));
+                    sum[1] = _mm512_add_ps(sum[1], _mm512_maskz_loadu_ps(high, d));
+                }
+                _mm512_mask_storeu_ps(c, low, sum[0]);
+                _mm512_mask_storeu_ps(d, high, sum[1]);
+            }
         }
     }
 }
@@ -252,10 +197,10 @@ unsafe fn block<const R: usize>(
 /// Rows `first..` of `m` become columns: transposes blocks of 16 × 16 pairs.
 ///
 /// # Safety
-/// Needs AVX-512F; `panel` has `m.stride / 2 × 32` pairs.
+/// Needs AVX-512F; `panel` has a pair for each two columns of `m`, times 32.
 #[target_feature(enable = "avx512f")]
-unsafe fn pack_transposed(m: &Mat, first: usize, panel: &mut [u32]) {
-    let pairs = m.stride / 2;
+unsafe fn pack_transposed(m: Rows, first: usize, panel: &mut [u32]) {
+    let pairs = m.cols.div_ceil(2);
     for half in 0..2 {
         let first = first + half * 16;
         for p in (0..pairs).step_by(16) {
@@ -311,7 +256,7 @@ fn transpose(mut r: [__m512i; 16]) -> [__m512i; 16] {
 /// # Safety
 /// Needs AVX-512F and BW; `panel` has `m.rows / 2` (rounded up) `× 32` pairs.
 #[target_feature(enable = "avx512f,avx512bw")]
-unsafe fn pack_straight(m: &Mat, first: usize, panel: &mut [u32]) {
+unsafe fn pack_straight(m: Rows, first: usize, panel: &mut [u32]) {
     let cols = PANEL.min(m.cols - first);
     let mask = if cols >= PANEL { u32::MAX } else { (1u32 << cols) - 1 };
     let mut low = [0u16; 32];

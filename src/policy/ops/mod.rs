@@ -3,45 +3,109 @@
 //! Activations are f32, contiguous, with tokens first: `[tokens, width]` or `[tokens, heads, dim]`. Frozen weights live
 //! inside [`Frozen`] and never get a gradient; the gradients of inputs and LoRA factors are exact for the values used.
 
+mod activation;
+mod attention;
+#[cfg_attr(not(target_arch = "x86_64"), path = "bf16_elsewhere.rs")]
+mod bf16;
+mod cpu;
+mod linear;
+mod logprobs;
+mod matrix;
+mod norm;
 mod plain;
+mod rope;
 #[cfg(test)]
 mod tests;
 
 use crate::error::{Error, Result};
 use candle_core::{DType, Device, Tensor};
+use matrix::{Mat, Precision};
+use std::sync::{Arc, OnceLock};
 
-/// A frozen weight matrix `[out, in]`, f32 or bf16.
+/// A frozen weight matrix `[out, in]`, f32 or bf16. Clones share the values.
 #[derive(Clone, Debug)]
 pub struct Frozen {
-    weight: Tensor,
+    store: Store,
+}
+
+#[derive(Clone, Debug)]
+enum Store {
+    /// For the fused operations of the CPU.
+    Cpu(Arc<Mat>),
+    /// For tensor algebra on another device.
+    Device(Tensor),
 }
 
 impl Frozen {
     /// Takes an f32 weight `[out, in]` and keeps it as `dtype` (f32 or bf16) on its device.
+    ///
+    /// A CPU without AVX512-BF16 keeps bf16 values widened to f32, and computes in f32.
     pub fn new(weight: &Tensor, dtype: DType) -> Result<Self> {
-        weight
-            .dims2()
-            .map_err(|_| Error::train(format!("frozen weight: shape {:?}, expected [out, in]", weight.dims())))?;
-        if !matches!(dtype, DType::F32 | DType::BF16) {
-            return Err(Error::unsupported(format!("frozen weight: dtype {dtype:?}, expected F32 or BF16")));
+        let shape = weight.dims2();
+        let (_, inp) =
+            shape.map_err(|_| Error::train(format!("frozen weight: shape {:?}, expected [out, in]", weight.dims())))?;
+        let precision = match dtype {
+            DType::F32 => Precision::F32,
+            DType::BF16 if bf16::available() => Precision::Bf16,
+            DType::BF16 => Precision::F32,
+            _ => return Err(Error::unsupported(format!("frozen weight: dtype {dtype:?}, expected F32 or BF16"))),
+        };
+        let weight = weight.detach().contiguous()?;
+        if !weight.device().is_cpu() {
+            return Ok(Self { store: Store::Device(weight.to_dtype(dtype)?) });
         }
-        Ok(Self { weight: weight.detach().to_dtype(dtype)?.contiguous()? })
+        let weight = if precision == Precision::F32 { weight.to_dtype(dtype)? } else { weight };
+        let weight = weight.to_dtype(DType::F32)?;
+        let mat = Mat::new(precision, &cpu::Values::of(&weight)?, inp);
+        Ok(Self { store: Store::Cpu(Arc::new(mat)) })
     }
 
     /// Rows of the matrix: the width of the product.
     pub fn out_features(&self) -> usize {
-        self.weight.dims()[0]
+        match &self.store {
+            Store::Cpu(mat) => mat.rows(),
+            Store::Device(t) => t.dims()[0],
+        }
     }
 
     /// Columns of the matrix: the width of the input.
     pub fn in_features(&self) -> usize {
-        self.weight.dims()[1]
+        match &self.store {
+            Store::Cpu(mat) => mat.cols(),
+            Store::Device(t) => t.dims()[1],
+        }
     }
 
     /// The stored values as f32 `[out, in]`.
     pub fn weight_f32(&self) -> Result<Tensor> {
-        Ok(self.weight.to_dtype(DType::F32)?)
+        match &self.store {
+            Store::Cpu(mat) => rows_of(mat, 0..mat.rows()),
+            Store::Device(t) => Ok(t.to_dtype(DType::F32)?),
+        }
     }
+
+    /// The matrix for a fused operation on `x`.
+    fn fused(&self, x: &Tensor) -> Option<&Arc<Mat>> {
+        match &self.store {
+            Store::Cpu(mat) if cpu::takes(x) => Some(mat),
+            _ => None,
+        }
+    }
+}
+
+/// Some rows of a matrix as an f32 tensor.
+fn rows_of(mat: &Mat, rows: impl ExactSizeIterator<Item = usize>) -> Result<Tensor> {
+    let (count, cols) = (rows.len(), mat.cols());
+    let mut values = vec![0f32; count * cols];
+    if cols > 0 {
+        values.chunks_exact_mut(cols).zip(rows).for_each(|(to, row)| mat.read_row(row, to));
+    }
+    Ok(cpu::tensor(values, (count, cols))?)
+}
+
+/// The values of a frozen vector.
+fn frozen_values(t: &Tensor) -> Result<Vec<f32>> {
+    Ok(t.flatten_all()?.to_dtype(DType::F32)?.to_vec1()?)
 }
 
 /// The two factors of a low-rank update: `scale · B A` is added to a frozen weight.
@@ -69,6 +133,8 @@ pub enum RopeStyle {
 pub struct RopeTable {
     cos: Tensor, // [tokens, rotary_dim / 2]
     sin: Tensor,
+    /// The same values for the fused form.
+    turns: Arc<rope::Turns>,
 }
 
 impl RopeTable {
@@ -79,11 +145,10 @@ impl RopeTable {
         }
         let angles: Vec<f64> =
             positions.iter().flat_map(|&p| inv_freq.iter().map(move |&f| f64::from(p) * f64::from(f))).collect();
-        let table = |f: fn(f64) -> f64| {
-            let values: Vec<f32> = angles.iter().map(|&a| f(a) as f32).collect();
-            Tensor::from_vec(values, (positions.len(), inv_freq.len()), device)
-        };
-        Ok(Self { cos: table(f64::cos)?, sin: table(f64::sin)? })
+        let table = |f: fn(f64) -> f64| -> Vec<f32> { angles.iter().map(|&a| f(a) as f32).collect() };
+        let turns = rope::Turns { cos: table(f64::cos), sin: table(f64::sin) };
+        let tensor = |v: &[f32]| Tensor::from_slice(v, (positions.len(), inv_freq.len()), device);
+        Ok(Self { cos: tensor(&turns.cos)?, sin: tensor(&turns.sin)?, turns: Arc::new(turns) })
     }
 }
 
@@ -109,20 +174,36 @@ pub fn linear(x: &Tensor, w: &Frozen, bias: Option<&Tensor>, lora: Option<LoraPa
             )));
         }
     }
-    plain::linear(x, w, bias, lora)
+    let Some(weight) = w.fused(x) else { return plain::linear(x, w, bias, lora) };
+    let bias = bias.map(frozen_values).transpose()?;
+    let op = |scale| linear::Linear { weight: weight.clone(), bias, scale, low: OnceLock::new() };
+    let x = x.contiguous()?;
+    Ok(match lora {
+        Some(l) if l.a.dims()[0] > 0 => {
+            x.apply_op3(&l.a.contiguous()?, &l.b.contiguous()?, linear::Adapted(op(l.scale as f32)))?
+        }
+        _ => x.apply_op1(linear::Alone(op(1.0)))?,
+    })
 }
 
 /// `x / sqrt(mean(x²) + eps) · weight` over the last dimension. The weight is frozen.
 pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f32) -> Result<Tensor> {
     check_norm("rms_norm", x, weight)?;
-    plain::rms_norm(x, weight, eps)
+    if !cpu::takes(x) {
+        return plain::rms_norm(x, weight, eps);
+    }
+    Ok(x.contiguous()?.apply_op1(norm::Norm { weight: frozen_values(weight)?, bias: None, eps })?)
 }
 
 /// `(x − mean) / sqrt(var + eps) · weight + bias` over the last dimension. Weight and bias are frozen.
 pub fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f32) -> Result<Tensor> {
     check_norm("layer_norm", x, weight)?;
     check_norm("layer_norm bias", x, bias)?;
-    plain::layer_norm(x, weight, bias, eps)
+    if !cpu::takes(x) {
+        return plain::layer_norm(x, weight, bias, eps);
+    }
+    let (weight, bias) = (frozen_values(weight)?, Some(frozen_values(bias)?));
+    Ok(x.contiguous()?.apply_op1(norm::Norm { weight, bias, eps })?)
 }
 
 fn check_norm(op: &str, x: &Tensor, weight: &Tensor) -> Result<()> {
@@ -136,7 +217,12 @@ fn check_norm(op: &str, x: &Tensor, weight: &Tensor) -> Result<()> {
 pub fn rope(x: &Tensor, table: &RopeTable, style: RopeStyle) -> Result<Tensor> {
     let (rows, half) = (table.cos.dims()[0], table.cos.dims()[1]);
     match x.dims() {
-        [n, _, dim] if *n == rows && 2 * half <= *dim => plain::rope(x, table, style),
+        [n, _, dim] if *n == rows && 2 * half <= *dim => {
+            if !cpu::takes(x) {
+                return plain::rope(x, table, style);
+            }
+            Ok(x.contiguous()?.apply_op1(rope::Rope { turns: table.turns.clone(), half, style })?)
+        }
         dims => {
             Err(Error::train(format!("rope: x is {dims:?}, the table expects [{rows}, heads, at least {}]", 2 * half)))
         }
@@ -164,7 +250,12 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, starts: &[usize], scale: f3
     if starts.first() != Some(&0) || starts.last() != Some(&n) || starts.windows(2).any(|w| w[0] > w[1]) {
         return Err(Error::train(format!("attention: sequence borders must rise from 0 to {n}, got {starts:?}")));
     }
-    plain::attention(q, k, v, starts, scale)
+    if !cpu::takes(q) {
+        return plain::attention(q, k, v, starts, scale);
+    }
+    let shapes = attention::Shapes { starts: starts.to_vec(), heads: h, kv_heads: k.dims()[1], dim: d, scale };
+    let op = attention::Attention { shapes, log_sums: OnceLock::new() };
+    Ok(q.contiguous()?.apply_op3(&k.contiguous()?, &v.contiguous()?, op)?)
 }
 
 /// `silu(gate) · up`.
@@ -172,12 +263,18 @@ pub fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
     if gate.dims() != up.dims() {
         return Err(Error::train(format!("swiglu: gate is {:?}, up {:?}, expected one shape", gate.dims(), up.dims())));
     }
-    plain::swiglu(gate, up)
+    if !cpu::takes(gate) {
+        return plain::swiglu(gate, up);
+    }
+    Ok(gate.contiguous()?.apply_op2(&up.contiguous()?, activation::Swiglu)?)
 }
 
 /// GELU in its tanh form, as ggml computes it.
 pub fn gelu(x: &Tensor) -> Result<Tensor> {
-    plain::gelu(x)
+    if !cpu::takes(x) {
+        return plain::gelu(x);
+    }
+    Ok(x.contiguous()?.apply_op1(activation::Gelu)?)
 }
 
 /// `log softmax(h Wᵀ / T)[target]` a row, nats. Differentiable in `hidden [M, E]`; `head` is `[V, E]`.
@@ -192,7 +289,10 @@ pub fn token_logprobs(hidden: &Tensor, head: &Frozen, targets: &[u32], temperatu
     if m == 0 {
         return Ok(Tensor::zeros(0, DType::F32, hidden.device())?);
     }
-    plain::token_logprobs(hidden, head, targets, temperatures)
+    match head.fused(hidden) {
+        Some(weight) => Ok(hidden.contiguous()?.apply_op1(head_of(weight, targets, temperatures))?),
+        None => plain::token_logprobs(hidden, head, targets, temperatures),
+    }
 }
 
 /// Entropy of `softmax(h Wᵀ / T)` a row, nats. Gives no gradient.
@@ -200,7 +300,23 @@ pub fn token_entropy(hidden: &Tensor, head: &Frozen, temperatures: &[f32]) -> Re
     if check_head("token_entropy", hidden, head, temperatures)? == 0 {
         return Ok(Tensor::zeros(0, DType::F32, hidden.device())?);
     }
-    plain::token_entropy(&hidden.detach(), head, temperatures)
+    let hidden = hidden.detach().contiguous()?;
+    match head.fused(&hidden) {
+        Some(weight) => {
+            let entropy = head_of(weight, &[], temperatures).entropy(&cpu::Values::of(&hidden)?);
+            Ok(cpu::tensor(entropy, temperatures.len())?)
+        }
+        None => plain::token_entropy(&hidden, head, temperatures),
+    }
+}
+
+fn head_of(weight: &Arc<Mat>, targets: &[u32], temperatures: &[f32]) -> logprobs::Head {
+    logprobs::Head {
+        weight: weight.clone(),
+        targets: targets.to_vec(),
+        inverse_temperatures: temperatures.iter().map(|t| 1.0 / t).collect(),
+        log_sums: OnceLock::new(),
+    }
 }
 
 fn check_head(op: &str, hidden: &Tensor, head: &Frozen, temperatures: &[f32]) -> Result<usize> {
@@ -228,6 +344,8 @@ fn check_tokens(op: &str, tokens: &[u32], vocabulary: usize) -> Result<()> {
 /// Rows of the embedding `[V, E]`: `[N, E]`, the stored values exactly.
 pub fn embed(tokens: &[u32], table: &Frozen) -> Result<Tensor> {
     check_tokens("embed", tokens, table.out_features())?;
-    let ids = Tensor::new(tokens, table.weight.device())?;
-    Ok(table.weight.index_select(&ids, 0)?.to_dtype(DType::F32)?)
+    match &table.store {
+        Store::Cpu(mat) => rows_of(mat, tokens.iter().map(|&t| t as usize)),
+        Store::Device(t) => Ok(t.index_select(&Tensor::new(tokens, t.device())?, 0)?.to_dtype(DType::F32)?),
+    }
 }

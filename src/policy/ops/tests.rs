@@ -94,6 +94,40 @@ fn linear_gives_gradients_to_its_input_and_lora_factors() {
 }
 
 #[test]
+fn bf16_operations_follow_the_plain_ones_within_their_rounding() {
+    let (n, inp, out, rank) = (37, 96, 130, 16);
+    let w = Frozen::new(&tensor(1, &[out, inp]), DType::BF16).unwrap();
+    let rounded = Frozen::new(&w.weight_f32().unwrap(), DType::F32).unwrap();
+    let bias = tensor(2, &[out]);
+    let inputs = [tensor(3, &[n, inp]), tensor(4, &[rank, inp]), tensor(5, &[out, rank])];
+    let run =
+        |w: &Frozen, i: &[Tensor]| linear(&i[0], w, Some(&bias), Some(LoraPair { a: &i[1], b: &i[2], scale: 0.7 }));
+    check_equal(&|i| run(&w, i), &|i| run(&rounded, i), &inputs, 1e-2);
+    check_equal(&|i| linear(&i[0], &w, None, None), &|i| linear(&i[0], &rounded, None, None), &inputs[..1], 1e-2);
+    let targets: Vec<u32> = (0..n as u32).map(|i| i * 3).collect();
+    let temperatures = vec![0.8; n];
+    let score = |w: &Frozen, i: &[Tensor]| token_logprobs(&i[0], w, &targets, &temperatures);
+    check_equal(&|i| score(&w, i), &|i| score(&rounded, i), &inputs[..1], 1e-2);
+}
+
+#[test]
+fn results_do_not_depend_on_the_number_of_threads() {
+    let w = Frozen::new(&tensor(1, &[600, 96]), DType::BF16).unwrap();
+    let inputs = [tensor(3, &[300, 96]), tensor(4, &[8, 96]), tensor(5, &[600, 8])];
+    let all = |i: &[Tensor]| {
+        let y = linear(&i[0], &w, None, Some(LoraPair { a: &i[1], b: &i[2], scale: 0.7 }))?;
+        let q = y.narrow(1, 0, 96)?.contiguous()?.reshape((300, 3, 32))?;
+        let o = attention(&q, &q, &q, &[0, 100, 300], 0.2)?.reshape((300, 96))?;
+        token_logprobs(&o, &w, &[5; 300], &[1.0; 300])
+    };
+    let on = |threads| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        pool.install(|| gradients(&all, &inputs))
+    };
+    assert_eq!(on(1), on(3));
+}
+
+#[test]
 fn norms_give_gradients_to_their_input() {
     for shape in [vec![3, 16], vec![1, 5], vec![2, 3, 8]] {
         let width = shape[shape.len() - 1];

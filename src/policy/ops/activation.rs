@@ -1,0 +1,93 @@
+//! SwiGLU and GELU, fused. Never keep more than their inputs.
+
+use super::cpu::{Values, exp, result, rows, sigmoid, slice, tensor};
+use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor};
+
+/// Elements a task takes at once.
+const STEP: usize = 1 << 12;
+
+/// `silu(gate) · up`.
+pub struct Swiglu;
+
+impl CustomOp2 for Swiglu {
+    fn name(&self) -> &'static str {
+        "swiglu"
+    }
+
+    fn cpu_fwd(&self, g: &CpuStorage, lg: &Layout, u: &CpuStorage, lu: &Layout) -> Result<(CpuStorage, Shape)> {
+        let (g, u) = (slice(self.name(), g, lg)?, slice(self.name(), u, lu)?);
+        let mut y = vec![0f32; g.len()];
+        rows(&mut y, 1, |at, y| {
+            for ((y, g), u) in y.iter_mut().zip(&g[at..]).zip(&u[at..]) {
+                *y = g * sigmoid(*g) * u;
+            }
+        });
+        result(y, lg.shape())
+    }
+
+    fn bwd(&self, g: &Tensor, u: &Tensor, _: &Tensor, dy: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let dy = dy.contiguous()?;
+        let (gs, us, dys) = (Values::of(g)?, Values::of(u)?, Values::of(&dy)?);
+        let (gs, us, dys): (&[f32], &[f32], &[f32]) = (&gs, &us, &dys);
+        let (mut dg, mut du) = (vec![0f32; gs.len()], vec![0f32; gs.len()]);
+        use rayon::prelude::*;
+        dg.par_chunks_mut(STEP).zip(du.par_chunks_mut(STEP)).enumerate().for_each(|(i, (dg, du))| {
+            let at = i * STEP;
+            let inputs = gs[at..].iter().zip(&us[at..]).zip(&dys[at..]);
+            for ((dg, du), ((g, u), dy)) in dg.iter_mut().zip(du).zip(inputs) {
+                (*dg, *du) = swiglu_backward(*g, *u, *dy);
+            }
+        });
+        Ok((Some(tensor(dg, g.shape())?), Some(tensor(du, u.shape())?)))
+    }
+}
+
+/// Gradients of gate and up.
+#[inline(always)]
+pub fn swiglu_backward(g: f32, u: f32, dy: f32) -> (f32, f32) {
+    let s = sigmoid(g);
+    (dy * u * s * (1.0 + g * (1.0 - s)), dy * g * s)
+}
+
+/// GELU in its tanh form.
+pub struct Gelu;
+
+const ROOT: f32 = 0.797_884_6; // sqrt(2 / π)
+const CUBE: f32 = 0.044_715;
+
+#[inline(always)]
+fn tanh(x: f32) -> f32 {
+    1.0 - 2.0 / (exp(2.0 * x) + 1.0)
+}
+
+impl CustomOp1 for Gelu {
+    fn name(&self) -> &'static str {
+        "gelu"
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, l: &Layout) -> Result<(CpuStorage, Shape)> {
+        let x = slice(self.name(), x, l)?;
+        let mut y = vec![0f32; x.len()];
+        rows(&mut y, 1, |at, y| {
+            for (y, &x) in y.iter_mut().zip(&x[at..]) {
+                *y = 0.5 * x * (1.0 + tanh(ROOT * x * (1.0 + CUBE * x * x)));
+            }
+        });
+        result(y, l.shape())
+    }
+
+    fn bwd(&self, x: &Tensor, _: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
+        let dy = dy.contiguous()?;
+        let (xs, dys) = (Values::of(x)?, Values::of(&dy)?);
+        let (xs, dys): (&[f32], &[f32]) = (&xs, &dys);
+        let mut dx = vec![0f32; xs.len()];
+        rows(&mut dx, 1, |at, dx| {
+            for (dx, (&x, &dy)) in dx.iter_mut().zip(xs[at..].iter().zip(&dys[at..])) {
+                let t = tanh(ROOT * x * (1.0 + CUBE * x * x));
+                let slope = (1.0 - t * t) * ROOT * (1.0 + 3.0 * CUBE * x * x);
+                *dx = dy * (0.5 * (1.0 + t) + 0.5 * x * slope);
+            }
+        });
+        tensor(dx, x.shape()).map(Some)
+    }
+}

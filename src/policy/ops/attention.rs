@@ -1,0 +1,257 @@
+//! Causal attention with grouped heads over packed sequences. Never keeps scores: the backward pass makes them again from
+//! queries, keys and one log-sum a row. Memory grows with the tokens, never with their square.
+
+use super::cpu::{Values, exp, result, rows, slice, sum, tensor};
+use super::matrix::{Begin, Mat, Precision, Right, Run, product};
+use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor};
+use rayon::prelude::*;
+use std::sync::OnceLock;
+
+/// Rows of queries (tokens × heads of a group) that meet the keys at once.
+const ROWS: usize = 96;
+
+/// Which rows are whose.
+#[derive(Clone, Debug)]
+pub struct Shapes {
+    /// Borders of the sequences.
+    pub starts: Vec<usize>,
+    pub heads: usize,
+    pub kv_heads: usize,
+    pub dim: usize,
+    pub scale: f32,
+}
+
+/// One sequence's key head: all query heads that read it belong to one task.
+struct Task<'a> {
+    shapes: &'a Shapes,
+    start: usize,
+    len: usize,
+    kv: usize,
+}
+
+impl Shapes {
+    fn group(&self) -> usize {
+        self.heads / self.kv_heads
+    }
+
+    fn tokens(&self) -> usize {
+        self.starts.last().copied().unwrap_or(0)
+    }
+
+    fn tasks(&self) -> Vec<Task<'_>> {
+        let sequences = self.starts.windows(2).filter(|w| w[1] > w[0]);
+        sequences
+            .flat_map(|w| (0..self.kv_heads).map(|kv| Task { shapes: self, start: w[0], len: w[1] - w[0], kv }))
+            .collect()
+    }
+
+    /// Lays the tasks' results, each `[heads of the task][len][width]`, out as `[N, heads, width]`.
+    fn gather(&self, tasks: &[Task], parts: &[&[f32]], per_task: usize, width: usize) -> Vec<f32> {
+        let heads = per_task * self.kv_heads;
+        let mut out = vec![0f32; self.tokens() * heads * width];
+        rows(&mut out, heads * width, |first, block| {
+            let mut at = tasks.partition_point(|t| t.start + t.len <= first);
+            for (i, token) in block.chunks_exact_mut(heads * width).enumerate() {
+                let row = first + i;
+                while tasks[at].start + tasks[at].len <= row {
+                    at += 1;
+                }
+                for (h, to) in token.chunks_exact_mut(width).enumerate() {
+                    let (kv, member) = (h / per_task, h % per_task);
+                    let task = &tasks[at + kv];
+                    let from = (member * task.len + row - task.start) * width;
+                    to.copy_from_slice(&parts[at + kv][from..from + width]);
+                }
+            }
+        });
+        out
+    }
+}
+
+impl Task<'_> {
+    /// Calls `f(first token, tokens, all query heads of these as one matrix [heads · tokens, dim])` block by block.
+    fn blocks(&self, q: &Mat, mut f: impl FnMut(usize, usize, &Mat)) {
+        let step = (ROWS / self.shapes.group()).max(1);
+        for first in (0..self.len).step_by(step) {
+            let tokens = step.min(self.len - first);
+            f(first, tokens, &self.queries(q, first, tokens));
+        }
+    }
+
+    /// Heads of the group one below the other, `tokens` rows each.
+    fn queries(&self, q: &Mat, first: usize, tokens: usize) -> Mat {
+        let (group, dim) = (self.shapes.group(), self.shapes.dim);
+        let mut block = Mat::zeros(q.precision(), group * tokens, dim);
+        for member in 0..group {
+            let at = (self.start + first, (self.kv * group + member) * dim);
+            block.copy(member * tokens, q, at, tokens, dim);
+        }
+        block
+    }
+
+    fn keys(&self, k: &Mat) -> Mat {
+        k.cut((self.start, self.kv * self.shapes.dim), self.len, self.shapes.dim)
+    }
+
+    /// `(output [group][len][dim], log-sums [group][len])`.
+    fn forward(&self, q: &Mat, k: &Mat, v: &Mat) -> (Vec<f32>, Vec<f32>) {
+        let (dim, len, group, scale) = (self.shapes.dim, self.len, self.shapes.group(), self.shapes.scale);
+        let (k, v) = (self.keys(k), self.keys(v));
+        let mut out = vec![0f32; group * len * dim];
+        let mut log_sums = vec![0f32; group * len];
+        let (mut scores, mut values) = (Vec::new(), Vec::new());
+        self.blocks(q, |first, tokens, q| {
+            let (height, seen) = (q.rows(), first + tokens);
+            scores.resize(height * seen, 0.0);
+            let keys = k.part(0, seen, dim);
+            product(q.all(), &[Right::Transposed(keys)], Begin::Zero, &mut scores, Run::Here);
+            let mut sums = vec![0f32; height];
+            for (r, row) in scores.chunks_exact_mut(seen).enumerate() {
+                let (row, later) = row.split_at_mut(first + r % tokens + 1);
+                let max = row.iter().fold(f32::NEG_INFINITY, |m, &s| if s * scale > m { s * scale } else { m });
+                row.iter_mut().for_each(|s| *s = exp(*s * scale - max));
+                sums[r] = sum(row.len(), |i| row[i]);
+                later.fill(0.0);
+                log_sums[r / tokens * len + first + r % tokens] = max + sums[r].ln();
+            }
+            let weights = Mat::new(q.precision(), &scores, seen);
+            values.resize(height * dim, 0.0);
+            product(weights.all(), &[Right::Straight(v.part(0, seen, dim))], Begin::Zero, &mut values, Run::Here);
+            for (r, row) in values.chunks_exact(dim).enumerate() {
+                let to = (r / tokens * len + first + r % tokens) * dim;
+                out[to..to + dim].iter_mut().zip(row).for_each(|(o, v)| *o = v / sums[r]);
+            }
+        });
+        (out, log_sums)
+    }
+
+    /// `(dq [group][len][dim], dk [len][dim], dv [len][dim])`. Works on transposed scores, `[keys, queries]`, so that the
+    /// three sums over queries and keys read them as they are.
+    fn backward(&self, q: &Mat, k: &Mat, v: &Mat, dout: &Mat, log_sums: &[f32]) -> (Vec<f32>, Vec<f32>, Vec<f32>) {
+        let (dim, len, group, scale) = (self.shapes.dim, self.len, self.shapes.group(), self.shapes.scale);
+        let (k, v) = (self.keys(k), self.keys(v));
+        let k_t = k.transpose();
+        let mut dq = vec![0f32; group * len * dim];
+        let (mut dk, mut dv) = (vec![0f32; len * dim], vec![0f32; len * dim]);
+        let (mut weights, mut slopes, mut dq_t) = (Vec::new(), Vec::new(), Vec::new());
+        self.blocks(q, |first, tokens, q| {
+            let (height, seen) = (q.rows(), first + tokens);
+            let dout = self.queries(dout, first, tokens);
+            weights.resize(seen * height, 0.0);
+            slopes.resize(seen * height, 0.0);
+            product(k.part(0, seen, dim), &[Right::Transposed(q.all())], Begin::Zero, &mut weights, Run::Here);
+            product(v.part(0, seen, dim), &[Right::Transposed(dout.all())], Begin::Zero, &mut slopes, Run::Here);
+            let log_sum: Vec<f32> = (0..height)
+                .map(|r| log_sums[(self.start + first + r % tokens) * self.shapes.heads + self.kv * group + r / tokens])
+                .collect();
+            let last_seen: Vec<u32> = (0..height).map(|r| (first + r % tokens) as u32).collect();
+            let mut along = vec![0f32; height];
+            for (j, (w, s)) in weights.chunks_exact_mut(height).zip(slopes.chunks_exact(height)).enumerate() {
+                for r in 0..height {
+                    let p = exp(w[r] * scale - log_sum[r]);
+                    w[r] = if j as u32 <= last_seen[r] { p } else { 0.0 };
+                    along[r] += w[r] * s[r];
+                }
+            }
+            for (w, s) in weights.chunks_exact(height).zip(slopes.chunks_exact_mut(height)) {
+                for r in 0..height {
+                    s[r] = w[r] * (s[r] - along[r]) * scale;
+                }
+            }
+            let weights = Mat::new(q.precision(), &weights, height);
+            let slopes = Mat::new(q.precision(), &slopes, height);
+            let sofar = seen * dim;
+            product(weights.all(), &[Right::Straight(dout.all())], Begin::Add, &mut dv[..sofar], Run::Here);
+            product(slopes.all(), &[Right::Straight(q.all())], Begin::Add, &mut dk[..sofar], Run::Here);
+            dq_t.resize(dim * height, 0.0);
+            product(k_t.part(0, dim, seen), &[Right::Straight(slopes.all())], Begin::Zero, &mut dq_t, Run::Here);
+            for r in 0..height {
+                let to = (r / tokens * len + first + r % tokens) * dim;
+                dq[to..to + dim].iter_mut().enumerate().for_each(|(d, x)| *x = dq_t[d * height + r]);
+            }
+        });
+        (dq, dk, dv)
+    }
+}
+
+/// `(output [N, H, D], log-sums [N, H])` from `q [N, H · D]`, `k` and `v [N, Hkv · D]`.
+pub fn forward(shapes: &Shapes, q: &Mat, k: &Mat, v: &Mat) -> (Vec<f32>, Vec<f32>) {
+    let tasks = shapes.tasks();
+    let parts: Vec<(Vec<f32>, Vec<f32>)> = tasks.par_iter().with_max_len(1).map(|task| task.forward(q, k, v)).collect();
+    let outs: Vec<&[f32]> = parts.iter().map(|p| p.0.as_slice()).collect();
+    let sums: Vec<&[f32]> = parts.iter().map(|p| p.1.as_slice()).collect();
+    let group = shapes.group();
+    (shapes.gather(&tasks, &outs, group, shapes.dim), shapes.gather(&tasks, &sums, group, 1))
+}
+
+/// `(dq, dk, dv)` in the shapes of the inputs.
+pub fn backward(
+    shapes: &Shapes,
+    q: &Mat,
+    k: &Mat,
+    v: &Mat,
+    dout: &Mat,
+    log_sums: &[f32],
+) -> (Vec<f32>, Vec<f32>, Vec<f32>) {
+    let tasks = shapes.tasks();
+    let parts: Vec<(Vec<f32>, Vec<f32>, Vec<f32>)> =
+        tasks.par_iter().with_max_len(1).map(|task| task.backward(q, k, v, dout, log_sums)).collect();
+    let part = |f: fn(&(Vec<f32>, Vec<f32>, Vec<f32>)) -> &[f32]| parts.iter().map(f).collect::<Vec<_>>();
+    let gather = |parts: &[&[f32]], heads| shapes.gather(&tasks, parts, heads, shapes.dim);
+    (gather(&part(|p| &p.0), shapes.group()), gather(&part(|p| &p.1), 1), gather(&part(|p| &p.2), 1))
+}
+
+/// The operation on f32 tensors.
+pub struct Attention {
+    pub shapes: Shapes,
+    /// Of the forward pass, `[N, H]`.
+    pub log_sums: OnceLock<Vec<f32>>,
+}
+
+impl Attention {
+    fn queries(&self, x: &[f32]) -> Mat {
+        Mat::new(Precision::F32, x, self.shapes.heads * self.shapes.dim)
+    }
+
+    fn keys(&self, x: &[f32]) -> Mat {
+        Mat::new(Precision::F32, x, self.shapes.kv_heads * self.shapes.dim)
+    }
+}
+
+impl CustomOp3 for Attention {
+    fn name(&self) -> &'static str {
+        "attention"
+    }
+
+    fn cpu_fwd(
+        &self,
+        q: &CpuStorage,
+        lq: &Layout,
+        k: &CpuStorage,
+        lk: &Layout,
+        v: &CpuStorage,
+        lv: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let op = self.name();
+        let q = self.queries(slice(op, q, lq)?);
+        let (k, v) = (self.keys(slice(op, k, lk)?), self.keys(slice(op, v, lv)?));
+        let (out, log_sums) = forward(&self.shapes, &q, &k, &v);
+        self.log_sums.set(log_sums).ok();
+        result(out, lq.shape())
+    }
+
+    fn bwd(
+        &self,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        _: &Tensor,
+        dout: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        let dout = self.queries(&Values::of(&dout.contiguous()?)?);
+        let (qm, km, vm) = (self.queries(&Values::of(q)?), self.keys(&Values::of(k)?), self.keys(&Values::of(v)?));
+        let log_sums = self.log_sums.get().map_or(&[][..], Vec::as_slice);
+        let (dq, dk, dv) = backward(&self.shapes, &qm, &km, &vm, &dout, log_sums);
+        Ok((Some(tensor(dq, q.shape())?), Some(tensor(dk, k.shape())?), Some(tensor(dv, v.shape())?)))
+    }
+}

@@ -1,0 +1,375 @@
+//! Matrices as operands of products, f32 or bf16, and the product itself. Never rounds a result and never knows a model.
+
+use super::bf16;
+use rayon::prelude::*;
+
+/// What an operand is rounded to before it is multiplied; sums are f32 in both.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Precision {
+    F32,
+    Bf16,
+}
+
+#[derive(Clone, Debug)]
+enum Data {
+    F32(Vec<f32>),
+    Bf16(Vec<u16>),
+}
+
+/// A row-major matrix whose rows are padded with zeros to an even length.
+#[derive(Clone, Debug)]
+pub struct Mat {
+    data: Data,
+    rows: usize,
+    cols: usize,
+    stride: usize,
+}
+
+impl Mat {
+    pub fn zeros(precision: Precision, rows: usize, cols: usize) -> Self {
+        let stride = cols.next_multiple_of(2);
+        let data = match precision {
+            Precision::F32 => Data::F32(vec![0.0; rows * stride]),
+            Precision::Bf16 => Data::Bf16(vec![0; rows * stride]),
+        };
+        Self { data, rows, cols, stride }
+    }
+
+    /// Row-major f32 values `[.., cols]`.
+    pub fn new(precision: Precision, values: &[f32], cols: usize) -> Self {
+        Self::with_room(precision, values, cols, 0)
+    }
+
+    /// Row-major f32 values `[.., cols]`, then `extra` zero columns, which begin at the even number from `cols` up.
+    pub fn with_room(precision: Precision, values: &[f32], cols: usize, extra: usize) -> Self {
+        let width = if extra == 0 { cols } else { cols.next_multiple_of(2) + extra };
+        let mut mat = Self::zeros(precision, values.len() / cols.max(1), width);
+        mat.put(0, values, cols, 1.0);
+        mat
+    }
+
+    /// The transpose of row-major f32 values `[.., cols]`, times `scale`.
+    pub fn transpose_of(precision: Precision, values: &[f32], cols: usize, scale: f32) -> Self {
+        let mut mat = Self::zeros(precision, cols, values.len() / cols.max(1));
+        let stride = mat.stride;
+        for (r, row) in values.chunks_exact(cols.max(1)).enumerate() {
+            match &mut mat.data {
+                Data::F32(data) => row.iter().enumerate().for_each(|(c, v)| data[c * stride + r] = v * scale),
+                Data::Bf16(data) => row.iter().enumerate().for_each(|(c, v)| data[c * stride + r] = round(v * scale)),
+            }
+        }
+        mat
+    }
+
+    /// Writes rows of `cols` values, times `scale`, beginning at column `at`.
+    pub fn put(&mut self, at: usize, values: &[f32], cols: usize, scale: f32) {
+        assert!(at + cols <= self.stride && values.len() == self.rows * cols);
+        if values.is_empty() {
+            return;
+        }
+        let block = (1 << 14) / cols + 1;
+        let (to, from) = (self.stride * block, cols * block);
+        let stride = self.stride;
+        match &mut self.data {
+            Data::F32(data) => data.par_chunks_mut(to).zip(values.par_chunks(from)).for_each(|(to, from)| {
+                for (to, from) in to.chunks_exact_mut(stride).zip(from.chunks_exact(cols)) {
+                    to[at..at + cols].iter_mut().zip(from).for_each(|(t, f)| *t = f * scale);
+                }
+            }),
+            Data::Bf16(data) => data.par_chunks_mut(to).zip(values.par_chunks(from)).for_each(|(to, from)| {
+                for (to, from) in to.chunks_exact_mut(stride).zip(from.chunks_exact(cols)) {
+                    to[at..at + cols].iter_mut().zip(from).for_each(|(t, f)| *t = round(f * scale));
+                }
+            }),
+        }
+    }
+
+    /// Writes `row`'s first values to `to`.
+    pub fn read_row(&self, row: usize, to: &mut [f32]) {
+        assert!(to.len() <= self.cols);
+        let at = row * self.stride;
+        match &self.data {
+            Data::F32(data) => to.copy_from_slice(&data[at..at + to.len()]),
+            Data::Bf16(data) => to.iter_mut().zip(&data[at..]).for_each(|(t, f)| *t = widen(*f)),
+        }
+    }
+
+    /// Copies `rows × cols` values of a matrix of the same precision, from `(row, col)` on, to rows `to..`.
+    pub fn copy(&mut self, to: usize, from: &Mat, (row, col): (usize, usize), rows: usize, cols: usize) {
+        assert!(to + rows <= self.rows && cols <= self.stride && row + rows <= from.rows && col + cols <= from.stride);
+        let (stride, step) = (self.stride, from.stride);
+        let (ours, theirs) = (|i| (to + i) * stride, |i| (row + i) * step + col);
+        match (&mut self.data, &from.data) {
+            (Data::F32(a), Data::F32(b)) => {
+                (0..rows).for_each(|i| a[ours(i)..][..cols].copy_from_slice(&b[theirs(i)..][..cols]));
+            }
+            (Data::Bf16(a), Data::Bf16(b)) => {
+                (0..rows).for_each(|i| a[ours(i)..][..cols].copy_from_slice(&b[theirs(i)..][..cols]));
+            }
+            _ => panic!("copy: a bf16 and an f32 matrix"),
+        }
+    }
+
+    /// `rows × cols` values from `(row, col)` on, as their own matrix.
+    pub fn cut(&self, at: (usize, usize), rows: usize, cols: usize) -> Mat {
+        let mut part = Mat::zeros(self.precision(), rows, cols);
+        part.copy(0, self, at, rows, cols);
+        part
+    }
+
+    /// `[cols, rows]`.
+    pub fn transpose(&self) -> Mat {
+        let mut t = Mat::zeros(self.precision(), self.cols, self.rows);
+        let (stride, step) = (t.stride, self.stride);
+        for r in 0..self.rows {
+            match (&mut t.data, &self.data) {
+                (Data::F32(a), Data::F32(b)) => (0..self.cols).for_each(|c| a[c * stride + r] = b[r * step + c]),
+                (Data::Bf16(a), Data::Bf16(b)) => (0..self.cols).for_each(|c| a[c * stride + r] = b[r * step + c]),
+                _ => unreachable!("one precision"),
+            }
+        }
+        t
+    }
+
+    pub fn precision(&self) -> Precision {
+        match self.data {
+            Data::F32(_) => Precision::F32,
+            Data::Bf16(_) => Precision::Bf16,
+        }
+    }
+
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// The whole matrix.
+    pub fn all(&self) -> View<'_> {
+        View { mat: self, first: 0, rows: self.rows, cols: self.cols }
+    }
+
+    /// Rows `first..first + rows`, columns `0..cols`.
+    pub fn part(&self, first: usize, rows: usize, cols: usize) -> View<'_> {
+        assert!(first + rows <= self.rows && cols <= self.stride);
+        View { mat: self, first, rows, cols }
+    }
+}
+
+/// To bf16, nearest even; a NaN stays a NaN.
+#[inline(always)]
+fn round(v: f32) -> u16 {
+    let bits = v.to_bits();
+    let rounded = (bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16) as u16;
+    if v.is_nan() { (bits >> 16) as u16 | 0x40 } else { rounded }
+}
+
+#[inline(always)]
+fn widen(v: u16) -> f32 {
+    f32::from_bits(u32::from(v) << 16)
+}
+
+/// Some rows of a matrix and their first columns.
+#[derive(Clone, Copy, Debug)]
+pub struct View<'a> {
+    mat: &'a Mat,
+    first: usize,
+    pub rows: usize,
+    pub cols: usize,
+}
+
+/// How a part of the right operand is read: the contraction of `a · B` runs over the view's columns or its rows.
+#[derive(Clone, Copy, Debug)]
+pub enum Right<'a> {
+    /// `a · Vᵀ`.
+    Transposed(View<'a>),
+    /// `a · V`.
+    Straight(View<'a>),
+}
+
+impl<'a> Right<'a> {
+    fn view(&self) -> View<'a> {
+        match *self {
+            Right::Transposed(v) | Right::Straight(v) => v,
+        }
+    }
+
+    /// Length of the contraction.
+    fn depth(&self) -> usize {
+        match self {
+            Right::Transposed(v) => v.cols,
+            Right::Straight(v) => v.rows,
+        }
+    }
+
+    fn width(&self) -> usize {
+        match self {
+            Right::Transposed(v) => v.rows,
+            Right::Straight(v) => v.cols,
+        }
+    }
+}
+
+/// What becomes of the values that are already in the result.
+#[derive(Clone, Copy, Debug)]
+pub enum Begin<'a> {
+    Zero,
+    /// One value a column.
+    Bias(&'a [f32]),
+    /// The product is added to what is there.
+    Add,
+}
+
+/// Whether a product uses the ambient pool or stays on its thread.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Run {
+    Parallel,
+    Here,
+}
+
+/// `c [a.rows, n] = a · [right₀; right₁; …]` plus `begin`; the parts lie one below the other along the contraction, each
+/// from an even column of `a` on. A result is one sum in a fixed order, whatever the number of threads.
+///
+/// Panics if shapes or precisions do not fit: a bug of the caller.
+pub fn product(a: View, rights: &[Right], begin: Begin, c: &mut [f32], run: Run) {
+    let n = rights.first().map_or(0, Right::width);
+    let depth: usize = rights.iter().map(|r| r.depth().next_multiple_of(2)).sum();
+    assert!(depth == a.cols.next_multiple_of(2) && rights.iter().all(|r| r.width() == n), "product: shapes");
+    assert!(c.len() == a.rows * n, "product: result has {} elements for {} x {n}", c.len(), a.rows);
+    let whole_pairs = |r: &Right| match r {
+        Right::Transposed(v) => v.cols.is_multiple_of(2) || v.cols == v.mat.cols,
+        Right::Straight(_) => true,
+    };
+    assert!(rights.iter().all(whole_pairs), "product: a part that ends inside a pair");
+    assert!(if let Begin::Bias(b) = begin { b.len() == n } else { true }, "product: bias");
+    if c.is_empty() {
+        return;
+    }
+    match &a.mat.data {
+        Data::F32(left) => product_f32(a, left, rights, begin, c, n, run),
+        Data::Bf16(left) => {
+            let left =
+                bf16::Rows { data: &left[a.first * a.mat.stride..], rows: a.rows, cols: depth, stride: a.mat.stride };
+            let rights: Vec<bf16::Packed> = rights
+                .iter()
+                .map(|right| {
+                    let v = right.view();
+                    let Data::Bf16(data) = &v.mat.data else { panic!("product: a bf16 and an f32 operand") };
+                    let data = &data[v.first * v.mat.stride..];
+                    let rows = bf16::Rows { data, rows: v.rows, cols: v.cols, stride: v.mat.stride };
+                    bf16::Packed { rows, transposed: matches!(right, Right::Transposed(_)) }
+                })
+                .collect();
+            bf16::product(left, &rights, begin, c, n, run);
+        }
+    }
+}
+
+fn product_f32(a: View, left: &[f32], rights: &[Right], begin: Begin, c: &mut [f32], n: usize, run: Run) {
+    if let Begin::Bias(bias) = begin {
+        c.chunks_exact_mut(n).for_each(|row| row.copy_from_slice(bias));
+    }
+    let mut keep = !matches!(begin, Begin::Zero);
+    let mut at = 0;
+    for right in rights {
+        let v = right.view();
+        let Data::F32(data) = &v.mat.data else { panic!("product: an f32 and a bf16 operand") };
+        let (depth_step, width_step) =
+            if matches!(right, Right::Transposed(_)) { (1, v.mat.stride) } else { (v.mat.stride, 1) };
+        let parallelism = if run == Run::Parallel { gemm::Parallelism::Rayon(0) } else { gemm::Parallelism::None };
+        let (lhs, rhs) = (&left[a.first * a.mat.stride + at..], &data[v.first * v.mat.stride..]);
+        // SAFETY: `left` holds a.rows rows of this stride with `at + depth` columns, `data` the view's rows, `c` m × n
+        // values, all checked by `product`; `c` is borrowed exclusively.
+        unsafe {
+            gemm::gemm(
+                a.rows,
+                n,
+                right.depth(),
+                c.as_mut_ptr(),
+                1,
+                n as isize,
+                keep,
+                lhs.as_ptr(),
+                1,
+                a.mat.stride as isize,
+                rhs.as_ptr(),
+                width_step as isize,
+                depth_step as isize,
+                1.0,
+                1.0,
+                false,
+                false,
+                false,
+                parallelism,
+            );
+        }
+        at += right.depth().next_multiple_of(2);
+        keep = true;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn values(n: usize, salt: usize) -> Vec<f32> {
+        (0..n).map(|i| ((i * 7919 + salt * 104_729) % 2003) as f32 / 1001.0 - 1.0).collect()
+    }
+
+    fn naive(a: &Mat, b: &dyn Fn(usize, usize) -> f32, depth: usize, n: usize) -> Vec<f32> {
+        let mut row = vec![0f32; a.cols()];
+        let mut c = Vec::new();
+        for i in 0..a.rows() {
+            a.read_row(i, &mut row);
+            c.extend((0..n).map(|j| (0..depth).map(|k| row[k] * b(k, j)).sum::<f32>()));
+        }
+        c
+    }
+
+    fn close(a: &[f32], b: &[f32]) {
+        assert_eq!(a.len(), b.len());
+        a.iter().zip(b).enumerate().for_each(|(i, (a, b))| assert!((a - b).abs() < 2e-4, "{i}: {a}, expected {b}"));
+    }
+
+    #[test]
+    fn products_equal_plain_sums_in_both_precisions_and_directions() {
+        for precision in [Precision::F32, Precision::Bf16] {
+            if precision == Precision::Bf16 && !bf16::available() {
+                continue;
+            }
+            for (m, k, n) in [(1, 1, 1), (5, 7, 3), (30, 64, 70), (15, 33, 65), (240, 18, 300), (2, 2, 33)] {
+                let a = Mat::new(precision, &values(m * k, 1), k);
+                let element = |mat: &Mat, r: usize, c: usize| {
+                    let mut row = vec![0f32; mat.cols()];
+                    mat.read_row(r, &mut row);
+                    row[c]
+                };
+                let (t, s) = (Mat::new(precision, &values(n * k, 2), k), Mat::new(precision, &values(n * k, 3), n));
+                for run in [Run::Parallel, Run::Here] {
+                    let mut c = vec![9f32; m * n];
+                    product(a.all(), &[Right::Transposed(t.all())], Begin::Zero, &mut c, run);
+                    close(&c, &naive(&a, &|p, j| element(&t, j, p), k, n));
+                    let bias = values(n, 4);
+                    product(a.all(), &[Right::Straight(s.all())], Begin::Bias(&bias), &mut c, run);
+                    let mut want = naive(&a, &|p, j| element(&s, p, j), k, n);
+                    want.iter_mut().enumerate().for_each(|(i, w)| *w += bias[i % n]);
+                    close(&c, &want);
+                    product(a.all(), &[Right::Straight(s.all())], Begin::Add, &mut c, run);
+                    want.iter_mut().enumerate().for_each(|(i, w)| *w = 2.0 * *w - bias[i % n]);
+                    close(&c, &want);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn bf16_values_are_rounded_to_nearest_even_and_nan_stays() {
+        let mat = Mat::new(Precision::Bf16, &[1.0, 1.00390625, 1.01171875, -0.0, f32::INFINITY, f32::NAN], 6);
+        let mut row = [0f32; 6];
+        mat.read_row(0, &mut row);
+        assert_eq!(row[..5], [1.0, 1.0, 1.015625, -0.0, f32::INFINITY]);
+        assert!(row[5].is_nan());
+    }
+}

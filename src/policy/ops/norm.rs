@@ -1,0 +1,77 @@
+//! RMSNorm and LayerNorm over the last dimension, fused. Never give their frozen weights a gradient.
+
+use super::cpu::{Values, result, rows, slice, sum, tensor};
+use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
+
+/// A norm with its frozen weight; centred for LayerNorm.
+pub struct Norm {
+    pub weight: Vec<f32>,
+    /// LayerNorm's bias; its presence also means that the mean is taken out.
+    pub bias: Option<Vec<f32>>,
+    pub eps: f32,
+}
+
+impl Norm {
+    /// The mean that is taken out (0 for RMSNorm) and 1 / root of a row.
+    fn statistics(&self, x: &[f32]) -> (f32, f32) {
+        let n = x.len() as f32;
+        let mean = if self.bias.is_some() { sum(x.len(), |i| x[i]) / n } else { 0.0 };
+        let square = sum(x.len(), |i| (x[i] - mean) * (x[i] - mean)) / n;
+        (mean, 1.0 / (square + self.eps).sqrt())
+    }
+
+    /// One row.
+    pub fn row(&self, x: &[f32], y: &mut [f32]) {
+        let (mean, inverse) = self.statistics(x);
+        for ((y, x), w) in y.iter_mut().zip(x).zip(&self.weight) {
+            *y = (x - mean) * inverse * w;
+        }
+        if let Some(bias) = &self.bias {
+            y.iter_mut().zip(bias).for_each(|(y, b)| *y += b);
+        }
+    }
+
+    /// One row's input gradient from the output's.
+    pub fn row_backward(&self, x: &[f32], dy: &[f32], dx: &mut [f32]) {
+        let n = x.len();
+        let (mean, inverse) = self.statistics(x);
+        let w = &self.weight[..n];
+        let along = sum(n, |i| dy[i] * w[i] * (x[i] - mean)) * inverse * inverse / n as f32;
+        let shared = if self.bias.is_some() { sum(n, |i| dy[i] * w[i]) / n as f32 } else { 0.0 };
+        for (i, dx) in dx.iter_mut().enumerate() {
+            *dx = inverse * (dy[i] * w[i] - shared - (x[i] - mean) * along);
+        }
+    }
+}
+
+impl CustomOp1 for Norm {
+    fn name(&self) -> &'static str {
+        "norm"
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, l: &Layout) -> Result<(CpuStorage, Shape)> {
+        let (x, width) = (slice(self.name(), x, l)?, self.weight.len());
+        let mut y = vec![0f32; x.len()];
+        rows(&mut y, width, |first, part| {
+            for (y, x) in part.chunks_exact_mut(width).zip(x[first * width..].chunks_exact(width)) {
+                self.row(x, y);
+            }
+        });
+        result(y, l.shape())
+    }
+
+    fn bwd(&self, x: &Tensor, _: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
+        let dy = dy.contiguous()?;
+        let (xs, dys, width) = (Values::of(x)?, Values::of(&dy)?, self.weight.len());
+        let (xs, dys): (&[f32], &[f32]) = (&xs, &dys);
+        let mut dx = vec![0f32; xs.len()];
+        rows(&mut dx, width, |first, part| {
+            let at = first * width;
+            let inputs = xs[at..].chunks_exact(width).zip(dys[at..].chunks_exact(width));
+            for (dx, (x, dy)) in part.chunks_exact_mut(width).zip(inputs) {
+                self.row_backward(x, dy, dx);
+            }
+        });
+        tensor(dx, x.shape()).map(Some)
+    }
+}

@@ -1,0 +1,74 @@
+//! Rotary positions, fused. Never knows a frequency's origin.
+
+use super::RopeStyle;
+use super::cpu::{Values, result, rows, slice, tensor};
+use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
+use std::sync::Arc;
+
+/// Each token's angles, `[N, half]`.
+#[derive(Debug)]
+pub struct Turns {
+    pub cos: Vec<f32>,
+    pub sin: Vec<f32>,
+}
+
+/// Turns each head of `[N, heads, dim]`.
+#[derive(Clone)]
+pub struct Rope {
+    pub turns: Arc<Turns>,
+    pub half: usize,
+    pub style: RopeStyle,
+}
+
+impl Rope {
+    /// Turns one token's heads in place, forward (`sign` 1) or back (-1).
+    pub fn turn(&self, token: usize, heads: &mut [f32], dim: usize, sign: f32) {
+        let half = self.half;
+        let (cos, sin) = (&self.turns.cos[token * half..][..half], &self.turns.sin[token * half..][..half]);
+        for head in heads.chunks_exact_mut(dim) {
+            match self.style {
+                RopeStyle::Halves => {
+                    let (first, second) = head[..2 * half].split_at_mut(half);
+                    for i in 0..half {
+                        let (a, b, s) = (first[i], second[i], sign * sin[i]);
+                        first[i] = a * cos[i] - b * s;
+                        second[i] = a * s + b * cos[i];
+                    }
+                }
+                RopeStyle::Interleaved => {
+                    for (i, pair) in head[..2 * half].chunks_exact_mut(2).enumerate() {
+                        let (a, b, s) = (pair[0], pair[1], sign * sin[i]);
+                        pair[0] = a * cos[i] - b * s;
+                        pair[1] = a * s + b * cos[i];
+                    }
+                }
+            }
+        }
+    }
+
+    fn all(&self, x: &[f32], shape: &Shape, sign: f32) -> Result<Vec<f32>> {
+        let (_, heads, dim) = shape.dims3()?;
+        let mut y = x.to_vec();
+        rows(&mut y, heads * dim, |first, part| {
+            for (i, token) in part.chunks_exact_mut(heads * dim).enumerate() {
+                self.turn(first + i, token, dim, sign);
+            }
+        });
+        Ok(y)
+    }
+}
+
+impl CustomOp1 for Rope {
+    fn name(&self) -> &'static str {
+        "rope"
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, l: &Layout) -> Result<(CpuStorage, Shape)> {
+        result(self.all(slice(self.name(), x, l)?, l.shape(), 1.0)?, l.shape())
+    }
+
+    fn bwd(&self, x: &Tensor, _: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
+        let dy = dy.contiguous()?;
+        tensor(self.all(&Values::of(&dy)?, x.shape(), -1.0)?, x.shape()).map(Some)
+    }
+}
