@@ -8,11 +8,12 @@ mod schema;
 mod tests;
 mod writer;
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use rusqlite::Connection;
+use rusqlite::{Connection, OptionalExtension};
 
 use crate::error::{Error, Result};
 use crate::types::*;
@@ -148,8 +149,9 @@ impl Ledger {
         let (v, used) = (v.clone(), used.to_vec());
         self.commit_batch(move |db| {
             insert_version(db, &v)?;
-            use_up(db, &used, Some(v.version), None)?;
-            activate(db, v.version)
+            let settled = use_up(db, &used, Some(v.version), None)?;
+            activate(db, v.version)?;
+            Ok(settled)
         })
     }
 
@@ -228,14 +230,13 @@ impl Ledger {
         query(&snapshot)
     }
 
-    fn commit_batch(&self, work: impl FnOnce(&Connection) -> Result<()> + Send + 'static) -> Result<()> {
+    /// `work` returns how many answers have no rating waiting any more.
+    fn commit_batch(&self, work: impl FnOnce(&Connection) -> Result<u64> + Send + 'static) -> Result<()> {
         let pending = self.pending.clone();
-        let work = move |db: &Connection| {
-            work(db)?;
-            rows::pending_count(db)
+        let settle = move |settled: &u64| {
+            pending.fetch_sub(*settled, Ordering::Relaxed);
         };
-        self.writer.call(work, move |left| pending.store(*left, Ordering::Relaxed))?;
-        Ok(())
+        self.writer.call(work, settle).map(drop)
     }
 }
 
@@ -293,12 +294,10 @@ fn insert_feedback(db: &Connection, f: &NewFeedback) -> Result<(FeedbackReceipt,
         Signal::Rating(rating) => (Some(*rating), None),
         Signal::Correction(text) => (None, Some(text)),
     };
-    let (rated, waiting): (bool, bool) = db
-        .prepare_cached(
-            "SELECT EXISTS (SELECT 1 FROM feedback WHERE generation = ?1 AND rating IS NOT NULL),
-                    EXISTS (SELECT 1 FROM feedback WHERE generation = ?1 AND teaches = 1 AND batch IS NULL)",
-        )?
-        .query_row([answer.row], |row| Ok((row.get(0)?, row.get(1)?)))?;
+    let rated = db
+        .prepare_cached("SELECT 1 FROM feedback WHERE generation = ?1 AND rating IS NOT NULL LIMIT 1")?
+        .exists([answer.row])?;
+    let waiting = db.prepare_cached(rows::WAITING)?.exists([answer.row])?;
     let teaches = rating.is_some() && !answer.empty;
     db.prepare_cached(
         "INSERT INTO feedback (generation, rating, correction, teaches, user, comment, created)
@@ -328,20 +327,30 @@ fn insert_version(db: &Connection, v: &VersionInfo) -> Result<()> {
     Ok(())
 }
 
-fn use_up(db: &Connection, used: &[u64], version: Option<PolicyVersion>, reason: Option<&str>) -> Result<()> {
+/// How many answers were waiting before and are not any more.
+fn use_up(db: &Connection, used: &[u64], version: Option<PolicyVersion>, reason: Option<&str>) -> Result<u64> {
     db.prepare_cached("INSERT INTO batches (version, reason, created) VALUES (?1, ?2, ?3)")?.execute((
         version.map(|v| rows::signed(v.0)),
         reason,
         rows::signed(unix_millis()),
     ))?;
     let batch = db.last_insert_rowid();
-    let mut mark = db.prepare_cached("UPDATE feedback SET batch = ?1 WHERE id = ?2 AND batch IS NULL")?;
+    let mut mark = db.prepare_cached(
+        "UPDATE feedback SET batch = ?1 WHERE id = ?2 AND batch IS NULL AND teaches = 1 RETURNING generation",
+    )?;
+    let mut answers = BTreeSet::new();
     for id in used {
-        if mark.execute((batch, rows::signed(*id)))? != 1 {
-            return Err(Error::arg(format!("feedback {id} was used before or does not exist")));
-        }
+        let answer: Option<i64> = mark.query_row((batch, rows::signed(*id)), |row| row.get(0)).optional()?;
+        let missing =
+            || Error::arg(format!("feedback {id} is not a rating that waits: unknown, of another kind, or used"));
+        answers.insert(answer.ok_or_else(missing)?);
     }
-    Ok(())
+    let mut waiting = db.prepare_cached(rows::WAITING)?;
+    let mut settled = 0;
+    for answer in answers {
+        settled += u64::from(!waiting.exists([answer])?);
+    }
+    Ok(settled)
 }
 
 fn activate(db: &Connection, v: PolicyVersion) -> Result<()> {

@@ -33,6 +33,10 @@ pub enum Use {
     Skipped(String),
 }
 
+/// Whether an answer has a rating not yet used.
+pub(super) const WAITING: &str = "SELECT 1 FROM feedback INDEXED BY feedback_unused
+    WHERE generation = ?1 AND teaches = 1 AND batch IS NULL LIMIT 1";
+
 /// What the writer needs to know of an answer.
 pub(super) struct Answer {
     pub(super) row: i64,

@@ -26,6 +26,7 @@ pub struct VersionStore {
 #[derive(Debug)]
 pub struct Stage {
     version: PolicyVersion,
+    /// Where the files are now; removed unless committed.
     staging: PathBuf,
     target: PathBuf,
     committed: bool,
@@ -129,8 +130,9 @@ impl VersionStore {
         let mut names = Vec::new();
         for entry in entries {
             let entry = at(&self.root, entry)?;
-            // A name that is not UTF-8 is none of ours.
-            names.extend(entry.file_name().into_string().ok().filter(|_| entry.path().is_dir()));
+            // A link, or a name that is not UTF-8, is none of ours.
+            let folder = at(&self.root, entry.file_type())?.is_dir();
+            names.extend(entry.file_name().into_string().ok().filter(|_| folder));
         }
         Ok(names)
     }
@@ -177,10 +179,12 @@ impl Stage {
             return Err(Error::arg(format!("version {} is on disk already", self.version)));
         }
         at(&self.target, fs::rename(&self.staging, &self.target))?;
-        self.committed = true;
+        // From here on a failure removes the renamed folder: its name may not be durable.
+        self.staging.clone_from(&self.target);
         if let Some(root) = self.target.parent() {
             sync_dir(root)?;
         }
+        self.committed = true;
         Ok(self.target.clone())
     }
 }
