@@ -12,12 +12,14 @@ pub mod align;
 pub mod config;
 pub mod engine;
 pub mod error;
-pub mod gguf;
 pub mod ffi;
+pub mod gguf;
 #[cfg(feature = "daemon")]
 pub mod http;
+pub mod ledger;
 pub mod llama;
 pub mod policy;
+pub mod publish;
 pub mod request;
 pub mod scheduler;
 pub mod types;

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::ops::{Add, Div};
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 /// A token of the model's vocabulary.
 pub type TokenId = u32;
@@ -14,7 +14,7 @@ pub type UnixMillis = u64;
 /// An amount of information, in nats.
 #[derive(Clone, Copy, Debug, Default, PartialEq, PartialOrd, Serialize, Deserialize)]
 #[serde(transparent)]
-pub struct Nats(pub f64);
+pub struct Nats(#[serde(deserialize_with = "nan_from_null")] pub f64);
 
 impl Add for Nats {
     type Output = Nats;
@@ -218,8 +218,10 @@ pub struct StepMetrics {
     /// Response tokens in the batch.
     pub response_tokens: usize,
     /// Mean score before normalization.
+    #[serde(deserialize_with = "nan_from_null")]
     pub mean_reward: f64,
     /// Mean response length, in tokens.
+    #[serde(deserialize_with = "nan_from_null")]
     pub mean_length: f64,
     /// KL of the policy that was trained from to the initial model: k1, summed over a response, mean over responses.
     pub kl_per_response: Nats,
@@ -228,21 +230,31 @@ pub struct StepMetrics {
     /// The same per token, estimator k3.
     pub kl_k3_per_token: Nats,
     /// Policy loss, mean over the batch's optimizer steps.
+    #[serde(deserialize_with = "nan_from_null")]
     pub policy_loss: f64,
     /// Value loss, mean over the batch's optimizer steps.
+    #[serde(deserialize_with = "nan_from_null")]
     pub value_loss: f64,
     /// Gradient norm of the policy before clipping, mean over steps.
+    #[serde(deserialize_with = "nan_from_null")]
     pub grad_norm: f64,
     /// Fraction of tokens on the clipped side of PPO's policy loss, mean over steps; 0 for the other losses.
     pub clip_fraction: f64,
     /// Fraction of the returns' variance that the critic explained before the batch.
+    #[serde(deserialize_with = "nan_from_null")]
     pub explained_variance: f64,
     /// Optimizer steps taken.
     pub steps: usize,
     /// Optimizer steps dropped because a loss or gradient was not finite.
     pub dropped_steps: usize,
     /// Wall time of the batch, in seconds.
+    #[serde(deserialize_with = "nan_from_null")]
     pub seconds: f64,
+}
+
+/// JSON has no NaN: a measurement that could not be made is written as null, and must be read back.
+fn nan_from_null<'de, D: Deserializer<'de>>(from: D) -> Result<f64, D::Error> {
+    Ok(Option::<f64>::deserialize(from)?.unwrap_or(f64::NAN))
 }
 
 /// One line of the list of versions.

@@ -1,0 +1,36 @@
+//! Holds a data folder for one process. Never waits, and never removes the lock file (that would let two in).
+
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io::{Read, Seek, Write};
+use std::path::Path;
+
+use crate::error::{Error, Result};
+
+/// The folder is ours until this is dropped, or the process ends in whatever way: the operating system keeps the lock.
+pub(super) struct FolderLock {
+    _file: File,
+}
+
+impl FolderLock {
+    /// `Busy` naming the folder and the holder's process id if it is taken.
+    pub(super) fn take(dir: &Path) -> Result<Self> {
+        let path = dir.join("lock");
+        let failed = |e: std::io::Error| Error::from(e).context(format!("locking {}", path.display()));
+        let mut file =
+            OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path).map_err(failed)?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                let mut holder = String::new();
+                let pid =
+                    file.take(20).read_to_string(&mut holder).ok().and_then(|_| holder.trim().parse::<u32>().ok());
+                let holder = pid.map_or_else(|| "another process".into(), |pid| format!("process {pid}"));
+                return Err(Error::busy(format!("the data folder {} is in use by {holder}", dir.display())));
+            }
+            Err(TryLockError::Error(e)) => return Err(failed(e)),
+        }
+        file.set_len(0).and_then(|()| file.rewind()).map_err(failed)?;
+        writeln!(file, "{}", std::process::id()).map_err(failed)?;
+        Ok(Self { _file: file })
+    }
+}

@@ -1,0 +1,173 @@
+//! Opens the database file and brings it to the format of this build. Never touches a newer one.
+
+use std::path::Path;
+use std::time::Duration;
+
+use rusqlite::{Connection, OpenFlags, Transaction, TransactionBehavior};
+
+use crate::error::{Error, Result};
+
+/// One step a format; a ledger of format n has had the first n. Never edit one that was released: add another.
+const MIGRATIONS: &[&str] = &[
+    // 1. Rows are only added. The one later change is `feedback.batch`, the mark of what used a rating up.
+    "CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT, WITHOUT ROWID;
+
+    CREATE TABLE versions (
+        version INTEGER PRIMARY KEY,
+        parent INTEGER REFERENCES versions(version),
+        created INTEGER NOT NULL,
+        metrics TEXT NOT NULL
+    ) STRICT;
+    CREATE TABLE activations (
+        id INTEGER PRIMARY KEY,
+        version INTEGER NOT NULL REFERENCES versions(version),
+        created INTEGER NOT NULL
+    ) STRICT;
+    INSERT INTO versions VALUES (0, NULL, CAST(unixepoch('subsec') * 1000 AS INTEGER), '{}');
+    INSERT INTO activations VALUES (1, 0, CAST(unixepoch('subsec') * 1000 AS INTEGER));
+
+    CREATE TABLE generations (
+        seq INTEGER PRIMARY KEY,
+        id TEXT NOT NULL UNIQUE,
+        policy_version INTEGER NOT NULL REFERENCES versions(version),
+        prompt BLOB NOT NULL,
+        response BLOB NOT NULL,
+        text TEXT NOT NULL,
+        sampling TEXT NOT NULL,
+        finish TEXT NOT NULL,
+        user TEXT,
+        created INTEGER NOT NULL
+    ) STRICT;
+
+    CREATE TABLE batches (
+        id INTEGER PRIMARY KEY,
+        version INTEGER REFERENCES versions(version),
+        reason TEXT,
+        created INTEGER NOT NULL,
+        CHECK ((version IS NULL) <> (reason IS NULL))
+    ) STRICT;
+
+    CREATE TABLE feedback (
+        id INTEGER PRIMARY KEY AUTOINCREMENT,
+        generation INTEGER NOT NULL REFERENCES generations(seq),
+        rating REAL,
+        correction TEXT,
+        teaches INTEGER NOT NULL,
+        user TEXT,
+        comment TEXT,
+        created INTEGER NOT NULL,
+        batch INTEGER REFERENCES batches(id),
+        CHECK ((rating IS NULL) <> (correction IS NULL))
+    ) STRICT;
+    CREATE INDEX feedback_of_generation ON feedback(generation);
+    CREATE INDEX feedback_unused ON feedback(generation) WHERE teaches = 1 AND batch IS NULL;
+
+    CREATE TABLE preferences (
+        id INTEGER PRIMARY KEY AUTOINCREMENT,
+        chosen INTEGER NOT NULL REFERENCES generations(seq),
+        rejected INTEGER NOT NULL REFERENCES generations(seq),
+        user TEXT,
+        created INTEGER NOT NULL
+    ) STRICT;",
+];
+
+/// The connection that writes, at this build's format.
+pub(super) fn open_writer(path: &Path) -> Result<Connection> {
+    let mut db = Connection::open(path)?;
+    configure(&db)?;
+    let mode: String = db.pragma_update_and_check(None, "journal_mode", "wal", |row| row.get(0))?;
+    if mode != "wal" {
+        return Err(Error::io(format!(
+            "journal mode is {mode}, expected wal: is the folder on a network file system?"
+        )));
+    }
+    // An acknowledged write survives a power cut: one fsync a commit.
+    db.execute_batch("PRAGMA synchronous = FULL; PRAGMA fullfsync = ON; PRAGMA checkpoint_fullfsync = ON;")?;
+    db.pragma_update(None, "journal_size_limit", 64 << 20)?;
+    migrate(&mut db, MIGRATIONS)?;
+    Ok(db)
+}
+
+/// A connection that only reads.
+pub(super) fn open_reader(path: &Path) -> Result<Connection> {
+    let db = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
+    configure(&db)?;
+    Ok(db)
+}
+
+fn configure(db: &Connection) -> Result<()> {
+    db.set_prepared_statement_cache_capacity(64);
+    // Only someone looking in with the sqlite3 shell can hold a lock.
+    db.busy_timeout(Duration::from_secs(5))?;
+    db.pragma_update(None, "foreign_keys", true)?;
+    Ok(())
+}
+
+/// Applies the steps that are missing, all or none.
+fn migrate(db: &mut Connection, steps: &[&str]) -> Result<()> {
+    let tx = Transaction::new(db, TransactionBehavior::Immediate)?;
+    let format: i64 = tx.pragma_query_value(None, "user_version", |row| row.get(0))?;
+    let Some(missing) = usize::try_from(format).ok().and_then(|done| steps.get(done..)) else {
+        let ours = steps.len();
+        return Err(Error::unsupported(format!("it has format {format}, this build knows formats up to {ours}")));
+    };
+    let tables: i64 = tx.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
+    if format == 0 && tables > 0 {
+        return Err(Error::io("it is a database of another program, expected a ledger"));
+    }
+    for step in missing {
+        tx.execute_batch(step)?;
+    }
+    tx.pragma_update(None, "user_version", steps.len() as i64)?;
+    tx.commit()?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const STEPS: &[&str] =
+        &["CREATE TABLE a (x INTEGER); INSERT INTO a VALUES (7);", "ALTER TABLE a ADD y INTEGER DEFAULT 3;"];
+
+    fn format(db: &Connection) -> i64 {
+        db.pragma_query_value(None, "user_version", |row| row.get(0)).unwrap()
+    }
+
+    #[test]
+    fn an_old_ledger_gets_the_missing_steps_once_and_keeps_its_rows() {
+        let mut db = Connection::open_in_memory().unwrap();
+        migrate(&mut db, &STEPS[..1]).unwrap();
+        assert_eq!(format(&db), 1);
+        migrate(&mut db, STEPS).unwrap();
+        migrate(&mut db, STEPS).unwrap();
+        assert_eq!(format(&db), 2);
+        let row: (i64, i64) = db.query_row("SELECT x, y FROM a", [], |r| Ok((r.get(0)?, r.get(1)?))).unwrap();
+        assert_eq!(row, (7, 3));
+    }
+
+    #[test]
+    fn a_step_that_fails_leaves_the_old_format_whole() {
+        let mut db = Connection::open_in_memory().unwrap();
+        migrate(&mut db, &STEPS[..1]).unwrap();
+        assert!(migrate(&mut db, &[STEPS[0], STEPS[1], "CREATE TABLE a (x INTEGER);"]).is_err());
+        assert_eq!(format(&db), 1);
+        assert!(db.prepare("SELECT y FROM a").is_err());
+    }
+
+    #[test]
+    fn a_newer_ledger_is_refused() {
+        let mut db = Connection::open_in_memory().unwrap();
+        db.pragma_update(None, "user_version", 9).unwrap();
+        let error = migrate(&mut db, STEPS).unwrap_err();
+        assert_eq!(error.message(), "it has format 9, this build knows formats up to 2");
+        assert_eq!(format(&db), 9);
+    }
+
+    #[test]
+    fn a_database_of_another_program_is_refused() {
+        let mut db = Connection::open_in_memory().unwrap();
+        db.execute_batch("CREATE TABLE bookmarks (url TEXT)").unwrap();
+        assert!(migrate(&mut db, STEPS).unwrap_err().message().contains("another program"));
+    }
+}

@@ -1,0 +1,170 @@
+//! What a version's folder says of itself, and whether its files are what it says. Never writes into the folder.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::Read;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use super::at;
+use crate::config::Algorithm;
+use crate::error::{Error, Result};
+use crate::types::{PolicyVersion, StepMetrics, UnixMillis};
+
+/// Name of the manifest in its folder.
+pub(super) const MANIFEST: &str = "manifest.json";
+/// Format of the manifest that this build writes.
+const FORMAT: u32 = 1;
+/// A manifest is a few KB; what is larger is none.
+const MAX_BYTES: u64 = 1 << 20;
+
+/// What the trainer knows of a version.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct About {
+    /// The version it was trained from.
+    pub parent: Option<PolicyVersion>,
+    /// SHA-256 of the base model's file, in hex: the adapter is for no other.
+    pub base_sha256: String,
+    /// When it was made.
+    pub created: UnixMillis,
+    /// The loss.
+    pub algorithm: Algorithm,
+    /// Its λ.
+    pub lambda: f64,
+    /// Rank of the adapter.
+    pub rank: u32,
+    /// Scale numerator of the adapter: the update is multiplied by alpha / rank.
+    pub alpha: f64,
+    /// What its training batch measured.
+    pub metrics: StepMetrics,
+}
+
+/// Size and checksum of a file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileSum {
+    /// In bytes.
+    pub size: u64,
+    /// SHA-256, in hex.
+    pub sha256: String,
+}
+
+/// `manifest.json` of a version.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Manifest {
+    /// Format of the manifest.
+    pub format: u32,
+    /// The version.
+    pub version: PolicyVersion,
+    /// What the trainer knows of it.
+    #[serde(flatten)]
+    pub about: About,
+    /// Version of this crate that wrote it.
+    pub apa_version: String,
+    /// Every other file of the folder, by name.
+    pub files: BTreeMap<String, FileSum>,
+}
+
+impl Manifest {
+    pub(super) fn new(version: PolicyVersion, about: About, files: BTreeMap<String, FileSum>) -> Self {
+        Self { format: FORMAT, version, about, apa_version: env!("CARGO_PKG_VERSION").into(), files }
+    }
+
+    pub(super) fn to_json(&self) -> Result<String> {
+        serde_json::to_string_pretty(self).map_err(|e| Error::io(format!("writing {MANIFEST}: {e}")))
+    }
+
+    /// Reads the manifest of a version's folder without checking the files.
+    ///
+    /// # Errors
+    /// `Io` if it is missing or not a manifest, `Unsupported` if it is of a newer format.
+    pub fn read(dir: &Path) -> Result<Self> {
+        let mut text = String::new();
+        let file = at(Path::new(MANIFEST), File::open(dir.join(MANIFEST)))?;
+        at(Path::new(MANIFEST), file.take(MAX_BYTES).read_to_string(&mut text))?;
+        let wrong = |e: serde_json::Error| Error::io(format!("{MANIFEST} is damaged: {e}"));
+        // The format first: a newer manifest may not have our fields.
+        let Format { format } = serde_json::from_str(&text).map_err(wrong)?;
+        if format > FORMAT {
+            return Err(Error::unsupported(format!("{MANIFEST} has format {format}, this build knows up to {FORMAT}")));
+        }
+        serde_json::from_str(&text).map_err(wrong)
+    }
+}
+
+#[derive(Deserialize)]
+struct Format {
+    format: u32,
+}
+
+pub(super) fn verify(dir: &Path, version: PolicyVersion) -> Result<Manifest> {
+    let manifest = Manifest::read(dir)?;
+    if manifest.version != version {
+        return Err(Error::io(format!("{MANIFEST} is of version {}", manifest.version)));
+    }
+    for (name, expected) in &manifest.files {
+        if Path::new(name).file_name() != Some(name.as_ref()) {
+            return Err(Error::io(format!("{MANIFEST} lists {name:?}, expected a plain file name")));
+        }
+        let path = dir.join(name);
+        // The cheap check first.
+        let size = at(Path::new(name), fs::metadata(&path))?.len();
+        if size != expected.size {
+            return Err(Error::io(format!("{name} has {size} bytes, expected {}", expected.size)));
+        }
+        let found = sha256_file(&path)?;
+        if found.sha256 != expected.sha256 {
+            let (found, expected) = (found.sha256, &expected.sha256);
+            return Err(Error::io(format!("{name} is damaged: sha256 {found}, expected {expected}")));
+        }
+    }
+    Ok(manifest)
+}
+
+/// Sums of every file of a folder.
+pub(super) fn sum_files(dir: &Path) -> Result<BTreeMap<String, FileSum>> {
+    let mut files = BTreeMap::new();
+    for entry in at(dir, fs::read_dir(dir))? {
+        let entry = at(dir, entry)?;
+        let name = entry.file_name().into_string().ok().filter(|name| name != MANIFEST);
+        // Links are refused as well: what they point to is not part of the folder.
+        let (Some(name), true) = (name, at(&entry.path(), entry.file_type())?.is_file()) else {
+            let name = entry.file_name();
+            return Err(Error::arg(format!("a staged version holds {}, expected plain files only", name.display())));
+        };
+        files.insert(name, sha256_file(&entry.path())?);
+    }
+    Ok(files)
+}
+
+/// Size and SHA-256 of a file.
+///
+/// # Errors
+/// `Io` if it can't be read.
+pub fn sha256_file(path: &Path) -> Result<FileSum> {
+    let mut file = at(path, File::open(path))?;
+    let (mut sum, mut size, mut buffer) = (Sha256::new(), 0, Vec::new());
+    while at(path, (&mut file).take(1 << 20).read_to_end(&mut buffer))? > 0 {
+        sum.update(&buffer);
+        size += buffer.len() as u64;
+        buffer.clear();
+    }
+    let sha256 = sum.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+    Ok(FileSum { size, sha256 })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_checksum_is_the_standard_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("abc");
+        fs::write(&path, "abc").unwrap();
+        let sum = sha256_file(&path).unwrap();
+        assert_eq!(sum.size, 3);
+        assert_eq!(sum.sha256, "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
+    }
+}

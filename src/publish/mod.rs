@@ -1,0 +1,389 @@
+//! Policy versions on disk: a folder each, written aside, synced and renamed. Never edits or overwrites a committed folder,
+//! and never decides which version serves.
+
+mod manifest;
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+
+use crate::error::{Error, Result};
+use crate::types::PolicyVersion;
+use manifest::MANIFEST;
+pub use manifest::{About, FileSum, Manifest, sha256_file};
+
+/// Prefix of folders being written.
+const STAGING: &str = ".staging-";
+/// Prefix of folders being deleted: half a version must never look like a whole one.
+const REMOVING: &str = ".removing-";
+
+/// The folder `versions/` of a data folder. The data folder's lock must be held: two stores in one folder would race.
+#[derive(Debug)]
+pub struct VersionStore {
+    root: PathBuf,
+}
+
+/// A version being written. Dropped without a commit, it leaves nothing behind.
+#[derive(Debug)]
+pub struct Stage {
+    version: PolicyVersion,
+    /// Where the files are now; removed unless committed.
+    staging: PathBuf,
+    target: PathBuf,
+    committed: bool,
+}
+
+impl VersionStore {
+    /// Opens `versions/` in a data folder, and makes it if missing.
+    ///
+    /// # Errors
+    /// `Io` if it can't be made.
+    pub fn open(dir: &Path) -> Result<Self> {
+        let root = dir.join("versions");
+        at(&root, fs::create_dir_all(&root))?;
+        sync_dir(dir)?;
+        Ok(Self { root })
+    }
+
+    /// Where the files of a version are, once it is committed.
+    pub fn path(&self, version: PolicyVersion) -> PathBuf {
+        self.root.join(format!("{:06}", version.0))
+    }
+
+    /// Starts writing a version, in an empty folder beside the others.
+    ///
+    /// # Errors
+    /// `Arg` for version 0 or one that is there already, `Io` for the disk.
+    pub fn stage(&self, version: PolicyVersion) -> Result<Stage> {
+        if version == PolicyVersion::INITIAL {
+            return Err(Error::arg("version 0 is the initial model and has no files"));
+        }
+        let target = self.path(version);
+        if target.exists() {
+            return Err(Error::arg(format!("version {version} is on disk already: {}", target.display())));
+        }
+        let staging = self.root.join(format!("{STAGING}{:06}", version.0));
+        if staging.exists() {
+            at(&staging, fs::remove_dir_all(&staging))?; // What a crash left.
+        }
+        at(&staging, fs::create_dir(&staging))?;
+        Ok(Stage { version, staging, target, committed: false })
+    }
+
+    /// The manifest of a version, after checking every file of it.
+    ///
+    /// # Errors
+    /// `Arg` if there is no such version here, `Io` naming the file that is missing or damaged, `Unsupported` for a manifest
+    /// of a newer format.
+    pub fn verify(&self, version: PolicyVersion) -> Result<Manifest> {
+        let path = self.path(version);
+        if version == PolicyVersion::INITIAL || !path.is_dir() {
+            return Err(Error::arg(format!("version {version} has no files on disk")));
+        }
+        manifest::verify(&path, version).map_err(|e| e.context(format!("version {version}")))
+    }
+
+    /// The versions that have a folder, oldest first.
+    ///
+    /// # Errors
+    /// `Io` if the folder can't be read.
+    pub fn list(&self) -> Result<Vec<PolicyVersion>> {
+        let mut versions: Vec<_> = self.names()?.iter().filter_map(|name| committed(name)).collect();
+        versions.sort_unstable();
+        Ok(versions)
+    }
+
+    /// Removes what a crash left: folders half written or half deleted, and versions that are not `known` (written, but
+    /// never recorded). Other files are left alone. Returns the names that were removed.
+    ///
+    /// # Errors
+    /// `Io` for the disk.
+    pub fn remove_orphans(&self, known: &[PolicyVersion]) -> Result<Vec<String>> {
+        let mut names = self.names()?;
+        names.retain(|name| match committed(name) {
+            Some(version) => !known.contains(&version),
+            None => name.starts_with(STAGING) || name.starts_with(REMOVING),
+        });
+        for name in &names {
+            self.remove(name)?;
+        }
+        Ok(names)
+    }
+
+    /// Removes the oldest versions beyond the newest `keep`, not counting `protected` ones, which stay. 0 keeps all. Returns
+    /// what was removed.
+    ///
+    /// # Errors
+    /// `Io` for the disk.
+    pub fn prune(&self, keep: u32, protected: &[PolicyVersion]) -> Result<Vec<PolicyVersion>> {
+        let mut versions = self.list()?;
+        versions.retain(|v| !protected.contains(v));
+        let surplus = if keep == 0 { 0 } else { versions.len().saturating_sub(keep as usize) };
+        versions.truncate(surplus);
+        for version in &versions {
+            self.remove(&format!("{:06}", version.0))?;
+        }
+        Ok(versions)
+    }
+
+    fn names(&self) -> Result<Vec<String>> {
+        let entries = at(&self.root, fs::read_dir(&self.root))?;
+        let mut names = Vec::new();
+        for entry in entries {
+            let entry = at(&self.root, entry)?;
+            // A link, or a name that is not UTF-8, is none of ours.
+            let folder = at(&self.root, entry.file_type())?.is_dir();
+            names.extend(entry.file_name().into_string().ok().filter(|_| folder));
+        }
+        Ok(names)
+    }
+
+    fn remove(&self, name: &str) -> Result<()> {
+        let mut path = self.root.join(name);
+        if !name.starts_with('.') {
+            let aside = self.root.join(format!("{REMOVING}{name}"));
+            if aside.exists() {
+                at(&aside, fs::remove_dir_all(&aside))?;
+            }
+            at(&path, fs::rename(&path, &aside))?;
+            sync_dir(&self.root)?;
+            path = aside;
+        }
+        at(&path, fs::remove_dir_all(&path))
+    }
+}
+
+impl Stage {
+    /// The folder to write files into; plain files only.
+    pub fn path(&self) -> &Path {
+        &self.staging
+    }
+
+    /// Adds the manifest, makes all of it durable, and gives the folder its name. Returns the folder.
+    ///
+    /// # Errors
+    /// `Arg` if the folder holds no file, or something that is not a plain file; `Io` for the disk. Nothing is left then.
+    pub fn commit(mut self, about: About) -> Result<PathBuf> {
+        let files = manifest::sum_files(&self.staging)?;
+        if files.is_empty() {
+            return Err(Error::arg(format!("version {} has no files, expected an adapter", self.version)));
+        }
+        let text = Manifest::new(self.version, about, files).to_json()?;
+        let path = self.staging.join(MANIFEST);
+        at(&path, fs::write(&path, text))?;
+        for entry in at(&self.staging, fs::read_dir(&self.staging))? {
+            let path = at(&self.staging, entry)?.path();
+            at(&path, File::open(&path).and_then(|f| f.sync_all()))?;
+        }
+        sync_dir(&self.staging)?;
+        if self.target.exists() {
+            return Err(Error::arg(format!("version {} is on disk already", self.version)));
+        }
+        at(&self.target, fs::rename(&self.staging, &self.target))?;
+        // From here on a failure removes the renamed folder: its name may not be durable.
+        self.staging.clone_from(&self.target);
+        if let Some(root) = self.target.parent() {
+            sync_dir(root)?;
+        }
+        self.committed = true;
+        Ok(self.target.clone())
+    }
+}
+
+impl Drop for Stage {
+    fn drop(&mut self) {
+        if !self.committed
+            && let Err(error) = fs::remove_dir_all(&self.staging)
+        {
+            tracing::warn!(%error, path = %self.staging.display(), "a staged version could not be removed");
+        }
+    }
+}
+
+/// The version a folder's name stands for.
+fn committed(name: &str) -> Option<PolicyVersion> {
+    let version = name.parse().ok()?;
+    // Only the spelling that we write: `12` or `+00012` is someone else's.
+    (format!("{version:06}") == name && version > 0).then_some(PolicyVersion(version))
+}
+
+fn at<T>(path: &Path, result: std::io::Result<T>) -> Result<T> {
+    result.map_err(|e| Error::from(e).context(path.display()))
+}
+
+/// Makes names in a folder durable. (Windows has no such call, and needs none.)
+fn sync_dir(dir: &Path) -> Result<()> {
+    if cfg!(unix) { at(dir, File::open(dir).and_then(|f| f.sync_all())) } else { Ok(()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Algorithm;
+    use crate::types::{Nats, StepMetrics};
+
+    fn about() -> About {
+        let metrics = StepMetrics { mean_reward: 0.25, kl_per_response: Nats(1.5), ..StepMetrics::default() };
+        About {
+            parent: Some(PolicyVersion(0)),
+            base_sha256: "ab".repeat(32),
+            created: 1_700_000_000_000,
+            algorithm: Algorithm::Apa,
+            lambda: 0.1,
+            rank: 16,
+            alpha: 32.0,
+            metrics,
+        }
+    }
+
+    fn store() -> (tempfile::TempDir, VersionStore) {
+        let dir = tempfile::tempdir().unwrap();
+        let store = VersionStore::open(dir.path()).unwrap();
+        (dir, store)
+    }
+
+    fn publish(store: &VersionStore, version: u64) -> PathBuf {
+        let stage = store.stage(PolicyVersion(version)).unwrap();
+        fs::write(stage.path().join("adapter.gguf"), format!("weights of {version}")).unwrap();
+        fs::write(stage.path().join("critic.gguf"), "critic").unwrap();
+        stage.commit(about()).unwrap()
+    }
+
+    fn versions(numbers: &[u64]) -> Vec<PolicyVersion> {
+        numbers.iter().copied().map(PolicyVersion).collect()
+    }
+
+    #[test]
+    fn a_committed_version_verifies_and_tells_all_about_itself() {
+        let (dir, store) = store();
+        let path = publish(&store, 12);
+        assert_eq!(path, dir.path().join("versions/000012"));
+        let manifest = store.verify(PolicyVersion(12)).unwrap();
+        assert_eq!((manifest.version, &manifest.about), (PolicyVersion(12), &about()));
+        assert_eq!(manifest.files.keys().collect::<Vec<_>>(), ["adapter.gguf", "critic.gguf"]);
+        assert_eq!(manifest.files["critic.gguf"].size, 6);
+        assert_eq!(manifest.apa_version, env!("CARGO_PKG_VERSION"));
+        assert_eq!(store.list().unwrap(), versions(&[12]));
+    }
+
+    #[test]
+    fn a_measurement_that_is_not_a_number_does_not_spoil_the_manifest() {
+        let (_dir, store) = store();
+        let stage = store.stage(PolicyVersion(1)).unwrap();
+        fs::write(stage.path().join("adapter.gguf"), "x").unwrap();
+        let mut about = about();
+        about.metrics.explained_variance = f64::NAN;
+        about.metrics.kl_per_response = Nats(f64::NAN);
+        stage.commit(about).unwrap();
+        let metrics = store.verify(PolicyVersion(1)).unwrap().about.metrics;
+        assert!(metrics.explained_variance.is_nan() && metrics.kl_per_response.0.is_nan());
+        assert_eq!(metrics.mean_reward, 0.25);
+    }
+
+    #[test]
+    fn damaged_missing_and_cut_files_are_named() {
+        let (_dir, store) = store();
+        let path = publish(&store, 1);
+        fs::write(path.join("adapter.gguf"), "weights of 2").unwrap();
+        let error = store.verify(PolicyVersion(1)).unwrap_err();
+        assert!(error.message().contains("version 1: adapter.gguf is damaged: sha256"), "{error}");
+        fs::write(path.join("adapter.gguf"), "weights").unwrap();
+        let error = store.verify(PolicyVersion(1)).unwrap_err();
+        assert_eq!(error.message(), "version 1: adapter.gguf has 7 bytes, expected 12");
+        fs::remove_file(path.join("adapter.gguf")).unwrap();
+        let error = store.verify(PolicyVersion(1)).unwrap_err();
+        assert!(error.message().contains("adapter.gguf"), "{error}");
+        fs::write(path.join("manifest.json"), "{").unwrap();
+        let error = store.verify(PolicyVersion(1)).unwrap_err();
+        assert!(error.message().contains("version 1: manifest.json"), "{error}");
+        fs::remove_file(path.join("manifest.json")).unwrap();
+        assert!(store.verify(PolicyVersion(1)).unwrap_err().message().contains("manifest.json"));
+        for unknown in [0, 7] {
+            assert_eq!(store.verify(PolicyVersion(unknown)).unwrap_err().code(), crate::Code::Arg);
+        }
+    }
+
+    #[test]
+    fn a_manifest_cannot_point_outside_its_folder_or_at_another_version() {
+        let (dir, store) = store();
+        let path = publish(&store, 1);
+        fs::write(dir.path().join("versions/secret"), "critic").unwrap();
+        let text = fs::read_to_string(path.join("manifest.json")).unwrap();
+        fs::write(path.join("manifest.json"), text.replace("critic.gguf", "../secret")).unwrap();
+        let error = store.verify(PolicyVersion(1)).unwrap_err();
+        assert!(error.message().contains("expected a plain file name"), "{error}");
+        fs::write(path.join("manifest.json"), text.replace("\"version\": 1", "\"version\": 2")).unwrap();
+        let error = store.verify(PolicyVersion(1)).unwrap_err();
+        assert!(error.message().contains("is of version 2"), "{error}");
+        fs::write(path.join("manifest.json"), text.replace("\"format\": 1", "\"format\": 2")).unwrap();
+        assert_eq!(store.verify(PolicyVersion(1)).unwrap_err().code(), crate::Code::Unsupported);
+    }
+
+    #[test]
+    fn a_committed_version_is_never_written_again() {
+        let (_dir, store) = store();
+        let stage = store.stage(PolicyVersion(3)).unwrap();
+        fs::write(stage.path().join("adapter.gguf"), "late").unwrap();
+        let path = stage.target.clone();
+        fs::create_dir(&path).unwrap();
+        fs::write(path.join("adapter.gguf"), "first").unwrap();
+        assert!(stage.commit(about()).unwrap_err().message().contains("on disk already"));
+        assert!(store.stage(PolicyVersion(3)).unwrap_err().message().contains("on disk already"));
+        assert_eq!(fs::read_to_string(path.join("adapter.gguf")).unwrap(), "first");
+        assert!(store.stage(PolicyVersion(0)).is_err());
+    }
+
+    #[test]
+    fn a_crash_between_stage_and_commit_leaves_nothing_after_recovery() {
+        let (dir, store) = store();
+        publish(&store, 1);
+        let stage = store.stage(PolicyVersion(2)).unwrap();
+        fs::write(stage.path().join("adapter.gguf"), "half").unwrap();
+        std::mem::forget(stage); // The process ended here.
+        publish(&store, 3); // And here, before the ledger knew of it.
+        fs::create_dir(dir.path().join("versions/.removing-000000")).unwrap();
+        fs::create_dir(dir.path().join("versions/notes")).unwrap();
+
+        let store = VersionStore::open(dir.path()).unwrap();
+        let mut removed = store.remove_orphans(&versions(&[0, 1])).unwrap();
+        removed.sort();
+        assert_eq!(removed, [".removing-000000", ".staging-000002", "000003"]);
+        let mut left: Vec<_> =
+            fs::read_dir(dir.path().join("versions")).unwrap().map(|e| e.unwrap().file_name()).collect();
+        left.sort();
+        assert_eq!(left, ["000001", "notes"]);
+        store.verify(PolicyVersion(1)).unwrap();
+        publish(&store, 2);
+    }
+
+    #[test]
+    fn a_stage_that_is_dropped_or_refused_leaves_nothing() {
+        let (dir, store) = store();
+        drop(store.stage(PolicyVersion(1)).unwrap());
+        assert!(store.stage(PolicyVersion(1)).unwrap().commit(about()).unwrap_err().message().contains("no files"));
+        let stage = store.stage(PolicyVersion(1)).unwrap();
+        fs::create_dir(stage.path().join("nested")).unwrap();
+        assert!(stage.commit(about()).unwrap_err().message().contains("expected plain files only"));
+        assert_eq!(fs::read_dir(dir.path().join("versions")).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn pruning_keeps_the_newest_and_the_protected() {
+        let (_dir, store) = store();
+        for version in 1..=6 {
+            publish(&store, version);
+        }
+        assert_eq!(store.prune(0, &[]).unwrap(), versions(&[]));
+        assert_eq!(store.prune(2, &versions(&[0, 2])).unwrap(), versions(&[1, 3, 4]));
+        assert_eq!(store.list().unwrap(), versions(&[2, 5, 6]));
+        assert_eq!(store.prune(9, &[]).unwrap(), versions(&[]));
+    }
+
+    #[test]
+    fn folders_beyond_six_digits_are_still_versions() {
+        assert_eq!(committed("1234567"), Some(PolicyVersion(1_234_567)));
+        assert_eq!(committed("000012"), Some(PolicyVersion(12)));
+        for other in ["12", "000000", "+00012", "", "notes", ".staging-000001"] {
+            assert_eq!(committed(other), None);
+        }
+    }
+}
