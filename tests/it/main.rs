@@ -1,3 +1,4 @@
 //! The one integration binary: the crate as its users see it.
 
+mod ffi;
 mod golden;
