@@ -137,16 +137,16 @@ async fn demo(options: &Options, config: Config, screen: &Screen) -> Result<Repo
     let seen = see(options, &config, screen, &daemon).await;
     daemon.stop().await?;
     let seen = seen?;
+    let named = serde_json::to_value(&config.train)?;
 
     screen.wait("measuring the distance");
     let mut after = measured(&seen.after, None)?;
-    let adapter = distance::adapter(&config.data, PolicyVersion(after.version));
-    let (model, train, answers) = (config.model.clone(), config.train.clone(), seen.after_tokens);
-    let kl = tokio::task::spawn_blocking(move || distance::kl_per_response(&model, &adapter, &train, &answers));
+    let last = PolicyVersion(after.version);
+    let answers = seen.after_tokens;
+    let kl = tokio::task::spawn_blocking(move || distance::kl_per_response(&config, last, &answers));
     after.kl_per_response = Some(kl.await??.0);
     screen.line(&after.line());
 
-    let named = serde_json::to_value(&config.train)?;
     let mut report = Report {
         model: status.model,
         taste: taste::IN_WORDS.into(),

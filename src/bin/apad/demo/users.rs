@@ -15,6 +15,9 @@ use crate::client::{Answer, ChatParams, Client};
 /// A training step that takes longer than this has gone wrong.
 const STEP_LIMIT: Duration = Duration::from_secs(600);
 
+/// A trainer that idles for longer than this, with a batch of ratings in, has failed.
+const IDLE_LIMIT: Duration = Duration::from_secs(10);
+
 /// One user's answer, rated.
 pub struct Rated {
     /// As it came.
@@ -95,6 +98,7 @@ impl Users<'_> {
 
     /// Waits until the trainer has published or skipped one more step than in `before`.
     async fn wait_for_step(&self, before: &TrainerStatus) -> Result<()> {
+        let mut working = Instant::now();
         let start = Instant::now();
         loop {
             let now = self.client.trainer().await?;
@@ -104,9 +108,12 @@ impl Users<'_> {
             if matches!(now.state.as_str(), "off" | "unsupported") {
                 bail!("the trainer is {}: {}", now.state, now.reason.unwrap_or_default());
             }
-            if start.elapsed() > STEP_LIMIT {
-                let reason = now.reason.unwrap_or_else(|| "no reason given".into());
-                bail!("no new version after {} s, the trainer is {}: {reason}", STEP_LIMIT.as_secs(), now.state);
+            if now.state != "idle" {
+                working = Instant::now();
+            }
+            if working.elapsed() > IDLE_LIMIT || start.elapsed() > STEP_LIMIT {
+                let reason = now.reason.unwrap_or_else(|| "it gives no reason".into());
+                bail!("no new version after {} s; the trainer is {}: {reason}", start.elapsed().as_secs(), now.state);
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
