@@ -22,6 +22,7 @@ pub mod policy;
 pub mod publish;
 pub mod request;
 pub mod scheduler;
+pub mod trainer;
 pub mod types;
 
 pub use engine::Engine;

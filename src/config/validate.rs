@@ -3,7 +3,7 @@
 use std::fmt::Display;
 use std::ops::RangeInclusive;
 
-use super::{Config, HttpConfig, ServeConfig, TrainConfig};
+use super::{Config, HttpConfig, PpoConfig, ServeConfig, TrainConfig};
 use crate::error::{Error, Result};
 
 impl Config {
@@ -18,6 +18,16 @@ impl Config {
         serve(&self.serve)?;
         train(&self.train)?;
         http(&self.http)
+    }
+}
+
+impl TrainConfig {
+    /// Whether every value is in its range.
+    ///
+    /// # Errors
+    /// As [`Config::validate`].
+    pub fn validate(&self) -> Result<()> {
+        train(self)
     }
 }
 
@@ -47,6 +57,7 @@ fn train(c: &TrainConfig) -> Result<()> {
     }
     whole("train.threads", c.threads, 0..=1024)?;
     above_zero("train.lambda", c.lambda)?;
+    ppo(&c.ppo)?;
     whole("train.batch", c.batch, 1..=1 << 16)?;
     whole("train.minibatch", c.minibatch, 1..=1 << 16)?;
     whole("train.epochs", c.epochs, 1..=1000)?;
@@ -71,6 +82,16 @@ fn train(c: &TrainConfig) -> Result<()> {
     // A prompt token and a response token.
     whole("train.max_tokens", c.max_tokens, 2..=1 << 24)?;
     whole("train.micro_batch_tokens", c.micro_batch_tokens, 1..=1 << 24)
+}
+
+fn ppo(c: &PpoConfig) -> Result<()> {
+    above_zero("train.ppo.clip_range", c.clip_range)?;
+    above_zero("train.ppo.value_clip_range", c.value_clip_range)?;
+    if !(c.kl_coef >= 0.0 && c.kl_coef.is_finite()) {
+        return wrong("train.ppo.kl_coef", c.kl_coef, "a number of 0 or more");
+    }
+    above_zero("train.ppo.kl_target", c.kl_target)?;
+    above_zero("train.ppo.kl_horizon", c.kl_horizon)
 }
 
 fn http(c: &HttpConfig) -> Result<()> {

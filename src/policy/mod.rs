@@ -9,8 +9,11 @@ mod decoder;
 mod lora;
 pub mod ops;
 mod packed;
-
 mod value_head;
+
+use candle_core::Device;
+
+use crate::error::{Error, Result};
 
 pub use arch::{KNOWN_ARCHITECTURES, Shape};
 pub use decoder::{Decoder, LinearInfo};
@@ -20,3 +23,21 @@ pub use value_head::ValueHead;
 
 #[cfg(test)]
 mod tests;
+
+/// The device that a setting names: `auto` (the first GPU of a CUDA build, else the CPU), `cpu` or `cuda:N`.
+///
+/// # Errors
+/// `Arg` for another word, `Unsupported` if the device isn't there or this build has no CUDA.
+pub fn device(name: &str) -> Result<Device> {
+    let gpu = |index: usize| {
+        Device::new_cuda(index).map_err(|e| Error::unsupported(format!("device cuda:{index} can't be used: {e}")))
+    };
+    match name {
+        "auto" => Ok(Device::cuda_if_available(0)?),
+        "cpu" => Ok(Device::Cpu),
+        _ => match name.strip_prefix("cuda:").and_then(|n| n.parse().ok()) {
+            Some(index) => gpu(index),
+            None => Err(Error::arg(format!("device is {name:?}, expected auto, cpu or cuda:N"))),
+        },
+    }
+}

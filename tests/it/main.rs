@@ -1,4 +1,7 @@
 //! The one integration binary: the crate as its users see it.
 
+mod engine;
 mod ffi;
 mod golden;
+#[path = "../support/tiny.rs"]
+mod tiny;

@@ -1,0 +1,407 @@
+//! The learning loop on its own thread: ratings → trainer → versions on disk → ledger → scheduler. Never decodes, and never
+//! leaves the policy in memory ahead of the one on record.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::thread::JoinHandle;
+
+use crossbeam_channel::{Receiver, Sender, bounded};
+use serde::{Deserialize, Serialize};
+
+use super::status::TrainerStatus;
+use super::{cores_or, weights_of};
+use crate::config::{Config, TrainConfig};
+use crate::error::{Error, Result};
+use crate::ledger::Ledger;
+use crate::policy::{self, Decoder};
+use crate::publish::{About, VersionStore};
+use crate::scheduler::Scheduler;
+use crate::trainer::{self, Trainer};
+use crate::types::*;
+
+/// What came of a training step.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "outcome", rename_all = "snake_case")]
+pub enum StepOutcome {
+    /// A new version was trained, published and activated.
+    Published {
+        /// The new version.
+        version: PolicyVersion,
+        /// What its batch measured.
+        metrics: StepMetrics,
+    },
+    /// Nothing was changed, for the reason given.
+    Skipped {
+        /// One sentence.
+        reason: String,
+        /// Ratings that were used up by it.
+        consumed: usize,
+    },
+}
+
+enum Order {
+    /// Train while full batches are in.
+    Due,
+    /// Train one batch, even a small one.
+    Step(Sender<Result<StepOutcome>>),
+    Activate(PolicyVersion, Sender<Result<()>>),
+}
+
+/// What the thread and its handle share.
+struct Shared {
+    status: Mutex<TrainerStatus>,
+    /// Gives up the step under way: set while an activation or the end waits for the thread.
+    interrupt: AtomicBool,
+    /// Ends the thread.
+    stopping: AtomicBool,
+}
+
+impl Shared {
+    fn status(&self) -> MutexGuard<'_, TrainerStatus> {
+        self.status.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    fn set_state(&self, state: &str) {
+        self.status().state = state.to_string();
+    }
+}
+
+/// The handle to the learning thread.
+pub(super) struct Learner {
+    orders: Sender<Order>,
+    due: Sender<Order>,
+    shared: Arc<Shared>,
+    ledger: Arc<Ledger>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Learner {
+    /// Starts the thread. The trainer is built on it, so that serving doesn't wait.
+    pub(super) fn start(
+        config: &Config,
+        base_sha256: String,
+        ledger: Arc<Ledger>,
+        store: VersionStore,
+        scheduler: Arc<Scheduler>,
+        active: PolicyVersion,
+    ) -> Result<Learner> {
+        let (orders, inbox) = bounded(16);
+        // One reminder is as good as many.
+        let (due, reminders) = bounded(1);
+        let status = TrainerStatus { state: "loading".into(), batch: config.train.batch, ..TrainerStatus::default() };
+        let shared = Arc::new(Shared {
+            status: Mutex::new(status),
+            interrupt: AtomicBool::new(false),
+            stopping: AtomicBool::new(false),
+        });
+        let worker = Worker {
+            config: config.clone(),
+            base_sha256,
+            ledger: ledger.clone(),
+            store,
+            scheduler,
+            shared: shared.clone(),
+            active,
+            decoder: None,
+            trainer: None,
+        };
+        let thread = std::thread::Builder::new()
+            .name("apa-trainer".into())
+            .spawn(move || worker.run(&inbox, &reminders))
+            .map_err(|e| Error::nomem(format!("can't start the trainer's thread: {e}")))?;
+        Ok(Learner { orders, due, shared, ledger, thread: Mutex::new(Some(thread)) })
+    }
+
+    /// Tells the thread that a batch is in. Never waits.
+    pub(super) fn nudge(&self) {
+        // A full channel holds the same reminder already.
+        let _ = self.due.try_send(Order::Due);
+    }
+
+    /// Trains one batch and returns what came of it.
+    pub(super) fn step(&self) -> Result<StepOutcome> {
+        let (reply, answer) = bounded(1);
+        self.ask(Order::Step(reply), &answer)
+    }
+
+    /// Serves a version and goes on from it; interrupts a step under way.
+    pub(super) fn activate(&self, version: PolicyVersion) -> Result<()> {
+        let (reply, answer) = bounded(1);
+        self.shared.interrupt.store(true, Ordering::Release);
+        self.ask(Order::Activate(version, reply), &answer)
+    }
+
+    fn ask<T>(&self, order: Order, answer: &Receiver<Result<T>>) -> Result<T> {
+        let closed = || Error::closed("the engine is closed");
+        self.orders.send(order).map_err(|_| closed())?;
+        answer.recv().map_err(|_| closed())?
+    }
+
+    pub(super) fn status(&self) -> TrainerStatus {
+        let mut status = self.shared.status().clone();
+        status.pending_ratings = self.ledger.pending_ratings();
+        status
+    }
+
+    /// Gives up the step under way, for good.
+    pub(super) fn interrupt(&self) {
+        self.shared.stopping.store(true, Ordering::Release);
+        self.shared.interrupt.store(true, Ordering::Release);
+        self.nudge();
+    }
+
+    /// Ends the thread. Idempotent.
+    pub(super) fn stop(&self) {
+        self.interrupt();
+        if let Some(thread) = self.thread.lock().unwrap_or_else(|e| e.into_inner()).take()
+            && thread.join().is_err()
+        {
+            tracing::error!("the trainer's thread panicked");
+        }
+    }
+}
+
+/// What the thread owns.
+struct Worker {
+    config: Config,
+    base_sha256: String,
+    ledger: Arc<Ledger>,
+    store: VersionStore,
+    scheduler: Arc<Scheduler>,
+    shared: Arc<Shared>,
+    active: PolicyVersion,
+    decoder: Option<Arc<Decoder>>,
+    /// The state that belongs to `active`. `None` while training is off, or after a failure until it is loaded again.
+    trainer: Option<Trainer>,
+}
+
+impl Worker {
+    fn run(mut self, orders: &Receiver<Order>, reminders: &Receiver<Order>) {
+        let threads = cores_or(self.config.train.threads) as usize;
+        let pool =
+            rayon::ThreadPoolBuilder::new().num_threads(threads).thread_name(|i| format!("apa-train-{i}")).build();
+        let pool = match pool {
+            Ok(pool) => pool,
+            Err(error) => return self.turn_off("unsupported", format!("can't start the trainer's threads: {error}")),
+        };
+        pool.install(|| self.prepare());
+        loop {
+            let order = crossbeam_channel::select! {
+                recv(orders) -> order => order,
+                recv(reminders) -> order => order,
+            };
+            if self.shared.stopping.load(Ordering::Acquire) {
+                return;
+            }
+            // The handle is gone.
+            let Ok(order) = order else { return };
+            pool.install(|| self.obey(order, orders));
+        }
+    }
+
+    fn obey(&mut self, order: Order, orders: &Receiver<Order>) {
+        match order {
+            Order::Due => {}
+            Order::Step(reply) => {
+                let _ = reply.send(self.step());
+            }
+            Order::Activate(version, reply) => {
+                self.shared.interrupt.store(self.shared.stopping.load(Ordering::Acquire), Ordering::Release);
+                let _ = reply.send(self.activate(version));
+            }
+        }
+        self.learn(orders);
+    }
+
+    /// Trains while full batches are in; orders come between two of them.
+    fn learn(&mut self, orders: &Receiver<Order>) {
+        while self.config.train.auto && self.full_batch() && orders.is_empty() && !self.interrupted() {
+            if let Err(error) = self.step() {
+                // What fails again and again must not spin: the next rating or order tries again.
+                tracing::error!(%error, "training step failed");
+                self.shared.status().reason = Some(error.to_string());
+                return;
+            }
+        }
+    }
+
+    fn full_batch(&self) -> bool {
+        self.trainer.is_some() && self.ledger.pending_ratings() >= u64::from(self.config.train.batch)
+    }
+
+    fn interrupted(&self) -> bool {
+        self.shared.interrupt.load(Ordering::Acquire)
+    }
+
+    fn turn_off(&self, state: &str, reason: String) {
+        let mut status = self.shared.status();
+        status.state = state.into();
+        status.reason = Some(reason);
+    }
+
+    /// Loads the frozen base and the state of the active version. What can't be trained is served all the same.
+    fn prepare(&mut self) {
+        if !self.config.train.enabled {
+            return self.turn_off("off", "training is switched off (train.enabled)".into());
+        }
+        let TrainConfig { device, dtype, .. } = &self.config.train;
+        let loaded = policy::device(device)
+            .and_then(|device| Decoder::load(&self.config.model, &device, *dtype))
+            .and_then(|decoder| {
+                self.decoder = Some(Arc::new(decoder));
+                self.load_trainer()
+            });
+        match loaded {
+            Ok(()) => self.shared.set_state("idle"),
+            Err(error) => {
+                tracing::warn!(%error, "this model is served but not trained");
+                self.decoder = None;
+                self.turn_off("unsupported", error.to_string());
+            }
+        }
+    }
+
+    /// Takes the trainer's state from the active version's folder, or starts fresh from the initial model.
+    fn load_trainer(&mut self) -> Result<()> {
+        let Some(decoder) = &self.decoder else { return Ok(()) };
+        self.trainer = None;
+        let config = &self.config.train;
+        self.trainer = Some(match self.active {
+            PolicyVersion::INITIAL => Trainer::new(decoder.clone(), config)?,
+            version => Trainer::load(decoder.clone(), config, &self.store.path(version))?,
+        });
+        Ok(())
+    }
+
+    /// One batch: train, publish, commit, serve.
+    fn step(&mut self) -> Result<StepOutcome> {
+        if self.trainer.is_none() {
+            let status = self.shared.status().clone();
+            let reason = status.reason.unwrap_or_else(|| "the trainer is not ready".into());
+            return Err(if status.state == "unsupported" { Error::unsupported(reason) } else { Error::train(reason) });
+        }
+        let batch = self.ledger.pending_batch(self.config.train.batch as usize)?;
+        if batch.is_empty() {
+            return Ok(StepOutcome::Skipped { reason: "there are no new ratings".into(), consumed: 0 });
+        }
+        self.shared.set_state("training");
+        let outcome = self.train(&batch);
+        self.shared.set_state("idle");
+        let outcome = match outcome {
+            Ok(outcome) => outcome,
+            Err(error) => {
+                // The weights in memory may be ahead of those on record: go back to them.
+                if let Err(again) = self.load_trainer() {
+                    self.turn_off("off", format!("{error}; and version {} can't be loaded: {again}", self.active));
+                }
+                return Err(error);
+            }
+        };
+        let mut status = self.shared.status();
+        match &outcome {
+            StepOutcome::Published { metrics, .. } => {
+                status.steps += 1;
+                status.dropped_steps += metrics.dropped_steps as u64;
+                status.last = Some(metrics.clone());
+                status.reason = None;
+            }
+            StepOutcome::Skipped { reason, .. } => {
+                status.skipped += 1;
+                status.reason = Some(reason.clone());
+            }
+        }
+        drop(status);
+        Ok(outcome)
+    }
+
+    fn train(&mut self, batch: &[RatedGeneration]) -> Result<StepOutcome> {
+        let Some(trainer) = &mut self.trainer else { return Err(Error::train("the trainer is not ready")) };
+        let rollouts: Vec<Rollout> = batch.iter().map(rollout_of).collect();
+        let used: Vec<u64> = batch.iter().flat_map(|r| r.feedback_ids.iter().copied()).collect();
+        let shared = self.shared.clone();
+        let metrics = match trainer.step(&rollouts, &|| shared.interrupt.load(Ordering::Acquire))? {
+            trainer::StepOutcome::Trained(metrics) => metrics,
+            trainer::StepOutcome::Skipped { reason, dropped_steps } => {
+                self.shared.status().dropped_steps += dropped_steps as u64;
+                self.ledger.commit_skipped(&reason, &used)?;
+                tracing::warn!(reason, ratings = used.len(), "training step skipped");
+                return Ok(StepOutcome::Skipped { reason, consumed: used.len() });
+            }
+        };
+        let version = self.ledger.next_version()?;
+        let info = VersionInfo {
+            version,
+            parent: Some(self.active),
+            active: true,
+            created: unix_millis(),
+            metrics: metrics.clone(),
+        };
+        let stage = self.store.stage(version)?;
+        trainer.save(stage.path())?;
+        stage.commit(self.about(&info))?;
+        // From here on it is on record: whatever fails later, a restart serves it.
+        self.ledger.commit_version(&info, &used)?;
+        self.active = version;
+        self.scheduler.swap(weights_of(&self.store, version)?)?;
+        tracing::info!(
+            version = version.0,
+            mean_reward = metrics.mean_reward,
+            kl_nats = metrics.kl_per_response.0,
+            seconds = metrics.seconds,
+            "policy published"
+        );
+        self.prune();
+        Ok(StepOutcome::Published { version, metrics })
+    }
+
+    fn about(&self, info: &VersionInfo) -> About {
+        let TrainConfig { algorithm, lambda, rank, alpha, .. } = self.config.train;
+        About {
+            parent: info.parent,
+            base_sha256: self.base_sha256.clone(),
+            created: info.created,
+            algorithm,
+            lambda,
+            rank,
+            alpha,
+            metrics: info.metrics.clone(),
+        }
+    }
+
+    fn activate(&mut self, version: PolicyVersion) -> Result<()> {
+        let weights = weights_of(&self.store, version)?;
+        self.scheduler.swap(weights)?;
+        if let Err(error) = self.ledger.set_active(version) {
+            // Serve what is on record, or a restart would change the answers.
+            self.scheduler.swap(weights_of(&self.store, self.active)?)?;
+            return Err(error);
+        }
+        self.active = version;
+        if let Err(error) = self.load_trainer() {
+            self.turn_off("off", format!("version {version} is served but can't be trained: {error}"));
+        } else if self.trainer.is_some() {
+            let mut status = self.shared.status();
+            status.state = "idle".into();
+            status.reason = None;
+        }
+        tracing::info!(version = version.0, "version activated");
+        Ok(())
+    }
+
+    fn prune(&self) {
+        if let Err(error) = self.store.prune(self.config.train.keep_versions, &[self.active]) {
+            tracing::warn!(%error, "old versions not removed");
+        }
+    }
+}
+
+/// The training sample of a rated answer.
+fn rollout_of(rated: &RatedGeneration) -> Rollout {
+    let g = &rated.generation;
+    Rollout {
+        prompt: g.prompt.clone(),
+        response: g.response.clone(),
+        temperature: g.sampling.temperature,
+        score: rated.rating,
+    }
+}

@@ -1,0 +1,305 @@
+//! The composition root: threads, bounded channels, shutdown, and the loop from a rating to new weights. The methods here are
+//! what `ffi` and `http` show.
+
+mod learner;
+mod status;
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
+
+use crate::config::Config;
+use crate::error::{Error, Result};
+use crate::gguf::Gguf;
+use crate::ledger::Ledger;
+use crate::llama::{ChatTemplate, ContextOptions, Model};
+use crate::publish::VersionStore;
+use crate::scheduler::{self, Finished, OnFinished, Request, Scheduler, Weights};
+use crate::types::*;
+
+pub use crate::scheduler::{Event, GenerationStream, Next, Wake};
+pub use learner::StepOutcome;
+pub use status::{Status, TrainerStatus};
+
+use learner::Learner;
+
+/// Name of an adapter in the folder of its version.
+const ADAPTER_FILE: &str = "adapter.gguf";
+
+/// A serving, learning model. Cheap to clone; every method is safe from any thread. Dropping the last clone shuts it down.
+#[derive(Clone)]
+pub struct Engine {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    config: Config,
+    model: Arc<Model>,
+    template: Result<ChatTemplate>,
+    scheduler: Arc<Scheduler>,
+    ledger: Arc<Ledger>,
+    learner: Learner,
+    closed: AtomicBool,
+}
+
+/// What to generate.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct GenerateRequest {
+    /// Prompt tokens; see [`Engine::chat_prompt`] and [`Engine::tokenize`].
+    pub prompt: Vec<TokenId>,
+    /// How to sample.
+    pub sampling: Sampling,
+    /// Most tokens to make; the configured default if unset.
+    pub max_tokens: Option<u32>,
+    /// Strings that end the answer; not part of its text. At most 16.
+    pub stop: Vec<String>,
+    /// Whom it is for.
+    pub user: Option<String>,
+}
+
+impl Engine {
+    /// Opens the model and the data folder, recovers, and starts the threads.
+    ///
+    /// # Errors
+    /// `Arg` for settings out of range, `Model` for a file that is missing, damaged or of another kind, `Busy` if another
+    /// process holds the data folder (its process id is named), `Io` for the disk.
+    pub fn open(config: Config) -> Result<Engine> {
+        config.validate()?;
+        let ledger = Arc::new(Ledger::open(&config.data)?);
+        let model = Model::load(&config.model, config.serve.gpu_layers)?;
+        if !model.is_decoder() {
+            let kind = model.architecture();
+            return Err(Error::unsupported(format!("{kind} models don't generate text token by token")));
+        }
+        let fingerprint = Gguf::open(&config.model)?.fingerprint()?;
+        ledger.bind_model(&fingerprint, model.name())?;
+        let store = VersionStore::open(&config.data)?;
+        let known: Vec<PolicyVersion> = ledger.versions()?.iter().map(|v| v.version).collect();
+        store.remove_orphans(&known)?;
+        let active = ledger.active()?;
+        let weights = weights_of(&store, active).map_err(|e| {
+            e.context(format!("version {active} was served last, and another can be activated only once it opens"))
+        })?;
+
+        let options = scheduler::Options {
+            context: ContextOptions {
+                context: config.serve.context,
+                batch: config.serve.batch.min(config.serve.context),
+                sequences: config.serve.slots,
+                exact: false,
+            },
+            queue: config.serve.queue,
+        };
+        let threads = cores_or(config.serve.threads);
+        let recorder = record_in(ledger.clone());
+        let scheduler = Arc::new(Scheduler::start(model.clone(), threads, options, weights, recorder)?);
+        let learner = Learner::start(&config, fingerprint, ledger.clone(), store, scheduler.clone(), active)?;
+        let template = template_of(&model);
+        let closed = AtomicBool::new(false);
+        let engine = Engine { inner: Arc::new(Inner { config, model, template, scheduler, ledger, learner, closed }) };
+        engine.learn_if_due();
+        Ok(engine)
+    }
+
+    /// Applies the model's own chat template and tokenizes, ready for [`GenerateRequest::prompt`].
+    ///
+    /// # Errors
+    /// `Unsupported` without a template, `Arg` if the template refuses the messages.
+    pub fn chat_prompt(&self, messages: &[ChatMessage]) -> Result<Vec<TokenId>> {
+        let template = self.inner.template.as_ref().map_err(Clone::clone)?;
+        let text = template.render(messages)?;
+        let model = &self.inner.model;
+        let mut tokens = model.tokenize(&text, true, true)?;
+        // Templates often write the beginning-of-sequence token themselves.
+        if let Some(bos) = model.bos()
+            && tokens.len() > 1
+            && tokens[..2] == [bos, bos]
+        {
+            tokens.remove(0);
+        }
+        Ok(tokens)
+    }
+
+    /// Tokenizes plain text, with the model's beginning-of-sequence token where it wants one.
+    ///
+    /// # Errors
+    /// `Arg` if the text is too long to be tokenized.
+    pub fn tokenize(&self, text: &str) -> Result<Vec<TokenId>> {
+        self.inner.model.tokenize(text, true, false)
+    }
+
+    /// The text of tokens; invalid UTF-8 is replaced.
+    pub fn detokenize(&self, tokens: &[TokenId]) -> String {
+        self.inner.model.text(tokens, true)
+    }
+
+    /// Queues a generation.
+    ///
+    /// # Errors
+    /// `Arg` for an empty prompt, one longer than the context, or settings out of range; `Busy` if the queue is full;
+    /// `Closed` after [`Engine::shutdown`].
+    pub fn generate(&self, request: GenerateRequest) -> Result<GenerationStream> {
+        self.check_open()?;
+        let GenerateRequest { prompt, sampling, max_tokens, stop, user } = request;
+        let max_tokens = max_tokens.unwrap_or(self.inner.config.serve.max_tokens);
+        let id = GenerationId(format!("gen-{:011x}{:016x}", unix_millis(), rand::random::<u64>()));
+        self.inner.scheduler.submit(Request { id, prompt, sampling, max_tokens, stop, user })
+    }
+
+    /// A generation from the ledger.
+    ///
+    /// # Errors
+    /// `Io` if the ledger can't be read.
+    pub fn generation(&self, id: &GenerationId) -> Result<Option<Generation>> {
+        self.inner.ledger.generation(id)
+    }
+
+    /// Records feedback; it is on disk when this returns.
+    ///
+    /// # Errors
+    /// `Arg` for an unknown generation or a rating outside [-1, 1] or not a number, `Io` if it could not be written.
+    pub fn feedback(&self, feedback: NewFeedback) -> Result<FeedbackReceipt> {
+        self.check_open()?;
+        let receipt = self.inner.ledger.add_feedback(&feedback)?;
+        self.learn_if_due();
+        Ok(receipt)
+    }
+
+    /// Records that one answer is better than another; it is on disk when this returns.
+    ///
+    /// # Errors
+    /// As [`Engine::feedback`].
+    pub fn prefer(&self, chosen: &GenerationId, rejected: &GenerationId, user: Option<&str>) -> Result<u64> {
+        self.check_open()?;
+        self.inner.ledger.add_preference(chosen, rejected, user)
+    }
+
+    /// Trains on the ratings that are in (at most one batch, even a small one), publishes, and returns when it is served.
+    ///
+    /// # Errors
+    /// `Train` or `Unsupported` with the reason; serving goes on.
+    pub fn train_step(&self) -> Result<StepOutcome> {
+        self.check_open()?;
+        self.inner.learner.step()
+    }
+
+    /// All versions, oldest first.
+    ///
+    /// # Errors
+    /// `Io` if the ledger can't be read.
+    pub fn versions(&self) -> Result<Vec<VersionInfo>> {
+        self.inner.ledger.versions()
+    }
+
+    /// Serves `version` from now on; running requests end on theirs. Training goes on from it. A training step under way is
+    /// given up; its ratings stay in.
+    ///
+    /// # Errors
+    /// `Arg` for an unknown version, `Io` or `Model` if its files are gone or damaged.
+    pub fn activate(&self, version: PolicyVersion) -> Result<()> {
+        self.check_open()?;
+        if !self.versions()?.iter().any(|v| v.version == version) {
+            return Err(Error::arg(format!("there is no version {version}")));
+        }
+        self.inner.learner.activate(version)
+    }
+
+    /// Activates the parent of the active version and returns it.
+    ///
+    /// # Errors
+    /// `Arg` if the initial model is active; else as [`Engine::activate`].
+    pub fn rollback(&self) -> Result<PolicyVersion> {
+        let versions = self.versions()?;
+        let active = versions.iter().find(|v| v.active);
+        let parent = active
+            .and_then(|v| v.parent)
+            .ok_or_else(|| Error::arg("the initial model is active, there is nothing to roll back to"))?;
+        self.activate(parent)?;
+        Ok(parent)
+    }
+
+    /// A snapshot of the state.
+    pub fn status(&self) -> Status {
+        let Inner { model, scheduler, learner, .. } = &*self.inner;
+        status::snapshot(model, &scheduler.load(), learner.status())
+    }
+
+    /// The settings it was opened with.
+    pub fn config(&self) -> &Config {
+        &self.inner.config
+    }
+
+    /// Stops: refuses new requests, ends running ones as `Closed`, wakes every waiter, ends the threads, lets go of the data
+    /// folder. Idempotent.
+    pub fn shutdown(&self) {
+        self.inner.shutdown();
+    }
+
+    fn check_open(&self) -> Result<()> {
+        if self.inner.closed.load(Ordering::Acquire) {
+            return Err(Error::closed("the engine is closed"));
+        }
+        Ok(())
+    }
+
+    fn learn_if_due(&self) {
+        let train = &self.inner.config.train;
+        if train.enabled && train.auto && self.inner.ledger.pending_ratings() >= u64::from(train.batch) {
+            self.inner.learner.nudge();
+        }
+    }
+}
+
+impl Inner {
+    fn shutdown(&self) {
+        self.closed.store(true, Ordering::Release);
+        // The learner first: it waits for the scheduler while it swaps.
+        self.learner.interrupt();
+        self.scheduler.stop();
+        self.learner.stop();
+        self.ledger.close();
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.shutdown();
+    }
+}
+
+/// The file of a version's weights, checked against its manifest.
+fn weights_of(store: &VersionStore, version: PolicyVersion) -> Result<Weights> {
+    if version == PolicyVersion::INITIAL {
+        return Ok(Weights { version, adapter: None });
+    }
+    store.verify(version)?;
+    Ok(Weights { version, adapter: Some(store.path(version).join(ADAPTER_FILE)) })
+}
+
+/// Records what ended, then tells its client: an id that a client knows is always on record.
+fn record_in(ledger: Arc<Ledger>) -> OnFinished {
+    Box::new(move |Finished { outcome, sink }| {
+        let generation = match outcome {
+            Ok(generation) => generation,
+            Err(error) => return sink.finish(Err(error)),
+        };
+        let recorded = generation.clone();
+        let done = Box::new(move |written: Result<()>| sink.finish(written.map(|()| recorded)));
+        // A closed ledger drops `done`, and with it the sink: the client is told that the engine closed.
+        if let Err(error) = ledger.record_generation(generation, done) {
+            tracing::warn!(%error, "an answer was not recorded");
+        }
+    })
+}
+
+fn template_of(model: &Model) -> Result<ChatTemplate> {
+    let source = model.chat_template().ok_or_else(|| Error::unsupported("the model carries no chat template"))?;
+    let text = |token: Option<TokenId>| token.map(|t| model.text(&[t], true)).unwrap_or_default();
+    ChatTemplate::new(source, text(model.bos()), text(model.eos()))
+}
+
+/// A number of threads, 0 standing for one a core.
+fn cores_or(threads: u32) -> u32 {
+    static CORES: OnceLock<u32> = OnceLock::new();
+    let cores = || std::thread::available_parallelism().map_or(1, |n| n.get() as u32);
+    if threads == 0 { *CORES.get_or_init(cores) } else { threads }
+}

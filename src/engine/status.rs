@@ -1,0 +1,71 @@
+//! What an engine says of itself. Computes nothing.
+
+use serde::{Deserialize, Serialize};
+
+use crate::llama::Model;
+use crate::scheduler::Load;
+use crate::types::{PolicyVersion, StepMetrics};
+
+/// The state of an engine.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    /// The base model's name, from its metadata or file name.
+    pub model: String,
+    /// Its architecture.
+    pub architecture: String,
+    /// Version that new requests get.
+    pub policy_version: PolicyVersion,
+    /// Versions on a context: the active one last, before it those with running requests.
+    pub serving_versions: Vec<PolicyVersion>,
+    /// Requests being decoded.
+    pub running: usize,
+    /// Requests waiting.
+    pub queued: usize,
+    /// Requests completed since the start.
+    pub completed: u64,
+    /// Tokens generated since the start.
+    pub generated_tokens: u64,
+    /// Prompt tokens evaluated since the start.
+    pub prompt_tokens: u64,
+    /// Weight swaps since the start.
+    pub swaps: u64,
+    /// The trainer.
+    pub trainer: TrainerStatus,
+}
+
+/// The state of the trainer.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct TrainerStatus {
+    /// `off`, `unsupported`, `loading`, `idle` or `training`.
+    pub state: String,
+    /// Why it is off or unsupported, or what failed last.
+    pub reason: Option<String>,
+    /// Ratings not yet used.
+    pub pending_ratings: u64,
+    /// Ratings that start a step.
+    pub batch: u32,
+    /// Steps that published a version since the start.
+    pub steps: u64,
+    /// Steps that were skipped since the start.
+    pub skipped: u64,
+    /// Optimizer steps dropped because something was not finite, since the start.
+    pub dropped_steps: u64,
+    /// Measurements of the newest step.
+    pub last: Option<StepMetrics>,
+}
+
+pub(super) fn snapshot(model: &Model, load: &Load, trainer: TrainerStatus) -> Status {
+    Status {
+        model: model.name().to_string(),
+        architecture: model.architecture().to_string(),
+        policy_version: load.versions.last().copied().unwrap_or_default(),
+        serving_versions: load.versions.clone(),
+        running: load.running,
+        queued: load.queued,
+        completed: load.completed,
+        generated_tokens: load.generated_tokens,
+        prompt_tokens: load.prompt_tokens,
+        swaps: load.swaps,
+        trainer,
+    }
+}

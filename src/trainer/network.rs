@@ -1,0 +1,173 @@
+//! A trainable network: an adapter on the frozen base, the critic's with a scalar head, and its optimizer. Policy and critic
+//! share nothing but the frozen base. Knows no loss.
+
+use candle_core::{DType, Tensor, Var};
+
+use super::adamw::{AdamW, AdamWConfig};
+use super::batch::Sample;
+use crate::align::{Clipped, scalar};
+use crate::error::{Error, Result};
+use crate::policy::{Decoder, Lora, Packed, ValueHead};
+
+/// The policy: its adapter, read through the base's own language-model head.
+/// The critic: its adapter and a scalar head.
+pub(super) struct Network {
+    pub lora: Lora,
+    pub head: Option<ValueHead>,
+    pub optimizer: AdamW,
+    vars: Vec<Var>,
+}
+
+/// Everything an update changes, as it was.
+pub(super) struct Saved {
+    vars: Vec<Tensor>,
+    optimizer: AdamW,
+}
+
+/// What came of one optimizer step.
+pub(super) enum Update {
+    /// Weights moved.
+    Taken { loss: f64, grad_norm: f64, clip_fraction: f64 },
+    /// The loss or a gradient was not finite: weights and moments are untouched.
+    Dropped { what: &'static str, value: f64 },
+}
+
+impl Network {
+    pub fn new(lora: Lora, head: Option<ValueHead>) -> Result<Self> {
+        let mut vars = lora.vars();
+        vars.extend(head.iter().flat_map(ValueHead::vars));
+        Ok(Self { optimizer: AdamW::new(&vars)?, lora, head, vars })
+    }
+
+    /// The trainable tensors, in a stable order.
+    pub fn vars(&self) -> &[Var] {
+        &self.vars
+    }
+
+    /// Their names, in the same order; those of the head begin with `value_head.`.
+    pub fn names(&self) -> Vec<String> {
+        let adapter = self.lora.named().into_iter().map(|(name, _)| name);
+        let head = self.head.iter().flat_map(ValueHead::named).map(|(name, _)| name);
+        adapter.chain(head).collect()
+    }
+
+    /// The scalar head.
+    ///
+    /// # Errors
+    /// `Train` for the policy, which has none.
+    pub fn head(&self) -> Result<&ValueHead> {
+        self.head.as_ref().ok_or_else(|| Error::train("the policy has no value head"))
+    }
+
+    /// Copies what an update changes.
+    pub fn save(&self) -> Result<Saved> {
+        let vars = self.vars.iter().map(|v| Ok(v.as_detached_tensor().copy()?)).collect::<Result<_>>()?;
+        Ok(Saved { vars, optimizer: self.optimizer.clone() })
+    }
+
+    /// Goes back to `saved`.
+    pub fn restore(&mut self, saved: Saved) -> Result<()> {
+        self.optimizer = saved.optimizer;
+        Ok(self.vars.iter().zip(&saved.vars).try_for_each(|(var, old)| var.set(old))?)
+    }
+
+    /// One optimizer step on a minibatch given as micro-batches: the gradient of the mean over all its response tokens,
+    /// whatever the split.
+    ///
+    /// `loss` gives a micro-batch's mean. Errors of `loss` (`Closed` if the trainer is to stop) leave the weights untouched.
+    pub fn update<'a, 'b>(
+        &mut self,
+        micro_batches: &[Vec<&'b Sample<'a>>],
+        clip_norm: f64,
+        config: AdamWConfig,
+        loss: impl Fn(&Self, &[&'b Sample<'a>]) -> Result<Clipped>,
+    ) -> Result<Update> {
+        let rows = |samples: &[&Sample]| samples.iter().map(|s| s.rows.len()).sum::<usize>() as f64;
+        let all_rows: f64 = micro_batches.iter().map(|m| rows(m)).sum();
+        let (mut total_loss, mut clip_fraction) = (0.0, 0.0);
+        let mut grads: Vec<Tensor> = Vec::new();
+        for samples in micro_batches {
+            let weight = rows(samples) / all_rows;
+            let part = loss(self, samples)?;
+            let value = scalar(&part.loss)?;
+            if !value.is_finite() {
+                return Ok(Update::Dropped { what: "loss", value });
+            }
+            total_loss += weight * value;
+            clip_fraction += weight * part.clip_fraction;
+            self.accumulate(&mut grads, &(part.loss * weight)?)?;
+        }
+        let grad_norm = global_norm(&grads)?;
+        if !grad_norm.is_finite() {
+            return Ok(Update::Dropped { what: "gradient norm", value: grad_norm });
+        }
+        let grad_scale = if grad_norm > clip_norm { clip_norm / grad_norm } else { 1.0 };
+        self.optimizer.update(&self.vars, &grads, grad_scale, config)?;
+        Ok(Update::Taken { loss: total_loss, grad_norm, clip_fraction })
+    }
+
+    fn accumulate(&self, grads: &mut Vec<Tensor>, loss: &Tensor) -> Result<()> {
+        let mut store = loss.backward()?;
+        let mut fresh = Vec::with_capacity(self.vars.len());
+        for (i, var) in self.vars.iter().enumerate() {
+            // A tensor that no gradient reaches would never learn, without a word.
+            let grad = store.remove(var).ok_or_else(|| Error::train(format!("no gradient reaches variable {i}")))?;
+            fresh.push(match grads.get(i) {
+                Some(sum) => (sum + grad)?,
+                None => grad,
+            });
+        }
+        *grads = fresh;
+        Ok(())
+    }
+}
+
+/// Euclidean norm of all gradients together.
+fn global_norm(grads: &[Tensor]) -> Result<f64> {
+    let squares = grads.iter().map(|g| g.sqr()?.sum_all()).collect::<candle_core::Result<Vec<_>>>()?;
+    // One transfer from the device for all of them.
+    let squares = Tensor::stack(&squares, 0)?.to_dtype(DType::F64)?.to_vec1::<f64>()?;
+    Ok(squares.iter().sum::<f64>().sqrt())
+}
+
+/// The forward passes of one group of samples, packed without padding.
+pub(super) struct Forward<'d> {
+    decoder: &'d Decoder,
+    packed: Packed,
+    /// Rows of the hidden states that predict response tokens.
+    predicting: Tensor,
+    targets: Vec<u32>,
+    temperatures: Vec<f32>,
+}
+
+impl<'d> Forward<'d> {
+    pub fn new(decoder: &'d Decoder, samples: &[&Sample]) -> Result<Self> {
+        let inputs: Vec<Vec<u32>> = samples.iter().map(|s| s.input()).collect();
+        let inputs: Vec<&[u32]> = inputs.iter().map(Vec::as_slice).collect();
+        let (mut rows, mut targets, mut temperatures, mut start) = (Vec::new(), Vec::new(), Vec::new(), 0);
+        for sample in samples {
+            // The state at the prompt's last token predicts the first response token.
+            let first = start + sample.prompt.len() - 1;
+            rows.extend((first..first + sample.response.len()).map(|row| row as u32));
+            targets.extend_from_slice(sample.response);
+            temperatures.resize(targets.len(), sample.temperature);
+            start += sample.input_tokens();
+        }
+        let predicting = Tensor::new(rows, decoder.device())?;
+        Ok(Self { decoder, packed: Packed::new(&inputs)?, predicting, targets, temperatures })
+    }
+
+    /// Log-probabilities of the response tokens, `[rows]`, nats. Without an adapter: of the initial model.
+    pub fn logprobs(&self, lora: Option<&Lora>) -> Result<Tensor> {
+        self.decoder.logprobs(&self.hidden(lora)?, &self.targets, &self.temperatures)
+    }
+
+    /// The critic's value before each response token, `[rows]`.
+    pub fn values(&self, lora: &Lora, head: &ValueHead) -> Result<Tensor> {
+        head.forward(&self.hidden(Some(lora))?)
+    }
+
+    fn hidden(&self, lora: Option<&Lora>) -> Result<Tensor> {
+        Ok(self.decoder.hidden(&self.packed, lora)?.index_select(&self.predicting, 0)?)
+    }
+}

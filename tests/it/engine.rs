@@ -1,0 +1,402 @@
+//! The loop from a rating to served weights, through the engine, on a tiny model.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use apa::config::Config;
+use apa::engine::{Event, GenerateRequest, GenerationStream, Next, StepOutcome};
+use apa::types::*;
+use apa::{Code, Engine};
+
+use crate::tiny::{TinySpec, tiny_model};
+
+/// An engine on a tiny model in `dir`, which keeps both between opens.
+pub fn open_with(dir: &Path, change: impl FnOnce(&mut Config)) -> apa::Result<Engine> {
+    let model = dir.join("tiny.gguf");
+    if !model.exists() {
+        tiny_model(&model, &TinySpec::new("llama")).unwrap();
+    }
+    let mut config = Config { model, data: dir.join("data"), ..Config::default() };
+    config.serve.context = 1024;
+    config.serve.threads = 2;
+    config.serve.max_tokens = 12;
+    config.train.rank = 4;
+    config.train.alpha = 8.0;
+    config.train.lr = 1e-2;
+    config.train.auto = false;
+    change(&mut config);
+    Engine::open(config)
+}
+
+fn open(dir: &Path) -> Engine {
+    open_with(dir, |_| ()).unwrap()
+}
+
+fn request(engine: &Engine, text: &str, seed: u64) -> GenerateRequest {
+    let prompt = engine.tokenize(text).unwrap();
+    GenerateRequest { prompt, sampling: Sampling { seed: Some(seed), ..Sampling::default() }, ..Default::default() }
+}
+
+fn finish(stream: &GenerationStream) -> apa::Result<(String, std::sync::Arc<Generation>)> {
+    let mut text = String::new();
+    loop {
+        match stream.next(Some(Duration::from_secs(60)))? {
+            Next::Event(Event::Text(more)) => text += &more,
+            Next::Event(Event::Done(generation)) => return Ok((text, generation)),
+            Next::Timeout => panic!("no event in a minute"),
+            Next::Finished => panic!("finished twice"),
+        }
+    }
+}
+
+fn answer(engine: &Engine, text: &str, seed: u64) -> std::sync::Arc<Generation> {
+    finish(&engine.generate(request(engine, text, seed)).unwrap()).unwrap().1
+}
+
+fn rate(engine: &Engine, id: &GenerationId, rating: f64) -> apa::Result<FeedbackReceipt> {
+    let generation_id = id.clone();
+    engine.feedback(NewFeedback { generation_id, signal: Signal::Rating(rating), user: None, comment: None })
+}
+
+/// Answers and ratings that differ, so that there is something to learn.
+fn rate_some(engine: &Engine, n: u64) {
+    for i in 0..n {
+        let g = answer(engine, "the", i);
+        rate(engine, &g.id, if i % 2 == 0 { 1.0 } else { -1.0 }).unwrap();
+    }
+}
+
+fn published(outcome: StepOutcome) -> (PolicyVersion, StepMetrics) {
+    match outcome {
+        StepOutcome::Published { version, metrics } => (version, metrics),
+        StepOutcome::Skipped { reason, .. } => panic!("skipped: {reason}"),
+    }
+}
+
+#[test]
+fn answers_are_streamed_recorded_and_made_together() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open(dir.path());
+    let streams: Vec<_> = (0..8).map(|i| engine.generate(request(&engine, "the rain in", i)).unwrap()).collect();
+    for stream in &streams {
+        let (text, generation) = finish(stream).unwrap();
+        assert_eq!(text, generation.text);
+        assert_eq!(generation.policy_version, PolicyVersion::INITIAL);
+        assert_eq!(engine.generation(stream.id()).unwrap().as_ref(), Some(&*generation));
+        assert_eq!(stream.next(None).unwrap(), Next::Finished);
+    }
+    assert_eq!(engine.status().completed, 8);
+}
+
+#[test]
+fn the_same_seed_gives_the_same_answer() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open(dir.path());
+    let (first, again, other) = (answer(&engine, "it is", 3), answer(&engine, "it is", 3), answer(&engine, "it is", 4));
+    assert_eq!(first.response, again.response);
+    assert_ne!(first.response, other.response);
+}
+
+#[test]
+fn a_rated_batch_becomes_a_version_that_is_served_and_that_a_rollback_takes_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open(dir.path());
+    let greedy = |engine: &Engine| {
+        let mut r = request(engine, "the rain", 0);
+        r.sampling.temperature = 0.0;
+        finish(&engine.generate(r).unwrap()).unwrap().1
+    };
+    let before = greedy(&engine);
+    rate_some(&engine, 16);
+    let (version, metrics) = published(engine.train_step().unwrap());
+    assert_eq!((version, metrics.samples), (PolicyVersion(1), 16));
+    assert_eq!(engine.status().policy_version, version);
+    let after = greedy(&engine);
+    assert_eq!(after.policy_version, version);
+    assert_eq!(engine.status().trainer.pending_ratings, 0);
+    assert!(matches!(engine.train_step().unwrap(), StepOutcome::Skipped { consumed: 0, .. }));
+
+    assert_eq!(engine.rollback().unwrap(), PolicyVersion::INITIAL);
+    let back = greedy(&engine);
+    assert_eq!((back.policy_version, &back.response), (PolicyVersion::INITIAL, &before.response));
+    engine.activate(version).unwrap();
+    assert_eq!(greedy(&engine).response, after.response);
+    assert_eq!(engine.rollback().unwrap(), PolicyVersion::INITIAL);
+    assert_eq!(engine.rollback().unwrap_err().code(), Code::Arg);
+    assert_eq!(engine.activate(PolicyVersion(9)).unwrap_err().code(), Code::Arg);
+}
+
+#[test]
+fn running_answers_keep_their_version_through_a_swap() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open_with(dir.path(), |c| c.serve.context = 8192).unwrap();
+    rate_some(&engine, 8);
+    // Long answers that are under way while the weights change; the end-of-turn token may end some early.
+    let streams: Vec<_> = (0..8)
+        .map(|i| {
+            let mut r = request(&engine, "the", 100 + i);
+            r.max_tokens = Some(800);
+            engine.generate(r).unwrap()
+        })
+        .collect();
+    let (version, _) = published(engine.train_step().unwrap());
+    let later = answer(&engine, "the", 1);
+    assert_eq!(later.policy_version, version);
+    for stream in &streams {
+        assert_eq!(finish(stream).unwrap().1.policy_version, PolicyVersion::INITIAL);
+    }
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while engine.status().serving_versions != [version] {
+        assert!(Instant::now() < deadline, "{:?}", engine.status().serving_versions);
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[test]
+fn a_restart_brings_back_version_trainer_and_unused_ratings() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open(dir.path());
+    rate_some(&engine, 8);
+    published(engine.train_step().unwrap());
+    rate_some(&engine, 5);
+    engine.shutdown();
+    drop(engine);
+
+    let engine = open(dir.path());
+    assert_eq!(engine.status().policy_version, PolicyVersion(1));
+    assert_eq!(engine.status().trainer.pending_ratings, 5);
+    let (version, metrics) = published(engine.train_step().unwrap());
+    assert_eq!((version, metrics.samples), (PolicyVersion(2), 5));
+    let versions = engine.versions().unwrap();
+    assert_eq!(versions[2].parent, Some(PolicyVersion(1)));
+}
+
+#[test]
+fn training_interrupted_by_a_restart_goes_on_as_if_it_had_not_been() {
+    let run = |restart: bool| {
+        let dir = tempfile::tempdir().unwrap();
+        let mut engine = open(dir.path());
+        rate_some(&engine, 8);
+        published(engine.train_step().unwrap());
+        if restart {
+            engine.shutdown();
+            engine = open(dir.path());
+        }
+        rate_some(&engine, 8);
+        let (_, mut metrics) = published(engine.train_step().unwrap());
+        metrics.seconds = 0.0;
+        (metrics, std::fs::read(dir.path().join("data/versions/000002/adapter.gguf")).unwrap())
+    };
+    let ((whole, whole_adapter), (resumed, resumed_adapter)) = (run(false), run(true));
+    assert_eq!(whole, resumed);
+    assert!(whole_adapter == resumed_adapter, "the adapters differ");
+}
+
+#[test]
+fn enough_ratings_start_a_step_by_themselves() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open_with(dir.path(), |c| {
+        c.train.auto = true;
+        c.train.batch = 8;
+        c.train.minibatch = 4;
+    })
+    .unwrap();
+    rate_some(&engine, 8);
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while engine.status().policy_version != PolicyVersion(1) {
+        assert!(Instant::now() < deadline, "{:?}", engine.status());
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+#[test]
+fn the_last_of_two_ratings_stands_and_both_are_kept() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open(dir.path());
+    let g = answer(&engine, "the", 0);
+    assert!(!rate(&engine, &g.id, -1.0).unwrap().replaces_earlier);
+    assert!(rate(&engine, &g.id, 1.0).unwrap().replaces_earlier);
+    let other = answer(&engine, "the", 1);
+    rate(&engine, &other.id, -0.5).unwrap();
+    let (_, metrics) = published(engine.train_step().unwrap());
+    assert_eq!((metrics.samples, metrics.mean_reward), (2, 0.25));
+}
+
+#[test]
+fn wrong_feedback_is_refused_with_the_reason() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open(dir.path());
+    let g = answer(&engine, "the", 0);
+    for rating in [1.5, -1.01, f64::NAN, f64::INFINITY] {
+        let e = rate(&engine, &g.id, rating).unwrap_err();
+        assert_eq!(e.code(), Code::Arg, "{e}");
+    }
+    let e = rate(&engine, &GenerationId("gen-unknown".into()), 1.0).unwrap_err();
+    assert!(e.message().contains("gen-unknown"), "{e}");
+    assert_eq!(engine.status().trainer.pending_ratings, 0);
+}
+
+#[test]
+fn wrong_requests_are_refused_with_the_reason_and_the_next_one_works() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open_with(dir.path(), |c| c.serve.context = 64).unwrap();
+    let refuse = |change: &dyn Fn(&mut GenerateRequest), says: &str| {
+        let mut r = request(&engine, "the", 0);
+        change(&mut r);
+        let e = engine.generate(r).err().expect(says);
+        assert_eq!(e.code(), Code::Arg);
+        assert!(e.message().contains(says), "{e}");
+    };
+    refuse(&|r| r.prompt.clear(), "prompt is empty");
+    refuse(&|r| r.prompt = vec![1; 64], "64 tokens");
+    refuse(&|r| r.prompt = vec![100_000], "outside the vocabulary");
+    refuse(&|r| r.sampling.temperature = -1.0, "temperature is -1");
+    refuse(&|r| r.sampling.temperature = f32::NAN, "temperature is NaN");
+    refuse(&|r| r.sampling.top_p = 1.5, "top_p is 1.5");
+    refuse(&|r| r.max_tokens = Some(0), "max_tokens is 0");
+    let mut long = request(&engine, "the", 0);
+    long.max_tokens = Some(u32::MAX);
+    let g = finish(&engine.generate(long).unwrap()).unwrap().1;
+    assert!(g.prompt.len() + g.response.len() <= 64);
+}
+
+#[test]
+fn a_cancelled_answer_ends_with_what_there_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open(dir.path());
+    let mut r = request(&engine, "the", 0);
+    r.max_tokens = Some(1000);
+    let stream = engine.generate(r).unwrap();
+    stream.cancel();
+    let (_, generation) = finish(&stream).unwrap();
+    assert!(generation.response.len() < 1000);
+    assert!(engine.generation(stream.id()).unwrap().is_some());
+}
+
+#[test]
+fn a_full_queue_is_busy_and_empties_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open_with(dir.path(), |c| (c.serve.slots, c.serve.queue) = (1, 2)).unwrap();
+    let mut streams = Vec::new();
+    let busy = loop {
+        let mut r = request(&engine, "the", streams.len() as u64);
+        r.max_tokens = Some(500);
+        match engine.generate(r) {
+            Ok(stream) => streams.push(stream),
+            Err(e) => break e,
+        }
+        assert!(streams.len() < 50, "the queue never filled");
+    };
+    assert_eq!(busy.code(), Code::Busy);
+    streams.iter().for_each(GenerationStream::cancel);
+    streams.iter().for_each(|s| drop(finish(s).unwrap()));
+    answer(&engine, "the", 0);
+}
+
+#[test]
+fn shutdown_wakes_a_waiter_and_refuses_what_comes_after() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open_with(dir.path(), |c| c.serve.context = 8192).unwrap();
+    let streams: Vec<_> = (0..12)
+        .map(|i| {
+            let mut r = request(&engine, "the", i);
+            r.max_tokens = Some(4000);
+            engine.generate(r).unwrap()
+        })
+        .collect();
+    let closer = engine.clone();
+    let shutting = std::thread::spawn(move || closer.shutdown());
+    let ends: Vec<_> = streams.iter().map(finish).collect();
+    shutting.join().unwrap();
+    // An answer may have ended by itself before; whoever did not was told.
+    assert!(ends.iter().all(|e| e.as_ref().err().is_none_or(|e| e.code() == Code::Closed)), "{ends:?}");
+    assert!(ends.iter().any(Result::is_err));
+    assert_eq!(engine.generate(request(&engine, "the", 0)).err().unwrap().code(), Code::Closed);
+    assert_eq!(engine.train_step().unwrap_err().code(), Code::Closed);
+    engine.shutdown();
+}
+
+#[test]
+fn a_second_engine_on_the_folder_is_told_who_holds_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open(dir.path());
+    let e = open_with(dir.path(), |_| ()).err().unwrap();
+    assert_eq!(e.code(), Code::Busy);
+    assert!(e.message().contains(&std::process::id().to_string()), "{e}");
+    engine.shutdown();
+    open(dir.path());
+}
+
+#[test]
+fn another_base_on_the_same_folder_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    open(dir.path()).shutdown();
+    let other = dir.path().join("other.gguf");
+    tiny_model(&other, &TinySpec { seed: 8, ..TinySpec::new("llama") }).unwrap();
+    let e = open_with(dir.path(), |c| c.model = other.clone()).err().unwrap();
+    assert_eq!(e.code(), Code::Model);
+}
+
+#[test]
+fn a_damaged_model_file_is_an_error_not_a_crash() {
+    let dir = tempfile::tempdir().unwrap();
+    let good = dir.path().join("tiny.gguf");
+    tiny_model(&good, &TinySpec::new("llama")).unwrap();
+    let bytes = std::fs::read(&good).unwrap();
+    let damaged: [(&str, Vec<u8>); 5] = [
+        ("empty", Vec::new()),
+        ("a text", b"once upon a time there was a model".to_vec()),
+        ("cut", bytes[..bytes.len() / 2].to_vec()),
+        ("cut in the header", bytes[..100].to_vec()),
+        ("a huge count", [&bytes[..8], &[0xff; 16], &bytes[24..]].concat()),
+    ];
+    for (what, bytes) in damaged {
+        let bad = dir.path().join("bad.gguf");
+        std::fs::write(&bad, bytes).unwrap();
+        let e = open_with(dir.path(), |c| c.model = bad.clone()).err().expect(what);
+        assert_eq!(e.code(), Code::Model, "{what}: {e}");
+        assert!(e.message().contains("bad.gguf"), "{what}: {e}");
+    }
+    let e = open_with(dir.path(), |c| c.model = dir.path().join("missing.gguf")).err().unwrap();
+    assert!(e.message().contains("missing.gguf"), "{e}");
+    open(dir.path());
+}
+
+#[test]
+fn equal_ratings_give_no_signal_and_change_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open(dir.path());
+    for i in 0..4 {
+        rate(&engine, &answer(&engine, "the", i).id, 0.5).unwrap();
+    }
+    let outcome = engine.train_step().unwrap();
+    assert!(matches!(outcome, StepOutcome::Skipped { consumed: 4, .. }), "{outcome:?}");
+    assert_eq!(engine.status().policy_version, PolicyVersion::INITIAL);
+    assert_eq!(engine.status().trainer.pending_ratings, 0);
+}
+
+#[test]
+fn without_training_the_engine_serves_and_keeps_ratings() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open_with(dir.path(), |c| c.train.enabled = false).unwrap();
+    rate(&engine, &answer(&engine, "the", 0).id, 1.0).unwrap();
+    assert!(engine.train_step().is_err());
+    assert_eq!(engine.status().trainer.state, "off");
+    assert_eq!(engine.status().trainer.pending_ratings, 1);
+}
+
+#[test]
+fn a_damaged_version_is_not_activated_and_the_served_one_stays() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open(dir.path());
+    rate_some(&engine, 8);
+    let (version, _) = published(engine.train_step().unwrap());
+    engine.rollback().unwrap();
+    let adapter = dir.path().join("data/versions/000001/adapter.gguf");
+    let mut bytes = std::fs::read(&adapter).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    std::fs::write(&adapter, bytes).unwrap();
+    let e = engine.activate(version).unwrap_err();
+    assert!(e.message().contains("adapter.gguf"), "{e}");
+    assert_eq!(answer(&engine, "the", 0).policy_version, PolicyVersion::INITIAL);
+}

@@ -1,0 +1,314 @@
+//! The trainer on a tiny model: what it learns, what it refuses, and that it is the same run to the bit.
+
+use std::cell::Cell;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use apa::config::{Algorithm, Dtype, TrainConfig};
+use apa::error::Code;
+use apa::policy::{Decoder, Packed};
+use apa::trainer::{StepOutcome, Trainer};
+use apa::types::{Rollout, StepMetrics};
+use candle_core::Device;
+use tempfile::TempDir;
+
+use crate::tiny::{TinySpec, tiny_model};
+
+struct Tiny {
+    dir: TempDir,
+    decoder: Arc<Decoder>,
+}
+
+impl Tiny {
+    fn new() -> Self {
+        Self::with(&TinySpec::new("llama"))
+    }
+
+    fn with(spec: &TinySpec) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("tiny.gguf");
+        tiny_model(&path, spec).unwrap();
+        let decoder = Arc::new(Decoder::load(&path, &Device::Cpu, Dtype::F32).unwrap());
+        Self { dir, decoder }
+    }
+
+    fn trainer(&self, config: &TrainConfig) -> Trainer {
+        Trainer::new(self.decoder.clone(), config).unwrap()
+    }
+
+    /// Every file of a saved trainer.
+    fn files(&self, trainer: &Trainer) -> BTreeMap<String, Vec<u8>> {
+        let dir = self.save(trainer, "files");
+        let files = std::fs::read_dir(&dir).unwrap().map(|e| {
+            let path = e.unwrap().path();
+            (path.file_name().unwrap().to_string_lossy().into_owned(), std::fs::read(&path).unwrap())
+        });
+        let files = files.collect();
+        std::fs::remove_dir_all(dir).unwrap();
+        files
+    }
+
+    fn save(&self, trainer: &Trainer, name: &str) -> PathBuf {
+        let dir = self.dir.path().join(name);
+        std::fs::create_dir(&dir).unwrap();
+        trainer.save(&dir).unwrap();
+        dir
+    }
+
+    fn load(&self, config: &TrainConfig, dir: &Path) -> apa::Result<Trainer> {
+        Trainer::load(self.decoder.clone(), config, dir)
+    }
+
+    /// Sum over samples of score times the response's log-probability under the trained policy.
+    fn rewarded_logprobs(&self, trainer: &Trainer, batch: &[Rollout]) -> f64 {
+        let logprob = |r: &Rollout| {
+            let tokens: Vec<u32> = r.prompt.iter().chain(&r.response).copied().collect();
+            let packed = Packed::new(&[&tokens]).unwrap();
+            let hidden = self.decoder.hidden(&packed, Some(trainer.adapter())).unwrap();
+            let rows = hidden.narrow(0, r.prompt.len() - 1, r.response.len()).unwrap();
+            let logprobs = self.decoder.logprobs(&rows, &r.response, &vec![1.0; r.response.len()]).unwrap();
+            f64::from(logprobs.detach().sum_all().unwrap().to_scalar::<f32>().unwrap())
+        };
+        batch.iter().map(|r| r.score * logprob(r)).sum()
+    }
+}
+
+fn config() -> TrainConfig {
+    TrainConfig {
+        lr: 1e-3,
+        critic_lr: 1e-3,
+        rank: 4,
+        alpha: 6.0,
+        batch: 6,
+        minibatch: 3,
+        max_tokens: 64,
+        micro_batch_tokens: 40,
+        dtype: Dtype::F32,
+        ..TrainConfig::default()
+    }
+}
+
+/// Six answers of different lengths: those that repeat an even token are liked.
+fn batch() -> Vec<Rollout> {
+    let answer = |i: u32, length: usize| Rollout {
+        prompt: (0..3 + i % 3).map(|p| 60 + p * 7 + i).collect(),
+        response: vec![100 + i; length],
+        temperature: 1.0,
+        score: if i % 2 == 0 { 1.0 } else { -1.0 },
+    };
+    [5, 9, 1, 14, 7, 3].iter().zip(0..).map(|(length, i)| answer(i, *length)).collect()
+}
+
+const GO_ON: &dyn Fn() -> bool = &|| false;
+
+fn step(trainer: &mut Trainer, batch: &[Rollout]) -> StepMetrics {
+    match trainer.step(batch, GO_ON).unwrap() {
+        StepOutcome::Trained(metrics) => metrics,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn skipped(trainer: &mut Trainer, batch: &[Rollout]) -> String {
+    match trainer.step(batch, GO_ON).unwrap() {
+        StepOutcome::Skipped { reason, .. } => reason,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_clear_signal_raises_the_logprobs_of_what_was_liked() {
+    let tiny = Tiny::new();
+    for algorithm in [Algorithm::Apa, Algorithm::Awr, Algorithm::Ppo] {
+        let mut trainer = tiny.trainer(&TrainConfig { algorithm, ..config() });
+        let before = tiny.rewarded_logprobs(&trainer, &batch());
+        let first = step(&mut trainer, &batch());
+        assert_eq!((first.samples, first.response_tokens, first.steps, first.dropped_steps), (6, 39, 4, 0));
+        assert!(first.kl_k1_per_token.0.abs() < 1e-6, "{first:?}");
+        for _ in 0..4 {
+            step(&mut trainer, &batch());
+        }
+        let after = tiny.rewarded_logprobs(&trainer, &batch());
+        assert!(after > before + 1.0, "{algorithm:?}: {before} to {after}");
+        let last = step(&mut trainer, &batch());
+        assert!(last.kl_k3_per_token.0 > 1e-4 && last.seconds > 0.0, "{last:?}");
+        assert_eq!(last.clip_fraction > 0.0, algorithm == Algorithm::Ppo, "{last:?}");
+    }
+}
+
+#[test]
+fn the_first_ten_steps_follow_the_pinned_curve() {
+    let tiny = Tiny::new();
+    let mut trainer = tiny.trainer(&config());
+    let losses: Vec<f64> = (0..10).map(|_| step(&mut trainer, &batch()).policy_loss).collect();
+    println!("{losses:?}");
+    for (loss, pinned) in losses.iter().zip(PINNED) {
+        assert!((loss / pinned - 1.0).abs() < 1e-3, "{losses:?} is not {PINNED:?}");
+    }
+}
+
+const PINNED: [f64; 10] = [1.0; 10];
+
+#[test]
+fn a_run_saved_and_loaded_in_the_middle_is_the_same_to_the_bit() {
+    let tiny = Tiny::new();
+    let config = TrainConfig { algorithm: Algorithm::Ppo, ..config() };
+    let mut straight = tiny.trainer(&config);
+    let mut halted = tiny.trainer(&config);
+    for trainer in [&mut straight, &mut halted] {
+        step(trainer, &batch());
+        step(trainer, &batch()[1..]);
+    }
+    let dir = tiny.save(&halted, "middle");
+    let mut halted = tiny.load(&config, &dir).unwrap();
+    assert_eq!(halted.batches(), 2);
+    let expected = step(&mut straight, &batch());
+    let metrics = step(&mut halted, &batch());
+    assert_eq!(StepMetrics { seconds: 0.0, ..metrics }, StepMetrics { seconds: 0.0, ..expected });
+    assert!(tiny.files(&straight) == tiny.files(&halted));
+}
+
+#[test]
+fn the_split_into_micro_batches_changes_rounding_alone() {
+    let tiny = Tiny::new();
+    let run = |micro_batch_tokens| {
+        let mut trainer = tiny.trainer(&TrainConfig { micro_batch_tokens, minibatch: 6, ..config() });
+        let first = step(&mut trainer, &batch());
+        (first, step(&mut trainer, &batch()))
+    };
+    let whole = run(1000);
+    for micro_batch_tokens in [1, 20, 35] {
+        let split = run(micro_batch_tokens);
+        for (a, b) in [(&split.0, &whole.0), (&split.1, &whole.1)] {
+            let pairs = [
+                (a.policy_loss, b.policy_loss),
+                (a.value_loss, b.value_loss),
+                (a.grad_norm, b.grad_norm),
+                (a.kl_k3_per_token.0, b.kl_k3_per_token.0),
+            ];
+            for (a, b) in pairs {
+                assert!((a - b).abs() <= 1e-3 * b.abs() + 1e-9, "{split:?} is not {whole:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_batch_without_signal_is_skipped_and_changes_nothing() {
+    let tiny = Tiny::new();
+    let mut trainer = tiny.trainer(&config());
+    step(&mut trainer, &batch());
+    let before = tiny.files(&trainer);
+    let even: Vec<_> = batch().into_iter().map(|r| Rollout { score: 0.5, ..r }).collect();
+    assert_eq!(skipped(&mut trainer, &even), "all 6 scores are 0.5: nothing tells a good answer from a bad one");
+    assert_eq!(skipped(&mut trainer, &[]), "the batch is empty");
+    assert_eq!(skipped(&mut trainer, &even[..1]), "a single sample has nothing to be compared with");
+    let long = Rollout { prompt: vec![1; 64], ..even[0].clone() };
+    assert_eq!(skipped(&mut trainer, &[long.clone(), long]), "all 2 samples are longer than 64 tokens");
+    assert!(tiny.files(&trainer) == before);
+}
+
+#[test]
+fn samples_that_are_too_long_are_left_out_and_counted() {
+    let tiny = Tiny::new();
+    let mut samples = batch();
+    samples.push(Rollout { response: vec![3; 62], ..samples[0].clone() });
+    // The longest that fits, beyond what is computed at once.
+    samples.push(Rollout { prompt: vec![9], response: vec![3; 63], ..samples[0].clone() });
+    let metrics = step(&mut tiny.trainer(&config()), &samples);
+    assert_eq!((metrics.samples, metrics.left_out), (7, 1));
+}
+
+#[test]
+fn a_cancelled_batch_changes_nothing_wherever_it_is_stopped() {
+    let tiny = Tiny::new();
+    let mut trainer = tiny.trainer(&config());
+    step(&mut trainer, &batch());
+    let before = tiny.files(&trainer);
+    let asked = Cell::new(0u32);
+    for stop_at in [0, 2, 7, 12, 19] {
+        asked.set(0);
+        let cancel = || {
+            asked.set(asked.get() + 1);
+            asked.get() > stop_at
+        };
+        let e = trainer.step(&batch(), &cancel).unwrap_err();
+        assert_eq!(e.code(), Code::Closed);
+        assert!(tiny.files(&trainer) == before, "stopped at {stop_at}");
+    }
+    // What follows is what would have followed.
+    let mut other = tiny.trainer(&config());
+    step(&mut other, &batch());
+    step(&mut other, &batch());
+    step(&mut trainer, &batch());
+    assert!(tiny.files(&trainer) == tiny.files(&other));
+}
+
+#[test]
+fn a_refused_sample_is_named_and_changes_nothing() {
+    let tiny = Tiny::new();
+    let mut trainer = tiny.trainer(&config());
+    let before = tiny.files(&trainer);
+    let mut samples = batch();
+    samples[2].response.clear();
+    let e = trainer.step(&samples, GO_ON).unwrap_err();
+    assert_eq!((e.code(), e.message()), (Code::Arg, "sample 2: the response is empty, at least one token is expected"));
+    samples[2].response = vec![1_000_000];
+    assert!(trainer.step(&samples, GO_ON).is_err());
+    assert!(tiny.files(&trainer) == before);
+}
+
+#[test]
+fn steps_that_are_not_finite_are_dropped_and_counted() {
+    let tiny = Tiny::new();
+    // The scale overflows every gradient: nothing can be taken.
+    let mut trainer = tiny.trainer(&TrainConfig { alpha: 1e38, ..config() });
+    let before = tiny.files(&trainer);
+    let StepOutcome::Skipped { reason, dropped_steps } = trainer.step(&batch(), GO_ON).unwrap() else {
+        panic!("trained on infinite gradients");
+    };
+    assert!(reason.contains("not finite") && dropped_steps >= 4, "{reason} {dropped_steps}");
+    assert!(tiny.files(&trainer) == before);
+
+    // The first step throws the weights far away; those after it are dropped, and the weights stay numbers.
+    let mut trainer = tiny.trainer(&TrainConfig { lr: 1e25, ..config() });
+    let metrics = step(&mut trainer, &batch());
+    assert!(metrics.dropped_steps > 0 && metrics.steps > 0 && metrics.policy_loss.is_finite(), "{metrics:?}");
+    for var in trainer.adapter().vars() {
+        assert!(var.flatten_all().unwrap().to_vec1::<f32>().unwrap().iter().all(|w| w.is_finite()));
+    }
+}
+
+#[test]
+fn a_reset_trainer_is_a_new_one() {
+    let tiny = Tiny::new();
+    let mut trainer = tiny.trainer(&config());
+    let new = tiny.files(&trainer);
+    step(&mut trainer, &batch());
+    assert!(tiny.files(&trainer) != new);
+    trainer.reset_to_initial().unwrap();
+    assert!(tiny.files(&trainer) == new);
+}
+
+#[test]
+fn a_checkpoint_that_does_not_fit_is_refused_with_the_reason() {
+    let tiny = Tiny::new();
+    let dir = tiny.save(&tiny.trainer(&config()), "checkpoint");
+    let message = |config: &TrainConfig| tiny.load(config, &dir).err().unwrap().message().to_owned();
+
+    assert!(message(&TrainConfig { rank: 8, ..config() }).contains("rank 4, the settings ask for 8"));
+    assert!(message(&TrainConfig { alpha: 8.0, ..config() }).contains("alpha 6, the settings ask for 8"));
+
+    let other = Tiny::with(&TinySpec { seed: 8, ..TinySpec::new("llama") });
+    assert!(other.load(&config(), &dir).is_err(), "an adapter of another base was taken");
+
+    let tensors = dir.join("trainer.safetensors");
+    let bytes = std::fs::read(&tensors).unwrap();
+    std::fs::write(&tensors, &bytes[..bytes.len() / 2]).unwrap();
+    assert!(message(&config()).contains("is damaged"));
+    std::fs::remove_file(&tensors).unwrap();
+    assert!(message(&config()).contains("reading"));
+    std::fs::write(&tensors, &bytes).unwrap();
+    std::fs::write(dir.join("trainer.json"), "{}").unwrap();
+    assert!(message(&config()).contains("is damaged"));
+}
