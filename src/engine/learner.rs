@@ -339,8 +339,12 @@ impl Worker {
         let stage = self.store.stage(version)?;
         trainer.save(stage.path())?;
         stage.commit(self.about(&info))?;
+        if let Err(error) = self.ledger.commit_version(&info, &used) {
+            // Its number is not taken: the folder must not stand in the way of the next try.
+            self.remove_orphans();
+            return Err(error);
+        }
         // From here on it is on record: whatever fails later, a restart serves it.
-        self.ledger.commit_version(&info, &used)?;
         self.active = version;
         self.scheduler.swap(weights_of(&self.store, version)?)?;
         tracing::info!(
@@ -350,7 +354,7 @@ impl Worker {
             seconds = metrics.seconds,
             "policy published"
         );
-        self.prune();
+        self.prune(info.parent.unwrap_or_default());
         Ok(StepOutcome::Published { version, metrics })
     }
 
@@ -388,8 +392,18 @@ impl Worker {
         Ok(())
     }
 
-    fn prune(&self) {
-        if let Err(error) = self.store.prune(self.config.train.keep_versions, &[self.active]) {
+    fn remove_orphans(&self) {
+        let known = self.ledger.versions().map(|all| all.iter().map(|v| v.version).collect::<Vec<_>>());
+        if let Err(error) = known.and_then(|known| self.store.remove_orphans(&known)) {
+            tracing::warn!(%error, "a version that was not recorded is still on disk");
+        }
+    }
+
+    /// Removes old versions as configured; never one that is served, nor the one to roll back to.
+    fn prune(&self, parent: PolicyVersion) {
+        let mut protected = self.scheduler.load().versions;
+        protected.extend([self.active, parent]);
+        if let Err(error) = self.store.prune(self.config.train.keep_versions, &protected) {
             tracing::warn!(%error, "old versions not removed");
         }
     }

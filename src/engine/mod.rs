@@ -64,6 +64,9 @@ impl Engine {
     /// process holds the data folder (its process id is named), `Io` for the disk.
     pub fn open(config: Config) -> Result<Engine> {
         config.validate()?;
+        if config.model.as_os_str().is_empty() {
+            return Err(Error::arg("model is not set, expected the path of a GGUF file"));
+        }
         let ledger = Arc::new(Ledger::open(&config.data)?);
         let model = Model::load(&config.model, config.serve.gpu_layers)?;
         if !model.is_decoder() {

@@ -18,7 +18,8 @@ pub fn open_with(dir: &Path, change: impl FnOnce(&mut Config)) -> apa::Result<En
     }
     let mut config = Config { model, data: dir.join("data"), ..Config::default() };
     config.serve.context = 1024;
-    config.serve.threads = 2;
+    // One thread: on a loaded machine ggml's spinning barriers cost a time slice each.
+    config.serve.threads = 1;
     config.serve.max_tokens = 12;
     config.train.rank = 4;
     config.train.alpha = 8.0;
