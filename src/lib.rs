@@ -12,8 +12,8 @@ pub mod align;
 pub mod config;
 pub mod engine;
 pub mod error;
-pub mod gguf;
 pub mod ffi;
+pub mod gguf;
 #[cfg(feature = "daemon")]
 pub mod http;
 pub mod llama;
