@@ -10,6 +10,9 @@ use std::sync::OnceLock;
 /// Rows of queries (tokens × heads of a group) that meet the keys at once.
 const ROWS: usize = 96;
 
+/// Gradients of queries, keys and values.
+type Slopes = (Vec<f32>, Vec<f32>, Vec<f32>);
+
 /// Which rows are whose.
 #[derive(Clone, Debug)]
 pub struct Shapes {
@@ -127,7 +130,7 @@ impl Task<'_> {
 
     /// `(dq [group][len][dim], dk [len][dim], dv [len][dim])`. Works on transposed scores, `[keys, queries]`, so that the
     /// three sums over queries and keys read them as they are.
-    fn backward(&self, q: &Mat, k: &Mat, v: &Mat, dout: &Mat, log_sums: &[f32]) -> (Vec<f32>, Vec<f32>, Vec<f32>) {
+    fn backward(&self, q: &Mat, k: &Mat, v: &Mat, dout: &Mat, log_sums: &[f32]) -> Slopes {
         let (dim, len, group, scale) = (self.shapes.dim, self.len, self.shapes.group(), self.shapes.scale);
         let (k, v) = (self.keys(k), self.keys(v));
         let k_t = k.transpose();
@@ -185,18 +188,11 @@ pub fn forward(shapes: &Shapes, q: &Mat, k: &Mat, v: &Mat) -> (Vec<f32>, Vec<f32
 }
 
 /// `(dq, dk, dv)` in the shapes of the inputs.
-pub fn backward(
-    shapes: &Shapes,
-    q: &Mat,
-    k: &Mat,
-    v: &Mat,
-    dout: &Mat,
-    log_sums: &[f32],
-) -> (Vec<f32>, Vec<f32>, Vec<f32>) {
+pub fn backward(shapes: &Shapes, q: &Mat, k: &Mat, v: &Mat, dout: &Mat, log_sums: &[f32]) -> Slopes {
     let tasks = shapes.tasks();
-    let parts: Vec<(Vec<f32>, Vec<f32>, Vec<f32>)> =
+    let parts: Vec<Slopes> =
         tasks.par_iter().with_max_len(1).map(|task| task.backward(q, k, v, dout, log_sums)).collect();
-    let part = |f: fn(&(Vec<f32>, Vec<f32>, Vec<f32>)) -> &[f32]| parts.iter().map(f).collect::<Vec<_>>();
+    let part = |f: fn(&Slopes) -> &[f32]| parts.iter().map(f).collect::<Vec<_>>();
     let gather = |parts: &[&[f32]], heads| shapes.gather(&tasks, parts, heads, shapes.dim);
     (gather(&part(|p| &p.0), shapes.group()), gather(&part(|p| &p.1), 1), gather(&part(|p| &p.2), 1))
 }

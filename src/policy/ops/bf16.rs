@@ -34,7 +34,7 @@ impl Rows<'_> {
     fn check(&self) {
         let pair = self.cols.next_multiple_of(2);
         assert!(self.rows == 0 || self.data.len() >= (self.rows - 1) * self.stride + pair, "bf16 operand is too short");
-        assert!(self.stride % 2 == 0 && pair <= self.stride, "bf16 operand: stride {}", self.stride);
+        assert!(self.stride.is_multiple_of(2) && pair <= self.stride, "bf16 operand: stride {}", self.stride);
     }
 }
 

@@ -9,98 +9,125 @@ use candle_core::{CpuStorage, CustomOp1, CustomOp3, Layout, Result, Shape, Tenso
 use std::sync::{Arc, OnceLock};
 
 /// The part that does not change from call to call.
-pub struct Linear {
+#[derive(Clone)]
+pub struct Layer {
     pub weight: Arc<Mat>,
     pub bias: Option<Vec<f32>>,
-    pub scale: f32,
-    /// `u` of the forward pass, `[N, rank]`.
-    pub low: OnceLock<Vec<f32>>,
 }
 
-/// `scale · x Mᵀ` or `scale · x M`, `[rows, rank]`.
-fn low_rank(x: &Mat, cols: usize, right: Right, rank: usize, scale: f32) -> Vec<f32> {
-    let mut low = vec![0f32; x.rows() * rank];
-    product(x.part(0, x.rows(), cols), &[right], Begin::Zero, &mut low, Run::Parallel);
-    low.iter_mut().for_each(|v| *v *= scale);
-    low
+/// Rounded LoRA factors.
+pub struct Factors {
+    a: Mat,
+    b: Mat,
+    scale: f32,
 }
 
-impl Linear {
-    fn precision(&self) -> Precision {
+/// Where the gradients of the factors go: `dA [rank, in]` and `dBᵀ [rank, out]`.
+pub struct FactorGrads<'a> {
+    pub a: &'a mut [f32],
+    pub b_transposed: &'a mut [f32],
+}
+
+impl Factors {
+    pub fn rank(&self) -> usize {
+        self.a.rows()
+    }
+
+    /// `scale · (left · right)`, `[rows, rank]`.
+    fn low(&self, left: &Mat, cols: usize, right: Right, run: Run) -> Vec<f32> {
+        let mut low = vec![0f32; left.rows() * self.rank()];
+        product(left.part(0, left.rows(), cols), &[right], Begin::Zero, &mut low, run);
+        low.iter_mut().for_each(|v| *v *= self.scale);
+        low
+    }
+}
+
+impl Layer {
+    pub fn precision(&self) -> Precision {
         self.weight.precision()
     }
 
-    fn begin(&self) -> Begin<'_> {
-        self.bias.as_deref().map_or(Begin::Zero, Begin::Bias)
+    pub fn out(&self) -> usize {
+        self.weight.rows()
     }
 
-    fn plain_forward(&self, x: &[f32]) -> Vec<f32> {
-        let (out, inp) = (self.weight.rows(), self.weight.cols());
-        let x = Mat::new(self.precision(), x, inp);
-        let mut y = vec![0f32; x.rows() * out];
-        product(x.all(), &[Right::Transposed(self.weight.all())], self.begin(), &mut y, Run::Parallel);
-        y
+    pub fn inp(&self) -> usize {
+        self.weight.cols()
     }
 
-    fn plain_backward(&self, dy: &[f32]) -> Vec<f32> {
-        let (out, inp) = (self.weight.rows(), self.weight.cols());
-        let dy = Mat::new(self.precision(), dy, out);
-        let mut dx = vec![0f32; dy.rows() * inp];
-        product(dy.all(), &[Right::Straight(self.weight.all())], Begin::Zero, &mut dx, Run::Parallel);
-        dx
+    /// `a [rank, in]` and `b [out, rank]`.
+    pub fn factors(&self, a: &[f32], b: &[f32], scale: f32) -> Factors {
+        let rank = a.len() / self.inp();
+        Factors { a: Mat::new(self.precision(), a, self.inp()), b: Mat::new(self.precision(), b, rank), scale }
     }
 
-    fn forward(&self, x: &[f32], a: &[f32], b: &[f32]) -> Vec<f32> {
-        let (out, inp, rank) = (self.weight.rows(), self.weight.cols(), a.len() / self.weight.cols());
-        let mut x = Mat::with_room(self.precision(), x, inp, rank);
-        let (a, b) = (Mat::new(self.precision(), a, inp), Mat::new(self.precision(), b, rank));
-        let low = low_rank(&x, inp, Right::Transposed(a.all()), rank, self.scale);
-        x.put(inp.next_multiple_of(2), &low, rank, 1.0);
-        self.low.set(low).ok();
-        let mut y = vec![0f32; x.rows() * out];
-        let rights = [Right::Transposed(self.weight.all()), Right::Transposed(b.all())];
-        product(x.all(), &rights, self.begin(), &mut y, Run::Parallel);
-        y
+    /// Writes `y`, or adds to it; returns `u [rows, rank]`. `x` needs room for the rank beside its columns.
+    pub fn forward(&self, x: &mut Mat, factors: Option<&Factors>, y: &mut [f32], add: bool, run: Run) -> Vec<f32> {
+        let (rows, inp) = (x.rows(), self.inp());
+        let begin = match &self.bias {
+            Some(bias) if add => {
+                y.chunks_exact_mut(bias.len()).for_each(|y| y.iter_mut().zip(bias).for_each(|(y, b)| *y += b));
+                Begin::Add
+            }
+            Some(bias) => Begin::Bias(bias),
+            None if add => Begin::Add,
+            None => Begin::Zero,
+        };
+        let weight = Right::Transposed(self.weight.all());
+        let Some(f) = factors else {
+            product(x.part(0, rows, inp), &[weight], begin, y, run);
+            return Vec::new();
+        };
+        let low = f.low(x, inp, Right::Transposed(f.a.all()), run);
+        let at = inp.next_multiple_of(2);
+        x.put(at, &low, f.rank(), 1.0);
+        product(x.part(0, rows, at + f.rank()), &[weight, Right::Transposed(f.b.all())], begin, y, run);
+        low
     }
 
-    /// `(dx, dA, dB)`.
-    fn backward(
+    /// Writes `dx` (or adds to it) and adds to the factors' gradients. `low` is what `forward` returned.
+    pub fn backward(
         &self,
-        x: &[f32],
-        a: &[f32],
-        b: &[f32],
+        x: &Mat,
+        low: &[f32],
         dy: &[f32],
-        need_dx: bool,
-    ) -> (Option<Vec<f32>>, Vec<f32>, Vec<f32>) {
-        let precision = self.precision();
-        let (out, inp, rank) = (self.weight.rows(), self.weight.cols(), a.len() / self.weight.cols());
-        let (a, b) = (Mat::new(precision, a, inp), Mat::new(precision, b, rank));
+        factors: Option<(&Factors, FactorGrads)>,
+        dx: Option<(&mut [f32], Begin)>,
+        run: Run,
+    ) {
+        let (rows, out, precision) = (x.rows(), self.out(), self.precision());
+        let weight = Right::Straight(self.weight.all());
+        let Some((f, grads)) = factors else {
+            if let Some((dx, begin)) = dx {
+                product(Mat::new(precision, dy, out).all(), &[weight], begin, dx, run);
+            }
+            return;
+        };
+        let rank = f.rank();
         let mut dy = Mat::with_room(precision, dy, out, rank);
-        let dlow = low_rank(&dy, out, Right::Straight(b.all()), rank, self.scale);
+        let dlow = f.low(&dy, out, Right::Straight(f.b.all()), run);
         // dB = dyᵀ u, made as (uᵀ dy)ᵀ: few rows, so the large operand is only packed.
-        let low = self.low.get().map_or(&[][..], Vec::as_slice);
-        let low = Mat::transpose_of(precision, low, rank, 1.0);
-        let mut db_t = vec![0f32; rank * out];
-        product(low.all(), &[Right::Straight(dy.part(0, dy.rows(), out))], Begin::Zero, &mut db_t, Run::Parallel);
-        let db = (0..out * rank).map(|i| db_t[i % rank * out + i / rank]).collect();
+        let low_t = Mat::transpose_of(precision, low, rank, 1.0);
+        product(low_t.all(), &[Right::Straight(dy.part(0, rows, out))], Begin::Add, grads.b_transposed, run);
         // dA = vᵀ x.
-        let x = Mat::new(precision, x, inp);
-        let mut da = vec![0f32; rank * inp];
         let dlow_t = Mat::transpose_of(precision, &dlow, rank, 1.0);
-        product(dlow_t.all(), &[Right::Straight(x.all())], Begin::Zero, &mut da, Run::Parallel);
-        let dx = need_dx.then(|| {
-            dy.put(out.next_multiple_of(2), &dlow, rank, 1.0);
-            let mut dx = vec![0f32; dy.rows() * inp];
-            let rights = [Right::Straight(self.weight.all()), Right::Straight(a.all())];
-            product(dy.all(), &rights, Begin::Zero, &mut dx, Run::Parallel);
-            dx
-        });
-        (dx, da, db)
+        product(dlow_t.all(), &[Right::Straight(x.part(0, rows, self.inp()))], Begin::Add, grads.a, run);
+        if let Some((dx, begin)) = dx {
+            let at = out.next_multiple_of(2);
+            dy.put(at, &dlow, rank, 1.0);
+            product(dy.part(0, rows, at + rank), &[weight, Right::Straight(f.a.all())], begin, dx, run);
+        }
     }
 }
 
+/// `[cols, rows]` of row-major `[rows, cols]`.
+pub fn transposed(values: &[f32], cols: usize) -> Vec<f32> {
+    let rows = values.len() / cols.max(1);
+    (0..values.len()).map(|i| values[i % rows * cols + i / rows]).collect()
+}
+
 /// Without an update: an operation of `x` alone.
-pub struct Alone(pub Linear);
+pub struct Alone(pub Layer);
 
 impl CustomOp1 for Alone {
     fn name(&self) -> &'static str {
@@ -108,19 +135,30 @@ impl CustomOp1 for Alone {
     }
 
     fn cpu_fwd(&self, x: &CpuStorage, l: &Layout) -> Result<(CpuStorage, Shape)> {
-        let y = self.0.plain_forward(slice(self.name(), x, l)?);
-        result(y, &Shape::from((l.dims()[0], self.0.weight.rows())))
+        let layer = &self.0;
+        let mut x = Mat::new(layer.precision(), slice(self.name(), x, l)?, layer.inp());
+        let mut y = vec![0f32; x.rows() * layer.out()];
+        layer.forward(&mut x, None, &mut y, false, Run::Parallel);
+        result(y, &Shape::from((x.rows(), layer.out())))
     }
 
     fn bwd(&self, x: &Tensor, _: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
         let dy = dy.contiguous()?;
-        let dx = self.0.plain_backward(&Values::of(&dy)?);
+        let layer = &self.0;
+        let dy = Mat::new(layer.precision(), &Values::of(&dy)?, layer.out());
+        let mut dx = vec![0f32; dy.rows() * layer.inp()];
+        product(dy.all(), &[Right::Straight(layer.weight.all())], Begin::Zero, &mut dx, Run::Parallel);
         tensor(dx, x.shape()).map(Some)
     }
 }
 
 /// With an update: an operation of `x`, `A` and `B`.
-pub struct Adapted(pub Linear);
+pub struct Adapted {
+    pub layer: Layer,
+    pub scale: f32,
+    /// `u` of the forward pass, `[N, rank]`.
+    pub low: OnceLock<Vec<f32>>,
+}
 
 impl CustomOp3 for Adapted {
     fn name(&self) -> &'static str {
@@ -136,9 +174,12 @@ impl CustomOp3 for Adapted {
         b: &CpuStorage,
         lb: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        let op = self.name();
-        let y = self.0.forward(slice(op, x, lx)?, slice(op, a, la)?, slice(op, b, lb)?);
-        result(y, &Shape::from((lx.dims()[0], self.0.weight.rows())))
+        let (op, layer) = (self.name(), &self.layer);
+        let factors = layer.factors(slice(op, a, la)?, slice(op, b, lb)?, self.scale);
+        let mut x = Mat::with_room(layer.precision(), slice(op, x, lx)?, layer.inp(), factors.rank());
+        let mut y = vec![0f32; x.rows() * layer.out()];
+        self.low.set(layer.forward(&mut x, Some(&factors), &mut y, false, Run::Parallel)).ok();
+        result(y, &Shape::from((x.rows(), layer.out())))
     }
 
     fn bwd(
@@ -150,9 +191,17 @@ impl CustomOp3 for Adapted {
         dy: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
         let dy = dy.contiguous()?;
-        let (xs, av, bv) = (Values::of(x)?, Values::of(a)?, Values::of(b)?);
-        let (dx, da, db) = self.0.backward(&xs, &av, &bv, &Values::of(&dy)?, x.track_op());
+        let layer = &self.layer;
+        let factors = layer.factors(&Values::of(a)?, &Values::of(b)?, self.scale);
+        let input = Mat::new(layer.precision(), &Values::of(x)?, layer.inp());
+        let low = self.low.get().map_or(&[][..], Vec::as_slice);
+        let (mut da, mut db_t) = (vec![0f32; a.elem_count()], vec![0f32; b.elem_count()]);
+        let mut dx = x.track_op().then(|| vec![0f32; x.elem_count()]);
+        let grads = FactorGrads { a: &mut da, b_transposed: &mut db_t };
+        let to = dx.as_mut().map(|dx| (dx.as_mut_slice(), Begin::Zero));
+        layer.backward(&input, low, &Values::of(&dy)?, Some((&factors, grads)), to, Run::Parallel);
         let dx = dx.map(|dx| tensor(dx, x.shape())).transpose()?;
+        let db = transposed(&db_t, layer.out());
         Ok((dx, Some(tensor(da, a.shape())?), Some(tensor(db, b.shape())?)))
     }
 }

@@ -8,12 +8,15 @@ mod attention;
 #[cfg_attr(not(target_arch = "x86_64"), path = "bf16_elsewhere.rs")]
 mod bf16;
 mod cpu;
+mod feed_forward;
+mod layers;
 mod linear;
 mod logprobs;
 mod matrix;
 mod norm;
 mod plain;
 mod rope;
+mod self_attention;
 #[cfg(test)]
 mod tests;
 
@@ -154,11 +157,26 @@ impl RopeTable {
 
 /// `y = x Wᵀ + bias + scale (x Aᵀ) Bᵀ`, `[N, in]` to `[N, out]`. Gradients flow to `x`, `A` and `B`; the bias is frozen.
 pub fn linear(x: &Tensor, w: &Frozen, bias: Option<&Tensor>, lora: Option<LoraPair>) -> Result<Tensor> {
-    let (out, inp) = (w.out_features(), w.in_features());
-    if x.dims().len() != 2 || x.dims()[1] != inp {
-        return Err(Error::train(format!("linear: x is {:?}, the weight [{out}, {inp}] expects [N, {inp}]", x.dims())));
+    check_linear(x.dims(), &Adapted { weight: w, bias, lora })?;
+    let Some(weight) = w.fused(x) else { return plain::linear(x, w, bias, lora) };
+    let bias = bias.map(frozen_values).transpose()?;
+    let layer = linear::Layer { weight: weight.clone(), bias };
+    let x = x.contiguous()?;
+    Ok(match lora {
+        Some(l) if l.a.dims()[0] > 0 => {
+            let op = linear::Adapted { layer, scale: l.scale as f32, low: OnceLock::new() };
+            x.apply_op3(&l.a.contiguous()?, &l.b.contiguous()?, op)?
+        }
+        _ => x.apply_op1(linear::Alone(layer))?,
+    })
+}
+
+fn check_linear(x: &[usize], layer: &Adapted) -> Result<()> {
+    let (out, inp) = (layer.weight.out_features(), layer.weight.in_features());
+    if x.len() != 2 || x[1] != inp {
+        return Err(Error::train(format!("linear: x is {x:?}, the weight [{out}, {inp}] expects [N, {inp}]")));
     }
-    if let Some(bias) = bias
+    if let Some(bias) = layer.bias
         && bias.dims() != [out]
     {
         return Err(Error::train(format!(
@@ -166,7 +184,7 @@ pub fn linear(x: &Tensor, w: &Frozen, bias: Option<&Tensor>, lora: Option<LoraPa
             bias.dims()
         )));
     }
-    if let Some(l) = &lora {
+    if let Some(l) = &layer.lora {
         let (a, b) = (l.a.dims(), l.b.dims());
         if a.len() != 2 || b.len() != 2 || a[1] != inp || b[0] != out || a[0] != b[1] {
             return Err(Error::train(format!(
@@ -174,16 +192,153 @@ pub fn linear(x: &Tensor, w: &Frozen, bias: Option<&Tensor>, lora: Option<LoraPa
             )));
         }
     }
-    let Some(weight) = w.fused(x) else { return plain::linear(x, w, bias, lora) };
-    let bias = bias.map(frozen_values).transpose()?;
-    let op = |scale| linear::Linear { weight: weight.clone(), bias, scale, low: OnceLock::new() };
-    let x = x.contiguous()?;
-    Ok(match lora {
-        Some(l) if l.a.dims()[0] > 0 => {
-            x.apply_op3(&l.a.contiguous()?, &l.b.contiguous()?, linear::Adapted(op(l.scale as f32)))?
-        }
-        _ => x.apply_op1(linear::Alone(op(1.0)))?,
-    })
+    Ok(())
+}
+
+/// A linear layer as [`linear`] takes it.
+#[derive(Clone, Copy, Debug)]
+pub struct Adapted<'a> {
+    /// `[out, in]`.
+    pub weight: &'a Frozen,
+    /// `[out]`, frozen.
+    pub bias: Option<&'a Tensor>,
+    /// Its low-rank update.
+    pub lora: Option<LoraPair<'a>>,
+}
+
+impl Adapted<'_> {
+    fn apply(&self, x: &Tensor) -> Result<Tensor> {
+        linear(x, self.weight, self.bias, self.lora)
+    }
+}
+
+/// RMSNorm, then a gated feed-forward layer, then the residual.
+#[derive(Clone, Copy, Debug)]
+pub struct FeedForward<'a> {
+    /// `[E]`, frozen.
+    pub norm: &'a Tensor,
+    /// The norm's epsilon.
+    pub eps: f32,
+    /// `[F, E]`.
+    pub gate: Adapted<'a>,
+    /// `[F, E]`.
+    pub up: Adapted<'a>,
+    /// `[E, F]`.
+    pub down: Adapted<'a>,
+}
+
+/// `x + down(silu(gate(n)) · up(n))` with `n = rms_norm(x)`, `[N, E]`: the composition of the operations above, and on the
+/// CPU one operation that keeps a third of their memory.
+pub fn feed_forward(x: &Tensor, block: &FeedForward) -> Result<Tensor> {
+    check_norm("feed_forward", x, block.norm)?;
+    let (n, inner) = (x.dims()[0], block.gate.weight.out_features());
+    check_linear(x.dims(), &block.gate)?;
+    check_linear(x.dims(), &block.up)?;
+    check_linear(&[n, inner], &block.down)?;
+    if !block.up.weight.is(inner, x.dims()[1]) || !block.down.weight.is(x.dims()[1], inner) {
+        return Err(Error::train("feed_forward: gate, up and down do not fit together"));
+    }
+    if let Some((layers, flat)) = layers::Layers::new(x, &[block.gate, block.up, block.down])? {
+        let x = x.contiguous()?;
+        let norm = norm::Norm { weight: frozen_values(block.norm)?, bias: None, eps: block.eps };
+        let keep = x.track_op() || flat.track_op();
+        return Ok(x.apply_op2(&flat, feed_forward::FeedForward { norm, layers, keep, kept: OnceLock::new() })?);
+    }
+    let normed = rms_norm(x, block.norm, block.eps)?;
+    let inner = swiglu(&block.gate.apply(&normed)?, &block.up.apply(&normed)?)?;
+    Ok((x + block.down.apply(&inner)?)?)
+}
+
+/// RMSNorm, then causal self-attention with rotary positions, then the residual.
+#[derive(Clone, Copy, Debug)]
+pub struct SelfAttention<'a> {
+    /// `[E]`, frozen.
+    pub norm: &'a Tensor,
+    /// Epsilon of all its norms.
+    pub eps: f32,
+    /// `[heads · dim, E]`.
+    pub query: Adapted<'a>,
+    /// `[kv_heads · dim, E]`.
+    pub key: Adapted<'a>,
+    /// `[kv_heads · dim, E]`.
+    pub value: Adapted<'a>,
+    /// `[E, heads · dim]`.
+    pub output: Adapted<'a>,
+    /// RMSNorm weights `[dim]` of query and key heads, applied before the rotation.
+    pub head_norms: Option<(&'a Tensor, &'a Tensor)>,
+    /// Query heads.
+    pub heads: usize,
+    /// Key and value heads, a divisor of the query heads.
+    pub kv_heads: usize,
+    /// Angles of the tokens.
+    pub rope: &'a RopeTable,
+    /// Which elements of a head rotate together.
+    pub style: RopeStyle,
+    /// Borders of the sequences, from 0 to N.
+    pub starts: &'a [usize],
+    /// Factor of the scores.
+    pub scale: f32,
+}
+
+/// `x + output(attention(rope(query(n)), rope(key(n)), value(n)))` with `n = rms_norm(x)`, `[N, E]`: the composition of the
+/// operations above, and on the CPU one operation that keeps a third of their memory.
+///
+/// Fused with bf16 weights, scores and mixed heads are products of bf16 operands too.
+pub fn self_attention(x: &Tensor, block: &SelfAttention) -> Result<Tensor> {
+    check_norm("self_attention", x, block.norm)?;
+    let (n, out) = (x.dims()[0], block.query.weight.out_features());
+    for layer in [&block.query, &block.key, &block.value] {
+        check_linear(x.dims(), layer)?;
+    }
+    check_linear(&[n, out], &block.output)?;
+    let (heads, kv_heads) = (block.heads, block.kv_heads);
+    if kv_heads == 0 || heads % kv_heads != 0 || out % heads != 0 {
+        return Err(Error::train(format!(
+            "self_attention: {heads} heads and {kv_heads} key heads for {out} query rows"
+        )));
+    }
+    let dim = out / heads;
+    let (width, kv) = (x.dims()[1], kv_heads * dim);
+    if !block.key.weight.is(kv, width) || !block.value.weight.is(kv, width) || !block.output.weight.is(width, out) {
+        return Err(Error::train("self_attention: query, key, value and output do not fit together"));
+    }
+    check_starts("self_attention", block.starts, n)?;
+    let half = check_rope(&[n, heads, dim], block.rope)?;
+    if let Some((q, k)) = block.head_norms
+        && (q.dims() != [dim] || k.dims() != [dim])
+    {
+        return Err(Error::train(format!(
+            "self_attention: head norms {:?} and {:?}, expected [{dim}]",
+            q.dims(),
+            k.dims()
+        )));
+    }
+    let specs = [block.query, block.key, block.value, block.output];
+    if let Some((layers, flat)) = layers::Layers::new(x, &specs)? {
+        let x = x.contiguous()?;
+        let norm = |weight| Ok::<_, Error>(norm::Norm { weight: frozen_values(weight)?, bias: None, eps: block.eps });
+        let shapes = attention::Shapes { starts: block.starts.to_vec(), heads, kv_heads, dim, scale: block.scale };
+        let op = self_attention::SelfAttention {
+            norm: norm(block.norm)?,
+            keep: x.track_op() || flat.track_op(),
+            layers,
+            head_norms: block.head_norms.map(|(q, k)| Ok::<_, Error>([norm(q)?, norm(k)?])).transpose()?,
+            rope: rope::Rope { turns: block.rope.turns.clone(), half, style: block.style },
+            shapes,
+            kept: OnceLock::new(),
+        };
+        return Ok(x.apply_op2(&flat, op)?);
+    }
+    let normed = rms_norm(x, block.norm, block.eps)?;
+    let mut q = block.query.apply(&normed)?.reshape((n, heads, dim))?;
+    let mut k = block.key.apply(&normed)?.reshape((n, kv_heads, dim))?;
+    let v = block.value.apply(&normed)?.reshape((n, kv_heads, dim))?;
+    if let Some((q_norm, k_norm)) = block.head_norms {
+        (q, k) = (rms_norm(&q, q_norm, block.eps)?, rms_norm(&k, k_norm, block.eps)?);
+    }
+    let (q, k) = (rope(&q, block.rope, block.style)?, rope(&k, block.rope, block.style)?);
+    let mixed = attention(&q, &k, &v, block.starts, block.scale)?.reshape((n, out))?;
+    Ok((x + block.output.apply(&mixed)?)?)
 }
 
 /// `x / sqrt(mean(x²) + eps) · weight` over the last dimension. The weight is frozen.
@@ -215,18 +370,27 @@ fn check_norm(op: &str, x: &Tensor, weight: &Tensor) -> Result<()> {
 
 /// Rotates the first rotary_dim elements of each head of `[N, heads, dim]` by the token's angles; the rest passes.
 pub fn rope(x: &Tensor, table: &RopeTable, style: RopeStyle) -> Result<Tensor> {
-    let (rows, half) = (table.cos.dims()[0], table.cos.dims()[1]);
-    match x.dims() {
-        [n, _, dim] if *n == rows && 2 * half <= *dim => {
-            if !cpu::takes(x) {
-                return plain::rope(x, table, style);
-            }
-            Ok(x.contiguous()?.apply_op1(rope::Rope { turns: table.turns.clone(), half, style })?)
-        }
-        dims => {
-            Err(Error::train(format!("rope: x is {dims:?}, the table expects [{rows}, heads, at least {}]", 2 * half)))
-        }
+    let half = check_rope(x.dims(), table)?;
+    if !cpu::takes(x) {
+        return plain::rope(x, table, style);
     }
+    Ok(x.contiguous()?.apply_op1(rope::Rope { turns: table.turns.clone(), half, style })?)
+}
+
+/// The number of rotating pairs.
+fn check_rope(x: &[usize], table: &RopeTable) -> Result<usize> {
+    let (rows, half) = (table.cos.dims()[0], table.cos.dims()[1]);
+    match x {
+        [n, _, dim] if *n == rows && 2 * half <= *dim => Ok(half),
+        _ => Err(Error::train(format!("rope: x is {x:?}, the table expects [{rows}, heads, at least {}]", 2 * half))),
+    }
+}
+
+fn check_starts(op: &str, starts: &[usize], n: usize) -> Result<()> {
+    if starts.first() != Some(&0) || starts.last() != Some(&n) || starts.windows(2).any(|w| w[0] > w[1]) {
+        return Err(Error::train(format!("{op}: sequence borders must rise from 0 to {n}, got {starts:?}")));
+    }
+    Ok(())
 }
 
 /// Causal attention inside each sequence: `q [N, H, D]`, `k` and `v [N, Hkv, D]` to `[N, H, D]`.
@@ -247,9 +411,7 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, starts: &[usize], scale: f3
             )));
         }
     }
-    if starts.first() != Some(&0) || starts.last() != Some(&n) || starts.windows(2).any(|w| w[0] > w[1]) {
-        return Err(Error::train(format!("attention: sequence borders must rise from 0 to {n}, got {starts:?}")));
-    }
+    check_starts("attention", starts, n)?;
     if !cpu::takes(q) {
         return plain::attention(q, k, v, starts, scale);
     }

@@ -42,6 +42,16 @@ impl Norm {
             *dx = inverse * (dy[i] * w[i] - shared - (x[i] - mean) * along);
         }
     }
+
+    /// `dx = residual + ` the input gradient, row by row.
+    pub fn add_backward(&self, x: &[f32], dy: &[f32], residual: &[f32], dx: &mut [f32]) {
+        let width = self.weight.len();
+        let inputs = x.chunks_exact(width).zip(dy.chunks_exact(width)).zip(residual.chunks_exact(width));
+        for (dx, ((x, dy), residual)) in dx.chunks_exact_mut(width).zip(inputs) {
+            self.row_backward(x, dy, dx);
+            dx.iter_mut().zip(residual).for_each(|(d, r)| *d += r);
+        }
+    }
 }
 
 impl CustomOp1 for Norm {

@@ -110,6 +110,106 @@ fn bf16_operations_follow_the_plain_ones_within_their_rounding() {
     check_equal(&|i| score(&w, i), &|i| score(&rounded, i), &inputs[..1], 1e-2);
 }
 
+/// The plain forms of a whole block; factors are inputs 1 to 6 and 1 to 8.
+fn pair<'a>(i: &'a [Tensor], at: usize) -> Option<LoraPair<'a>> {
+    Some(LoraPair { a: &i[at], b: &i[at + 1], scale: 0.7 })
+}
+
+#[test]
+fn a_fused_feed_forward_block_equals_its_parts() {
+    for (dtype, tolerance) in [(DType::F32, 2e-5f32), (DType::BF16, 5e-2)] {
+        for n in [1, 30] {
+            let (e, f, r) = (48, 80, 4);
+            let weight = |seed, out, inp: usize| {
+                Frozen::new(&tensor(seed, &[out, inp]).affine(1.5 / (inp as f64).sqrt(), 0.0).unwrap(), dtype).unwrap()
+            };
+            let (gate, up, down) = (weight(1, f, e), weight(2, f, e), weight(3, e, f));
+            let norm = tensor(4, &[e]);
+            let shapes = [[n, e], [r, e], [f, r], [r, e], [f, r], [r, f], [e, r]];
+            let inputs: Vec<Tensor> = shapes.iter().enumerate().map(|(i, s)| tensor(10 + i as u64, s)).collect();
+            let fused = |i: &[Tensor]| {
+                let layer = |weight, at| Adapted { weight, bias: None, lora: pair(i, at) };
+                let (gate, up, down) = (layer(&gate, 1), layer(&up, 3), layer(&down, 5));
+                feed_forward(&i[0], &FeedForward { norm: &norm, eps: 1e-5, gate, up, down })
+            };
+            let parts = |i: &[Tensor]| {
+                let widened = |w: &Frozen| Frozen::new(&w.weight_f32()?, DType::F32);
+                let normed = plain::rms_norm(&i[0], &norm, 1e-5)?;
+                let layer = |x: &Tensor, w, at| plain::linear(x, &widened(w)?, None, pair(i, at));
+                let inner = plain::swiglu(&layer(&normed, &gate, 1)?, &layer(&normed, &up, 3)?)?;
+                Ok((&i[0] + layer(&inner, &down, 5)?)?)
+            };
+            check_equal(&fused, &parts, &inputs, tolerance);
+            if dtype == DType::F32 {
+                check_gradient(&fused, &inputs, 2e-2);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_fused_attention_block_equals_its_parts() {
+    let (heads, kv, dim, e, r) = (6, 2, 8, 48, 4);
+    for (dtype, tolerance) in [(DType::F32, 5e-5f32), (DType::BF16, 5e-2)] {
+        for (starts, style, head_norms) in
+            [(vec![0, 1], RopeStyle::Halves, true), (vec![0, 12, 13, 40], RopeStyle::Interleaved, false)]
+        {
+            let n = starts[starts.len() - 1];
+            let weight = |seed, out, inp: usize| {
+                Frozen::new(&tensor(seed, &[out, inp]).affine(1.5 / (inp as f64).sqrt(), 0.0).unwrap(), dtype).unwrap()
+            };
+            let (q, k) = (weight(1, heads * dim, e), weight(2, kv * dim, e));
+            let (v, o) = (weight(3, kv * dim, e), weight(4, e, heads * dim));
+            let (norm, q_norm, k_norm, bias) =
+                (tensor(5, &[e]), tensor(6, &[dim]), tensor(7, &[dim]), tensor(8, &[kv * dim]));
+            let positions: Vec<u32> = (0..n as u32).collect();
+            let table = RopeTable::new(&positions, &[1.0, 0.3, 0.1], &Device::Cpu).unwrap();
+            let (h, g) = (heads * dim, kv * dim);
+            let shapes = [[n, e], [r, e], [h, r], [r, e], [g, r], [r, e], [g, r], [r, h], [e, r]];
+            let inputs: Vec<Tensor> = shapes.iter().enumerate().map(|(i, s)| tensor(10 + i as u64, s)).collect();
+            let norms = head_norms.then_some((&q_norm, &k_norm));
+            let fused = |i: &[Tensor]| {
+                let layer = |weight, bias, at| Adapted { weight, bias, lora: pair(i, at) };
+                let block = SelfAttention {
+                    norm: &norm,
+                    eps: 1e-5,
+                    query: layer(&q, None, 1),
+                    key: layer(&k, Some(&bias), 3),
+                    value: layer(&v, None, 5),
+                    output: layer(&o, None, 7),
+                    head_norms: norms,
+                    heads,
+                    kv_heads: kv,
+                    rope: &table,
+                    style,
+                    starts: &starts,
+                    scale: 0.4,
+                };
+                self_attention(&i[0], &block)
+            };
+            let parts = |i: &[Tensor]| {
+                let widened = |w: &Frozen| Frozen::new(&w.weight_f32()?, DType::F32);
+                let normed = plain::rms_norm(&i[0], &norm, 1e-5)?;
+                let layer = |x: &Tensor, w, bias, at, heads: usize| {
+                    Ok::<_, Error>(plain::linear(x, &widened(w)?, bias, pair(i, at))?.reshape((n, heads, ()))?)
+                };
+                let (mut qs, mut ks) = (layer(&normed, &q, None, 1, heads)?, layer(&normed, &k, Some(&bias), 3, kv)?);
+                if let Some((q_norm, k_norm)) = norms {
+                    (qs, ks) = (plain::rms_norm(&qs, q_norm, 1e-5)?, plain::rms_norm(&ks, k_norm, 1e-5)?);
+                }
+                let (qs, ks) = (plain::rope(&qs, &table, style)?, plain::rope(&ks, &table, style)?);
+                let mixed =
+                    plain::attention(&qs, &ks, &layer(&normed, &v, None, 5, kv)?, &starts, 0.4)?.reshape((n, h))?;
+                Ok((&i[0] + plain::linear(&mixed, &widened(&o)?, None, pair(i, 7))?)?)
+            };
+            check_equal(&fused, &parts, &inputs, tolerance);
+            if dtype == DType::F32 {
+                check_gradient(&fused, &inputs, 2e-2);
+            }
+        }
+    }
+}
+
 #[test]
 fn results_do_not_depend_on_the_number_of_threads() {
     let w = Frozen::new(&tensor(1, &[600, 96]), DType::BF16).unwrap();

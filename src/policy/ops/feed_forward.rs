@@ -1,0 +1,126 @@
+//! The gated feed-forward block with its norm and residual as one operation. Keeps gate and up in the weights' precision
+//! and makes the rest again in the backward pass.
+
+use super::activation::swiglu_backward;
+use super::cpu::{Values, result, sigmoid, slice, tensor};
+use super::layers::{Layers, by_rows, task_rows};
+use super::linear::Factors;
+use super::matrix::{Begin, Mat, Run};
+use super::norm::Norm;
+use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
+use std::sync::OnceLock;
+
+const GATE: usize = 0;
+const UP: usize = 1;
+const DOWN: usize = 2;
+
+/// `x + down(silu(gate(norm(x))) · up(norm(x)))`, an operation of `x [N, E]` and the flat factors.
+pub struct FeedForward {
+    pub norm: Norm,
+    pub layers: Layers, // gate, up, down
+    /// Whether a backward pass may follow.
+    pub keep: bool,
+    pub kept: OnceLock<Vec<Kept>>,
+}
+
+/// Of one task's rows.
+pub struct Kept {
+    gate: Mat,
+    up: Mat,
+    /// `u` of the three layers.
+    low: [Vec<f32>; 3],
+}
+
+impl FeedForward {
+    fn width(&self) -> usize {
+        self.norm.weight.len()
+    }
+
+    fn normed(&self, x: &[f32], factors: &[Option<Factors>]) -> Mat {
+        let mut n = vec![0f32; x.len()];
+        let width = self.width();
+        n.chunks_exact_mut(width).zip(x.chunks_exact(width)).for_each(|(n, x)| self.norm.row(x, n));
+        let room = factors[..DOWN].iter().flatten().map(Factors::rank).max().unwrap_or(0);
+        Mat::with_room(self.layers.precision(), &n, width, room)
+    }
+
+    fn forward(&self, x: &[f32], factors: &[Option<Factors>], y: &mut [f32]) -> Option<Kept> {
+        let (rows, inner) = (x.len() / self.width(), self.layers.layer(UP).out());
+        let mut n = self.normed(x, factors);
+        let mut project = |i: usize| {
+            let mut out = vec![0f32; rows * inner];
+            let low = self.layers.layer(i).forward(&mut n, factors[i].as_ref(), &mut out, false, Run::Here);
+            (out, low)
+        };
+        let ((mut gate, low_gate), (up, low_up)) = (project(GATE), project(UP));
+        let precision = self.layers.precision();
+        let mats = self.keep.then(|| (Mat::new(precision, &gate, inner), Mat::new(precision, &up, inner)));
+        gate.iter_mut().zip(&up).for_each(|(g, u)| *g = *g * sigmoid(*g) * u);
+        let room = factors[DOWN].as_ref().map_or(0, Factors::rank);
+        let mut inner = Mat::with_room(precision, &gate, inner, room);
+        y.copy_from_slice(x);
+        let low_down = self.layers.layer(DOWN).forward(&mut inner, factors[DOWN].as_ref(), y, true, Run::Here);
+        mats.map(|(gate, up)| Kept { gate, up, low: [low_gate, low_up, low_down] })
+    }
+
+    /// Writes `dx`; returns the factors' gradients.
+    fn backward(&self, kept: &Kept, x: &[f32], dy: &[f32], factors: &[Option<Factors>], dx: &mut [f32]) -> Vec<f32> {
+        let (rows, inner, precision) = (kept.gate.rows(), kept.gate.cols(), self.layers.precision());
+        let mut grads = self.layers.zero_grads();
+        let (mut gate, mut up) = (vec![0f32; rows * inner], vec![0f32; rows * inner]);
+        gate.chunks_exact_mut(inner).enumerate().for_each(|(i, to)| kept.gate.read_row(i, to));
+        up.chunks_exact_mut(inner).enumerate().for_each(|(i, to)| kept.up.read_row(i, to));
+
+        let mut slopes: Vec<f32> = gate.iter().zip(&up).map(|(g, u)| g * sigmoid(*g) * u).collect();
+        let product = Mat::new(precision, &slopes, inner);
+        let to = Some((slopes.as_mut_slice(), Begin::Zero));
+        let with = self.layers.with_grads(DOWN, factors, &mut grads);
+        self.layers.layer(DOWN).backward(&product, &kept.low[DOWN], dy, with, to, Run::Here);
+        for ((g, u), d) in gate.iter_mut().zip(&mut up).zip(&slopes) {
+            (*g, *u) = swiglu_backward(*g, *u, *d);
+        }
+
+        let n = self.normed(x, &[None, None]);
+        let mut dn = vec![0f32; x.len()];
+        for (i, slopes, begin) in [(GATE, &gate, Begin::Zero), (UP, &up, Begin::Add)] {
+            let with = self.layers.with_grads(i, factors, &mut grads);
+            self.layers.layer(i).backward(&n, &kept.low[i], slopes, with, Some((&mut dn, begin)), Run::Here);
+        }
+        self.norm.add_backward(x, &dn, dy, dx);
+        grads
+    }
+}
+
+impl CustomOp2 for FeedForward {
+    fn name(&self) -> &'static str {
+        "feed-forward"
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, lx: &Layout, f: &CpuStorage, lf: &Layout) -> Result<(CpuStorage, Shape)> {
+        let (x, width) = (slice(self.name(), x, lx)?, self.width());
+        let factors = self.layers.factors(slice(self.name(), f, lf)?);
+        let mut y = vec![0f32; x.len()];
+        let kept = by_rows(&mut y, width, task_rows(x.len() / width), |first, y| {
+            self.forward(&x[first * width..][..y.len()], &factors, y)
+        });
+        if self.keep {
+            self.kept.set(kept.into_iter().flatten().collect()).ok();
+        }
+        result(y, lx.shape())
+    }
+
+    fn bwd(&self, x: &Tensor, f: &Tensor, _: &Tensor, dy: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let dy = dy.contiguous()?;
+        let (xs, dys, width) = (Values::of(x)?, Values::of(&dy)?, self.width());
+        let (xs, dys): (&[f32], &[f32]) = (&xs, &dys);
+        let factors = self.layers.factors(&Values::of(f)?);
+        let kept = self.kept.get().map_or(&[][..], Vec::as_slice);
+        let step = task_rows(xs.len() / width);
+        let mut dx = vec![0f32; xs.len()];
+        let grads = by_rows(&mut dx, width, step, |first, dx| {
+            let range = first * width..first * width + dx.len();
+            self.backward(&kept[first / step], &xs[range.clone()], &dys[range], &factors, dx)
+        });
+        Ok((Some(tensor(dx, x.shape())?), Some(tensor(self.layers.total(&grads), f.shape())?)))
+    }
+}

@@ -1,0 +1,127 @@
+//! What the fused blocks share: several adapted layers whose factors travel as one flat tensor, and rows of tokens as
+//! independent tasks. Never knows what a block computes.
+
+use super::cpu;
+use super::linear::{FactorGrads, Factors, Layer, transposed};
+use super::matrix::Precision;
+use super::{Adapted, Frozen, LoraPair, frozen_values};
+use crate::error::Result;
+use candle_core::{DType, Tensor};
+use rayon::prelude::*;
+
+/// Where a layer's factors are in the flat tensor.
+#[derive(Clone, Copy)]
+struct Slot {
+    a: usize,
+    b: usize,
+    end: usize,
+    scale: f32,
+}
+
+/// The layers of a block.
+pub struct Layers {
+    layers: Vec<Layer>,
+    slots: Vec<Option<Slot>>,
+    len: usize,
+}
+
+impl Layers {
+    /// The layers, and the factors of all of them as one flat tensor through which gradients flow. None if the fused
+    /// form does not take these.
+    pub fn new(x: &Tensor, specs: &[Adapted]) -> Result<Option<(Self, Tensor)>> {
+        let (mut layers, mut slots, mut parts, mut len) = (Vec::new(), Vec::new(), Vec::new(), 0);
+        for spec in specs {
+            let Some(weight) = spec.weight.fused(x) else { return Ok(None) };
+            layers.push(Layer { weight: weight.clone(), bias: spec.bias.map(frozen_values).transpose()? });
+            let slot = match spec.lora {
+                Some(LoraPair { a, b, scale }) if a.elem_count() > 0 => {
+                    let (b_at, end) = (len + a.elem_count(), len + a.elem_count() + b.elem_count());
+                    parts.extend([a.flatten_all()?, b.flatten_all()?]);
+                    Some(Slot { a: std::mem::replace(&mut len, end), b: b_at, end, scale: scale as f32 })
+                }
+                _ => None,
+            };
+            slots.push(slot);
+        }
+        let flat = if parts.is_empty() {
+            Tensor::zeros(1, DType::F32, x.device())?
+        } else {
+            Tensor::cat(&parts, 0)?.contiguous()?
+        };
+        let one_precision = layers.windows(2).all(|w| w[0].precision() == w[1].precision());
+        Ok(one_precision.then_some((Self { layers, slots, len: len.max(1) }, flat)))
+    }
+
+    pub fn layer(&self, i: usize) -> &Layer {
+        &self.layers[i]
+    }
+
+    pub fn precision(&self) -> Precision {
+        self.layers[0].precision()
+    }
+
+    /// The factors, rounded, from the flat tensor's values.
+    pub fn factors(&self, flat: &[f32]) -> Vec<Option<Factors>> {
+        let rounded = |(layer, slot): (&Layer, &Option<Slot>)| {
+            slot.map(|s| layer.factors(&flat[s.a..s.b], &flat[s.b..s.end], s.scale))
+        };
+        self.layers.iter().zip(&self.slots).map(rounded).collect()
+    }
+
+    /// Room for the gradients of all factors, dB transposed.
+    pub fn zero_grads(&self) -> Vec<f32> {
+        vec![0f32; self.len]
+    }
+
+    /// Layer `i`'s factors with the place of their gradients.
+    pub fn with_grads<'a>(
+        &self,
+        i: usize,
+        factors: &'a [Option<Factors>],
+        grads: &'a mut [f32],
+    ) -> Option<(&'a Factors, FactorGrads<'a>)> {
+        let slot = self.slots[i]?;
+        let (a, b_transposed) = grads[slot.a..slot.end].split_at_mut(slot.b - slot.a);
+        factors[i].as_ref().map(|f| (f, FactorGrads { a, b_transposed }))
+    }
+
+    /// The sum of the tasks' gradients in their order, as the gradient of the flat tensor.
+    pub fn total(&self, tasks: &[Vec<f32>]) -> Vec<f32> {
+        let mut sum = self.zero_grads();
+        cpu::rows(&mut sum, 1, |at, sum| {
+            for task in tasks {
+                sum.iter_mut().zip(&task[at..]).for_each(|(s, t)| *s += t);
+            }
+        });
+        for (layer, slot) in self.layers.iter().zip(&self.slots) {
+            if let Some(s) = slot {
+                let b = transposed(&sum[s.b..s.end], layer.out());
+                sum[s.b..s.end].copy_from_slice(&b);
+            }
+        }
+        sum
+    }
+}
+
+/// Rows that one task takes: enough tasks for every core, enough rows to pay for packing the weights. Depends on the
+/// number of tokens alone, so that sums over tasks do not depend on the number of threads.
+pub fn task_rows(tokens: usize) -> usize {
+    tokens.div_ceil(8).next_multiple_of(14).clamp(14, 168)
+}
+
+/// Calls `f(first row, rows of out)` for each task and collects what it returns, in order.
+pub fn by_rows<T: Send>(
+    out: &mut [f32],
+    width: usize,
+    step: usize,
+    f: impl Fn(usize, &mut [f32]) -> T + Sync,
+) -> Vec<T> {
+    out.par_chunks_mut(step * width).enumerate().with_max_len(1).map(|(i, out)| f(i * step, out)).collect()
+}
+
+impl Frozen {
+    /// Whether the two shapes of a layer's input and output are these.
+    pub(super) fn is(&self, out: usize, inp: usize) -> bool {
+        self.out_features() == out && self.in_features() == inp
+    }
+}
