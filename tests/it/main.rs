@@ -2,6 +2,7 @@
 
 mod engine;
 mod ffi;
+mod ffi_engine;
 mod golden;
 #[path = "../support/tiny.rs"]
 mod tiny;

@@ -1,0 +1,136 @@
+//! What bodies are read as, and what refusals say.
+
+use super::*;
+use crate::error::Code;
+
+fn chat(body: &str) -> Result<ParsedRequest> {
+    parse_chat(body.as_bytes(), Unknown::Refuse)
+}
+
+/// The message of the error that a chat body with these extra members gets.
+fn refusal(members: &str) -> String {
+    let body = format!(r#"{{"messages":[{{"role":"user","content":"hi"}}],{members}}}"#);
+    chat(&body).expect_err(members).message().to_owned()
+}
+
+#[test]
+fn a_chat_body_is_read_with_every_field() {
+    let request = chat(
+        r#"{"model":"m","messages":[{"role":"system","content":"be brief"},
+            {"role":"user","content":[{"type":"text","text":"a"},{"type":"text","text":"b"}]}],
+            "max_tokens":7,"temperature":0.5,"top_p":0.9,"top_k":40,"min_p":0.05,"repeat_penalty":1.1,
+            "frequency_penalty":-1,"presence_penalty":1.5,"seed":-1,"stop":["x","y"],"user":"ann","n":1,
+            "stream":true,"stream_options":{"include_usage":true},"tools":[],"response_format":{"type":"text"}}"#,
+    )
+    .unwrap();
+    let messages = vec![
+        ChatMessage { role: "system".into(), content: "be brief".into() },
+        ChatMessage { role: "user".into(), content: "ab".into() },
+    ];
+    assert_eq!(request.prompt, Prompt::Chat(messages));
+    let sampling = Sampling {
+        temperature: 0.5,
+        top_k: 40,
+        top_p: 0.9,
+        min_p: 0.05,
+        repeat_penalty: 1.1,
+        frequency_penalty: -1.0,
+        presence_penalty: 1.5,
+        seed: Some(u64::MAX),
+    };
+    assert_eq!(request.sampling, sampling);
+    assert_eq!((request.max_tokens, request.stop.len()), (Some(7), 2));
+    assert_eq!((request.user.as_deref(), request.model.as_deref()), (Some("ann"), Some("m")));
+    assert!(request.stream && request.include_usage);
+}
+
+#[test]
+fn unset_and_null_fields_leave_the_plain_policy() {
+    let request = chat(r#"{"messages":[{"role":"user","content":"hi"}],"temperature":null,"stop":null}"#).unwrap();
+    assert_eq!(request.sampling, Sampling::default());
+    assert_eq!((request.max_tokens, request.stream), (None, false));
+}
+
+#[test]
+fn a_refusal_names_the_field_and_what_was_expected() {
+    assert_eq!(refusal(r#""temperature":11"#), "temperature is 11, expected a number from 0 to 10");
+    assert_eq!(refusal(r#""temperature":"hot""#), "temperature is a string, expected a number from 0 to 10");
+    assert_eq!(refusal(r#""top_p":0"#), "top_p is 0, expected a number above 0, at most 1");
+    assert_eq!(refusal(r#""top_k":1.5"#), "top_k is 1.5, expected a whole number from 0 to 1048576");
+    assert_eq!(refusal(r#""max_tokens":0"#), "max_tokens is 0, expected a whole number from 1 to 4294967295");
+    assert_eq!(refusal(r#""n":2"#), "n is 2, expected 1");
+    assert_eq!(refusal(r#""stop":"""#), "stop has a string of 0 bytes, expected 1 to 256 bytes each");
+    assert_eq!(refusal(r#""stop":[1]"#), "stop is 1, expected a string or an array of strings");
+    assert_eq!(refusal(r#""seed":1.5"#), "seed is 1.5, expected a 64-bit whole number");
+    assert_eq!(refusal(r#""stream":"yes""#), "stream is a string, expected true or false");
+    assert_eq!(refusal(r#""tools":[{}]"#), "tools is not supported");
+    assert_eq!(refusal(r#""temprature":1"#), "unknown field \"temprature\", did you mean \"temperature\"?");
+    assert_eq!(chat("{}").unwrap_err().message(), "messages is missing");
+    assert_eq!(chat("[]").unwrap_err().message(), "the body is an array, expected a JSON object");
+    assert!(chat("{").unwrap_err().message().starts_with("the body is not valid JSON: "));
+    let nameless = chat(r#"{"messages":[{"content":"hi"}]}"#).unwrap_err();
+    assert_eq!(nameless.message(), "messages[0]: role is missing");
+}
+
+#[test]
+fn invalid_utf8_is_refused_with_its_place() {
+    let error = parse_chat(b"{\"a\xff\":1}", Unknown::Ignore).unwrap_err();
+    assert_eq!((error.code(), error.message()), (Code::Arg, "the body is not valid UTF-8 from byte 3 on"));
+}
+
+#[test]
+fn unknown_fields_are_skipped_only_where_asked() {
+    let body = br#"{"prompt":"hi","service_tier":"auto"}"#;
+    assert!(parse_completion(body, Unknown::Ignore).is_ok());
+    let error = parse_completion(body, Unknown::Refuse).unwrap_err();
+    assert!(error.message().starts_with("unknown field \"service_tier\", expected one of messages, "), "{error}");
+}
+
+#[test]
+fn a_prompt_is_text_one_text_or_tokens() {
+    let prompt =
+        |json: &str| parse_completion(format!(r#"{{"prompt":{json}}}"#).as_bytes(), Unknown::Refuse).map(|r| r.prompt);
+    assert_eq!(prompt(r#""hi""#).unwrap(), Prompt::Text("hi".into()));
+    assert_eq!(prompt(r#"["hi"]"#).unwrap(), Prompt::Text("hi".into()));
+    assert_eq!(prompt("[1,2]").unwrap(), Prompt::Tokens(vec![1, 2]));
+    for wrong in ["[]", "[1,-2]", "[1,\"a\"]", "[\"a\",\"b\"]", "7", "[4294967296]"] {
+        assert_eq!(prompt(wrong).unwrap_err().code(), Code::Arg, "{wrong}");
+    }
+}
+
+#[test]
+fn either_body_is_told_by_its_key() {
+    let of = |json: &str| parse_request(json.as_bytes(), Unknown::Refuse);
+    assert!(matches!(of(r#"{"prompt":"hi"}"#).unwrap().prompt, Prompt::Text(_)));
+    assert!(matches!(of(r#"{"messages":[{"role":"user","content":""}]}"#).unwrap().prompt, Prompt::Chat(_)));
+    assert!(parse_completion(br#"{"prompt":"","messages":[]}"#, Unknown::Refuse).is_err());
+    assert!(of("{}").is_err() && of(r#"{"messages":[],"prompt":""}"#).is_err());
+}
+
+#[test]
+fn feedback_is_a_rating_a_thumb_or_a_correction() {
+    let of = |json: &str| parse_feedback(json.as_bytes(), Unknown::Refuse);
+    let signal = |json: &str| of(json).unwrap().signal;
+    assert_eq!(signal(r#"{"generation_id":"g","rating":-0.5}"#), Signal::Rating(-0.5));
+    assert_eq!(signal(r#"{"generation_id":"g","thumbs":"down"}"#), Signal::Rating(-1.0));
+    assert_eq!(signal(r#"{"generation_id":"g","correction":"so"}"#), Signal::Correction("so".into()));
+    let message = |json: &str| of(json).unwrap_err().message().to_owned();
+    assert_eq!(message(r#"{"generation_id":"g","rating":2}"#), "rating is 2, expected a number from -1 to 1");
+    assert_eq!(
+        message(r#"{"generation_id":"g","rating":"NaN"}"#),
+        "rating is a string, expected a number from -1 to 1"
+    );
+    assert_eq!(message(r#"{"rating":1}"#), "generation_id is missing");
+    assert!(message(r#"{"generation_id":"g"}"#).starts_with("the feedback says nothing"));
+    assert!(message(r#"{"generation_id":"g","rating":1,"thumbs":"up"}"#).contains("several things"));
+    assert!(message(r#"{"generation_id":"g","thumbs":"sideways"}"#).contains("expected \"up\" or \"down\""));
+}
+
+#[test]
+fn a_preference_needs_two_answers() {
+    let of = |json: &str| parse_preference(json.as_bytes(), Unknown::Refuse);
+    let preference = of(r#"{"chosen_id":"a","rejected_id":"b","user":"ann"}"#).unwrap();
+    assert_eq!((preference.chosen.0.as_str(), preference.rejected.0.as_str()), ("a", "b"));
+    assert!(of(r#"{"chosen_id":"a","rejected_id":"a"}"#).unwrap_err().message().contains("same generation"));
+    assert_eq!(of(r#"{"chosen_id":"a"}"#).unwrap_err().message(), "rejected_id is missing");
+}
