@@ -7,9 +7,9 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result, bail};
 use apa::config::Dtype;
 use apa::llama::{self, ContextOptions, Threads};
-use apa::policy::{Decoder, Lora, Packed};
+use apa::policy::{self, Decoder, Lora, Packed};
 use apa::types::TokenId;
-use candle_core::{DType, Device};
+use candle_core::DType;
 use clap::{Args, ValueEnum};
 use serde::Deserialize;
 use serde_json::json;
@@ -90,22 +90,13 @@ fn candle(options: &Options, model: &Path) -> Result<Score> {
         Format::F32 => Dtype::F32,
         Format::Bf16 => Dtype::Bf16,
     };
-    let decoder = Decoder::load(model, &device(&options.device)?, dtype)?;
+    let decoder = Decoder::load(model, &policy::device(&options.device)?, dtype)?;
     let lora = options.adapter.as_deref().map(|path| Lora::read_gguf(path, &decoder)).transpose()?;
     Ok(Box::new(move |tokens| {
         let packed = Packed::new(&[tokens])?;
         let logprobs = decoder.response_logprobs(&packed, &packed.targets(&[1])?, &[1.0], lora.as_ref())?;
         Ok(logprobs.to_dtype(DType::F32)?.to_vec1()?)
     }))
-}
-
-fn device(name: &str) -> Result<Device> {
-    match (name, name.strip_prefix("cuda:").map(str::parse)) {
-        ("cpu", _) => Ok(Device::Cpu),
-        ("auto", _) => Ok(Device::cuda_if_available(0)?),
-        (_, Some(Ok(index))) => Ok(Device::new_cuda(index)?),
-        _ => Err(crate::WrongUse(format!("--device is {name}, expected auto, cpu or cuda:N")).into()),
-    }
 }
 
 fn llama(options: &Options, model: &Path, longest: usize) -> Result<Score> {
