@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use axum::Json;
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use axum::http::{Method, StatusCode, Uri, header};
 use axum::response::IntoResponse;
@@ -17,12 +18,18 @@ use crate::request::{self, Unknown};
 use crate::types::{FeedbackReceipt, Generation, GenerationId, PolicyVersion};
 
 type Shared = State<Arc<App>>;
+type PathText = Result<Path<String>, PathRejection>;
+
+fn text(path: PathText) -> ApiResult<String> {
+    path.map(|Path(text)| text).map_err(|e| Error::arg(e.body_text()).into())
+}
 
 pub(super) async fn models(State(app): Shared) -> Json<Value> {
     Json(json!({"object": "list", "data": [model_card(&app)]}))
 }
 
-pub(super) async fn model(State(app): Shared, Path(id): Path<String>) -> ApiResult<Json<Value>> {
+pub(super) async fn model(State(app): Shared, path: PathText) -> ApiResult<Json<Value>> {
+    let id = text(path)?;
     if id != app.model {
         return Err(ApiError::not_found(format!("no model {id}, this server has {}", app.model)));
     }
@@ -34,8 +41,8 @@ fn model_card(app: &App) -> Value {
     json!({"id": app.model, "object": "model", "created": app.started, "owned_by": "apad", "policy_version": version})
 }
 
-pub(super) async fn generation(State(app): Shared, Path(id): Path<String>) -> ApiResult<Json<Generation>> {
-    let id = GenerationId(id);
+pub(super) async fn generation(State(app): Shared, path: PathText) -> ApiResult<Json<Generation>> {
+    let id = GenerationId(text(path)?);
     blocking(move || known_generation(&app.engine, &id).map(Json)).await
 }
 

@@ -1,3 +1,82 @@
-//! The command line. Arguments, logging and signals; the work is the library's.
+//! The command line. Arguments, logging and exit codes; the work is the library's.
 
-fn main() {}
+mod chat;
+mod client;
+mod logging;
+mod logprobs;
+mod pull;
+mod serve;
+mod settings;
+mod status;
+mod versions;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+/// Training and serving allocate large buffers in turns; the system's allocator returns and zeroes them every time.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// Serves a language model and keeps aligning it with the people who use it.
+#[derive(Parser)]
+#[command(name = "apad", version, max_term_width = 100)]
+struct Cli {
+    #[command(flatten)]
+    logging: logging::Options,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Pull(pull::Options),
+    Serve(serve::Options),
+    Chat(chat::Options),
+    Status(status::Options),
+    Versions(versions::Options),
+    Logprobs(logprobs::Options),
+}
+
+/// Wrong use that only shows after the arguments were parsed: exit code 2 instead of 1.
+#[derive(Debug)]
+pub struct WrongUse(pub String);
+
+impl std::fmt::Display for WrongUse {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for WrongUse {}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match run(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("apad: {error:#}");
+            ExitCode::from(if error.is::<WrongUse>() { 2 } else { 1 })
+        }
+    }
+}
+
+fn run(cli: Cli) -> Result<()> {
+    let verbose = matches!(cli.command, Command::Serve(_) | Command::Pull(_));
+    cli.logging.start(verbose)?;
+    let runtime = tokio::runtime::Runtime::new()?;
+    let result = runtime.block_on(async {
+        match cli.command {
+            Command::Pull(options) => pull::run(options).await,
+            Command::Serve(options) => serve::run(options).await,
+            Command::Chat(options) => chat::run(options).await,
+            Command::Status(options) => status::run(options).await,
+            Command::Versions(options) => versions::run(options).await,
+            Command::Logprobs(options) => logprobs::run(options).await,
+        }
+    });
+    // A thread that still waits for a terminal's line or a training step must not keep the process.
+    runtime.shutdown_background();
+    result
+}

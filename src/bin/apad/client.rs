@@ -1,0 +1,269 @@
+//! Talks to a running daemon over HTTP, for the commands and the demo. Prints nothing.
+
+#![allow(dead_code, reason = "the demo calls what the commands don't")]
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow, bail};
+use apa::engine::{Status, StepOutcome, TrainerStatus};
+use apa::types::{ChatMessage, FeedbackReceipt, PolicyVersion, VersionInfo};
+use clap::Args;
+use futures_util::StreamExt;
+use reqwest::{Method, RequestBuilder, Response};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+/// A line of a stream that is longer than this is not one of ours.
+const LINE_LIMIT: usize = 1 << 20;
+
+/// Which daemon a command talks to.
+#[derive(Args, Clone, Debug)]
+pub struct Daemon {
+    /// Address of the running daemon
+    #[arg(long, env = "APAD_URL", default_value = "http://127.0.0.1:8372", value_name = "URL")]
+    url: String,
+    /// Key, where the daemon asks for one
+    #[arg(long, env = "APAD_KEY", hide_env_values = true, value_name = "KEY")]
+    key: Option<String>,
+}
+
+impl Daemon {
+    /// A client for it.
+    pub fn client(&self) -> Result<Client> {
+        Ok(Client { key: self.key.clone(), ..Client::new(&self.url)? })
+    }
+}
+
+/// A connection pool to one daemon.
+#[derive(Clone, Debug)]
+pub struct Client {
+    http: reqwest::Client,
+    base: String,
+    key: Option<String>,
+}
+
+/// How to answer; what is unset takes the daemon's default.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct ChatParams {
+    /// Most tokens of the answer.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_tokens: Option<u32>,
+    /// Divides the logits; 0 is greedy.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub temperature: Option<f32>,
+    /// Seeds the sampling.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub seed: Option<u64>,
+    /// Whom it is for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
+}
+
+/// A finished answer.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Answer {
+    /// Names it for feedback.
+    pub id: String,
+    /// What was said.
+    pub text: String,
+    /// The weights that said it.
+    pub policy_version: PolicyVersion,
+    /// `stop` or `length`.
+    pub finish_reason: String,
+    /// Its cost.
+    pub usage: Usage,
+}
+
+/// Tokens of one answer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+pub struct Usage {
+    /// Tokens of the prompt, template applied.
+    pub prompt_tokens: u32,
+    /// Tokens generated.
+    pub completion_tokens: u32,
+}
+
+impl Client {
+    /// A client for the daemon at `base_url`, like `http://127.0.0.1:8372`.
+    pub fn new(base_url: &str) -> Result<Self> {
+        // A proxy of the environment is for the world outside; the daemon is on this machine or named on purpose.
+        let http = reqwest::Client::builder().no_proxy().connect_timeout(Duration::from_secs(5)).build()?;
+        Ok(Self { http, base: base_url.trim_end_matches('/').to_owned(), key: None })
+    }
+
+    /// Answers a conversation, at once.
+    pub async fn chat(&self, messages: &[ChatMessage], params: &ChatParams) -> Result<Answer> {
+        let body: Completion =
+            self.call(Method::POST, "/v1/chat/completions", Some(chat_body(messages, params)?)).await?;
+        let choice = body.choices.into_iter().next().context("the answer has no choice")?;
+        Ok(Answer {
+            id: body.id,
+            text: choice.message.unwrap_or_default().content.unwrap_or_default(),
+            policy_version: body.policy_version.unwrap_or_default(),
+            finish_reason: choice.finish_reason.unwrap_or_default(),
+            usage: body.usage.unwrap_or_default(),
+        })
+    }
+
+    /// Answers a conversation; `on_text` gets each piece as it comes.
+    pub async fn chat_stream(
+        &self,
+        messages: &[ChatMessage],
+        params: &ChatParams,
+        mut on_text: impl FnMut(&str),
+    ) -> Result<Answer> {
+        let mut body = chat_body(messages, params)?;
+        body["stream"] = true.into();
+        body["stream_options"] = json!({"include_usage": true});
+        let response = self.send(Method::POST, "/v1/chat/completions", Some(body)).await?;
+        let mut answer = Answer {
+            id: String::new(),
+            text: String::new(),
+            policy_version: PolicyVersion::INITIAL,
+            finish_reason: String::new(),
+            usage: Usage::default(),
+        };
+        let mut bytes = response.bytes_stream();
+        let mut pending = Vec::new();
+        while let Some(chunk) = bytes.next().await {
+            pending.extend_from_slice(&chunk.context("the stream broke off")?);
+            while let Some(end) = pending.iter().position(|&b| b == b'\n') {
+                let line: Vec<u8> = pending.drain(..=end).collect();
+                let Some(data) = line.trim_ascii().strip_prefix(b"data:") else { continue };
+                if data.trim_ascii() == b"[DONE]" {
+                    return Ok(answer);
+                }
+                let chunk: Value =
+                    serde_json::from_slice(data).context("the stream holds something that isn't JSON")?;
+                if let Some(message) = chunk["error"]["message"].as_str() {
+                    bail!("{message}");
+                }
+                answer.take(serde_json::from_value(chunk)?, &mut on_text);
+            }
+            if pending.len() > LINE_LIMIT {
+                bail!("the stream has a line of over {LINE_LIMIT} bytes");
+            }
+        }
+        bail!("the stream ended before its answer did")
+    }
+
+    /// Rates an answer, from -1 to 1.
+    pub async fn feedback(&self, generation_id: &str, rating: f64) -> Result<FeedbackReceipt> {
+        let body = json!({"generation_id": generation_id, "rating": rating});
+        self.call(Method::POST, "/v1/feedback", Some(body)).await
+    }
+
+    /// All versions, oldest first.
+    pub async fn versions(&self) -> Result<Vec<VersionInfo>> {
+        #[derive(Deserialize)]
+        struct List {
+            data: Vec<VersionInfo>,
+        }
+        Ok(self.call::<List>(Method::GET, "/v1/policy/versions", None).await?.data)
+    }
+
+    /// Serves `version` from now on.
+    pub async fn activate(&self, version: PolicyVersion) -> Result<PolicyVersion> {
+        let body = json!({"version": version});
+        Ok(self.call::<Activated>(Method::POST, "/v1/policy/activate", Some(body)).await?.policy_version)
+    }
+
+    /// Serves the active version's parent from now on.
+    pub async fn rollback(&self) -> Result<PolicyVersion> {
+        Ok(self.call::<Activated>(Method::POST, "/v1/policy/rollback", None).await?.policy_version)
+    }
+
+    /// The trainer's state.
+    pub async fn trainer(&self) -> Result<TrainerStatus> {
+        self.call(Method::GET, "/v1/trainer", None).await
+    }
+
+    /// Trains on the ratings that are in, and returns when the result is served.
+    pub async fn train_step(&self) -> Result<StepOutcome> {
+        self.call(Method::POST, "/v1/trainer/step", None).await
+    }
+
+    /// The engine's state.
+    pub async fn status(&self) -> Result<Status> {
+        self.call(Method::GET, "/v1/status", None).await
+    }
+
+    async fn call<T: DeserializeOwned>(&self, method: Method, path: &str, body: Option<Value>) -> Result<T> {
+        let response = self.send(method, path, body).await?;
+        response.json().await.with_context(|| format!("{}{path} answered in an unknown shape", self.base))
+    }
+
+    async fn send(&self, method: Method, path: &str, body: Option<Value>) -> Result<Response> {
+        let mut request: RequestBuilder = self.http.request(method, format!("{}{path}", self.base));
+        if let Some(key) = &self.key {
+            request = request.bearer_auth(key);
+        }
+        if let Some(body) = body {
+            request = request.json(&body);
+        }
+        let response = request.send().await.map_err(|e| {
+            let hint = if e.is_connect() { " (is it running? start one with `apad serve`)" } else { "" };
+            anyhow!("no answer from {}: {}{hint}", self.base, root_cause(&e))
+        })?;
+        let status = response.status();
+        if status.is_success() {
+            return Ok(response);
+        }
+        let body: Value = response.json().await.unwrap_or_default();
+        match body["error"]["message"].as_str() {
+            Some(message) => bail!("{message}"),
+            None => bail!("{}{path} answered {status}", self.base),
+        }
+    }
+}
+
+/// What lies at the bottom of an error: the layers above it only repeat addresses.
+pub fn root_cause(error: &dyn std::error::Error) -> String {
+    error.source().map_or_else(|| error.to_string(), root_cause)
+}
+
+fn chat_body(messages: &[ChatMessage], params: &ChatParams) -> Result<Value> {
+    let mut body = serde_json::to_value(params)?;
+    body["messages"] = serde_json::to_value(messages)?;
+    Ok(body)
+}
+
+impl Answer {
+    fn take(&mut self, chunk: Completion, on_text: &mut impl FnMut(&str)) {
+        self.id = chunk.id;
+        self.policy_version = chunk.policy_version.unwrap_or(self.policy_version);
+        self.usage = chunk.usage.unwrap_or(self.usage);
+        let Some(choice) = chunk.choices.into_iter().next() else { return };
+        if let Some(text) = choice.delta.unwrap_or_default().content.filter(|t| !t.is_empty()) {
+            on_text(&text);
+            self.text.push_str(&text);
+        }
+        self.finish_reason = choice.finish_reason.unwrap_or_default();
+    }
+}
+
+#[derive(Deserialize)]
+struct Activated {
+    policy_version: PolicyVersion,
+}
+
+#[derive(Deserialize)]
+struct Completion {
+    id: String,
+    policy_version: Option<PolicyVersion>,
+    choices: Vec<Choice>,
+    usage: Option<Usage>,
+}
+
+#[derive(Deserialize)]
+struct Choice {
+    message: Option<Said>,
+    delta: Option<Said>,
+    finish_reason: Option<String>,
+}
+
+#[derive(Default, Deserialize)]
+struct Said {
+    content: Option<String>,
+}

@@ -1,0 +1,37 @@
+//! Logs to stderr, as fields. Never a prompt or an answer: nothing logs those.
+
+use std::io::IsTerminal;
+
+use anyhow::Result;
+use clap::Args;
+use tracing_subscriber::EnvFilter;
+
+use crate::WrongUse;
+
+/// What is logged, and how.
+#[derive(Args)]
+pub struct Options {
+    /// What to log: a level, or a filter like `apa=debug,warn` (default: info for serve and pull, else warn)
+    #[arg(long, env = "APAD_LOG", global = true, value_name = "FILTER", help_heading = "Logging")]
+    log: Option<String>,
+    /// Log lines as JSON
+    #[arg(long, env = "APAD_LOG_JSON", global = true, help_heading = "Logging")]
+    log_json: bool,
+}
+
+impl Options {
+    /// Installs the subscriber of this process.
+    pub fn start(&self, verbose: bool) -> Result<()> {
+        // What the hub's client has to say is said again, shorter, by the error it returns.
+        let default = if verbose { "info,hf_hub=off" } else { "warn,hf_hub=off" };
+        let filter = self.log.as_deref().unwrap_or(default);
+        let filter = EnvFilter::try_new(filter).map_err(|e| WrongUse(format!("--log {filter}: {e}")))?;
+        let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+        if self.log_json {
+            builder.json().init();
+        } else {
+            builder.with_ansi(std::io::stderr().is_terminal()).init();
+        }
+        Ok(())
+    }
+}

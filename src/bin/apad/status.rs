@@ -1,0 +1,60 @@
+//! `apad status`: what a running daemon does.
+
+use anyhow::Result;
+use apa::engine::Status;
+use clap::Args;
+
+use crate::client::Daemon;
+
+/// Show what a running daemon does: requests, versions, trainer
+#[derive(Args)]
+#[command(after_help = "Example:\n  apad status --json")]
+pub struct Options {
+    #[command(flatten)]
+    daemon: Daemon,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+pub async fn run(options: Options) -> Result<()> {
+    let status = options.daemon.client()?.status().await?;
+    if options.json {
+        println!("{}", serde_json::to_string_pretty(&status)?);
+    } else {
+        print!("{}", table(&status));
+    }
+    Ok(())
+}
+
+fn table(status: &Status) -> String {
+    let t = &status.trainer;
+    let reason = t.reason.as_ref().map(|r| format!(" ({r})")).unwrap_or_default();
+    let mut rows = vec![
+        ("model", format!("{} ({})", status.model, status.architecture)),
+        ("policy version", status.policy_version.to_string()),
+        ("requests", format!("{} running, {} waiting, {} done", status.running, status.queued, status.completed)),
+        ("tokens", format!("{} generated, {} of prompts", status.generated_tokens, status.prompt_tokens)),
+        ("trainer", format!("{}{reason}", t.state)),
+        ("ratings", format!("{} of {} for the next step", t.pending_ratings, t.batch)),
+        ("steps", format!("{} published, {} skipped", t.steps, t.skipped)),
+    ];
+    if let Some(last) = &t.last {
+        let (reward, kl, length) = (last.mean_reward, last.kl_per_response, last.mean_length);
+        rows.push(("last batch", format!("reward {reward:+.3}, KL {kl} a response, {length:.1} tokens")));
+    }
+    rows.iter().map(|(name, value)| format!("{name:15} {value}\n")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table_says_why_the_trainer_is_off() {
+        let mut status = Status { model: "tiny".into(), ..Status::default() };
+        status.trainer.state = "unsupported".into();
+        status.trainer.reason = Some("no trainer for mamba".into());
+        assert!(table(&status).contains("trainer         unsupported (no trainer for mamba)\n"));
+    }
+}
