@@ -3,7 +3,8 @@
 use anyhow::Result;
 use apa::config::Config;
 use apa::policy::{self, Decoder, Lora, Packed};
-use apa::publish::{ADAPTER_FILE, VersionStore};
+use apa::publish::VersionStore;
+use apa::trainer::ADAPTER_FILE;
 use apa::types::{Generation, Nats, PolicyVersion, TokenId};
 use candle_core::DType;
 
