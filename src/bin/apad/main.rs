@@ -2,14 +2,17 @@
 
 mod chat;
 mod client;
+mod demo;
 mod logging;
 mod logprobs;
+mod plot;
 mod pull;
 mod serve;
 mod settings;
 mod status;
 mod versions;
 
+use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use anyhow::Result;
@@ -34,6 +37,7 @@ enum Command {
     Pull(pull::Options),
     Serve(serve::Options),
     Chat(chat::Options),
+    Demo(demo::Options),
     Status(status::Options),
     Versions(versions::Options),
     Logprobs(logprobs::Options),
@@ -63,7 +67,12 @@ fn main() -> ExitCode {
 }
 
 fn run(cli: Cli) -> Result<()> {
-    let verbose = matches!(cli.command, Command::Serve(_) | Command::Pull(_));
+    let verbose = match &cli.command {
+        Command::Serve(_) | Command::Pull(_) => true,
+        // On a terminal it draws bars, and log lines would break them.
+        Command::Demo(_) => !std::io::stderr().is_terminal(),
+        _ => false,
+    };
     cli.logging.start(verbose)?;
     let runtime = tokio::runtime::Runtime::new()?;
     let result = runtime.block_on(async {
@@ -71,6 +80,7 @@ fn run(cli: Cli) -> Result<()> {
             Command::Pull(options) => pull::run(options).await,
             Command::Serve(options) => serve::run(options).await,
             Command::Chat(options) => chat::run(options).await,
+            Command::Demo(options) => demo::run(options).await,
             Command::Status(options) => status::run(options).await,
             Command::Versions(options) => versions::run(options).await,
             Command::Logprobs(options) => logprobs::run(options).await,
