@@ -78,6 +78,9 @@ impl Lora {
         layers: Vec<Option<Factors>>,
     ) -> Result<Self> {
         check_alpha(alpha)?;
+        if rank == 0 {
+            return Err(Error::arg("the adapter's rank is 0, expected at least 1"));
+        }
         if layers.iter().all(Option::is_none) {
             return Err(Error::arg("the adapter changes no layer, expected at least one"));
         }

@@ -9,6 +9,7 @@ mod decoder;
 mod lora;
 pub mod ops;
 mod packed;
+mod peft;
 mod value_head;
 
 use candle_core::Device;

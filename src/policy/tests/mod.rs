@@ -4,6 +4,7 @@ mod agreement;
 mod files;
 mod gradients;
 mod llama_reference;
+mod peft;
 #[path = "../../../tests/support/tiny.rs"]
 mod tiny;
 

@@ -1,0 +1,221 @@
+//! Adapters in PEFT's form (`adapter_config.json` and `adapter_model.safetensors`), both ways and without loss. Undoes and
+//! redoes what llama.cpp's converter does to the rows of some weights. Never changes a value.
+
+use std::collections::{BTreeSet, HashMap};
+use std::fs::{self, File};
+use std::io::Read;
+use std::path::Path;
+
+use candle_core::{DType, Device, Tensor};
+use serde::{Deserialize, Serialize};
+
+use super::adapter_file::factors;
+use super::{Decoder, LinearInfo, Lora, Shape};
+use crate::error::{Error, Result};
+
+const CONFIG: &str = "adapter_config.json";
+const WEIGHTS: &str = "adapter_model.safetensors";
+const MOST_CONFIG_BYTES: u64 = 1 << 20;
+
+/// The part of PEFT's configuration that changes what is computed.
+#[derive(Serialize, Deserialize)]
+struct PeftConfig {
+    peft_type: String,
+    #[serde(default)]
+    task_type: Option<String>,
+    #[serde(default)]
+    base_model_name_or_path: Option<String>,
+    r: usize,
+    lora_alpha: f64,
+    #[serde(default)]
+    lora_dropout: f64,
+    #[serde(default)]
+    target_modules: serde_json::Value,
+    #[serde(default = "none")]
+    bias: String,
+    #[serde(default)]
+    fan_in_fan_out: bool,
+    #[serde(default)]
+    use_rslora: bool,
+    #[serde(default)]
+    use_dora: bool,
+    #[serde(default)]
+    lora_bias: bool,
+    #[serde(default)]
+    modules_to_save: Option<Vec<String>>,
+    #[serde(default)]
+    rank_pattern: serde_json::Map<String, serde_json::Value>,
+    #[serde(default)]
+    alpha_pattern: serde_json::Map<String, serde_json::Value>,
+    #[serde(default)]
+    inference_mode: bool,
+}
+
+fn none() -> String {
+    "none".into()
+}
+
+impl PeftConfig {
+    /// Alpha in the plain sense (scale · rank), or what of it is not computed here.
+    fn alpha(&self) -> Result<f64> {
+        let refused = [
+            (self.peft_type != "LORA", format!("of type {:.40}", self.peft_type)),
+            (self.use_dora, "with DoRA".into()),
+            (self.lora_bias || self.bias != "none", "with trained biases".into()),
+            (self.fan_in_fan_out, "of transposed layers".into()),
+            (self.modules_to_save.as_ref().is_some_and(|m| !m.is_empty()), "with whole modules saved".into()),
+            (!self.rank_pattern.is_empty() || !self.alpha_pattern.is_empty(), "with ranks or alphas by layer".into()),
+        ];
+        match refused.into_iter().find(|(present, _)| *present) {
+            Some((_, what)) => Err(Error::unsupported(format!("it is an adapter {what}, expected plain LoRA"))),
+            // rsLoRA scales by alpha / √r.
+            None if self.use_rslora => Ok(self.lora_alpha * (self.r as f64).sqrt()),
+            None => Ok(self.lora_alpha),
+        }
+    }
+}
+
+impl Lora {
+    /// Writes the adapter to a folder as PEFT reads it; `base_name` is the base's name on the Hugging Face hub.
+    pub fn write_peft(&self, folder: &Path, decoder: &Decoder, base_name: &str) -> Result<()> {
+        self.check_base(decoder)?;
+        let mut tensors = HashMap::new();
+        let mut modules = BTreeSet::new();
+        for (linear, factors) in decoder.linears().iter().zip(&self.layers) {
+            let Some(factors) = factors else { continue };
+            let module = module(decoder.shape(), linear)?;
+            let b = select_rows(factors.b.as_tensor(), rows(decoder.shape(), linear).map(|rows| inverse(&rows)))?;
+            tensors.insert(weight_name(&module, "A"), factors.a.as_tensor().clone());
+            tensors.insert(weight_name(&module, "B"), b);
+            modules.extend(module.rsplit('.').next().map(str::to_owned));
+        }
+        let config = PeftConfig {
+            peft_type: "LORA".into(),
+            task_type: Some("CAUSAL_LM".into()),
+            base_model_name_or_path: Some(base_name.into()),
+            r: self.rank,
+            lora_alpha: self.alpha,
+            lora_dropout: 0.0,
+            target_modules: modules.into_iter().collect(),
+            bias: none(),
+            fan_in_fan_out: false,
+            use_rslora: false,
+            use_dora: false,
+            lora_bias: false,
+            modules_to_save: None,
+            rank_pattern: Default::default(),
+            alpha_pattern: Default::default(),
+            inference_mode: true,
+        };
+        let config = serde_json::to_vec_pretty(&config).map_err(|e| Error::io(e.to_string()))?;
+        fs::create_dir_all(folder)?;
+        candle_core::safetensors::save(&tensors, folder.join(WEIGHTS)).map_err(|e| Error::io(e.to_string()))?;
+        // Last, so that a folder with a configuration is whole.
+        Ok(fs::write(folder.join(CONFIG), config)?)
+    }
+
+    /// Reads an adapter that PEFT wrote for the model this base was converted from.
+    pub fn read_peft(folder: &Path, decoder: &Decoder) -> Result<Self> {
+        read(folder, decoder).map_err(|e| e.context(format!("PEFT adapter {}", folder.display())))
+    }
+}
+
+fn read(folder: &Path, decoder: &Decoder) -> Result<Lora> {
+    let config = read_config(&folder.join(CONFIG))?;
+    let alpha = config.alpha()?;
+    let weights = candle_core::safetensors::load(folder.join(WEIGHTS), &Device::Cpu);
+    let mut weights = weights.map_err(|e| Error::arg(format!("{WEIGHTS}: {e}")))?;
+    let mut layers = Vec::with_capacity(decoder.linears().len());
+    let mut rank = Some(config.r);
+    for linear in decoder.linears() {
+        let module = module(decoder.shape(), linear)?;
+        let pair = (weights.remove(&weight_name(&module, "A")), weights.remove(&weight_name(&module, "B")));
+        layers.push(match pair {
+            (Some(a), Some(b)) => {
+                let ready = |t: Tensor| -> Result<Tensor> { Ok(t.to_dtype(DType::F32)?.to_device(decoder.device())?) };
+                let mut pair = factors(linear, ready(a)?, ready(b)?, &mut rank)?;
+                if let Some(rows) = rows(decoder.shape(), linear) {
+                    pair.b = candle_core::Var::from_tensor(&select_rows(pair.b.as_tensor(), Some(rows))?)?;
+                }
+                Some(pair)
+            }
+            (None, None) => None,
+            (a, _) => {
+                let missing = if a.is_some() { "lora_B" } else { "lora_A" };
+                return Err(Error::arg(format!("{module} has no {missing}")));
+            }
+        });
+    }
+    match weights.keys().min() {
+        Some(stray) => Err(Error::arg(format!("its tensor {stray:.120} changes no linear layer of the base"))),
+        None => Lora::from_layers(decoder, config.r, alpha, layers),
+    }
+}
+
+fn read_config(path: &Path) -> Result<PeftConfig> {
+    let mut text = Vec::new();
+    let file = File::open(path).map_err(|e| Error::from(e).context(CONFIG))?;
+    file.take(MOST_CONFIG_BYTES).read_to_end(&mut text)?;
+    serde_json::from_slice(&text).map_err(|e| Error::arg(format!("{CONFIG}: {e}")))
+}
+
+fn weight_name(module: &str, factor: &str) -> String {
+    format!("base_model.model.{module}.lora_{factor}.weight")
+}
+
+/// The layer's name in transformers, as in `model.layers.0.self_attn.q_proj`.
+fn module(shape: &Shape, linear: &LinearInfo) -> Result<String> {
+    let part = match (shape.classic, linear.part) {
+        (false, "attn_q") => "self_attn.q_proj",
+        (false, "attn_k") => "self_attn.k_proj",
+        (false, "attn_v") => "self_attn.v_proj",
+        (false, "attn_output") => "self_attn.o_proj",
+        (false, "ffn_gate") => "mlp.gate_proj",
+        (false, "ffn_up") => "mlp.up_proj",
+        (false, "ffn_down") => "mlp.down_proj",
+        (true, "attn_qkv") => "attention.query_key_value",
+        (true, "attn_output") => "attention.dense",
+        (true, "ffn_up") => "mlp.dense_h_to_4h",
+        (true, "ffn_down") => "mlp.dense_4h_to_h",
+        (_, part) => {
+            let architecture = &shape.architecture;
+            return Err(Error::unsupported(format!("{part} of a {architecture} file has no counterpart in PEFT")));
+        }
+    };
+    let layers = if shape.classic { "gpt_neox.layers" } else { "model.layers" };
+    let layer = linear.tensor.split('.').nth(1).unwrap_or_default();
+    Ok(format!("{layers}.{layer}.{part}"))
+}
+
+/// Where the converter moved the rows of a weight: for each row of the file, its row in transformers.
+///
+/// llama: the two halves of each query and key head interleave (`LlamaModel.permute`). gptneox: q, k and v of each head
+/// become all q, all k, all v (`GPTNeoXModel.modify_tensors`). Others stay. Source: llama.cpp's convert_hf_to_gguf.py.
+fn rows(shape: &Shape, linear: &LinearInfo) -> Option<Vec<u32>> {
+    let (dim, half) = (shape.head_dim, shape.head_dim / 2);
+    let row: Box<dyn Fn(usize) -> usize> = match (shape.architecture.as_str(), linear.part) {
+        ("llama", "attn_q" | "attn_k") => Box::new(|row| {
+            let (head, pair, side) = (row / dim, row % dim / 2, row % 2);
+            head * dim + side * half + pair
+        }),
+        ("gptneox", "attn_qkv") => Box::new(|row| {
+            let (which, head, value) = (row / (shape.heads * dim), row / dim % shape.heads, row % dim);
+            (head * 3 + which) * dim + value
+        }),
+        _ => return None,
+    };
+    Some((0..linear.out_features).map(|r| row(r) as u32).collect())
+}
+
+fn inverse(rows: &[u32]) -> Vec<u32> {
+    let mut order: Vec<u32> = (0..rows.len() as u32).collect();
+    order.sort_unstable_by_key(|&row| rows[row as usize]);
+    order
+}
+
+fn select_rows(b: &Tensor, rows: Option<Vec<u32>>) -> Result<Tensor> {
+    match rows {
+        Some(rows) => Ok(b.index_select(&Tensor::new(rows, b.device())?, 0)?),
+        None => Ok(b.clone()),
+    }
+}
