@@ -199,7 +199,9 @@ impl Tile<'_> {
             for p in 0..self.pairs {
                 let mut b: [__m512bh; V] = std::mem::zeroed();
                 for (v, b) in b.iter_mut().enumerate() {
-                    *b = std::mem::transmute(_mm512_loadu_si512(self.panel.add(p * PANEL + 16 * v).cast()));
+                    *b = std::mem::transmute::<__m512i, __m512bh>(_mm512_loadu_si512(
+                        self.panel.add(p * PANEL + 16 * v).cast(),
+                    ));
                 }
                 for (r, sum) in sums.iter_mut().enumerate() {
                     let pair = self.a.add(r * self.distance + p).read_unaligned();
