@@ -20,6 +20,29 @@ pub fn available() -> bool {
         && is_x86_feature_detected!("avx512bf16")
 }
 
+/// `from · scale` to bf16, nearest even; a NaN stays a NaN, a denormal becomes zero.
+pub fn round(from: &[f32], scale: f32, to: &mut [u16]) {
+    assert!(available() && from.len() == to.len(), "bf16: rounding {} values to {}", from.len(), to.len());
+    // SAFETY: the features were just checked.
+    unsafe { round_vectors(from, scale, to) }
+}
+
+/// # Safety
+/// Needs AVX512-BF16 and BW.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
+unsafe fn round_vectors(from: &[f32], scale: f32, to: &mut [u16]) {
+    let scale = _mm512_set1_ps(scale);
+    for (from, to) in from.chunks(16).zip(to.chunks_mut(16)) {
+        let mask = ((1u32 << from.len()) - 1) as u16;
+        // SAFETY: reads and writes are masked to the chunk.
+        unsafe {
+            let values = _mm512_mul_ps(_mm512_maskz_loadu_ps(mask, from.as_ptr()), scale);
+            let rounded: __m256i = std::mem::transmute(_mm512_cvtneps_pbh(values));
+            _mm256_mask_storeu_epi16(to.as_mut_ptr().cast(), mask, rounded);
+        }
+    }
+}
+
 /// Row-major bf16 values: `rows` rows of `cols` values at distance `stride`, which is even. The last row may end early.
 #[derive(Clone, Copy)]
 pub struct Rows<'a> {
@@ -151,44 +174,52 @@ impl Tile<'_> {
         macro_rules! dispatch {
             ($($r:literal)*) => {
                 // SAFETY: passed on from the caller.
-                match rows { $($r => unsafe { self.block::<$r>() },)* _ => unreachable!("a tile of {rows} rows") }
+                match (rows, self.cols > PANEL / 2) {
+                    $(($r, true) => unsafe { self.block::<$r, 2>() }, ($r, false) => unsafe { self.block::<$r, 1>() },)*
+                    _ => unreachable!("a tile of {rows} rows"),
+                }
             };
         }
         dispatch!(1 2 3 4 5 6 7 8 9 10 11 12 13 14)
     }
 
-    /// `R × 32` results over the whole contraction.
+    /// `R × 16 V` results over the whole contraction.
     ///
     /// # Safety
     /// As [`Tile::run`].
     #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-    unsafe fn block<const R: usize>(&self) {
-        let half = PANEL / 2;
-        let pairs = self.pairs;
+    unsafe fn block<const R: usize, const V: usize>(&self) {
         // SAFETY: every address is inside what the caller promised; access to `c` is masked to `cols`.
         unsafe {
-            let mut sums = [[_mm512_loadu_ps(self.bias.as_ptr()), _mm512_loadu_ps(self.bias.as_ptr().add(half))]; R];
-            for p in 0..pairs {
-                let b0: __m512bh = std::mem::transmute(_mm512_loadu_si512(self.panel.add(p * PANEL).cast()));
-                let b1: __m512bh = std::mem::transmute(_mm512_loadu_si512(self.panel.add(p * PANEL + half).cast()));
+            let mut bias = [_mm512_setzero_ps(); V];
+            for (v, bias) in bias.iter_mut().enumerate() {
+                *bias = _mm512_loadu_ps(self.bias.as_ptr().add(16 * v));
+            }
+            let mut sums = [bias; R];
+            for p in 0..self.pairs {
+                let mut b: [__m512bh; V] = std::mem::zeroed();
+                for (v, b) in b.iter_mut().enumerate() {
+                    *b = std::mem::transmute::<__m512i, __m512bh>(_mm512_loadu_si512(
+                        self.panel.add(p * PANEL + 16 * v).cast(),
+                    ));
+                }
                 for (r, sum) in sums.iter_mut().enumerate() {
                     let pair = self.a.add(r * self.distance + p).read_unaligned();
                     let x: __m512bh = std::mem::transmute(_mm512_set1_epi32(pair));
-                    sum[0] = _mm512_dpbf16_ps(sum[0], b0, x);
-                    sum[1] = _mm512_dpbf16_ps(sum[1], b1, x);
+                    for v in 0..V {
+                        sum[v] = _mm512_dpbf16_ps(sum[v], b[v], x);
+                    }
                 }
             }
             let mask = if self.cols >= PANEL { u32::MAX } else { (1u32 << self.cols) - 1 };
-            let (low, high) = (mask as u16, (mask >> 16) as u16);
-            for (r, mut sum) in sums.into_iter().enumerate() {
-                let c = self.c.add(r * self.ldc);
-                let d = c.wrapping_add(half);
-                if self.add {
-                    sum[0] = _mm512_add_ps(sum[0], _mm512_maskz_loadu_ps(low, c));
-                    sum[1] = _mm512_add_ps(sum[1], _mm512_maskz_loadu_ps(high, d));
+            for (r, sum) in sums.into_iter().enumerate() {
+                for (v, mut sum) in sum.into_iter().enumerate() {
+                    let (c, mask) = (self.c.wrapping_add(r * self.ldc + 16 * v), (mask >> (16 * v)) as u16);
+                    if self.add {
+                        sum = _mm512_add_ps(sum, _mm512_maskz_loadu_ps(mask, c));
+                    }
+                    _mm512_mask_storeu_ps(c, mask, sum);
                 }
-                _mm512_mask_storeu_ps(c, low, sum[0]);
-                _mm512_mask_storeu_ps(d, high, sum[1]);
             }
         }
     }

@@ -24,3 +24,8 @@ pub struct Packed<'a> {
 pub fn product(_: Rows, _: &[Packed], _: Begin, _: &mut [f32], _: usize, _: Run) {
     unreachable!("bf16 products need AVX512-BF16")
 }
+
+/// Not reached, as [`product`].
+pub fn round(_: &[f32], _: f32, _: &mut [u16]) {
+    unreachable!("bf16 values need AVX512-BF16")
+}

