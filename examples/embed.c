@@ -11,8 +11,11 @@
 
 enum { ANSWERS = 16, WANTED_TOKENS = 20 };
 
+/* Written by a call that fails. */
+static apa_error *error;
+
 /* Ends the program with the library's sentence if a call failed; else hands its outcome on. */
-static apa_status check(apa_status status, apa_error *error)
+static apa_status check(apa_status status)
 {
     if (status < 0) {
         fprintf(stderr, "embed: %s\n", apa_error_message(error));
@@ -27,14 +30,13 @@ static apa_string *talk(apa_engine *engine, const char *question, size_t *tokens
 {
     char request[512], answer[4096];
     size_t length = 0;
-    apa_error *error = NULL;
     apa_gen *gen = NULL;
     apa_string *id = NULL, *piece = NULL;
 
     snprintf(request, sizeof request,
              "{\"messages\": [{\"role\": \"user\", \"content\": \"%s\"}], \"max_tokens\": 64}", question);
-    check(apa_gen_start(engine, request, APA_NTS, &gen, &error), error);
-    while (check(apa_gen_next(gen, -1, &piece, &error), error) == APA_OK) {
+    check(apa_gen_start(engine, request, APA_NTS, &gen, &error));
+    while (check(apa_gen_next(gen, -1, &piece, &error)) == APA_OK) {
         size_t size = apa_string_len(piece);
         fwrite(apa_string_data(piece), 1, size, stdout);
         if (length + size <= sizeof answer) {
@@ -44,8 +46,8 @@ static apa_string *talk(apa_engine *engine, const char *question, size_t *tokens
         apa_string_free(piece);
     }
     putchar('\n');
-    check(apa_token_count(engine, answer, length, tokens, &error), error);
-    check(apa_gen_id(gen, &id, &error), error);
+    check(apa_token_count(engine, answer, length, tokens, &error));
+    check(apa_gen_id(gen, &id, &error));
     apa_gen_free(gen);
     return id;
 }
@@ -54,19 +56,17 @@ static apa_string *talk(apa_engine *engine, const char *question, size_t *tokens
 static void rate(apa_engine *engine, const apa_string *id, size_t tokens)
 {
     char feedback[256];
-    apa_error *error = NULL;
     double rating = 1.0 - labs((long)tokens - WANTED_TOKENS) / (double)WANTED_TOKENS;
 
     snprintf(feedback, sizeof feedback, "{\"generation_id\": \"%s\", \"rating\": %.3f}", apa_string_data(id),
              rating < -1.0 ? -1.0 : rating);
-    check(apa_feedback(engine, feedback, APA_NTS, NULL, &error), error);
+    check(apa_feedback(engine, feedback, APA_NTS, NULL, &error));
 }
 
 int main(int argc, char **argv)
 {
     apa_options *options = NULL;
     apa_engine *engine = NULL;
-    apa_error *error = NULL;
     apa_string *outcome = NULL, *id;
     uint64_t first = 0, learned = 0, back = 0;
     size_t tokens = 0;
@@ -76,14 +76,14 @@ int main(int argc, char **argv)
         fprintf(stderr, "usage: %s MODEL.gguf DATA_DIR\n", argv[0]);
         return 2;
     }
-    check(apa_options_new(&options, &error), error);
-    check(apa_options_set(options, "model", APA_NTS, argv[1], APA_NTS, &error), error);
-    check(apa_options_set(options, "data", APA_NTS, argv[2], APA_NTS, &error), error);
+    check(apa_options_new(&options, &error));
+    check(apa_options_set(options, "model", APA_NTS, argv[1], APA_NTS, &error));
+    check(apa_options_set(options, "data", APA_NTS, argv[2], APA_NTS, &error));
     /* This program says when to train; by default the engine does so by itself. */
-    check(apa_options_set(options, "train.auto", APA_NTS, "false", APA_NTS, &error), error);
-    check(apa_engine_open(options, &engine, &error), error);
+    check(apa_options_set(options, "train.auto", APA_NTS, "false", APA_NTS, &error));
+    check(apa_engine_open(options, &engine, &error));
     apa_options_free(options);
-    check(apa_policy_sync(engine, &first, &error), error);
+    check(apa_policy_sync(engine, &first, &error));
 
     for (i = 0; i < ANSWERS; i++) {
         id = talk(engine, "Name a colour.", &tokens);
@@ -91,17 +91,17 @@ int main(int argc, char **argv)
         apa_string_free(id);
     }
 
-    check(apa_trainer_step(engine, &outcome, &error), error);
+    check(apa_trainer_step(engine, &outcome, &error));
     printf("training: %s\n", apa_string_data(outcome));
     apa_string_free(outcome);
-    check(apa_policy_sync(engine, &learned, &error), error);
+    check(apa_policy_sync(engine, &learned, &error));
     if (learned == first) {
         fprintf(stderr, "embed: the step published no version\n");
         return 1;
     }
     apa_string_free(talk(engine, "Name a colour.", &tokens));
 
-    check(apa_policy_rollback(engine, &back, &error), error);
+    check(apa_policy_rollback(engine, &back, &error));
     printf("versions: %lu, then %lu, back to %lu\n", (unsigned long)first, (unsigned long)learned, (unsigned long)back);
     apa_engine_free(engine);
     return 0;

@@ -23,7 +23,7 @@ pub unsafe extern "C" fn apa_trainer_step(
     unsafe { guard(error, || put_json(outcome, &self::engine(engine)?.train_step()?)) }
 }
 
-/// Writes the state of the trainer as a JSON object: `state` (`off`, `unsupported`, `idle`, `training`), `reason`,
+/// Writes the state of the trainer as a JSON object: `state` (`off`, `unsupported`, `loading`, `idle`, `training`), `reason`,
 /// `pending_ratings`, `batch`, `steps`, `skipped`, `dropped_steps`, `last` (measurements of the newest step; lengths in tokens, KL
 /// in nats, times in seconds).
 ///

@@ -50,8 +50,9 @@ fn open(settings: &[(&str, &str)]) -> Opened {
     tiny_model(&model, &TinySpec::new("llama")).unwrap();
     let options = options();
     let data = dir.path().join("data");
-    let all = [("model", model.to_str().unwrap()), ("data", data.to_str().unwrap()), ("serve.context", "1024")];
-    for (key, value) in all.iter().chain(&[("train.auto", "false"), ("train.dtype", "f32")]).chain(settings) {
+    let paths = [("model", model.to_str().unwrap()), ("data", data.to_str().unwrap())];
+    let small = [("serve.context", "1024"), ("serve.threads", "1"), ("train.auto", "false")];
+    for (key, value) in paths.iter().chain(&small).chain(settings) {
         assert_eq!(set(options, key, value).0, apa_status::APA_OK, "{key}");
     }
     let (mut engine, mut error) = (ptr::null_mut(), ptr::null_mut());
@@ -113,8 +114,17 @@ fn feedback(engine: *mut apa_engine, body: &str) -> (apa_status, String) {
     }
 }
 
-/// A request that runs long: no stop, many tokens. Random weights end it by chance only.
-const LONG: &str = r#"{"prompt":"the","max_tokens":900,"seed":1}"#;
+/// A request that runs long. Random weights end an answer by chance, so a seed that goes on is looked for.
+fn long(engine: *mut apa_engine) -> String {
+    let request = |seed: u32, most: u32| format!(r#"{{"prompt":"the","max_tokens":{most},"seed":{seed}}}"#);
+    let goes_on = |seed: &u32| {
+        let (status, text, result, _) = generate(engine, &request(*seed, 100), 0);
+        assert_eq!(status, apa_status::APA_DONE);
+        !text.is_empty() && take(result).contains(r#""finish_reason":"length""#)
+    };
+    request((0..500).find(goes_on).expect("no seed gives a long answer"), 900)
+}
+
 const SHORT: &str = r#"{"messages":[{"role":"user","content":"hi"}],"max_tokens":8,"seed":3}"#;
 
 #[test]
@@ -186,7 +196,7 @@ fn a_wrong_request_names_what_is_wrong() {
 #[test]
 fn a_waiter_is_woken_by_a_cancel_from_another_thread() {
     let opened = open(&[]);
-    let generation = Shared(start(opened.engine, LONG));
+    let generation = Shared(start(opened.engine, &long(opened.engine)));
     assert_eq!(next(generation.get(), -1).0, apa_status::APA_OK);
     let waiter = thread::spawn(move || pull_all(generation.get()).0);
     // SAFETY: NULL for the error is allowed.
@@ -203,8 +213,9 @@ fn a_waiter_is_woken_by_a_cancel_from_another_thread() {
 /// An engine of one slot with so much in front that what is started next waits.
 fn crowded() -> (Opened, Vec<*mut apa_gen>, *mut apa_gen) {
     let opened = open(&[("serve.slots", "1"), ("serve.queue", "64")]);
-    let before = (0..40).map(|_| start(opened.engine, LONG)).collect();
-    let last = start(opened.engine, LONG);
+    let request = long(opened.engine);
+    let before = (0..40).map(|_| start(opened.engine, &request)).collect();
+    let last = start(opened.engine, &request);
     (opened, before, last)
 }
 
@@ -213,10 +224,10 @@ fn a_timeout_is_kept_and_zero_only_looks() {
     let (opened, before, last) = crowded();
     let begun = Instant::now();
     assert_eq!(next(last, 0).0, apa_status::APA_TIMEOUT);
-    assert!(begun.elapsed() < Duration::from_millis(50));
+    assert!(begun.elapsed() < Duration::from_secs(2));
     assert_eq!(next(last, 60).0, apa_status::APA_TIMEOUT);
     let waited = begun.elapsed();
-    assert!(waited >= Duration::from_millis(60) && waited < Duration::from_secs(5), "{waited:?}");
+    assert!(waited >= Duration::from_millis(60) && waited < Duration::from_secs(10), "{waited:?}");
     for generation in before {
         apa_gen_free(generation);
     }
@@ -316,12 +327,12 @@ fn the_blocking_call_shows_each_piece_and_may_be_stopped() {
     let result: Value = serde_json::from_str(&take(result)).unwrap();
     assert_eq!(result["text"], seen.as_str());
 
-    let (status, _, result, _) = generate(opened.engine, LONG, 1);
+    let (status, _, result, _) = generate(opened.engine, &long(opened.engine), 1);
     assert_eq!(status, apa_status::APA_CANCELLED);
     let result: Value = serde_json::from_str(&take(result)).unwrap();
     assert_eq!(result["finish_reason"], "cancelled");
 
-    let (status, _, result, error) = generate(opened.engine, LONG, -7);
+    let (status, _, result, error) = generate(opened.engine, &long(opened.engine), -7);
     assert_eq!((status, result.is_null()), (apa_status::APA_ERR_CALLBACK, true));
     assert_eq!(message(error), "on_text returned -7");
 }
@@ -372,7 +383,7 @@ fn a_wake_hook_announces_what_can_be_pulled_and_ends_with_the_free() {
     }
     assert_eq!(woken.inside.load(Ordering::SeqCst), apa_status::APA_ERR_ARG as i32, "calls from a hook are refused");
 
-    let other = start(opened.engine, LONG);
+    let other = start(opened.engine, &long(opened.engine));
     // SAFETY: as above.
     unsafe { apa_gen_set_wake(other, Some(wake), data, ptr::null_mut()) };
     apa_gen_free(other);
@@ -502,7 +513,9 @@ fn the_log_goes_to_the_hook_until_it_is_taken_back() {
     // SAFETY: as above.
     unsafe { assert_eq!(apa_log_set(0, None, ptr::null_mut(), ptr::null_mut()), apa_status::APA_OK) };
     tracing::error!("nobody listens");
-    let lines = lines.into_inner().unwrap();
+    // Other tests of this process may log meanwhile; nobody else logs with this target.
+    let mut lines = lines.into_inner().unwrap();
+    lines.retain(|(_, json)| String::from_utf8_lossy(json).contains(concat!("\"", module_path!(), "\"")));
     assert_eq!(lines.len(), 1);
     let line: Value = serde_json::from_slice(&lines[0].1).unwrap();
     assert_eq!((lines[0].0, &line["level"], &line["version"]), (3, &"info".into(), &3.into()));
