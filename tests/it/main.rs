@@ -1,8 +1,12 @@
 //! The one integration binary: the crate as its users see it.
 
+mod cli;
 mod engine;
 mod ffi;
 mod ffi_engine;
 mod golden;
+mod http;
+mod logprobs;
+mod pull;
 #[path = "../support/tiny.rs"]
 mod tiny;

@@ -1,11 +1,9 @@
 //! Talks to a running daemon over HTTP, for the commands and the demo. Prints nothing.
 
-#![allow(dead_code, reason = "the demo calls what the commands don't")]
-
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
-use apa::engine::{Status, StepOutcome, TrainerStatus};
+use apa::engine::{Status, TrainerStatus};
 use apa::types::{ChatMessage, FeedbackReceipt, PolicyVersion, VersionInfo};
 use clap::Args;
 use futures_util::StreamExt;
@@ -177,11 +175,6 @@ impl Client {
     /// The trainer's state.
     pub async fn trainer(&self) -> Result<TrainerStatus> {
         self.call(Method::GET, "/v1/trainer", None).await
-    }
-
-    /// Trains on the ratings that are in, and returns when the result is served.
-    pub async fn train_step(&self) -> Result<StepOutcome> {
-        self.call(Method::POST, "/v1/trainer/step", None).await
     }
 
     /// The engine's state.

@@ -37,7 +37,7 @@ pub struct Options {
     #[arg(long, value_name = "N")]
     batch: Option<u32>,
     /// Larger stays closer to the initial model (default: 0.1)
-    #[arg(long, value_name = "X")]
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
     lambda: Option<f64>,
     /// Requests decoded together (default: 8)
     #[arg(long, value_name = "N")]

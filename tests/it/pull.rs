@@ -1,0 +1,101 @@
+//! `apad pull` against a hub of our own: what breaks off goes on, what is wrong is removed.
+
+use std::io::{BufRead, BufReader, Write};
+use std::net::{TcpListener, TcpStream};
+use std::path::Path;
+use std::process::{Command, Output};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::time::Duration;
+
+const BYTES: u64 = 98_362_432;
+
+/// Answers `requests` requests, each with `give` of the bytes asked for; hands out the ranges that were asked for.
+fn hub(give: u64, requests: usize) -> (String, Receiver<String>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let (sender, ranges) = channel();
+    std::thread::spawn(move || {
+        for stream in listener.incoming().take(requests) {
+            // A client that hangs up early is part of the test.
+            let _ = answer(stream.unwrap(), give, &sender);
+        }
+    });
+    (url, ranges)
+}
+
+fn answer(stream: TcpStream, give: u64, ranges: &Sender<String>) -> std::io::Result<()> {
+    let mut reader = BufReader::new(stream.try_clone()?);
+    let mut head = Vec::new();
+    loop {
+        let mut line = String::new();
+        reader.read_line(&mut line)?;
+        match line.trim_end() {
+            "" => break,
+            line => head.push(line.to_lowercase()),
+        }
+    }
+    let mut stream = stream;
+    let range = head.iter().find_map(|line| line.strip_prefix("range: bytes="));
+    let start: u64 = range.and_then(|r| r.split('-').next()?.parse().ok()).unwrap_or(0);
+    let length = BYTES - start;
+    write!(stream, "HTTP/1.1 200 OK\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n")?;
+    if !head.first().is_some_and(|line| line.starts_with("head")) {
+        let _ = ranges.send(range.unwrap_or("none").to_owned());
+        std::io::copy(&mut std::io::Read::take(std::io::repeat(0), give.min(length)), &mut stream)?;
+    }
+    stream.flush()
+}
+
+fn pull(cache: &Path, hub: &str) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_apad"));
+    command.args(["pull", "smollm2-135m-instruct"]).env("APAD_CACHE", cache).env("APAD_SOURCES", "hub");
+    command.env("HF_ENDPOINT", hub).env("HF_HUB_DISABLE_IMPLICIT_TOKEN", "1").env("NO_PROXY", "127.0.0.1");
+    command.output().unwrap()
+}
+
+fn files(cache: &Path) -> Vec<String> {
+    let mut names: Vec<String> = std::fs::read_dir(cache.join("models"))
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .filter(|name| !name.ends_with(".lock"))
+        .collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn a_broken_download_goes_on_where_it_stopped() {
+    let cache = tempfile::tempdir().unwrap();
+    let (url, ranges) = hub(5000, 4);
+    for start in [0, 5000] {
+        let output = pull(cache.path(), &url);
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        assert!(said.contains(&format!("{} of {BYTES} bytes", start + 5000)), "{said}");
+        let range = ranges.recv_timeout(Duration::from_secs(5)).unwrap();
+        assert_eq!(range, format!("{start}-{}", BYTES - 1));
+        assert_eq!(files(cache.path()), ["SmolLM2-135M-Instruct.Q4_1.gguf.hub.part"]);
+    }
+}
+
+#[test]
+fn bytes_with_a_wrong_checksum_are_an_error_and_removed() {
+    let cache = tempfile::tempdir().unwrap();
+    let (url, _ranges) = hub(BYTES, 2);
+    let output = pull(cache.path(), &url);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("expected b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"), "{said}");
+    assert!(output.stdout.is_empty() && files(cache.path()).is_empty());
+}
+
+#[test]
+fn a_file_in_the_cache_that_is_damaged_is_not_handed_out() {
+    let cache = tempfile::tempdir().unwrap();
+    std::fs::create_dir_all(cache.path().join("models")).unwrap();
+    std::fs::write(cache.path().join("models/SmolLM2-135M-Instruct.Q4_1.gguf"), "not a model").unwrap();
+    let (url, _ranges) = hub(0, 2);
+    let output = pull(cache.path(), &url);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(!files(cache.path()).contains(&"SmolLM2-135M-Instruct.Q4_1.gguf".to_owned()));
+}
