@@ -1,5 +1,7 @@
 //! The one integration binary: the crate as its users see it.
 
+#[cfg(feature = "daemon")]
+mod demo;
 mod engine;
 mod ffi;
 mod ffi_engine;

@@ -23,8 +23,10 @@ impl Options {
     /// Installs the subscriber of this process.
     pub fn start(&self, verbose: bool) -> Result<()> {
         // What the hub's client has to say is said again, shorter, by the error it returns.
-        let default = if verbose { "info,hf_hub=off" } else { "warn,hf_hub=off" };
-        let filter = self.log.as_deref().unwrap_or(default);
+        // llama.cpp tells a hundred lines about every model and context.
+        let level = if verbose { "info" } else { "warn" };
+        let default = format!("{level},hf_hub=off,llama-cpp-2=warn,llama_cpp_2=error");
+        let filter = self.log.as_deref().unwrap_or(&default);
         let filter = EnvFilter::try_new(filter).map_err(|e| WrongUse(format!("--log {filter}: {e}")))?;
         let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
         if self.log_json {

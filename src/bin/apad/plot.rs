@@ -56,7 +56,8 @@ pub fn write_png(path: &Path, panels: &[Panel], columns: usize, size: (u32, u32)
 pub fn svg(panels: &[Panel], columns: usize, size: (u32, u32)) -> Result<String> {
     use_own_font()?;
     let mut text = String::new();
-    draw(&SVGBackend::with_string(&mut text, size).into_drawing_area(), panels, columns, 1).context("drawing an SVG")?;
+    draw(&SVGBackend::with_string(&mut text, size).into_drawing_area(), panels, columns, 1)
+        .context("drawing an SVG")?;
     // A fixed size would overflow narrow windows; the view box lets the page scale it.
     let fixed = format!("<svg width=\"{}\" height=\"{}\" ", size.0, size.1);
     Ok(text.replacen(&fixed, "<svg ", 1))
@@ -118,9 +119,9 @@ where
     for ((series, line), colour) in panel.series.iter().zip(&lines).zip(COLOURS.into_iter().cycle()) {
         let drawn = chart.draw_series(LineSeries::new(line.iter().copied(), colour.stroke_width(2 * scale)))?;
         if !series.name.is_empty() {
-            drawn
-                .label(&series.name)
-                .legend(move |(x, y)| PathElement::new([(x, y), (x + 16 * scale as i32, y)], colour.stroke_width(2 * scale)));
+            drawn.label(&series.name).legend(move |(x, y)| {
+                PathElement::new([(x, y), (x + 16 * scale as i32, y)], colour.stroke_width(2 * scale))
+            });
         }
         chart.draw_series(line.iter().map(|p| Circle::new(*p, 3 * scale, colour.filled())))?;
     }

@@ -17,7 +17,8 @@ impl Screen {
     /// Bars for `batches` batches; drawn only where stderr is a terminal.
     pub fn new(batches: u64, results_to_stderr: bool) -> Self {
         let bars = MultiProgress::with_draw_target(ProgressDrawTarget::stderr());
-        let batch_style = ProgressStyle::with_template("batches  {wide_bar:.cyan/dim} {pos:>3}/{len:<3} {elapsed_precise}");
+        let batch_style =
+            ProgressStyle::with_template("batches  {wide_bar:.cyan/dim} {pos:>3}/{len:<3} {elapsed_precise}");
         let batches = bars.add(ProgressBar::new(batches).with_style(batch_style.expect("a valid template")));
         let part = bars.add(ProgressBar::new(0));
         Self { bars, batches, part, results_to_stderr }
