@@ -15,7 +15,7 @@ fn demo(model: &Path, dir: &Path, more: &[&str]) -> Output {
 fn the_demo_learns_reports_and_exits_by_what_it_reached() {
     let dir = tempfile::tempdir().unwrap();
     let model = dir.path().join("tiny.gguf");
-    tiny_model(&model, &TinySpec::new("llama"));
+    tiny_model(&model, &TinySpec::new("llama")).unwrap();
     let output = demo(&model, dir.path(), &["--data", "kept"]);
     let log = String::from_utf8_lossy(&output.stderr).into_owned();
 

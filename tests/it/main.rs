@@ -1,6 +1,7 @@
 //! The one integration binary: the crate as its users see it.
 
-mod cli;
+#[cfg(feature = "daemon")]
+mod demo;
 mod engine;
 mod ffi;
 mod ffi_engine;

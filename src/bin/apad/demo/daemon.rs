@@ -45,6 +45,8 @@ impl Daemon {
 
     /// Ends the service, then the engine.
     pub async fn stop(self) -> Result<()> {
+        // The service's drain waits for open connections; the client's pool holds some that never carried a request.
+        drop(self.client);
         let _ = self.stop.send(());
         self.server.await??;
         spawn_blocking(move || self.engine.shutdown()).await?;
