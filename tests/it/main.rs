@@ -6,3 +6,4 @@ mod ffi_engine;
 mod golden;
 #[path = "../support/tiny.rs"]
 mod tiny;
+mod trainer;
