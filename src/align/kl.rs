@@ -42,6 +42,7 @@ pub fn sum_per_response(x: &Tensor, mask: &Tensor) -> Result<Tensor> {
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct KlController {
     /// The present β.
+    #[serde(with = "super::exact")]
     pub kl_coef: f64,
 }
 

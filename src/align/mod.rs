@@ -7,6 +7,7 @@
 
 mod apa;
 mod awr;
+mod exact;
 mod gae;
 mod kl;
 mod ppo;

@@ -8,8 +8,10 @@ pub struct RewardScale {
     /// Scores seen.
     pub count: u64,
     /// Their mean.
+    #[serde(with = "super::exact")]
     pub mean: f64,
     /// Sum of squared distances to the mean.
+    #[serde(with = "super::exact")]
     pub m2: f64,
 }
 
@@ -59,7 +61,9 @@ mod tests {
             let mut scale = RewardScale::default();
             scale.update(&scores[..cut]);
             let json = serde_json::to_string(&scale).unwrap();
-            let mut scale: RewardScale = serde_json::from_str(&json).unwrap();
+            let loaded: RewardScale = serde_json::from_str(&json).unwrap();
+            prop_assert_eq!(loaded, scale);
+            scale = loaded;
             scale.update(&scores[cut..]);
             let mean = scores.iter().sum::<f64>() / scores.len() as f64;
             let var = scores.iter().map(|s| (s - mean).powi(2)).sum::<f64>() / (scores.len() - 1) as f64;

@@ -18,6 +18,8 @@ pub struct Lora {
     pub(super) alpha: f64,
     /// One entry a linear layer of the decoder, in its order; `None` where it is left alone.
     pub(super) layers: Vec<Option<Factors>>,
+    /// A and B outside of any graph, a layer each; empty where the adapter is to be trained.
+    detached: Vec<Option<(Tensor, Tensor)>>,
 }
 
 #[derive(Clone)]
@@ -85,7 +87,7 @@ impl Lora {
             return Err(Error::arg("the adapter changes no layer, expected at least one"));
         }
         let (architecture, base) = (decoder.shape().architecture.clone(), decoder.fingerprint().to_owned());
-        Ok(Self { architecture, base, rank, alpha, layers })
+        Ok(Self { architecture, base, rank, alpha, layers, detached: Vec::new() })
     }
 
     /// Inner width of the factors.
@@ -111,13 +113,25 @@ impl Lora {
         self.factors().flat_map(pair).collect()
     }
 
+    /// The same adapter, in the same memory, for passes that need no gradient: they hold no graph, so they free each
+    /// intermediate at once.
+    pub fn detached(&self) -> Self {
+        let detach = |f: &Factors| (f.a.as_detached_tensor(), f.b.as_detached_tensor());
+        let detached = self.layers.iter().map(|layer| layer.as_ref().map(detach)).collect();
+        Self { detached, ..self.clone() }
+    }
+
     pub(super) fn factors(&self) -> impl Iterator<Item = &Factors> {
         self.layers.iter().flatten()
     }
 
     pub(super) fn pair(&self, index: usize) -> Option<LoraPair<'_>> {
         let factors = self.layers.get(index)?.as_ref()?;
-        Some(LoraPair { a: factors.a.as_tensor(), b: factors.b.as_tensor(), scale: self.alpha / self.rank as f64 })
+        let (a, b) = match self.detached.get(index) {
+            Some(Some((a, b))) => (a, b),
+            _ => (factors.a.as_tensor(), factors.b.as_tensor()),
+        };
+        Some(LoraPair { a, b, scale: self.alpha / self.rank as f64 })
     }
 
     pub(super) fn check_base(&self, decoder: &Decoder) -> Result<()> {

@@ -126,16 +126,16 @@ impl Trainer {
 
     /// The passes without gradient and what follows from them.
     fn fix(&self, batch: &Batch, all: &[usize], metrics: &mut StepMetrics, cancel: &dyn Fn() -> bool) -> Result<Fixed> {
-        let (policy, critic) = (&self.policy.lora, &self.critic.lora);
+        let (policy, critic) = (self.policy.lora.detached(), self.critic.lora.detached());
         let (mut ref_logprobs, mut behavior_logprobs, mut old_values) = (Vec::new(), Vec::new(), Vec::new());
         for group in batch.split(all, self.config.micro_batch_tokens as usize) {
             let forward = Forward::new(&self.decoder, &batch.group(&group))?;
             go_on(cancel)?;
             ref_logprobs.extend(forward.logprobs(None)?.to_vec1::<f32>()?);
             go_on(cancel)?;
-            behavior_logprobs.extend(forward.logprobs(Some(policy))?.detach().to_vec1::<f32>()?);
+            behavior_logprobs.extend(forward.logprobs(Some(&policy))?.to_vec1::<f32>()?);
             go_on(cancel)?;
-            old_values.extend(forward.values(critic, self.critic.head()?)?.detach().to_vec1::<f32>()?);
+            old_values.extend(forward.values(&critic, self.critic.head()?)?.detach().to_vec1::<f32>()?);
         }
 
         let padded = |flat: &[f32]| batch.padded(&flat.iter().map(|x| f64::from(*x)).collect::<Vec<_>>());

@@ -11,3 +11,4 @@ mod logprobs;
 mod pull;
 #[path = "../support/tiny.rs"]
 mod tiny;
+mod trainer;

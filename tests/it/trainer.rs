@@ -139,15 +139,16 @@ fn a_clear_signal_raises_the_logprobs_of_what_was_liked() {
 #[test]
 fn the_first_ten_steps_follow_the_pinned_curve() {
     let tiny = Tiny::new();
-    let mut trainer = tiny.trainer(&config());
+    let mut trainer = tiny.trainer(&TrainConfig { lambda: 1.0, critic_lr: 1e-4, ..config() });
     let losses: Vec<f64> = (0..10).map(|_| step(&mut trainer, &batch()).policy_loss).collect();
-    println!("{losses:?}");
     for (loss, pinned) in losses.iter().zip(PINNED) {
-        assert!((loss / pinned - 1.0).abs() < 1e-3, "{losses:?} is not {PINNED:?}");
+        // Other processors add in another order; ten steps carry that on.
+        assert!((loss - pinned).abs() < 1e-3 * pinned + 5e-4, "{losses:?} is not {PINNED:?}");
     }
 }
 
-const PINNED: [f64; 10] = [1.0; 10];
+/// In f32. What moves it beyond rounding has changed what is learned: say why in docs/LOG.md.
+const PINNED: [f64; 10] = [0.98925, 0.51725, 0.21827, 0.10267, 0.05710, 0.03138, 0.01439, 0.01599, 0.01303, 0.00660];
 
 #[test]
 fn a_run_saved_and_loaded_in_the_middle_is_the_same_to_the_bit() {
@@ -165,7 +166,11 @@ fn a_run_saved_and_loaded_in_the_middle_is_the_same_to_the_bit() {
     let expected = step(&mut straight, &batch());
     let metrics = step(&mut halted, &batch());
     assert_eq!(StepMetrics { seconds: 0.0, ..metrics }, StepMetrics { seconds: 0.0, ..expected });
-    assert!(tiny.files(&straight) == tiny.files(&halted));
+    let (straight, halted) = (tiny.files(&straight), tiny.files(&halted));
+    assert_eq!(straight.len(), 4);
+    for (name, bytes) in &straight {
+        assert!(Some(bytes) == halted.get(name), "{name} differs");
+    }
 }
 
 #[test]
@@ -226,7 +231,16 @@ fn a_cancelled_batch_changes_nothing_wherever_it_is_stopped() {
     step(&mut trainer, &batch());
     let before = tiny.files(&trainer);
     let asked = Cell::new(0u32);
-    for stop_at in [0, 2, 7, 12, 19] {
+    let mut other = tiny.trainer(&config());
+    step(&mut other, &batch());
+    let count = || {
+        asked.set(asked.get() + 1);
+        false
+    };
+    other.step(&batch(), &count).unwrap();
+    let times = asked.get();
+    assert!(times > 10, "asked {times} times in a batch");
+    for stop_at in (0..times).step_by(3).chain([times - 1]) {
         asked.set(0);
         let cancel = || {
             asked.set(asked.get() + 1);
@@ -237,9 +251,6 @@ fn a_cancelled_batch_changes_nothing_wherever_it_is_stopped() {
         assert!(tiny.files(&trainer) == before, "stopped at {stop_at}");
     }
     // What follows is what would have followed.
-    let mut other = tiny.trainer(&config());
-    step(&mut other, &batch());
-    step(&mut other, &batch());
     step(&mut trainer, &batch());
     assert!(tiny.files(&trainer) == tiny.files(&other));
 }
