@@ -19,4 +19,4 @@ pub use model::{Model, TextDecoder};
 pub use sampler::Sampler;
 pub use score::token_logprobs;
 pub use template::ChatTemplate;
-pub use threads::Threads;
+pub use threads::{Threads, give_way_to_decoding};

@@ -10,6 +10,16 @@ use crate::error::{Error, Result};
 /// trainer; sleeping costs microseconds a token.
 const POLL: u32 = 0;
 
+/// Makes the calling thread give way to decoding threads wherever both want a core. ggml's threads spin at a barrier after
+/// every operation: one of them waiting for a core holds up all the others, and with them every answer.
+pub fn give_way_to_decoding() {
+    // SAFETY: no pointers; 0 names the calling thread. A refusal changes nothing and needs no answer.
+    #[cfg(target_os = "linux")]
+    unsafe {
+        libc::setpriority(libc::PRIO_PROCESS, 0, 19);
+    }
+}
+
 /// A pool of decoding threads. Contexts that share it decode one at a time.
 pub struct Threads {
     pub(super) raw: sys::ggml_threadpool_t,
