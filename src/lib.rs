@@ -7,6 +7,9 @@
 // Test support is compiled into both the unit tests and the integration tests, and names the crate by its name.
 #[cfg(test)]
 extern crate self as apa;
+#[cfg(test)]
+#[path = "../tests/support/tiny.rs"]
+mod tiny;
 
 pub mod align;
 pub mod config;

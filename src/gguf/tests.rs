@@ -8,6 +8,7 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::error::Code;
+use crate::tiny;
 
 fn folder() -> (TempDir, PathBuf) {
     let folder = tempfile::tempdir().expect("a temporary folder");
@@ -199,9 +200,6 @@ fn a_failed_write_leaves_the_old_file() {
     assert_eq!(fs::read(&path).unwrap(), before);
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2, "nothing half-written stays behind");
 }
-
-#[path = "../../tests/support/tiny.rs"]
-mod tiny;
 
 #[test]
 fn a_tiny_model_has_a_whole_byte_vocabulary_without_repeats() {

@@ -1,5 +1,5 @@
-//! One differentiable decoder for every architecture: frozen weights from a GGUF file, an adapter on top. Follows
-//! llama.cpp's graphs (src/models/{llama,qwen2,qwen3,gptneox}.cpp) value for value. Never changes a weight.
+//! One differentiable decoder for every architecture: frozen weights from a GGUF file, an adapter on top. Never changes a
+//! weight.
 
 use std::collections::HashSet;
 use std::path::Path;
@@ -7,9 +7,10 @@ use std::path::Path;
 use candle_core::quantized::QTensor;
 use candle_core::{DType, Device, Tensor};
 
-use super::arch::Shape;
+use super::blocks::{Block, Norm, Pass};
+use super::loader::Loader;
 use super::ops::{self, Frozen, RopeTable};
-use super::{Lora, Packed, Targets};
+use super::{Lora, Packed, Shape, Targets};
 use crate::config::Dtype;
 use crate::error::{Error, Result};
 use crate::gguf::Gguf;
@@ -43,47 +44,6 @@ pub struct LinearInfo {
     pub in_features: usize,
 }
 
-struct Block {
-    attn_norm: Norm,
-    qkv: Qkv,
-    q_norm: Option<Norm>,
-    k_norm: Option<Norm>,
-    attn_output: Linear,
-    ffn_norm: Norm,
-    /// Only with SwiGLU.
-    ffn_gate: Option<Linear>,
-    ffn_up: Linear,
-    ffn_down: Linear,
-}
-
-enum Qkv {
-    Split(Linear, Linear, Linear),
-    /// Rows of q, then k, then v.
-    Fused(Linear),
-}
-
-struct Linear {
-    /// Into [`Decoder::linears`].
-    index: usize,
-    weight: Frozen,
-    bias: Option<Tensor>,
-}
-
-struct Norm {
-    weight: Tensor,
-    /// LayerNorm has one, RMSNorm none.
-    bias: Option<Tensor>,
-    eps: f32,
-}
-
-/// What every block of a pass shares.
-struct Pass<'a> {
-    shape: &'a Shape,
-    starts: &'a [usize],
-    rope: RopeTable,
-    lora: Option<&'a Lora>,
-}
-
 impl Decoder {
     /// Reads a model and freezes it. Errors if the file is damaged, or its architecture or a feature is unknown.
     pub fn load(path: &Path, device: &Device, dtype: Dtype) -> Result<Self> {
@@ -98,7 +58,7 @@ impl Decoder {
         let embedding = loader.embedding()?;
         let vocabulary = embedding.shape().dims2()?.0;
         let blocks = (0..shape.layers).map(|layer| loader.block(layer)).collect::<Result<_>>()?;
-        let output_norm = loader.norm("output_norm".into(), shape.width)?;
+        let output_norm = loader.norm("output_norm")?;
         let tied = file.tensor("output.weight").is_none();
         let head = loader.frozen(if tied { "token_embd.weight" } else { "output.weight" }, vocabulary, shape.width)?;
         loader.refuse_unused()?;
@@ -189,68 +149,6 @@ impl Decoder {
     }
 }
 
-impl Block {
-    fn forward(&self, x: &Tensor, pass: &Pass<'_>) -> Result<Tensor> {
-        let attended = self.attention(&self.attn_norm.forward(x)?, pass)?;
-        if pass.shape.parallel_residual {
-            let fed = self.feed_forward(&self.ffn_norm.forward(x)?, pass)?;
-            return Ok(((fed + x)? + attended)?);
-        }
-        let x = (attended + x)?;
-        Ok((self.feed_forward(&self.ffn_norm.forward(&x)?, pass)? + x)?)
-    }
-
-    fn attention(&self, x: &Tensor, pass: &Pass<'_>) -> Result<Tensor> {
-        let Shape { heads, kv_heads, head_dim, rope_style, .. } = *pass.shape;
-        let tokens = x.dims2()?.0;
-        let (q, k, v) = match &self.qkv {
-            Qkv::Split(q, k, v) => (q.forward(x, pass)?, k.forward(x, pass)?, v.forward(x, pass)?),
-            Qkv::Fused(qkv) => {
-                let qkv = qkv.forward(x, pass)?;
-                let (q, kv) = (heads * head_dim, kv_heads * head_dim);
-                let part = |from, size| qkv.narrow(1, from, size)?.contiguous();
-                (part(0, q)?, part(q, kv)?, part(q + kv, kv)?)
-            }
-        };
-        let mut q = q.reshape((tokens, heads, head_dim))?;
-        let mut k = k.reshape((tokens, kv_heads, head_dim))?;
-        let v = v.reshape((tokens, kv_heads, head_dim))?;
-        if let (Some(q_norm), Some(k_norm)) = (&self.q_norm, &self.k_norm) {
-            (q, k) = (q_norm.forward(&q)?, k_norm.forward(&k)?);
-        }
-        let q = ops::rope(&q, &pass.rope, rope_style)?;
-        let k = ops::rope(&k, &pass.rope, rope_style)?;
-        let scale = 1.0 / (head_dim as f32).sqrt();
-        let mixed = ops::attention(&q, &k, &v, pass.starts, scale)?; // [tokens, heads, head_dim]
-        self.attn_output.forward(&mixed.reshape((tokens, heads * head_dim))?, pass)
-    }
-
-    fn feed_forward(&self, x: &Tensor, pass: &Pass<'_>) -> Result<Tensor> {
-        let up = self.ffn_up.forward(x, pass)?;
-        let inner = match &self.ffn_gate {
-            Some(gate) => ops::swiglu(&gate.forward(x, pass)?, &up)?,
-            None => ops::gelu(&up)?,
-        };
-        self.ffn_down.forward(&inner, pass)
-    }
-}
-
-impl Linear {
-    fn forward(&self, x: &Tensor, pass: &Pass<'_>) -> Result<Tensor> {
-        let lora = pass.lora.and_then(|lora| lora.pair(self.index));
-        ops::linear(x, &self.weight, self.bias.as_ref(), lora)
-    }
-}
-
-impl Norm {
-    fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        match &self.bias {
-            Some(bias) => ops::layer_norm(x, &self.weight, bias, self.eps),
-            None => ops::rms_norm(x, &self.weight, self.eps),
-        }
-    }
-}
-
 /// bf16 where the CPU multiplies it; on other devices f32, which is right everywhere, unless it is asked for.
 fn frozen_dtype(wanted: Dtype, device: &Device) -> DType {
     match wanted {
@@ -269,102 +167,4 @@ fn cpu_multiplies_bf16() -> bool {
 #[cfg(not(target_arch = "x86_64"))]
 fn cpu_multiplies_bf16() -> bool {
     false
-}
-
-/// Reads tensors by name and remembers which, so that a leftover tensor betrays a feature that would be missing.
-struct Loader<'a> {
-    file: &'a Gguf,
-    shape: &'a Shape,
-    device: &'a Device,
-    dtype: DType,
-    used: HashSet<String>,
-    linears: Vec<LinearInfo>,
-}
-
-impl Loader<'_> {
-    fn embedding(&mut self) -> Result<QTensor> {
-        let name = "token_embd.weight";
-        self.used.insert(name.into());
-        let table = self.file.quantized(name, self.device)?;
-        match table.shape().dims() {
-            [_, width] if *width == self.shape.width => Ok(table),
-            found => Err(wrong_shape(name, found, &format!("[vocabulary, {}]", self.shape.width))),
-        }
-    }
-
-    fn block(&mut self, layer: usize) -> Result<Block> {
-        let Shape { width, heads, kv_heads, head_dim, feed_forward, classic, head_norms, .. } = *self.shape;
-        let (q, kv) = (heads * head_dim, kv_heads * head_dim);
-        let name = |part: &str| format!("blk.{layer}.{part}");
-        let qkv = if self.file.tensor(&name("attn_qkv.weight")).is_some() {
-            Qkv::Fused(self.linear(layer, "attn_qkv", q + 2 * kv, width)?)
-        } else {
-            Qkv::Split(
-                self.linear(layer, "attn_q", q, width)?,
-                self.linear(layer, "attn_k", kv, width)?,
-                self.linear(layer, "attn_v", kv, width)?,
-            )
-        };
-        let mut head_norm = |part| head_norms.then(|| self.norm(name(part), head_dim)).transpose();
-        let (q_norm, k_norm) = (head_norm("attn_q_norm")?, head_norm("attn_k_norm")?);
-        Ok(Block {
-            attn_norm: self.norm(name("attn_norm"), width)?,
-            qkv,
-            q_norm,
-            k_norm,
-            attn_output: self.linear(layer, "attn_output", width, q)?,
-            ffn_norm: self.norm(name("ffn_norm"), width)?,
-            ffn_gate: if classic { None } else { Some(self.linear(layer, "ffn_gate", feed_forward, width)?) },
-            ffn_up: self.linear(layer, "ffn_up", feed_forward, width)?,
-            ffn_down: self.linear(layer, "ffn_down", width, feed_forward)?,
-        })
-    }
-
-    fn linear(&mut self, layer: usize, part: &'static str, out: usize, inp: usize) -> Result<Linear> {
-        let tensor = format!("blk.{layer}.{part}.weight");
-        let weight = self.frozen(&tensor, out, inp)?;
-        let bias = format!("blk.{layer}.{part}.bias");
-        let bias = self.file.tensor(&bias).map(|_| self.read(&bias, &[out])).transpose()?;
-        let index = self.linears.len();
-        self.linears.push(LinearInfo { tensor, part, out_features: out, in_features: inp });
-        Ok(Linear { index, weight, bias })
-    }
-
-    fn norm(&mut self, name: String, width: usize) -> Result<Norm> {
-        let weight = self.read(&format!("{name}.weight"), &[width])?;
-        let bias = self.shape.classic.then(|| self.read(&format!("{name}.bias"), &[width])).transpose()?;
-        Ok(Norm { weight, bias, eps: self.shape.eps })
-    }
-
-    fn frozen(&mut self, name: &str, out: usize, inp: usize) -> Result<Frozen> {
-        Frozen::new(&self.read(name, &[out, inp])?, self.dtype)
-    }
-
-    fn read(&mut self, name: &str, shape: &[usize]) -> Result<Tensor> {
-        // The shape is held against the table before the data is decoded.
-        match self.file.tensor(name) {
-            Some(info) if info.shape() != shape => Err(wrong_shape(name, info.shape(), &format!("{shape:?}"))),
-            _ => {
-                self.used.insert(name.to_owned());
-                self.file.dequantize(name, self.device)
-            }
-        }
-    }
-
-    fn refuse_unused(&self) -> Result<()> {
-        // Its values are in the shape's frequencies.
-        let factors = |name: &str| name == "rope_freqs.weight" && self.shape.architecture == "llama";
-        let mut names = self.file.tensors().iter().map(|info| info.name());
-        match names.find(|name| !self.used.contains(*name) && !factors(name)) {
-            Some(name) => Err(Error::unsupported(format!(
-                "tensor {name} belongs to a feature of {} that the trainer doesn't compute",
-                self.shape.architecture
-            ))),
-            None => Ok(()),
-        }
-    }
-}
-
-fn wrong_shape(name: &str, found: &[usize], expected: &str) -> Error {
-    Error::model(format!("tensor {name} has shape {found:?}, expected {expected}"))
 }

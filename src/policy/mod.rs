@@ -5,7 +5,9 @@
 
 mod adapter_file;
 mod arch;
+mod blocks;
 mod decoder;
+mod loader;
 mod lora;
 pub mod ops;
 mod packed;

@@ -133,6 +133,6 @@ fn the_real_model_agrees_in_f32() {
     let path = folder.path().join("f32.gguf");
     full.write(&path).unwrap();
     drop(full);
-    // bf16 rounds every frozen weight to 8 bits of mantissa: 0.014 nats measured.
+    // bf16 keeps 8 bits of every product's operands: 0.019 nats measured.
     real_agreement(&path, &[(Dtype::F32, 0.01), (Dtype::Bf16, 0.03)]);
 }

@@ -57,7 +57,7 @@ fn metadata_that_does_not_fit_the_tensors_is_refused() {
             96u32.into(),
             "tensor blk.0.ffn_gate.weight has shape [128, 64], expected [96, 64]",
         ),
-        ("llama.block_count", 3u32.into(), "tensor blk.2.attn_q.weight is missing"),
+        ("llama.block_count", 3u32.into(), "tensor blk.2.attn_norm.weight is missing"),
         ("llama.attention.head_count", 0u32.into(), "expected at least 1"),
         ("llama.attention.head_count_kv", 3u32.into(), "don't divide"),
         ("llama.embedding_length", "wide".into(), "has type string, expected u32"),

@@ -5,8 +5,6 @@ mod files;
 mod gradients;
 mod llama_reference;
 mod peft;
-#[path = "../../../tests/support/tiny.rs"]
-mod tiny;
 
 use std::path::{Path, PathBuf};
 
@@ -14,11 +12,11 @@ use candle_core::{Device, Tensor};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use tempfile::TempDir;
-use tiny::{TinySpec, tiny_model};
 
 use super::{Decoder, Lora, Packed};
 use crate::config::Dtype;
 use crate::gguf::{Gguf, Writer};
+use crate::tiny::{TinySpec, tiny_model};
 
 const ARCHITECTURES: [&str; 4] = ["llama", "qwen2", "qwen3", "gptneox"];
 

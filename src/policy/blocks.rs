@@ -1,0 +1,155 @@
+//! The two kinds of decoder block, computed as llama.cpp's graphs do (src/models/{llama,qwen2,qwen3,gptneox}.cpp). Reads
+//! no file and changes no weight.
+
+use candle_core::Tensor;
+
+use super::ops::{self, Adapted, FeedForward, Frozen, RopeTable, SelfAttention};
+use super::{Lora, Shape};
+use crate::error::Result;
+
+/// What every block of a pass shares.
+pub(super) struct Pass<'a> {
+    pub(super) shape: &'a Shape,
+    pub(super) starts: &'a [usize],
+    pub(super) rope: RopeTable,
+    pub(super) lora: Option<&'a Lora>,
+}
+
+impl Pass<'_> {
+    fn attention_scale(&self) -> f32 {
+        1.0 / (self.shape.head_dim as f32).sqrt()
+    }
+}
+
+/// A frozen linear layer and its place among the decoder's.
+pub(super) struct Linear {
+    pub(super) index: usize,
+    pub(super) weight: Frozen,
+    pub(super) bias: Option<Tensor>,
+}
+
+impl Linear {
+    fn adapted<'a>(&'a self, pass: &Pass<'a>) -> Adapted<'a> {
+        let lora = pass.lora.and_then(|lora| lora.pair(self.index));
+        Adapted { weight: &self.weight, bias: self.bias.as_ref(), lora }
+    }
+
+    fn forward(&self, x: &Tensor, pass: &Pass<'_>) -> Result<Tensor> {
+        let Adapted { weight, bias, lora } = self.adapted(pass);
+        ops::linear(x, weight, bias, lora)
+    }
+}
+
+/// RMSNorm, or LayerNorm where there is a bias.
+pub(super) struct Norm {
+    pub(super) weight: Tensor,
+    pub(super) bias: Option<Tensor>,
+    pub(super) eps: f32,
+}
+
+impl Norm {
+    pub(super) fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        match &self.bias {
+            Some(bias) => ops::layer_norm(x, &self.weight, bias, self.eps),
+            None => ops::rms_norm(x, &self.weight, self.eps),
+        }
+    }
+}
+
+pub(super) enum Block {
+    Gated(Box<Gated>),
+    Classic(Box<Classic>),
+}
+
+impl Block {
+    /// [tokens, width] to [tokens, width].
+    pub(super) fn forward(&self, x: &Tensor, pass: &Pass<'_>) -> Result<Tensor> {
+        match self {
+            Block::Gated(block) => block.forward(x, pass),
+            Block::Classic(block) => block.forward(x, pass),
+        }
+    }
+}
+
+/// llama, qwen2, qwen3: RMSNorm, separate projections, SwiGLU.
+pub(super) struct Gated {
+    pub(super) attn_norm: Tensor,
+    pub(super) attn_q: Linear,
+    pub(super) attn_k: Linear,
+    pub(super) attn_v: Linear,
+    /// Norms of query and key heads (qwen3).
+    pub(super) head_norms: Option<(Tensor, Tensor)>,
+    pub(super) attn_output: Linear,
+    pub(super) ffn_norm: Tensor,
+    pub(super) ffn_gate: Linear,
+    pub(super) ffn_up: Linear,
+    pub(super) ffn_down: Linear,
+}
+
+impl Gated {
+    fn forward(&self, x: &Tensor, pass: &Pass<'_>) -> Result<Tensor> {
+        let shape = pass.shape;
+        let attention = SelfAttention {
+            norm: &self.attn_norm,
+            eps: shape.eps,
+            query: self.attn_q.adapted(pass),
+            key: self.attn_k.adapted(pass),
+            value: self.attn_v.adapted(pass),
+            output: self.attn_output.adapted(pass),
+            head_norms: self.head_norms.as_ref().map(|(q, k)| (q, k)),
+            heads: shape.heads,
+            kv_heads: shape.kv_heads,
+            rope: &pass.rope,
+            style: shape.rope_style,
+            starts: pass.starts,
+            scale: pass.attention_scale(),
+        };
+        let feed_forward = FeedForward {
+            norm: &self.ffn_norm,
+            eps: shape.eps,
+            gate: self.ffn_gate.adapted(pass),
+            up: self.ffn_up.adapted(pass),
+            down: self.ffn_down.adapted(pass),
+        };
+        ops::feed_forward(&ops::self_attention(x, &attention)?, &feed_forward)
+    }
+}
+
+/// gptneox: LayerNorm, one projection for q, k and v, GELU, residuals side by side or one after the other.
+pub(super) struct Classic {
+    pub(super) attn_norm: Norm,
+    /// Rows of q, then k, then v.
+    pub(super) attn_qkv: Linear,
+    pub(super) attn_output: Linear,
+    pub(super) ffn_norm: Norm,
+    pub(super) ffn_up: Linear,
+    pub(super) ffn_down: Linear,
+}
+
+impl Classic {
+    fn forward(&self, x: &Tensor, pass: &Pass<'_>) -> Result<Tensor> {
+        let attended = self.attention(&self.attn_norm.forward(x)?, pass)?;
+        if pass.shape.parallel_residual {
+            let fed = self.feed_forward(&self.ffn_norm.forward(x)?, pass)?;
+            return Ok(((fed + x)? + attended)?);
+        }
+        let x = (attended + x)?;
+        Ok((self.feed_forward(&self.ffn_norm.forward(&x)?, pass)? + x)?)
+    }
+
+    fn attention(&self, x: &Tensor, pass: &Pass<'_>) -> Result<Tensor> {
+        let Shape { heads, kv_heads, head_dim, rope_style, .. } = *pass.shape;
+        let tokens = x.dims2()?.0;
+        let qkv = self.attn_qkv.forward(x, pass)?.reshape((tokens, heads + 2 * kv_heads, head_dim))?;
+        let part = |from, count| qkv.narrow(1, from, count)?.contiguous();
+        let (q, k, v) = (part(0, heads)?, part(heads, kv_heads)?, part(heads + kv_heads, kv_heads)?);
+        let q = ops::rope(&q, &pass.rope, rope_style)?;
+        let k = ops::rope(&k, &pass.rope, rope_style)?;
+        let mixed = ops::attention(&q, &k, &v, pass.starts, pass.attention_scale())?; // [tokens, heads, head_dim]
+        self.attn_output.forward(&mixed.reshape((tokens, heads * head_dim))?, pass)
+    }
+
+    fn feed_forward(&self, x: &Tensor, pass: &Pass<'_>) -> Result<Tensor> {
+        self.ffn_down.forward(&ops::gelu(&self.ffn_up.forward(x, pass)?)?, pass)
+    }
+}

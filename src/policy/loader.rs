@@ -1,0 +1,120 @@
+//! Takes a decoder's tensors from a GGUF file, each held against its expected shape. Computes nothing.
+
+use std::collections::HashSet;
+
+use candle_core::quantized::QTensor;
+use candle_core::{DType, Device, Tensor};
+
+use super::blocks::{Block, Classic, Gated, Linear, Norm};
+use super::ops::Frozen;
+use super::{LinearInfo, Shape};
+use crate::error::{Error, Result};
+use crate::gguf::Gguf;
+
+/// Remembers which tensors were read, so that a leftover one betrays a feature that would be missing.
+pub(super) struct Loader<'a> {
+    pub(super) file: &'a Gguf,
+    pub(super) shape: &'a Shape,
+    pub(super) device: &'a Device,
+    pub(super) dtype: DType,
+    pub(super) used: HashSet<String>,
+    /// What was read so far, in the order that indexes them.
+    pub(super) linears: Vec<LinearInfo>,
+}
+
+impl Loader<'_> {
+    /// The embedding as it is in the file, [vocabulary, width].
+    pub(super) fn embedding(&mut self) -> Result<QTensor> {
+        let name = "token_embd.weight";
+        self.used.insert(name.into());
+        let table = self.file.quantized(name, self.device)?;
+        match table.shape().dims() {
+            [_, width] if *width == self.shape.width => Ok(table),
+            found => Err(wrong_shape(name, found, &format!("[vocabulary, {}]", self.shape.width))),
+        }
+    }
+
+    pub(super) fn block(&mut self, layer: usize) -> Result<Block> {
+        let Shape { width, heads, kv_heads, head_dim, feed_forward, classic, head_norms, .. } = *self.shape;
+        let (q, kv) = (heads * head_dim, kv_heads * head_dim);
+        let name = |part: &str| format!("blk.{layer}.{part}");
+        if classic {
+            return Ok(Block::Classic(Box::new(Classic {
+                attn_norm: self.norm(&name("attn_norm"))?,
+                attn_qkv: self.linear(layer, "attn_qkv", q + 2 * kv, width)?,
+                attn_output: self.linear(layer, "attn_output", width, q)?,
+                ffn_norm: self.norm(&name("ffn_norm"))?,
+                ffn_up: self.linear(layer, "ffn_up", feed_forward, width)?,
+                ffn_down: self.linear(layer, "ffn_down", width, feed_forward)?,
+            })));
+        }
+        let mut vector = |part: &str, size: usize| self.read(&format!("{}.weight", name(part)), &[size]);
+        let (attn_norm, ffn_norm) = (vector("attn_norm", width)?, vector("ffn_norm", width)?);
+        let head_norms = match head_norms {
+            true => Some((vector("attn_q_norm", head_dim)?, vector("attn_k_norm", head_dim)?)),
+            false => None,
+        };
+        Ok(Block::Gated(Box::new(Gated {
+            attn_norm,
+            attn_q: self.linear(layer, "attn_q", q, width)?,
+            attn_k: self.linear(layer, "attn_k", kv, width)?,
+            attn_v: self.linear(layer, "attn_v", kv, width)?,
+            head_norms,
+            attn_output: self.linear(layer, "attn_output", width, q)?,
+            ffn_norm,
+            ffn_gate: self.linear(layer, "ffn_gate", feed_forward, width)?,
+            ffn_up: self.linear(layer, "ffn_up", feed_forward, width)?,
+            ffn_down: self.linear(layer, "ffn_down", width, feed_forward)?,
+        })))
+    }
+
+    fn linear(&mut self, layer: usize, part: &'static str, out: usize, inp: usize) -> Result<Linear> {
+        let tensor = format!("blk.{layer}.{part}.weight");
+        let weight = self.frozen(&tensor, out, inp)?;
+        let bias = format!("blk.{layer}.{part}.bias");
+        let bias = self.file.tensor(&bias).map(|_| self.read(&bias, &[out])).transpose()?;
+        let index = self.linears.len();
+        self.linears.push(LinearInfo { tensor, part, out_features: out, in_features: inp });
+        Ok(Linear { index, weight, bias })
+    }
+
+    /// A norm over hidden states, with a bias where the architecture has one.
+    pub(super) fn norm(&mut self, name: &str) -> Result<Norm> {
+        let width = self.shape.width;
+        let weight = self.read(&format!("{name}.weight"), &[width])?;
+        let bias = self.shape.classic.then(|| self.read(&format!("{name}.bias"), &[width])).transpose()?;
+        Ok(Norm { weight, bias, eps: self.shape.eps })
+    }
+
+    pub(super) fn frozen(&mut self, name: &str, out: usize, inp: usize) -> Result<Frozen> {
+        Frozen::new(&self.read(name, &[out, inp])?, self.dtype)
+    }
+
+    fn read(&mut self, name: &str, shape: &[usize]) -> Result<Tensor> {
+        // The shape is held against the table before the data is decoded.
+        match self.file.tensor(name) {
+            Some(info) if info.shape() != shape => Err(wrong_shape(name, info.shape(), &format!("{shape:?}"))),
+            _ => {
+                self.used.insert(name.to_owned());
+                self.file.dequantize(name, self.device)
+            }
+        }
+    }
+
+    pub(super) fn refuse_unused(&self) -> Result<()> {
+        // Its values are in the shape's frequencies.
+        let factors = |name: &str| name == "rope_freqs.weight" && self.shape.architecture == "llama";
+        let mut names = self.file.tensors().iter().map(|info| info.name());
+        match names.find(|name| !self.used.contains(*name) && !factors(name)) {
+            Some(name) => Err(Error::unsupported(format!(
+                "tensor {name} belongs to a feature of {} that the trainer doesn't compute",
+                self.shape.architecture
+            ))),
+            None => Ok(()),
+        }
+    }
+}
+
+fn wrong_shape(name: &str, found: &[usize], expected: &str) -> Error {
+    Error::model(format!("tensor {name} has shape {found:?}, expected {expected}"))
+}
