@@ -13,6 +13,7 @@ use super::{cores_or, weights_of};
 use crate::config::{Config, TrainConfig};
 use crate::error::{Error, Result};
 use crate::ledger::Ledger;
+use crate::llama::give_way_to_decoding;
 use crate::policy::{self, Decoder};
 use crate::publish::{About, VersionStore};
 use crate::scheduler::Scheduler;
@@ -178,8 +179,11 @@ struct Worker {
 impl Worker {
     fn run(mut self, orders: &Receiver<Order>, reminders: &Receiver<Order>) {
         let threads = cores_or(self.config.train.threads) as usize;
-        let pool =
-            rayon::ThreadPoolBuilder::new().num_threads(threads).thread_name(|i| format!("apa-train-{i}")).build();
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .thread_name(|i| format!("apa-train-{i}"))
+            .start_handler(|_| give_way_to_decoding())
+            .build();
         let pool = match pool {
             Ok(pool) => pool,
             Err(error) => return self.turn_off("unsupported", format!("can't start the trainer's threads: {error}")),
