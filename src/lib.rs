@@ -1,6 +1,45 @@
 //! libapa: serves a language model and keeps aligning it with the people who use it, in one process.
 //!
-//! A request goes one way: scheduler → ledger → trainer → publish → scheduler. [`Engine`] is the composition root.
+//! A request goes one way: scheduler → ledger → trainer → publish → scheduler. [`Engine`] is the composition root; the stages
+//! know only [`types`] and what is below them, never each other.
+//!
+//! ```no_run
+//! use apa::engine::{Event, GenerateRequest, Next};
+//! use apa::types::{ChatMessage, NewFeedback, Signal};
+//! use apa::{Engine, config::Config};
+//!
+//! # fn main() -> apa::Result<()> {
+//! let engine = Engine::open(Config { model: "base.gguf".into(), data: "data".into(), ..Config::default() })?;
+//! let question = ChatMessage { role: "user".into(), content: "Why is the sea salty?".into() };
+//! let prompt = engine.chat_prompt(&[question])?;
+//! let answer = engine.generate(GenerateRequest { prompt, ..GenerateRequest::default() })?;
+//! while let Next::Event(event) = answer.next(None)? {
+//!     if let Event::Text(text) = event {
+//!         print!("{text}");
+//!     }
+//! }
+//! // On disk when this returns; enough ratings start a training step by themselves.
+//! engine.feedback(NewFeedback {
+//!     generation_id: answer.id().clone(),
+//!     signal: Signal::Rating(1.0),
+//!     user: None,
+//!     comment: None,
+//! })?;
+//! println!("served by version {}", engine.status().policy_version);
+//! engine.shutdown();
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! | module | its one job |
+//! |---|---|
+//! | [`types`], [`error`], [`config`] | ids, units and records; one error; settings |
+//! | [`gguf`] | files of models and adapters, read within bounds |
+//! | [`llama`] | the only user of llama.cpp |
+//! | [`policy`], [`align`] | the differentiable model; the losses, as pure functions |
+//! | [`scheduler`], [`ledger`], [`trainer`], [`publish`] | the stages |
+//! | [`engine`] | joins them |
+//! | [`request`], [`ffi`], `http` | client bodies, the C API, the HTTP service |
 #![warn(missing_docs)]
 #![deny(unsafe_op_in_unsafe_fn)]
 

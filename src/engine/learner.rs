@@ -285,8 +285,12 @@ impl Worker {
             return Err(if status.state == "unsupported" { Error::unsupported(reason) } else { Error::train(reason) });
         }
         let batch = self.ledger.pending_batch(self.config.train.batch as usize)?;
-        if batch.is_empty() {
-            return Ok(StepOutcome::Skipped { reason: "there are no new ratings".into(), consumed: 0 });
+        if batch.len() < 2 {
+            let reason = match batch.len() {
+                0 => "there are no new ratings",
+                _ => "one rating alone can't be told from the mean, so it waits for others",
+            };
+            return Ok(StepOutcome::Skipped { reason: reason.into(), consumed: 0 });
         }
         self.shared.set_state("training");
         let outcome = self.train(&batch);

@@ -30,6 +30,10 @@ use error::{ApiError, ApiResult};
 
 /// Running answers get this long to end once shutdown was asked for.
 const DRAIN: Duration = Duration::from_secs(30);
+/// Time between two looks whether requests are left.
+const LOOK: Duration = Duration::from_millis(20);
+/// Time for the last answers to reach their clients.
+const FLUSH: Duration = Duration::from_millis(500);
 
 /// What every handler sees.
 struct App {
@@ -64,6 +68,7 @@ pub async fn serve(
 ) -> Result<()> {
     let keys = Keys::load(config, listener.local_addr()?)?;
     let model = engine.status().model;
+    let drained = drained(engine.clone());
     let app = App {
         engine,
         model,
@@ -84,11 +89,27 @@ pub async fn serve(
     let server = axum::serve(listener, router(Arc::new(app))).with_graceful_shutdown(stop);
     tokio::select! {
         result = server => Ok(result?),
-        () = async { let _ = draining.await; tokio::time::sleep(DRAIN).await } => {
-            tracing::warn!(seconds = DRAIN.as_secs(), "answers still running after the drain, cancelling them");
-            Ok(())
-        }
+        () = async { let _ = draining.await; drained.await } => Ok(()),
     }
+}
+
+/// Waits until no request is decoded or waits any more, at most [`DRAIN`]. Connections that are only kept open are not
+/// waited for.
+async fn drained(engine: Engine) {
+    let deadline = tokio::time::Instant::now() + DRAIN;
+    let busy = |engine: &Engine| {
+        let status = engine.status();
+        status.running + status.queued > 0
+    };
+    while busy(&engine) {
+        if tokio::time::Instant::now() >= deadline {
+            tracing::warn!(seconds = DRAIN.as_secs(), "answers still running after the drain, cancelling them");
+            return;
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+    // What was answered last is still being written.
+    tokio::time::sleep(FLUSH).await;
 }
 
 fn router(app: Arc<App>) -> Router {

@@ -38,6 +38,10 @@ pub type Wake = Arc<dyn Fn() + Send + Sync>;
 struct Shared {
     /// The client left or asked to stop; the scheduler looks every turn.
     cancelled: AtomicBool,
+    /// The end was sent: a closed channel is then no surprise, whoever took the end from it.
+    ended: AtomicBool,
+    /// The scheduler's end is gone; nothing will wake a hook that is set later.
+    gone: AtomicBool,
     wake: Mutex<Option<Wake>>,
 }
 
@@ -73,6 +77,7 @@ impl Sink {
 
     /// Ends it: with the generation once it is recorded, or with what went wrong.
     pub fn finish(self, end: Result<Arc<Generation>>) {
+        self.shared.ended.store(true, Ordering::Release);
         self.send(end.map(Event::Done));
     }
 
@@ -94,6 +99,7 @@ impl Drop for Sink {
     fn drop(&mut self) {
         // The channel must be closed before the client is woken.
         self.sender = None;
+        self.shared.gone.store(true, Ordering::Release);
         self.shared.wake();
     }
 }
@@ -139,7 +145,7 @@ impl GenerationStream {
             Err(RecvTimeoutError::Timeout) => Ok(Next::Timeout),
             Err(RecvTimeoutError::Disconnected) => {
                 // Another thread may have taken the end between the check and the wait.
-                if self.finished.swap(true, Ordering::AcqRel) {
+                if self.finished.swap(true, Ordering::AcqRel) || self.shared.ended.load(Ordering::Acquire) {
                     return Ok(Next::Finished);
                 }
                 Err(Error::closed("the engine was closed while the answer was generated"))
@@ -156,7 +162,7 @@ impl GenerationStream {
     /// loops: the hook must be quick and must not call back into the engine.
     pub fn set_wake(&self, hook: Wake) {
         *self.shared.wake.lock().unwrap_or_else(|e| e.into_inner()) = Some(hook.clone());
-        if !self.receiver.is_empty() {
+        if !self.receiver.is_empty() || self.shared.gone.load(Ordering::Acquire) {
             hook();
         }
     }
@@ -184,6 +190,16 @@ mod tests {
         assert_eq!(stream.next(None).unwrap(), Next::Event(Event::Text("a".into())));
         assert_eq!(stream.next(None).unwrap_err().code(), crate::Code::Closed);
         assert_eq!(stream.next(None).unwrap(), Next::Finished);
+    }
+
+    #[test]
+    fn a_wake_hook_set_after_the_engine_closed_is_called() {
+        let (sink, stream) = ends();
+        drop(sink);
+        let called = Arc::new(AtomicBool::new(false));
+        let seen = called.clone();
+        stream.set_wake(Arc::new(move || seen.store(true, Ordering::Relaxed)));
+        assert!(called.load(Ordering::Relaxed));
     }
 
     #[test]

@@ -11,7 +11,7 @@ use crate::client::Daemon;
 #[derive(Args)]
 #[command(after_help = "\
 Examples:
-  apad versions list
+  apad versions
   apad versions activate 3
   apad versions rollback")]
 pub struct Options {
@@ -21,12 +21,12 @@ pub struct Options {
     #[arg(long, global = true)]
     json: bool,
     #[command(subcommand)]
-    action: Action,
+    action: Option<Action>,
 }
 
 #[derive(Subcommand)]
 enum Action {
-    /// All versions, oldest first
+    /// All versions, oldest first (what `apad versions` does alone)
     #[command(after_help = "Example:\n  apad versions list --json")]
     List,
     /// Serve this version from now on
@@ -39,7 +39,7 @@ enum Action {
 
 pub async fn run(options: Options) -> Result<()> {
     let client = options.daemon.client()?;
-    let active = match options.action {
+    let active = match options.action.unwrap_or(Action::List) {
         Action::List => {
             let versions = client.versions().await?;
             if options.json {

@@ -367,7 +367,8 @@ mod tests {
         if !bf16::available() {
             return;
         }
-        let mat = Mat::new(Precision::Bf16, &[1.0, 1.00390625, 1.01171875, -0.0, f32::INFINITY, f32::NAN], 6);
+        let mat =
+            Mat::new(Precision::Bf16, &[1.0, 1.0 + 1.0 / 256.0, 1.0 + 3.0 / 256.0, -0.0, f32::INFINITY, f32::NAN], 6);
         let mut row = [0f32; 6];
         mat.read_row(0, &mut row);
         assert_eq!(row[..5], [1.0, 1.0, 1.015625, -0.0, f32::INFINITY]);

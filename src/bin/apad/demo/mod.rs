@@ -53,7 +53,7 @@ pub struct Options {
     #[arg(long, value_name = "DIR", default_value = "apad-demo")]
     out: PathBuf,
     /// Batches of ratings, one training step each
-    #[arg(long, value_name = "N", default_value_t = 24, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     batches: u32,
     /// Seeds the prompts' order, sampling and the adapters
     #[arg(long, value_name = "N", default_value_t = 1)]
@@ -98,6 +98,8 @@ fn settings(options: &Options, data: &Path) -> Result<Config> {
     options.overrides.build([
         ("model", text(&options.model)),
         ("data", text(data)),
+        // A batch of ratings is answered in one batch of llama.cpp's.
+        ("serve.slots", Some(json!(16))),
         ("train.enabled", Some(json!(true))),
         ("train.auto", Some(json!(true))),
         ("train.algorithm", Some(json!("apa"))),
