@@ -5,8 +5,10 @@ use std::time::{Duration, Instant};
 
 use apa::config::Config;
 use apa::engine::{Event, GenerateRequest, GenerationStream, Next, StepOutcome};
+use apa::gguf::{Gguf, Writer};
 use apa::types::*;
 use apa::{Code, Engine};
+use candle_core::{DType, Device, Tensor};
 
 use crate::tiny::{TinySpec, tiny_model};
 
@@ -400,4 +402,50 @@ fn a_damaged_version_is_not_activated_and_the_served_one_stays() {
     let e = engine.activate(version).unwrap_err();
     assert!(e.message().contains("adapter.gguf"), "{e}");
     assert_eq!(answer(&engine, "the", 0).policy_version, PolicyVersion::INITIAL);
+}
+
+/// A model that llama.cpp decodes and the trainer doesn't know: a GPT-2 made of the tensors of a tiny GPT-NeoX.
+fn tiny_gpt2(dir: &Path) -> std::path::PathBuf {
+    let spec = TinySpec::new("gptneox");
+    let (neox, gpt2) = (dir.join("neox.gguf"), dir.join("gpt2.gguf"));
+    tiny_model(&neox, &spec).unwrap();
+    let from = Gguf::open(&neox).unwrap();
+    let mut file = Writer::new();
+    for (key, value) in from.metadata() {
+        file.set(&key.replace("gptneox.", "gpt2."), value.clone());
+    }
+    file.set("general.architecture", "gpt2");
+    for tensor in from.tensors() {
+        file.copy_tensor(&from, tensor.name()).unwrap();
+    }
+    let positions = Tensor::zeros((spec.context as usize, spec.width), DType::F32, &Device::Cpu).unwrap();
+    file.tensor("position_embd.weight", &positions).unwrap();
+    file.write(&gpt2).unwrap();
+    gpt2
+}
+
+#[test]
+fn a_model_that_cannot_be_trained_is_served_and_says_why() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = tiny_gpt2(dir.path());
+    let engine = open_with(dir.path(), |c| c.model = model).unwrap();
+    for seed in 0..2 {
+        rate(&engine, &answer(&engine, "the", seed).id, seed as f64).unwrap();
+    }
+    let e = engine.train_step().unwrap_err();
+    assert_eq!(e.code(), Code::Unsupported);
+    assert!(e.message().contains("gpt2") && e.message().contains("gptneox"), "{e}");
+    let trainer = engine.status().trainer;
+    assert_eq!((trainer.state.as_str(), trainer.pending_ratings), ("unsupported", 2));
+    assert_eq!(answer(&engine, "the", 3).policy_version, PolicyVersion::INITIAL);
+}
+
+#[test]
+fn one_rating_alone_waits_for_others() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open(dir.path());
+    rate(&engine, &answer(&engine, "the", 0).id, 1.0).unwrap();
+    assert!(matches!(engine.train_step().unwrap(), StepOutcome::Skipped { consumed: 0, .. }));
+    rate(&engine, &answer(&engine, "the", 1).id, -1.0).unwrap();
+    published(engine.train_step().unwrap());
 }
