@@ -65,7 +65,7 @@ fn rate(engine: &Engine, id: &GenerationId, rating: f64) -> apa::Result<Feedback
 fn rate_some(engine: &Engine, n: u64) {
     for i in 0..n {
         let g = answer(engine, "the", i);
-        rate(engine, &g.id, if i % 2 == 0 { 1.0 } else { -1.0 }).unwrap();
+        rate(engine, &g.id, if i.is_multiple_of(2) { 1.0 } else { -1.0 }).unwrap();
     }
 }
 

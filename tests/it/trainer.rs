@@ -95,7 +95,7 @@ fn batch() -> Vec<Rollout> {
         prompt: (0..3 + i % 3).map(|p| 60 + p * 7 + i).collect(),
         response: vec![100 + i; length],
         temperature: 1.0,
-        score: if i % 2 == 0 { 1.0 } else { -1.0 },
+        score: if i.is_multiple_of(2) { 1.0 } else { -1.0 },
     };
     [5, 9, 1, 14, 7, 3].iter().zip(0..).map(|(length, i)| answer(i, *length)).collect()
 }
