@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::status::TrainerStatus;
 use super::{cores_or, weights_of};
 use crate::config::{Config, TrainConfig};
-use crate::error::{Error, Result};
+use crate::error::{Code, Error, Result};
 use crate::ledger::Ledger;
 use crate::llama::give_way_to_decoding;
 use crate::policy::{self, Decoder};
@@ -221,6 +221,10 @@ impl Worker {
     fn learn(&mut self, orders: &Receiver<Order>) {
         while self.config.train.auto && self.full_batch() && orders.is_empty() && !self.interrupted() {
             if let Err(error) = self.step() {
+                if error.code() == Code::Closed {
+                    tracing::info!("training step given up; its ratings stay in");
+                    return;
+                }
                 // What fails again and again must not spin: the next rating or order tries again.
                 tracing::error!(%error, "training step failed");
                 self.shared.status().reason = Some(error.to_string());

@@ -10,13 +10,17 @@ use crate::error::{Error, Result};
 /// trainer; sleeping costs microseconds a token.
 const POLL: u32 = 0;
 
+/// Niceness of threads that give way: a tenth of a decoding thread's share where both want a core, so that a machine that is
+/// busy with something else slows them without stopping them.
+const GIVING_WAY: libc::c_int = 10;
+
 /// Makes the calling thread give way to decoding threads wherever both want a core. ggml's threads spin at a barrier after
 /// every operation: one of them waiting for a core holds up all the others, and with them every answer.
 pub fn give_way_to_decoding() {
     // SAFETY: no pointers; 0 names the calling thread. A refusal changes nothing and needs no answer.
     #[cfg(target_os = "linux")]
     unsafe {
-        libc::setpriority(libc::PRIO_PROCESS, 0, 19);
+        libc::setpriority(libc::PRIO_PROCESS, 0, GIVING_WAY);
     }
 }
 
