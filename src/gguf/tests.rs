@@ -1,3 +1,5 @@
+//! Damaged, odd and whole files through the reader and the writer.
+
 use std::fs;
 use std::path::PathBuf;
 
