@@ -29,9 +29,9 @@ pub struct Context {
     raw: *mut sys::llama_context,
     options: ContextOptions,
     model: Arc<Model>,
-    // These two are only held: llama.cpp reads them until the context is freed.
+    // Held until the context is freed: llama.cpp reads both.
     adapter: Option<Arc<Adapter>>,
-    _threads: Arc<Threads>,
+    threads: Arc<Threads>,
 }
 
 // SAFETY: a context isn't bound to a thread; `&mut self` keeps it to one at a time.
@@ -75,7 +75,7 @@ impl Context {
         }
         // SAFETY: both are alive, and the context keeps the pool so.
         unsafe { sys::llama_attach_threadpool(raw, threads.raw, threads.raw) };
-        Ok(Context { raw, options, model: model.clone(), adapter: None, _threads: threads.clone() })
+        Ok(Context { raw, options, model: model.clone(), adapter: None, threads: threads.clone() })
     }
 
     /// Decodes with `adapter` from now on (at scale 1: the file's own alpha / rank), or without one. Forgets every sequence:
@@ -141,6 +141,13 @@ impl Context {
             -2 => Err(Error::nomem("decoding: llama.cpp could not allocate")),
             status => Err(Error::model(format!("decoding failed with llama.cpp's status {status}"))),
         }
+    }
+
+    /// Decodes with `count` of the pool's threads from now on; at least one, at most all.
+    pub fn set_threads(&mut self, count: u32) {
+        let count = count.clamp(1, self.threads.count()) as i32;
+        // SAFETY: the context is alive; the count is within the attached pool's.
+        unsafe { sys::llama_set_n_threads(self.raw, count, count) }
     }
 
     /// Logits of the batch's entry `index`, which must have asked for them. [vocabulary]

@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use super::Finished;
 use super::slot::{Job, Running};
+use super::tuner::Tuner;
 use crate::error::{Error, Result};
 use crate::llama::{Batch, Context, Model};
 use crate::types::{FinishReason, PolicyVersion, TokenId};
@@ -98,13 +99,20 @@ impl Lane {
     }
 
     /// One turn: a token for every running answer, prompt chunks up to a cap, decode, sample.
-    pub(super) fn turn(&mut self, finished: &mut Vec<Finished>) -> Turn {
+    pub(super) fn turn(&mut self, tuner: &mut Tuner, finished: &mut Vec<Finished>) -> Turn {
         self.drop_cancelled(finished);
         let outputs = self.fill_batch();
         if self.batch.is_empty() {
             return Turn::default();
         }
-        match self.context.decode(&self.batch) {
+        // A row of logits for every token: each answer goes on by one, and no prompt is being read.
+        let (tokens, steady) = (self.batch.len(), self.batch.len() == outputs.len());
+        let threads = tuner.threads(tokens, steady);
+        self.context.set_threads(threads);
+        let start = Instant::now();
+        let decoded = self.context.decode(&self.batch);
+        tuner.took(tokens, steady, threads, start.elapsed());
+        match decoded {
             Ok(true) => self.sample(outputs, finished),
             // Admission reserves the room, so this is a bug or a context that can't be cut: give up the largest.
             Ok(false) => {

@@ -8,6 +8,7 @@ mod lane;
 mod slot;
 mod stop;
 mod stream;
+mod tuner;
 
 use std::collections::VecDeque;
 use std::path::PathBuf;
@@ -21,6 +22,7 @@ pub use stream::{Event, GenerationStream, Next, Sink, Wake};
 
 use self::lane::Lane;
 use self::slot::{Job, Running};
+use self::tuner::Tuner;
 use crate::error::{Error, Result};
 use crate::llama::{Adapter, Context, ContextOptions, Model, Sampler, Threads};
 use crate::types::{FinishReason, Generation, GenerationId, PolicyVersion, Sampling, TokenId, UnixMillis, unix_millis};
@@ -138,11 +140,13 @@ impl Scheduler {
         let counters = Arc::new(Counters::default());
         let stopping = Arc::new(AtomicBool::new(false));
         let threads = Threads::new(threads)?;
+        let tuner = Tuner::new(threads.count());
         let mut core = Core {
             model: model.clone(),
             threads,
             options,
             lanes: Vec::new(),
+            tuner,
             idle: None,
             waiting: VecDeque::new(),
             swap: None,
@@ -272,6 +276,7 @@ struct Core {
     options: Options,
     /// The versions on a context; the last one is active and takes new requests.
     lanes: Vec<Lane>,
+    tuner: Tuner,
     /// A context that drained, kept for the next swap: making one stalls every stream.
     idle: Option<Context>,
     waiting: VecDeque<Box<Job>>,
@@ -299,7 +304,7 @@ impl Core {
             self.admit(&mut finished);
             self.publish_load();
             for lane in &mut self.lanes {
-                let turn = lane.turn(&mut finished);
+                let turn = lane.turn(&mut self.tuner, &mut finished);
                 self.counters.prompt_tokens.fetch_add(turn.prompt_tokens, Ordering::Relaxed);
                 self.counters.generated_tokens.fetch_add(turn.generated_tokens, Ordering::Relaxed);
             }

@@ -1,0 +1,135 @@
+//! Chooses how many threads decode, by measuring while they do. Never changes what is computed.
+//!
+//! ggml's threads spin at a barrier after every operation. On idle cores two threads are almost twice as fast as one; when
+//! something else wants a core, each barrier waits for a time slice, and two are ten times slower than one.
+
+use std::time::{Duration, Instant};
+
+/// Decodes with each choice in one trial.
+const ROUNDS: usize = 3;
+/// The other choice must be faster by this factor: a switch for noise gains nothing.
+const MARGIN: f64 = 1.15;
+/// Time between two trials, at first and at most. Each trial that confirms the present choice doubles it.
+const FIRST: Duration = Duration::from_secs(1);
+const LONGEST: Duration = Duration::from_secs(8);
+
+/// Decides between all threads and one.
+pub(super) struct Tuner {
+    all: u32,
+    /// The present choice.
+    threads: u32,
+    interval: Duration,
+    last_trial: Instant,
+    trial: Option<Trial>,
+}
+
+/// Both choices in turn, on decodes of one size.
+struct Trial {
+    tokens: usize,
+    /// Seconds of the present choice and of the other one.
+    seconds: [Vec<f64>; 2],
+}
+
+impl Tuner {
+    /// Starts with `all` threads.
+    pub(super) fn new(all: u32) -> Tuner {
+        Tuner { all, threads: all, interval: FIRST, last_trial: Instant::now(), trial: None }
+    }
+
+    /// Threads for a decode of `tokens` tokens. Only decodes without prompt parts (`steady`) come one like the other, so only
+    /// they are compared.
+    pub(super) fn threads(&mut self, tokens: usize, steady: bool) -> u32 {
+        if self.all == 1 || !steady {
+            return self.threads;
+        }
+        if self.trial.as_ref().is_some_and(|t| t.tokens != tokens) {
+            self.trial = None;
+        }
+        if self.trial.is_none() && self.last_trial.elapsed() >= self.interval {
+            self.trial = Some(Trial { tokens, seconds: [Vec::new(), Vec::new()] });
+        }
+        match &self.trial {
+            Some(trial) if trial.seconds[1].len() < trial.seconds[0].len() => self.other(),
+            _ => self.threads,
+        }
+    }
+
+    /// Takes the time of the decode that the last call of [`Tuner::threads`] was for.
+    pub(super) fn took(&mut self, tokens: usize, steady: bool, threads: u32, time: Duration) {
+        let present = self.threads;
+        let Some(trial) = self.trial.as_mut().filter(|t| steady && t.tokens == tokens) else { return };
+        trial.seconds[usize::from(threads != present)].push(time.as_secs_f64());
+        if trial.seconds[1].len() < ROUNDS {
+            return;
+        }
+        let [present, other] = [0, 1].map(|i| median(&mut trial.seconds[i]));
+        self.trial = None;
+        self.last_trial = Instant::now();
+        if other * MARGIN < present {
+            self.threads = self.other();
+            self.interval = FIRST;
+            tracing::debug!(threads = self.threads, "decoding threads changed");
+        } else {
+            self.interval = (2 * self.interval).min(LONGEST);
+        }
+    }
+
+    fn other(&self) -> u32 {
+        if self.threads == 1 { self.all } else { 1 }
+    }
+}
+
+fn median(x: &mut [f64]) -> f64 {
+    x.sort_by(f64::total_cmp);
+    x[x.len() / 2]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Runs decodes of 8 tokens that take as long as `cost` says, and returns the choice in the end.
+    fn settle(tuner: &mut Tuner, cost: impl Fn(u32) -> u64) -> u32 {
+        for _ in 0..4 * ROUNDS {
+            // As if the time of the next trial had come.
+            tuner.last_trial = Instant::now().checked_sub(LONGEST).unwrap();
+            let threads = tuner.threads(8, true);
+            tuner.took(8, true, threads, Duration::from_millis(cost(threads)));
+        }
+        tuner.trial = None;
+        tuner.last_trial = Instant::now();
+        tuner.threads(8, true)
+    }
+
+    #[test]
+    fn threads_that_wait_for_each_other_give_way_to_one_and_come_back() {
+        let mut tuner = Tuner::new(2);
+        assert_eq!(tuner.threads(8, true), 2);
+        assert_eq!(settle(&mut tuner, |threads| if threads == 2 { 200 } else { 20 }), 1);
+        assert_eq!(settle(&mut tuner, |threads| if threads == 2 { 11 } else { 20 }), 2);
+    }
+
+    #[test]
+    fn a_difference_within_the_noise_changes_nothing() {
+        let mut tuner = Tuner::new(2);
+        assert_eq!(settle(&mut tuner, |threads| if threads == 2 { 21 } else { 20 }), 2);
+    }
+
+    #[test]
+    fn decodes_of_another_size_are_not_compared() {
+        let mut tuner = Tuner::new(2);
+        tuner.last_trial = Instant::now().checked_sub(LONGEST).unwrap();
+        for tokens in 1..100 {
+            let threads = tuner.threads(tokens, true);
+            assert_eq!(threads, 2);
+            tuner.took(tokens, true, threads, Duration::from_millis(1000));
+        }
+    }
+
+    #[test]
+    fn with_one_thread_there_is_nothing_to_choose() {
+        let mut tuner = Tuner::new(1);
+        assert_eq!(settle(&mut tuner, |_| 100), 1);
+        assert!(tuner.trial.is_none());
+    }
+}
