@@ -1,5 +1,6 @@
 //! The command line. Arguments, logging and exit codes; the work is the library's.
 
+mod bench;
 mod chat;
 mod client;
 mod demo;
@@ -41,6 +42,7 @@ enum Command {
     Status(status::Options),
     Versions(versions::Options),
     Logprobs(logprobs::Options),
+    Bench(bench::Options),
 }
 
 /// Wrong use that only shows after the arguments were parsed: exit code 2 instead of 1.
@@ -84,6 +86,7 @@ fn run(cli: Cli) -> Result<()> {
             Command::Status(options) => status::run(options).await,
             Command::Versions(options) => versions::run(options).await,
             Command::Logprobs(options) => logprobs::run(options).await,
+            Command::Bench(options) => bench::run(options).await,
         }
     });
     // A thread that still waits for a terminal's line or a training step must not keep the process.
