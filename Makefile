@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test build setup header
+.PHONY: help demo test build setup header bench-train
 
 # rustup installs here, and a shell that was open before doesn't know it yet.
 export PATH := $(HOME)/.cargo/bin:$(PATH)
@@ -15,7 +15,7 @@ APAD := $(CARGO_TARGET_DIR)/release/apad
 TESTS := $(shell PATH="$(HOME)/.cargo/bin:$$PATH"; command -v cargo-nextest >/dev/null && echo nextest run || echo test)
 
 help: ## this list
-	@grep -hE '^[a-z]+:.*##' Makefile | sed -E 's/^([a-z]+):[^#]*## (.*)/make \1\t\2/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):[^#]*## (.*)/make \1\t\2/' | expand -t 20
 
 demo: build ## the whole loop on a real model with simulated users; ARGS="--seed 2 --out DIR" goes to apad demo
 	"$(APAD)" demo --model "$(MODEL)" $(ARGS)
@@ -30,6 +30,9 @@ build: setup ## the library (rlib, shared, static) and apad, in target/release
 
 setup: ## the tools of the build
 	@scripts/setup.sh
+
+bench-train: build ## the trainer against PyTorch and PEFT, in turns; ARGS="--batch 8 --seq 512" goes to both
+	MODEL="$$("$(APAD)" pull "$(MODEL)")" APAD="$(APAD)" scripts/bench-train.sh $(ARGS)
 
 header: setup ## writes include/apa.h anew after a change of the C API
 	APA_UPDATE_HEADER=1 cargo test --release --locked --test it header_is_current
