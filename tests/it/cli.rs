@@ -29,6 +29,8 @@ fn wrong_use_ends_with_2() {
     fails(&["serve", "--model", "x.gguf", "--config", "missing.toml", "--batch", "x"], 2, "--batch");
     fails(&["pull", "no-such-model"], 2, "smollm2-135m-instruct");
     fails(&["versions", "activate", "one"], 2, "one");
+    fails(&["bench", "train", "--model", "x.gguf", "--prompt", "9", "--seq", "9"], 2, "less than --seq, 9");
+    fails(&["bench", "train", "--model", "x.gguf", "--batch", "1"], 2, "--batch");
 }
 
 #[test]
@@ -37,6 +39,7 @@ fn failure_ends_with_1_and_one_sentence() {
     fails(&["serve", "--model", "missing.gguf", listen[0], listen[1]], 1, "missing.gguf");
     fails(&["serve", "--model", "x.gguf", "--listen", "0.0.0.0:0"], 1, "http.keys");
     fails(&["serve", "--model", "x.gguf", "--config", "missing.toml"], 1, "missing.toml");
+    fails(&["bench", "train", "--model", "missing.gguf"], 1, "missing.gguf");
     for args in [vec!["status"], vec!["versions", "list"], vec!["chat"]] {
         fails(&args, 1, "apad serve");
     }
@@ -51,7 +54,8 @@ fn a_port_in_use_is_said_so() {
 
 #[test]
 fn every_command_has_an_example() {
-    for command in [&["pull"][..], &["serve"], &["chat"], &["status"], &["versions"], &["versions", "activate"]] {
+    let nested = [&["versions", "activate"][..], &["bench", "train"]];
+    for command in [&["pull"][..], &["serve"], &["chat"], &["status"], &["versions"], &["bench"]].into_iter().chain(nested) {
         let output = apad(&[command, &["--help"]].concat());
         let help = String::from_utf8_lossy(&output.stdout);
         assert!(output.status.success() && help.contains("Example"), "{command:?}: {help}");

@@ -1,9 +1,10 @@
 //! Log-probabilities and entropies of tokens straight from hidden rows. Never holds `[tokens, vocabulary]`: logits live
-//! for one block of rows and words at a time, and the backward pass makes them again.
+//! for one block of rows and words at a time. The gradient's only large part, the mean of the head's rows under each
+//! distribution, is made in the same sweep, so the backward pass needs no product.
 
-use super::cpu::{Values, exp, result, slice, sum, tensor};
+use super::cpu::{Values, exp, result, rows, slice, sum, tensor};
 use super::matrix::{Begin, Mat, Right, Run, product};
-use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
+use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 use std::sync::{Arc, OnceLock};
 
@@ -15,8 +16,10 @@ pub struct Head {
     pub weight: Arc<Mat>, // [V, E]
     pub targets: Vec<u32>,
     pub inverse_temperatures: Vec<f32>,
-    /// Log of the sum of the exponentials, a row.
-    pub log_sums: OnceLock<Vec<f32>>,
+    /// Whether a backward pass may follow.
+    pub keep: bool,
+    /// The head's rows averaged under each row's distribution, `[rows, E]`.
+    pub mean_words: OnceLock<Vec<f32>>,
 }
 
 /// Of a block of rows: what the words so far add up to.
@@ -29,11 +32,16 @@ struct Running {
 }
 
 impl Running {
-    fn add(&mut self, logits: &[f32], moment: bool) {
+    const EMPTY: Self = Self { max: f32::NEG_INFINITY, sum: 0.0, moment: 0.0 };
+
+    /// Returns the factor by which the sums so far shrank, because the largest logit is another.
+    fn add(&mut self, logits: &[f32], moment: bool) -> f32 {
         let max = logits.iter().fold(f32::NEG_INFINITY, |m, &l| if l > m { l } else { m });
         let new = self.max.max(max);
+        let mut factor = 1.0;
         if self.sum > 0.0 {
-            let (shift, factor) = (self.max - new, exp(self.max - new));
+            let shift = self.max - new;
+            factor = exp(shift);
             self.moment = factor * (self.moment + shift * self.sum);
             self.sum *= factor;
         }
@@ -42,6 +50,7 @@ impl Running {
         if moment {
             self.moment += sum(logits.len(), |i| exp(logits[i] - new) * (logits[i] - new));
         }
+        factor
     }
 }
 
@@ -66,57 +75,75 @@ impl Head {
         (0..v).step_by(WORDS).map(move |first| (first, WORDS.min(v - first)))
     }
 
-    /// Calls `f(index of the first row, hidden rows, their inverse temperatures, their results)` in parallel.
+    /// Calls `f(index of the first row, hidden rows, their inverse temperatures, their results)` in parallel and collects
+    /// what it returns, in order.
     fn by_rows<T: Send>(
         &self,
         hidden: &[f32],
-        out: &mut [T],
-        width: usize,
-        f: impl Fn(usize, Mat, &[f32], &mut [T]) + Sync,
-    ) {
+        out: &mut [f32],
+        f: impl Fn(usize, Mat, &[f32], &mut [f32]) -> T + Sync,
+    ) -> Vec<T> {
         let (block, e) = (self.block(), self.weight.cols());
-        out.par_chunks_mut(block * width).enumerate().with_max_len(1).for_each(|(i, out)| {
-            let (first, rows) = (i * block, out.len() / width);
+        let task = |(i, out): (usize, &mut [f32])| {
+            let (first, rows) = (i * block, out.len());
             let hidden = Mat::new(self.weight.precision(), &hidden[first * e..][..rows * e], e);
-            f(first, hidden, &self.inverse_temperatures[first..][..rows], out);
-        });
+            f(first, hidden, &self.inverse_temperatures[first..][..rows], out)
+        };
+        out.par_chunks_mut(block).enumerate().with_max_len(1).map(task).collect()
     }
 
-    /// `(log-probability, log of the sum)` a row.
-    fn forward(&self, hidden: &[f32]) -> Vec<(f32, f32)> {
-        let mut out = vec![(0f32, 0f32); self.inverse_temperatures.len()];
-        self.by_rows(hidden, &mut out, 1, |at, hidden, inverse, out| {
+    /// Log-probabilities, and where they are kept the means of the head's rows.
+    fn forward(&self, hidden: &[f32]) -> (Vec<f32>, Vec<f32>) {
+        let mut out = vec![0f32; self.inverse_temperatures.len()];
+        let means = self.by_rows(hidden, &mut out, |at, hidden, inverse, out| {
+            let e = self.weight.cols();
             let mut logits = Vec::new();
-            let mut running: Vec<Running> =
-                out.iter().map(|_| Running { max: f32::NEG_INFINITY, sum: 0.0, moment: 0.0 }).collect();
+            let mut means = vec![0f32; if self.keep { out.len() * e } else { 0 }];
+            let mut running: Vec<Running> = out.iter().map(|_| Running::EMPTY).collect();
             for (first, words) in self.words() {
                 self.logits(&hidden, inverse, first, words, &mut logits);
-                for (r, row) in logits.chunks_exact(words).enumerate() {
-                    running[r].add(row, false);
+                for (r, row) in logits.chunks_exact_mut(words).enumerate() {
                     let target = self.targets[at + r] as usize;
                     if (first..first + words).contains(&target) {
-                        out[r].0 = row[target - first];
+                        out[r] = row[target - first];
+                    }
+                    let factor = running[r].add(row, false);
+                    if self.keep {
+                        let max = running[r].max;
+                        row.iter_mut().for_each(|l| *l = exp(*l - max));
+                        if factor != 1.0 {
+                            means[r * e..][..e].iter_mut().for_each(|m| *m *= factor);
+                        }
                     }
                 }
+                if self.keep {
+                    let weights = Mat::new(self.weight.precision(), &logits, words);
+                    let part = Right::Straight(self.weight.part(first, words, e));
+                    product(weights.all(), &[part], Begin::Add, &mut means, Run::Here);
+                }
             }
-            for (out, running) in out.iter_mut().zip(running) {
-                out.1 = running.max + running.sum.ln();
-                out.0 -= out.1;
+            for (r, (out, running)) in out.iter_mut().zip(&running).enumerate() {
+                *out -= running.max + running.sum.ln();
+                if self.keep {
+                    means[r * e..][..e].iter_mut().for_each(|m| *m /= running.sum);
+                }
             }
+            means
         });
-        out
+        (out, means.concat())
     }
 
     /// Entropies, nats.
     pub fn entropy(&self, hidden: &[f32]) -> Vec<f32> {
         let mut out = vec![0f32; self.inverse_temperatures.len()];
-        self.by_rows(hidden, &mut out, 1, |_, hidden, inverse, out| {
+        self.by_rows(hidden, &mut out, |_, hidden, inverse, out| {
             let mut logits = Vec::new();
-            let mut running: Vec<Running> =
-                out.iter().map(|_| Running { max: f32::NEG_INFINITY, sum: 0.0, moment: 0.0 }).collect();
+            let mut running: Vec<Running> = out.iter().map(|_| Running::EMPTY).collect();
             for (first, words) in self.words() {
                 self.logits(&hidden, inverse, first, words, &mut logits);
-                logits.chunks_exact(words).zip(&mut running).for_each(|(row, running)| running.add(row, true));
+                for (row, running) in logits.chunks_exact(words).zip(&mut running) {
+                    running.add(row, true);
+                }
             }
             for (out, running) in out.iter_mut().zip(running) {
                 *out = running.sum.ln() - running.moment / running.sum;
@@ -125,25 +152,16 @@ impl Head {
         out
     }
 
-    fn backward(&self, hidden: &[f32], gradient: &[f32], log_sums: &[f32]) -> Vec<f32> {
+    /// d log-probability / d hidden = (the target's row of the head − their mean) / temperature.
+    fn backward(&self, gradient: &[f32], means: &[f32]) -> Vec<f32> {
         let e = self.weight.cols();
-        let mut out = vec![0f32; hidden.len()];
-        self.by_rows(hidden, &mut out, e, |at, hidden, inverse, out| {
-            let mut logits = Vec::new();
-            for (first, words) in self.words() {
-                self.logits(&hidden, inverse, first, words, &mut logits);
-                // d logprob / d logit = (1 at the target) − p.
-                for (r, row) in logits.chunks_exact_mut(words).enumerate() {
-                    let (factor, log_sum) = (gradient[at + r] * inverse[r], log_sums[at + r]);
-                    row.iter_mut().for_each(|l| *l = -factor * exp(*l - log_sum));
-                    let target = self.targets[at + r] as usize;
-                    if (first..first + words).contains(&target) {
-                        row[target - first] += factor;
-                    }
-                }
-                let slopes = Mat::new(self.weight.precision(), &logits, words);
-                let begin = if first == 0 { Begin::Zero } else { Begin::Add };
-                product(slopes.all(), &[Right::Straight(self.weight.part(first, words, e))], begin, out, Run::Here);
+        let mut out = vec![0f32; means.len()];
+        rows(&mut out, e, |first, part| {
+            for (i, out) in part.chunks_exact_mut(e).enumerate() {
+                let r = first + i;
+                let factor = gradient[r] * self.inverse_temperatures[r];
+                self.weight.read_row(self.targets[r] as usize, out);
+                out.iter_mut().zip(&means[r * e..]).for_each(|(o, m)| *o = factor * (*o - m));
             }
         });
         out
@@ -156,16 +174,17 @@ impl CustomOp1 for Head {
     }
 
     fn cpu_fwd(&self, hidden: &CpuStorage, l: &Layout) -> Result<(CpuStorage, Shape)> {
-        let (logprobs, log_sums): (Vec<f32>, Vec<f32>) =
-            self.forward(slice(self.name(), hidden, l)?).into_iter().unzip();
-        self.log_sums.set(log_sums).ok();
+        let (logprobs, means) = self.forward(slice(self.name(), hidden, l)?);
+        if self.keep {
+            self.mean_words.set(means).ok();
+        }
         let shape = Shape::from(logprobs.len());
         result(logprobs, &shape)
     }
 
     fn bwd(&self, hidden: &Tensor, _: &Tensor, gradient: &Tensor) -> Result<Option<Tensor>> {
         let gradient = gradient.contiguous()?;
-        let log_sums = self.log_sums.get().map_or(&[][..], Vec::as_slice);
-        tensor(self.backward(&Values::of(hidden)?, &Values::of(&gradient)?, log_sums), hidden.shape()).map(Some)
+        let Some(means) = self.mean_words.get() else { bail!("{}: nothing was kept for this pass", self.name()) };
+        tensor(self.backward(&Values::of(&gradient)?, means), hidden.shape()).map(Some)
     }
 }

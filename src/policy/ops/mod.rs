@@ -452,7 +452,9 @@ pub fn token_logprobs(hidden: &Tensor, head: &Frozen, targets: &[u32], temperatu
         return Ok(Tensor::zeros(0, DType::F32, hidden.device())?);
     }
     match head.fused(hidden) {
-        Some(weight) => Ok(hidden.contiguous()?.apply_op1(head_of(weight, targets, temperatures))?),
+        Some(weight) => {
+            Ok(hidden.contiguous()?.apply_op1(head_of(weight, targets, temperatures, hidden.track_op()))?)
+        }
         None => plain::token_logprobs(hidden, head, targets, temperatures),
     }
 }
@@ -465,19 +467,20 @@ pub fn token_entropy(hidden: &Tensor, head: &Frozen, temperatures: &[f32]) -> Re
     let hidden = hidden.detach().contiguous()?;
     match head.fused(&hidden) {
         Some(weight) => {
-            let entropy = head_of(weight, &[], temperatures).entropy(&cpu::Values::of(&hidden)?);
+            let entropy = head_of(weight, &[], temperatures, false).entropy(&cpu::Values::of(&hidden)?);
             Ok(cpu::tensor(entropy, temperatures.len())?)
         }
         None => plain::token_entropy(&hidden, head, temperatures),
     }
 }
 
-fn head_of(weight: &Arc<Mat>, targets: &[u32], temperatures: &[f32]) -> logprobs::Head {
+fn head_of(weight: &Arc<Mat>, targets: &[u32], temperatures: &[f32], keep: bool) -> logprobs::Head {
     logprobs::Head {
         weight: weight.clone(),
         targets: targets.to_vec(),
         inverse_temperatures: temperatures.iter().map(|t| 1.0 / t).collect(),
-        log_sums: OnceLock::new(),
+        keep,
+        mean_words: OnceLock::new(),
     }
 }
 
