@@ -1,6 +1,6 @@
 #!/bin/bash
-# Makes sure that the tools of the build are there; with `test`, those of the tests too. Changes nothing when they are, and says in one line what to do when it
-# can't install them. Knows Debian and what derives from it; elsewhere it only says what is missing.
+# Makes sure that the tools of the build are there; with `test`, those of the tests too. Changes nothing when they are, and says
+# in one line what to do when it can't install them. Knows Debian and what derives from it; elsewhere it only says what is missing.
 set -euo pipefail
 
 rust_wanted=1.89

@@ -16,7 +16,11 @@ func Example() {
 		return
 	}
 	defer os.RemoveAll(data)
-	engine, err := apa.Open(ctx, apa.Options{Model: os.Getenv("APA_TINY_MODEL"), Data: data})
+	engine, err := apa.Open(ctx, apa.Options{
+		Model:    os.Getenv("APA_TINY_MODEL"),
+		Data:     data,
+		Settings: map[string]any{"serve.context": 1024, "serve.max_tokens": 32},
+	})
 	if err != nil {
 		fmt.Println(err)
 		return

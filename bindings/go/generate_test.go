@@ -54,10 +54,10 @@ func TestAWrongRequestNamesWhatIsWrong(t *testing.T) {
 		{Request{Prompt: "a", TopP: 2}, "top_p"},
 		{Request{Prompt: "a\xff"}, "prompt is not valid UTF-8 from byte 1 on"},
 		{Request{Messages: []Message{User("ok"), User("\xc3")}}, "messages[1].content"},
-		{Request{Messages: []Message{{Content: "no role"}}}, ""},
+		{Request{Messages: []Message{}}, "neither messages nor prompt"},
 		{Request{Prompt: strings.Repeat("the ", 1<<18)}, "256"},
 		{Request{Tokens: []uint32{1 << 30}}, "token"},
-		{Request{Tokens: []uint32{}}, "empty"},
+		{Request{Tokens: []uint32{}}, "0 other values"},
 	} {
 		stream, err := engine.Generate(background, c.request)
 		if stream != nil || !errors.Is(err, ErrArg) || !strings.Contains(err.Error(), c.says) {
