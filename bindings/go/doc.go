@@ -9,7 +9,7 @@
 //	}
 //	defer engine.Close()
 //
-//	stream, err := engine.Generate(ctx, apa.Request{Messages: []apa.Message{{Role: "user", Content: "Name a colour."}}})
+//	stream, err := engine.Generate(ctx, apa.Request{Messages: []apa.Message{apa.User("Name a colour.")}})
 //	if err != nil {
 //		return err
 //	}
@@ -47,5 +47,6 @@
 // The package wants apa.h, which it finds in the repository, and libapa, for which the linker looks where CGO_LDFLAGS says:
 //
 //	cargo build --release
-//	CGO_LDFLAGS=-L$PWD/target/release LD_LIBRARY_PATH=$PWD/target/release go test ./...
+//	export CGO_LDFLAGS=-L$PWD/target/release LD_LIBRARY_PATH=$PWD/target/release
+//	cd bindings/go && go run ./examples/chat MODEL.gguf DATA_DIR
 package apa

@@ -1,3 +1,5 @@
+// Opening, closing, looking: what each refuses and leaves behind. Tests no generation.
+
 package apa
 
 import (

@@ -1,3 +1,5 @@
+// The first page of the documentation, run. Tests nothing else.
+
 package apa_test
 
 import (

@@ -127,8 +127,8 @@ type generation struct {
 
 func (g *generation) close() {
 	g.once.Do(func() {
-		close(g.closed)
 		freeGeneration(g.handle)
+		close(g.closed)
 		g.hook.Delete() // The library never calls it after the free.
 	})
 }

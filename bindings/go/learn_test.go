@@ -1,3 +1,5 @@
+// Feedback, steps and versions. Tests no stream.
+
 package apa
 
 import (

@@ -1,5 +1,7 @@
 //go:build go1.23
 
+// Streams as sequences. Tests nothing that older Go has.
+
 package apa
 
 import (
