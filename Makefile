@@ -20,6 +20,7 @@ help: ## this list
 demo: build ## the whole loop on a real model with simulated users; ARGS="--seed 2 --out DIR" goes to apad demo
 	"$(APAD)" demo --model "$(MODEL)" $(ARGS)
 
+test: TOOLS := test
 test: build ## format, lints, and every test, those on the real model included
 	cargo fmt --check
 	cargo clippy --release --locked --all-targets -- -D warnings
@@ -29,7 +30,7 @@ build: setup ## the library (rlib, shared, static) and apad, in target/release
 	cargo build --release --locked
 
 setup: ## the tools of the build
-	@scripts/setup.sh
+	@scripts/setup.sh $(TOOLS)
 
 bench-train: build ## the trainer against PyTorch and PEFT, in turns; ARGS="--batch 8 --seq 512" goes to both
 	MODEL="$$("$(APAD)" pull "$(MODEL)")" APAD="$(APAD)" scripts/bench-train.sh $(ARGS)

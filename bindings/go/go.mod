@@ -1,0 +1,3 @@
+module github.com/libapa/libapa/bindings/go
+
+go 1.19
