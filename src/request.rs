@@ -1,17 +1,23 @@
 //! Reads the JSON bodies that clients send (chat, completion, feedback, preference) into checked values: one mechanism for HTTP
 //! and C. Never runs anything.
 
-use serde_json::{Map, Value};
+use std::collections::BTreeMap;
+
+use serde_json::{Map, Value, json};
 
 use crate::Engine;
 use crate::engine::GenerateRequest;
 use crate::error::{Error, Result};
-use crate::types::{ChatMessage, GenerationId, NewFeedback, Sampling, Signal, TokenId};
+use crate::types::{ChatMessage, Format, GenerationId, NewFeedback, Sampling, Signal, TokenId};
 
 /// Most stop strings of a request.
 const STOP_STRINGS: usize = 16;
 /// Longest stop string, in bytes.
 const STOP_BYTES: usize = 256;
+/// Most answers to one request.
+const CHOICES: u64 = 8;
+/// Most entries of a logit bias.
+const BIASES: usize = 300;
 /// Longest name of a user, in bytes.
 const USER_BYTES: usize = 256;
 /// Longest id of a generation, in bytes.
@@ -52,6 +58,10 @@ pub struct ParsedRequest {
     pub user: Option<String>,
     /// The model the client named.
     pub model: Option<String>,
+    /// Answers wanted, each a generation of its own.
+    pub n: u32,
+    /// Most probable tokens to tell beside each sampled one, with log-probabilities; `None` tells nothing.
+    pub logprobs: Option<u32>,
     /// Whether the answer is wanted piece by piece.
     pub stream: bool,
     /// Whether the last piece of a stream is to carry the token counts.
@@ -59,7 +69,7 @@ pub struct ParsedRequest {
 }
 
 impl ParsedRequest {
-    /// Tokenizes the prompt with the engine's model.
+    /// Tokenizes the prompt with the engine's model, and makes what is to be generated for one answer.
     ///
     /// # Errors
     /// As [`Engine::chat_prompt`] and [`Engine::tokenize`].
@@ -74,6 +84,7 @@ impl ParsedRequest {
             sampling: self.sampling,
             max_tokens: self.max_tokens,
             stop: self.stop,
+            logprobs: self.logprobs,
             user: self.user,
         })
     }
@@ -177,6 +188,35 @@ pub fn parse_preference(body: &[u8], unknown: Unknown) -> Result<Preference> {
     Ok(Preference { chosen, rejected, user })
 }
 
+/// Reads `{content, add_special?}`: a text to tokenize, and whether with what the model begins with.
+///
+/// # Errors
+/// `Arg` names the field and what was expected.
+pub fn parse_tokenize(body: &[u8], unknown: Unknown) -> Result<(String, bool)> {
+    let mut fields = Fields::parse(body, unknown)?;
+    let content = fields.string("content")?.ok_or_else(|| Error::arg("content is missing"))?;
+    let add_special = fields.flag("add_special")?;
+    fields.finish(&["content", "add_special"])?;
+    Ok((content, add_special))
+}
+
+/// Reads `{tokens}`: tokens to give the text of.
+///
+/// # Errors
+/// As [`parse_tokenize`].
+pub fn parse_detokenize(body: &[u8], unknown: Unknown) -> Result<Vec<TokenId>> {
+    let mut fields = Fields::parse(body, unknown)?;
+    let Some(Value::Array(items)) = fields.take("tokens") else {
+        return Err(Error::arg("tokens is missing, expected an array of tokens"));
+    };
+    fields.finish(&["tokens"])?;
+    let token = |item: &Value| {
+        let id = item.as_u64().and_then(|id| TokenId::try_from(id).ok());
+        id.ok_or_else(|| Error::arg(format!("tokens has {}, expected tokens' numbers", shown(item))))
+    };
+    items.iter().map(token).collect()
+}
+
 /// The members of a JSON object; each is taken out when it is read, so that what is left is what nobody knows.
 struct Fields {
     map: Map<String, Value>,
@@ -197,6 +237,11 @@ const REQUEST_FIELDS: &[&str] = &[
     "repeat_penalty",
     "frequency_penalty",
     "presence_penalty",
+    "logit_bias",
+    "response_format",
+    "grammar",
+    "logprobs",
+    "top_logprobs",
     "seed",
     "stop",
     "user",
@@ -206,19 +251,7 @@ const REQUEST_FIELDS: &[&str] = &[
 ];
 
 /// Fields of the OpenAI API that would change the answer and are not there: refused unless they ask for nothing.
-const UNSUPPORTED_FIELDS: &[&str] = &[
-    "tools",
-    "functions",
-    "response_format",
-    "logprobs",
-    "top_logprobs",
-    "logit_bias",
-    "echo",
-    "suffix",
-    "best_of",
-    "modalities",
-    "audio",
-];
+const UNSUPPORTED_FIELDS: &[&str] = &["tools", "functions", "echo", "suffix", "best_of", "modalities", "audio"];
 
 impl Fields {
     fn parse(body: &[u8], unknown: Unknown) -> Result<Self> {
@@ -243,7 +276,13 @@ impl Fields {
             repeat_penalty: self.float("repeat_penalty", 0.01, 10.0)?.unwrap_or(plain.repeat_penalty),
             frequency_penalty: self.float("frequency_penalty", -2.0, 2.0)?.unwrap_or(plain.frequency_penalty),
             presence_penalty: self.float("presence_penalty", -2.0, 2.0)?.unwrap_or(plain.presence_penalty),
+            logit_bias: self.logit_bias()?,
+            format: self.format()?,
             seed: self.seed()?,
+        };
+        let logprobs = match prompt {
+            Prompt::Chat(_) => self.chat_logprobs()?,
+            Prompt::Text(_) | Prompt::Tokens(_) => self.integer("logprobs", 0, 5)?.map(|top| top as u32),
         };
         let request = ParsedRequest {
             prompt,
@@ -252,10 +291,11 @@ impl Fields {
             stop: self.stop()?,
             user: self.user()?,
             model: self.string("model")?,
+            n: self.integer("n", 1, CHOICES)?.unwrap_or(1) as u32,
+            logprobs,
             stream: self.flag("stream")?,
             include_usage: self.include_usage()?,
         };
-        self.integer("n", 1, 1)?;
         self.refuse_unsupported()?;
         self.finish(REQUEST_FIELDS)?;
         Ok(request)
@@ -363,6 +403,85 @@ impl Fields {
             )));
         }
         Ok(strings)
+    }
+
+    fn logit_bias(&mut self) -> Result<BTreeMap<TokenId, f32>> {
+        let entries = match self.take("logit_bias") {
+            None => return Ok(BTreeMap::new()),
+            Some(Value::Object(entries)) => entries,
+            Some(other) => {
+                return Err(Error::arg(format!(
+                    "logit_bias is {}, expected an object of token and bias",
+                    shown(&other)
+                )));
+            }
+        };
+        if entries.len() > BIASES {
+            return Err(Error::arg(format!("logit_bias has {} entries, expected at most {BIASES}", entries.len())));
+        }
+        let entry = |(token, bias): (String, Value)| {
+            let short: String = token.chars().take(32).collect();
+            let id = token
+                .parse()
+                .map_err(|_| Error::arg(format!("logit_bias has {short:?}, expected a token's number")))?;
+            match bias.as_f64() {
+                Some(bias) if (-100.0..=100.0).contains(&bias) => Ok((id, bias as f32)),
+                _ => Err(Error::arg(format!(
+                    "logit_bias of {short} is {}, expected a number from -100 to 100",
+                    shown(&bias)
+                ))),
+            }
+        };
+        entries.into_iter().map(entry).collect()
+    }
+
+    /// What the answer is held to, by `response_format` or `grammar`.
+    fn format(&mut self) -> Result<Option<Format>> {
+        let grammar = self.string("grammar")?.map(Format::Grammar);
+        let format = match self.take("response_format") {
+            None => None,
+            Some(Value::Object(map)) => {
+                let fields = Fields { map, unknown: self.unknown };
+                fields.response_format().map_err(|e| e.context("response_format"))?
+            }
+            Some(other) => return Err(Error::arg(format!("response_format is {}, expected an object", shown(&other)))),
+        };
+        match (grammar, format) {
+            (Some(_), Some(_)) => {
+                Err(Error::arg("the request has both grammar and response_format, expected one of them"))
+            }
+            (grammar, format) => Ok(grammar.or(format)),
+        }
+    }
+
+    fn response_format(mut self) -> Result<Option<Format>> {
+        let format = match self.string("type")?.as_deref() {
+            Some("text") => None,
+            Some("json_object") => Some(Format::JsonSchema(json!({"type": "object"}))),
+            Some("json_schema") => {
+                let Some(Value::Object(map)) = self.take("json_schema") else {
+                    return Err(Error::arg("json_schema is missing, expected an object with a schema"));
+                };
+                match (Fields { map, unknown: Unknown::Ignore }).take("schema") {
+                    Some(schema @ Value::Object(_)) => Some(Format::JsonSchema(schema)),
+                    _ => return Err(Error::arg("json_schema has no schema, expected an object")),
+                }
+            }
+            _ => return Err(Error::arg("type is not known, expected text, json_object or json_schema")),
+        };
+        self.finish(&["type", "json_schema"])?;
+        Ok(format)
+    }
+
+    /// A chat asks with a flag, and for alternatives with a number beside it.
+    fn chat_logprobs(&mut self) -> Result<Option<u32>> {
+        let wanted = self.flag("logprobs")?;
+        match self.integer("top_logprobs", 0, 20)? {
+            Some(top) if top > 0 && !wanted => {
+                Err(Error::arg("top_logprobs is set without logprobs, expected it to be true"))
+            }
+            top => Ok(wanted.then_some(top.unwrap_or(0) as u32)),
+        }
     }
 
     fn include_usage(&mut self) -> Result<bool> {

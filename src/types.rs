@@ -1,5 +1,6 @@
 //! The vocabulary that the stages exchange: ids, units, and the records of a generation's life. No behaviour, no I/O.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::{Add, Div};
 
@@ -64,6 +65,9 @@ impl fmt::Display for PolicyVersion {
 }
 
 /// How tokens are drawn. Stored with every generation: the trainer needs the temperature.
+///
+/// Whatever shapes the draw, its tokens are the policy's own and are trained on; their log-probabilities, in training as in what
+/// clients are told, are those of the plain model, without filters, penalties, biases or the mask of a format.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Sampling {
@@ -81,6 +85,12 @@ pub struct Sampling {
     pub frequency_penalty: f32,
     /// Additive penalty on any earlier use, in [-2, 2].
     pub presence_penalty: f32,
+    /// Added to the logits of these tokens before anything else; in [-100, 100], at most 300.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub logit_bias: BTreeMap<TokenId, f32>,
+    /// What the answer must look like; anything if unset.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub format: Option<Format>,
     /// Seeds this request's own generator. Unset: drawn at submission, and recorded.
     pub seed: Option<u64>,
 }
@@ -96,9 +106,44 @@ impl Default for Sampling {
             repeat_penalty: 1.0,
             frequency_penalty: 0.0,
             presence_penalty: 0.0,
+            logit_bias: BTreeMap::new(),
+            format: None,
             seed: None,
         }
     }
+}
+
+/// What an answer is held to: only tokens that can go on to it are drawn.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Format {
+    /// JSON of this schema.
+    JsonSchema(serde_json::Value),
+    /// A text of this GBNF grammar, whose first symbol is `root`.
+    Grammar(String),
+}
+
+/// A token that might have been sampled.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Alternative {
+    /// Its text; bytes that are not UTF-8 by themselves are replaced.
+    pub token: String,
+    /// Its log-probability under the plain model at temperature 1, in nats; at least -9999.
+    pub logprob: f32,
+    /// Its bytes.
+    pub bytes: Vec<u8>,
+    /// Its number.
+    pub id: TokenId,
+}
+
+/// A token that was sampled, and those that were most probable there, itself perhaps among them. In JSON as OpenAI has it.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct TokenLogprob {
+    /// The one that was sampled.
+    #[serde(flatten)]
+    pub chosen: Alternative,
+    /// The most probable ones, the most probable first; as many as were asked for.
+    pub top_logprobs: Vec<Alternative>,
 }
 
 /// Why an answer ended.

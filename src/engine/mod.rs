@@ -52,6 +52,9 @@ pub struct GenerateRequest {
     pub max_tokens: Option<u32>,
     /// Strings that end the answer; not part of its text. At most 16.
     pub stop: Vec<String>,
+    /// Tells the log-probabilities of the sampled tokens ([`GenerationStream::logprobs`]) and of this many most probable ones, at
+    /// most 20; `None` computes none.
+    pub logprobs: Option<u32>,
     /// Whom it is for.
     pub user: Option<String>,
 }
@@ -130,6 +133,19 @@ impl Engine {
         self.inner.model.tokenize(text, true, false)
     }
 
+    /// Tokenizes plain text as it is, without a beginning-of-sequence token.
+    ///
+    /// # Errors
+    /// As [`Engine::tokenize`].
+    pub fn tokenize_bare(&self, text: &str) -> Result<Vec<TokenId>> {
+        self.inner.model.tokenize(text, false, false)
+    }
+
+    /// Number of tokens of the model's vocabulary.
+    pub fn vocabulary(&self) -> usize {
+        self.inner.model.n_vocab()
+    }
+
     /// The text of tokens; invalid UTF-8 is replaced.
     pub fn detokenize(&self, tokens: &[TokenId]) -> String {
         self.inner.model.text(tokens, true)
@@ -138,14 +154,14 @@ impl Engine {
     /// Queues a generation.
     ///
     /// # Errors
-    /// `Arg` for an empty prompt, one longer than the context, or settings out of range; `Busy` if the queue is full;
+    /// `Arg` for an empty prompt, one longer than the context, or settings out of range or a format that can't be used; `Busy` if the queue is full;
     /// `Closed` after [`Engine::shutdown`].
     pub fn generate(&self, request: GenerateRequest) -> Result<GenerationStream> {
         self.check_open()?;
-        let GenerateRequest { prompt, sampling, max_tokens, stop, user } = request;
+        let GenerateRequest { prompt, sampling, max_tokens, stop, logprobs, user } = request;
         let max_tokens = max_tokens.unwrap_or(self.inner.config.serve.max_tokens);
         let id = GenerationId(format!("gen-{:011x}{:016x}", unix_millis(), rand::random::<u64>()));
-        self.inner.scheduler.submit(Request { id, prompt, sampling, max_tokens, stop, user })
+        self.inner.scheduler.submit(Request { id, prompt, sampling, max_tokens, stop, logprobs, user })
     }
 
     /// A generation from the ledger.

@@ -64,6 +64,9 @@ impl GenObject {
                 "stream is for HTTP; here apa_gen_next streams and apa_generate may, expected neither field",
             ));
         }
+        if request.n != 1 {
+            return Err(Error::arg(format!("n is {}, expected 1: start a generation for each answer", request.n)));
+        }
         let stream = engine.generate(request.resolve(engine)?)?;
         Ok(Self { stream, end: OnceLock::new(), freed: AtomicBool::new(false), wake: Arc::new(Slot::new()) })
     }
@@ -104,23 +107,29 @@ fn ended(generation: &Generation) -> apa_status {
 }
 
 /// What the header promises of a result.
-fn result_json(generation: &Generation) -> serde_json::Value {
+fn result_json(generation: &Generation, stream: &GenerationStream) -> serde_json::Value {
     let (prompt, completion) = (generation.prompt.len(), generation.response.len());
-    json!({
+    let mut result = json!({
         "id": generation.id,
         "policy_version": generation.policy_version,
         "text": generation.text,
         "finish_reason": generation.finish.as_str(),
         "seed": generation.sampling.seed,
         "usage": {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion},
-    })
+    });
+    let logprobs = stream.logprobs(0);
+    if !logprobs.is_empty() {
+        result["logprobs"] = json!(logprobs);
+    }
+    result
 }
 
 /// Queues a generation. The request is the JSON body of the HTTP service: `messages` (a chat) or `prompt` (plain text or tokens),
 /// and optionally `max_tokens`, `temperature`, `top_k`, `top_p`, `min_p`, `repeat_penalty`, `frequency_penalty`, `presence_penalty`,
-/// `seed`, `stop`, `user`, `n` (1), `model` (any).
+/// `logit_bias`, `response_format` or `grammar` (GBNF), `logprobs` (with `top_logprobs` in a chat), `seed`, `stop`, `user`, `n` (1),
+/// `model` (any).
 ///
-/// Errors: `APA_ERR_ARG` for an unknown field or a value out of range (both named), an empty prompt, or one longer than the context;
+/// Errors: `APA_ERR_ARG` for an unknown field or a value out of range (both named), an empty prompt, one longer than the context, or a grammar that can't be used;
 /// `APA_ERR_BUSY` if the queue is full; `APA_ERR_UNSUPPORTED` for a chat with a model that has no template; `APA_ERR_CLOSED`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn apa_gen_start(
@@ -193,7 +202,8 @@ pub unsafe extern "C" fn apa_gen_next(
 
 /// Writes the whole of a generation that has ended as a JSON object: `id`, `policy_version` (the weights that made every token of
 /// it), `text`, `finish_reason` (`stop`, `length` or `cancelled`), `seed`, `usage` (`prompt_tokens`, `completion_tokens`,
-/// `total_tokens`).
+/// `total_tokens`), and, if they were asked for, `logprobs`: an array with an object a token, as in a chat completion's
+/// `logprobs.content`.
 ///
 /// Errors: `APA_ERR_BUSY` until `apa_gen_next` has given the end; the error that it ended with; `APA_ERR_CLOSED`.
 #[unsafe(no_mangle)]
@@ -206,12 +216,13 @@ pub unsafe extern "C" fn apa_gen_result(
     unsafe {
         guard(error, || {
             args::required("json", json)?;
-            match registry::get(generation)?.end.get() {
+            let object = registry::get(generation)?;
+            match object.end.get() {
                 None => Err(Error::busy(
                     "the end of the generation has not been pulled, expected apa_gen_next to say so first",
                 )),
                 Some(Err(e)) => Err(e.clone()),
-                Some(Ok(generation)) => put_json(json, &result_json(generation)),
+                Some(Ok(generation)) => put_json(json, &result_json(generation, &object.stream)),
             }
         })
     }
@@ -295,7 +306,7 @@ pub unsafe extern "C" fn apa_generate(
                 match object.pull(None)? {
                     Pulled::Nothing => {}
                     Pulled::Ended(generation) => {
-                        put_json(result, &result_json(&generation))?;
+                        put_json(result, &result_json(&generation, &object.stream))?;
                         return Ok(ended(&generation));
                     }
                     // After a stop the rest is waited for, not shown.

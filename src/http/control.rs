@@ -1,4 +1,4 @@
-//! Everything but generating: feedback, versions, trainer, models, health. One engine call a handler.
+//! Everything but generating: tokens, feedback, versions, trainer, models, health. One engine call a handler.
 
 use std::sync::Arc;
 
@@ -39,6 +39,27 @@ pub(super) async fn model(State(app): Shared, path: PathText) -> ApiResult<Json<
 fn model_card(app: &App) -> Value {
     let version = app.engine.status().policy_version;
     json!({"id": app.model, "object": "model", "created": app.started, "owned_by": "apad", "policy_version": version})
+}
+
+pub(super) async fn tokenize(State(app): Shared, Body(body): Body) -> ApiResult<Json<Value>> {
+    blocking(move || {
+        let (content, add_special) = request::parse_tokenize(&body, Unknown::Ignore)?;
+        let tokens = if add_special { app.engine.tokenize(&content)? } else { app.engine.tokenize_bare(&content)? };
+        Ok(Json(json!({"tokens": tokens})))
+    })
+    .await
+}
+
+pub(super) async fn detokenize(State(app): Shared, Body(body): Body) -> ApiResult<Json<Value>> {
+    blocking(move || {
+        let tokens = request::parse_detokenize(&body, Unknown::Ignore)?;
+        let known = app.engine.vocabulary();
+        if let Some(token) = tokens.iter().find(|t| **t as usize >= known) {
+            return Err(Error::arg(format!("token {token} is outside the vocabulary of {known}")).into());
+        }
+        Ok(Json(json!({"content": app.engine.detokenize(&tokens)})))
+    })
+    .await
 }
 
 pub(super) async fn generation(State(app): Shared, path: PathText) -> ApiResult<Json<Generation>> {

@@ -10,24 +10,30 @@ use futures_util::task::AtomicWaker;
 
 use crate::engine::{Event, GenerationStream, Next};
 use crate::error::Result;
+use crate::types::TokenLogprob;
 
 /// The events of one generation; ends after `Done` or the first error.
 pub(super) struct Events {
     generation: Option<GenerationStream>,
     waker: Arc<AtomicWaker>,
+    /// Log-probabilities given so far.
+    told: usize,
 }
+
+/// An event, and the log-probabilities of the tokens since the one before.
+pub(super) type Piece = (Event, Vec<TokenLogprob>);
 
 impl Events {
     pub(super) fn new(generation: GenerationStream) -> Self {
         let waker = Arc::new(AtomicWaker::new());
         let hook = waker.clone();
         generation.set_wake(Arc::new(move || hook.wake()));
-        Self { generation: Some(generation), waker }
+        Self { generation: Some(generation), waker, told: 0 }
     }
 }
 
 impl Stream for Events {
-    type Item = Result<Event>;
+    type Item = Result<Piece>;
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         // Registered before looking, so that an event between the look and the registration isn't missed.
@@ -36,11 +42,12 @@ impl Stream for Events {
         let item = match generation.next(Some(Duration::ZERO)) {
             Ok(Next::Timeout) => return Poll::Pending,
             Ok(Next::Finished) => None,
-            Ok(Next::Event(event)) => Some(Ok(event)),
+            Ok(Next::Event(event)) => Some(Ok((event, generation.logprobs(self.told)))),
             Err(error) => Some(Err(error)),
         };
-        if !matches!(item, Some(Ok(Event::Text(_)))) {
-            self.generation = None;
+        match &item {
+            Some(Ok((Event::Text(_), logprobs))) => self.told += logprobs.len(),
+            _ => self.generation = None,
         }
         Poll::Ready(item)
     }

@@ -8,6 +8,7 @@ mod error;
 mod events;
 mod generate;
 mod metrics;
+mod shape;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -116,6 +117,8 @@ fn router(app: Arc<App>) -> Router {
     Router::new()
         .route("/v1/chat/completions", post(generate::chat))
         .route("/v1/completions", post(generate::completion))
+        .route("/tokenize", post(control::tokenize))
+        .route("/detokenize", post(control::detokenize))
         .route("/v1/models", get(control::models))
         .route("/v1/models/{id}", get(control::model))
         .route("/v1/generations/{id}", get(control::generation))

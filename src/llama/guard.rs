@@ -21,6 +21,7 @@ unsafe extern "C-unwind" {
         path: *const c_char,
         params: sys::llama_model_params,
     ) -> *mut sys::llama_model;
+    pub(super) fn llama_sampler_apply(sampler: *mut sys::llama_sampler, tokens: *mut sys::llama_token_data_array);
     pub(super) fn llama_tokenize(
         vocab: *const sys::llama_vocab,
         text: *const c_char,

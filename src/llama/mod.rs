@@ -5,6 +5,8 @@
 
 mod adapter;
 mod context;
+mod gbnf;
+mod grammar;
 mod guard;
 mod model;
 mod sampler;
@@ -17,6 +19,6 @@ pub use adapter::Adapter;
 pub use context::{Batch, Context, ContextOptions};
 pub use model::{Model, TextDecoder};
 pub use sampler::Sampler;
-pub use score::token_logprobs;
+pub use score::{sampled_logprob, token_logprobs};
 pub use template::ChatTemplate;
 pub use threads::{Threads, give_way_to_decoding};

@@ -216,6 +216,11 @@ impl Model {
         unsafe { sys::llama_model_has_decoder(self.raw) && !sys::llama_model_has_encoder(self.raw) }
     }
 
+    /// The vocabulary, alive as long as the model.
+    pub(super) fn vocab(&self) -> *const sys::llama_vocab {
+        self.vocab
+    }
+
     pub(super) fn token(&self, token: TokenId) -> Result<LlamaToken> {
         if (token as usize) < self.n_vocab {
             Ok(LlamaToken::new(token as i32))

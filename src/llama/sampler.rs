@@ -1,26 +1,44 @@
 //! Draws tokens from logits as a request asked. Never sees text.
 
+use std::sync::Arc;
+
 use llama_cpp_2::sampling::LlamaSampler;
 use llama_cpp_2::token::LlamaToken;
 use llama_cpp_2::token::data::LlamaTokenData;
 use llama_cpp_2::token::data_array::LlamaTokenDataArray;
 
+use super::grammar::Grammar;
 use super::model::Model;
 use crate::error::{Error, Result};
 use crate::types::{Sampling, TokenId};
 
 /// Tokens that penalties look back on.
 const PENALTY_WINDOW: i32 = 64;
+/// Most entries of a logit bias.
+const BIASES: usize = 300;
 
 /// The sampler of one request: its own seed and its own memory of the tokens.
 pub struct Sampler {
     chain: LlamaSampler,
     candidates: LlamaTokenDataArray,
+    biases: Vec<(usize, f32)>,
+    grammar: Option<Grammar>,
 }
 
 impl Sampler {
-    /// Builds the chain. `sampling` must have passed [`Sampler::check`] and have its seed set.
-    pub fn new(model: &Model, sampling: &Sampling) -> Sampler {
+    /// Builds the chain. `sampling` must have its seed set. Not on the thread that decodes: a grammar takes a while.
+    ///
+    /// # Errors
+    /// `Arg` naming the setting, its value and its range, the token that the vocabulary lacks, or what is wrong with the grammar.
+    pub fn new(model: &Arc<Model>, sampling: &Sampling) -> Result<Sampler> {
+        Self::check(sampling)?;
+        if let Some(token) = sampling.logit_bias.keys().find(|t| **t as usize >= model.n_vocab()) {
+            return Err(Error::arg(format!(
+                "logit_bias names token {token}, which is outside the vocabulary of {}",
+                model.n_vocab()
+            )));
+        }
+        let grammar = sampling.format.as_ref().map(|format| Grammar::new(model, format)).transpose()?;
         let mut chain = Vec::new();
         let penalized =
             sampling.repeat_penalty != 1.0 || sampling.frequency_penalty != 0.0 || sampling.presence_penalty != 0.0;
@@ -52,14 +70,15 @@ impl Sampler {
             let seed = sampling.seed.unwrap_or(0);
             chain.push(LlamaSampler::dist((seed ^ (seed >> 32)) as u32));
         }
-        Sampler { chain: LlamaSampler::chain(chain, true), candidates: LlamaTokenDataArray::new(Vec::new(), false) }
+        Ok(Sampler {
+            chain: LlamaSampler::chain(chain, true),
+            candidates: LlamaTokenDataArray::new(Vec::new(), false),
+            biases: sampling.logit_bias.iter().map(|(&token, &bias)| (token as usize, bias)).collect(),
+            grammar,
+        })
     }
 
-    /// Checks ranges.
-    ///
-    /// # Errors
-    /// `Arg` naming the setting, its value and its range.
-    pub fn check(sampling: &Sampling) -> Result<()> {
+    fn check(sampling: &Sampling) -> Result<()> {
         let range = |name: &str, value: f32, low: f32, high: f32| {
             // Written so that NaN fails.
             if value >= low && value <= high {
@@ -72,26 +91,59 @@ impl Sampler {
         range("min_p", sampling.min_p, 0.0, 1.0)?;
         range("repeat_penalty", sampling.repeat_penalty, 0.01, 10.0)?;
         range("frequency_penalty", sampling.frequency_penalty, -2.0, 2.0)?;
-        range("presence_penalty", sampling.presence_penalty, -2.0, 2.0)
+        range("presence_penalty", sampling.presence_penalty, -2.0, 2.0)?;
+        if sampling.logit_bias.len() > BIASES {
+            return Err(Error::arg(format!(
+                "logit_bias has {} entries, expected at most {BIASES}",
+                sampling.logit_bias.len()
+            )));
+        }
+        sampling
+            .logit_bias
+            .iter()
+            .try_for_each(|(token, &bias)| range(&format!("logit_bias of {token}"), bias, -100.0, 100.0))
     }
 
     /// Draws the next token from a row of logits. [vocabulary]
     ///
     /// # Errors
-    /// `Model` if the logits are not numbers.
+    /// `Model` if the logits are not numbers, `Arg` if the grammar allows no token.
     pub fn sample(&mut self, logits: &[f32]) -> Result<TokenId> {
         // A NaN makes llama.cpp's samplers assert or choose at random.
         if logits.iter().any(|l| l.is_nan()) {
             return Err(Error::model("the model's logits are not numbers"));
         }
+        let mut token = self.draw(logits, false)?;
+        // Testing the one that was drawn is a thousand times cheaper than masking all, and to draw again from those allowed
+        // if it isn't gives each the same chance as to draw from those alone.
+        if let Some(grammar) = &mut self.grammar
+            && !grammar.allows(token)?
+        {
+            token = self.draw(logits, true)?;
+        }
+        if let Some(grammar) = &mut self.grammar {
+            grammar.accept(token)?;
+        }
+        self.chain.accept(LlamaToken::new(token as i32));
+        Ok(token)
+    }
+
+    fn draw(&mut self, logits: &[f32], masked: bool) -> Result<TokenId> {
         let c = &mut self.candidates;
         c.data.clear();
         c.data.extend((0..).zip(logits).map(|(id, &l)| LlamaTokenData::new(LlamaToken::new(id), l, 0.0)));
+        for &(token, bias) in &self.biases {
+            if let Some(entry) = c.data.get_mut(token) {
+                entry.set_logit(entry.logit() + bias);
+            }
+        }
+        if masked && let Some(grammar) = &mut self.grammar {
+            grammar.mask(&mut c.data)?;
+        }
         c.selected = None;
         c.sorted = false;
         self.chain.apply(c);
         let token = c.selected_token().ok_or_else(|| Error::model("sampling selected no token"))?;
-        self.chain.accept(token);
         TokenId::try_from(token.0).map_err(|_| Error::model("sampling selected no token"))
     }
 }

@@ -1,8 +1,9 @@
-//! Log-probabilities of given tokens, as llama.cpp computes them. Never samples.
+//! Log-probabilities of tokens, as llama.cpp computes them. Never samples.
 
 use super::context::{Batch, Context};
+use super::model::Model;
 use crate::error::{Error, Result};
-use crate::types::TokenId;
+use crate::types::{Alternative, TokenId, TokenLogprob};
 
 /// The log-probability of each token after the first, in nats. [tokens - 1]
 ///
@@ -40,21 +41,65 @@ pub fn token_logprobs(context: &mut Context, tokens: &[TokenId]) -> Result<Vec<f
     Ok(logprobs)
 }
 
-/// Log-softmax of a row at one index, summed in f64: 49,152 terms lose digits in f32.
-fn log_softmax_at(logits: &[f32], index: usize) -> f32 {
+/// The log-probability of a token under the row that it was sampled from, and of the `top` most probable tokens: of the plain
+/// model at temperature 1, without penalties, biases or grammar. `logits` is [vocabulary], without NaN.
+pub fn sampled_logprob(model: &Model, logits: &[f32], token: TokenId, top: usize) -> TokenLogprob {
+    let norm = log_sum_exp(logits);
+    let told = |(token, logit): (TokenId, f32)| {
+        let mut bytes = Vec::new();
+        model.piece(token, true, &mut bytes);
+        // JSON has no infinity.
+        let logprob = ((f64::from(logit) - norm) as f32).max(LEAST_LOGPROB);
+        Alternative { id: token, token: String::from_utf8_lossy(&bytes).into_owned(), logprob, bytes }
+    };
+    let chosen = (token, logits.get(token as usize).copied().unwrap_or(f32::NEG_INFINITY));
+    let top_logprobs = most_probable(logits, top).into_iter().map(told).collect();
+    TokenLogprob { chosen: told(chosen), top_logprobs }
+}
+
+/// What stands for the log-probability of the impossible, as in the OpenAI API.
+const LEAST_LOGPROB: f32 = -9999.0;
+
+/// The `count` largest logits, the largest first; of equals the first.
+fn most_probable(logits: &[f32], count: usize) -> Vec<(TokenId, f32)> {
+    let mut best: Vec<(TokenId, f32)> = Vec::with_capacity(count + 1);
+    for (token, &logit) in (0..).zip(logits) {
+        if best.len() < count || best.last().is_some_and(|(_, least)| logit > *least) {
+            best.insert(best.partition_point(|(_, l)| *l >= logit), (token, logit));
+            best.truncate(count);
+        }
+    }
+    best
+}
+
+/// Logarithm of the sum of exponentials, summed in f64: 49,152 terms lose digits in f32.
+fn log_sum_exp(logits: &[f32]) -> f64 {
     let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let sum: f64 = logits.iter().map(|l| f64::from(l - max).exp()).sum();
-    (f64::from(logits[index] - max) - sum.ln()) as f32
+    f64::from(max) + sum.ln()
+}
+
+/// Log-softmax of a row at one index.
+fn log_softmax_at(logits: &[f32], index: usize) -> f32 {
+    (f64::from(logits[index]) - log_sum_exp(logits)) as f32
 }
 
 #[cfg(test)]
 mod tests {
-    use super::log_softmax_at;
+    use super::{log_softmax_at, most_probable};
 
     #[test]
     fn log_softmax_is_exact_on_a_known_row() {
         let row = [0.0f32, 2.0f32.ln(), 5.0f32.ln()];
         assert!((log_softmax_at(&row, 2) - (5.0f32 / 8.0).ln()).abs() < 1e-6);
         assert!((log_softmax_at(&[1000.0, 1000.0], 0) + 2.0f32.ln()).abs() < 1e-6);
+    }
+
+    #[test]
+    fn the_most_probable_come_first_and_no_more_than_asked_for() {
+        let row = [1.0, 3.0, 2.0, 3.0, f32::NEG_INFINITY];
+        assert_eq!(most_probable(&row, 3), [(1, 3.0), (3, 3.0), (2, 2.0)]);
+        assert_eq!(most_probable(&row, 0), []);
+        assert_eq!(most_probable(&row, 9).len(), 5);
     }
 }

@@ -19,7 +19,7 @@ fn a_chat_body_is_read_with_every_field() {
         r#"{"model":"m","messages":[{"role":"system","content":"be brief"},
             {"role":"user","content":[{"type":"text","text":"a"},{"type":"text","text":"b"}]}],
             "max_tokens":7,"temperature":0.5,"top_p":0.9,"top_k":40,"min_p":0.05,"repeat_penalty":1.1,
-            "frequency_penalty":-1,"presence_penalty":1.5,"seed":-1,"stop":["x","y"],"user":"ann","n":1,
+            "frequency_penalty":-1,"presence_penalty":1.5,"seed":-1,"stop":["x","y"],"user":"ann","n":3,"logit_bias":{"7":-100},"logprobs":true,"top_logprobs":2,
             "stream":true,"stream_options":{"include_usage":true},"tools":[],"response_format":{"type":"text"}}"#,
     )
     .unwrap();
@@ -36,10 +36,13 @@ fn a_chat_body_is_read_with_every_field() {
         repeat_penalty: 1.1,
         frequency_penalty: -1.0,
         presence_penalty: 1.5,
+        logit_bias: [(7, -100.0)].into(),
+        format: None,
         seed: Some(u64::MAX),
     };
     assert_eq!(request.sampling, sampling);
     assert_eq!((request.max_tokens, request.stop.len()), (Some(7), 2));
+    assert_eq!((request.n, request.logprobs), (3, Some(2)));
     assert_eq!((request.user.as_deref(), request.model.as_deref()), (Some("ann"), Some("m")));
     assert!(request.stream && request.include_usage);
 }
@@ -58,7 +61,17 @@ fn a_refusal_names_the_field_and_what_was_expected() {
     assert_eq!(refusal(r#""top_p":0"#), "top_p is 0, expected a number above 0, at most 1");
     assert_eq!(refusal(r#""top_k":1.5"#), "top_k is 1.5, expected a whole number from 0 to 1048576");
     assert_eq!(refusal(r#""max_tokens":0"#), "max_tokens is 0, expected a whole number from 1 to 4294967295");
-    assert_eq!(refusal(r#""n":2"#), "n is 2, expected 1");
+    assert_eq!(refusal(r#""n":9"#), "n is 9, expected a whole number from 1 to 8");
+    assert_eq!(refusal(r#""logit_bias":{"a":1}"#), "logit_bias has \"a\", expected a token's number");
+    assert_eq!(refusal(r#""logit_bias":{"7":101}"#), "logit_bias of 7 is 101, expected a number from -100 to 100");
+    assert!(refusal(r#""top_logprobs":3"#).starts_with("top_logprobs is set without logprobs"));
+    assert_eq!(
+        refusal(r#""logprobs":true,"top_logprobs":21"#),
+        "top_logprobs is 21, expected a whole number from 0 to 20"
+    );
+    assert!(refusal(r#""response_format":{"type":"xml"}"#).starts_with("response_format: type is not known"));
+    assert!(refusal(r#""response_format":{"type":"json_schema"}"#).contains("json_schema is missing"));
+    assert!(refusal(r#""grammar":"root ::= \"a\"","response_format":{"type":"json_object"}"#).contains("both grammar"));
     assert_eq!(refusal(r#""stop":"""#), "stop has a string of 0 bytes, expected 1 to 256 bytes each");
     assert_eq!(refusal(r#""stop":[1]"#), "stop is 1, expected a string or an array of strings");
     assert_eq!(refusal(r#""seed":1.5"#), "seed is 1.5, expected a 64-bit whole number");
@@ -70,6 +83,26 @@ fn a_refusal_names_the_field_and_what_was_expected() {
     assert!(chat("{").unwrap_err().message().starts_with("the body is not valid JSON: "));
     let nameless = chat(r#"{"messages":[{"content":"hi"}]}"#).unwrap_err();
     assert_eq!(nameless.message(), "messages[0]: role is missing");
+}
+
+#[test]
+fn a_format_is_a_grammar_or_a_schema() {
+    let format = |members: &str| {
+        chat(&format!(r#"{{"messages":[{{"role":"user","content":"hi"}}],{members}}}"#)).unwrap().sampling.format
+    };
+    assert_eq!(format(r#""grammar":"root ::= \"a\"""#), Some(Format::Grammar("root ::= \"a\"".into())));
+    let object = Some(Format::JsonSchema(json!({"type": "object"})));
+    assert_eq!(format(r#""response_format":{"type":"json_object"}"#), object);
+    let schema = r#""response_format":{"type":"json_schema","json_schema":{"name":"x","strict":true,"schema":{"type":"object"}}}"#;
+    assert_eq!(format(schema), object);
+}
+
+#[test]
+fn a_completion_asks_for_logprobs_with_a_number() {
+    let of = |members: &str| parse_completion(format!(r#"{{"prompt":"a",{members}}}"#).as_bytes(), Unknown::Refuse);
+    assert_eq!(of(r#""logprobs":0"#).unwrap().logprobs, Some(0));
+    assert_eq!(of(r#""logprobs":null"#).unwrap().logprobs, None);
+    assert_eq!(of(r#""logprobs":6"#).unwrap_err().message(), "logprobs is 6, expected a whole number from 0 to 5");
 }
 
 #[test]

@@ -63,7 +63,7 @@ impl Lane {
         }
         self.evict(capacity - reserved - job.reserve(), index);
         self.context.forget(index as i32, reused as u32);
-        let running = Running::new(job, self.context.model(), reused);
+        let running = Running::new(job, reused);
         self.slots[index] = Slot::Busy(Box::new(running));
         None
     }

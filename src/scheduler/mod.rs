@@ -31,6 +31,8 @@ use crate::types::{FinishReason, Generation, GenerationId, PolicyVersion, Sampli
 const MAX_CONTEXTS: usize = 3;
 /// Stop strings of one request.
 const MAX_STOPS: usize = 16;
+/// Most alternatives to a sampled token.
+const MAX_TOP_LOGPROBS: u32 = 20;
 
 /// A request as the engine hands it in.
 pub struct Request {
@@ -44,6 +46,8 @@ pub struct Request {
     pub max_tokens: u32,
     /// Strings that end the answer.
     pub stop: Vec<String>,
+    /// Most probable tokens to tell beside each sampled one, with log-probabilities; `None` tells nothing.
+    pub logprobs: Option<u32>,
     /// Whom it is for.
     pub user: Option<String>,
 }
@@ -166,8 +170,8 @@ impl Scheduler {
     /// Queues a request. `max_tokens` is cut to what the context has room for.
     ///
     /// # Errors
-    /// `Arg` for an empty prompt, one that leaves no room in the context, a token outside the vocabulary or settings out of
-    /// range; `Busy` if the queue is full; `Closed` after [`Scheduler::stop`].
+    /// `Arg` for an empty prompt, one that leaves no room in the context, a token outside the vocabulary, settings out of
+    /// range or a format that can't be used; `Busy` if the queue is full; `Closed` after [`Scheduler::stop`].
     pub fn submit(&self, request: Request) -> Result<GenerationStream> {
         let created: UnixMillis = unix_millis();
         let context = self.options.context.context as usize;
@@ -190,11 +194,14 @@ impl Scheduler {
         if request.stop.len() > MAX_STOPS {
             return Err(Error::arg(format!("{} stop strings, at most {MAX_STOPS} are allowed", request.stop.len())));
         }
-        Sampler::check(&request.sampling)?;
+        if let Some(top) = request.logprobs.filter(|top| *top > MAX_TOP_LOGPROBS) {
+            return Err(Error::arg(format!("top_logprobs is {top}, expected at most {MAX_TOP_LOGPROBS}")));
+        }
         let room = u32::try_from(context - prompt.len()).unwrap_or(u32::MAX);
         let max_tokens = request.max_tokens.min(room);
         let mut sampling = request.sampling;
         sampling.seed.get_or_insert_with(rand::random);
+        let sampler = Sampler::new(&self.model, &sampling)?;
 
         self.take_place()?;
         let (sink, stream) = stream::stream(request.id.clone(), max_tokens);
@@ -202,6 +209,8 @@ impl Scheduler {
             id: request.id,
             prompt: request.prompt,
             sampling,
+            sampler,
+            logprobs: request.logprobs,
             max_tokens,
             stop: request.stop,
             user: request.user,
@@ -350,7 +359,7 @@ impl Core {
         let Some(active) = self.lanes.last_mut() else { return };
         for job in std::mem::take(&mut self.waiting) {
             if job.sink.cancelled() {
-                let unborn = Running::new(*job, &self.model, 0);
+                let unborn = Running::new(*job, 0);
                 let (generation, sink, _) = unborn.finish(FinishReason::Cancelled, active.version);
                 finished.push(Finished { outcome: Ok(generation), sink });
             } else {

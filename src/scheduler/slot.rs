@@ -4,14 +4,17 @@ use std::sync::Arc;
 
 use super::stop::StopStrings;
 use super::stream::Sink;
-use crate::llama::{Model, Sampler, TextDecoder};
+use crate::llama::{Model, Sampler, TextDecoder, sampled_logprob};
 use crate::types::{FinishReason, Generation, GenerationId, PolicyVersion, Sampling, TokenId, UnixMillis};
 
-/// A request that was accepted and waits or runs. `sampling.seed` is set.
+/// A request that was accepted and waits or runs. `sampling.seed` is set; `sampler` is at its beginning.
 pub(super) struct Job {
     pub(super) id: GenerationId,
     pub(super) prompt: Vec<TokenId>,
     pub(super) sampling: Sampling,
+    pub(super) sampler: Sampler,
+    /// Most probable tokens to tell beside each sampled one; `None` tells nothing.
+    pub(super) logprobs: Option<u32>,
     pub(super) max_tokens: u32,
     pub(super) stop: Vec<String>,
     pub(super) user: Option<String>,
@@ -33,16 +36,14 @@ pub(super) struct Running {
     pub(super) evaluated: usize,
     pub(super) response: Vec<TokenId>,
     text: String,
-    sampler: Sampler,
     decoder: TextDecoder,
     stops: StopStrings,
 }
 
 impl Running {
     /// Begins, with the first `reused` tokens of the prompt in the cache already.
-    pub(super) fn new(mut job: Job, model: &Model, reused: usize) -> Running {
+    pub(super) fn new(mut job: Job, reused: usize) -> Running {
         Running {
-            sampler: Sampler::new(model, &job.sampling),
             stops: StopStrings::new(std::mem::take(&mut job.stop)),
             decoder: TextDecoder::default(),
             response: Vec::new(),
@@ -69,10 +70,13 @@ impl Running {
 
     /// Samples from a row of logits and sends the text. `Some` if the answer ended.
     pub(super) fn advance(&mut self, model: &Model, logits: &[f32]) -> crate::Result<Option<FinishReason>> {
-        let token = self.sampler.sample(logits)?;
+        let token = self.job.sampler.sample(logits)?;
         self.response.push(token);
         if model.ends(token) {
             return Ok(Some(FinishReason::Stop));
+        }
+        if let Some(top) = self.job.logprobs {
+            self.job.sink.logprob(sampled_logprob(model, logits, token, top as usize));
         }
         let mut bytes = Vec::new();
         model.piece(token, false, &mut bytes);

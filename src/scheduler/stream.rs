@@ -8,7 +8,7 @@ use std::time::Duration;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 
 use crate::error::{Error, Result};
-use crate::types::{Generation, GenerationId};
+use crate::types::{Generation, GenerationId, TokenLogprob};
 
 /// What a generation says while it runs.
 #[derive(Clone, Debug, PartialEq)]
@@ -43,6 +43,8 @@ struct Shared {
     /// The scheduler's end is gone; nothing will wake a hook that is set later.
     gone: AtomicBool,
     wake: Mutex<Option<Wake>>,
+    /// One a token, if they were asked for; kept, since clients may want them piece by piece and at the end.
+    logprobs: Mutex<Vec<TokenLogprob>>,
 }
 
 impl Shared {
@@ -73,6 +75,11 @@ impl Sink {
     /// Sends text.
     pub(super) fn text(&self, text: String) {
         self.send(Ok(Event::Text(text)));
+    }
+
+    /// Tells the log-probabilities of a token, before its text.
+    pub(super) fn logprob(&self, token: TokenLogprob) {
+        self.shared.logprobs.lock().unwrap_or_else(|e| e.into_inner()).push(token);
     }
 
     /// Ends it: with the generation once it is recorded, or with what went wrong.
@@ -151,6 +158,13 @@ impl GenerationStream {
                 Err(Error::closed("the engine was closed while the answer was generated"))
             }
         }
+    }
+
+    /// The log-probabilities of the tokens so far, without the first `skip`. Empty unless the request asked for them; the token
+    /// that ended the answer is not among them.
+    pub fn logprobs(&self, skip: usize) -> Vec<TokenLogprob> {
+        let logprobs = self.shared.logprobs.lock().unwrap_or_else(|e| e.into_inner());
+        logprobs.get(skip..).unwrap_or_default().to_vec()
     }
 
     /// Asks it to end; the end still comes, with what there is. From any thread, at any time.

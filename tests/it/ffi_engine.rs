@@ -33,8 +33,8 @@ impl<T> Shared<T> {
 }
 
 /// An open engine on a model of its own. Freed at the end of the test.
-struct Opened {
-    engine: *mut apa_engine,
+pub struct Opened {
+    pub engine: *mut apa_engine,
     _dir: tempfile::TempDir,
 }
 
@@ -44,7 +44,7 @@ impl Drop for Opened {
     }
 }
 
-fn open(settings: &[(&str, &str)]) -> Opened {
+pub fn open(settings: &[(&str, &str)]) -> Opened {
     let dir = tempfile::tempdir().unwrap();
     let model = dir.path().join("tiny.gguf");
     tiny_model(&model, &TinySpec::new("llama")).unwrap();
@@ -63,7 +63,7 @@ fn open(settings: &[(&str, &str)]) -> Opened {
     Opened { engine, _dir: dir }
 }
 
-fn try_start(engine: *mut apa_engine, request: &str) -> Result<*mut apa_gen, (apa_status, String)> {
+pub fn try_start(engine: *mut apa_engine, request: &str) -> Result<*mut apa_gen, (apa_status, String)> {
     let (mut generation, mut error) = (ptr::null_mut(), ptr::null_mut());
     // SAFETY: text with its length and locals.
     let status =
@@ -98,7 +98,7 @@ fn pull_all(generation: *mut apa_gen) -> (apa_status, String) {
 }
 
 /// A call that writes JSON.
-fn json(call: impl FnOnce(*mut *mut apa_string, *mut *mut apa_error) -> apa_status) -> Value {
+pub fn json(call: impl FnOnce(*mut *mut apa_string, *mut *mut apa_error) -> apa_status) -> Value {
     let (mut text, mut error) = (ptr::null_mut(), ptr::null_mut());
     let status = call(&raw mut text, &raw mut error);
     assert!(status == apa_status::APA_OK, "{status:?}: {}", message(error));

@@ -13,7 +13,7 @@ use tokio::task::JoinHandle;
 
 use crate::tiny::{TinySpec, tiny_model};
 
-struct Server {
+pub struct Server {
     engine: Engine,
     url: String,
     client: reqwest::Client,
@@ -23,7 +23,7 @@ struct Server {
 }
 
 impl Server {
-    async fn start() -> Self {
+    pub async fn start() -> Self {
         Self::with(HttpConfig::default()).await
     }
 
@@ -61,11 +61,11 @@ impl Server {
         (status, response.json().await.unwrap())
     }
 
-    async fn get(&self, path: &str) -> (StatusCode, Value) {
+    pub async fn get(&self, path: &str) -> (StatusCode, Value) {
         self.call(Method::GET, path, "").await
     }
 
-    async fn post(&self, path: &str, body: Value) -> (StatusCode, Value) {
+    pub async fn post(&self, path: &str, body: Value) -> (StatusCode, Value) {
         self.call(Method::POST, path, body.to_string()).await
     }
 
@@ -77,7 +77,7 @@ impl Server {
     }
 
     /// Events of a stream, without their `data: `.
-    async fn stream(&self, path: &str, body: Value) -> Vec<String> {
+    pub async fn stream(&self, path: &str, body: Value) -> Vec<String> {
         let request = self.client.post(format!("{}{path}", self.url)).body(body.to_string());
         let response = request.send().await.unwrap();
         assert_eq!(response.status(), StatusCode::OK);
@@ -86,14 +86,14 @@ impl Server {
         text.lines().filter_map(|line| line.strip_prefix("data: ")).map(str::to_owned).collect()
     }
 
-    async fn close(self) {
+    pub async fn close(self) {
         self.stop.send(()).unwrap();
         self.served.await.unwrap().unwrap();
         tokio::task::spawn_blocking(move || self.engine.shutdown()).await.unwrap();
     }
 }
 
-fn message(body: &Value) -> &str {
+pub fn message(body: &Value) -> &str {
     body["error"]["message"].as_str().unwrap_or_else(|| panic!("no message in {body}"))
 }
 

@@ -3,6 +3,7 @@
 #[cfg(feature = "daemon")]
 mod demo;
 mod engine;
+mod features;
 mod ffi;
 mod ffi_engine;
 mod go;

@@ -1,0 +1,158 @@
+//! The form of OpenAI's chat and text completions, whole and in chunks. Generates nothing.
+
+use std::sync::Arc;
+
+use serde_json::{Map, Value, json};
+
+use crate::types::{Generation, GenerationId, TokenLogprob};
+
+/// Which of the two APIs.
+#[derive(Clone, Copy)]
+pub(super) enum Kind {
+    Chat,
+    Text,
+}
+
+/// What all pieces of one response share.
+pub(super) struct Shape {
+    pub(super) kind: Kind,
+    pub(super) id: String,
+    pub(super) created: u64,
+    pub(super) model: String,
+    pub(super) include_usage: bool,
+}
+
+/// One of the answers.
+pub(super) struct Choice {
+    index: usize,
+    id: String,
+    /// Whether log-probabilities were asked for.
+    logprobs: bool,
+    /// Those of an answer given at once.
+    pub(super) told: Vec<TokenLogprob>,
+    /// Characters of the tokens told in chunks before.
+    offset: usize,
+}
+
+impl Choice {
+    pub(super) fn new(index: usize, id: &GenerationId, logprobs: bool) -> Self {
+        Self { index, id: id.to_string(), logprobs, told: Vec::new(), offset: 0 }
+    }
+}
+
+impl Shape {
+    pub(super) fn whole(&self, choices: &[Choice], generations: &[Arc<Generation>]) -> Value {
+        let choice = |(choice, generation): (&Choice, &Arc<Generation>)| {
+            let (field, text) = match self.kind {
+                Kind::Chat => ("message", json!({"role": "assistant", "content": generation.text})),
+                Kind::Text => ("text", json!(generation.text)),
+            };
+            let mut offset = 0;
+            let logprobs = if choice.logprobs { self.logprobs(&choice.told, &mut offset) } else { Value::Null };
+            json!({
+                "index": choice.index, field: text, "logprobs": logprobs, "finish_reason": generation.finish.as_str(),
+                "generation_id": choice.id, "policy_version": generation.policy_version,
+            })
+        };
+        let object = match self.kind {
+            Kind::Chat => "chat.completion",
+            Kind::Text => "text_completion",
+        };
+        let mut body = self.body(object, choices.iter().zip(generations).map(choice).collect());
+        body["policy_version"] = json!(generations.first().map(|g| g.policy_version));
+        body["usage"] = usage(generations);
+        body
+    }
+
+    /// A chat stream opens with the role.
+    pub(super) fn head(&self, choice: &Choice) -> Option<Value> {
+        let opening = json!({"role": "assistant", "content": ""});
+        matches!(self.kind, Kind::Chat).then(|| self.chunk(choice, opening, Value::Null, Value::Null))
+    }
+
+    pub(super) fn piece(&self, choice: &mut Choice, text: &str, logprobs: &[TokenLogprob]) -> Value {
+        let piece = match self.kind {
+            Kind::Chat => json!({"content": text}),
+            Kind::Text => json!(text),
+        };
+        let logprobs = self.told(choice, logprobs);
+        self.chunk(choice, piece, logprobs, Value::Null)
+    }
+
+    pub(super) fn last(&self, choice: &mut Choice, generation: &Generation, logprobs: &[TokenLogprob]) -> Value {
+        let nothing = match self.kind {
+            Kind::Chat => json!({}),
+            Kind::Text => json!(""),
+        };
+        let logprobs = self.told(choice, logprobs);
+        let mut last = self.chunk(choice, nothing, logprobs, generation.finish.as_str().into());
+        last["policy_version"] = json!(generation.policy_version);
+        last
+    }
+
+    /// The token counts, where they were asked for.
+    pub(super) fn counts(&self, generations: &[Arc<Generation>]) -> Option<Value> {
+        self.include_usage.then(|| {
+            let mut counts = self.body(self.chunk_object(), Vec::new());
+            counts["usage"] = usage(generations);
+            counts
+        })
+    }
+
+    /// Log-probabilities of a chunk, which may have come to none: text is held back until it is whole, and may be so in groups.
+    fn told(&self, choice: &mut Choice, logprobs: &[TokenLogprob]) -> Value {
+        if logprobs.is_empty() { Value::Null } else { self.logprobs(logprobs, &mut choice.offset) }
+    }
+
+    fn logprobs(&self, tokens: &[TokenLogprob], offset: &mut usize) -> Value {
+        if matches!(self.kind, Kind::Chat) {
+            return json!({"content": tokens, "refusal": null});
+        }
+        let offsets: Vec<usize> =
+            tokens.iter().map(|t| std::mem::replace(offset, *offset + t.chosen.token.chars().count())).collect();
+        let top = |t: &TokenLogprob| -> Map<String, Value> {
+            t.top_logprobs.iter().map(|a| (a.token.clone(), json!(a.logprob))).collect()
+        };
+        json!({
+            "tokens": tokens.iter().map(|t| &t.chosen.token).collect::<Vec<_>>(),
+            "token_logprobs": tokens.iter().map(|t| t.chosen.logprob).collect::<Vec<_>>(),
+            "top_logprobs": tokens.iter().map(top).collect::<Vec<_>>(),
+            "text_offset": offsets,
+        })
+    }
+
+    fn chunk(&self, choice: &Choice, piece: Value, logprobs: Value, finish: Value) -> Value {
+        let field = match self.kind {
+            Kind::Chat => "delta",
+            Kind::Text => "text",
+        };
+        let choice = json!({
+            "index": choice.index, field: piece, "logprobs": logprobs, "finish_reason": finish, "generation_id": choice.id,
+        });
+        let mut body = self.body(self.chunk_object(), vec![choice]);
+        if self.include_usage {
+            body["usage"] = Value::Null;
+        }
+        body
+    }
+
+    fn chunk_object(&self) -> &'static str {
+        match self.kind {
+            Kind::Chat => "chat.completion.chunk",
+            Kind::Text => "text_completion",
+        }
+    }
+
+    fn body(&self, object: &str, choices: Vec<Value>) -> Value {
+        json!({
+            "id": self.id, "object": object, "created": self.created, "model": self.model, "choices": choices,
+        })
+    }
+}
+
+/// The prompt counts once, however many answers it got.
+fn usage(generations: &[Arc<Generation>]) -> Value {
+    let prompt = generations.first().map_or(0, |g| g.prompt.len());
+    let completion: usize = generations.iter().map(|g| g.response.len()).sum();
+    json!({"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion})
+}
