@@ -18,18 +18,19 @@ const REPEATS: u64 = 2000;
 /// Most steps of llama.cpp's search for left recursion, which visits a rule once for each way to it.
 const STEPS: u64 = 10_000_000;
 
-/// Checks the grammar; its first symbol is `root`.
+/// Checks the grammar; its first symbol is `root`. `known` says whether a text is one token of the vocabulary.
 ///
 /// # Errors
 /// `Arg` naming the line and what was expected there, or the rule and what is wrong with it.
-pub(super) fn check(text: &str) -> Result<()> {
+pub(super) fn check(text: &str, known: &dyn Fn(&str) -> bool) -> Result<()> {
     if text.len() > BYTES {
         return Err(Error::arg(format!("the grammar has {} bytes, expected at most {BYTES}", text.len())));
     }
     if text.contains('\0') {
         return Err(Error::arg("the grammar contains a zero byte"));
     }
-    let mut parser = Parser { text: text.as_bytes(), at: 0, names: HashMap::new(), rules: Vec::new(), elements: 0 };
+    let mut parser =
+        Parser { text: text.as_bytes(), known, at: 0, names: HashMap::new(), rules: Vec::new(), elements: 0 };
     parser.grammar()?;
     let Parser { names, rules, .. } = parser;
     if !names.contains_key("root") {
@@ -61,6 +62,7 @@ struct Item {
 
 struct Parser<'a> {
     text: &'a [u8],
+    known: &'a dyn Fn(&str) -> bool,
     at: usize,
     names: HashMap<&'a str, usize>,
     rules: Vec<Option<Rule>>,
@@ -299,9 +301,10 @@ impl<'a> Parser<'a> {
         Ok(())
     }
 
-    /// `<[id]>` or `<text>`, of which llama.cpp sees whether the vocabulary has it.
+    /// `<[id]>` or `<text>`: one token, whatever its text.
     fn token(&mut self) -> Result<u64> {
         self.eat(b'!');
+        let from = self.at;
         if !self.eat(b'<') {
             return self.wrong("< after !");
         }
@@ -309,7 +312,10 @@ impl<'a> Parser<'a> {
         if !self.eat(b'>') {
             return self.wrong("> at the end of the token");
         }
-        Ok(1)
+        let text = std::str::from_utf8(&self.text[from..self.at]).unwrap_or_default();
+        let number = |text: &str| text.strip_suffix("]>").is_some_and(|digits| digits.parse::<u32>().is_ok());
+        let good = text.strip_prefix("<[").map_or_else(|| (self.known)(text), number);
+        if good { Ok(1) } else { self.wrong(&format!("a token that is in the vocabulary instead of {text}")) }
     }
 }
 
@@ -369,7 +375,11 @@ impl Search<'_> {
 
 #[cfg(test)]
 mod tests {
-    use super::check;
+    use crate::error::Result;
+
+    fn check(grammar: &str) -> Result<()> {
+        super::check(grammar, &|token| token == "<x>")
+    }
 
     fn refusal(grammar: &str) -> String {
         check(grammar).expect_err(grammar).message().to_owned()
@@ -401,6 +411,8 @@ mod tests {
         assert!(refusal("root ::= a").contains("uses the rule a"));
         assert!(refusal("a ::= \"b\"").contains("no rule named root"));
         assert!(refusal("").contains("no rule named root"));
+        assert!(refusal("root ::= <y>").ends_with("a token that is in the vocabulary instead of <y>"));
+        assert!(refusal("root ::= <[1>").contains("instead of <[1>"));
     }
 
     #[test]
