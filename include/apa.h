@@ -306,9 +306,10 @@ apa_status apa_chat_render(const apa_engine *engine,
 /**
  * Queues a generation. The request is the JSON body of the HTTP service: `messages` (a chat) or `prompt` (plain text or tokens),
  * and optionally `max_tokens`, `temperature`, `top_k`, `top_p`, `min_p`, `repeat_penalty`, `frequency_penalty`, `presence_penalty`,
- * `seed`, `stop`, `user`, `n` (1), `model` (any).
+ * `logit_bias`, `response_format` or `grammar` (GBNF), `logprobs` (with `top_logprobs` in a chat), `seed`, `stop`, `user`, `n` (1),
+ * `model` (any).
  *
- * Errors: `APA_ERR_ARG` for an unknown field or a value out of range (both named), an empty prompt, or one longer than the context;
+ * Errors: `APA_ERR_ARG` for an unknown field or a value out of range (both named), an empty prompt, one longer than the context, or a grammar that can't be used;
  * `APA_ERR_BUSY` if the queue is full; `APA_ERR_UNSUPPORTED` for a chat with a model that has no template; `APA_ERR_CLOSED`.
  */
 apa_status apa_gen_start(const apa_engine *engine,
@@ -340,7 +341,8 @@ apa_status apa_gen_next(apa_gen *generation,
 /**
  * Writes the whole of a generation that has ended as a JSON object: `id`, `policy_version` (the weights that made every token of
  * it), `text`, `finish_reason` (`stop`, `length` or `cancelled`), `seed`, `usage` (`prompt_tokens`, `completion_tokens`,
- * `total_tokens`).
+ * `total_tokens`), and, if they were asked for, `logprobs`: an array with an object a token, as in a chat completion's
+ * `logprobs.content`.
  *
  * Errors: `APA_ERR_BUSY` until `apa_gen_next` has given the end; the error that it ended with; `APA_ERR_CLOSED`.
  */
