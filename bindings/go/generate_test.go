@@ -157,9 +157,9 @@ func TestTheContextOfGenerateEndsItUnread(t *testing.T) {
 func TestTheContextOfNextEndsTheWait(t *testing.T) {
 	_, last := crowd(t)
 	defer last.Close()
+	began := time.Now()
 	ctx, cancel := context.WithTimeout(background, 20*time.Millisecond)
 	defer cancel()
-	began := time.Now()
 	if last.Next(ctx) || !errors.Is(last.Err(), context.DeadlineExceeded) {
 		t.Fatalf("%q, %v", last.Text(), last.Err())
 	}
