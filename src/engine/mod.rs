@@ -94,6 +94,7 @@ impl Engine {
                 exact: false,
             },
             queue: config.serve.queue,
+            tune_threads: true,
         };
         let threads = cores_or(config.serve.threads);
         let recorder = record_in(ledger.clone());

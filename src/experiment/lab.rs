@@ -118,5 +118,6 @@ fn shape(plan: &Plan, prompts: &[Asked]) -> Result<scheduler::Options> {
     Ok(scheduler::Options {
         context: ContextOptions { context, batch: tokens, sequences: together, exact: false },
         queue: batch,
+        tune_threads: false,
     })
 }

@@ -143,6 +143,7 @@ impl<'a> Run<'a> {
             max_tokens: lab.plan.max_new,
             stop: Vec::new(),
             user: None,
+            logprobs: None,
         });
         let requests = requests.collect();
         let scheduler = self.serve(step)?;

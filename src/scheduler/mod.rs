@@ -70,6 +70,9 @@ pub struct Options {
     pub context: ContextOptions,
     /// Requests that may wait.
     pub queue: u32,
+    /// Let measurements choose how many of the threads decode. Without it the same requests give the same answers, to the last
+    /// bit of their sums.
+    pub tune_threads: bool,
 }
 
 /// Weights to serve: a version and its adapter file, `None` for the initial model.
@@ -144,7 +147,7 @@ impl Scheduler {
         let counters = Arc::new(Counters::default());
         let stopping = Arc::new(AtomicBool::new(false));
         let threads = Threads::new(threads)?;
-        let tuner = Tuner::new(threads.count());
+        let tuner = if options.tune_threads { Tuner::new(threads.count()) } else { Tuner::fixed(threads.count()) };
         let mut core = Core {
             model: model.clone(),
             threads,

@@ -255,6 +255,8 @@ fn wrong_use_is_said_before_anything_is_written() {
     fails(&bench.run("length:6", "no", &["--temperature", "0"]), 2, "temperature is 0");
     fails(&bench.run("length:6", "no", &["--seed", "1,1"]), 2, "seed 1 is given twice");
     fails(&bench.apad(&["--model", "tiny.gguf"]).output().unwrap(), 2, "--prompts");
+    let help = bench.apad(&["--help"]).output().unwrap();
+    assert!(String::from_utf8_lossy(&help.stdout).contains("apad train --resume"));
     fs::write(bench.path("prompts.jsonl"), "{\"text\": \"a\"}\n{\"question\": \"b\"}\n").unwrap();
     fails(&bench.run("length:6", "no", &[]), 1, "prompts.jsonl:2: no prompt, expected {\"prompt\": [messages]}");
     fs::write(bench.path("prompts.jsonl"), format!("{{\"text\": {:?}}}\n", "word ".repeat(1000))).unwrap();
