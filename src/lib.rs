@@ -39,6 +39,7 @@
 //! | [`policy`], [`align`] | the differentiable model; the losses, as pure functions |
 //! | [`scheduler`], [`ledger`], [`trainer`], [`publish`] | the stages |
 //! | [`engine`] | joins them |
+//! | [`experiment`] | joins them for batch experiments |
 //! | [`request`], [`ffi`], `http` | client bodies, the C API, the HTTP service |
 #![warn(missing_docs)]
 #![deny(unsafe_op_in_unsafe_fn)]
@@ -54,6 +55,7 @@ pub mod align;
 pub mod config;
 pub mod engine;
 pub mod error;
+pub mod experiment;
 pub mod ffi;
 pub mod gguf;
 #[cfg(feature = "daemon")]

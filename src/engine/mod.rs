@@ -94,6 +94,7 @@ impl Engine {
                 exact: false,
             },
             queue: config.serve.queue,
+            tune_threads: true,
         };
         let threads = cores_or(config.serve.threads);
         let recorder = record_in(ledger.clone());
@@ -112,17 +113,7 @@ impl Engine {
     /// `Unsupported` without a template, `Arg` if the template refuses the messages.
     pub fn chat_prompt(&self, messages: &[ChatMessage]) -> Result<Vec<TokenId>> {
         let template = self.inner.template.as_ref().map_err(Clone::clone)?;
-        let text = template.render(messages)?;
-        let model = &self.inner.model;
-        let mut tokens = model.tokenize(&text, true, true)?;
-        // Templates often write the beginning-of-sequence token themselves.
-        if let Some(bos) = model.bos()
-            && tokens.len() > 1
-            && tokens[..2] == [bos, bos]
-        {
-            tokens.remove(0);
-        }
-        Ok(tokens)
+        chat_tokens(&self.inner.model, template, messages)
     }
 
     /// Tokenizes plain text, with the model's beginning-of-sequence token where it wants one.
@@ -310,14 +301,29 @@ fn record_in(ledger: Arc<Ledger>) -> OnFinished {
     })
 }
 
-fn template_of(model: &Model) -> Result<ChatTemplate> {
+/// A conversation as the model's own template writes it, in tokens.
+pub(crate) fn chat_tokens(model: &Model, template: &ChatTemplate, messages: &[ChatMessage]) -> Result<Vec<TokenId>> {
+    let text = template.render(messages)?;
+    let mut tokens = model.tokenize(&text, true, true)?;
+    // Templates often write the beginning-of-sequence token themselves.
+    if let Some(bos) = model.bos()
+        && tokens.len() > 1
+        && tokens[..2] == [bos, bos]
+    {
+        tokens.remove(0);
+    }
+    Ok(tokens)
+}
+
+/// The chat template that the model carries.
+pub(crate) fn template_of(model: &Model) -> Result<ChatTemplate> {
     let source = model.chat_template().ok_or_else(|| Error::unsupported("the model carries no chat template"))?;
     let text = |token: Option<TokenId>| token.map(|t| model.text(&[t], true)).unwrap_or_default();
     ChatTemplate::new(source, text(model.bos()), text(model.eos()))
 }
 
 /// A number of threads, 0 standing for one a core.
-fn cores_or(threads: u32) -> u32 {
+pub(crate) fn cores_or(threads: u32) -> u32 {
     static CORES: OnceLock<u32> = OnceLock::new();
     let cores = || std::thread::available_parallelism().map_or(1, |n| n.get() as u32);
     if threads == 0 { *CORES.get_or_init(cores) } else { threads }

@@ -70,6 +70,9 @@ pub struct Options {
     pub context: ContextOptions,
     /// Requests that may wait.
     pub queue: u32,
+    /// Let measurements choose how many of the threads decode. Without it the same requests give the same answers, to the last
+    /// bit of their sums.
+    pub tune_threads: bool,
 }
 
 /// Weights to serve: a version and its adapter file, `None` for the initial model.
@@ -82,7 +85,7 @@ pub struct Weights {
 }
 
 enum Command {
-    Submit(Box<Job>),
+    Submit(Vec<Job>),
     Swap(Weights, Sender<Result<()>>),
 }
 
@@ -144,7 +147,7 @@ impl Scheduler {
         let counters = Arc::new(Counters::default());
         let stopping = Arc::new(AtomicBool::new(false));
         let threads = Threads::new(threads)?;
-        let tuner = Tuner::new(threads.count());
+        let tuner = if options.tune_threads { Tuner::new(threads.count()) } else { Tuner::fixed(threads.count()) };
         let mut core = Core {
             model: model.clone(),
             threads,
@@ -173,6 +176,25 @@ impl Scheduler {
     /// `Arg` for an empty prompt, one that leaves no room in the context, a token outside the vocabulary, settings out of
     /// range or a format that can't be used; `Busy` if the queue is full; `Closed` after [`Scheduler::stop`].
     pub fn submit(&self, request: Request) -> Result<GenerationStream> {
+        let (job, stream) = self.job(request)?;
+        self.queue(vec![job])?;
+        Ok(stream)
+    }
+
+    /// Queues requests as one: an idle scheduler begins with all of them. Which ones share a batch then doesn't depend on how
+    /// fast they came, and the same requests on fresh weights give the same answers.
+    ///
+    /// # Errors
+    /// As [`Scheduler::submit`]; none is queued then.
+    pub fn submit_together(&self, requests: Vec<Request>) -> Result<Vec<GenerationStream>> {
+        let all = requests.into_iter().map(|r| self.job(r)).collect::<Result<Vec<_>>>()?;
+        let (jobs, streams) = all.into_iter().unzip();
+        self.queue(jobs)?;
+        Ok(streams)
+    }
+
+    /// Checks a request and makes both ends of its stream.
+    fn job(&self, request: Request) -> Result<(Job, GenerationStream)> {
         let created: UnixMillis = unix_millis();
         let context = self.options.context.context as usize;
         let prompt = &request.prompt;
@@ -203,7 +225,6 @@ impl Scheduler {
         sampling.seed.get_or_insert_with(rand::random);
         let sampler = Sampler::new(&self.model, &sampling)?;
 
-        self.take_place()?;
         let (sink, stream) = stream::stream(request.id.clone(), max_tokens);
         let job = Job {
             id: request.id,
@@ -217,8 +238,7 @@ impl Scheduler {
             created,
             sink,
         };
-        self.send(Command::Submit(Box::new(job)))?;
-        Ok(stream)
+        Ok((job, stream))
     }
 
     /// Serves other weights to requests from now on, and returns when new ones get them.
@@ -255,12 +275,13 @@ impl Scheduler {
         }
     }
 
-    /// Takes a place in the queue.
-    fn take_place(&self) -> Result<()> {
+    /// Takes places in the queue, all or none, and hands the jobs on.
+    fn queue(&self, jobs: Vec<Job>) -> Result<()> {
         let limit = self.options.queue as usize;
-        let taken =
-            self.counters.queued.fetch_update(Ordering::AcqRel, Ordering::Relaxed, |n| (n < limit).then_some(n + 1));
-        taken.map(|_| ()).map_err(|_| Error::busy(format!("{limit} requests are waiting already")))
+        let more = |n: usize| n.checked_add(jobs.len()).filter(|sum| *sum <= limit);
+        let taken = self.counters.queued.fetch_update(Ordering::AcqRel, Ordering::Relaxed, more);
+        taken.map_err(|_| Error::busy(format!("{limit} requests are waiting already")))?;
+        self.send(Command::Submit(jobs))
     }
 
     fn send(&self, command: Command) -> Result<()> {
@@ -341,7 +362,7 @@ impl Core {
 
     fn take(&mut self, command: Command) {
         match command {
-            Command::Submit(job) => self.waiting.push_back(job),
+            Command::Submit(jobs) => self.waiting.extend(jobs.into_iter().map(Box::new)),
             Command::Swap(weights, reply) => match &mut self.swap {
                 // Only the newest matters; whoever asked for an older one gets at least as new.
                 Some((pending, replies)) => {

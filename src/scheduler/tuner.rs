@@ -1,4 +1,5 @@
-//! Chooses how many threads decode, by measuring while they do. Never changes what is computed.
+//! Chooses how many threads decode, by measuring while they do. Never changes what is computed, but for
+//! its rounding: ggml splits the attention of a lone sequence between the threads there are.
 //!
 //! ggml's threads spin at a barrier after every operation. On idle cores two threads are almost twice as fast as one; when
 //! something else wants a core, each barrier waits for a time slice, and two are ten times slower than one.
@@ -16,6 +17,8 @@ const LONGEST: Duration = Duration::from_secs(8);
 /// Decides between all threads and one.
 pub(super) struct Tuner {
     all: u32,
+    /// Whether anything is tried.
+    trials: bool,
     /// The present choice.
     threads: u32,
     interval: Duration,
@@ -33,13 +36,18 @@ struct Trial {
 impl Tuner {
     /// Starts with `all` threads.
     pub(super) fn new(all: u32) -> Tuner {
-        Tuner { all, threads: all, interval: FIRST, last_trial: Instant::now(), trial: None }
+        Tuner { all, trials: all > 1, threads: all, interval: FIRST, last_trial: Instant::now(), trial: None }
+    }
+
+    /// Always `all` threads.
+    pub(super) fn fixed(all: u32) -> Tuner {
+        Tuner { trials: false, ..Tuner::new(all) }
     }
 
     /// Threads for a decode of `tokens` tokens. Only decodes without prompt parts (`steady`) come one like the other, so only
     /// they are compared.
     pub(super) fn threads(&mut self, tokens: usize, steady: bool) -> u32 {
-        if self.all == 1 || !steady {
+        if !self.trials || !steady {
             return self.threads;
         }
         if self.trial.as_ref().is_some_and(|t| t.tokens != tokens) {
@@ -131,5 +139,11 @@ mod tests {
         let mut tuner = Tuner::new(1);
         assert_eq!(settle(&mut tuner, |_| 100), 1);
         assert!(tuner.trial.is_none());
+    }
+
+    #[test]
+    fn a_fixed_number_stays_whatever_it_costs() {
+        let mut tuner = Tuner::fixed(2);
+        assert_eq!(settle(&mut tuner, |threads| if threads == 2 { 200 } else { 20 }), 2);
     }
 }

@@ -13,4 +13,6 @@ mod logprobs;
 mod pull;
 #[path = "../support/tiny.rs"]
 mod tiny;
+#[cfg(feature = "daemon")]
+mod train;
 mod trainer;

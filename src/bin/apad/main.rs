@@ -11,6 +11,7 @@ mod pull;
 mod serve;
 mod settings;
 mod status;
+mod train;
 mod versions;
 
 use std::io::IsTerminal;
@@ -39,6 +40,7 @@ enum Command {
     Serve(serve::Options),
     Chat(chat::Options),
     Demo(demo::Options),
+    Train(Box<train::Options>),
     Status(status::Options),
     Versions(versions::Options),
     Logprobs(logprobs::Options),
@@ -83,6 +85,7 @@ fn run(cli: Cli) -> Result<()> {
             Command::Serve(options) => serve::run(options).await,
             Command::Chat(options) => chat::run(options).await,
             Command::Demo(options) => demo::run(options).await,
+            Command::Train(options) => train::run(*options).await,
             Command::Status(options) => status::run(options).await,
             Command::Versions(options) => versions::run(options).await,
             Command::Logprobs(options) => logprobs::run(options).await,

@@ -9,8 +9,14 @@ use plotters::style::{FontStyle, register_font};
 
 const FONT: &[u8] = include_bytes!("fonts/DejaVuSans-subset.ttf");
 const FAMILY: &str = "sans-serif";
-const COLOURS: [RGBColor; 4] =
-    [RGBColor(31, 95, 168), RGBColor(196, 88, 22), RGBColor(44, 128, 76), RGBColor(120, 70, 150)];
+const COLOURS: [RGBColor; 6] = [
+    RGBColor(31, 95, 168),
+    RGBColor(196, 88, 22),
+    RGBColor(44, 128, 76),
+    RGBColor(120, 70, 150),
+    RGBColor(160, 40, 70),
+    RGBColor(100, 100, 40),
+];
 
 /// One line of a panel.
 #[derive(Clone, Debug, Default)]
@@ -19,6 +25,10 @@ pub struct Series {
     pub name: String,
     /// Points from left to right. Those that are not finite are left out.
     pub points: Vec<(f64, f64)>,
+    /// Drawn faintly and without dots: one of many that belong together.
+    pub thin: bool,
+    /// Its colour, by number; unset: by its place among the lines.
+    pub colour: Option<usize>,
 }
 
 /// One coordinate system.
@@ -116,7 +126,12 @@ where
     if let Some(mark) = panel.mark {
         chart.draw_series(LineSeries::new([(xs.start, mark), (xs.end, mark)], RGBColor(150, 150, 150)))?;
     }
-    for ((series, line), colour) in panel.series.iter().zip(&lines).zip(COLOURS.into_iter().cycle()) {
+    for (place, (series, line)) in panel.series.iter().zip(&lines).enumerate() {
+        let colour = COLOURS[series.colour.unwrap_or(place) % COLOURS.len()];
+        if series.thin {
+            chart.draw_series(LineSeries::new(line.iter().copied(), colour.mix(0.4).stroke_width(scale)))?;
+            continue;
+        }
         let drawn = chart.draw_series(LineSeries::new(line.iter().copied(), colour.stroke_width(2 * scale)))?;
         if !series.name.is_empty() {
             drawn.label(&series.name).legend(move |(x, y)| {
@@ -160,7 +175,7 @@ mod tests {
             title: "reward".into(),
             x_label: "version".into(),
             y_label: "mean reward".into(),
-            series: vec![Series { name: "batch".into(), points }],
+            series: vec![Series { name: "batch".into(), points, ..Series::default() }],
             mark: Some(0.5),
         }
     }

@@ -40,8 +40,8 @@ fn panels(report: &Report) -> Vec<Panel> {
             x_label: "policy version".into(),
             y_label: y_label.into(),
             series: vec![
-                Series { name: "rated batches".into(), points: rows },
-                Series { name: "held-back prompts".into(), points: held_back },
+                Series { name: "rated batches".into(), points: rows, ..Series::default() },
+                Series { name: "held-back prompts".into(), points: held_back, ..Series::default() },
             ],
             mark,
         }
@@ -61,7 +61,7 @@ fn panels(report: &Report) -> Vec<Panel> {
             title: "What the distance buys".into(),
             x_label: "KL, nats a response (k1)".into(),
             y_label: "mean reward".into(),
-            series: vec![Series { name: String::new(), points: trade }],
+            series: vec![Series { name: String::new(), points: trade, ..Series::default() }],
             mark: Some(0.0),
         },
     ]

@@ -1,0 +1,138 @@
+//! `apad train --compare`: the records of experiments, read back and drawn over each other. Runs nothing.
+
+use std::path::Path;
+
+use anyhow::{Context, Result, bail};
+use apa::experiment::{METRICS_FILE, Plan, StepRecord, seed_folder};
+use serde_json::{Value, json};
+
+use super::curves;
+
+/// Steps at the end of a run whose reward is averaged for a summary.
+const LAST: usize = 5;
+
+/// An experiment: its seeds' records.
+pub struct Group {
+    /// The name of its folder.
+    pub name: String,
+    plan: Plan,
+    /// Each with its steps, in order.
+    pub seeds: Vec<(u64, Vec<StepRecord>)>,
+}
+
+/// Draws the experiments in `dirs` into `out`.
+pub fn run(dirs: &[std::path::PathBuf], out: &Path, json: bool) -> Result<()> {
+    let groups = dirs.iter().map(|dir| read(dir)).collect::<Result<Vec<_>>>()?;
+    std::fs::create_dir_all(out).with_context(|| format!("creating {}", out.display()))?;
+    curves::write(out, &groups)?;
+    let summaries: Vec<Value> = groups.iter().map(Group::summary).collect();
+    if json {
+        println!("{}", serde_json::to_string_pretty(&json!({"out": out, "experiments": summaries}))?);
+        return Ok(());
+    }
+    println!("experiment            seed  steps  samples  reward, first  last {LAST}  KL/resp, last {LAST}  seconds");
+    for group in &groups {
+        for (seed, records) in &group.seeds {
+            let s = Summary::of(records);
+            println!(
+                "{:20} {seed:>5}  {:>5}  {:>7}  {:>13.3}  {:>6.3}  {:>15}  {:>7.1}",
+                group.name,
+                records.len(),
+                s.samples,
+                s.first_reward,
+                s.last_reward,
+                s.last_kl.map_or_else(|| "-".into(), |kl| format!("{kl:.3}")),
+                s.seconds
+            );
+        }
+    }
+    println!("curves: {}", out.join("curves.png").display());
+    Ok(())
+}
+
+/// The records of the experiment in `dir`.
+pub fn read(dir: &Path) -> Result<Group> {
+    let plan = Plan::read(dir)?;
+    let mut seeds = Vec::new();
+    for &seed in &plan.seeds {
+        let path = seed_folder(dir, seed).join(METRICS_FILE);
+        let text = match std::fs::read_to_string(&path) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => continue,
+            text => text.with_context(|| format!("reading {}", path.display()))?,
+        };
+        let mut records = Vec::new();
+        // A run that goes on may be writing its last line.
+        for (index, line) in text.split_inclusive('\n').enumerate().filter(|(_, l)| l.ends_with('\n')) {
+            let record = serde_json::from_str(line).with_context(|| format!("{}:{}", path.display(), index + 1))?;
+            records.push(record);
+        }
+        if !records.is_empty() {
+            seeds.push((seed, records));
+        }
+    }
+    if seeds.is_empty() {
+        bail!("{} has no step to show", dir.display());
+    }
+    let full = std::path::absolute(dir).unwrap_or_else(|_| dir.to_owned());
+    let name = full.file_name().map_or_else(|| dir.display().to_string(), |n| n.to_string_lossy().into_owned());
+    Ok(Group { name, plan, seeds })
+}
+
+impl Group {
+    /// What came of it, for machines.
+    pub fn summary(&self) -> Value {
+        let train = &self.plan.config.train;
+        let seeds: Vec<Value> = self.seeds.iter().map(|(seed, records)| Summary::of(records).json(*seed)).collect();
+        json!({
+            "name": self.name,
+            "algorithm": train.algorithm,
+            "lambda": train.lambda,
+            "lr": train.lr,
+            "critic_lr": train.critic_lr,
+            "reward": self.plan.reward,
+            "planned_steps": self.plan.steps,
+            "seeds": seeds,
+        })
+    }
+}
+
+struct Summary {
+    steps: usize,
+    samples: u64,
+    first_reward: f64,
+    last_reward: f64,
+    last_kl: Option<f64>,
+    seconds: f64,
+    peak_memory_bytes: Option<u64>,
+}
+
+impl Summary {
+    fn of(records: &[StepRecord]) -> Self {
+        let last = &records[records.len().saturating_sub(LAST)..];
+        let mean = |values: Vec<f64>| values.iter().sum::<f64>() / values.len() as f64;
+        let kl: Vec<f64> = last.iter().filter_map(|r| r.kl_k1_per_response).collect();
+        Self {
+            steps: records.len(),
+            samples: records.last().map_or(0, |r| r.samples),
+            first_reward: records.first().map_or(f64::NAN, |r| r.reward_mean),
+            last_reward: mean(last.iter().map(|r| r.reward_mean).collect()),
+            last_kl: (!kl.is_empty()).then(|| mean(kl)),
+            seconds: records.iter().map(|r| r.seconds).sum(),
+            peak_memory_bytes: records.iter().filter_map(|r| r.peak_memory_bytes).max(),
+        }
+    }
+
+    fn json(&self, seed: u64) -> Value {
+        json!({
+            "seed": seed,
+            "steps": self.steps,
+            "samples": self.samples,
+            "first_reward": self.first_reward,
+            "last_reward": self.last_reward,
+            "last_kl_k1_per_response": self.last_kl,
+            "averaged_steps": LAST.min(self.steps),
+            "seconds": self.seconds,
+            "peak_memory_bytes": self.peak_memory_bytes,
+        })
+    }
+}

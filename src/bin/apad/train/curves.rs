@@ -1,0 +1,75 @@
+//! The curves of experiments: seeds as thin lines, their mean as a thick one. Reads no file.
+
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use apa::experiment::StepRecord;
+
+use super::compare::Group;
+use crate::plot::{self, Panel, Series};
+
+const SIZE: (u32, u32) = (1440, 460);
+
+/// Where a point of a curve comes from.
+type Coordinate = fn(&StepRecord) -> f64;
+
+const SAMPLES: Coordinate = |r| r.samples as f64;
+const REWARD: Coordinate = |r| r.reward_mean;
+const KL: Coordinate = |r| r.kl_k1_per_response.unwrap_or(f64::NAN);
+
+/// Writes `curves.png` and `curves.svg` into `dir`: reward and KL against samples, reward against KL.
+pub fn write(dir: &Path, groups: &[Group]) -> Result<()> {
+    let panel = |title: &str, x_label: &str, y_label: &str, x: Coordinate, y: Coordinate| Panel {
+        title: title.into(),
+        x_label: x_label.into(),
+        y_label: y_label.into(),
+        series: groups.iter().enumerate().flat_map(|(colour, group)| lines(group, colour, x, y)).collect(),
+        mark: None,
+    };
+    let (samples, kl) = ("answers sampled", "KL to the initial model (k1), nats a response");
+    let panels = [
+        panel("reward", samples, "mean reward of a batch", SAMPLES, REWARD),
+        panel("distance", samples, kl, SAMPLES, KL),
+        panel("reward and distance", kl, "mean reward of a batch", KL, REWARD),
+    ];
+    plot::write_png(&dir.join("curves.png"), &panels, panels.len(), SIZE)?;
+    let path = dir.join("curves.svg");
+    std::fs::write(&path, plot::svg(&panels, panels.len(), SIZE)?)
+        .with_context(|| format!("writing {}", path.display()))
+}
+
+fn lines(group: &Group, colour: usize, x: Coordinate, y: Coordinate) -> Vec<Series> {
+    let line = |name: String, points, thin| Series { name, points, thin, colour: Some(colour) };
+    let seeds: Vec<Vec<(f64, f64)>> =
+        group.seeds.iter().map(|(_, records)| records.iter().map(|r| (x(r), y(r))).collect()).collect();
+    let mean = mean_of(&seeds);
+    let mut series: Vec<Series> = Vec::new();
+    if seeds.len() > 1 {
+        series.extend(seeds.into_iter().map(|points| line(String::new(), points, true)));
+    }
+    series.push(line(group.name.clone(), mean, false));
+    series
+}
+
+/// The mean point of each step that every seed has made.
+fn mean_of(seeds: &[Vec<(f64, f64)>]) -> Vec<(f64, f64)> {
+    let steps = seeds.iter().map(Vec::len).min().unwrap_or(0);
+    let mean = |step: usize| {
+        let points = seeds.iter().filter_map(|s| s.get(step));
+        let (x, y) = points.fold((0.0, 0.0), |(x, y), p| (x + p.0, y + p.1));
+        (x / seeds.len() as f64, y / seeds.len() as f64)
+    };
+    (0..steps).map(mean).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_mean_ends_where_the_shortest_run_does() {
+        let seeds = [vec![(16.0, 1.0), (32.0, 2.0), (48.0, 9.0)], vec![(16.0, 3.0), (32.0, 6.0)]];
+        assert_eq!(mean_of(&seeds), [(16.0, 2.0), (32.0, 4.0)]);
+        assert_eq!(mean_of(&[]), []);
+    }
+}

@@ -1,0 +1,105 @@
+//! What `apad train` shows while it runs: a bar on a terminal, and a line a step everywhere. Decides nothing.
+
+use std::time::Duration;
+
+use apa::experiment::{Plan, StepRecord};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+const HEAD: &str =
+    "  seed  step  reward ±    std  KL/resp  tokens  cut off  val.loss  expl.var  grad norm  tok/s  seconds";
+
+pub struct Screen {
+    bar: ProgressBar,
+    title: String,
+    results_to_stderr: bool,
+}
+
+impl Screen {
+    pub fn new(plan: &Plan, results_to_stderr: bool) -> Self {
+        let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
+        let train = &plan.config.train;
+        let algorithm = format!("{:?}", train.algorithm).to_uppercase();
+        let title = format!(
+            "{algorithm}, lambda {}, lr {:e}, reward {}: {} steps of {} answers, {} seeds",
+            train.lambda,
+            train.lr,
+            plan.reward,
+            plan.steps,
+            train.batch,
+            plan.seeds.len()
+        );
+        let total = plan.steps.saturating_mul(plan.seeds.len() as u64);
+        bar.set_length(total);
+        Self { bar, title, results_to_stderr }
+    }
+
+    /// A part whose length nobody knows.
+    pub fn wait(&self, what: &str) {
+        if let Ok(style) = ProgressStyle::with_template("{msg} {spinner} {elapsed_precise}") {
+            self.bar.set_style(style);
+        }
+        self.bar.set_message(what.to_owned());
+        self.bar.enable_steady_tick(Duration::from_millis(120));
+    }
+
+    /// The first step is about to begin.
+    pub fn begin(&self, prompts: usize) {
+        self.bar.disable_steady_tick();
+        if let Ok(style) =
+            ProgressStyle::with_template("steps {wide_bar:.cyan/dim} {pos}/{len} {elapsed_precise}, {eta} left")
+        {
+            self.bar.set_style(style);
+        }
+        self.bar.reset();
+        self.line(&format!("{}; {prompts} prompts\n\n{HEAD}", self.title));
+    }
+
+    /// A step is done.
+    pub fn step(&self, seed: u64, r: &StepRecord) {
+        self.line(&line(seed, r));
+        if let Some(reason) = &r.skipped {
+            self.line(&format!("              nothing learned: {reason}"));
+        }
+        self.bar.inc(1);
+    }
+
+    /// A line that stays.
+    pub fn line(&self, text: &str) {
+        self.bar.suspend(|| if self.results_to_stderr { eprintln!("{text}") } else { println!("{text}") });
+    }
+
+    /// Takes the bar away.
+    pub fn finish(&self) {
+        self.bar.finish_and_clear();
+    }
+}
+
+fn line(seed: u64, r: &StepRecord) -> String {
+    let number = |x: Option<f64>, digits: usize| x.map_or_else(|| "-".to_owned(), |x| format!("{x:.digits$}"));
+    format!(
+        "{seed:>6} {:>5}  {:>6.3}   {:>6.3}  {:>7}  {:>6.1}  {:>6.0}%  {:>8}  {:>8}  {:>9}  {:>5.0}  {:>7.1}",
+        r.step,
+        r.reward_mean,
+        r.reward_std,
+        number(r.kl_k1_per_response, 2),
+        r.length_mean,
+        100.0 * r.cut_off,
+        number(r.value_loss, 4),
+        number(r.explained_variance, 3),
+        number(r.grad_norm, 3),
+        r.sampled_tokens_per_second,
+        r.seconds
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_stands_under_its_head() {
+        let record =
+            StepRecord { step: 12, reward_mean: -0.75, kl_k1_per_response: Some(4.5), ..StepRecord::default() };
+        assert_eq!(line(1, &record).chars().count(), HEAD.chars().count(), "{}\n{HEAD}", line(1, &record));
+    }
+}

@@ -1,0 +1,23 @@
+//! Batch experiments without the daemon: sample, reward, train, write down, again. The second composition root beside the
+//! engine; it serves nobody and keeps no ledger.
+//!
+//! A [`Plan`] says what is to be done, a [`Lab`] holds what every seed shares, and [`Lab::run`] does one seed in its folder:
+//! `metrics.jsonl` and `samples.jsonl` (a line a step, a line an answer), `adapter.gguf`, and the last checkpoint. A run that
+//! was stopped goes on from there, and gives what it would have given.
+
+mod command;
+mod folder;
+mod lab;
+mod plan;
+mod prompts;
+mod record;
+mod reward;
+mod run;
+
+pub use folder::{ADAPTER_FILE, METRICS_FILE, SAMPLES_FILE, seed_folder};
+pub use lab::Lab;
+pub use plan::{PLAN_FILE, Plan};
+pub use prompts::{Prompt, PromptText, read_prompts};
+pub use record::StepRecord;
+pub use reward::{RewardSpec, SCHEMES};
+pub use run::Ended;

@@ -1,0 +1,250 @@
+//! One seed's run: sample → reward → train → write down → serve what was learned. Everything random in a step follows from
+//! the seed and the step's number, so that a run that goes on is the run that was not stopped.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+
+use super::folder::{Folder, METRICS_FILE, SAMPLES_FILE, seed_folder};
+use super::lab::{Asked, Lab};
+use super::prompts::order;
+use super::record::{StepRecord, Times};
+use crate::config::TrainConfig;
+use crate::error::{Code, Error, Result};
+use crate::scheduler::{Event, Finished, GenerationStream, Next, Request, Scheduler, Weights};
+use crate::trainer::Trainer;
+use crate::types::{Generation, GenerationId, PolicyVersion, Rollout, Sampling};
+
+/// How often a wait looks whether it should stop.
+const LOOK: Duration = Duration::from_millis(50);
+
+/// How a run ended.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Ended {
+    /// Its steps, those before it went on included.
+    pub records: Vec<StepRecord>,
+    /// Whether it was stopped before its last step. Its checkpoint holds every step that is recorded.
+    pub stopped: bool,
+}
+
+impl Lab {
+    /// Runs one seed in its folder under `dir`, from its checkpoint if it has one. `watch` sees every step once it is recorded.
+    /// When `stop` is set, the step under way is given up and what was done is kept.
+    ///
+    /// # Errors
+    /// `Callback` if the reward fails, `Io` for the disk or a damaged checkpoint, else as the trainer and the scheduler; every step
+    /// that is recorded is in the checkpoint then too, where the disk allows.
+    pub fn run(&self, seed: u64, dir: &Path, stop: &AtomicBool, watch: &mut dyn FnMut(&StepRecord)) -> Result<Ended> {
+        let mut run = Run::open(self, seed, dir, stop)?;
+        let outcome = run.all(watch);
+        let kept = run.keep();
+        match outcome {
+            Err(error) if error.code() == Code::Closed && stop.load(Ordering::Relaxed) => kept?,
+            Err(error) => {
+                if let Err(also) = kept {
+                    tracing::error!(error = %also, "the checkpoint could not be written");
+                }
+                return Err(error);
+            }
+            Ok(()) => kept?,
+        }
+        let stopped = (run.records.len() as u64) < self.plan.steps;
+        Ok(Ended { records: run.records, stopped })
+    }
+}
+
+struct Run<'a> {
+    lab: &'a Lab,
+    seed: u64,
+    folder: Folder,
+    stop: &'a AtomicBool,
+    trainer: Trainer,
+    scheduler: Option<Scheduler>,
+    records: Vec<StepRecord>,
+    /// Steps that the checkpoint on disk holds.
+    kept: u64,
+}
+
+impl<'a> Run<'a> {
+    fn open(lab: &'a Lab, seed: u64, dir: &Path, stop: &'a AtomicBool) -> Result<Self> {
+        let folder = Folder::open(&seed_folder(dir, seed))?;
+        let config = TrainConfig { seed, ..lab.plan.config.train.clone() };
+        let checkpoint = folder.checkpoint()?;
+        let kept = checkpoint.as_ref().map_or(0, |(step, _)| *step);
+        let trainer = lab.pool.install(|| match &checkpoint {
+            Some((_, path)) => Trainer::load(lab.decoder.clone(), &config, path),
+            None => Trainer::new(lab.decoder.clone(), &config),
+        })?;
+        let records = folder.rewind(kept)?;
+        trainer.adapter().write_gguf(&folder.adapter(), &[])?;
+        Ok(Self { lab, seed, folder, stop, trainer, scheduler: None, records, kept })
+    }
+
+    fn all(&mut self, watch: &mut dyn FnMut(&StepRecord)) -> Result<()> {
+        while (self.records.len() as u64) < self.lab.plan.steps {
+            let record = self.step()?;
+            watch(&record);
+            self.records.push(record);
+            if (self.records.len() as u64).is_multiple_of(self.lab.plan.checkpoint_every) {
+                self.keep()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes the checkpoint, if steps were made since the last one.
+    fn keep(&mut self) -> Result<()> {
+        let steps = self.records.len() as u64;
+        if steps > self.kept {
+            self.folder.keep(steps, &self.trainer)?;
+            self.kept = steps;
+        }
+        Ok(())
+    }
+
+    fn step(&mut self) -> Result<StepRecord> {
+        let step = self.records.len() as u64 + 1;
+        let mut times = Times::default();
+        let answers = timed(&mut times.sample, || self.sample(step))?;
+        let pairs: Vec<_> = answers.iter().map(|(asked, g)| (&asked.text, &**g)).collect();
+        let scores = timed(&mut times.reward, || self.lab.reward.scores(&pairs, self.stop))?;
+        let rollouts: Vec<Rollout> = answers.iter().zip(&scores).map(|((_, g), score)| rollout(g, *score)).collect();
+        let stop = self.stop;
+        let outcome = timed(&mut times.train, || {
+            self.lab.pool.install(|| self.trainer.step(&rollouts, &|| stop.load(Ordering::Relaxed)))
+        })?;
+
+        let generations: Vec<&Arc<Generation>> = answers.iter().map(|(_, g)| g).collect();
+        let samples = self.records.last().map_or(0, |r| r.samples) + answers.len() as u64;
+        let record = StepRecord::new(step, samples, &generations, &scores, &outcome, times);
+        self.folder.append(SAMPLES_FILE, &sample_lines(step, &answers, &scores))?;
+        self.folder.append(METRICS_FILE, &format!("{}\n", json!(record)))?;
+        self.trainer.adapter().write_gguf(&self.folder.adapter(), &[])?;
+        Ok(record)
+    }
+
+    /// Answers of the current policy to the step's prompts.
+    fn sample(&mut self, step: u64) -> Result<Vec<(&'a Asked, Arc<Generation>)>> {
+        let lab = self.lab;
+        let batch = lab.plan.config.train.batch as usize;
+        let places = order(lab.prompts.len(), self.seed, (step - 1) * batch as u64, batch);
+        let asked: Vec<&Asked> = places.iter().filter_map(|i| lab.prompts.get(*i)).collect();
+        let requests = asked.iter().zip(0..).map(|(asked, index)| Request {
+            id: GenerationId(format!("seed-{}-step-{step}-{index}", self.seed)),
+            prompt: asked.tokens.clone(),
+            sampling: Sampling {
+                temperature: lab.plan.temperature,
+                seed: Some(dice(self.seed, step, index)),
+                ..Sampling::default()
+            },
+            max_tokens: lab.plan.max_new,
+            stop: Vec::new(),
+            user: None,
+            logprobs: None,
+        });
+        let requests = requests.collect();
+        let scheduler = self.serve(step)?;
+        let streams = scheduler.submit_together(requests)?;
+        let answers = streams.iter().map(|s| end_of(s, self.stop)).collect::<Result<Vec<_>>>()?;
+        Ok(asked.into_iter().zip(answers).collect())
+    }
+
+    /// Serves the trainer's policy. At every step, moved or not: no cache of an earlier one decides how sums are rounded.
+    fn serve(&mut self, step: u64) -> Result<&Scheduler> {
+        let adapter = (self.trainer.batches() > 0).then(|| self.folder.adapter());
+        let weights = Weights { version: PolicyVersion(step), adapter };
+        let scheduler = match self.scheduler.take() {
+            Some(scheduler) => {
+                scheduler.swap(weights)?;
+                scheduler
+            }
+            None => {
+                let tell = Box::new(|Finished { outcome, sink }: Finished| sink.finish(outcome));
+                Scheduler::start(self.lab.model.clone(), self.lab.threads, self.lab.options, weights, tell)?
+            }
+        };
+        Ok(self.scheduler.insert(scheduler))
+    }
+}
+
+/// Runs `work` and says how many seconds it took.
+fn timed<T>(seconds: &mut f64, work: impl FnOnce() -> T) -> T {
+    let started = Instant::now();
+    let result = work();
+    *seconds = started.elapsed().as_secs_f64();
+    result
+}
+
+/// Waits for an answer's end.
+fn end_of(stream: &GenerationStream, stop: &AtomicBool) -> Result<Arc<Generation>> {
+    loop {
+        if stop.load(Ordering::Relaxed) {
+            return Err(Error::closed("stopped while answers were sampled"));
+        }
+        match stream.next(Some(LOOK))? {
+            Next::Event(Event::Done(generation)) => return Ok(generation),
+            Next::Event(Event::Text(_)) | Next::Timeout => {}
+            Next::Finished => return Err(Error::closed("an answer ended without a record")),
+        }
+    }
+}
+
+fn rollout(answer: &Generation, score: f64) -> Rollout {
+    Rollout {
+        prompt: answer.prompt.clone(),
+        response: answer.response.clone(),
+        temperature: answer.sampling.temperature,
+        score,
+    }
+}
+
+fn sample_lines(step: u64, answers: &[(&Asked, Arc<Generation>)], scores: &[f64]) -> String {
+    let mut lines = String::new();
+    for ((asked, g), score) in answers.iter().zip(scores) {
+        let line = json!({
+            "step": step,
+            "prompt": asked.text,
+            "response": g.text,
+            "score": score,
+            "finish": g.finish,
+            "prompt_tokens": g.prompt,
+            "response_tokens": g.response,
+            "seed": g.sampling.seed,
+        });
+        lines += &line.to_string();
+        lines.push('\n');
+    }
+    lines
+}
+
+/// The seed of one answer's sampler: splitmix64 over the three numbers, so that neighbours share nothing.
+fn dice(seed: u64, step: u64, index: u64) -> u64 {
+    [step, index].iter().fold(mix(seed), |state, n| mix(state ^ mix(*n)))
+}
+
+fn mix(n: u64) -> u64 {
+    let mut z = n.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    #[test]
+    fn no_two_answers_of_a_run_or_its_neighbour_share_their_dice() {
+        // As the sampler folds them: 32 bits are left, so a few of many may meet.
+        let fold = |n: u64| (n ^ (n >> 32)) as u32;
+        let all = (0..2).flat_map(|seed| (1..40).flat_map(move |step| (0..16).map(move |i| dice(seed, step, i))));
+        let dice: Vec<u64> = all.collect();
+        assert_eq!(dice.iter().collect::<HashSet<_>>().len(), dice.len());
+        assert_eq!(dice.iter().map(|d| fold(*d)).collect::<HashSet<_>>().len(), dice.len());
+    }
+}

@@ -1,0 +1,265 @@
+//! `apad train` on a tiny model: what it writes, that a run that goes on is the same run, and how rewards fail.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::tiny::{TinySpec, tiny_model};
+
+struct Bench {
+    dir: TempDir,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let bench = Self { dir: tempfile::tempdir().unwrap() };
+        tiny_model(&bench.path("tiny.gguf"), &TinySpec::new("llama")).unwrap();
+        let prompts = [
+            r#"{"prompt": [{"role": "user", "content": "Why does bread rise?"}]}"#,
+            r#"{"prompt": "The robin sat"}"#,
+            r#"{"text": "To boil an egg"}"#,
+        ];
+        fs::write(bench.path("prompts.jsonl"), prompts.join("\n")).unwrap();
+        bench
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn apad(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_apad"));
+        command.current_dir(self.dir.path()).env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
+        command.arg("train").args(args);
+        command
+    }
+
+    /// Four answers of up to eight tokens a step.
+    fn train(&self, reward: &str, out: &str, more: &[&str]) -> Command {
+        let mut command = self.apad(&["--model", "tiny.gguf", "--prompts", "prompts.jsonl", "--batch", "4"]);
+        command.args(["--minibatch", "2", "--max-new", "8", "--lr", "1e-2", "--reward", reward, "--out", out]);
+        // A thread waits for nobody on a busy machine.
+        command.args(["--set", "serve.threads=1", "--set", "train.threads=1"]).args(more);
+        command
+    }
+
+    fn run(&self, reward: &str, out: &str, more: &[&str]) -> Output {
+        self.train(reward, out, more).output().unwrap()
+    }
+
+    fn lines(&self, path: &str) -> Vec<Value> {
+        let text = fs::read_to_string(self.path(path)).unwrap();
+        text.lines().map(|l| serde_json::from_str(l).unwrap()).collect()
+    }
+
+    /// Metrics without what a clock or the system measured.
+    fn metrics(&self, out: &str) -> Vec<Value> {
+        let mut lines = self.lines(&format!("{out}/seed-1/metrics.jsonl"));
+        for line in &mut lines {
+            let fields = line.as_object_mut().unwrap();
+            fields.retain(|name, _| {
+                !name.ends_with("seconds") && !name.ends_with("second") && name != "peak_memory_bytes"
+            });
+        }
+        lines
+    }
+
+    /// That the run in `a` is the one in `b`, to the last bit of its weights.
+    fn assert_same(&self, a: &str, b: &str) {
+        let (metrics, samples) = (self.metrics(a), fs::read_to_string(self.path(&format!("{a}/seed-1/samples.jsonl"))));
+        assert_eq!(metrics, self.metrics(b));
+        assert_eq!(samples.unwrap(), fs::read_to_string(self.path(&format!("{b}/seed-1/samples.jsonl"))).unwrap());
+        let checkpoint = format!("checkpoint-{:06}", metrics.len());
+        for file in ["adapter.gguf".to_owned(), format!("{checkpoint}/trainer.safetensors")] {
+            let read = |run: &str| fs::read(self.path(&format!("{run}/seed-1/{file}"))).unwrap();
+            assert!(read(a) == read(b), "{file} differs");
+        }
+    }
+}
+
+fn said(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+fn fails(output: &Output, code: i32, part: &str) {
+    assert_eq!(output.status.code(), Some(code), "{}", said(output));
+    assert!(said(output).contains(part), "{}", said(output));
+}
+
+/// Letters answer back: random models write all kinds of bytes, so that rewards differ.
+const VOWELS: &str = "regex:[a-mA-M]";
+
+#[test]
+fn two_seeds_write_everything_and_are_compared() {
+    let bench = Bench::new();
+    let output = bench.run("length:6", "a", &["--steps", "3", "--seed", "1,2", "--json"]);
+    assert!(output.status.success(), "{}", said(&output));
+    let summary: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(summary["experiment"]["seeds"][1]["steps"], 3, "{summary}");
+    assert_eq!(summary["stopped"], false);
+
+    for seed in [1, 2] {
+        let metrics = bench.lines(&format!("a/seed-{seed}/metrics.jsonl"));
+        assert_eq!(metrics.len(), 3);
+        assert_eq!(metrics[2]["samples"], 12);
+        assert!(metrics.iter().all(|m| m["reward_mean"].is_f64() && m["sampled_tokens_per_second"].is_f64()));
+        let samples = bench.lines(&format!("a/seed-{seed}/samples.jsonl"));
+        assert_eq!(samples.len(), 12);
+        let of_step = |step: u64| samples.iter().filter(move |s| s["step"] == step);
+        let mean = of_step(2).map(|s| s["score"].as_f64().unwrap()).sum::<f64>() / 4.0;
+        assert!((mean - metrics[1]["reward_mean"].as_f64().unwrap()).abs() < 1e-12);
+        for file in ["adapter.gguf", "checkpoint-000003/trainer.safetensors"] {
+            assert!(bench.path(&format!("a/seed-{seed}/{file}")).exists(), "no {file}");
+        }
+        assert!(!bench.path(&format!("a/seed-{seed}/checkpoint-000002")).exists());
+    }
+    let samples = |seed| fs::read(bench.path(&format!("a/seed-{seed}/samples.jsonl"))).unwrap();
+    assert_ne!(samples(1), samples(2), "both seeds gave the same answers");
+    assert_eq!(&fs::read(bench.path("a/curves.png")).unwrap()[..8], b"\x89PNG\r\n\x1a\n");
+    assert!(fs::read_to_string(bench.path("a/curves.svg")).unwrap().contains("mean reward of a batch"));
+
+    // What is there is never written over.
+    fails(&bench.run("length:6", "a", &["--steps", "3"]), 1, "--resume a");
+
+    let compared = bench.apad(&["--compare", "a", "a", "--out", "both", "--json"]).output().unwrap();
+    assert!(compared.status.success(), "{}", said(&compared));
+    let summary: Value = serde_json::from_slice(&compared.stdout).unwrap();
+    assert_eq!(summary["experiments"].as_array().map(Vec::len), Some(2));
+    assert!(bench.path("both/curves.png").exists() && bench.path("both/curves.svg").exists());
+    fails(&bench.apad(&["--compare", "nowhere", "--out", "both"]).output().unwrap(), 1, "nowhere holds no run");
+}
+
+#[test]
+fn every_algorithm_moves_the_policy_and_names_its_lambda() {
+    let bench = Bench::new();
+    for (algorithm, lambda) in [("apa", 0.1), ("awr", 1.0), ("ppo", 0.1)] {
+        let output = bench.run(VOWELS, algorithm, &["--steps", "2", "--algorithm", algorithm]);
+        assert!(output.status.success(), "{}", said(&output));
+        let plan: Value = serde_json::from_slice(&fs::read(bench.path(algorithm).join("run.json")).unwrap()).unwrap();
+        assert_eq!(plan["config"]["train"]["lambda"], lambda);
+        let last = &bench.metrics(algorithm)[1];
+        assert!(last["kl_k3_per_token"].as_f64().is_some_and(|kl| kl > 0.0), "{algorithm}: {last}");
+    }
+}
+
+#[test]
+fn a_run_that_goes_on_is_the_run_that_was_not_stopped() {
+    let bench = Bench::new();
+    let whole = bench.run(VOWELS, "whole", &["--steps", "5", "--checkpoint-every", "2"]);
+    assert!(whole.status.success(), "{}", said(&whole));
+    let half = bench.run(VOWELS, "half", &["--steps", "3", "--checkpoint-every", "2"]);
+    assert!(half.status.success(), "{}", said(&half));
+    // As after a crash in the middle of a line.
+    let mut metrics = fs::read_to_string(bench.path("half/seed-1/metrics.jsonl")).unwrap();
+    metrics.push_str("{\"step\": 4, \"rew");
+    fs::write(bench.path("half/seed-1/metrics.jsonl"), metrics).unwrap();
+    let rest = bench.apad(&["--resume", "half", "--steps", "5"]).output().unwrap();
+    assert!(rest.status.success(), "{}", said(&rest));
+    bench.assert_same("half", "whole");
+
+    fails(&bench.apad(&["--resume", "half", "--steps", "4"]).output().unwrap(), 2, "at least the 5");
+    fails(&bench.apad(&["--resume", "half", "--lr", "1"]).output().unwrap(), 2, "--lr");
+    fs::write(bench.path("prompts.jsonl"), "{\"text\": \"other\"}").unwrap();
+    fails(&bench.apad(&["--resume", "half"]).output().unwrap(), 1, "has changed since the run began");
+}
+
+/// Waits until the run has recorded `steps` steps.
+fn until(child: &mut Child, metrics: &Path, steps: usize) {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while fs::read_to_string(metrics).map_or(0, |t| t.lines().count()) < steps {
+        assert!(child.try_wait().unwrap().is_none(), "it ended by itself");
+        assert!(Instant::now() < deadline, "{steps} steps took more than a minute");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[test]
+fn ctrl_c_keeps_what_was_done_and_a_second_process_keeps_out() {
+    let bench = Bench::new();
+    let mut command = bench.train(VOWELS, "stopped", &["--steps", "100000", "--checkpoint-every", "1000"]);
+    let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    until(&mut child, &bench.path("stopped/seed-1/metrics.jsonl"), 2);
+    fails(&bench.apad(&["--resume", "stopped"]).output().unwrap(), 1, "another process works in");
+    let killed = Command::new("sh").arg("-c").arg(format!("kill -INT {}", child.id())).status().unwrap();
+    assert!(killed.success());
+    let output = child.wait_with_output().unwrap();
+    fails(&output, 1, "`apad train --resume stopped` goes on");
+    let steps = bench.metrics("stopped").len();
+    assert!(bench.path(&format!("stopped/seed-1/checkpoint-{steps:06}")).exists());
+    assert!(bench.path("stopped/curves.png").exists());
+
+    // The same steps in one go.
+    let plan = bench.path("stopped/run.json");
+    let text = fs::read_to_string(&plan).unwrap();
+    let more = steps + 2;
+    fs::write(&plan, text.replace("\"steps\": 100000", &format!("\"steps\": {more}"))).unwrap();
+    let rest = bench.apad(&["--resume", "stopped"]).output().unwrap();
+    assert!(rest.status.success(), "{}", said(&rest));
+    let whole = bench.run(VOWELS, "whole", &["--steps", &more.to_string()]);
+    assert!(whole.status.success(), "{}", said(&whole));
+    bench.assert_same("stopped", "whole");
+}
+
+#[test]
+fn a_reward_command_that_fails_is_one_sentence_and_the_steps_before_are_kept() {
+    let bench = Bench::new();
+    // Judges two batches, then does something else; `$1` says what.
+    let script = r#"n=$(cat count 2>/dev/null || echo 0); echo $((n + 1)) > count
+if [ "$n" -ge 2 ]; then case "$1" in die) echo "no judge" >&2; exit 3;; hang) sleep 60;; *) echo nonsense; exit 0;; esac; fi
+i=0; while read -r line; do i=$((i + 1)); echo "{\"score\": $i}"; done"#;
+    fs::write(bench.path("judge.sh"), script).unwrap();
+    for (how, why) in [
+        ("die", "the reward command ended with exit status: 3: no judge"),
+        ("hang", "the reward command did not answer in 1 seconds"),
+        ("babble", "line 1 of the reward command is \"nonsense\", expected {\"score\": number}"),
+    ] {
+        let _ = fs::remove_file(bench.path("count"));
+        let more = ["--steps", "3", "--checkpoint-every", "10", "--reward-timeout", "1"];
+        let output = bench.run(&format!("command:sh judge.sh {how}"), how, &more);
+        fails(&output, 1, why);
+        assert_eq!(said(&output).trim().lines().count(), 1, "{}", said(&output));
+        assert_eq!(bench.metrics(how).len(), 2);
+        assert!(bench.path(&format!("{how}/seed-1/checkpoint-000002/trainer.json")).exists());
+    }
+    // With a judge that works again, it goes on where it was.
+    fs::remove_file(bench.path("count")).unwrap();
+    let rest = bench.apad(&["--resume", "die"]).output().unwrap();
+    assert!(rest.status.success(), "{}", said(&rest));
+    assert_eq!(bench.metrics("die").len(), 3);
+}
+
+#[test]
+fn a_batch_without_signal_is_recorded_as_skipped() {
+    let bench = Bench::new();
+    let output = bench.run("regex:^", "same", &["--steps", "2"]);
+    assert!(output.status.success(), "{}", said(&output));
+    let metrics = bench.metrics("same");
+    assert_eq!(metrics.len(), 2);
+    assert!(metrics[0]["skipped"].as_str().is_some_and(|s| s.contains("nothing tells")), "{}", metrics[0]);
+    assert!(metrics[0]["kl_k1_per_token"].is_null());
+}
+
+#[test]
+fn wrong_use_is_said_before_anything_is_written() {
+    let bench = Bench::new();
+    fails(
+        &bench.run("model:x.gguf", "no", &[]),
+        2,
+        "expected one of length:TOKENS, regex:PATTERN, command:SHELL COMMAND",
+    );
+    fails(&bench.run("length:6", "no", &["--lambda", "-1"]), 2, "train.lambda");
+    fails(&bench.run("length:6", "no", &["--temperature", "0"]), 2, "temperature is 0");
+    fails(&bench.run("length:6", "no", &["--seed", "1,1"]), 2, "seed 1 is given twice");
+    fails(&bench.apad(&["--model", "tiny.gguf"]).output().unwrap(), 2, "--prompts");
+    let help = bench.apad(&["--help"]).output().unwrap();
+    assert!(String::from_utf8_lossy(&help.stdout).contains("apad train --resume"));
+    fs::write(bench.path("prompts.jsonl"), "{\"text\": \"a\"}\n{\"question\": \"b\"}\n").unwrap();
+    fails(&bench.run("length:6", "no", &[]), 1, "prompts.jsonl:2: no prompt, expected {\"prompt\": [messages]}");
+    fs::write(bench.path("prompts.jsonl"), format!("{{\"text\": {:?}}}\n", "word ".repeat(1000))).unwrap();
+    fails(&bench.run("length:6", "no", &[]), 1, "prompts.jsonl:1: the prompt has");
+    assert!(!bench.path("no").exists());
+}
