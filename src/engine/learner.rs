@@ -4,16 +4,18 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 use serde::{Deserialize, Serialize};
 
+use super::judge::{Judge, Samples};
 use super::status::TrainerStatus;
 use super::{cores_or, weights_of};
 use crate::config::{Config, TrainConfig};
 use crate::error::{Code, Error, Result};
 use crate::ledger::Ledger;
-use crate::llama::give_way_to_decoding;
+use crate::llama::{Model, give_way_to_decoding};
 use crate::policy::{self, Decoder};
 use crate::publish::{About, VersionStore};
 use crate::scheduler::Scheduler;
@@ -39,6 +41,9 @@ pub enum StepOutcome {
         consumed: usize,
     },
 }
+
+/// Feedback in quarantine becomes ripe by itself: how often the thread looks for it.
+const LOOK: Duration = Duration::from_secs(5);
 
 enum Order {
     /// Train while full batches are in.
@@ -84,6 +89,7 @@ impl Learner {
         ledger: Arc<Ledger>,
         store: VersionStore,
         scheduler: Arc<Scheduler>,
+        model: Arc<Model>,
         active: PolicyVersion,
     ) -> Result<Learner> {
         let (orders, inbox) = bounded(16);
@@ -103,7 +109,9 @@ impl Learner {
             scheduler,
             shared: shared.clone(),
             active,
+            model,
             decoder: None,
+            judge: None,
             trainer: None,
         };
         let thread = std::thread::Builder::new()
@@ -171,7 +179,10 @@ struct Worker {
     scheduler: Arc<Scheduler>,
     shared: Arc<Shared>,
     active: PolicyVersion,
+    model: Arc<Model>,
     decoder: Option<Arc<Decoder>>,
+    /// Makes rewards of what people say; there whenever the trainer is.
+    judge: Option<Judge>,
     /// The state that belongs to `active`. `None` while training is off, or after a failure until it is loaded again.
     trainer: Option<Trainer>,
 }
@@ -193,6 +204,7 @@ impl Worker {
             let order = crossbeam_channel::select! {
                 recv(orders) -> order => order,
                 recv(reminders) -> order => order,
+                default(LOOK) => Ok(Order::Due),
             };
             if self.shared.stopping.load(Ordering::Acquire) {
                 return;
@@ -207,7 +219,7 @@ impl Worker {
         match order {
             Order::Due => {}
             Order::Step(reply) => {
-                let _ = reply.send(self.step());
+                let _ = reply.send(self.step(2));
             }
             Order::Activate(version, reply) => {
                 self.shared.interrupt.store(self.shared.stopping.load(Ordering::Acquire), Ordering::Release);
@@ -220,7 +232,13 @@ impl Worker {
     /// Trains while full batches are in; orders come between two of them.
     fn learn(&mut self, orders: &Receiver<Order>) {
         while self.config.train.auto && self.full_batch() && orders.is_empty() && !self.interrupted() {
-            if let Err(error) = self.step() {
+            let full = self.config.train.batch as usize;
+            let outcome = self.step(full);
+            // Enough is in, but limits or a quarantine hold it back: what comes next tries again.
+            if matches!(outcome, Ok(StepOutcome::Skipped { consumed: 0, .. })) {
+                return;
+            }
+            if let Err(error) = outcome {
                 if error.code() == Code::Closed {
                     tracing::info!("training step given up; its ratings stay in");
                     return;
@@ -256,7 +274,9 @@ impl Worker {
         let loaded = policy::device(device)
             .and_then(|device| Decoder::load(&self.config.model, &device, *dtype))
             .and_then(|decoder| {
-                self.decoder = Some(Arc::new(decoder));
+                let decoder = Arc::new(decoder);
+                self.judge = Some(Judge::new(&self.config.reward, &decoder, self.model.clone())?);
+                self.decoder = Some(decoder);
                 self.load_trainer()
             });
         match loaded {
@@ -274,6 +294,10 @@ impl Worker {
         let Some(decoder) = &self.decoder else { return Ok(()) };
         self.trainer = None;
         let config = &self.config.train;
+        let folder = (self.active != PolicyVersion::INITIAL).then(|| self.store.path(self.active));
+        if let Some(judge) = &mut self.judge {
+            judge.load(folder.as_deref())?;
+        }
         self.trainer = Some(match self.active {
             PolicyVersion::INITIAL => Trainer::new(decoder.clone(), config)?,
             version => Trainer::load(decoder.clone(), config, &self.store.path(version))?,
@@ -281,8 +305,8 @@ impl Worker {
         Ok(())
     }
 
-    /// One batch: train, publish, commit, serve.
-    fn step(&mut self) -> Result<StepOutcome> {
+    /// One batch of at least `least` answers: train, publish, commit, serve.
+    fn step(&mut self, least: usize) -> Result<StepOutcome> {
         if self.trainer.is_none() {
             let status = self.shared.status().clone();
             let reason = status.reason.unwrap_or_else(|| "the trainer is not ready".into());
@@ -290,15 +314,18 @@ impl Worker {
             return Err(if unsupported { Error::unsupported(reason) } else { Error::train(reason) });
         }
         let batch = self.ledger.pending_batch(self.config.train.batch as usize)?;
-        if batch.len() < 2 {
+        if batch.len() < least {
             let reason = match batch.len() {
-                0 => "there are no new ratings",
-                _ => "one rating alone can't be told from the mean, so it waits for others",
+                0 => "there is no new feedback that counts yet",
+                1 if least == 2 => "one rating alone can't be told from the mean, so it waits for others",
+                _ => {
+                    "less feedback than a batch counts yet: limits of users, a review or a quarantine hold the rest back"
+                }
             };
             return Ok(StepOutcome::Skipped { reason: reason.into(), consumed: 0 });
         }
         self.shared.set_state("training");
-        let outcome = self.train(&batch);
+        let outcome = self.samples(batch).and_then(|samples| self.train(&samples));
         self.shared.set_state("idle");
         let outcome = match outcome {
             Ok(outcome) => outcome,
@@ -327,16 +354,27 @@ impl Worker {
         Ok(outcome)
     }
 
-    fn train(&mut self, batch: &[RatedGeneration]) -> Result<StepOutcome> {
+    /// What the batch teaches, with answers that nobody rated where the settings ask for them.
+    fn samples(&mut self, mut batch: Vec<RatedGeneration>) -> Result<Samples> {
+        let Some(judge) = &mut self.judge else { return Err(Error::train("the trainer is not ready")) };
+        if judge.unrated() > 0 {
+            batch.extend(self.ledger.unrated(judge.unrated(), judge.oldest(self.active))?);
+        }
+        judge.samples(&batch, self.active)
+    }
+
+    fn train(&mut self, samples: &Samples) -> Result<StepOutcome> {
         let Some(trainer) = &mut self.trainer else { return Err(Error::train("the trainer is not ready")) };
-        let rollouts: Vec<Rollout> = batch.iter().map(rollout_of).collect();
-        let used: Vec<u64> = batch.iter().flat_map(|r| r.feedback_ids.iter().copied()).collect();
+        let Samples { rollouts, records, used, stale } = samples;
+        if *stale > 0 {
+            tracing::info!(stale, "answers of versions too old are left out");
+        }
         let shared = self.shared.clone();
-        let metrics = match trainer.step(&rollouts, &|| shared.interrupt.load(Ordering::Acquire))? {
+        let metrics = match trainer.step(rollouts, &|| shared.interrupt.load(Ordering::Acquire))? {
             trainer::StepOutcome::Trained(metrics) => metrics,
             trainer::StepOutcome::Skipped { reason, dropped_steps } => {
                 self.shared.status().dropped_steps += dropped_steps as u64;
-                self.ledger.commit_skipped(&reason, &used)?;
+                self.ledger.commit_skipped(&reason, used)?;
                 tracing::warn!(reason, ratings = used.len(), "training step skipped");
                 return Ok(StepOutcome::Skipped { reason, consumed: used.len() });
             }
@@ -351,8 +389,11 @@ impl Worker {
         };
         let stage = self.store.stage(version)?;
         trainer.save(stage.path())?;
+        if let Some(judge) = &self.judge {
+            judge.save(stage.path())?;
+        }
         stage.commit(self.about(&info))?;
-        if let Err(error) = self.ledger.commit_version(&info, &used) {
+        if let Err(error) = self.ledger.commit_version(&info, used, records) {
             // Its number is not taken: the folder must not stand in the way of the next try.
             self.remove_orphans();
             return Err(error);
@@ -419,16 +460,5 @@ impl Worker {
         if let Err(error) = self.store.prune(self.config.train.keep_versions, &protected) {
             tracing::warn!(%error, "old versions not removed");
         }
-    }
-}
-
-/// The training sample of a rated answer.
-fn rollout_of(rated: &RatedGeneration) -> Rollout {
-    let g = &rated.generation;
-    Rollout {
-        prompt: g.prompt.clone(),
-        response: g.response.clone(),
-        temperature: g.sampling.temperature,
-        score: rated.rating,
     }
 }

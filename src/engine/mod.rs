@@ -1,16 +1,19 @@
 //! The composition root: threads, bounded channels, shutdown, and the loop from a rating to new weights. The methods here are
 //! what `ffi` and `http` show.
 
+mod judge;
 mod learner;
 mod status;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
+use serde::{Deserialize, Serialize};
+
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::gguf::Gguf;
-use crate::ledger::Ledger;
+use crate::ledger::{Forgotten, Ledger, ReviewEntry, ReviewVerdict, StoredFeedback, StoredSample};
 use crate::llama::{ChatTemplate, ContextOptions, Model, chat_tokens, template_of};
 use crate::publish::VersionStore;
 use crate::scheduler::{self, Finished, OnFinished, Request, Scheduler, Weights};
@@ -59,6 +62,18 @@ pub struct GenerateRequest {
     pub user: Option<String>,
 }
 
+/// A generation and what became of it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct GenerationRecord {
+    /// The answer as it was made.
+    #[serde(flatten)]
+    pub generation: Generation,
+    /// What was said of it, oldest first.
+    pub feedback: Vec<StoredFeedback>,
+    /// The training samples it gave, with the terms of their rewards.
+    pub samples: Vec<StoredSample>,
+}
+
 impl Engine {
     /// Opens the model and the data folder, recovers, and starts the threads.
     ///
@@ -70,7 +85,7 @@ impl Engine {
         if config.model.as_os_str().is_empty() {
             return Err(Error::arg("model is not set, expected the path of a GGUF file"));
         }
-        let ledger = Arc::new(Ledger::open(&config.data)?);
+        let ledger = Arc::new(Ledger::open_with(&config.data, judge::rules(&config.reward)?)?);
         let model = Model::load(&config.model, config.serve.gpu_layers)?;
         if !model.is_decoder() {
             let kind = model.architecture();
@@ -99,7 +114,8 @@ impl Engine {
         let threads = cores_or(config.serve.threads);
         let recorder = record_in(ledger.clone());
         let scheduler = Arc::new(Scheduler::start(model.clone(), threads, options, weights, recorder)?);
-        let learner = Learner::start(&config, fingerprint, ledger.clone(), store, scheduler.clone(), active)?;
+        let learner =
+            Learner::start(&config, fingerprint, ledger.clone(), store, scheduler.clone(), model.clone(), active)?;
         let template = template_of(&model);
         let closed = AtomicBool::new(false);
         let engine = Engine { inner: Arc::new(Inner { config, model, template, scheduler, ledger, learner, closed }) };
@@ -181,6 +197,45 @@ impl Engine {
     pub fn prefer(&self, chosen: &GenerationId, rejected: &GenerationId, user: Option<&str>) -> Result<u64> {
         self.check_open()?;
         self.inner.ledger.add_preference(chosen, rejected, user)
+    }
+
+    /// A generation with what was said of it and what it taught: the terms of every reward that was made of it.
+    ///
+    /// # Errors
+    /// `Io` if the ledger can't be read.
+    pub fn generation_record(&self, id: &GenerationId) -> Result<Option<GenerationRecord>> {
+        let Some(generation) = self.inner.ledger.generation(id)? else { return Ok(None) };
+        let (feedback, samples) = (self.inner.ledger.feedback_of(id)?, self.inner.ledger.samples_of(id)?);
+        Ok(Some(GenerationRecord { generation, feedback, samples }))
+    }
+
+    /// Deletes a user's words: the answers made for them with their prompts, what anyone said of those, and all they said of
+    /// others' answers. They are overwritten on disk when this returns. What remains are the versions that learned from them.
+    ///
+    /// # Errors
+    /// `Io` if it could not be written, `Closed`.
+    pub fn forget(&self, user: &str) -> Result<Forgotten> {
+        self.check_open()?;
+        self.inner.ledger.forget(user)
+    }
+
+    /// Users whose feedback waits for a person to look at it, and those that one has decided about.
+    ///
+    /// # Errors
+    /// `Io` if the ledger can't be read.
+    pub fn reviews(&self) -> Result<Vec<ReviewEntry>> {
+        self.inner.ledger.reviews()
+    }
+
+    /// Decides about a user's feedback: it counts, waits, or is left out for good.
+    ///
+    /// # Errors
+    /// `Arg` for a name that is too long, `Io`, `Closed`.
+    pub fn review(&self, user: &str, verdict: ReviewVerdict) -> Result<()> {
+        self.check_open()?;
+        self.inner.ledger.review(user, verdict)?;
+        self.learn_if_due();
+        Ok(())
     }
 
     /// Trains on the ratings that are in (at most one batch, even a small one), publishes, and returns when it is served.

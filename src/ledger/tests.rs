@@ -70,7 +70,7 @@ fn version(number: u64, parent: u64) -> VersionInfo {
 fn pending(ledger: &Ledger) -> Vec<(String, f64, Vec<u64>)> {
     let batch = ledger.pending_batch(100).unwrap();
     assert_eq!(ledger.pending_ratings(), batch.len() as u64);
-    batch.into_iter().map(|r| (r.generation.id.0, r.rating, r.feedback_ids)).collect()
+    batch.into_iter().map(|r| (r.generation.id.0, r.rating.unwrap(), r.feedback_ids)).collect()
 }
 
 #[test]
@@ -176,12 +176,12 @@ fn a_rating_is_used_exactly_once_and_a_new_one_counts_again() {
         record(&ledger, answer(name)).unwrap();
     }
     let [a, b] = [rate(&ledger, "a", 1.0).feedback_id, rate(&ledger, "b", 1.0).feedback_id];
-    ledger.commit_version(&version(1, 0), &[a]).unwrap();
+    ledger.commit_version(&version(1, 0), &[a], &[]).unwrap();
     assert_eq!(pending(&ledger), [("b".into(), 1.0, vec![b])]);
 
     // A batch with a used rating, or an unknown one, changes nothing at all.
     for (used, culprit) in [([b, a], a), ([b, 99], 99)] {
-        let error = ledger.commit_version(&version(2, 1), &used).unwrap_err();
+        let error = ledger.commit_version(&version(2, 1), &used, &[]).unwrap_err();
         assert!(error.message().starts_with(&format!("feedback {culprit} is not a rating that waits")), "{error}");
         assert!(ledger.commit_skipped("why", &used).is_err());
     }
@@ -209,7 +209,7 @@ fn a_rating_that_comes_while_its_answer_is_trained_on_stays_pending() {
     let batch = ledger.pending_batch(8).unwrap();
     let late = rate(&ledger, "a", -1.0).feedback_id;
     assert_eq!(ledger.pending_ratings(), 1);
-    ledger.commit_version(&version(1, 0), &batch[0].feedback_ids).unwrap();
+    ledger.commit_version(&version(1, 0), &batch[0].feedback_ids, &[]).unwrap();
     assert_eq!(pending(&ledger), [("a".into(), -1.0, vec![late])]);
 }
 
@@ -235,8 +235,8 @@ fn versions_are_listed_with_the_active_one_marked() {
     let mut second = version(2, 1);
     second.metrics.explained_variance = f64::NAN; // JSON can't say it.
     second.metrics.kl_per_response = Nats(f64::NAN);
-    ledger.commit_version(&version(1, 0), &[]).unwrap();
-    ledger.commit_version(&second, &[]).unwrap();
+    ledger.commit_version(&version(1, 0), &[], &[]).unwrap();
+    ledger.commit_version(&second, &[], &[]).unwrap();
     assert_eq!(ledger.active().unwrap(), PolicyVersion(2));
     ledger.set_active(PolicyVersion(1)).unwrap();
 
@@ -249,9 +249,9 @@ fn versions_are_listed_with_the_active_one_marked() {
     // After a rollback numbers still only grow.
     assert_eq!(ledger.next_version().unwrap(), PolicyVersion(3));
     assert_eq!(ledger.set_active(PolicyVersion(7)).unwrap_err().message(), "version 7 is not on record");
-    let error = ledger.commit_version(&version(2, 1), &[]).unwrap_err();
+    let error = ledger.commit_version(&version(2, 1), &[], &[]).unwrap_err();
     assert_eq!(error.message(), "version 2 is not new, expected one above 2");
-    assert_eq!(ledger.commit_version(&version(4, 3), &[]).unwrap_err().message(), "version 3 is not on record");
+    assert_eq!(ledger.commit_version(&version(4, 3), &[], &[]).unwrap_err().message(), "version 3 is not on record");
     assert_eq!(ledger.active().unwrap(), PolicyVersion(1));
 }
 
@@ -471,7 +471,7 @@ proptest! {
                     let used: Vec<u64> = batch.iter().flat_map(|r| r.feedback_ids.clone()).collect();
                     if let Act::Train(_) = act {
                         let next = ledger.next_version().unwrap();
-                        ledger.commit_version(&version(next.0, 0), &used).unwrap();
+                        ledger.commit_version(&version(next.0, 0), &used, &[]).unwrap();
                     } else {
                         ledger.commit_skipped("because", &used).unwrap();
                     }
@@ -547,7 +547,7 @@ fn child_rates_until_killed() {
         loop {
             let used: Vec<u64> = ledger.pending_batch(8).unwrap().into_iter().flat_map(|r| r.feedback_ids).collect();
             let next = ledger.next_version().unwrap();
-            ledger.commit_version(&version(next.0, next.0 - 1), &used).unwrap();
+            ledger.commit_version(&version(next.0, next.0 - 1), &used, &[]).unwrap();
             let used: Vec<String> = used.iter().map(u64::to_string).collect();
             say(format!("\nused {next} {}\n", used.join(" ")));
         }
@@ -646,7 +646,7 @@ fn measure_a_million_generations() {
         ledger.record_generation(Arc::new(g), Box::new(|outcome| outcome.unwrap())).unwrap();
         if n % 2 == 0 {
             let f = rating(&n.to_string(), 0.5);
-            let work = move |db: &Connection| insert_feedback(db, &f);
+            let work = move |db: &Connection| insert_feedback(db, &f, &Rules::default());
             ledger.writer.submit(work, |outcome| drop(outcome.unwrap())).unwrap();
         }
     }
@@ -660,7 +660,7 @@ fn measure_a_million_generations() {
     let first = start.elapsed();
     let used: Vec<u64> = batch.iter().flat_map(|r| r.feedback_ids.clone()).collect();
     let start = Instant::now();
-    ledger.commit_version(&version(1, 0), &used).unwrap();
+    ledger.commit_version(&version(1, 0), &used, &[]).unwrap();
     println!("opening {opening:?}, a batch {first:?}, its commit {:?}", start.elapsed());
     assert_eq!(ledger.pending_ratings(), 500_000 - 16);
     assert!(opening < Duration::from_secs(2) && first < Duration::from_millis(50));

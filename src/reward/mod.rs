@@ -8,6 +8,7 @@ mod learn;
 mod model;
 mod pairs;
 mod report;
+mod scalar;
 mod scorer;
 
 pub use formats::{Entry, Judged, Judgements, Refused, read_judgements};
@@ -15,4 +16,5 @@ pub use learn::{Ended, Learner, Progress, Settings};
 pub use model::{Manifest, RewardModel};
 pub use pairs::{Pair, Tokenizer, split};
 pub use report::{Bin, Report, Spread};
+pub use scalar::{Known, Scalar, Scales};
 pub use scorer::Scorer;

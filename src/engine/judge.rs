@@ -1,0 +1,139 @@
+//! From what people said to training samples: the one scalar, with the record of how. Never trains and never marks anything used.
+
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::config::RewardConfig;
+use crate::error::{Error, Result};
+use crate::ledger::Rules;
+use crate::llama::Model;
+use crate::policy::Decoder;
+use crate::reward::{Known, Scalar, Scales, Scorer};
+use crate::types::*;
+
+/// Running scales, in the folder of the version that they belong to.
+const SCALES_FILE: &str = "reward.json";
+
+/// What counts, by the settings.
+pub(super) fn rules(config: &RewardConfig) -> Result<Rules> {
+    Ok(Rules {
+        hourly: config.user_hourly,
+        share: config.user_share,
+        delay_ms: u64::from(config.quarantine) * 1000,
+        duplicates_once: true,
+        flag_after: config.flag_after,
+        flag_share: config.flag_share,
+        signals: Scalar::new(config)?.signals().map(str::to_owned).collect(),
+        corrections: config.correction > 0.0,
+    })
+}
+
+/// Samples ready to train on.
+#[derive(Default)]
+pub(super) struct Samples {
+    pub rollouts: Vec<Rollout>,
+    /// One a rollout.
+    pub records: Vec<SampleRecord>,
+    /// Feedback that made them, or that nothing can be made of: all of it is used up.
+    pub used: Vec<u64>,
+    /// Answers left out because their version is too old.
+    pub stale: usize,
+}
+
+/// Judges answers.
+pub(super) struct Judge {
+    config: RewardConfig,
+    scalar: Scalar,
+    scorer: Option<Scorer>,
+    scales: Scales,
+    model: Arc<Model>,
+}
+
+impl Judge {
+    /// Loads the reward model, if the settings name one.
+    pub fn new(config: &RewardConfig, decoder: &Arc<Decoder>, model: Arc<Model>) -> Result<Self> {
+        let scorer = config.model.as_deref().map(|file| Scorer::open(decoder.clone(), file)).transpose()?;
+        if scorer.is_none() && config.unrated > 0 {
+            return Err(Error::arg("reward.unrated is set without reward.model, which would judge those answers"));
+        }
+        Ok(Self { config: config.clone(), scalar: Scalar::new(config)?, scorer, scales: Scales::default(), model })
+    }
+
+    /// Answers without feedback that a batch takes.
+    pub fn unrated(&self) -> usize {
+        self.config.unrated as usize
+    }
+
+    /// The oldest version whose answers are trained on while `active` serves.
+    pub fn oldest(&self, active: PolicyVersion) -> PolicyVersion {
+        match self.config.staleness {
+            0 => PolicyVersion::INITIAL,
+            back => PolicyVersion(active.0.saturating_sub(u64::from(back))),
+        }
+    }
+
+    /// Takes the scales from a version's folder; fresh ones where it has none.
+    pub fn load(&mut self, dir: Option<&Path>) -> Result<()> {
+        self.scales = Scales::default();
+        let Some(path) = dir.map(|dir| dir.join(SCALES_FILE)).filter(|path| path.exists()) else { return Ok(()) };
+        let json = fs::read(&path).map_err(|e| Error::from(e).context(path.display()))?;
+        self.scales =
+            serde_json::from_slice(&json).map_err(|e| Error::io(format!("{} is damaged: {e}", path.display())))?;
+        Ok(())
+    }
+
+    /// Writes the scales into the folder of a version.
+    pub fn save(&self, dir: &Path) -> Result<()> {
+        let json = serde_json::to_vec(&self.scales).map_err(|e| Error::io(e.to_string()))?;
+        let path = dir.join(SCALES_FILE);
+        fs::write(&path, json).map_err(|e| Error::from(e).context(format!("writing {}", path.display())))
+    }
+
+    /// The samples of a batch. The scales have seen it when this returns.
+    pub fn samples(&mut self, batch: &[RatedGeneration], active: PolicyVersion) -> Result<Samples> {
+        let oldest = self.oldest(active);
+        let mut samples = Samples::default();
+        samples.used.extend(batch.iter().flat_map(|r| r.feedback_ids.iter().copied()));
+        let fresh: Vec<&RatedGeneration> = batch.iter().filter(|r| r.generation.policy_version >= oldest).collect();
+        samples.stale = batch.len() - fresh.len();
+        let judged = self.judge(&fresh)?;
+        for (rated, model) in fresh.into_iter().zip(judged) {
+            let g = &rated.generation;
+            let known = Known { rating: rated.rating, model, signals: rated.signals.clone(), tokens: g.response.len() };
+            if let Some(score) = self.scalar.score(&known, &self.scales) {
+                samples.add(g, g.response.clone(), SampleKind::Answer, score);
+            }
+            if let (Some(text), Some(score)) = (&rated.correction, self.scalar.correction()) {
+                let mut response = self.model.tokenize(text, false, false)?;
+                response.extend(self.model.turn_end());
+                samples.add(g, response, SampleKind::Correction, score);
+            }
+        }
+        Ok(samples)
+    }
+
+    /// The reward model's scores, one an answer.
+    fn judge(&mut self, answers: &[&RatedGeneration]) -> Result<Vec<Option<f64>>> {
+        let Some(scorer) = self.scorer.as_ref().filter(|_| self.config.model_weight > 0.0) else {
+            return Ok(vec![None; answers.len()]);
+        };
+        let pairs: Vec<(&[TokenId], &[TokenId])> =
+            answers.iter().map(|r| (&r.generation.prompt[..], &r.generation.response[..])).collect();
+        let scores: Vec<f64> = scorer.score(&pairs)?.into_iter().map(f64::from).collect();
+        let broken = scores.iter().filter(|s| !s.is_finite()).count();
+        if broken > 0 {
+            tracing::warn!(broken, "scores of the reward model are no finite numbers, and left out");
+        }
+        self.scales.model.update(&scores);
+        Ok(scores.into_iter().map(Some).collect())
+    }
+}
+
+impl Samples {
+    fn add(&mut self, g: &Generation, response: Vec<TokenId>, kind: SampleKind, score: Score) {
+        let temperature = g.sampling.temperature;
+        self.rollouts.push(Rollout { prompt: g.prompt.clone(), response, temperature, score: score.score });
+        self.records.push(SampleRecord { generation_id: g.id.clone(), kind, score });
+    }
+}
