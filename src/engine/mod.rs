@@ -1,6 +1,7 @@
 //! The composition root: threads, bounded channels, shutdown, and the loop from a rating to new weights. The methods here are
 //! what `ffi` and `http` show.
 
+pub mod exchange;
 mod judge;
 mod learner;
 mod status;
@@ -207,6 +208,17 @@ impl Engine {
         let Some(generation) = self.inner.ledger.generation(id)? else { return Ok(None) };
         let (feedback, samples) = (self.inner.ledger.feedback_of(id)?, self.inner.ledger.samples_of(id)?);
         Ok(Some(GenerationRecord { generation, feedback, samples }))
+    }
+
+    /// Takes in feedback from elsewhere; see [`exchange::import`].
+    ///
+    /// # Errors
+    /// As [`exchange::import`].
+    pub fn import(&self, entries: &[crate::reward::Entry], user: Option<&str>) -> Result<exchange::Imported> {
+        self.check_open()?;
+        let done = exchange::import(&self.inner.ledger, &self.inner.model, entries, user)?;
+        self.learn_if_due();
+        Ok(done)
     }
 
     /// Deletes a user's words: the answers made for them with their prompts, what anyone said of those, and all they said of

@@ -1,10 +1,13 @@
 //! The durable record of generations, feedback and versions, in SQLite. Never forgets what it acknowledged, never changes a
 //! row beyond marking a rating used, and never trains or judges.
 
+mod export;
 mod forget;
 mod limits;
 mod lock;
 mod rows;
+#[cfg(test)]
+mod rules_tests;
 mod schema;
 #[cfg(test)]
 mod tests;
@@ -19,6 +22,7 @@ use rusqlite::{Connection, OptionalExtension};
 
 use crate::error::{Error, Result};
 use crate::types::*;
+pub use export::{Exported, LedgerReader};
 pub use forget::Forgotten;
 pub use limits::{ReviewEntry, ReviewVerdict, Rules};
 use lock::FolderLock;
@@ -94,8 +98,20 @@ impl Ledger {
     /// `Arg` for an unknown generation, a rating outside [-1, 1] or not a number, or text that is too long; `Io` if it could
     /// not be written; `Closed`.
     pub fn add_feedback(&self, f: &NewFeedback) -> Result<FeedbackReceipt> {
+        self.put_feedback(f, self.rules.clone())
+    }
+
+    /// The same without limits of time: for what an operator brings in.
+    ///
+    /// # Errors
+    /// As [`Ledger::add_feedback`].
+    pub fn import_feedback(&self, f: &NewFeedback) -> Result<FeedbackReceipt> {
+        self.put_feedback(f, Rules { hourly: 0, ..(*self.rules).clone() }.into())
+    }
+
+    fn put_feedback(&self, f: &NewFeedback, rules: Arc<Rules>) -> Result<FeedbackReceipt> {
         check_feedback(f)?;
-        let (f, pending, rules) = (f.clone(), self.pending.clone(), self.rules.clone());
+        let (f, pending) = (f.clone(), self.pending.clone());
         let work = move |db: &Connection| insert_feedback(db, &f, &rules);
         let (receipt, _) = self.writer.call(work, move |(_, first)| {
             if *first {
@@ -105,11 +121,25 @@ impl Ledger {
         Ok(receipt)
     }
 
-    /// Records that one answer is better than another, and returns its row number; it is on disk then.
+    /// Records that one answer is better than another, and returns its row number; it is on disk then. What a user said before
+    /// keeps its row.
     ///
     /// # Errors
     /// As [`Ledger::add_feedback`]; `Arg` also if both are the same.
     pub fn add_preference(&self, chosen: &GenerationId, rejected: &GenerationId, user: Option<&str>) -> Result<u64> {
+        Ok(self.import_preference(chosen, rejected, user)?.0)
+    }
+
+    /// The same; says also whether it is new.
+    ///
+    /// # Errors
+    /// As [`Ledger::add_preference`].
+    pub fn import_preference(
+        &self,
+        chosen: &GenerationId,
+        rejected: &GenerationId,
+        user: Option<&str>,
+    ) -> Result<(u64, bool)> {
         check_length("the user's name", user, MAX_USER)?;
         if chosen == rejected {
             return Err(Error::arg("chosen and rejected are the same generation, expected two"));
@@ -117,9 +147,15 @@ impl Ledger {
         let (chosen, rejected, user) = (chosen.clone(), rejected.clone(), user.map(str::to_owned));
         let work = move |db: &Connection| {
             let (chosen, rejected) = (known(db, &chosen)?.row, known(db, &rejected)?.row);
+            let said = "SELECT id FROM preferences WHERE chosen = ?1 AND rejected = ?2 AND user IS ?3";
+            let said: Option<i64> =
+                db.prepare_cached(said)?.query_row((chosen, rejected, &user), |row| row.get(0)).optional()?;
+            if let Some(id) = said {
+                return Ok((id.cast_unsigned(), false));
+            }
             db.prepare_cached("INSERT INTO preferences (chosen, rejected, user, created) VALUES (?1, ?2, ?3, ?4)")?
                 .execute((chosen, rejected, &user, rows::signed(unix_millis())))?;
-            Ok(db.last_insert_rowid().cast_unsigned())
+            Ok((db.last_insert_rowid().cast_unsigned(), true))
         };
         self.writer.call(work, |_| ())
     }
@@ -186,14 +222,6 @@ impl Ledger {
     /// As [`Ledger::generation`].
     pub fn pair_count(&self) -> Result<u64> {
         self.read(rows::pair_count)
-    }
-
-    /// Calls `each` with every answer that has feedback, and what was said of it, oldest first.
-    ///
-    /// # Errors
-    /// As [`Ledger::generation`], and those of `each`.
-    pub fn for_each_feedback(&self, each: &mut dyn FnMut(&Generation, &StoredFeedback) -> Result<()>) -> Result<()> {
-        self.read(|db| rows::for_each_feedback(db, each))
     }
 
     /// Users whose feedback waits for a person, and those that one has decided about.

@@ -383,22 +383,42 @@ pub(super) fn pair_count(db: &Connection) -> Result<u64> {
     rows.next()?.map_or(Ok(0), |row| unsigned(row, 0))
 }
 
-pub(super) fn for_each_feedback(
-    db: &Connection,
-    each: &mut dyn FnMut(&Generation, &StoredFeedback) -> Result<()>,
-) -> Result<()> {
+/// At most `max` pieces of feedback after row `last`, with their answers.
+pub(super) fn feedback_page(db: &Connection, last: u64, max: usize) -> Result<Vec<(Generation, StoredFeedback)>> {
     let mut select = db.prepare_cached(
         "SELECT f.id, f.rating, f.correction, f.user, f.comment, f.created, b.version, b.reason, f.signal, f.left_out,
-         f.generation FROM feedback f LEFT JOIN batches b ON b.id = f.batch ORDER BY f.id",
+         f.generation FROM feedback f LEFT JOIN batches b ON b.id = f.batch WHERE f.id > ?1 ORDER BY f.id LIMIT ?2",
     )?;
-    let mut rows = select.query([])?;
+    let mut rows = select.query((signed(last), signed(max as u64)))?;
+    let mut page = Vec::new();
     while let Some(row) = rows.next()? {
         let answer: i64 = row.get(10)?;
         let generation = generation(db, Which::Row(answer))?
             .ok_or_else(|| damaged(format!("generation row {answer} is missing")))?;
-        each(&generation, &feedback_row(row)?)?;
+        page.push((generation, feedback_row(row)?));
     }
-    Ok(())
+    Ok(page)
+}
+
+/// At most `max` preferences after row `last`, with their rows.
+pub(super) fn preference_page(db: &Connection, last: u64, max: usize) -> Result<Vec<(u64, StoredPair)>> {
+    let mut select = db.prepare_cached(
+        "SELECT p.id, p.user, c.prompt, c.response, c.text, r.response, r.text FROM preferences p
+         JOIN generations c ON c.seq = p.chosen JOIN generations r ON r.seq = p.rejected
+         WHERE p.id > ?1 ORDER BY p.id LIMIT ?2",
+    )?;
+    let mut rows = select.query((signed(last), signed(max as u64)))?;
+    let mut page = Vec::new();
+    while let Some(row) = rows.next()? {
+        let answer = |tokens: usize| -> Result<PairAnswer> {
+            let blob = row.get_ref(tokens)?.as_blob().map_err(rusqlite::Error::from)?;
+            Ok(PairAnswer::Tokens(from_blob(blob)?, row.get(tokens + 1)?))
+        };
+        let prompt = from_blob(row.get_ref(2)?.as_blob().map_err(rusqlite::Error::from)?)?;
+        let pair = StoredPair { prompt, chosen: answer(3)?, rejected: answer(5)?, user: row.get(1)? };
+        page.push((unsigned(row, 0)?, pair));
+    }
+    Ok(page)
 }
 
 pub(super) fn versions(db: &Connection) -> Result<Vec<VersionInfo>> {

@@ -96,7 +96,8 @@ const MIGRATIONS: &[&str] = &[
     CREATE INDEX feedback_of_user ON feedback(user, created);
     CREATE INDEX feedback_of_content ON feedback(content) WHERE content IS NOT NULL;
 
-    ALTER TABLE preferences ADD COLUMN left_out TEXT;
+    CREATE INDEX preferences_of_chosen ON preferences(chosen);
+    CREATE INDEX preferences_of_rejected ON preferences(rejected);
 
     CREATE TABLE samples (
         id INTEGER PRIMARY KEY,
@@ -149,6 +150,17 @@ pub(super) fn open_reader(path: &Path) -> Result<Connection> {
     Ok(db)
 }
 
+/// Whether a ledger that is only read is of this build's format.
+pub(super) fn check_format(db: &Connection) -> Result<()> {
+    let format: i64 = db.pragma_query_value(None, "user_version", |row| row.get(0))?;
+    match MIGRATIONS.len() as i64 {
+        ours if format == ours => Ok(()),
+        ours => Err(Error::unsupported(format!(
+            "it has format {format}, expected {ours}: a start of the daemon updates it"
+        ))),
+    }
+}
+
 fn configure(db: &Connection) -> Result<()> {
     db.set_prepared_statement_cache_capacity(64);
     // Only someone looking in with the sqlite3 shell can hold a lock.
@@ -175,6 +187,12 @@ fn migrate(db: &mut Connection, steps: &[&str]) -> Result<()> {
     tx.pragma_update(None, "user_version", steps.len() as i64)?;
     tx.commit()?;
     Ok(())
+}
+
+/// The statements of format 1.
+#[cfg(test)]
+pub(super) fn first_format() -> &'static str {
+    MIGRATIONS[0]
 }
 
 #[cfg(test)]

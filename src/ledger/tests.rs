@@ -13,7 +13,7 @@ use crate::error::Code;
 /// Tells a re-executed test binary which folder to work in.
 const CHILD_DIR: &str = "APA_LEDGER_TEST_DIR";
 
-fn open() -> (tempfile::TempDir, Ledger) {
+pub(super) fn open() -> (tempfile::TempDir, Ledger) {
     let dir = tempfile::tempdir().unwrap();
     let ledger = Ledger::open(dir.path()).unwrap();
     (dir, ledger)
@@ -24,11 +24,11 @@ fn reopen(dir: &tempfile::TempDir, ledger: Ledger) -> Ledger {
     Ledger::open(dir.path()).unwrap()
 }
 
-fn id(name: &str) -> GenerationId {
+pub(super) fn id(name: &str) -> GenerationId {
     GenerationId(name.into())
 }
 
-fn answer(name: &str) -> Generation {
+pub(super) fn answer(name: &str) -> Generation {
     Generation {
         id: id(name),
         policy_version: PolicyVersion(0),
@@ -42,13 +42,13 @@ fn answer(name: &str) -> Generation {
     }
 }
 
-fn record(ledger: &Ledger, g: Generation) -> Result<()> {
+pub(super) fn record(ledger: &Ledger, g: Generation) -> Result<()> {
     let (sender, receiver) = crossbeam_channel::bounded(1);
     ledger.record_generation(Arc::new(g), Box::new(move |outcome| sender.send(outcome).unwrap()))?;
     receiver.recv().unwrap()
 }
 
-fn rating(name: &str, rating: f64) -> NewFeedback {
+pub(super) fn rating(name: &str, rating: f64) -> NewFeedback {
     NewFeedback { generation_id: id(name), signal: Signal::Rating(rating), user: None, comment: None }
 }
 
@@ -56,7 +56,7 @@ fn rate(ledger: &Ledger, name: &str, value: f64) -> FeedbackReceipt {
     ledger.add_feedback(&rating(name, value)).unwrap()
 }
 
-fn version(number: u64, parent: u64) -> VersionInfo {
+pub(super) fn version(number: u64, parent: u64) -> VersionInfo {
     VersionInfo {
         version: PolicyVersion(number),
         parent: Some(PolicyVersion(parent)),

@@ -4,6 +4,7 @@ mod bench;
 mod chat;
 mod client;
 mod demo;
+mod feedback;
 mod logging;
 mod logprobs;
 mod plot;
@@ -43,6 +44,10 @@ enum Command {
     Demo(demo::Options),
     Train(Box<train::Options>),
     Reward(reward::Options),
+    Import(feedback::Import),
+    Export(feedback::Export),
+    Forget(feedback::Forget),
+    Review(feedback::Review),
     Status(status::Options),
     Versions(versions::Options),
     Logprobs(logprobs::Options),
@@ -89,6 +94,10 @@ fn run(cli: Cli) -> Result<()> {
             Command::Demo(options) => demo::run(options).await,
             Command::Train(options) => train::run(*options).await,
             Command::Reward(options) => reward::run(options).await,
+            Command::Import(options) => feedback::import(options).await,
+            Command::Export(options) => feedback::export(options).await,
+            Command::Forget(options) => feedback::forget(options).await,
+            Command::Review(options) => feedback::review(options).await,
             Command::Status(options) => status::run(options).await,
             Command::Versions(options) => versions::run(options).await,
             Command::Logprobs(options) => logprobs::run(options).await,
