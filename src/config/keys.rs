@@ -119,6 +119,7 @@ const DOCS: &[(&str, &str)] = &[
     ("train.seed", "seeds adapters and the order of minibatches"),
     ("train.keep_versions", "versions kept on disk beside the active one and the initial model; 0 keeps all"),
     ("reward.model", "file of a reward model for this base, as `apad reward train` writes it"),
+    ("reward.learn", "new preferences and corrections after which the reward model learns; 0 leaves it as it is"),
     (
         "reward.model_weight",
         "weight of the reward model's score, centred and divided by its running standard deviation",

@@ -156,6 +156,9 @@ pub struct PpoConfig {
 pub struct RewardConfig {
     /// File of a reward model for this base, as `apad reward train` writes it.
     pub model: Option<PathBuf>,
+    /// New preferences and corrections after which the reward model learns, and is replaced if it tells held-back pairs apart at
+    /// least as well; 0 leaves it as it is.
+    pub learn: u32,
     /// Weight of the reward model's score, which is centred and divided by its running standard deviation.
     pub model_weight: f64,
     /// Weight of people's ratings, in [-1, 1].
@@ -278,6 +281,7 @@ impl Default for RewardConfig {
     fn default() -> Self {
         Self {
             model: None,
+            learn: 100,
             model_weight: 1.0,
             rating_weight: 1.0,
             length_weight: 0.0,

@@ -4,9 +4,10 @@ use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::config::RewardConfig;
+use super::reward_versions::{RewardStatus, RewardVersions};
+use crate::config::{Config, RewardConfig};
 use crate::error::{Error, Result};
-use crate::ledger::Rules;
+use crate::ledger::{Ledger, Rules};
 use crate::llama::Model;
 use crate::policy::Decoder;
 use crate::reward::{Known, Scalar, Scales, Scorer};
@@ -46,18 +47,49 @@ pub(super) struct Judge {
     config: RewardConfig,
     scalar: Scalar,
     scorer: Option<Scorer>,
+    versions: RewardVersions,
     scales: Scales,
     model: Arc<Model>,
+    decoder: Arc<Decoder>,
 }
 
 impl Judge {
     /// Loads the reward model, if the settings name one.
-    pub fn new(config: &RewardConfig, decoder: &Arc<Decoder>, model: Arc<Model>) -> Result<Self> {
-        let scorer = config.model.as_deref().map(|file| Scorer::open(decoder.clone(), file)).transpose()?;
+    pub fn new(config: &Config, decoder: &Arc<Decoder>, model: Arc<Model>) -> Result<Self> {
+        let (versions, scorer) = RewardVersions::open(&config.data, &config.reward, config.train.seed, decoder)?;
+        let (config, decoder) = (&config.reward, decoder.clone());
         if scorer.is_none() && config.unrated > 0 {
             return Err(Error::arg("reward.unrated is set without reward.model, which would judge those answers"));
         }
-        Ok(Self { config: config.clone(), scalar: Scalar::new(config)?, scorer, scales: Scales::default(), model })
+        let (scalar, scales) = (Scalar::new(config)?, Scales::default());
+        Ok(Self { config: config.clone(), scalar, scorer, versions, scales, model, decoder })
+    }
+
+    /// What is known of the reward model.
+    pub fn status(&self) -> &RewardStatus {
+        self.versions.status()
+    }
+
+    /// Whether the reward model has enough new pairs to learn from.
+    pub fn learning_is_due(&self, ledger: &Ledger) -> bool {
+        self.versions.due(ledger)
+    }
+
+    /// Lets the reward model learn, and takes the new one if it is adopted.
+    pub fn learn(&mut self, ledger: &Ledger, stop: &dyn Fn() -> bool) -> Result<()> {
+        if let Some(scorer) = self.versions.learn(ledger, &self.model, &self.decoder, stop)? {
+            self.scorer = Some(scorer);
+            self.renew_scales();
+        }
+        Ok(())
+    }
+
+    /// Another reward model's scores are on another scale.
+    fn renew_scales(&mut self) {
+        let version = self.versions.status().version;
+        if self.scales.reward_version != version {
+            self.scales = Scales { reward_version: version, ..Scales::default() };
+        }
     }
 
     /// Answers without feedback that a batch takes.
@@ -75,11 +107,12 @@ impl Judge {
 
     /// Takes the scales from a version's folder; fresh ones where it has none.
     pub fn load(&mut self, dir: Option<&Path>) -> Result<()> {
-        self.scales = Scales::default();
+        self.scales = Scales { reward_version: self.versions.status().version, ..Scales::default() };
         let Some(path) = dir.map(|dir| dir.join(SCALES_FILE)).filter(|path| path.exists()) else { return Ok(()) };
         let json = fs::read(&path).map_err(|e| Error::from(e).context(path.display()))?;
         self.scales =
             serde_json::from_slice(&json).map_err(|e| Error::io(format!("{} is damaged: {e}", path.display())))?;
+        self.renew_scales();
         Ok(())
     }
 

@@ -227,6 +227,9 @@ impl Worker {
             }
         }
         self.learn(orders);
+        if orders.is_empty() && !self.interrupted() {
+            self.learn_reward();
+        }
     }
 
     /// Trains while full batches are in; orders come between two of them.
@@ -235,7 +238,8 @@ impl Worker {
             let full = self.config.train.batch as usize;
             let outcome = self.step(full);
             // Enough is in, but limits or a quarantine hold it back: what comes next tries again.
-            if matches!(outcome, Ok(StepOutcome::Skipped { consumed: 0, .. })) {
+            if let Ok(StepOutcome::Skipped { reason, consumed: 0 }) = outcome {
+                self.shared.status().reason = Some(reason);
                 return;
             }
             if let Err(error) = outcome {
@@ -249,6 +253,21 @@ impl Worker {
                 return;
             }
         }
+    }
+
+    /// Lets the reward model learn, once enough pairs are in.
+    fn learn_reward(&mut self) {
+        let (Some(judge), true) = (&mut self.judge, self.config.train.auto) else { return };
+        if judge.learning_is_due(&self.ledger) {
+            let shared = self.shared.clone();
+            self.shared.set_state("training");
+            match judge.learn(&self.ledger, &|| shared.interrupt.load(Ordering::Acquire)) {
+                Err(error) if error.code() != Code::Closed => tracing::error!(%error, "the reward model did not learn"),
+                _ => {}
+            }
+            self.shared.set_state("idle");
+        }
+        self.shared.status().reward = judge.status().clone();
     }
 
     fn full_batch(&self) -> bool {
@@ -275,7 +294,7 @@ impl Worker {
             .and_then(|device| Decoder::load(&self.config.model, &device, *dtype))
             .and_then(|decoder| {
                 let decoder = Arc::new(decoder);
-                self.judge = Some(Judge::new(&self.config.reward, &decoder, self.model.clone())?);
+                self.judge = Some(Judge::new(&self.config, &decoder, self.model.clone())?);
                 self.decoder = Some(decoder);
                 self.load_trainer()
             });

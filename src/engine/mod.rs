@@ -4,6 +4,7 @@
 pub mod exchange;
 mod judge;
 mod learner;
+mod reward_versions;
 mod status;
 
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -22,6 +23,7 @@ use crate::types::*;
 
 pub use crate::scheduler::{Event, GenerationStream, Next, Wake};
 pub use learner::StepOutcome;
+pub use reward_versions::RewardStatus;
 pub use status::{Status, TrainerStatus};
 
 use learner::Learner;
@@ -197,7 +199,9 @@ impl Engine {
     /// As [`Engine::feedback`].
     pub fn prefer(&self, chosen: &GenerationId, rejected: &GenerationId, user: Option<&str>) -> Result<u64> {
         self.check_open()?;
-        self.inner.ledger.add_preference(chosen, rejected, user)
+        let id = self.inner.ledger.add_preference(chosen, rejected, user)?;
+        self.inner.learner.nudge();
+        Ok(id)
     }
 
     /// A generation with what was said of it and what it taught: the terms of every reward that was made of it.

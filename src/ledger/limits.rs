@@ -234,10 +234,28 @@ pub(super) fn review(db: &Connection, user: &str, verdict: ReviewVerdict) -> Res
 /// Which waiting feedback makes the next batch: rows by answer, the oldest answers first, at most `max` answers.
 pub(super) fn choose(db: &Connection, max: usize, rules: &Rules) -> Result<Vec<(i64, Vec<i64>)>> {
     let held = held(db, rules)?;
-    let cap = match rules.share < 1.0 && !lone(db)? {
-        true => ((rules.share * max as f64) as usize).max(1),
-        false => usize::MAX,
-    };
+    if rules.share >= 1.0 || lone(db)? {
+        return scan(db, max, usize::MAX, rules, &held);
+    }
+    // The share is of what the batch comes to be: a smaller batch lowers the cap, which may make it smaller still.
+    let mut size = max;
+    loop {
+        let cap = ((rules.share * size as f64) as usize).max(1);
+        let chosen = scan(db, max, cap, rules, &held)?;
+        if chosen.len() >= size || cap == 1 {
+            return Ok(chosen);
+        }
+        size = chosen.len();
+    }
+}
+
+fn scan(
+    db: &Connection,
+    max: usize,
+    cap: usize,
+    rules: &Rules,
+    held: &BTreeSet<String>,
+) -> Result<Vec<(i64, Vec<i64>)>> {
     let ripe = rows::signed(unix_millis().saturating_sub(rules.delay_ms));
     let mut select = db.prepare_cached(
         "SELECT generation, id, user FROM feedback INDEXED BY feedback_unused

@@ -3,6 +3,7 @@
 //! A reward model is a [`Lora`](crate::policy::Lora) and a scalar head on the frozen base of the policy. [`Learner`] teaches it
 //! preference pairs, [`Scorer`] judges answers with it, [`Report`] tells how well it does.
 
+mod classifier;
 mod formats;
 mod learn;
 mod model;
@@ -11,6 +12,7 @@ mod report;
 mod scalar;
 mod scorer;
 
+pub use classifier::Classifier;
 pub use formats::{Entry, Judged, Judgements, Refused, read_judgements};
 pub use learn::{Ended, Learner, Progress, Settings};
 pub use model::{Manifest, RewardModel};

@@ -28,6 +28,8 @@ pub struct Known {
 pub struct Scales {
     /// Of the reward model's own scores.
     pub model: RewardScale,
+    /// Version of the reward model that gave them; another one's begin anew.
+    pub reward_version: u64,
 }
 
 /// Makes scalars by the settings.

@@ -13,6 +13,7 @@ mod logprobs;
 mod pull;
 #[cfg(feature = "daemon")]
 mod reward;
+mod reward_classifier;
 mod reward_loop;
 #[path = "../support/tiny.rs"]
 mod tiny;

@@ -73,7 +73,9 @@ fn every_sample_says_which_terms_made_it_and_scales_survive_a_restart() {
     say(&engine, &answers[0], "bob", Signal::Rating(0.0));
     say(&engine, &answers[0], "ann", Signal::Named("copied".into()));
     say(&engine, &answers[1], "ann", Signal::Correction("it falls".into()));
-    say(&engine, &answers[2], "ann", Signal::Comment);
+    let comment = Some("hm".to_owned());
+    let generation_id = answers[2].id.clone();
+    engine.feedback(NewFeedback { generation_id, signal: Signal::Comment, user: None, comment }).unwrap();
     let version = publish(&engine);
 
     let record = |n: usize| engine.generation_record(&answers[n].id).unwrap().unwrap();
@@ -199,26 +201,29 @@ fn learned(dir: &Path, version: PolicyVersion, answers: &[Arc<Generation>]) -> f
     mean(1.0) - mean(-1.0)
 }
 
-/// Seven honest users with ten ratings each, and one attacker with thirty of the opposite taste, or none.
+/// Seven honest users with sixteen ratings each, and one attacker with three of ten of all ratings, of the opposite taste, or none.
 fn attacked(attack: bool, limits: bool) -> f64 {
     let dir = tempfile::tempdir().unwrap();
-    let limit = |c: &mut RewardConfig| match limits {
-        true => (c.user_share, c.user_hourly) = (0.1, 12),
-        false => (c.user_share, c.user_hourly, c.flag_after) = (1.0, 0, 0),
-    };
-    let engine = open(dir.path(), limit).unwrap();
-    let mut seed = 0;
-    let mut rate = |user: &str, honest: f64| {
-        seed += 1;
+    let engine = open_with(dir.path(), |config: &mut Config| {
+        (config.train.threads, config.train.device, config.train.dtype) = (1, "cpu".into(), Dtype::F32);
+        (config.train.batch, config.train.lr, config.train.lambda) = (32, 3e-3, 1.0);
+        let c = &mut config.reward;
+        match limits {
+            true => (c.user_share, c.user_hourly) = (0.1, 12),
+            false => (c.user_share, c.user_hourly, c.flag_after) = (1.0, 0, 0),
+        }
+    })
+    .unwrap();
+    let rate = |user: &str, honest: f64, seed: u64| {
         let g = answer(&engine, seed);
         say(&engine, &g, user, Signal::Rating(honest * taste(&g)));
     };
-    for round in 0..10 {
+    for round in 0..16 {
         for user in 0..7 {
-            rate(&format!("honest {user}"), 1.0);
+            rate(&format!("honest {user}"), 1.0, 10 * round + user);
         }
-        for _ in 0..if attack { 3 } else { 0 } {
-            rate("mallory", -1.0);
+        for n in 0..if attack { 3 } else { 0 } {
+            rate("mallory", -1.0, 10_000 + 10 * round + n);
         }
         if round % 2 == 1 {
             publish(&engine);
@@ -235,4 +240,58 @@ fn an_attacker_with_three_ratings_of_ten_moves_the_policy_less_where_limits_hold
     assert!(alone > 0.0 && without < alone, "{alone} {without}");
     // At least half of the harm is undone.
     assert!(with - without > 0.5 * (alone - without), "{alone} {without} {with}");
+}
+
+#[test]
+fn the_reward_model_learns_from_preferences_and_corrections_and_is_replaced_only_by_one_as_good() {
+    let dir = tempfile::tempdir().unwrap();
+    let settings = |c: &mut Config| {
+        (c.train.threads, c.train.device, c.train.dtype, c.train.auto) = (1, "cpu".into(), Dtype::F32, true);
+        c.reward.learn = 60;
+    };
+    let engine = open_with(dir.path(), settings).unwrap();
+    let make = |text: &str, seed: u64| {
+        let sampling = Sampling { seed: Some(seed), ..Sampling::default() };
+        let prompt = engine.tokenize(text).unwrap();
+        let request = GenerateRequest { prompt, sampling, max_tokens: Some(4), ..GenerateRequest::default() };
+        finish(&engine.generate(request).unwrap()).unwrap().1
+    };
+    let wait = |what: &str, done: &dyn Fn(&apa::engine::RewardStatus) -> bool| {
+        let began = std::time::Instant::now();
+        loop {
+            let status = engine.status().trainer.reward;
+            if done(&status) {
+                return status;
+            }
+            assert!(began.elapsed().as_secs() < 60, "{what}: {status:?}");
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
+    };
+    // Users always want the same answer: a thing that can be learned.
+    for n in 0..60 {
+        let g = make(&format!("question {n}"), n);
+        say(&engine, &g, "ann", Signal::Correction("please".into()));
+    }
+    let first = wait("the first version", &|s| s.version == 1);
+    assert!(first.accuracy.unwrap() >= 0.9 && first.last.unwrap().starts_with("adopted"));
+    assert!(dir.path().join("data/reward/000001.gguf").exists());
+
+    // Then a lot of noise: at least as good on all that is held back, or it is not adopted.
+    for n in 100..160 {
+        let (a, b) = (make(&format!("other {n}"), n), make(&format!("other {n}"), n + 500));
+        if a.response != b.response {
+            engine.prefer(&a.id, &b.id, Some("bob")).unwrap();
+        }
+        say(&engine, &a, "bob", Signal::Correction(if n % 2 == 0 { "please" } else { "no" }.into()));
+    }
+    let second = wait("the second attempt", &|s| s.pairs > first.pairs);
+    let adopted = second.last.as_ref().unwrap().starts_with("adopted");
+    assert_eq!(second.version, if adopted { 2 } else { 1 }, "{second:?}");
+    engine.shutdown();
+    let again = open_with(dir.path(), settings).unwrap();
+    let began = std::time::Instant::now();
+    while again.status().trainer.reward != second {
+        assert!(began.elapsed().as_secs() < 30, "{:?} is not {second:?}", again.status().trainer.reward);
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
 }
