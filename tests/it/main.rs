@@ -6,6 +6,7 @@ mod engine;
 mod features;
 mod ffi;
 mod ffi_engine;
+mod full_disk;
 mod go;
 mod golden;
 mod http;
