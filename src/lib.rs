@@ -36,8 +36,8 @@
 //! | [`types`], [`error`], [`config`] | ids, units and records; one error; settings |
 //! | [`gguf`] | files of models and adapters, read within bounds |
 //! | [`llama`] | the only user of llama.cpp |
-//! | [`policy`], [`align`] | the differentiable model; the losses, as pure functions |
-//! | [`scheduler`], [`ledger`], [`trainer`], [`publish`] | the stages |
+//! | [`policy`], [`align`], [`optim`] | the differentiable model; the losses, as pure functions; gradients and AdamW |
+//! | [`scheduler`], [`ledger`], [`reward`], [`trainer`], [`publish`] | the stages |
 //! | [`engine`] | joins them |
 //! | [`experiment`] | joins them for batch experiments |
 //! | [`request`], [`ffi`], `http` | client bodies, the C API, the HTTP service |
@@ -62,9 +62,11 @@ pub mod gguf;
 pub mod http;
 pub mod ledger;
 pub mod llama;
+pub mod optim;
 pub mod policy;
 pub mod publish;
 pub mod request;
+pub mod reward;
 pub mod scheduler;
 pub mod trainer;
 pub mod types;

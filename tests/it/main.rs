@@ -12,6 +12,8 @@ mod golden;
 mod http;
 mod logprobs;
 mod pull;
+#[cfg(feature = "daemon")]
+mod reward;
 #[path = "../support/tiny.rs"]
 mod tiny;
 #[cfg(feature = "daemon")]

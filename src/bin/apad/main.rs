@@ -8,6 +8,7 @@ mod logging;
 mod logprobs;
 mod plot;
 mod pull;
+mod reward;
 mod serve;
 mod settings;
 mod status;
@@ -41,6 +42,7 @@ enum Command {
     Chat(chat::Options),
     Demo(demo::Options),
     Train(Box<train::Options>),
+    Reward(reward::Options),
     Status(status::Options),
     Versions(versions::Options),
     Logprobs(logprobs::Options),
@@ -86,6 +88,7 @@ fn run(cli: Cli) -> Result<()> {
             Command::Chat(options) => chat::run(options).await,
             Command::Demo(options) => demo::run(options).await,
             Command::Train(options) => train::run(*options).await,
+            Command::Reward(options) => reward::run(options).await,
             Command::Status(options) => status::run(options).await,
             Command::Versions(options) => versions::run(options).await,
             Command::Logprobs(options) => logprobs::run(options).await,
