@@ -4,6 +4,7 @@ mod bench;
 mod chat;
 mod client;
 mod demo;
+mod export;
 mod logging;
 mod logprobs;
 mod plot;
@@ -43,6 +44,7 @@ enum Command {
     Train(Box<train::Options>),
     Status(status::Options),
     Versions(versions::Options),
+    Export(export::Options),
     Logprobs(logprobs::Options),
     Bench(bench::Options),
 }
@@ -88,6 +90,7 @@ fn run(cli: Cli) -> Result<()> {
             Command::Train(options) => train::run(*options).await,
             Command::Status(options) => status::run(options).await,
             Command::Versions(options) => versions::run(options).await,
+            Command::Export(options) => export::run(options).await,
             Command::Logprobs(options) => logprobs::run(options).await,
             Command::Bench(options) => bench::run(options).await,
         }
