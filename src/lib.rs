@@ -36,7 +36,7 @@
 //! | [`types`], [`error`], [`config`] | ids, units and records; one error; settings |
 //! | [`gguf`] | files of models and adapters, read within bounds |
 //! | [`llama`] | the only user of llama.cpp |
-//! | [`policy`], [`align`] | the differentiable model; the losses, as pure functions |
+//! | [`policy`], [`align`], [`optim`] | the differentiable model; the losses, as pure functions; gradients and AdamW |
 //! | [`scheduler`], [`ledger`], [`trainer`], [`publish`] | the stages |
 //! | [`engine`] | joins them |
 //! | [`experiment`] | joins them for batch experiments |
@@ -62,6 +62,7 @@ pub mod gguf;
 pub mod http;
 pub mod ledger;
 pub mod llama;
+pub mod optim;
 pub mod policy;
 pub mod publish;
 pub mod request;

@@ -10,11 +10,11 @@ use candle_core::{DType, Device, Tensor, Var, safetensors};
 use serde::{Deserialize, Serialize};
 
 use super::Trainer;
-use super::adamw::Moments;
 use super::network::Network;
 use crate::align::{KlController, RewardScale};
 use crate::config::TrainConfig;
 use crate::error::{Error, Result};
+use crate::optim::Moments;
 use crate::policy::{Decoder, Lora, ValueHead};
 
 /// The policy's adapter in a checkpoint's folder: what the server loads.

@@ -1,6 +1,5 @@
 //! Turns rated answers into a better adapter: batch → advantages → steps → candidate. Never judges or publishes what it made.
 
-mod adamw;
 mod batch;
 mod checkpoint;
 mod network;

@@ -1,12 +1,12 @@
 //! A trainable network: an adapter on the frozen base, the critic's with a scalar head, and its optimizer. Policy and critic
 //! share nothing but the frozen base. Knows no loss.
 
-use candle_core::{DType, Tensor, Var};
+use candle_core::{Tensor, Var};
 
-use super::adamw::{AdamW, AdamWConfig};
 use super::batch::Sample;
 use crate::align::{Clipped, scalar};
 use crate::error::{Error, Result};
+use crate::optim::{AdamW, AdamWConfig, Gradients};
 use crate::policy::{Decoder, Lora, Packed, ValueHead};
 
 /// The policy: its adapter, read through the base's own language-model head.
@@ -85,7 +85,7 @@ impl Network {
         let rows = |samples: &[&Sample]| samples.iter().map(|s| s.rows.len()).sum::<usize>() as f64;
         let all_rows: f64 = micro_batches.iter().map(|m| rows(m)).sum();
         let (mut total_loss, mut clip_fraction) = (0.0, 0.0);
-        let mut grads: Vec<Tensor> = Vec::new();
+        let mut grads = Gradients::default();
         for samples in micro_batches {
             let weight = rows(samples) / all_rows;
             let part = loss(self, samples)?;
@@ -95,39 +95,14 @@ impl Network {
             }
             total_loss += weight * value;
             clip_fraction += weight * part.clip_fraction;
-            self.accumulate(&mut grads, &(part.loss * weight)?)?;
+            grads.add(&self.vars, &(part.loss * weight)?)?;
         }
-        let grad_norm = global_norm(&grads)?;
+        let grad_norm = grads.apply(&mut self.optimizer, &self.vars, clip_norm, config)?;
         if !grad_norm.is_finite() {
             return Ok(Update::Dropped { what: "gradient norm", value: grad_norm });
         }
-        let grad_scale = if grad_norm > clip_norm { clip_norm / grad_norm } else { 1.0 };
-        self.optimizer.update(&self.vars, &grads, grad_scale, config)?;
         Ok(Update::Taken { loss: total_loss, grad_norm, clip_fraction })
     }
-
-    fn accumulate(&self, grads: &mut Vec<Tensor>, loss: &Tensor) -> Result<()> {
-        let mut store = loss.backward()?;
-        let mut fresh = Vec::with_capacity(self.vars.len());
-        for (i, var) in self.vars.iter().enumerate() {
-            // A tensor that no gradient reaches would never learn, without a word.
-            let grad = store.remove(var).ok_or_else(|| Error::train(format!("no gradient reaches variable {i}")))?;
-            fresh.push(match grads.get(i) {
-                Some(sum) => (sum + grad)?,
-                None => grad,
-            });
-        }
-        *grads = fresh;
-        Ok(())
-    }
-}
-
-/// Euclidean norm of all gradients together.
-fn global_norm(grads: &[Tensor]) -> Result<f64> {
-    let squares = grads.iter().map(|g| g.sqr()?.sum_all()).collect::<candle_core::Result<Vec<_>>>()?;
-    // One transfer from the device for all of them.
-    let squares = Tensor::stack(&squares, 0)?.to_dtype(DType::F64)?.to_vec1::<f64>()?;
-    Ok(squares.iter().sum::<f64>().sqrt())
 }
 
 /// The forward passes of one group of samples, packed without padding.

@@ -9,13 +9,13 @@ use rand::seq::SliceRandom;
 use rand_chacha::ChaCha12Rng;
 use tracing::{info, warn};
 
-use super::adamw::AdamWConfig;
 use super::batch::{Batch, Sample, slice};
 use super::network::{Forward, Network, Update};
 use super::{StepOutcome, Trainer};
 use crate::align::{self, Clipped};
 use crate::config::Algorithm;
 use crate::error::{Error, Result};
+use crate::optim::AdamWConfig;
 use crate::types::{Nats, Rollout, StepMetrics};
 
 /// What stays fixed while a batch is trained on: flat arrays, one entry a response token.

@@ -9,14 +9,16 @@ const EPSILON: f64 = 1e-8;
 
 /// First and second moment of one variable's gradient, in its shape.
 #[derive(Clone)]
-pub(super) struct Moments {
+pub struct Moments {
+    /// Running mean of the gradient.
     pub first: Tensor,
+    /// Running mean of its square.
     pub second: Tensor,
 }
 
 /// Adam with decoupled weight decay, Loshchilov and Hutter, arXiv 1711.05101. A clone shares the moments' memory: updates make new ones.
 #[derive(Clone)]
-pub(super) struct AdamW {
+pub struct AdamW {
     /// Updates done, for the bias correction.
     pub updates: u64,
     /// One for each variable, in the network's order.
@@ -25,13 +27,20 @@ pub(super) struct AdamW {
 
 /// What an update is done with; may differ from one to the next.
 #[derive(Clone, Copy)]
-pub(super) struct AdamWConfig {
+pub struct AdamWConfig {
+    /// Learning rate.
     pub lr: f64,
+    /// Decay of the two moments.
     pub betas: [f64; 2],
+    /// Decoupled: the weights shrink by lr times this.
     pub weight_decay: f64,
 }
 
 impl AdamW {
+    /// Moments of zero for these variables.
+    ///
+    /// # Errors
+    /// `Train` or `NoMem` if tensors can't be made.
     pub fn new(vars: &[Var]) -> Result<Self> {
         let zero = |var: &Var| -> Result<Moments> {
             let zeros = var.as_detached_tensor().zeros_like()?;
@@ -41,6 +50,9 @@ impl AdamW {
     }
 
     /// Moves `vars` in place along `grads` (same order and shapes, already clipped by `grad_scale`).
+    ///
+    /// # Errors
+    /// `Train` if their numbers differ or a product fails.
     pub fn update(&mut self, vars: &[Var], grads: &[Tensor], grad_scale: f64, config: AdamWConfig) -> Result<()> {
         if vars.len() != self.moments.len() || grads.len() != vars.len() {
             let counts = (vars.len(), grads.len(), self.moments.len());
