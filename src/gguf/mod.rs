@@ -20,6 +20,7 @@ use crate::error::{Error, Result};
 pub use tensor::{TensorInfo, TensorType};
 pub use value::{Array, Value};
 pub use write::Writer;
+pub(crate) use write::sync_folder;
 
 /// An open GGUF file: its metadata and tensor table in memory, its data on disk.
 #[derive(Debug)]

@@ -3,6 +3,8 @@
 #[cfg(feature = "daemon")]
 mod demo;
 mod engine;
+#[cfg(feature = "daemon")]
+mod export;
 mod features;
 mod ffi;
 mod ffi_engine;

@@ -4,6 +4,7 @@ mod bench;
 mod chat;
 mod client;
 mod demo;
+mod export;
 mod logging;
 mod logprobs;
 mod plot;
@@ -45,6 +46,7 @@ enum Command {
     Reward(reward::Options),
     Status(status::Options),
     Versions(versions::Options),
+    Export(export::Options),
     Logprobs(logprobs::Options),
     Bench(bench::Options),
 }
@@ -91,6 +93,7 @@ fn run(cli: Cli) -> Result<()> {
             Command::Reward(options) => reward::run(options).await,
             Command::Status(options) => status::run(options).await,
             Command::Versions(options) => versions::run(options).await,
+            Command::Export(options) => export::run(options).await,
             Command::Logprobs(options) => logprobs::run(options).await,
             Command::Bench(options) => bench::run(options).await,
         }
