@@ -6,6 +6,7 @@ mod engine;
 mod features;
 mod ffi;
 mod ffi_engine;
+mod ffi_learn;
 mod go;
 mod golden;
 mod http;
