@@ -9,6 +9,7 @@ mod features;
 mod ffi;
 mod ffi_engine;
 mod full_disk;
+mod ffi_learn;
 mod go;
 mod golden;
 mod http;
