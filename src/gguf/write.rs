@@ -6,7 +6,7 @@ use std::io::{BufWriter, Write};
 use std::path::Path;
 
 use candle_core::quantized::{GgmlDType, QTensor};
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Tensor};
 
 use super::Gguf;
 use super::open::{ALIGNMENT, MAGIC, NAME_BYTES, VERSION};
@@ -33,6 +33,7 @@ struct Entry<'a> {
 
 enum Data<'a> {
     Encode(Tensor, GgmlDType),
+    Make(Box<dyn Fn() -> Result<Tensor> + 'a>, GgmlDType),
     Copy(&'a Gguf),
 }
 
@@ -65,6 +66,17 @@ impl<'a> Writer<'a> {
     pub fn tensor_as(&mut self, name: &str, data: &Tensor, format: GgmlDType) -> Result<&mut Self> {
         let shape = data.dims().to_vec();
         self.add(name, shape, format.into(), Data::Encode(data.clone(), format))
+    }
+
+    /// Adds a tensor that is computed while it is written. Writing errors if its shape is not the one said here.
+    pub fn tensor_made(
+        &mut self,
+        name: &str,
+        shape: &[usize],
+        format: GgmlDType,
+        make: impl Fn() -> Result<Tensor> + 'a,
+    ) -> Result<&mut Self> {
+        self.add(name, shape.to_vec(), format.into(), Data::Make(Box::new(make), format))
     }
 
     /// Adds a tensor of another file, its data untouched.
@@ -147,19 +159,29 @@ impl Entry<'_> {
     fn write(&self, out: &mut impl Write) -> Result<()> {
         match &self.data {
             Data::Copy(from) => out.write_all(&from.raw(&self.name)?)?,
-            Data::Encode(tensor, format) => {
-                let tensor = tensor.to_device(&Device::Cpu)?.to_dtype(DType::F32)?.contiguous()?;
-                match format {
-                    GgmlDType::F32 => {
-                        let values = tensor.flatten_all()?.to_vec1::<f32>()?;
-                        out.write_all(bytemuck::cast_slice(&values))?;
-                    }
-                    _ => out.write_all(&QTensor::quantize(&tensor, *format)?.data()?)?,
+            Data::Encode(tensor, format) => encode(tensor, *format, out)?,
+            Data::Make(make, format) => {
+                let tensor = make()?;
+                if tensor.dims() != self.shape {
+                    return Err(Error::arg(format!("it has shape {:?}, {:?} was said", tensor.dims(), self.shape)));
                 }
+                encode(&tensor, *format, out)?;
             }
         }
         Ok(())
     }
+}
+
+fn encode(tensor: &Tensor, format: GgmlDType, out: &mut impl Write) -> Result<()> {
+    let tensor = tensor.to_dtype(DType::F32)?.contiguous()?;
+    match format {
+        GgmlDType::F32 => {
+            let values = tensor.flatten_all()?.to_vec1::<f32>()?;
+            out.write_all(bytemuck::cast_slice(&values))?;
+        }
+        _ => out.write_all(&QTensor::quantize(&tensor, format)?.data()?)?,
+    }
+    Ok(())
 }
 
 fn pad(out: &mut impl Write, written: u64) -> Result<()> {
@@ -168,7 +190,7 @@ fn pad(out: &mut impl Write, written: u64) -> Result<()> {
 }
 
 /// Makes a rename last through a power cut.
-fn sync_folder(path: &Path) -> Result<()> {
+pub(crate) fn sync_folder(path: &Path) -> Result<()> {
     let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     Ok(File::open(folder)?.sync_all()?)
 }

@@ -21,6 +21,11 @@ unsafe extern "C-unwind" {
         path: *const c_char,
         params: sys::llama_model_params,
     ) -> *mut sys::llama_model;
+    pub(super) fn llama_model_quantize(
+        input: *const c_char,
+        output: *const c_char,
+        params: *const sys::llama_model_quantize_params,
+    ) -> u32;
     pub(super) fn llama_sampler_apply(sampler: *mut sys::llama_sampler, tokens: *mut sys::llama_token_data_array);
     pub(super) fn llama_tokenize(
         vocab: *const sys::llama_vocab,

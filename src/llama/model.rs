@@ -16,7 +16,7 @@ use crate::gguf::Gguf;
 use crate::types::TokenId;
 
 /// llama.cpp's process-wide state. It can be initialised once and needs no end.
-fn backend() {
+pub(super) fn backend() {
     static BACKEND: OnceLock<Option<LlamaBackend>> = OnceLock::new();
     BACKEND.get_or_init(|| {
         send_logs_to_tracing(LogOptions::default());

@@ -9,6 +9,7 @@ mod blocks;
 mod decoder;
 mod loader;
 mod lora;
+mod merge;
 pub mod ops;
 mod packed;
 mod peft;

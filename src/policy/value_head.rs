@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use candle_core::{DType, Device, Tensor, Var};
+use candle_core::{DType, Tensor, Var};
 
 use super::Decoder;
 use super::adapter_file::BASE_KEY;
@@ -85,11 +85,11 @@ impl ValueHead {
             return Err(other_base(&base, decoder));
         }
         let var = |name: &str, width: usize| -> Result<Var> {
-            let values = file.dequantize(name, &Device::Cpu)?;
+            let values = file.dequantize(name, decoder.device())?;
             if values.dims() != [width] {
                 return Err(Error::arg(format!("its {name} has shape {:?}, expected [{width}]", values.dims())));
             }
-            Ok(Var::from_tensor(&values.to_device(decoder.device())?)?)
+            Ok(Var::from_tensor(&values)?)
         };
         Ok(Self { weight: var("value_head.weight", decoder.width())?, bias: var("value_head.bias", 1)?, base })
     }

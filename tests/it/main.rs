@@ -3,9 +3,13 @@
 #[cfg(feature = "daemon")]
 mod demo;
 mod engine;
+#[cfg(feature = "daemon")]
+mod export;
 mod features;
 mod ffi;
 mod ffi_engine;
+mod ffi_learn;
+mod full_disk;
 mod go;
 mod golden;
 mod http;

@@ -89,23 +89,16 @@ fn import_feedback(options: &ImportFeedback, path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Write out what people said
-#[derive(Args)]
-#[command(after_help = "Example:\n  apad export feedback --model base.gguf --data apa-data --out feedback.jsonl")]
-pub struct Export {
-    #[command(subcommand)]
-    what: ExportWhat,
-}
-
+/// What `apad export` writes beside adapters.
 #[derive(Subcommand)]
-enum ExportWhat {
+pub enum Export {
     /// All feedback and preferences, a JSON line each, in TRL's fields and ours; the daemon may run meanwhile
     #[command(after_help = "Example:\n  apad export feedback --model base.gguf --data apa-data --out feedback.jsonl")]
     Feedback(ExportFeedback),
 }
 
 #[derive(Args)]
-struct ExportFeedback {
+pub struct ExportFeedback {
     /// GGUF file, or the name of a known model (fetched if missing)
     #[arg(long, value_name = "PATH|NAME")]
     model: PathBuf,
@@ -118,7 +111,7 @@ struct ExportFeedback {
 }
 
 pub async fn export(options: Export) -> Result<()> {
-    let ExportWhat::Feedback(options) = options.what;
+    let Export::Feedback(options) = options;
     let model = pull::resolve(&options.model).await?;
     tokio::task::spawn_blocking(move || export_feedback(&options, &model)).await?
 }

@@ -4,6 +4,7 @@ mod bench;
 mod chat;
 mod client;
 mod demo;
+mod export;
 mod feedback;
 mod logging;
 mod logprobs;
@@ -45,11 +46,11 @@ enum Command {
     Train(Box<train::Options>),
     Reward(reward::Options),
     Import(feedback::Import),
-    Export(feedback::Export),
     Forget(feedback::Forget),
     Review(feedback::Review),
     Status(status::Options),
     Versions(versions::Options),
+    Export(export::Options),
     Logprobs(logprobs::Options),
     Bench(bench::Options),
 }
@@ -95,11 +96,11 @@ fn run(cli: Cli) -> Result<()> {
             Command::Train(options) => train::run(*options).await,
             Command::Reward(options) => reward::run(options).await,
             Command::Import(options) => feedback::import(options).await,
-            Command::Export(options) => feedback::export(options).await,
             Command::Forget(options) => feedback::forget(options).await,
             Command::Review(options) => feedback::review(options).await,
             Command::Status(options) => status::run(options).await,
             Command::Versions(options) => versions::run(options).await,
+            Command::Export(options) => export::run(options).await,
             Command::Logprobs(options) => logprobs::run(options).await,
             Command::Bench(options) => bench::run(options).await,
         }

@@ -1,0 +1,164 @@
+//! `apad export` and the writing of model files: what is written says what base and adapter say.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use apa::gguf::Gguf;
+use apa::llama::{Adapter, Context, ContextOptions, FileType, Model, Threads, quantize, token_logprobs};
+use apa::policy::{Decoder, Lora};
+use candle_core::{Device, Tensor};
+
+use crate::tiny::{TinySpec, tiny_model};
+
+const TEXT: &str =
+    "A robin sat on the fence and sang until the sun went down. Then it flew home, for the night was cold.";
+
+/// What llama.cpp serves, in nats a token.
+fn logprobs(model: &Path, adapter: Option<&Path>) -> Vec<f32> {
+    let model = Model::load(model, 0).unwrap();
+    let tokens = model.tokenize(TEXT, true, false).unwrap();
+    let shape = ContextOptions { context: 512, batch: 128, sequences: 1, exact: true };
+    let mut context = Context::new(&model, &Threads::new(1).unwrap(), shape).unwrap();
+    context.set_adapter(adapter.map(|path| Adapter::load(&model, path).unwrap())).unwrap();
+    token_logprobs(&mut context, &tokens).unwrap()
+}
+
+fn mean_gap(a: &[f32], b: &[f32]) -> f32 {
+    assert_eq!(a.len(), b.len());
+    a.iter().zip(b).map(|(a, b)| (a - b).abs()).sum::<f32>() / a.len() as f32
+}
+
+/// An adapter that changes what the model says: fresh ones have B at zero.
+fn adapter(model: &Path, path: &Path) {
+    let decoder = Decoder::load(model, &Device::Cpu, apa::config::Dtype::F32).unwrap();
+    let lora = Lora::new(&decoder, 4, 6.0, None, 3).unwrap();
+    for (name, var) in lora.named() {
+        if name.ends_with("lora_b") {
+            let values = (0..var.elem_count()).map(|i| 0.02 * (i as f32 * 1.7).sin()).collect();
+            var.set(&Tensor::from_vec(values, var.shape(), &Device::Cpu).unwrap()).unwrap();
+        }
+    }
+    lora.write_gguf(path, &[]).unwrap();
+}
+
+fn export(model: &Path, adapter: &Path, out: &Path, arguments: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_apad"));
+    command.arg("export").arg("--model").arg(model).arg("--adapter").arg(adapter).arg("--out").arg(out);
+    command.args(arguments).output().unwrap()
+}
+
+fn exported(model: &Path, adapter: &Path, out: &Path, arguments: &[&str]) -> PathBuf {
+    let output = export(model, adapter, out, arguments);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    out.to_owned()
+}
+
+fn files(folder: &Path) -> Vec<String> {
+    let names = std::fs::read_dir(folder).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
+    let mut names: Vec<String> = names.collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn a_model_is_written_in_other_formats_and_stays_itself() {
+    let folder = tempfile::tempdir().unwrap();
+    // 256 wide: k-quants need rows of whole blocks.
+    let base = folder.path().join("base.gguf");
+    tiny_model(&base, &TinySpec { width: 256, heads: 16, ..TinySpec::new("llama") }).unwrap();
+    let as_it_is = logprobs(&base, None);
+    for (name, within) in [("f32", 1e-6), ("f16", 0.01), ("bf16", 0.05), ("q8_0", 0.05), ("q4_k_m", 1.0)] {
+        let out = folder.path().join(name);
+        quantize(&base, &out, name.parse().unwrap(), 1).unwrap();
+        let gap = mean_gap(&as_it_is, &logprobs(&out, None));
+        assert!(gap <= within, "{name}: {gap} nats a token");
+        let kind = Gguf::open(&out).unwrap().tensor("blk.0.ffn_up.weight").unwrap().kind().name().to_lowercase();
+        assert!(name.starts_with(&kind), "{name}: a matrix is {kind}");
+    }
+    // Rounded again, and rows that the format can't hold get another.
+    quantize(&folder.path().join("q8_0"), &folder.path().join("again"), "q4_0".parse().unwrap(), 2).unwrap();
+    assert!(mean_gap(&as_it_is, &logprobs(&folder.path().join("again"), None)) < 2.0);
+}
+
+#[test]
+fn what_is_no_model_or_cannot_be_written_is_an_error_and_leaves_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let (base, lora) = (folder.path().join("base.gguf"), folder.path().join("lora.gguf"));
+    tiny_model(&base, &TinySpec::new("qwen2")).unwrap();
+    adapter(&base, &lora);
+    let kind: FileType = "q8_0".parse().unwrap();
+    let message = |from: &Path, to: &Path| quantize(from, to, kind, 1).unwrap_err().message().to_owned();
+    let out = folder.path().join("out.gguf");
+    assert!(message(&lora, &out).contains("it holds a adapter, expected a model"));
+    assert!(message(&folder.path().join("none"), &out).contains("there is no such file"));
+    assert!(message(&base, &base).contains("it is the file that is read"));
+    assert!(message(&base, Path::new("/no/such/folder/out.gguf")).contains("No such file"));
+    // Weights that are no numbers can't be rounded to blocks.
+    let bad = folder.path().join("bad.gguf");
+    let file = Gguf::open(&base).unwrap();
+    let mut writer = apa::gguf::Writer::new();
+    writer.copy_metadata(&file);
+    for info in file.tensors() {
+        if info.name() == "blk.0.ffn_up.weight" {
+            let nan = Tensor::full(f32::NAN, info.shape(), &Device::Cpu).unwrap();
+            writer.tensor(info.name(), &nan).unwrap();
+        } else {
+            writer.copy_tensor(&file, info.name()).unwrap();
+        }
+    }
+    writer.write(&bad).unwrap();
+    assert!(message(&bad, &out).contains("llama.cpp refused"), "{}", message(&bad, &out));
+    assert_eq!(files(folder.path()), ["bad.gguf", "base.gguf", "lora.gguf"]);
+}
+
+#[test]
+fn a_merged_model_says_what_base_and_adapter_say() {
+    let folder = tempfile::tempdir().unwrap();
+    let (base, lora) = (folder.path().join("base.gguf"), folder.path().join("lora.gguf"));
+    for arch in ["llama", "qwen3", "gptneox"] {
+        tiny_model(&base, &TinySpec::new(arch)).unwrap();
+        adapter(&base, &lora);
+        let together = logprobs(&base, Some(&lora));
+        let moved = mean_gap(&together, &logprobs(&base, None));
+        assert!(moved > 1e-3, "{arch}: the adapter does nothing");
+        for (kind, within) in [("f32", 1e-4), ("f16", 0.01), ("q8_0", 0.05)] {
+            let out = exported(&base, &lora, &folder.path().join("merged.gguf"), &["--merge", "--type", kind]);
+            let gap = mean_gap(&together, &logprobs(&out, None));
+            assert!(gap <= within, "{arch} as {kind}: {gap} nats a token");
+        }
+    }
+    assert_eq!(files(folder.path()), ["base.gguf", "lora.gguf", "merged.gguf"]);
+}
+
+#[test]
+fn an_adapter_goes_to_peft_and_back_without_loss() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    tiny_model(&at("base.gguf"), &TinySpec::new("llama")).unwrap();
+    adapter(&at("base.gguf"), &at("lora.gguf"));
+    exported(&at("base.gguf"), &at("lora.gguf"), &at("peft"), &["--peft", "--base-name", "org/tiny"]);
+    assert_eq!(files(&at("peft")), ["adapter_config.json", "adapter_model.safetensors"]);
+    let config = std::fs::read_to_string(at("peft").join("adapter_config.json")).unwrap();
+    assert!(config.contains("org/tiny") && config.contains("q_proj"), "{config}");
+    exported(&at("base.gguf"), &at("peft"), &at("back.gguf"), &["--gguf"]);
+    assert_eq!(std::fs::read(at("lora.gguf")).unwrap(), std::fs::read(at("back.gguf")).unwrap());
+}
+
+#[test]
+fn wrong_use_is_told_apart_from_failure() {
+    let folder = tempfile::tempdir().unwrap();
+    let (base, other, lora) =
+        (folder.path().join("a.gguf"), folder.path().join("b.gguf"), folder.path().join("l.gguf"));
+    tiny_model(&base, &TinySpec::new("llama")).unwrap();
+    tiny_model(&other, &TinySpec { seed: 8, ..TinySpec::new("llama") }).unwrap();
+    adapter(&other, &lora);
+    let out = folder.path().join("out.gguf");
+    let said = |output: &Output| String::from_utf8_lossy(&output.stderr).into_owned();
+    let output = export(&base, &lora, &out, &["--merge", "--type", "q4_k"]);
+    assert_eq!((output.status.code(), said(&output).contains("q4_k_m")), (Some(2), true), "{}", said(&output));
+    assert_eq!(export(&base, &lora, &out, &[]).status.code(), Some(2));
+    let output = export(&base, &lora, &out, &["--merge"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(said(&output).contains("the adapter is for base"), "{}", said(&output));
+    assert!(!out.exists());
+}
