@@ -430,5 +430,6 @@ fn rollout_of(rated: &RatedGeneration) -> Rollout {
         response: g.response.clone(),
         temperature: g.sampling.temperature,
         score: rated.rating,
+        served_logprobs: None,
     }
 }

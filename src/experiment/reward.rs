@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 use crate::types::{FinishReason, Generation};
 
 /// The kinds of reward there are.
-pub const SCHEMES: [&str; 3] = ["length:TOKENS", "regex:PATTERN", "command:SHELL COMMAND"];
+pub const SCHEMES: [&str; 4] = ["length:TOKENS", "regex:PATTERN", "command:SHELL COMMAND", "http:URL"];
 
 /// Distance from the wanted length, in tokens, at which an answer is worth -1.
 const WORST_DISTANCE: f64 = 40.0;
@@ -33,6 +33,9 @@ pub enum RewardSpec {
     /// A shell command that reads a line `{"prompt": .., "response": ".."}` an answer and writes a line `{"score": number}` each,
     /// in order. Started for each batch; its input then ends.
     Command(String),
+    /// A service that is posted `{"samples": [{"prompt": .., "response": ".."}]}` and replies `{"scores": [numbers]}`, in order.
+    /// At most 32 samples a request; failures that may pass are tried again.
+    Http(String),
 }
 
 impl FromStr for RewardSpec {
@@ -54,6 +57,14 @@ impl FromStr for RewardSpec {
             }
             "command" if rest.trim().is_empty() => Err(Error::arg("the reward command is empty")),
             "command" => Ok(RewardSpec::Command(rest.to_owned())),
+            // `http://host/path` alone is a URL already.
+            "http" if rest.starts_with("//") && rest.len() > 2 => Ok(RewardSpec::Http(text.to_owned())),
+            "http" if rest.starts_with("http://") || rest.starts_with("https://") => {
+                Ok(RewardSpec::Http(rest.to_owned()))
+            }
+            "http" => Err(Error::arg(format!(
+                "the reward service is {rest:?}, expected http:URL like http://localhost:80/score"
+            ))),
             _ => Err(Error::arg(format!("there is no reward scheme {scheme:?}, {}", known()))),
         }
     }
@@ -65,6 +76,7 @@ impl fmt::Display for RewardSpec {
             RewardSpec::Length(tokens) => write!(f, "length:{tokens}"),
             RewardSpec::Regex(pattern) => write!(f, "regex:{pattern}"),
             RewardSpec::Command(command) => write!(f, "command:{command}"),
+            RewardSpec::Http(url) => write!(f, "http:{url}"),
         }
     }
 }
@@ -86,7 +98,15 @@ impl From<RewardSpec> for String {
 pub(super) enum Reward {
     Length(u32),
     Regex(Regex),
-    Command { command: String, timeout: Duration },
+    Command {
+        command: String,
+        timeout: Duration,
+    },
+    #[cfg(feature = "daemon")]
+    Http {
+        url: String,
+        timeout: Duration,
+    },
 }
 
 impl Reward {
@@ -95,13 +115,17 @@ impl Reward {
             RewardSpec::Length(tokens) => Reward::Length(*tokens),
             RewardSpec::Regex(pattern) => Reward::Regex(compile(pattern)?),
             RewardSpec::Command(command) => Reward::Command { command: command.clone(), timeout },
+            #[cfg(feature = "daemon")]
+            RewardSpec::Http(url) => Reward::Http { url: url.clone(), timeout },
+            #[cfg(not(feature = "daemon"))]
+            RewardSpec::Http(_) => return Err(Error::unsupported("this build has no HTTP, so no reward service")),
         })
     }
 
     /// The score of each answer, all finite.
     ///
     /// # Errors
-    /// `Callback` if a command dies, takes too long, or answers anything but scores; `Closed` if `stop` is set meanwhile.
+    /// `Callback` if a command or service dies, takes too long, or answers anything but scores; `Closed` if `stop` is set meanwhile.
     pub fn scores(&self, answers: &[(&PromptText, &Generation)], stop: &AtomicBool) -> Result<Vec<f64>> {
         match self {
             Reward::Length(wanted) => Ok(answers.iter().map(|(_, g)| length(*wanted, g)).collect()),
@@ -109,6 +133,8 @@ impl Reward {
                 Ok(answers.iter().map(|(_, g)| if pattern.is_match(&g.text) { 1.0 } else { -1.0 }).collect())
             }
             Reward::Command { command, timeout } => command::scores(command, answers, *timeout, stop),
+            #[cfg(feature = "daemon")]
+            Reward::Http { url, timeout } => super::http::scores(url, answers, *timeout, stop),
         }
     }
 }
@@ -141,10 +167,9 @@ mod tests {
 
     #[test]
     fn a_scheme_that_is_not_there_is_refused_with_those_that_are() {
-        assert_eq!(
-            message("model:reward.gguf"),
-            "there is no reward scheme \"model\", expected one of length:TOKENS, regex:PATTERN, command:SHELL COMMAND"
-        );
+        let known = "expected one of length:TOKENS, regex:PATTERN, command:SHELL COMMAND, http:URL";
+        assert_eq!(message("judge:me"), format!("there is no reward scheme \"judge\", {known}"));
+        assert!(message("http:localhost").contains("expected http:URL"));
         assert!(message("20").contains("has no scheme"));
         assert!(message("length:0").contains("like length:20"));
         assert!(message("regex:(").contains("is no regular expression: unclosed group"), "{}", message("regex:("));
@@ -153,7 +178,8 @@ mod tests {
 
     #[test]
     fn a_reward_is_written_as_it_is_read() {
-        for text in ["length:20", r"regex:^a:b\d", "command:jq -c '{score: 1}'"] {
+        assert_eq!("http://a/b".parse::<RewardSpec>().unwrap().to_string(), "http:http://a/b");
+        for text in ["length:20", r"regex:^a:b\d", "command:jq -c '{score: 1}'", "http:http://a/b", "http:https://c"] {
             assert_eq!(text.parse::<RewardSpec>().unwrap().to_string(), text);
         }
     }

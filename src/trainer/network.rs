@@ -137,6 +137,11 @@ impl<'d> Forward<'d> {
         self.decoder.logprobs(&self.hidden(lora)?, &self.targets, &self.temperatures)
     }
 
+    /// Log-probabilities of the response tokens and entropies of their distributions, both `[rows]`, nats. No gradient.
+    pub fn logprobs_and_entropy(&self, lora: &Lora) -> Result<(Tensor, Tensor)> {
+        self.decoder.logprobs_and_entropy(&self.hidden(Some(lora))?, &self.targets, &self.temperatures)
+    }
+
     /// The critic's value before each response token, `[rows]`.
     pub fn values(&self, lora: &Lora, head: &ValueHead) -> Result<Tensor> {
         head.forward(&self.hidden(Some(lora))?)

@@ -96,6 +96,7 @@ fn batch() -> Vec<Rollout> {
         response: vec![100 + i; length],
         temperature: 1.0,
         score: if i.is_multiple_of(2) { 1.0 } else { -1.0 },
+        served_logprobs: None,
     };
     [5, 9, 1, 14, 7, 3].iter().zip(0..).map(|(length, i)| answer(i, *length)).collect()
 }

@@ -131,6 +131,7 @@ fn rollouts(options: &Options, vocabulary: u32, rng: &mut ChaCha8Rng) -> Vec<Rol
             temperature: 1.0,
             // Different, or there would be nothing to learn.
             score: f64::from(i),
+            served_logprobs: None,
         })
         .collect()
 }
