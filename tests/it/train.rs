@@ -169,8 +169,8 @@ fn every_algorithm_moves_the_policy_and_names_its_lambda() {
         for name in MEASURED {
             assert!(last[name].is_f64(), "{name} is missing: {last}");
         }
-        // Two engines on one F32 model, but for a 16-bit cache of keys and values.
-        assert!(last["serve_train_gap"].as_f64().is_some_and(|gap| gap < 5e-3), "{last}");
+        // Two engines on one F32 model; where the processor has it, ours multiplies in bf16.
+        assert!(last["serve_train_gap"].as_f64().is_some_and(|gap| gap < 0.05), "{last}");
         let uniform = f64::from(crate::tiny::vocabulary().len() as u32).ln();
         assert!(last["entropy"].as_f64().is_some_and(|entropy| entropy > 0.0 && entropy < uniform), "{last}");
         assert!(last["kl_k3_per_token"].as_f64().is_some_and(|kl| kl > 0.0), "{algorithm}: {last}");
