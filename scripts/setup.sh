@@ -38,6 +38,17 @@ if [ ${#missing[@]} -gt 0 ]; then
 fi
 
 rust_help="install Rust $rust_wanted or newer: https://rustup.rs (on Debian 13 and later also: apt-get install rustup && rustup default stable)"
+if ! have cargo && [ "$(id -u)" -eq 0 ]; then
+    echo "installing Rust with rustup"
+    # Debian has rustup from 13 on; before, its own installer brings it.
+    if have apt-get && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends rustup 2>/dev/null; then
+        rustup default --profile minimal stable && rustup component add clippy rustfmt
+    elif have curl || DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends curl ca-certificates; then
+        curl --proto '=https' --tlsv1.2 -sSf https://sh.rustup.rs |
+            sh -s -- -y --no-modify-path --profile minimal --component clippy --component rustfmt
+    fi || true
+    export PATH="$HOME/.cargo/bin:$PATH"
+fi
 if ! have cargo; then
     echo "cargo is missing; $rust_help" >&2
     exit 1

@@ -37,7 +37,7 @@
 //! | [`gguf`] | files of models and adapters, read within bounds |
 //! | [`llama`] | the only user of llama.cpp |
 //! | [`policy`], [`align`], [`optim`] | the differentiable model; the losses, as pure functions; gradients and AdamW |
-//! | [`scheduler`], [`ledger`], [`trainer`], [`publish`] | the stages |
+//! | [`scheduler`], [`ledger`], [`reward`], [`trainer`], [`publish`] | the stages |
 //! | [`engine`] | joins them |
 //! | [`experiment`] | joins them for batch experiments |
 //! | [`request`], [`ffi`], `http` | client bodies, the C API, the HTTP service |
@@ -66,6 +66,7 @@ pub mod optim;
 pub mod policy;
 pub mod publish;
 pub mod request;
+pub mod reward;
 pub mod scheduler;
 pub mod trainer;
 pub mod types;

@@ -339,6 +339,16 @@ pub struct ChatMessage {
     pub content: String,
 }
 
+/// A prompt as its file gives it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum PromptText {
+    /// Goes through the model's chat template.
+    Chat(Vec<ChatMessage>),
+    /// Goes in as it is.
+    Text(String),
+}
+
 /// The present time.
 pub fn unix_millis() -> UnixMillis {
     let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);

@@ -11,7 +11,7 @@ use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::gguf::Gguf;
 use crate::ledger::Ledger;
-use crate::llama::{ChatTemplate, ContextOptions, Model};
+use crate::llama::{ChatTemplate, ContextOptions, Model, chat_tokens, template_of};
 use crate::publish::VersionStore;
 use crate::scheduler::{self, Finished, OnFinished, Request, Scheduler, Weights};
 use crate::types::*;
@@ -299,27 +299,6 @@ fn record_in(ledger: Arc<Ledger>) -> OnFinished {
             tracing::warn!(%error, "an answer was not recorded");
         }
     })
-}
-
-/// A conversation as the model's own template writes it, in tokens.
-pub(crate) fn chat_tokens(model: &Model, template: &ChatTemplate, messages: &[ChatMessage]) -> Result<Vec<TokenId>> {
-    let text = template.render(messages)?;
-    let mut tokens = model.tokenize(&text, true, true)?;
-    // Templates often write the beginning-of-sequence token themselves.
-    if let Some(bos) = model.bos()
-        && tokens.len() > 1
-        && tokens[..2] == [bos, bos]
-    {
-        tokens.remove(0);
-    }
-    Ok(tokens)
-}
-
-/// The chat template that the model carries.
-pub(crate) fn template_of(model: &Model) -> Result<ChatTemplate> {
-    let source = model.chat_template().ok_or_else(|| Error::unsupported("the model carries no chat template"))?;
-    let text = |token: Option<TokenId>| token.map(|t| model.text(&[t], true)).unwrap_or_default();
-    ChatTemplate::new(source, text(model.bos()), text(model.eos()))
 }
 
 /// A number of threads, 0 standing for one a core.

@@ -7,9 +7,9 @@ use super::dataset::{FixedAnswer, read_dataset};
 use super::plan::Plan;
 use super::prompts::{Prompt, PromptText, read_prompts};
 use super::reward::Reward;
-use crate::engine::{chat_tokens, cores_or, template_of};
+use crate::engine::cores_or;
 use crate::error::{Error, Result};
-use crate::llama::{ContextOptions, Model};
+use crate::llama::{ContextOptions, Model, chat_tokens, template_of};
 use crate::policy::{self, Decoder};
 use crate::scheduler;
 use crate::types::{Rollout, TokenId};
@@ -61,8 +61,6 @@ impl Lab {
             answers = Some(read);
         }
         let config = &plan.config;
-        let timeout = Duration::from_secs(plan.reward_timeout);
-        let reward = plan.reward.as_ref().map(|spec| Reward::new(spec, timeout)).transpose()?;
         let model = Model::load(&config.model, config.serve.gpu_layers)?;
         if !model.is_decoder() {
             let kind = model.architecture();
@@ -77,6 +75,8 @@ impl Lab {
             .map_err(|e| Error::nomem(format!("can't start the trainer's threads: {e}")))?;
         let device = policy::device(&config.train.device)?;
         let decoder = Arc::new(pool.install(|| Decoder::load(&config.model, &device, config.train.dtype))?);
+        let timeout = Duration::from_secs(plan.reward_timeout);
+        let reward = plan.reward.as_ref().map(|spec| Reward::new(spec, timeout, &decoder)).transpose()?;
         let options = shape(&plan, &prompts)?;
         let threads = cores_or(config.serve.threads);
         Ok(Lab { model, decoder, pool, prompts, reward, dataset, options, threads, plan })
@@ -138,7 +138,7 @@ fn rollouts(model: &Model, plan: &Plan, answers: Vec<(usize, FixedAnswer)>) -> R
             (PromptText::Chat(_), None) => return Err(Error::unsupported("the model carries no chat template")),
         };
         let mut response = model.tokenize(&answer.response, false, false)?;
-        response.extend(model.eos().filter(|_| answer.ended));
+        response.extend(model.turn_end().filter(|_| answer.ended));
         Ok((prompt, response))
     };
     let rollout = |(line, answer): (usize, FixedAnswer)| {

@@ -6,24 +6,14 @@ use std::path::Path;
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha12Rng;
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use serde_json::Value;
 
 use crate::error::{Error, Result};
-use crate::types::ChatMessage;
+pub use crate::types::PromptText;
 
 /// Largest file of prompts, in bytes.
 const MOST_BYTES: u64 = 1 << 30;
-
-/// A prompt as its file gives it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(untagged)]
-pub enum PromptText {
-    /// Goes through the model's chat template.
-    Chat(Vec<ChatMessage>),
-    /// Goes in as it is.
-    Text(String),
-}
 
 /// A prompt and where it stands.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -120,6 +110,7 @@ pub(super) fn order(prompts: usize, seed: u64, first: u64, count: usize) -> Vec<
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::types::ChatMessage;
 
     #[test]
     fn all_three_forms_of_a_prompt_are_read_and_empty_lines_skipped() {

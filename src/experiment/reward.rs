@@ -1,7 +1,9 @@
-//! What an answer is worth, in an experiment. Never sees a model.
+//! What an answer is worth, in an experiment. Never learns.
 
 use std::fmt;
+use std::path::PathBuf;
 use std::str::FromStr;
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
@@ -11,10 +13,12 @@ use serde::{Deserialize, Serialize};
 use super::command;
 use super::prompts::PromptText;
 use crate::error::{Error, Result};
+use crate::policy::Decoder;
+use crate::reward::Scorer;
 use crate::types::{FinishReason, Generation};
 
 /// The kinds of reward there are.
-pub const SCHEMES: [&str; 4] = ["length:TOKENS", "regex:PATTERN", "command:SHELL COMMAND", "http:URL"];
+pub const SCHEMES: [&str; 5] = ["length:TOKENS", "regex:PATTERN", "model:FILE", "command:SHELL COMMAND", "http:URL"];
 
 /// Distance from the wanted length, in tokens, at which an answer is worth -1.
 const WORST_DISTANCE: f64 = 40.0;
@@ -30,6 +34,8 @@ pub enum RewardSpec {
     Length(u32),
     /// 1 where the pattern matches the answer's text somewhere, else -1: the mean tells the share that match.
     Regex(String),
+    /// A reward model's file, for the same base: see `apad reward train`.
+    Model(PathBuf),
     /// A shell command that reads a line `{"prompt": .., "response": ".."}` an answer and writes a line `{"score": number}` each,
     /// in order. Started for each batch; its input then ends.
     Command(String),
@@ -55,6 +61,10 @@ impl FromStr for RewardSpec {
                 compile(rest)?;
                 Ok(RewardSpec::Regex(rest.to_owned()))
             }
+            "model" if rest.is_empty() => {
+                Err(Error::arg("the reward model is empty, expected a file like model:reward.gguf"))
+            }
+            "model" => Ok(RewardSpec::Model(rest.into())),
             "command" if rest.trim().is_empty() => Err(Error::arg("the reward command is empty")),
             "command" => Ok(RewardSpec::Command(rest.to_owned())),
             // `http://host/path` alone is a URL already.
@@ -75,6 +85,7 @@ impl fmt::Display for RewardSpec {
         match self {
             RewardSpec::Length(tokens) => write!(f, "length:{tokens}"),
             RewardSpec::Regex(pattern) => write!(f, "regex:{pattern}"),
+            RewardSpec::Model(file) => write!(f, "model:{}", file.display()),
             RewardSpec::Command(command) => write!(f, "command:{command}"),
             RewardSpec::Http(url) => write!(f, "http:{url}"),
         }
@@ -98,6 +109,7 @@ impl From<RewardSpec> for String {
 pub(super) enum Reward {
     Length(u32),
     Regex(Regex),
+    Model(Box<Scorer>),
     Command {
         command: String,
         timeout: Duration,
@@ -110,10 +122,11 @@ pub(super) enum Reward {
 }
 
 impl Reward {
-    pub fn new(spec: &RewardSpec, timeout: Duration) -> Result<Self> {
+    pub fn new(spec: &RewardSpec, timeout: Duration, decoder: &Arc<Decoder>) -> Result<Self> {
         Ok(match spec {
             RewardSpec::Length(tokens) => Reward::Length(*tokens),
             RewardSpec::Regex(pattern) => Reward::Regex(compile(pattern)?),
+            RewardSpec::Model(file) => Reward::Model(Box::new(Scorer::open(decoder.clone(), file)?)),
             RewardSpec::Command(command) => Reward::Command { command: command.clone(), timeout },
             #[cfg(feature = "daemon")]
             RewardSpec::Http(url) => Reward::Http { url: url.clone(), timeout },
@@ -132,10 +145,22 @@ impl Reward {
             Reward::Regex(pattern) => {
                 Ok(answers.iter().map(|(_, g)| if pattern.is_match(&g.text) { 1.0 } else { -1.0 }).collect())
             }
+            Reward::Model(scorer) => model(scorer, answers),
             Reward::Command { command, timeout } => command::scores(command, answers, *timeout, stop),
             #[cfg(feature = "daemon")]
             Reward::Http { url, timeout } => super::http::scores(url, answers, *timeout, stop),
         }
+    }
+}
+
+fn model(scorer: &Scorer, answers: &[(&PromptText, &Generation)]) -> Result<Vec<f64>> {
+    let tokens: Vec<_> = answers.iter().map(|(_, g)| (g.prompt.as_slice(), g.response.as_slice())).collect();
+    let scores = scorer.score(&tokens)?;
+    match scores.iter().find(|score| !score.is_finite()) {
+        Some(score) => {
+            Err(Error::callback(format!("the reward model gave the score {score}, expected a finite number")))
+        }
+        None => Ok(scores.into_iter().map(f64::from).collect()),
     }
 }
 
@@ -167,7 +192,7 @@ mod tests {
 
     #[test]
     fn a_scheme_that_is_not_there_is_refused_with_those_that_are() {
-        let known = "expected one of length:TOKENS, regex:PATTERN, command:SHELL COMMAND, http:URL";
+        let known = "expected one of length:TOKENS, regex:PATTERN, model:FILE, command:SHELL COMMAND, http:URL";
         assert_eq!(message("judge:me"), format!("there is no reward scheme \"judge\", {known}"));
         assert!(message("http:localhost").contains("expected http:URL"));
         assert!(message("20").contains("has no scheme"));
@@ -179,7 +204,7 @@ mod tests {
     #[test]
     fn a_reward_is_written_as_it_is_read() {
         assert_eq!("http://a/b".parse::<RewardSpec>().unwrap().to_string(), "http:http://a/b");
-        for text in ["length:20", r"regex:^a:b\d", "command:jq -c '{score: 1}'", "http:http://a/b", "http:https://c"] {
+        for text in ["length:20", r"regex:^a:b\d", "command:jq -c '{score: 1}'", "http:http://a/b", "model:a/b.gguf"] {
             assert_eq!(text.parse::<RewardSpec>().unwrap().to_string(), text);
         }
     }

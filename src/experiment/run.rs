@@ -56,6 +56,9 @@ impl Lab {
     }
 }
 
+/// A prompt, its answer, and what the server says of the answer's tokens.
+type Answer<'a> = (&'a Asked, Arc<Generation>, Option<Vec<f32>>);
+
 /// A batch of samples.
 struct Judged<'a> {
     answers: Vec<(&'a Asked, Arc<Generation>)>,
@@ -168,14 +171,14 @@ impl<'a> Run<'a> {
         let sampled = timed(&mut times.sample, || self.sample(step))?;
         let pairs: Vec<_> = sampled.iter().map(|(asked, g, _)| (&asked.text, &**g)).collect();
         let reward = self.lab.reward.as_ref().ok_or_else(|| Error::arg("there is no reward"))?;
-        let scores = timed(&mut times.reward, || reward.scores(&pairs, self.stop))?;
+        let scores = timed(&mut times.reward, || self.lab.pool.install(|| reward.scores(&pairs, self.stop)))?;
         let rollouts = sampled.iter().zip(&scores).map(|((_, g, served), score)| rollout(g, *score, served)).collect();
         let answers = sampled.into_iter().map(|(asked, g, _)| (asked, g)).collect();
         Ok(Judged { answers, scores, rollouts })
     }
 
     /// Answers of the current policy to the step's prompts.
-    fn sample(&mut self, step: u64) -> Result<Vec<(&'a Asked, Arc<Generation>, Option<Vec<f32>>)>> {
+    fn sample(&mut self, step: u64) -> Result<Vec<Answer<'a>>> {
         let lab = self.lab;
         let batch = lab.plan.config.train.batch as usize;
         let places = order(lab.prompts.len(), self.seed, (step - 1) * batch as u64, batch);

@@ -130,10 +130,17 @@ impl Gguf {
     pub fn dequantize(&self, name: &str, device: &Device) -> Result<Tensor> {
         let (info, kind) = self.decodable(name)?;
         if kind == GgmlDType::F32 {
-            let words = self.words(info)?;
-            return Ok(Tensor::from_vec(words, info.shape.as_slice(), &Device::Cpu)?.to_device(device)?);
+            return Ok(Tensor::from_vec(self.words(info)?, info.shape.as_slice(), device)?);
         }
-        Ok(self.quantized(name, &Device::Cpu)?.dequantize(&Device::Cpu)?.to_device(device)?)
+        Ok(self.quantized(name, device)?.dequantize(device)?)
+    }
+
+    /// The elements of an f32 tensor, for arithmetic on the host. Errors if it is missing or of another type.
+    pub fn values(&self, name: &str) -> Result<Vec<f32>> {
+        match self.decodable(name)? {
+            (info, GgmlDType::F32) => self.words(info),
+            (info, _) => Err(Error::model(format!("tensor {name} is {}, expected F32", info.kind.name()))),
+        }
     }
 
     /// A tensor as it is in the file, for lookups that decode only the rows they take.

@@ -6,7 +6,7 @@ use std::io::{BufWriter, Write};
 use std::path::Path;
 
 use candle_core::quantized::{GgmlDType, QTensor};
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Tensor};
 
 use super::Gguf;
 use super::open::{ALIGNMENT, MAGIC, NAME_BYTES, VERSION};
@@ -173,7 +173,7 @@ impl Entry<'_> {
 }
 
 fn encode(tensor: &Tensor, format: GgmlDType, out: &mut impl Write) -> Result<()> {
-    let tensor = tensor.to_device(&Device::Cpu)?.to_dtype(DType::F32)?.contiguous()?;
+    let tensor = tensor.to_dtype(DType::F32)?.contiguous()?;
     match format {
         GgmlDType::F32 => {
             let values = tensor.flatten_all()?.to_vec1::<f32>()?;

@@ -79,23 +79,51 @@ impl Context {
     }
 
     /// Decodes with `adapter` from now on (at scale 1: the file's own alpha / rank), or without one. Forgets every sequence:
-    /// what another adapter computed is not this one's.
+    /// what another adapter computed is not this one's. Afterwards no decode sizes its buffers again: llama.cpp does that at
+    /// the first decode with another adapter, reading the model's list of adapters, and it is done here.
     ///
     /// # Errors
-    /// `Arg` if the adapter was loaded for another model.
+    /// `Arg` if the adapter was loaded for another model; `Model` or `NoMem` if llama.cpp fails: the context is of no use then.
     pub fn set_adapter(&mut self, adapter: Option<Arc<Adapter>>) -> Result<()> {
         if adapter.as_ref().is_some_and(|a| !Arc::ptr_eq(&a.model, &self.model)) {
             return Err(Error::arg("the adapter was loaded for another model"));
         }
         let (mut adapters, mut scales) = ([std::ptr::null_mut()], [1.0f32]);
         let n = adapter.iter().map(|a| adapters[0] = a.raw).count();
-        // SAFETY: context and adapter are alive and of the same model; n of each array's elements are set.
-        unsafe {
-            sys::llama_set_adapters_lora(self.raw, adapters.as_mut_ptr(), n, scales.as_mut_ptr());
-            sys::llama_memory_clear(sys::llama_get_memory(self.raw), false);
+        let before = std::mem::replace(&mut self.adapter, adapter);
+        {
+            let _writes = MODEL_WRITES.lock().unwrap_or_else(|e| e.into_inner());
+            // SAFETY: context and adapter are alive and of the same model; n of each array's elements are set.
+            unsafe { sys::llama_set_adapters_lora(self.raw, adapters.as_mut_ptr(), n, scales.as_mut_ptr()) };
+            self.settle()?;
         }
-        self.adapter = adapter;
+        // Its destructor writes to the model too, so it must not run under the lock.
+        drop(before);
         Ok(())
+    }
+
+    /// Decodes one token and forgets it, on this thread alone: the pool belongs to the context that is decoding.
+    fn settle(&mut self) -> Result<()> {
+        let mut warm = Batch::default();
+        warm.add(0, 0, 0, true);
+        // SAFETY: the context is alive. Without a pool of its own and with one thread, ggml computes on the caller.
+        unsafe {
+            sys::llama_memory_clear(sys::llama_get_memory(self.raw), false);
+            sys::llama_detach_threadpool(self.raw);
+            sys::llama_set_n_threads(self.raw, 1, 1);
+        }
+        let decoded = self.decode(&warm);
+        let all = self.threads.count() as i32;
+        // SAFETY: context and pool are alive, and the context keeps the pool so.
+        unsafe {
+            sys::llama_memory_clear(sys::llama_get_memory(self.raw), false);
+            sys::llama_attach_threadpool(self.raw, self.threads.raw, self.threads.raw);
+            sys::llama_set_n_threads(self.raw, all, all);
+        }
+        match decoded? {
+            true => Ok(()),
+            false => Err(Error::nomem("an empty context has no room for a token")),
+        }
     }
 
     /// The model it decodes.

@@ -4,6 +4,7 @@
 //! cannot swap an adapter while contexts live. GGML asserts kill the process, so everything is validated here first.
 
 mod adapter;
+mod chat;
 mod context;
 mod gbnf;
 mod grammar;
@@ -17,6 +18,7 @@ mod threads;
 mod validate;
 
 pub use adapter::Adapter;
+pub use chat::{chat_tokens, template_of};
 pub use context::{Batch, Context, ContextOptions};
 pub use model::{Model, TextDecoder};
 pub use quantize::{FileType, quantize};

@@ -210,6 +210,12 @@ impl Model {
         TokenId::try_from(unsafe { sys::llama_vocab_eos(self.vocab) }).ok()
     }
 
+    /// The token that ends a turn of a conversation: what the model writes after an answer. Else the end of the sequence.
+    pub fn turn_end(&self) -> Option<TokenId> {
+        // SAFETY: reads the live vocabulary.
+        TokenId::try_from(unsafe { sys::llama_vocab_eot(self.vocab) }).ok().or_else(|| self.eos())
+    }
+
     /// Whether llama.cpp can decode it token by token.
     pub fn is_decoder(&self) -> bool {
         // SAFETY: reads the live model.

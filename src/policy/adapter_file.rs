@@ -20,23 +20,35 @@ impl Lora {
         for (key, value) in extra {
             file.set(key, value.clone());
         }
-        file.set("general.type", "adapter").set("general.architecture", self.architecture.as_str());
+        file.set("general.type", "adapter");
+        self.add_to(&mut file)?;
+        file.write(path)
+    }
+
+    /// Adds the adapter to a file that holds more than it.
+    pub fn add_to(&self, file: &mut Writer<'_>) -> Result<()> {
+        file.set("general.architecture", self.architecture.as_str());
         file.set("adapter.type", "lora").set(ALPHA_KEY, self.alpha as f32).set(BASE_KEY, self.base.as_str());
         for (name, var) in self.named() {
             file.tensor(&name, var.as_tensor())?;
         }
-        file.write(path)
+        Ok(())
     }
 
     /// Reads an adapter for this base. Errors say what doesn't fit: its kind, its base, a shape, a rank, a lone factor.
     pub fn read_gguf(path: &Path, decoder: &Decoder) -> Result<Self> {
         let file = Gguf::open(path)?;
-        read(&file, decoder).map_err(|e| e.context(format!("adapter {}", path.display())))
+        let read = expect(&file, "general.type", "adapter").and_then(|()| Self::read_from(&file, decoder, &[]));
+        read.map_err(|e| e.context(format!("adapter {}", path.display())))
+    }
+
+    /// Reads the adapter of a file that holds more than it: tensors whose names begin with one of `beside` are left alone.
+    pub fn read_from(file: &Gguf, decoder: &Decoder, beside: &[&str]) -> Result<Self> {
+        read(file, decoder, beside)
     }
 }
 
-fn read(file: &Gguf, decoder: &Decoder) -> Result<Lora> {
-    expect(file, "general.type", "adapter")?;
+fn read(file: &Gguf, decoder: &Decoder, beside: &[&str]) -> Result<Lora> {
     expect(file, "adapter.type", "lora")?;
     expect(file, "general.architecture", &decoder.shape().architecture)?;
     // Adapters made elsewhere don't name their base; then the shapes must tell.
@@ -52,12 +64,14 @@ fn read(file: &Gguf, decoder: &Decoder) -> Result<Lora> {
         layers.push(read_layer(file, decoder, linear, &mut rank)?);
     }
     let taken = 2 * layers.iter().flatten().count();
-    if taken != file.tensors().len() {
+    let others = |name: &str| beside.iter().any(|prefix| name.starts_with(prefix));
+    let own = || file.tensors().iter().map(|info| info.name()).filter(|name| !others(name));
+    if taken != own().count() {
         let known = |name: &str| {
             let base = name.strip_suffix(".lora_a").or_else(|| name.strip_suffix(".lora_b"));
             base.is_some_and(|base| decoder.linears().iter().any(|l| l.tensor == base))
         };
-        let stray = file.tensors().iter().map(|info| info.name()).find(|name| !known(name)).unwrap_or_default();
+        let stray = own().find(|name| !known(name)).unwrap_or_default();
         return Err(Error::arg(format!("its tensor {stray} changes no linear layer of the base")));
     }
     Lora::from_layers(decoder, rank.unwrap_or_default(), alpha, layers)

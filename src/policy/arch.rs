@@ -1,8 +1,6 @@
 //! What a GGUF file says of its model, checked: sizes, norms, rotary frequencies. Reads no weights beside the frequencies'
 //! factors. A file that declares what the decoder doesn't compute is refused, never computed wrong.
 
-use candle_core::Device;
-
 use super::ops::RopeStyle;
 use crate::error::{Error, Result};
 use crate::gguf::{Gguf, Value};
@@ -173,15 +171,14 @@ impl Keys<'_> {
         // Only the llama graph reads them; elsewhere the tensor is left unread, and so refused.
         let factors = match self.file.tensor("rope_freqs.weight") {
             Some(_) if self.architecture == "llama" => {
-                let factors = self.file.dequantize("rope_freqs.weight", &Device::Cpu)?;
-                if factors.dims() != [rotary / 2] {
-                    let found = factors.dims().to_vec();
+                let factors = self.file.values("rope_freqs.weight")?;
+                if factors.len() != rotary / 2 {
+                    let (found, expected) = (factors.len(), rotary / 2);
                     return Err(Error::model(format!(
-                        "tensor rope_freqs.weight has shape {found:?}, expected [{}]",
-                        rotary / 2
+                        "tensor rope_freqs.weight has {found} elements, expected {expected}"
                     )));
                 }
-                factors.to_vec1::<f32>()?
+                factors
             }
             _ => vec![1.0; rotary / 2],
         };

@@ -1,6 +1,6 @@
 //! Low-rank adapters: what is learned on top of the frozen base. Knows no file and no optimizer.
 
-use candle_core::{Device, Tensor, Var};
+use candle_core::{Tensor, Var};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
@@ -66,7 +66,7 @@ impl Lora {
             let a: Vec<f32> = (0..rank * inp).map(|_| rng.random_range(-bound..bound)).collect();
             layers.push(Some(Factors {
                 tensor: linear.tensor.clone(),
-                a: Var::from_tensor(&Tensor::from_vec(a, (rank, inp), &Device::Cpu)?.to_device(decoder.device())?)?,
+                a: Var::from_tensor(&Tensor::from_vec(a, (rank, inp), decoder.device())?)?,
                 b: Var::from_tensor(&Tensor::zeros((out, rank), candle_core::DType::F32, decoder.device())?)?,
             }));
         }

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use candle_core::{Device, Tensor};
+use candle_core::Tensor;
 
 use crate::error::{Error, Result};
 use crate::types::TokenId;
@@ -125,7 +125,7 @@ impl Targets {
 
     /// Picks these rows of hidden states: [tokens, width] to [response tokens, width].
     pub fn select(&self, hidden: &Tensor) -> Result<Tensor> {
-        let rows = Tensor::new(self.rows.as_slice(), &Device::Cpu)?.to_device(hidden.device())?;
+        let rows = Tensor::new(self.rows.as_slice(), hidden.device())?;
         Ok(hidden.index_select(&rows, 0)?)
     }
 }

@@ -6,7 +6,7 @@ use std::fs::{self, File};
 use std::io::Read;
 use std::path::Path;
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Tensor};
 use serde::{Deserialize, Serialize};
 
 use super::adapter_file::factors;
@@ -123,7 +123,7 @@ impl Lora {
 fn read(folder: &Path, decoder: &Decoder) -> Result<Lora> {
     let config = read_config(&folder.join(CONFIG))?;
     let alpha = config.alpha()?;
-    let weights = candle_core::safetensors::load(folder.join(WEIGHTS), &Device::Cpu);
+    let weights = candle_core::safetensors::load(folder.join(WEIGHTS), decoder.device());
     let mut weights = weights.map_err(|e| Error::arg(format!("{WEIGHTS}: {e}")))?;
     let mut layers = Vec::with_capacity(decoder.linears().len());
     let mut rank = Some(config.r);
@@ -132,7 +132,7 @@ fn read(folder: &Path, decoder: &Decoder) -> Result<Lora> {
         let pair = (weights.remove(&weight_name(&module, "A")), weights.remove(&weight_name(&module, "B")));
         layers.push(match pair {
             (Some(a), Some(b)) => {
-                let ready = |t: Tensor| -> Result<Tensor> { Ok(t.to_dtype(DType::F32)?.to_device(decoder.device())?) };
+                let ready = |t: Tensor| -> Result<Tensor> { Ok(t.to_dtype(DType::F32)?) };
                 let mut pair = factors(linear, ready(a)?, ready(b)?, &mut rank)?;
                 if let Some(rows) = rows(decoder.shape(), linear) {
                     pair.b = candle_core::Var::from_tensor(&select_rows(pair.b.as_tensor(), Some(rows))?)?;

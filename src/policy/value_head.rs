@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use candle_core::{DType, Device, Tensor, Var};
+use candle_core::{DType, Tensor, Var};
 
 use super::Decoder;
 use super::adapter_file::BASE_KEY;
@@ -52,34 +52,44 @@ impl ValueHead {
     /// Writes the head to a GGUF file, whole or not at all.
     pub fn save(&self, path: &Path) -> Result<()> {
         let mut file = Writer::new();
-        file.set("general.type", KIND).set(BASE_KEY, self.base.as_str());
+        file.set("general.type", KIND);
+        self.add_to(&mut file)?;
+        file.write(path)
+    }
+
+    /// Adds the head to a file that holds more than it; its tensors' names begin with `value_head.`.
+    pub fn add_to(&self, file: &mut Writer<'_>) -> Result<()> {
+        file.set(BASE_KEY, self.base.as_str());
         for (name, var) in self.named() {
             file.tensor(&name, var.as_tensor())?;
         }
-        file.write(path)
+        Ok(())
     }
 
     /// Reads a head for this base.
     pub fn load(path: &Path, decoder: &Decoder) -> Result<Self> {
         let file = Gguf::open(path)?;
-        Self::read(&file, decoder).map_err(|e| e.context(format!("value head {}", path.display())))
+        let kind = match file.str("general.type") {
+            Ok(KIND) => Ok(()),
+            Ok(other) => Err(Error::arg(format!("its general.type is {other:.40}, expected {KIND}"))),
+            Err(error) => Err(error),
+        };
+        kind.and_then(|()| Self::read_from(&file, decoder))
+            .map_err(|e| e.context(format!("value head {}", path.display())))
     }
 
-    fn read(file: &Gguf, decoder: &Decoder) -> Result<Self> {
-        match file.str("general.type")? {
-            KIND => {}
-            other => return Err(Error::arg(format!("its general.type is {other:.40}, expected {KIND}"))),
-        }
+    /// Reads the head of a file that holds more than it.
+    pub fn read_from(file: &Gguf, decoder: &Decoder) -> Result<Self> {
         let base = file.str(BASE_KEY)?.to_owned();
         if base != decoder.fingerprint() {
             return Err(other_base(&base, decoder));
         }
         let var = |name: &str, width: usize| -> Result<Var> {
-            let values = file.dequantize(name, &Device::Cpu)?;
+            let values = file.dequantize(name, decoder.device())?;
             if values.dims() != [width] {
                 return Err(Error::arg(format!("its {name} has shape {:?}, expected [{width}]", values.dims())));
             }
-            Ok(Var::from_tensor(&values.to_device(decoder.device())?)?)
+            Ok(Var::from_tensor(&values)?)
         };
         Ok(Self { weight: var("value_head.weight", decoder.width())?, bias: var("value_head.bias", 1)?, base })
     }

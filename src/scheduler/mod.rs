@@ -1,13 +1,14 @@
 //! Decodes requests in batches on one thread that owns every llama.cpp context, and swaps weights under them. Never records
 //! or trains: what ended is handed on.
 //!
-//! A swap is blue/green: the new version goes on an idle context and takes new requests, running ones stay pinned to theirs,
-//! and a context is idle again when its last request ended.
+//! A swap is blue/green: the new version is put on an idle context by a thread beside, then takes new requests; running ones
+//! stay pinned to theirs, and a context is idle again when its last request ended.
 
 mod lane;
 mod slot;
 mod stop;
 mod stream;
+mod swapper;
 mod tuner;
 
 use std::collections::VecDeque;
@@ -22,13 +23,14 @@ pub use stream::{Event, GenerationStream, Next, Sink, Wake};
 
 use self::lane::Lane;
 use self::slot::{Job, Running};
+use self::swapper::{MAX_CONTEXTS, Ready, Swapper, Wanted};
 use self::tuner::Tuner;
 use crate::error::{Error, Result};
-use crate::llama::{Adapter, Context, ContextOptions, Model, Sampler, Threads};
+use crate::llama::{Context, ContextOptions, Model, Sampler, Threads};
 use crate::types::{FinishReason, Generation, GenerationId, PolicyVersion, Sampling, TokenId, UnixMillis, unix_millis};
 
-/// Contexts at once: the active one, and those that drain. One more version waits until one is idle.
-const MAX_CONTEXTS: usize = 3;
+/// Swaps that may wait to be looked at; more wait to be sent. Of those that wait, only the newest is made.
+const MAX_WANTED: usize = 8;
 /// Stop strings of one request.
 const MAX_STOPS: usize = 16;
 /// Most alternatives to a sampled token.
@@ -86,7 +88,7 @@ pub struct Weights {
 
 enum Command {
     Submit(Vec<Job>),
-    Swap(Weights, Sender<Result<()>>),
+    Swap(Box<Ready>),
 }
 
 /// Counts since the start, and the present load.
@@ -125,9 +127,10 @@ pub struct Scheduler {
     model: Arc<Model>,
     options: Options,
     commands: Sender<Command>,
+    wanted: Sender<Wanted>,
     counters: Arc<Counters>,
     stopping: Arc<AtomicBool>,
-    thread: Mutex<Option<JoinHandle<()>>>,
+    running: Mutex<Vec<JoinHandle<()>>>,
 }
 
 impl Scheduler {
@@ -144,30 +147,40 @@ impl Scheduler {
     ) -> Result<Scheduler> {
         // The queue's own count bounds the submissions; a few more places are for swaps.
         let (commands, receiver) = bounded(options.queue as usize + 8);
+        let (wanted, wants) = bounded(MAX_WANTED);
+        let (drained, idle) = bounded(MAX_CONTEXTS);
         let counters = Arc::new(Counters::default());
         let stopping = Arc::new(AtomicBool::new(false));
         let threads = Threads::new(threads)?;
         let tuner = if options.tune_threads { Tuner::new(threads.count()) } else { Tuner::fixed(threads.count()) };
-        let mut core = Core {
-            model: model.clone(),
-            threads,
-            options,
-            lanes: Vec::new(),
+        let mut context = Context::new(&model, &threads, options.context)?;
+        swapper::put(&model, &mut context, first.adapter.as_ref())?;
+        let core = Core {
+            lanes: vec![Lane::new(first.version, context)],
             tuner,
-            idle: None,
+            drained,
             waiting: VecDeque::new(),
-            swap: None,
             on_finished,
             counters: counters.clone(),
         };
-        core.open_lane(&first)?;
         core.publish_load();
-        let stop = stopping.clone();
+        let ready = commands.clone();
+        let swapper = Swapper { model: model.clone(), threads, options, made: 1, wanted: wants, idle, ready };
+        let scheduler = Scheduler { model, options, commands, wanted, counters, stopping, running: Mutex::default() };
+        let stop = scheduler.stopping.clone();
+        scheduler.spawn("apa-scheduler", move || core.run(&receiver, &stop))?;
+        let stop = scheduler.stopping.clone();
+        scheduler.spawn("apa-swapper", move || swapper.run(&stop))?;
+        Ok(scheduler)
+    }
+
+    fn spawn(&self, name: &str, body: impl FnOnce() + Send + 'static) -> Result<()> {
         let thread = std::thread::Builder::new()
-            .name("apa-scheduler".into())
-            .spawn(move || core.run(&receiver, &stop))
-            .map_err(|e| Error::nomem(format!("can't start the scheduler's thread: {e}")))?;
-        Ok(Scheduler { model, options, commands, counters, stopping, thread: Mutex::new(Some(thread)) })
+            .name(name.into())
+            .spawn(body)
+            .map_err(|e| Error::nomem(format!("can't start the thread {name}: {e}")))?;
+        self.running.lock().unwrap_or_else(|e| e.into_inner()).push(thread);
+        Ok(())
     }
 
     /// Queues a request. `max_tokens` is cut to what the context has room for.
@@ -241,14 +254,18 @@ impl Scheduler {
         Ok((job, stream))
     }
 
-    /// Serves other weights to requests from now on, and returns when new ones get them.
+    /// Serves other weights to requests from now on, and returns when new ones get them. Requests go on meanwhile.
     ///
     /// # Errors
     /// `Model` if the adapter can't be loaded: the old weights stay. `Closed` after [`Scheduler::stop`].
     pub fn swap(&self, weights: Weights) -> Result<()> {
+        let closed = || Error::closed("the engine is closed");
         let (reply, answer) = bounded(1);
-        self.send(Command::Swap(weights, reply))?;
-        answer.recv().map_err(|_| Error::closed("the engine is closed"))?
+        if self.stopping.load(Ordering::Acquire) {
+            return Err(closed());
+        }
+        self.wanted.send(Wanted { weights, reply }).map_err(|_| closed())?;
+        answer.recv().map_err(|_| closed())?
     }
 
     /// The present load.
@@ -265,13 +282,14 @@ impl Scheduler {
         }
     }
 
-    /// Ends the thread: running and waiting requests end as `Closed`. Idempotent.
+    /// Ends the threads: running and waiting requests end as `Closed`. Idempotent.
     pub fn stop(&self) {
         self.stopping.store(true, Ordering::Release);
-        if let Some(thread) = self.thread.lock().unwrap_or_else(|e| e.into_inner()).take()
-            && thread.join().is_err()
-        {
-            tracing::error!("the scheduler's thread panicked");
+        for thread in self.running.lock().unwrap_or_else(|e| e.into_inner()).drain(..) {
+            let name = thread.thread().name().unwrap_or_default().to_string();
+            if thread.join().is_err() {
+                tracing::error!(name, "a thread panicked");
+            }
         }
     }
 
@@ -301,17 +319,12 @@ impl Drop for Scheduler {
 
 /// What the thread owns.
 struct Core {
-    model: Arc<Model>,
-    threads: Arc<Threads>,
-    options: Options,
     /// The versions on a context; the last one is active and takes new requests.
     lanes: Vec<Lane>,
     tuner: Tuner,
-    /// A context that drained, kept for the next swap: making one stalls every stream.
-    idle: Option<Context>,
+    /// Takes contexts whose last request ended, for the next swap.
+    drained: Sender<Context>,
     waiting: VecDeque<Box<Job>>,
-    /// The newest weights that wait for an idle context, and who waits for them.
-    swap: Option<(Weights, Vec<Sender<Result<()>>>)>,
     on_finished: OnFinished,
     counters: Arc<Counters>,
 }
@@ -330,7 +343,6 @@ impl Core {
             while let Ok(command) = commands.try_recv() {
                 self.take(command);
             }
-            self.try_swap();
             self.admit(&mut finished);
             self.publish_load();
             for lane in &mut self.lanes {
@@ -349,28 +361,13 @@ impl Core {
             lane.fail_all(&closed, &mut finished);
         }
         self.hand_on(&mut finished);
-        if let Some((_, replies)) = self.swap.take() {
-            replies.iter().for_each(|r| drop(r.send(Err(closed.clone()))));
-        }
-        while let Ok(command) = commands.try_recv() {
-            if let Command::Swap(_, reply) = command {
-                let _ = reply.send(Err(closed.clone()));
-            }
-        }
         self.counters.queued.store(0, Ordering::Relaxed);
     }
 
     fn take(&mut self, command: Command) {
         match command {
             Command::Submit(jobs) => self.waiting.extend(jobs.into_iter().map(Box::new)),
-            Command::Swap(weights, reply) => match &mut self.swap {
-                // Only the newest matters; whoever asked for an older one gets at least as new.
-                Some((pending, replies)) => {
-                    *pending = weights;
-                    replies.push(reply);
-                }
-                None => self.swap = Some((weights, vec![reply])),
-            },
+            Command::Swap(ready) => self.swap(*ready),
         }
     }
 
@@ -396,46 +393,23 @@ impl Core {
         self.counters.queued.fetch_sub(before - self.waiting.len(), Ordering::AcqRel);
     }
 
-    fn try_swap(&mut self) {
-        if self.swap.is_none() || (self.idle.is_none() && self.lanes.len() >= MAX_CONTEXTS) {
-            return;
-        }
-        let Some((weights, replies)) = self.swap.take() else { return };
-        let result = self.open_lane(&weights);
-        match &result {
-            Ok(()) => {
-                self.counters.swaps.fetch_add(1, Ordering::Relaxed);
-                tracing::info!(version = weights.version.0, "serving");
-            }
-            Err(error) => tracing::error!(version = weights.version.0, %error, "weights not swapped"),
-        }
+    /// Makes the prepared weights those that new requests get.
+    fn swap(&mut self, ready: Ready) {
+        self.lanes.push(Lane::new(ready.weights.version, ready.context));
+        self.counters.swaps.fetch_add(1, Ordering::Relaxed);
+        tracing::info!(version = ready.weights.version.0, "serving");
         self.retire();
         self.publish_load();
-        replies.iter().for_each(|r| drop(r.send(result.clone())));
+        ready.replies.iter().for_each(|r| drop(r.send(Ok(()))));
     }
 
-    /// Puts the weights on an idle or a new context, as the active lane.
-    fn open_lane(&mut self, weights: &Weights) -> Result<()> {
-        let adapter = weights.adapter.as_ref().map(|path| Adapter::load(&self.model, path)).transpose()?;
-        let mut context = match self.idle.take() {
-            Some(context) => context,
-            None => Context::new(&self.model, &self.threads, self.options.context)?,
-        };
-        context.set_adapter(adapter)?;
-        self.lanes.push(Lane::new(weights.version, context));
-        Ok(())
-    }
-
-    /// Frees the contexts of versions that have drained; one is kept.
+    /// Gives the contexts of versions that have drained to the next swap.
     fn retire(&mut self) {
         let active = self.lanes.len().saturating_sub(1);
         for index in (0..active).rev() {
             if self.lanes[index].running() == 0 {
-                let mut context = self.lanes.remove(index).into_context();
-                // Frees the adapter with it.
-                if self.idle.is_none() && context.set_adapter(None).is_ok() {
-                    self.idle = Some(context);
-                }
+                // There is a place for each context; nobody takes it only when the engine closes.
+                let _ = self.drained.try_send(self.lanes.remove(index).into_context());
             }
         }
     }

@@ -101,15 +101,15 @@ impl<'a> Batch<'a> {
         indices.iter().filter_map(|i| self.samples.get(*i)).collect()
     }
 
-    /// Flat rows `[rows]` as a padded `[batch, time]` tensor, in f64 on the CPU: these are few numbers, and exact there.
-    pub fn padded(&self, flat: &[f64]) -> Result<Tensor> {
+    /// Flat rows `[rows]` as a padded `[batch, time]` tensor, in f64: these are few numbers, and exact there.
+    pub fn padded(&self, flat: &[f64], device: &Device) -> Result<Tensor> {
         let time = self.samples.iter().map(|s| s.response.len()).max().unwrap_or(0);
         let mut padded = Vec::with_capacity(self.samples.len() * time);
         for sample in &self.samples {
             padded.extend_from_slice(slice(flat, sample)?);
             padded.resize(padded.len() + time - sample.response.len(), 0.0);
         }
-        Ok(Tensor::from_vec(padded, (self.samples.len(), time), &Device::Cpu)?)
+        Ok(Tensor::from_vec(padded, (self.samples.len(), time), device)?)
     }
 
     /// The inverse of [`Batch::padded`].
@@ -191,9 +191,9 @@ mod tests {
         let rollouts = [rollout(1, 2, 0.0), rollout(1, 3, 1.0)];
         let batch = Batch::new(&rollouts, 9).unwrap();
         let flat = [1.0, 2.0, 3.0, 4.0, 5.0];
-        let padded = batch.padded(&flat).unwrap();
+        let padded = batch.padded(&flat, &Device::Cpu).unwrap();
         assert_eq!(padded.to_vec2::<f64>().unwrap(), [[1.0, 2.0, 0.0], [3.0, 4.0, 5.0]]);
         assert_eq!(batch.flat(&padded).unwrap(), flat);
-        assert!(batch.padded(&flat[..3]).is_err());
+        assert!(batch.padded(&flat[..3], &Device::Cpu).is_err());
     }
 }

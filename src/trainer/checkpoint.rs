@@ -6,7 +6,7 @@ use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 
-use candle_core::{DType, Device, Tensor, Var, safetensors};
+use candle_core::{DType, Tensor, Var, safetensors};
 use serde::{Deserialize, Serialize};
 
 use super::Trainer;
@@ -82,7 +82,7 @@ impl Trainer {
         let mut trainer = Self::new(decoder.clone(), config)?;
         let path = dir.join(TENSORS_FILE);
         let bytes = fs::read(&path).map_err(|e| Error::from(e).context(format!("reading {}", path.display())))?;
-        let mut tensors = safetensors::load_buffer(&bytes, &Device::Cpu)
+        let mut tensors = safetensors::load_buffer(&bytes, decoder.device())
             .map_err(|e| Error::io(format!("{} is damaged: {e}", path.display())))?;
         drop(bytes);
 

@@ -3,7 +3,7 @@
 
 use std::time::Instant;
 
-use candle_core::{Device, Tensor};
+use candle_core::Tensor;
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha12Rng;
@@ -150,8 +150,9 @@ impl Trainer {
             old_values.extend(forward.values(&critic, self.critic.head()?)?.detach().to_vec1::<f32>()?);
         }
 
-        let padded = |flat: &[f32]| batch.padded(&flat.iter().map(|x| f64::from(*x)).collect::<Vec<_>>());
-        let mask = batch.padded(&vec![1.0; batch.rows()])?; // [batch, time]
+        let device = self.decoder.device();
+        let padded = |flat: &[f32]| batch.padded(&flat.iter().map(|x| f64::from(*x)).collect::<Vec<_>>(), device);
+        let mask = batch.padded(&vec![1.0; batch.rows()], device)?; // [batch, time]
         let (reference, behavior, values) = (padded(&ref_logprobs)?, padded(&behavior_logprobs)?, padded(&old_values)?);
 
         let k1 = align::kl_k1(&behavior, &reference)?;
@@ -165,7 +166,7 @@ impl Trainer {
 
         let scaled = |s: &Sample| self.reward_scale.scale(s.score, self.config.score_clip);
         let scores: Vec<f64> = batch.samples.iter().map(scaled).collect();
-        let mut rewards = align::terminal_rewards(&Tensor::new(scores, &Device::Cpu)?, &mask)?;
+        let mut rewards = align::terminal_rewards(&Tensor::new(scores, device)?, &mask)?;
         if self.config.algorithm == Algorithm::Ppo {
             rewards = (rewards + align::kl_penalty(&behavior, &reference, &mask, self.kl_controller.kl_coef)?)?;
         }

@@ -52,24 +52,24 @@ fn finish(stream: &GenerationStream) -> apa::Result<(String, std::sync::Arc<Gene
     }
 }
 
-fn answer(engine: &Engine, text: &str, seed: u64) -> std::sync::Arc<Generation> {
+pub fn answer(engine: &Engine, text: &str, seed: u64) -> std::sync::Arc<Generation> {
     finish(&engine.generate(request(engine, text, seed)).unwrap()).unwrap().1
 }
 
-fn rate(engine: &Engine, id: &GenerationId, rating: f64) -> apa::Result<FeedbackReceipt> {
+pub fn rate(engine: &Engine, id: &GenerationId, rating: f64) -> apa::Result<FeedbackReceipt> {
     let generation_id = id.clone();
     engine.feedback(NewFeedback { generation_id, signal: Signal::Rating(rating), user: None, comment: None })
 }
 
 /// Answers and ratings that differ, so that there is something to learn.
-fn rate_some(engine: &Engine, n: u64) {
+pub fn rate_some(engine: &Engine, n: u64) {
     for i in 0..n {
         let g = answer(engine, "the", i);
         rate(engine, &g.id, if i.is_multiple_of(2) { 1.0 } else { -1.0 }).unwrap();
     }
 }
 
-fn published(outcome: StepOutcome) -> (PolicyVersion, StepMetrics) {
+pub fn published(outcome: StepOutcome) -> (PolicyVersion, StepMetrics) {
     match outcome {
         StepOutcome::Published { version, metrics } => (version, metrics),
         StepOutcome::Skipped { reason, .. } => panic!("skipped: {reason}"),

@@ -8,11 +8,14 @@ mod export;
 mod features;
 mod ffi;
 mod ffi_engine;
+mod full_disk;
 mod go;
 mod golden;
 mod http;
 mod logprobs;
 mod pull;
+#[cfg(feature = "daemon")]
+mod reward;
 #[path = "../support/tiny.rs"]
 mod tiny;
 #[cfg(feature = "daemon")]

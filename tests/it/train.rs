@@ -5,8 +5,13 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use apa::config::Dtype;
+use apa::policy::Decoder;
+use apa::reward::Scorer;
+use candle_core::Device;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -325,6 +330,37 @@ fn a_reward_service_is_asked_again_where_that_helps_and_its_failures_are_one_sen
 }
 
 #[test]
+fn a_reward_model_judges_as_it_judges_elsewhere() {
+    let bench = Bench::new();
+    let mut pairs = String::new();
+    for i in 0..12 {
+        pairs += &format!("{{\"prompt\": \"q {i}\", \"chosen\": \"please {i}\", \"rejected\": \"no {i}\"}}\n");
+    }
+    fs::write(bench.path("pairs.jsonl"), pairs).unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_apad"));
+    command.current_dir(bench.dir.path()).args(["reward", "train", "--model", "tiny.gguf", "--pairs", "pairs.jsonl"]);
+    command.args(["--out", "r.gguf", "--epochs", "2", "--lr", "1e-2", "--batch", "4", "--threads", "1"]);
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{}", said(&output));
+    let output = bench.run("model:r.gguf", "judged", &["--steps", "2", "--set", "train.dtype=f32"]);
+    assert!(output.status.success(), "{}", said(&output));
+
+    let decoder = Decoder::load(&bench.path("tiny.gguf"), &Device::Cpu, Dtype::F32).unwrap();
+    let scorer = Scorer::open(Arc::new(decoder), &bench.path("r.gguf")).unwrap();
+    let tokens = |v: &Value| -> Vec<u32> { serde_json::from_value(v.clone()).unwrap() };
+    let mut seen = Vec::new();
+    for sample in bench.lines("judged/seed-1/samples.jsonl") {
+        let answer = (tokens(&sample["prompt_tokens"]), tokens(&sample["response_tokens"]));
+        let (score, told) = (f64::from(scorer.score(&[answer]).unwrap()[0]), sample["score"].as_f64().unwrap());
+        assert!((score - told).abs() < 1e-4, "{score} is not {told}");
+        seen.push(told);
+    }
+    assert!(seen.iter().any(|score| *score != seen[0]), "{seen:?}");
+    fails(&bench.run("model:none.gguf", "none", &["--steps", "1"]), 1, "none.gguf");
+    fails(&bench.run("model:tiny.gguf", "none", &["--steps", "1"]), 1, "reward model");
+}
+
+#[test]
 fn fixed_answers_are_learned_from_without_samples_and_measured_by_them() {
     let bench = Bench::new();
     let mut lines = String::new();
@@ -383,7 +419,11 @@ fn a_batch_without_signal_is_recorded_as_skipped() {
 #[test]
 fn wrong_use_is_said_before_anything_is_written() {
     let bench = Bench::new();
-    fails(&bench.run("judge:x", "no", &[]), 2, "expected one of length:TOKENS, regex:PATTERN, command:SHELL COMMAND");
+    fails(
+        &bench.run("judge:x", "no", &[]),
+        2,
+        "expected one of length:TOKENS, regex:PATTERN, model:FILE, command:SHELL COMMAND",
+    );
     fails(&bench.run("length:6", "no", &["--rank", "0"]), 2, "train.rank");
     fails(&bench.apad(&["--model", "tiny.gguf", "--dataset", "none", "--out", "no"]).output().unwrap(), 1, "none");
     fails(&bench.run("length:6", "no", &["--lambda", "-1"]), 2, "train.lambda");

@@ -9,6 +9,7 @@ mod logging;
 mod logprobs;
 mod plot;
 mod pull;
+mod reward;
 mod serve;
 mod settings;
 mod status;
@@ -42,6 +43,7 @@ enum Command {
     Chat(chat::Options),
     Demo(demo::Options),
     Train(Box<train::Options>),
+    Reward(reward::Options),
     Status(status::Options),
     Versions(versions::Options),
     Export(export::Options),
@@ -88,6 +90,7 @@ fn run(cli: Cli) -> Result<()> {
             Command::Chat(options) => chat::run(options).await,
             Command::Demo(options) => demo::run(options).await,
             Command::Train(options) => train::run(*options).await,
+            Command::Reward(options) => reward::run(options).await,
             Command::Status(options) => status::run(options).await,
             Command::Versions(options) => versions::run(options).await,
             Command::Export(options) => export::run(options).await,

@@ -1,0 +1,320 @@
+//! Judged answers as people have them in files: a line of JSON each, plain or gzipped. Never tokenizes or stores them.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read};
+use std::path::Path;
+
+use flate2::read::MultiGzDecoder;
+use serde::Deserialize;
+use serde_json::{Map, Value};
+use sha2::{Digest, Sha256};
+
+use crate::error::{Error, Result};
+use crate::types::{ChatMessage, PromptText};
+
+/// Longest line, in bytes.
+const LINE_BYTES: u64 = 16 << 20;
+/// Most bytes of a file, unpacked: a small gzip can hold endless zeros.
+const FILE_BYTES: u64 = 4 << 30;
+const GZIP: [u8; 2] = [0x1f, 0x8b];
+
+const EXPECTED: &str = "expected prompt, chosen and rejected; chosen and rejected transcripts or conversations; prompt, \
+                        completion and label or rating; or messages with rating or thumbs";
+
+/// What a line says.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Judged {
+    /// One answer is better than another.
+    Pair {
+        /// What both answer.
+        prompt: PromptText,
+        /// The better one.
+        chosen: String,
+        /// The worse one.
+        rejected: String,
+    },
+    /// An answer and how good it is.
+    Rated {
+        /// What it answers.
+        prompt: PromptText,
+        /// The answer.
+        answer: String,
+        /// In [-1, 1].
+        rating: f64,
+    },
+}
+
+/// A line and whom it is from.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Entry {
+    /// Its number in the file, from 1.
+    pub line: usize,
+    /// What it says.
+    pub judged: Judged,
+    /// Who said it, where the file tells.
+    pub user: Option<String>,
+    /// A remark, where there is one.
+    pub comment: Option<String>,
+}
+
+/// A line that can't be used.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refused {
+    /// Its number in the file, from 1.
+    pub line: usize,
+    /// Why.
+    pub reason: String,
+}
+
+/// A file's lines.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Judgements {
+    /// Those that can be read.
+    pub entries: Vec<Entry>,
+    /// Those that can't.
+    pub refused: Vec<Refused>,
+    /// SHA-256 of the unpacked file.
+    pub sha256: String,
+}
+
+/// Reads a file of JSON lines, gzipped or not: preference pairs (TRL's prompt, chosen and rejected as text or messages, with the
+/// prompt in front of both or beside them; HH transcripts) and ratings (TRL's prompt, completion and label; conversations with
+/// thumbs; our own export). Empty lines are skipped.
+///
+/// # Errors
+/// `Io` if the file can't be read, `Arg` if it is too large. A line that can't be used is no error: it is in `refused`.
+pub fn read_judgements(path: &Path) -> Result<Judgements> {
+    read(path).map_err(|e| e.context(format!("reading {}", path.display())))
+}
+
+fn read(path: &Path) -> Result<Judgements> {
+    let mut packed = BufReader::new(File::open(path)?);
+    let gzipped = packed.fill_buf()?.starts_with(&GZIP);
+    let plain: Box<dyn Read> = if gzipped { Box::new(MultiGzDecoder::new(packed)) } else { Box::new(packed) };
+    let mut lines = BufReader::new(plain.take(FILE_BYTES));
+    let (mut found, mut sum, mut bytes) = (Judgements::default(), Sha256::new(), Vec::new());
+    for line in 1.. {
+        bytes.clear();
+        (&mut lines).take(LINE_BYTES).read_until(b'\n', &mut bytes)?;
+        if bytes.is_empty() {
+            break;
+        }
+        if bytes.len() as u64 == LINE_BYTES {
+            return Err(Error::arg(format!("line {line} is longer than {LINE_BYTES} bytes")));
+        }
+        sum.update(&bytes);
+        if bytes.trim_ascii().is_empty() {
+            continue;
+        }
+        match parse(&bytes) {
+            Ok(entry) => found.entries.push(Entry { line, ..entry }),
+            Err(error) => found.refused.push(Refused { line, reason: error.message().to_owned() }),
+        }
+    }
+    if lines.get_ref().limit() == 0 {
+        return Err(Error::arg(format!("it holds more than {FILE_BYTES} bytes")));
+    }
+    found.sha256 = sum.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+    Ok(found)
+}
+
+/// Reads one line; its number is left 0.
+///
+/// # Errors
+/// `Arg` says what is wrong with it.
+fn parse(line: &[u8]) -> Result<Entry> {
+    let value: Value = serde_json::from_slice(line).map_err(|e| Error::arg(format!("no JSON ({e})")))?;
+    let Value::Object(map) = value else { return Err(Error::arg(format!("no JSON object, {EXPECTED}"))) };
+    let text = |key: &str| map.get(key).and_then(Value::as_str).map(str::to_owned);
+    let judged = match (map.get("chosen"), map.get("rejected")) {
+        (Some(chosen), Some(rejected)) => pair(map.get("prompt"), chosen, rejected)?,
+        _ => rated(&map)?,
+    };
+    Ok(Entry { line: 0, judged, user: text("user"), comment: text("comment") })
+}
+
+fn pair(prompt: Option<&Value>, chosen: &Value, rejected: &Value) -> Result<Judged> {
+    let (prompt, chosen, rejected) = match prompt {
+        Some(prompt) => (prompt_of(prompt)?, answer_of("chosen", chosen)?, answer_of("rejected", rejected)?),
+        None => {
+            let (prompt, chosen) = conversation("chosen", chosen)?;
+            let (other, rejected) = conversation("rejected", rejected)?;
+            if prompt != other {
+                return Err(Error::arg("chosen and rejected differ before their last answer, expected one prompt"));
+            }
+            (PromptText::Chat(prompt), chosen, rejected)
+        }
+    };
+    if chosen.trim().is_empty() || rejected.trim().is_empty() {
+        let which = if chosen.trim().is_empty() { "chosen" } else { "rejected" };
+        return Err(Error::arg(format!("the {which} answer is empty")));
+    }
+    if chosen == rejected {
+        return Err(Error::arg("both answers are the same"));
+    }
+    Ok(Judged::Pair { prompt, chosen, rejected })
+}
+
+fn rated(map: &Map<String, Value>) -> Result<Judged> {
+    let (prompt, answer) = match (map.get("prompt"), map.get("completion"), map.get("messages")) {
+        (Some(prompt), Some(completion), _) => (prompt_of(prompt)?, answer_of("completion", completion)?),
+        (_, _, Some(messages)) => {
+            let (prompt, answer) = conversation("messages", messages)?;
+            (PromptText::Chat(prompt), answer)
+        }
+        _ => return Err(Error::arg(format!("no judged answer, {EXPECTED}"))),
+    };
+    if answer.trim().is_empty() {
+        return Err(Error::arg("the answer is empty"));
+    }
+    let thumbs = |key: &str| map.get(key).map_or(Some(0), Value::as_u64);
+    let rating = match (map.get("rating"), map.get("label"), thumbs("thumbs_up"), thumbs("thumbs_down")) {
+        (Some(rating), ..) => rating.as_f64().filter(|r| (-1.0..=1.0).contains(r)),
+        (None, Some(label), ..) => {
+            label.as_bool().or(label.as_u64().map(|n| n != 0)).map(|good| if good { 1.0 } else { -1.0 })
+        }
+        // Of many thumbs their mean: two against one say less than two alone.
+        (None, None, Some(up), Some(down)) if up + down > 0 => Some((up as f64 - down as f64) / (up + down) as f64),
+        _ => None,
+    };
+    let expected = "no rating, expected rating from -1 to 1, label true or false, or thumbs_up and thumbs_down";
+    let rating = rating.ok_or_else(|| Error::arg(expected))?;
+    Ok(Judged::Rated { prompt, answer, rating })
+}
+
+fn prompt_of(value: &Value) -> Result<PromptText> {
+    match PromptText::deserialize(value) {
+        Ok(PromptText::Chat(messages)) if messages.is_empty() => Err(Error::arg("the prompt has no messages")),
+        Ok(PromptText::Text(text)) if text.is_empty() => Err(Error::arg("the prompt is empty")),
+        Ok(prompt) => Ok(prompt),
+        Err(_) => Err(Error::arg("the prompt is neither text nor messages with role and content")),
+    }
+}
+
+/// An answer as text, or as the one message that TRL writes.
+fn answer_of(key: &str, value: &Value) -> Result<String> {
+    if let Value::String(text) = value {
+        return Ok(text.clone());
+    }
+    match Vec::<ChatMessage>::deserialize(value).map(|messages| <[ChatMessage; 1]>::try_from(messages)) {
+        Ok(Ok([message])) => Ok(message.content),
+        _ => Err(Error::arg(format!("{key} is neither text nor one message with role and content"))),
+    }
+}
+
+/// A whole conversation, its last answer apart: messages, or a transcript as HH writes them.
+fn conversation(key: &str, value: &Value) -> Result<(Vec<ChatMessage>, String)> {
+    let messages = match value {
+        Value::String(text) => transcript(text),
+        _ => Vec::deserialize(value).unwrap_or_default(),
+    };
+    match split_last(messages) {
+        Some((prompt, answer)) if answer.role == "assistant" && !prompt.is_empty() => Ok((prompt, answer.content)),
+        _ => Err(Error::arg(format!(
+            "{key} is no conversation that ends with an answer, expected messages, or a transcript of turns that begin \
+             with \"Human:\" and \"Assistant:\""
+        ))),
+    }
+}
+
+fn split_last(mut messages: Vec<ChatMessage>) -> Option<(Vec<ChatMessage>, ChatMessage)> {
+    let last = messages.pop()?;
+    Some((messages, last))
+}
+
+fn transcript(text: &str) -> Vec<ChatMessage> {
+    const ROLES: [(&str, &str); 2] = [("Human:", "user"), ("Assistant:", "assistant")];
+    let mut messages: Vec<ChatMessage> = Vec::new();
+    for part in text.split("\n\n") {
+        let turn = ROLES.iter().find_map(|(mark, role)| Some((*role, part.trim_start().strip_prefix(mark)?)));
+        match (turn, messages.last_mut()) {
+            (Some((role, said)), _) => {
+                messages.push(ChatMessage { role: role.into(), content: said.trim().to_owned() });
+            }
+            // A blank line inside a turn.
+            (None, Some(message)) => {
+                message.content.push_str("\n\n");
+                message.content.push_str(part);
+            }
+            (None, None) if part.trim().is_empty() => {}
+            (None, None) => return Vec::new(),
+        }
+    }
+    messages.into_iter().map(|m| ChatMessage { content: m.content.trim().to_owned(), ..m }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn judged(line: &str) -> Judged {
+        parse(line.as_bytes()).unwrap().judged
+    }
+
+    fn chat(text: &str) -> PromptText {
+        PromptText::Chat(vec![ChatMessage { role: "user".into(), content: text.into() }])
+    }
+
+    #[test]
+    fn every_form_of_a_pair_is_read() {
+        let expected = Judged::Pair { prompt: chat("hi"), chosen: "hello".into(), rejected: "go\n\naway".into() };
+        for line in [
+            r#"{"prompt": [{"role": "user", "content": "hi"}], "chosen": "hello", "rejected": "go\n\naway"}"#,
+            r#"{"prompt": [{"role": "user", "content": "hi"}], "chosen": [{"role": "assistant", "content": "hello"}],
+                "rejected": [{"role": "assistant", "content": "go\n\naway"}], "user": 3}"#,
+            r#"{"chosen": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}],
+                "rejected": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "go\n\naway"}]}"#,
+            r#"{"chosen": "\n\nHuman: hi\n\nAssistant: hello", "rejected": "\n\nHuman: hi\n\nAssistant: go\n\naway"}"#,
+        ] {
+            assert_eq!(judged(line), expected, "{line}");
+        }
+    }
+
+    #[test]
+    fn every_form_of_a_rating_is_read() {
+        let rated = |rating| Judged::Rated { prompt: chat("hi"), answer: "hello".into(), rating };
+        let messages = r#""messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]"#;
+        assert_eq!(judged(&format!("{{{messages}, \"thumbs_up\": 3, \"thumbs_down\": 1}}")), rated(0.5));
+        let prompt = r#""prompt": [{"role": "user", "content": "hi"}], "completion": "hello""#;
+        assert_eq!(judged(&format!("{{{prompt}, \"label\": false}}")), rated(-1.0));
+        assert_eq!(judged(&format!("{{{prompt}, \"rating\": 0.25}}")), rated(0.25));
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_line_is_said() {
+        for (line, reason) in [
+            ("{", "no JSON"),
+            ("[]", "no JSON object"),
+            ("{}", "no judged answer, expected prompt"),
+            (r#"{"prompt": "p", "chosen": " ", "rejected": "a"}"#, "the chosen answer is empty"),
+            (r#"{"prompt": "p", "chosen": "a", "rejected": ""}"#, "the rejected answer is empty"),
+            (r#"{"prompt": "p", "chosen": "a", "rejected": "a"}"#, "both answers are the same"),
+            (r#"{"prompt": "p", "chosen": 3, "rejected": "a"}"#, "chosen is neither text nor one message"),
+            (r#"{"prompt": [], "chosen": "b", "rejected": "a"}"#, "the prompt has no messages"),
+            (r#"{"chosen": "x", "rejected": "a"}"#, "chosen is no conversation"),
+            (r#"{"prompt": "p", "completion": "a", "rating": 2}"#, "no rating, expected"),
+            (r#"{"prompt": "p", "completion": "a", "rating": 1e999}"#, "no JSON"),
+            (r#"{"prompt": "p", "completion": "a"}"#, "no rating, expected"),
+        ] {
+            let reason_found = parse(line.as_bytes()).unwrap_err().message().to_owned();
+            assert!(reason_found.contains(reason), "{line}: {reason_found}");
+        }
+    }
+
+    #[test]
+    fn a_gzipped_file_reads_like_the_plain_one_and_names_its_bad_lines() {
+        use std::io::Write;
+        let text = "{\"prompt\": \"p\", \"chosen\": \"a\", \"rejected\": \"b\"}\n\nnonsense\n\
+                    {\"prompt\": \"p\", \"chosen\": \"c\", \"rejected\": \"d\"}";
+        let dir = tempfile::tempdir().unwrap();
+        let (plain, packed) = (dir.path().join("a.jsonl"), dir.path().join("a.jsonl.gz"));
+        std::fs::write(&plain, text).unwrap();
+        let mut gzip = flate2::write::GzEncoder::new(File::create(&packed).unwrap(), flate2::Compression::fast());
+        gzip.write_all(text.as_bytes()).unwrap();
+        gzip.finish().unwrap();
+        let found = read_judgements(&plain).unwrap();
+        assert_eq!(found, read_judgements(&packed).unwrap());
+        assert_eq!(found.entries.iter().map(|e| e.line).collect::<Vec<_>>(), [1, 4]);
+        assert_eq!(found.refused.iter().map(|r| r.line).collect::<Vec<_>>(), [3]);
+    }
+}

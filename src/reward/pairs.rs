@@ -1,0 +1,135 @@
+//! Preference pairs as tokens, and which of them are held back. Never reads a weight.
+
+use sha2::{Digest, Sha256};
+
+use super::formats::{Judged, Judgements, Refused};
+use crate::error::{Error, Result};
+use crate::llama::{ChatTemplate, Model, chat_tokens, template_of};
+use crate::types::{PromptText, TokenId};
+
+/// A pair as the model reads it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pair {
+    /// Its line in the file, from 1; 0 for one that is from no file.
+    pub line: usize,
+    /// What both answer, template applied.
+    pub prompt: Vec<TokenId>,
+    /// The better answer, with what ends a turn.
+    pub chosen: Vec<TokenId>,
+    /// The worse one.
+    pub rejected: Vec<TokenId>,
+}
+
+impl Pair {
+    /// The tokens of one half: prompt and answer.
+    pub(super) fn whole(&self, answer: &[TokenId]) -> Vec<TokenId> {
+        self.prompt.iter().chain(answer).copied().collect()
+    }
+
+    /// Tokens of both halves.
+    pub fn tokens(&self) -> usize {
+        2 * self.prompt.len() + self.chosen.len() + self.rejected.len()
+    }
+}
+
+/// Turns texts into what the model reads.
+pub struct Tokenizer<'a> {
+    model: &'a Model,
+    template: Result<ChatTemplate>,
+    /// Longest prompt with answer, in tokens.
+    most: usize,
+}
+
+impl<'a> Tokenizer<'a> {
+    /// One for this model; `most` tokens are the longest that is trained on.
+    pub fn new(model: &'a Model, most: usize) -> Self {
+        let trained = match model.n_ctx_train() as usize {
+            0 => most,
+            trained => trained,
+        };
+        Self { model, template: template_of(model), most: most.min(trained) }
+    }
+
+    /// A prompt: conversations through the template, text as it is.
+    ///
+    /// # Errors
+    /// `Arg` if it leaves no room for an answer or can't be tokenized, `Unsupported` for a conversation without a template.
+    pub fn prompt(&self, prompt: &PromptText) -> Result<Vec<TokenId>> {
+        let tokens = match prompt {
+            PromptText::Chat(messages) => {
+                chat_tokens(self.model, self.template.as_ref().map_err(Clone::clone)?, messages)?
+            }
+            PromptText::Text(text) => self.model.tokenize(text, true, false)?,
+        };
+        // A token of the answer and its end.
+        if tokens.is_empty() || tokens.len() + 2 > self.most {
+            let (found, most) = (tokens.len(), self.most);
+            return Err(Error::arg(format!(
+                "the prompt has {found} tokens and leaves no room for an answer in {most}"
+            )));
+        }
+        Ok(tokens)
+    }
+
+    /// An answer and what ends it, cut off (without an end) where it would not fit behind `prompt` tokens.
+    ///
+    /// # Errors
+    /// `Arg` if it has no token.
+    pub fn answer(&self, text: &str, prompt: usize) -> Result<Vec<TokenId>> {
+        let mut tokens = self.model.tokenize(text, false, false)?;
+        if tokens.is_empty() {
+            return Err(Error::arg("the answer has no token"));
+        }
+        tokens.extend(self.model.turn_end());
+        tokens.truncate(self.most.saturating_sub(prompt).max(1));
+        Ok(tokens)
+    }
+
+    fn pair(&self, line: usize, prompt: &PromptText, chosen: &str, rejected: &str) -> Result<Pair> {
+        let prompt = self.prompt(prompt)?;
+        let (chosen, rejected) = (self.answer(chosen, prompt.len())?, self.answer(rejected, prompt.len())?);
+        let room = self.most - prompt.len();
+        let cut = |answer: &[TokenId]| answer.len() == room && answer.last().copied() != self.model.turn_end();
+        if cut(&chosen) && cut(&rejected) {
+            let most = self.most;
+            return Err(Error::arg(format!("both answers are longer than {most} tokens with their prompt")));
+        }
+        if chosen == rejected {
+            return Err(Error::arg("both answers are the same tokens"));
+        }
+        Ok(Pair { line, prompt, chosen, rejected })
+    }
+
+    /// The pairs of a file. Ratings in it are left alone; a pair that can't be used joins the refused lines.
+    pub fn pairs(&self, file: Judgements) -> (Vec<Pair>, Vec<Refused>) {
+        let (mut pairs, mut refused) = (Vec::new(), file.refused);
+        for entry in file.entries {
+            let Judged::Pair { prompt, chosen, rejected } = entry.judged else {
+                refused.push(Refused { line: entry.line, reason: "a rating, expected a pair".into() });
+                continue;
+            };
+            match self.pair(entry.line, &prompt, &chosen, &rejected) {
+                Ok(pair) => pairs.push(pair),
+                Err(error) => refused.push(Refused { line: entry.line, reason: error.message().to_owned() }),
+            }
+        }
+        refused.sort_by_key(|r| r.line);
+        (pairs, refused)
+    }
+}
+
+/// Splits pairs into those to train on and those held back, about `share` of them.
+///
+/// A pair's side follows from its prompt and the seed alone, so pairs of one prompt stay together, and adding pairs moves none.
+pub fn split(pairs: Vec<Pair>, share: f64, seed: u64) -> (Vec<Pair>, Vec<Pair>) {
+    let held_back = |pair: &Pair| {
+        let mut sum = Sha256::new();
+        sum.update(seed.to_le_bytes());
+        pair.prompt.iter().for_each(|token| sum.update(token.to_le_bytes()));
+        let mut first = [0; 8];
+        first.iter_mut().zip(sum.finalize()).for_each(|(to, from)| *to = from);
+        (u64::from_be_bytes(first) as f64) < share * u64::MAX as f64
+    };
+    let (held, train) = pairs.into_iter().partition(held_back);
+    (train, held)
+}

@@ -1,0 +1,79 @@
+//! A reward model that is ready to judge answers. Never learns.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use super::learn::evaluate;
+use super::model::{Manifest, RewardModel};
+use super::pairs::Pair;
+use super::report::Report;
+use crate::error::Result;
+use crate::gguf::Gguf;
+use crate::policy::Decoder;
+use crate::types::TokenId;
+
+/// Tokens computed at once.
+const MICRO_TOKENS: usize = 1024;
+
+/// A trained reward model. Cheap to clone; clones share the weights.
+#[derive(Clone)]
+pub struct Scorer {
+    model: RewardModel,
+    manifest: Manifest,
+}
+
+impl Scorer {
+    /// Reads the file of a reward model for this base.
+    ///
+    /// # Errors
+    /// `Model` for a file of another kind or a damaged one, `Arg` for one of another base or with a tensor that is missing or of
+    /// the wrong shape (it is named), `Unsupported` for a newer format.
+    pub fn open(decoder: Arc<Decoder>, file: &Path) -> Result<Self> {
+        let read = || RewardModel::read(&Gguf::open(file)?, decoder, &[]);
+        let (model, manifest) = read().map_err(|e| e.context(format!("reward model {}", file.display())))?;
+        Ok(Self { model, manifest })
+    }
+
+    /// One of a model that was just trained.
+    pub fn new(model: RewardModel, manifest: Manifest) -> Self {
+        Self { model, manifest }
+    }
+
+    /// Writes the one file that [`Scorer::open`] reads, whole or not at all.
+    ///
+    /// # Errors
+    /// `Io` if it can't be written.
+    pub fn save(&self, file: &Path) -> Result<()> {
+        self.model.write(file, &self.manifest, &[], &[])
+    }
+
+    /// What the file says of itself.
+    pub fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
+    /// The score of each answer to its prompt (template applied), as tokens. Higher is better; only differences between answers
+    /// mean something. An answer that was cut off is judged as if it ended there. A score may be NaN or infinite where weights
+    /// are damaged: it judges nothing.
+    ///
+    /// # Errors
+    /// `Arg` if prompt and answer have no token, or one outside the vocabulary.
+    pub fn score<P: AsRef<[TokenId]>, A: AsRef<[TokenId]>>(&self, answers: &[(P, A)]) -> Result<Vec<f32>> {
+        let sequence = |(prompt, answer): &(P, A)| {
+            let (prompt, answer) = (prompt.as_ref(), answer.as_ref());
+            // Every answer it was taught with ended like this.
+            let end = self.manifest.end_token.filter(|end| answer.last() != Some(end));
+            prompt.iter().chain(answer).copied().chain(end).collect::<Vec<TokenId>>()
+        };
+        let sequences: Vec<Vec<TokenId>> = answers.iter().map(sequence).collect();
+        self.model.scores(&sequences, MICRO_TOKENS)
+    }
+
+    /// Scores pairs and judges the scores.
+    ///
+    /// # Errors
+    /// As [`Scorer::score`].
+    pub fn judge(&self, pairs: &[Pair]) -> Result<Report> {
+        evaluate(&self.model, pairs, MICRO_TOKENS)
+    }
+}
