@@ -290,6 +290,10 @@ pub struct StepMetrics {
     pub clip_fraction: f64,
     /// Fraction of tokens on the clipped side of PPO's value loss, mean over steps; 0 for the other losses.
     pub value_clip_fraction: f64,
+    /// KL to the initial model of the policy that training made: k3 over the batch's tokens, weighted by how much likelier it
+    /// makes each than the policy that was trained from, summed over a response, mean over a few responses. None where nobody
+    /// asked for it.
+    pub candidate_kl_per_response: Option<Nats>,
     /// Entropy of the policy that was trained from, mean over response tokens, at the sampling temperature.
     pub entropy: Nats,
     /// Root of the mean squared distance of the critic's values from the returns before the batch, in scaled rewards.
@@ -313,6 +317,18 @@ pub struct StepMetrics {
 /// JSON has no NaN: a measurement that could not be made is written as null, and must be read back.
 fn nan_from_null<'de, D: Deserializer<'de>>(from: D) -> Result<f64, D::Error> {
     Ok(Option::<f64>::deserialize(from)?.unwrap_or(f64::NAN))
+}
+
+/// Whether a candidate may be served.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It may.
+    Accepted,
+    /// It may not.
+    Refused {
+        /// One sentence.
+        reason: String,
+    },
 }
 
 /// One line of the list of versions.

@@ -12,7 +12,7 @@ use super::folder::{Folder, METRICS_FILE, SAMPLES_FILE, seed_folder};
 use super::lab::{Asked, Lab};
 use super::prompts::order;
 use super::record::{Sampled, StepRecord, Times};
-use crate::config::TrainConfig;
+use crate::config::{GateConfig, TrainConfig};
 use crate::error::{Code, Error, Result};
 use crate::scheduler::{Event, Finished, GenerationStream, Next, Request, Scheduler, Weights};
 use crate::trainer::Trainer;
@@ -81,7 +81,9 @@ struct Run<'a> {
 impl<'a> Run<'a> {
     fn open(lab: &'a Lab, seed: u64, dir: &Path, stop: &'a AtomicBool) -> Result<Self> {
         let folder = Folder::open(&seed_folder(dir, seed))?;
-        let config = TrainConfig { seed, ..lab.plan.config.train.clone() };
+        // Nothing is served to anybody, so no candidate is judged.
+        let gate = GateConfig { kl_samples: 0, ..lab.plan.config.train.gate };
+        let config = TrainConfig { seed, gate, ..lab.plan.config.train.clone() };
         let checkpoint = folder.checkpoint()?;
         let kept = checkpoint.as_ref().map_or(0, |(step, _)| *step);
         let trainer = lab.pool.install(|| match &checkpoint {

@@ -130,6 +130,7 @@ impl Trainer {
         );
         self.batches += 1;
         totals.report(&mut metrics);
+        metrics.candidate_kl_per_response = self.candidate_kl(batch, &fixed, cancel)?;
         Ok(StepOutcome::Trained(metrics))
     }
 
@@ -186,6 +187,36 @@ impl Trainer {
             behavior_logprobs,
             old_values,
         })
+    }
+
+    /// KL of the policy as it is now to the initial model, by samples of the policy that the batch started from: k3 a token, each
+    /// weighted by its ratio of probabilities, as PPO weighs it. Over as many samples as the gate asks for, spread over the batch.
+    fn candidate_kl(&self, batch: &Batch, fixed: &Fixed, cancel: &dyn Fn() -> bool) -> Result<Option<Nats>> {
+        let wanted = (self.config.gate.kl_samples as usize).min(batch.samples.len());
+        if wanted == 0 {
+            return Ok(None);
+        }
+        let chosen: Vec<usize> = (0..wanted).map(|i| i * batch.samples.len() / wanted).collect();
+        let policy = self.policy.lora.detached();
+        let mut sum = 0.0;
+        for group in batch.split(&chosen, self.config.micro_batch_tokens as usize) {
+            go_on(cancel)?;
+            let samples = batch.group(&group);
+            let logprobs = Forward::new(&self.decoder, &samples)?.logprobs(Some(&policy))?.to_vec1::<f32>()?;
+            let mut now = logprobs.into_iter().map(f64::from);
+            for sample in samples {
+                let (reference, behavior) =
+                    (slice(&fixed.ref_logprobs, sample)?, slice(&fixed.behavior_logprobs, sample)?);
+                for (reference, behavior) in reference.iter().zip(behavior) {
+                    let now = now.next().unwrap_or(f64::NAN);
+                    let (reference, behavior) = (f64::from(*reference), f64::from(*behavior));
+                    // w (exp(−d) − 1 + d) with w = exp(now − behavior), d = now − reference: this form can't overflow.
+                    let weight = (now - behavior).exp();
+                    sum += (reference - behavior).exp() + weight * (now - reference - 1.0);
+                }
+            }
+        }
+        Ok(Some(Nats(sum / wanted as f64)))
     }
 
     /// One policy step and one critic step.
