@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test build setup header bench-train first-experiments
+.PHONY: help demo test build setup header bench-train first-experiments bench-serve
 
 # rustup installs here, and a shell that was open before doesn't know it yet.
 export PATH := $(HOME)/.cargo/bin:$(PATH)
@@ -37,6 +37,9 @@ bench-train: build ## the trainer against PyTorch and PEFT, in turns; ARGS="--ba
 
 first-experiments: build ## APA, AWR and PPO compared, about two hours; stopped, it goes on when started again
 	MODEL="$$("$(APAD)" pull "$(MODEL)")" APAD="$(APAD)" scripts/first-experiments.sh
+
+bench-serve: build ## serving against llama-server, in turns; LORA=1 with an adapter; ARGS="--streams 1,8" goes to apad bench serve
+	MODEL="$$("$(APAD)" pull "$(MODEL)")" APAD="$(APAD)" scripts/bench-serve.sh $(ARGS)
 
 header: setup ## writes include/apa.h anew after a change of the C API
 	APA_UPDATE_HEADER=1 cargo test --release --locked --test it header_is_current

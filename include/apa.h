@@ -2,7 +2,7 @@
  * libapa: serves a language model and keeps aligning it with the people who use it.
  * Generated from src/ffi by cbindgen (`make header`); do not edit. C99, C++11.
  *
- * Handles. apa_engine, apa_gen, apa_options, apa_string and apa_error are opaque. Whoever gets one frees it, with the free of its
+ * Handles. apa_engine, apa_gen, apa_feed, apa_options, apa_string and apa_error are opaque. Whoever gets one frees it, with the free of its
  *   type; every free takes NULL, and a second free is harmless. They may be freed in any order. A handle used after its free gives
  *   APA_ERR_CLOSED, never a crash; what never was a handle gives APA_ERR_ARG.
  * Status. A call that can fail returns apa_status and takes a last `apa_error **`, which may be NULL. An error is written there with
@@ -27,7 +27,7 @@
 /**
  * The version of this header's interface: major in the high 16 bits, minor in the low 16.
  */
-#define APA_ABI_VERSION 65536
+#define APA_ABI_VERSION 65537
 
 /**
  * How a call ended. Numbers are stable and never reused. Zero is success; positive is an outcome that is no failure and has no
@@ -115,6 +115,13 @@ typedef struct apa_engine apa_engine;
 typedef struct apa_error apa_error;
 
 /**
+ * A bounded queue of news. It gets what happens from its opening on and keeps the newest 256: whoever pulls too slowly misses the
+ * oldest, and is told how many. Owned by whoever opened it, who frees it with `apa_feed_free`; every call is safe from any
+ * thread, and of several threads in `apa_feed_next` each gets some of the news.
+ */
+typedef struct apa_feed apa_feed;
+
+/**
  * A running or ended generation. Owned by whoever started it, who frees it with `apa_gen_free`; every call is safe from any thread,
  * though of several threads in `apa_gen_next` each gets only some of the text.
  */
@@ -147,6 +154,14 @@ typedef void (*apa_wake_fn)(void *user_data);
 typedef int32_t (*apa_text_fn)(void *user_data, const char *text, size_t text_len);
 
 /**
+ * Called with each answer that ended by itself (JSON as `apa_rewards_open` has it, not NUL-terminated, valid until it returns), on
+ * a thread that does nothing else, one at a time: it may take its time. 0: `*reward`, from -1 to 1, is what the answer is worth.
+ * Positive: it gets none. Negative: the function failed; the event feed is told, and the answer gets none. Of this library it
+ * may call only `apa_gen_cancel` and the frees, and it must not leave by an exception or `longjmp`.
+ */
+typedef int32_t (*apa_reward_fn)(void *user_data, const char *answer_json, size_t answer_json_len, double *reward);
+
+/**
  * Called with each line of the log: its level (1 error, 2 warning, 3 information, 4 debugging, 5 tracing) and a JSON object of
  * `level`, `target`, `message` and the line's own fields; not NUL-terminated, valid until it returns. On any thread, one at a time.
  * It must not call this library except for the frees.
@@ -169,10 +184,11 @@ uint32_t apa_abi_version(void);
 const char *apa_version(void);
 
 /**
- * 1 if the library was built with a feature, else 0 (for an unknown name too). Names: `train`, `log`, `train-cuda`
+ * 1 if the library was built with a feature, else 0 (for an unknown name too). Names: `train`, `log`, `http` (`apa_http_start`), `train-cuda`
  * (training on a CUDA device), `serve-cuda` (serving on one).
  */
-int32_t apa_has(const char *feature, size_t feature_len);
+int32_t apa_has(const char *feature,
+                size_t feature_len);
 
 /**
  * The status that `error` came with. `APA_ERR_ARG` for NULL, `APA_ERR_CLOSED` after its free.
@@ -277,6 +293,13 @@ void apa_engine_free(apa_engine *engine);
 apa_status apa_engine_status(const apa_engine *engine,
                              apa_string **json,
                              apa_error **error);
+
+/**
+ * Writes the numbers of `apa_engine_status` and more as text in the format that Prometheus reads.
+ *
+ * Errors: `APA_ERR_CLOSED` if `engine` was freed.
+ */
+apa_status apa_engine_metrics(const apa_engine *engine, apa_string **text, apa_error **error);
 
 /**
  * Counts the tokens that `text` is for the model, its beginning-of-sequence token included where it wants one.
@@ -421,6 +444,41 @@ apa_status apa_preference(const apa_engine *engine,
                           apa_error **error);
 
 /**
+ * Records an answer that was made elsewhere, to be learned from like one of the engine's own; it is durable on disk when this
+ * returns. JSON: `messages` or `prompt` (text or tokens), `completion` (text or tokens; text that answers a chat gets the model's
+ * end-of-turn token), and optionally `reward` (-1 to 1; without it the sample waits for `apa_feedback`), `temperature` (at which it
+ * is trained; 1) and `user`. `receipt` (may be NULL) gets `generation_id`, `feedback_id` (or null) and `policy_version`, the version
+ * served when it came, under which it is recorded.
+ *
+ * Errors: `APA_ERR_ARG` for an unknown field, a value out of range, an empty prompt or completion, or more tokens than the context
+ * holds; `APA_ERR_UNSUPPORTED` for a chat with a model that has no template; `APA_ERR_IO` if it could not be written;
+ * `APA_ERR_CLOSED`.
+ */
+apa_status apa_sample_add(const apa_engine *engine,
+                          const char *sample_json,
+                          size_t sample_json_len,
+                          apa_string **receipt,
+                          apa_error **error);
+
+/**
+ * Lets the engine train by itself whenever `train.batch` new ratings are in, as it does from the start unless the option
+ * `train.auto` is false. Returns at once.
+ *
+ * Errors: `APA_ERR_UNSUPPORTED` if training is off (`train.enabled`); `APA_ERR_CLOSED`.
+ */
+apa_status apa_trainer_start(const apa_engine *engine,
+                             apa_error **error);
+
+/**
+ * Has the engine train only when `apa_trainer_step` is called, from now on; ratings are kept. A step under way goes on to its end,
+ * and is not waited for.
+ *
+ * Errors: `APA_ERR_CLOSED`.
+ */
+apa_status apa_trainer_stop(const apa_engine *engine,
+                            apa_error **error);
+
+/**
  * Trains on the ratings that are in (one batch at most, even a small one), publishes, and returns when the new version is served.
  * Blocks for as long as that takes, seconds to minutes; generations go on meanwhile. With `train.auto` (the default) the engine
  * does so by itself whenever `train.batch` new ratings are in. `outcome` (may be NULL) gets a JSON object: `outcome` is
@@ -435,7 +493,7 @@ apa_status apa_trainer_step(const apa_engine *engine,
 
 /**
  * Writes the state of the trainer as a JSON object: `state` (`off`, `unsupported`, `loading`, `idle`, `training`), `reason`,
- * `pending_ratings`, `batch`, `steps`, `skipped`, `dropped_steps`, `last` (measurements of the newest step; lengths in tokens, KL
+ * `auto` (whether it trains by itself), `pending_ratings`, `batch`, `steps`, `skipped`, `dropped_steps`, `last` (measurements of the newest step; lengths in tokens, KL
  * in nats, times in seconds).
  *
  * Errors: `APA_ERR_CLOSED` if `engine` was freed.
@@ -471,6 +529,32 @@ apa_status apa_policy_activate(const apa_engine *engine,
 apa_status apa_policy_rollback(const apa_engine *engine, uint64_t *version, apa_error **error);
 
 /**
+ * Writes the files of `version` into one file, to be carried to another data folder with the same base model. `path` is replaced
+ * if it is there; it is whole or not written.
+ *
+ * Errors: `APA_ERR_ARG` for an unknown version, and for 0, which has no files; `APA_ERR_IO` if its files are gone or damaged, or
+ * `path` can't be written; `APA_ERR_CLOSED`.
+ */
+apa_status apa_policy_snapshot(const apa_engine *engine,
+                               uint64_t version,
+                               const char *path,
+                               size_t path_len,
+                               apa_error **error);
+
+/**
+ * Takes in what `apa_policy_snapshot` wrote as a new version, whose parent is the active one, and serves it from now on.
+ * `version` (may be NULL) gets its number. The file is checked against its own checksums.
+ *
+ * Errors: `APA_ERR_IO` if the file can't be read, is damaged, or is none; `APA_ERR_MODEL` if it belongs to another base model or
+ * can't be served (nothing changes then); `APA_ERR_CLOSED`.
+ */
+apa_status apa_policy_restore(const apa_engine *engine,
+                              const char *path,
+                              size_t path_len,
+                              uint64_t *version,
+                              apa_error **error);
+
+/**
  * Writes all versions as a JSON array, oldest first: `version`, `parent`, `active`, `created` (milliseconds since 1970), `metrics`.
  *
  * Errors: `APA_ERR_IO` if the record can't be read; `APA_ERR_CLOSED`.
@@ -478,6 +562,98 @@ apa_status apa_policy_rollback(const apa_engine *engine, uint64_t *version, apa_
 apa_status apa_policy_list(const apa_engine *engine,
                            apa_string **json,
                            apa_error **error);
+
+/**
+ * Opens a feed of what the engine learns. Each piece of news is a JSON object with `event`: `step_done` (`version`, `metrics`),
+ * `step_dropped` (`reason`, `consumed`: a batch changed nothing), `version_published` (`version`, `parent`), `version_activated`
+ * (`version`), `error` (`code`, `message`), `missed` (`count`: the oldest news were dropped).
+ *
+ * Errors: `APA_ERR_BUSY` if 64 feeds are open on the engine; `APA_ERR_CLOSED`.
+ */
+apa_status apa_events_open(const apa_engine *engine,
+                           apa_feed **feed,
+                           apa_error **error);
+
+/**
+ * Opens a feed of answers to be scored: reward jobs. One comes with each answer that ended by itself, once it is on record: a JSON
+ * object with `event` `answer`, `generation_id`, `policy_version`, `prompt` (as the model saw it), `text`, `finish_reason`,
+ * `completion_tokens`, `user`; or `missed` (`count`), as above. A job is done by `apa_reward_put`; one that is not done is an answer
+ * without a reward.
+ *
+ * Errors: as `apa_events_open`.
+ */
+apa_status apa_rewards_open(const apa_engine *engine,
+                            apa_feed **feed,
+                            apa_error **error);
+
+/**
+ * Waits at most `timeout_ms` milliseconds for news; 0 only looks, a negative number waits without limit.
+ *
+ * `APA_OK`: `json` holds a piece of news. `APA_TIMEOUT`: there was none.
+ *
+ * Errors: `APA_ERR_CLOSED` if the engine was shut down or `feed` freed, also while waiting.
+ */
+apa_status apa_feed_next(apa_feed *feed, int64_t timeout_ms, apa_string **json, apa_error **error);
+
+/**
+ * Has `wake` called, with `user_data`, when there is news to be pulled, and at the end; as `apa_gen_set_wake`.
+ *
+ * Errors: `APA_ERR_CLOSED` if `feed` was freed.
+ */
+apa_status apa_feed_set_wake(apa_feed *feed, apa_wake_fn wake, void *user_data, apa_error **error);
+
+/**
+ * Frees `feed`; another thread that waits in `apa_feed_next` gets `APA_ERR_CLOSED`. NULL and a second free are harmless.
+ */
+void apa_feed_free(apa_feed *feed);
+
+/**
+ * Gives the answer `generation_id` its reward, from -1 to 1, as a rating of the application; it is durable on disk when this
+ * returns. Of several ratings of an answer, people's included, the last counts.
+ *
+ * Errors: `APA_ERR_ARG` for an unknown answer or a reward out of range; `APA_ERR_IO` if it could not be written; `APA_ERR_CLOSED`.
+ */
+apa_status apa_reward_put(const apa_engine *engine,
+                          const char *generation_id,
+                          size_t generation_id_len,
+                          double reward,
+                          apa_error **error);
+
+/**
+ * Has `reward` called, with `user_data`, for each answer from now on, and what it says recorded as by `apa_reward_put`. One
+ * function an engine: it replaces the earlier one; NULL takes it back, and so does shutdown. When this or the shutdown returns,
+ * the earlier one is not running and never will be.
+ *
+ * Errors: `APA_ERR_BUSY` as `apa_rewards_open`; `APA_ERR_CLOSED`.
+ */
+apa_status apa_reward_set(const apa_engine *engine,
+                          apa_reward_fn reward,
+                          void *user_data,
+                          apa_error **error);
+
+/**
+ * Serves the engine over HTTP, as `apad serve` does, on threads of its own. `address` is `127.0.0.1:8372` or the like, with port 0
+ * for a free one; empty for the option `http.listen`. Returns once it listens; `bound` (may be NULL) gets the address. Beyond
+ * loopback it wants keys (option `http.keys`).
+ *
+ * Errors: `APA_ERR_UNSUPPORTED` if the library was built without it (`apa_has("http")`); `APA_ERR_BUSY` if it runs already or the
+ * address is taken; `APA_ERR_ARG` for what is no address, or an address beyond loopback without keys; `APA_ERR_IO`;
+ * `APA_ERR_CLOSED`.
+ */
+apa_status apa_http_start(const apa_engine *engine,
+                          const char *address,
+                          size_t address_len,
+                          apa_string **bound,
+                          apa_error **error);
+
+/**
+ * Stops the HTTP service: nothing new is accepted, running answers get 30 seconds. Returns when it has stopped; does nothing if it
+ * does not run. A shutdown of the engine stops it too.
+ *
+ * Errors: `APA_ERR_IO` if the service had failed; `APA_ERR_CLOSED` if `engine` was freed.
+ */
+apa_status apa_http_stop(const apa_engine *engine,
+                         apa_error **error);
 
 /**
  * Has `log` called, with `user_data`, for each line of the log up to `level` (1 to 5). One hook a process: it replaces the earlier

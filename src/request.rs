@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use serde_json::{Map, Value, json};
 
 use crate::Engine;
-use crate::engine::GenerateRequest;
+use crate::engine::{GenerateRequest, NewSample};
 use crate::error::{Error, Result};
 use crate::types::{ChatMessage, Format, GenerationId, NewFeedback, Sampling, Signal, TokenId};
 
@@ -74,17 +74,59 @@ impl ParsedRequest {
     /// # Errors
     /// As [`Engine::chat_prompt`] and [`Engine::tokenize`].
     pub fn resolve(self, engine: &Engine) -> Result<GenerateRequest> {
-        let prompt = match self.prompt {
-            Prompt::Chat(messages) => engine.chat_prompt(&messages)?,
-            Prompt::Text(text) => engine.tokenize(&text)?,
-            Prompt::Tokens(tokens) => tokens,
-        };
+        let prompt = self.prompt.tokens(engine)?;
         Ok(GenerateRequest {
             prompt,
             sampling: self.sampling,
             max_tokens: self.max_tokens,
             stop: self.stop,
             logprobs: self.logprobs,
+            user: self.user,
+        })
+    }
+}
+
+impl Prompt {
+    fn tokens(self, engine: &Engine) -> Result<Vec<TokenId>> {
+        match self {
+            Prompt::Chat(messages) => engine.chat_prompt(&messages),
+            Prompt::Text(text) => engine.tokenize(&text),
+            Prompt::Tokens(tokens) => Ok(tokens),
+        }
+    }
+}
+
+/// An answer made elsewhere, checked as far as it can be without the model.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ParsedSample {
+    /// What was answered.
+    pub prompt: Prompt,
+    /// The answer: text or tokens. Text that answers a chat ends with the model's end-of-turn token.
+    pub completion: Prompt,
+    /// What it is worth.
+    pub reward: Option<f64>,
+    /// The temperature at which it is trained; 1 if unset.
+    pub temperature: Option<f32>,
+    /// Whom it was for.
+    pub user: Option<String>,
+}
+
+impl ParsedSample {
+    /// Tokenizes it with the engine's model.
+    ///
+    /// # Errors
+    /// As [`Engine::chat_prompt`] and [`Engine::tokenize`].
+    pub fn resolve(self, engine: &Engine) -> Result<NewSample> {
+        let ends_turn = matches!(self.prompt, Prompt::Chat(_));
+        let response = match self.completion {
+            Prompt::Text(text) => engine.completion_tokens(&text, ends_turn)?,
+            other => other.tokens(engine)?,
+        };
+        Ok(NewSample {
+            prompt: self.prompt.tokens(engine)?,
+            response,
+            reward: self.reward,
+            temperature: self.temperature.unwrap_or(1.0),
             user: self.user,
         })
     }
@@ -119,7 +161,7 @@ pub fn parse_chat(body: &[u8], unknown: Unknown) -> Result<ParsedRequest> {
 pub fn parse_completion(body: &[u8], unknown: Unknown) -> Result<ParsedRequest> {
     let mut fields = Fields::parse(body, unknown)?;
     let prompt = fields.take("prompt").ok_or_else(|| Error::arg("prompt is missing"))?;
-    let prompt = prompt_of(prompt)?;
+    let prompt = prompt_of("prompt", prompt)?;
     fields.into_request(prompt)
 }
 
@@ -186,6 +228,32 @@ pub fn parse_preference(body: &[u8], unknown: Unknown) -> Result<Preference> {
     let user = fields.user()?;
     fields.finish(&["chosen_id", "rejected_id", "user"])?;
     Ok(Preference { chosen, rejected, user })
+}
+
+/// Reads `{messages | prompt, completion: text or tokens, reward?: -1..1, temperature?, user?}`.
+///
+/// # Errors
+/// `Arg` names the field and what was expected.
+pub fn parse_sample(body: &[u8], unknown: Unknown) -> Result<ParsedSample> {
+    let mut fields = Fields::parse(body, unknown)?;
+    let prompt = match (fields.take("messages"), fields.take("prompt")) {
+        (Some(messages), None) => Prompt::Chat(messages_of(messages, unknown)?),
+        (None, Some(prompt)) => prompt_of("prompt", prompt)?,
+        (found, _) => {
+            let found = if found.is_some() { "both messages and prompt" } else { "neither messages nor prompt" };
+            return Err(Error::arg(format!("the sample has {found}, expected one of them")));
+        }
+    };
+    let completion = fields.take("completion").ok_or_else(|| Error::arg("completion is missing"))?;
+    let sample = ParsedSample {
+        prompt,
+        completion: prompt_of("completion", completion)?,
+        reward: fields.number("reward", -1.0, 1.0)?,
+        temperature: fields.float("temperature", 0.0, 10.0)?,
+        user: fields.user()?,
+    };
+    fields.finish(&["messages", "prompt", "completion", "reward", "temperature", "user"])?;
+    Ok(sample)
 }
 
 /// Reads `{content, add_special?}`: a text to tokenize, and whether with what the model begins with.
@@ -585,9 +653,9 @@ fn text_of_part(part: Value) -> Result<String> {
     }
 }
 
-fn prompt_of(value: Value) -> Result<Prompt> {
+fn prompt_of(name: &str, value: Value) -> Result<Prompt> {
     let expected = "expected a string, an array of one string, or an array of tokens";
-    let wrong = |shown: String| Error::arg(format!("prompt is {shown}, {expected}"));
+    let wrong = |shown: String| Error::arg(format!("{name} is {shown}, {expected}"));
     match value {
         Value::String(text) => Ok(Prompt::Text(text)),
         Value::Array(mut items) => match items.as_mut_slice() {
@@ -597,7 +665,7 @@ fn prompt_of(value: Value) -> Result<Prompt> {
                 .map(|item| item.as_u64().and_then(|id| TokenId::try_from(id).ok()).ok_or(item))
                 .collect::<Result<Vec<_>, _>>()
                 .map(Prompt::Tokens)
-                .map_err(|item| Error::arg(format!("prompt has {} among its tokens, {expected}", shown(item)))),
+                .map_err(|item| Error::arg(format!("{name} has {} among its tokens, {expected}", shown(item)))),
             items => Err(wrong(format!("an array of {} other values", items.len()))),
         },
         other => Err(wrong(shown(&other))),

@@ -1,6 +1,7 @@
 //! The learning loop on its own thread: ratings → trainer → versions on disk → ledger → scheduler. Never decodes, and never
 //! leaves the policy in memory ahead of the one on record.
 
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::JoinHandle;
@@ -8,6 +9,7 @@ use std::thread::JoinHandle;
 use crossbeam_channel::{Receiver, Sender, bounded};
 use serde::{Deserialize, Serialize};
 
+use super::feed::{Hub, News, Topic};
 use super::status::TrainerStatus;
 use super::{cores_or, weights_of};
 use crate::config::{Config, TrainConfig};
@@ -47,6 +49,16 @@ enum Order {
     /// Train one batch, even a small one.
     Step(Sender<Result<StepOutcome>>),
     Activate(PolicyVersion, Sender<Result<()>>),
+    /// Take in a snapshot and serve it.
+    Restore(PathBuf, Sender<Result<PolicyVersion>>),
+}
+
+/// What the loop goes through.
+pub(super) struct Parts {
+    pub(super) ledger: Arc<Ledger>,
+    pub(super) store: VersionStore,
+    pub(super) scheduler: Arc<Scheduler>,
+    pub(super) hub: Arc<Hub>,
 }
 
 /// What the thread and its handle share.
@@ -54,6 +66,8 @@ struct Shared {
     status: Mutex<TrainerStatus>,
     /// Gives up the step under way: set while an activation or the end waits for the thread.
     interrupt: AtomicBool,
+    /// Trains by itself.
+    auto: AtomicBool,
     /// Ends the thread.
     stopping: AtomicBool,
 }
@@ -79,14 +93,8 @@ pub(super) struct Learner {
 
 impl Learner {
     /// Starts the thread. The trainer is built on it, so that serving doesn't wait.
-    pub(super) fn start(
-        config: &Config,
-        base_sha256: String,
-        ledger: Arc<Ledger>,
-        store: VersionStore,
-        scheduler: Arc<Scheduler>,
-        active: PolicyVersion,
-    ) -> Result<Learner> {
+    pub(super) fn start(config: &Config, base_sha256: String, parts: Parts, active: PolicyVersion) -> Result<Learner> {
+        let Parts { ledger, store, scheduler, hub } = parts;
         let (orders, inbox) = bounded(16);
         // One reminder is as good as many.
         let (due, reminders) = bounded(1);
@@ -94,6 +102,7 @@ impl Learner {
         let shared = Arc::new(Shared {
             status: Mutex::new(status),
             interrupt: AtomicBool::new(false),
+            auto: AtomicBool::new(config.train.auto),
             stopping: AtomicBool::new(false),
         });
         let worker = Worker {
@@ -102,6 +111,7 @@ impl Learner {
             ledger: ledger.clone(),
             store,
             scheduler,
+            hub,
             shared: shared.clone(),
             active,
             decoder: None,
@@ -133,6 +143,22 @@ impl Learner {
         self.ask(Order::Activate(version, reply), &answer)
     }
 
+    /// Serves a snapshot as a new version and goes on from it; interrupts a step under way.
+    pub(super) fn restore(&self, path: &Path) -> Result<PolicyVersion> {
+        let (reply, answer) = bounded(1);
+        self.shared.interrupt.store(true, Ordering::Release);
+        self.ask(Order::Restore(path.to_path_buf(), reply), &answer)
+    }
+
+    /// Whether it trains by itself.
+    pub(super) fn auto(&self) -> bool {
+        self.shared.auto.load(Ordering::Acquire)
+    }
+
+    pub(super) fn set_auto(&self, auto: bool) {
+        self.shared.auto.store(auto, Ordering::Release);
+    }
+
     fn ask<T>(&self, order: Order, answer: &Receiver<Result<T>>) -> Result<T> {
         let closed = || Error::closed("the engine is closed");
         self.orders.send(order).map_err(|_| closed())?;
@@ -141,6 +167,7 @@ impl Learner {
 
     pub(super) fn status(&self) -> TrainerStatus {
         let mut status = self.shared.status().clone();
+        status.auto = self.auto();
         status.pending_ratings = self.ledger.pending_ratings();
         status
     }
@@ -170,6 +197,7 @@ struct Worker {
     ledger: Arc<Ledger>,
     store: VersionStore,
     scheduler: Arc<Scheduler>,
+    hub: Arc<Hub>,
     shared: Arc<Shared>,
     active: PolicyVersion,
     decoder: Option<Arc<Decoder>>,
@@ -211,8 +239,12 @@ impl Worker {
                 let _ = reply.send(self.step());
             }
             Order::Activate(version, reply) => {
-                self.shared.interrupt.store(self.shared.stopping.load(Ordering::Acquire), Ordering::Release);
+                self.go_on();
                 let _ = reply.send(self.activate(version));
+            }
+            Order::Restore(path, reply) => {
+                self.go_on();
+                let _ = reply.send(self.restore(&path));
             }
         }
         self.learn(orders);
@@ -220,7 +252,8 @@ impl Worker {
 
     /// Trains while full batches are in; orders come between two of them.
     fn learn(&mut self, orders: &Receiver<Order>) {
-        while self.config.train.auto && self.full_batch() && orders.is_empty() && !self.interrupted() {
+        while self.shared.auto.load(Ordering::Acquire) && self.full_batch() && orders.is_empty() && !self.interrupted()
+        {
             if let Err(error) = self.step() {
                 if error.code() == Code::Closed {
                     tracing::info!("training step given up; its ratings stay in");
@@ -236,6 +269,11 @@ impl Worker {
 
     fn full_batch(&self) -> bool {
         self.trainer.is_some() && self.ledger.pending_ratings() >= u64::from(self.config.train.batch)
+    }
+
+    /// Takes back the interruption by an order that has come.
+    fn go_on(&self) {
+        self.shared.interrupt.store(self.shared.stopping.load(Ordering::Acquire), Ordering::Release);
     }
 
     fn interrupted(&self) -> bool {
@@ -308,9 +346,13 @@ impl Worker {
                 if let Err(again) = self.load_trainer() {
                     self.turn_off("off", format!("{error}; and version {} can't be loaded: {again}", self.active));
                 }
+                if error.code() != Code::Closed {
+                    self.tell(|| News::Error { code: error.code().as_str(), message: error.to_string() });
+                }
                 return Err(error);
             }
         };
+        self.announce(&outcome);
         let mut status = self.shared.status();
         match &outcome {
             StepOutcome::Published { metrics, .. } => {
@@ -326,6 +368,21 @@ impl Worker {
         }
         drop(status);
         Ok(outcome)
+    }
+
+    fn announce(&self, outcome: &StepOutcome) {
+        match outcome {
+            StepOutcome::Published { version, metrics } => {
+                self.tell(|| News::StepDone { version: *version, metrics: metrics.clone() });
+            }
+            StepOutcome::Skipped { reason, consumed } => {
+                self.tell(|| News::StepDropped { reason: reason.clone(), consumed: *consumed });
+            }
+        }
+    }
+
+    fn tell(&self, news: impl FnOnce() -> News) {
+        self.hub.send(Topic::Learning, news);
     }
 
     fn train(&mut self, batch: &[RatedGeneration]) -> Result<StepOutcome> {
@@ -373,6 +430,7 @@ impl Worker {
             seconds = metrics.seconds,
             "policy published"
         );
+        self.tell(|| News::VersionPublished { version, parent: info.parent.unwrap_or_default() });
         self.prune(info.parent.unwrap_or_default());
         Ok(StepOutcome::Published { version, metrics })
     }
@@ -417,6 +475,15 @@ impl Worker {
             return Err(error);
         }
         self.active = version;
+        self.reload();
+        self.tell(|| News::VersionActivated { version });
+        tracing::info!(version = version.0, "version activated");
+        Ok(())
+    }
+
+    /// Trains on from the active version, if that can be.
+    fn reload(&mut self) {
+        let version = self.active;
         if let Err(error) = self.load_trainer() {
             self.turn_off("off", format!("version {version} is served but can't be trained: {error}"));
         } else if self.trainer.is_some() {
@@ -424,8 +491,43 @@ impl Worker {
             status.state = "idle".into();
             status.reason = None;
         }
-        tracing::info!(version = version.0, "version activated");
-        Ok(())
+    }
+
+    fn restore(&mut self, path: &Path) -> Result<PolicyVersion> {
+        let (version, parent) = (self.ledger.next_version()?, self.active);
+        let stage = self.store.stage(version)?;
+        let mut about = stage.unpack(path)?.about;
+        if about.base_sha256 != self.base_sha256 {
+            return Err(Error::model(format!(
+                "the snapshot {} is for another base model (sha256 {:.12}, this one has {:.12})",
+                path.display(),
+                about.base_sha256,
+                self.base_sha256
+            )));
+        }
+        about.parent = Some(parent);
+        let info = VersionInfo {
+            version,
+            parent: Some(parent),
+            active: true,
+            created: unix_millis(),
+            metrics: about.metrics.clone(),
+        };
+        stage.commit(about)?;
+        if let Err(error) = self.ledger.commit_version(&info, &[]) {
+            self.remove_orphans();
+            return Err(error);
+        }
+        if let Err(error) = self.scheduler.swap(weights_of(&self.store, version)?) {
+            // It stays listed, but is not what the next start opens.
+            self.ledger.set_active(parent)?;
+            return Err(error);
+        }
+        self.active = version;
+        self.reload();
+        self.tell(|| News::VersionPublished { version, parent });
+        tracing::info!(version = version.0, "version restored");
+        Ok(version)
     }
 
     fn remove_orphans(&self) {

@@ -1,9 +1,13 @@
 //! The composition root: threads, bounded channels, shutdown, and the loop from a rating to new weights. The methods here are
 //! what `ffi` and `http` show.
 
+mod feed;
 mod learner;
+mod metrics;
+mod sample;
 mod status;
 
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
@@ -17,9 +21,12 @@ use crate::scheduler::{self, Finished, OnFinished, Request, Scheduler, Weights};
 use crate::types::*;
 
 pub use crate::scheduler::{Event, GenerationStream, Next, Wake};
+pub use feed::{Answer, Feed, News, Topic};
 pub use learner::StepOutcome;
+pub use sample::{NewSample, SampleReceipt};
 pub use status::{Status, TrainerStatus};
 
+use feed::Hub;
 use learner::Learner;
 
 /// Name of an adapter in the folder of its version.
@@ -38,6 +45,8 @@ struct Inner {
     scheduler: Arc<Scheduler>,
     ledger: Arc<Ledger>,
     learner: Learner,
+    store: VersionStore,
+    hub: Arc<Hub>,
     closed: AtomicBool,
 }
 
@@ -97,12 +106,20 @@ impl Engine {
             tune_threads: true,
         };
         let threads = cores_or(config.serve.threads);
-        let recorder = record_in(ledger.clone());
+        let hub = Arc::new(Hub::default());
+        let recorder = record_in(ledger.clone(), model.clone(), hub.clone());
         let scheduler = Arc::new(Scheduler::start(model.clone(), threads, options, weights, recorder)?);
-        let learner = Learner::start(&config, fingerprint, ledger.clone(), store, scheduler.clone(), active)?;
+        let parts = learner::Parts {
+            ledger: ledger.clone(),
+            store: store.clone(),
+            scheduler: scheduler.clone(),
+            hub: hub.clone(),
+        };
+        let learner = Learner::start(&config, fingerprint, parts, active)?;
         let template = template_of(&model);
         let closed = AtomicBool::new(false);
-        let engine = Engine { inner: Arc::new(Inner { config, model, template, scheduler, ledger, learner, closed }) };
+        let inner = Inner { config, model, template, scheduler, ledger, learner, store, hub, closed };
+        let engine = Engine { inner: Arc::new(inner) };
         engine.learn_if_due();
         Ok(engine)
     }
@@ -227,6 +244,57 @@ impl Engine {
         Ok(parent)
     }
 
+    /// Writes the files of a version into one, to be carried to another data folder with the same base model.
+    ///
+    /// # Errors
+    /// `Arg` for an unknown version, or 0, which has no files; `Io` if they are gone or damaged, or `path` can't be written.
+    pub fn snapshot(&self, version: PolicyVersion, path: &Path) -> Result<()> {
+        self.check_open()?;
+        self.inner.store.pack(version, path)
+    }
+
+    /// Takes in what [`Engine::snapshot`] wrote as a new version, a child of the active one, and serves it. A training step
+    /// under way is given up; its ratings stay in.
+    ///
+    /// # Errors
+    /// `Io` if the file can't be read or is damaged, `Model` if it belongs to another base model or can't be served.
+    pub fn restore(&self, path: &Path) -> Result<PolicyVersion> {
+        self.check_open()?;
+        self.inner.learner.restore(path)
+    }
+
+    /// Lets the engine train by itself whenever a batch of ratings is in, as with `train.auto`.
+    ///
+    /// # Errors
+    /// `Unsupported` if training is switched off, `Closed`.
+    pub fn start_trainer(&self) -> Result<()> {
+        self.check_open()?;
+        if !self.inner.config.train.enabled {
+            return Err(Error::unsupported("training is switched off (train.enabled)"));
+        }
+        self.inner.learner.set_auto(true);
+        self.learn_if_due();
+        Ok(())
+    }
+
+    /// Has the engine train only by [`Engine::train_step`] from now on; ratings are kept. A step under way ends, unwaited for.
+    ///
+    /// # Errors
+    /// `Closed`.
+    pub fn stop_trainer(&self) -> Result<()> {
+        self.check_open()?;
+        self.inner.learner.set_auto(false);
+        Ok(())
+    }
+
+    /// News of a topic, from now on. At most 64 feeds are open at a time, each keeps at most 256 news.
+    ///
+    /// # Errors
+    /// `Busy` if there are too many, `Closed`.
+    pub fn subscribe(&self, topic: Topic) -> Result<Arc<Feed>> {
+        self.inner.hub.open(topic)
+    }
+
     /// A snapshot of the state.
     pub fn status(&self) -> Status {
         let Inner { model, scheduler, learner, .. } = &*self.inner;
@@ -244,16 +312,27 @@ impl Engine {
         self.inner.shutdown();
     }
 
-    fn check_open(&self) -> Result<()> {
+    /// Whether it takes calls.
+    ///
+    /// # Errors
+    /// `Closed` if it doesn't.
+    pub(crate) fn check_open(&self) -> Result<()> {
         if self.inner.closed.load(Ordering::Acquire) {
             return Err(Error::closed("the engine is closed"));
         }
         Ok(())
     }
 
+    /// Tells the listeners of something that failed where no caller waits.
+    pub(crate) fn report(&self, error: &Error) {
+        tracing::warn!(%error, "failed in the background");
+        let news = || News::Error { code: error.code().as_str(), message: error.to_string() };
+        self.inner.hub.send(Topic::Learning, news);
+    }
+
     fn learn_if_due(&self) {
         let train = &self.inner.config.train;
-        if train.enabled && train.auto && self.inner.ledger.pending_ratings() >= u64::from(train.batch) {
+        if train.enabled && self.inner.learner.auto() && self.inner.ledger.pending_ratings() >= u64::from(train.batch) {
             self.inner.learner.nudge();
         }
     }
@@ -264,6 +343,7 @@ impl Inner {
         self.closed.store(true, Ordering::Release);
         // The learner first: it waits for the scheduler while it swaps.
         self.learner.interrupt();
+        self.hub.close();
         self.scheduler.stop();
         self.learner.stop();
         self.ledger.close();
@@ -286,19 +366,38 @@ fn weights_of(store: &VersionStore, version: PolicyVersion) -> Result<Weights> {
 }
 
 /// Records what ended, then tells its client: an id that a client knows is always on record.
-fn record_in(ledger: Arc<Ledger>) -> OnFinished {
+fn record_in(ledger: Arc<Ledger>, model: Arc<Model>, hub: Arc<Hub>) -> OnFinished {
     Box::new(move |Finished { outcome, sink }| {
         let generation = match outcome {
             Ok(generation) => generation,
             Err(error) => return sink.finish(Err(error)),
         };
         let recorded = generation.clone();
-        let done = Box::new(move |written: Result<()>| sink.finish(written.map(|()| recorded)));
+        let (hub, model) = (hub.clone(), model.clone());
+        let done = Box::new(move |written: Result<()>| {
+            if written.is_ok() && recorded.finish != FinishReason::Cancelled && !recorded.response.is_empty() {
+                hub.send(Topic::Answers, || News::Answer(Box::new(answer_of(&recorded, &model))));
+            }
+            sink.finish(written.map(|()| recorded));
+        });
         // A closed ledger drops `done`, and with it the sink: the client is told that the engine closed.
         if let Err(error) = ledger.record_generation(generation, done) {
             tracing::warn!(%error, "an answer was not recorded");
         }
     })
+}
+
+/// What an application that scores answers is told.
+fn answer_of(generation: &Generation, model: &Model) -> Answer {
+    Answer {
+        generation_id: generation.id.clone(),
+        policy_version: generation.policy_version,
+        prompt: model.text(&generation.prompt, true),
+        text: generation.text.clone(),
+        finish_reason: generation.finish,
+        completion_tokens: generation.response.len(),
+        user: generation.user.clone(),
+    }
 }
 
 /// A number of threads, 0 standing for one a core.

@@ -40,6 +40,8 @@ pub struct TrainerStatus {
     pub state: String,
     /// Why it is off or unsupported, or what failed last.
     pub reason: Option<String>,
+    /// Whether it trains by itself when a batch is in.
+    pub auto: bool,
     /// Ratings not yet used.
     pub pending_ratings: u64,
     /// Ratings that start a step.

@@ -1,6 +1,7 @@
 //! `apa_engine`: opening, closing, looking at it, and what its model makes of text. Never generates.
 
 use std::ffi::c_char;
+use std::ops::Deref;
 use std::sync::Arc;
 
 use serde::Serialize;
@@ -9,8 +10,10 @@ use super::args;
 use super::error::{apa_error, apa_status};
 use super::guard::{guard, guard_infallible};
 use super::hook;
+use super::http::Service;
 use super::options::apa_options;
 use super::registry::{self, handle};
+use super::reward::Scorer;
 use super::strings::{apa_string, string};
 use crate::Engine;
 use crate::error::{Error, Result};
@@ -21,10 +24,36 @@ pub struct apa_engine {
     _opaque: [u8; 0],
 }
 
-handle!(apa_engine, 4, Engine);
+handle!(apa_engine, 4, EngineObject);
+
+/// An engine, and what was started beside it.
+pub(super) struct EngineObject {
+    engine: Engine,
+    /// The application's reward function.
+    pub(super) scorer: Scorer,
+    pub(super) service: Service,
+}
+
+impl Deref for EngineObject {
+    type Target = Engine;
+    fn deref(&self) -> &Engine {
+        &self.engine
+    }
+}
+
+impl EngineObject {
+    /// Ends everything; waits for it. The engine first: what waits for it then ends at once.
+    fn shutdown(&self) {
+        self.engine.shutdown();
+        self.scorer.stop();
+        if let Err(error) = self.service.stop() {
+            tracing::warn!(%error, "the HTTP service had failed");
+        }
+    }
+}
 
 /// The engine of a handle.
-pub(super) fn engine(handle: *const apa_engine) -> Result<Arc<Engine>> {
+pub(super) fn engine(handle: *const apa_engine) -> Result<Arc<EngineObject>> {
     registry::get(handle)
 }
 
@@ -57,7 +86,9 @@ pub unsafe extern "C" fn apa_engine_open(
         guard(error, || {
             args::required("engine", engine)?;
             let config = registry::get(options)?.config()?;
-            args::put(engine, registry::insert(Engine::open(config)?)?);
+            let opened = Engine::open(config)?;
+            let object = EngineObject { engine: opened, scorer: Scorer::default(), service: Service::default() };
+            args::put(engine, registry::insert(object)?);
             Ok(apa_status::APA_OK)
         })
     }
@@ -108,6 +139,25 @@ pub unsafe extern "C" fn apa_engine_status(
         guard(error, || {
             args::required("json", json)?;
             put_json(json, &self::engine(engine)?.status())
+        })
+    }
+}
+
+/// Writes the numbers of `apa_engine_status` and more as text in the format that Prometheus reads.
+///
+/// Errors: `APA_ERR_CLOSED` if `engine` was freed.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn apa_engine_metrics(
+    engine: *const apa_engine,
+    text: *mut *mut apa_string,
+    error: *mut *mut apa_error,
+) -> apa_status {
+    // SAFETY: the out-parameters are NULL or writable, by the header's contract.
+    unsafe {
+        guard(error, || {
+            args::required("text", text)?;
+            args::put(text, string(&self::engine(engine)?.status().metrics())?);
+            Ok(apa_status::APA_OK)
         })
     }
 }

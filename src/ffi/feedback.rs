@@ -9,7 +9,7 @@ use super::engine::{apa_engine, engine, put_json};
 use super::error::{apa_error, apa_status};
 use super::guard::guard;
 use super::strings::apa_string;
-use crate::request::{Unknown, parse_feedback, parse_preference};
+use crate::request::{Unknown, parse_feedback, parse_preference, parse_sample};
 
 /// Records feedback; it is durable on disk when this returns. JSON: `generation_id`, one of `rating` (-1 to 1), `thumbs` (`"up"`,
 /// `"down"`) and `correction` (the answer as it should have been), and optionally `user` and `comment`. Given twice on one answer,
@@ -56,6 +56,33 @@ pub unsafe extern "C" fn apa_preference(
             let preference = parse_preference(body, Unknown::Refuse)?;
             let id = engine.prefer(&preference.chosen, &preference.rejected, preference.user.as_deref())?;
             put_json(receipt, &json!({"preference_id": id}))
+        })
+    }
+}
+
+/// Records an answer that was made elsewhere, to be learned from like one of the engine's own; it is durable on disk when this
+/// returns. JSON: `messages` or `prompt` (text or tokens), `completion` (text or tokens; text that answers a chat gets the model's
+/// end-of-turn token), and optionally `reward` (-1 to 1; without it the sample waits for `apa_feedback`), `temperature` (at which it
+/// is trained; 1) and `user`. `receipt` (may be NULL) gets `generation_id`, `feedback_id` (or null) and `policy_version`, the version
+/// served when it came, under which it is recorded.
+///
+/// Errors: `APA_ERR_ARG` for an unknown field, a value out of range, an empty prompt or completion, or more tokens than the context
+/// holds; `APA_ERR_UNSUPPORTED` for a chat with a model that has no template; `APA_ERR_IO` if it could not be written;
+/// `APA_ERR_CLOSED`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn apa_sample_add(
+    engine: *const apa_engine,
+    sample_json: *const c_char,
+    sample_json_len: usize,
+    receipt: *mut *mut apa_string,
+    error: *mut *mut apa_error,
+) -> apa_status {
+    // SAFETY: text is readable and the out-parameters NULL or writable, by the header's contract.
+    unsafe {
+        guard(error, || {
+            let engine = self::engine(engine)?;
+            let body = args::bytes("sample_json", sample_json, sample_json_len)?;
+            put_json(receipt, &engine.add_sample(parse_sample(body, Unknown::Refuse)?.resolve(&engine)?)?)
         })
     }
 }

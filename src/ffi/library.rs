@@ -9,7 +9,7 @@ use super::guard::guard_infallible;
 pub const APA_NTS: usize = usize::MAX;
 
 /// The version of this header's interface: major in the high 16 bits, minor in the low 16.
-pub const APA_ABI_VERSION: u32 = 0x0001_0000;
+pub const APA_ABI_VERSION: u32 = 0x0001_0001;
 
 /// The interface version of the library that is linked. A program runs with it if the major number is that of
 /// `APA_ABI_VERSION` and the minor number at least that.
@@ -24,7 +24,7 @@ pub extern "C" fn apa_version() -> *const c_char {
     concat!(env!("CARGO_PKG_VERSION"), "\0").as_ptr().cast()
 }
 
-/// 1 if the library was built with a feature, else 0 (for an unknown name too). Names: `train`, `log`, `train-cuda`
+/// 1 if the library was built with a feature, else 0 (for an unknown name too). Names: `train`, `log`, `http` (`apa_http_start`), `train-cuda`
 /// (training on a CUDA device), `serve-cuda` (serving on one).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn apa_has(feature: *const c_char, feature_len: usize) -> i32 {
@@ -32,6 +32,7 @@ pub unsafe extern "C" fn apa_has(feature: *const c_char, feature_len: usize) -> 
         // SAFETY: readable text, by the header's contract.
         let has = match unsafe { args::bytes("feature", feature, feature_len) } {
             Ok(b"train" | b"log") => true,
+            Ok(b"http") => cfg!(feature = "daemon"),
             Ok(b"train-cuda") => cfg!(feature = "train-cuda"),
             Ok(b"serve-cuda") => cfg!(feature = "serve-cuda"),
             _ => false,

@@ -1,10 +1,14 @@
 //! Versions of the policy: which is served, and going back. Never makes one.
 
+use std::ffi::c_char;
+use std::path::Path;
+
 use super::args;
 use super::engine::{apa_engine, engine, put_json};
 use super::error::{apa_error, apa_status};
 use super::guard::guard;
 use super::strings::apa_string;
+use crate::error::{Error, Result};
 use crate::types::PolicyVersion;
 
 /// Writes the version that new requests get. A version that was published is served from then on; there is nothing to be fetched.
@@ -60,6 +64,63 @@ pub unsafe extern "C" fn apa_policy_rollback(
             args::put(version, self::engine(engine)?.rollback()?.0);
             Ok(apa_status::APA_OK)
         })
+    }
+}
+
+/// Writes the files of `version` into one file, to be carried to another data folder with the same base model. `path` is replaced
+/// if it is there; it is whole or not written.
+///
+/// Errors: `APA_ERR_ARG` for an unknown version, and for 0, which has no files; `APA_ERR_IO` if its files are gone or damaged, or
+/// `path` can't be written; `APA_ERR_CLOSED`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn apa_policy_snapshot(
+    engine: *const apa_engine,
+    version: u64,
+    path: *const c_char,
+    path_len: usize,
+    error: *mut *mut apa_error,
+) -> apa_status {
+    // SAFETY: text is readable and `error` NULL or writable, by the header's contract.
+    unsafe {
+        guard(error, || {
+            let engine = self::engine(engine)?;
+            engine.snapshot(PolicyVersion(version), Path::new(path_of(path, path_len)?))?;
+            Ok(apa_status::APA_OK)
+        })
+    }
+}
+
+/// Takes in what `apa_policy_snapshot` wrote as a new version, whose parent is the active one, and serves it from now on.
+/// `version` (may be NULL) gets its number. The file is checked against its own checksums.
+///
+/// Errors: `APA_ERR_IO` if the file can't be read, is damaged, or is none; `APA_ERR_MODEL` if it belongs to another base model or
+/// can't be served (nothing changes then); `APA_ERR_CLOSED`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn apa_policy_restore(
+    engine: *const apa_engine,
+    path: *const c_char,
+    path_len: usize,
+    version: *mut u64,
+    error: *mut *mut apa_error,
+) -> apa_status {
+    // SAFETY: text is readable and the out-parameters NULL or writable, by the header's contract.
+    unsafe {
+        guard(error, || {
+            let engine = self::engine(engine)?;
+            args::put(version, engine.restore(Path::new(path_of(path, path_len)?))?.0);
+            Ok(apa_status::APA_OK)
+        })
+    }
+}
+
+/// # Safety
+/// As [`args::text`].
+unsafe fn path_of<'a>(path: *const c_char, path_len: usize) -> Result<&'a str> {
+    // SAFETY: handed on.
+    match unsafe { args::text("path", path, path_len)? } {
+        "" => Err(Error::arg("path is empty, expected the name of a file")),
+        path if path.contains('\0') => Err(Error::arg("path has a NUL in it, expected the name of a file")),
+        path => Ok(path),
     }
 }
 

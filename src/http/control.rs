@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use super::body::Body;
 use super::error::{ApiError, ApiResult};
-use super::{App, blocking, metrics as page};
+use super::{App, blocking};
 use crate::engine::{Engine, Status, StepOutcome, TrainerStatus};
 use crate::error::Error;
 use crate::request::{self, Unknown};
@@ -143,7 +143,7 @@ pub(super) async fn health(State(app): Shared) -> Json<Value> {
 }
 
 pub(super) async fn metrics(State(app): Shared) -> impl IntoResponse {
-    ([(header::CONTENT_TYPE, page::CONTENT_TYPE)], page::render(&app.engine.status()))
+    ([(header::CONTENT_TYPE, Status::METRICS_TYPE)], app.engine.status().metrics())
 }
 
 pub(super) async fn no_route(method: Method, uri: Uri) -> ApiError {

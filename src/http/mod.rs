@@ -2,12 +2,12 @@
 //! no state of its own.
 
 mod auth;
+mod background;
 mod body;
 mod control;
 mod error;
 mod events;
 mod generate;
-mod metrics;
 mod shape;
 
 use std::net::SocketAddr;
@@ -28,6 +28,8 @@ use crate::engine::Engine;
 use crate::error::{Error, Result};
 use auth::Keys;
 use error::{ApiError, ApiResult};
+
+pub use background::Background;
 
 /// Running answers get this long to end once shutdown was asked for.
 const DRAIN: Duration = Duration::from_secs(30);

@@ -80,9 +80,12 @@ impl Manifest {
     /// # Errors
     /// `Io` if it is missing or not a manifest, `Unsupported` if it is of a newer format.
     pub fn read(dir: &Path) -> Result<Self> {
+        Self::from_reader(at(Path::new(MANIFEST), File::open(dir.join(MANIFEST)))?)
+    }
+
+    pub(super) fn from_reader(from: impl Read) -> Result<Self> {
         let mut text = String::new();
-        let file = at(Path::new(MANIFEST), File::open(dir.join(MANIFEST)))?;
-        at(Path::new(MANIFEST), file.take(MAX_BYTES).read_to_string(&mut text))?;
+        at(Path::new(MANIFEST), from.take(MAX_BYTES).read_to_string(&mut text))?;
         let wrong = |e: serde_json::Error| Error::io(format!("{MANIFEST} is damaged: {e}"));
         // The format first: a newer manifest may not have our fields.
         let Format { format } = serde_json::from_str(&text).map_err(wrong)?;

@@ -2,6 +2,7 @@
 //! and never decides which version serves.
 
 mod manifest;
+mod portable;
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -17,7 +18,7 @@ const STAGING: &str = ".staging-";
 const REMOVING: &str = ".removing-";
 
 /// The folder `versions/` of a data folder. The data folder's lock must be held: two stores in one folder would race.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct VersionStore {
     root: PathBuf,
 }
@@ -239,6 +240,49 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let store = VersionStore::open(dir.path()).unwrap();
         (dir, store)
+    }
+
+    #[test]
+    fn a_version_is_carried_to_another_folder_in_one_file() {
+        let ((dir, from), (_other, to)) = (store(), store());
+        publish(&from, 3);
+        let file = dir.path().join("version.tar");
+        from.pack(PolicyVersion(3), &file).unwrap();
+        let stage = to.stage(PolicyVersion(1)).unwrap();
+        let manifest = stage.unpack(&file).unwrap();
+        assert_eq!((manifest.version, &manifest.about), (PolicyVersion(3), &about()));
+        let path = stage.commit(manifest.about).unwrap();
+        assert_eq!(fs::read_to_string(path.join("adapter.gguf")).unwrap(), "weights of 3");
+        to.verify(PolicyVersion(1)).unwrap();
+        assert!(from.pack(PolicyVersion(4), &dir.path().join("none")).is_err());
+        assert!(from.pack(PolicyVersion(3), &dir.path().join("no/folder")).is_err());
+    }
+
+    #[test]
+    fn a_snapshot_that_is_cut_damaged_or_none_is_refused_and_leaves_nothing() {
+        let (dir, store) = store();
+        publish(&store, 3);
+        let file = dir.path().join("version.tar");
+        store.pack(PolicyVersion(3), &file).unwrap();
+        let whole = fs::read(&file).unwrap();
+        let refused = |bytes: &[u8]| {
+            fs::write(&file, bytes).unwrap();
+            let stage = store.stage(PolicyVersion(4)).unwrap();
+            let error = stage.unpack(&file).unwrap_err();
+            assert_eq!(error.code(), crate::Code::Io, "{error}");
+            error.message().to_owned()
+        };
+        for length in [0, 1, 511, 512, 600, 1024, 2048] {
+            refused(&whole[..length.min(whole.len() - 1024)]);
+        }
+        let place = whole.windows(12).position(|w| w == b"weights of 3").unwrap();
+        let mut damaged = whole.clone();
+        damaged[place] = b'W';
+        assert!(refused(&damaged).contains("adapter.gguf is damaged"));
+        let text = String::from_utf8_lossy(&whole).replacen("\"critic.gguf\"", "\"../itic.gguf\"", 1);
+        assert!(refused(text.as_bytes()).contains("plain file name"));
+        assert!(refused(b"hello").contains("not a snapshot"));
+        assert_eq!(store.list().unwrap(), versions(&[3]));
     }
 
     fn publish(store: &VersionStore, version: u64) -> PathBuf {

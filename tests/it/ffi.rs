@@ -101,8 +101,21 @@ pub fn set_json(options: *mut apa_options, key: &str, json: &str) -> (apa_status
 fn header_now() -> String {
     let root = Path::new(ROOT);
     let config = cbindgen::Config::from_file(root.join("cbindgen.toml")).unwrap();
-    let order =
-        ["library", "error", "strings", "options", "engine", "generation", "feedback", "trainer", "policy", "log"];
+    let order = [
+        "library",
+        "error",
+        "strings",
+        "options",
+        "engine",
+        "generation",
+        "feedback",
+        "trainer",
+        "policy",
+        "feed",
+        "reward",
+        "http",
+        "log",
+    ];
     let start = cbindgen::Builder::new().with_config(config);
     let builder = order.iter().fold(start, |b, name| b.with_src(root.join(format!("src/ffi/{name}.rs"))));
     let mut text = Vec::new();
@@ -246,6 +259,7 @@ fn null_is_an_argument_error_wherever_it_is_not_allowed() {
     let (no_text, none) = (ptr::null::<c_char>(), ptr::null_mut());
     let (engine, gen_, options) = (ptr::null_mut::<apa_engine>(), ptr::null_mut::<apa_gen>(), options());
     let (mut out_string, mut out_gen, mut out_engine) = (ptr::null_mut(), ptr::null_mut(), ptr::null_mut());
+    let (feed, mut out_feed) = (ptr::null_mut::<apa_feed>(), ptr::null_mut());
     let (mut count, mut version) = (0usize, 0u64);
     let (string, text) = (&raw mut out_string, c"{}".as_ptr());
     // SAFETY: NULL handles are looked up, NULL text and out-parameters are refused, the others are locals.
@@ -281,14 +295,37 @@ fn null_is_an_argument_error_wherever_it_is_not_allowed() {
             apa_policy_activate(engine, 0, none),
             apa_policy_rollback(engine, &raw mut version, none),
             apa_policy_list(engine, string, none),
+            apa_policy_snapshot(engine, 1, text, 1, none),
+            apa_policy_restore(engine, text, 1, &raw mut version, none),
+            apa_engine_metrics(engine, string, none),
+            apa_sample_add(engine, text, 1, string, none),
+            apa_trainer_start(engine, none),
+            apa_trainer_stop(engine, none),
+            apa_events_open(engine, &raw mut out_feed, none),
+            apa_rewards_open(engine, &raw mut out_feed, none),
+            apa_rewards_open(engine, ptr::null_mut(), none),
+            apa_feed_next(feed, 0, string, none),
+            apa_feed_next(feed, 0, ptr::null_mut(), none),
+            apa_feed_set_wake(feed, None, ptr::null_mut(), none),
+            apa_reward_put(engine, text, 1, 0.0, none),
+            apa_reward_set(engine, None, ptr::null_mut(), none),
+            apa_http_start(engine, text, 1, string, none),
+            apa_http_stop(engine, none),
         ]
     };
     for (i, status) in statuses.into_iter().enumerate() {
         assert_eq!(status, apa_status::APA_ERR_ARG, "call {i}");
     }
-    assert!(out_string.is_null() && out_gen.is_null() && out_engine.is_null() && (count, version) == (0, 0));
+    assert!(
+        out_string.is_null()
+            && out_gen.is_null()
+            && out_engine.is_null()
+            && out_feed.is_null()
+            && (count, version) == (0, 0)
+    );
     apa_engine_free(ptr::null_mut());
     apa_gen_free(ptr::null_mut());
+    apa_feed_free(ptr::null_mut());
     apa_options_free(ptr::null_mut());
     apa_string_free(ptr::null_mut());
     apa_error_free(ptr::null_mut());

@@ -289,6 +289,15 @@ fn a_freed_engine_is_closed_to_every_call() {
             apa_policy_activate(engine, 0, none),
             apa_policy_rollback(engine, ptr::null_mut(), none),
             apa_policy_list(engine, &raw mut text, none),
+            apa_policy_snapshot(engine, 1, c"x".as_ptr(), 1, none),
+            apa_policy_restore(engine, c"x".as_ptr(), 1, &raw mut version, none),
+            apa_engine_metrics(engine, &raw mut text, none),
+            apa_sample_add(engine, c"{}".as_ptr(), 2, ptr::null_mut(), none),
+            apa_trainer_start(engine, none),
+            apa_trainer_stop(engine, none),
+            apa_reward_put(engine, c"x".as_ptr(), 1, 0.0, none),
+            apa_http_start(engine, ptr::null(), 0, ptr::null_mut(), none),
+            apa_http_stop(engine, none),
         ]
     };
     assert!(statuses.iter().all(|status| *status == apa_status::APA_ERR_CLOSED), "{statuses:?}");

@@ -8,6 +8,7 @@ mod export;
 mod features;
 mod ffi;
 mod ffi_engine;
+mod ffi_learn;
 mod full_disk;
 mod go;
 mod golden;

@@ -37,8 +37,12 @@ pub struct Options {
 pub async fn run(options: Options) -> Result<()> {
     let client = options.daemon.client()?;
     let status = client.status().await?;
-    let params =
-        ChatParams { max_tokens: options.max_tokens, temperature: options.temperature, seed: None, user: options.user };
+    let params = ChatParams {
+        max_tokens: options.max_tokens,
+        temperature: options.temperature,
+        user: options.user,
+        ..ChatParams::default()
+    };
     let interactive = std::io::stdin().is_terminal();
     if interactive {
         println!("{}, policy version {}", status.model, status.policy_version);

@@ -1,5 +1,6 @@
 //! Talks to a running daemon over HTTP, for the commands and the demo. Prints nothing.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -29,7 +30,7 @@ pub struct Daemon {
 impl Daemon {
     /// A client for it.
     pub fn client(&self) -> Result<Client> {
-        Ok(Client { key: self.key.clone(), ..Client::new(&self.url)? })
+        Client::with_key(&self.url, self.key.clone())
     }
 }
 
@@ -56,6 +57,9 @@ pub struct ChatParams {
     /// Whom it is for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub user: Option<String>,
+    /// Added to the logits of these tokens.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub logit_bias: BTreeMap<u32, f32>,
 }
 
 /// A finished answer.
@@ -88,6 +92,11 @@ impl Client {
         // A proxy of the environment is for the world outside; the daemon is on this machine or named on purpose.
         let http = reqwest::Client::builder().no_proxy().connect_timeout(Duration::from_secs(5)).build()?;
         Ok(Self { http, base: base_url.trim_end_matches('/').to_owned(), key: None })
+    }
+
+    /// The same, for a daemon that asks for a key.
+    pub fn with_key(base_url: &str, key: Option<String>) -> Result<Self> {
+        Ok(Self { key, ..Self::new(base_url)? })
     }
 
     /// Answers a conversation, at once.
@@ -130,6 +139,8 @@ impl Client {
                 let line: Vec<u8> = pending.drain(..=end).collect();
                 let Some(data) = line.trim_ascii().strip_prefix(b"data:") else { continue };
                 if data.trim_ascii() == b"[DONE]" {
+                    // Only a body read to its end leaves the connection to the next request.
+                    let _ = bytes.next().await;
                     return Ok(answer);
                 }
                 let chunk: Value =

@@ -1,5 +1,6 @@
 //! `apad bench`: measures the parts as they are used. Never tunes or fakes what it measures.
 
+mod serve;
 mod train;
 
 use anyhow::Result;
@@ -7,7 +8,9 @@ use clap::{Args, Subcommand};
 
 /// Measure speed and memory on this machine
 #[derive(Args)]
-#[command(after_help = "Example:\n  apad bench train --model smollm2-135m-instruct")]
+#[command(
+    after_help = "Examples:\n  apad bench serve --url http://127.0.0.1:8372\n  apad bench train --model smollm2-135m-instruct"
+)]
 pub struct Options {
     #[command(subcommand)]
     what: What,
@@ -15,11 +18,13 @@ pub struct Options {
 
 #[derive(Subcommand)]
 enum What {
+    Serve(serve::Options),
     Train(train::Options),
 }
 
 pub async fn run(options: Options) -> Result<()> {
     match options.what {
+        What::Serve(options) => serve::run(options).await,
         What::Train(options) => train::run(options).await,
     }
 }

@@ -90,6 +90,7 @@ impl Users<'_> {
             temperature: Some(1.0),
             seed: Some(seed),
             user: Some("simulated".into()),
+            ..ChatParams::default()
         };
         let answer = self.client.chat(&messages, &params).await.with_context(|| format!("asking \"{prompt}\""))?;
         let reward = taste::rate(answer.usage.completion_tokens, answer.finish_reason != "stop");

@@ -2,13 +2,20 @@
 
 use std::fmt::Write;
 
-use crate::engine::Status;
+use super::Status;
 
-/// The media type of [`render`]'s text.
-pub(super) const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
+impl Status {
+    /// The media type of [`Status::metrics`].
+    pub const METRICS_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+    /// The numbers in it, in the text format that Prometheus reads.
+    pub fn metrics(&self) -> String {
+        render(self)
+    }
+}
 
 /// One sample a line, each metric with its help and type.
-pub(super) fn render(status: &Status) -> String {
+fn render(status: &Status) -> String {
     let mut page = Page(String::with_capacity(4096));
     let t = &status.trainer;
     page.gauge("apa_requests_running", "Requests being decoded.", status.running as f64);

@@ -1,0 +1,307 @@
+//! News for whoever listens: bounded queues, pulled. Never waits for a listener that is slow; it misses the oldest, and is told.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+
+use crate::error::{Error, Result};
+use crate::scheduler::Wake;
+use crate::types::*;
+
+/// Most news that a feed keeps.
+const MOST_KEPT: usize = 256;
+/// Most feeds of an engine.
+const MOST_FEEDS: usize = 64;
+
+/// What a feed is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Topic {
+    /// Versions, training steps and failures.
+    Learning,
+    /// Answers that ended, for an application that scores them.
+    Answers,
+}
+
+/// A piece of news. In JSON an object whose `event` tells the kind.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum News {
+    /// A batch was trained on.
+    StepDone {
+        /// The version it made.
+        version: PolicyVersion,
+        /// What it measured.
+        metrics: StepMetrics,
+    },
+    /// A batch changed nothing, and is used up.
+    StepDropped {
+        /// One sentence.
+        reason: String,
+        /// Ratings that were used up.
+        consumed: usize,
+    },
+    /// A version was made, and is served.
+    VersionPublished {
+        /// The new version.
+        version: PolicyVersion,
+        /// The one it was trained from, or replaced.
+        parent: PolicyVersion,
+    },
+    /// A version that was there before is served.
+    VersionActivated {
+        /// The version.
+        version: PolicyVersion,
+    },
+    /// Something failed that no caller was told of.
+    Error {
+        /// Its class, as in JSON errors.
+        code: &'static str,
+        /// One sentence.
+        message: String,
+    },
+    /// An answer ended by itself and is on record.
+    Answer(Box<Answer>),
+    /// The feed was not pulled in time: the oldest news were dropped.
+    Missed {
+        /// How many.
+        count: u64,
+    },
+}
+
+impl News {
+    fn topic(&self) -> Option<Topic> {
+        match self {
+            News::Missed { .. } => None,
+            News::Answer(_) => Some(Topic::Answers),
+            _ => Some(Topic::Learning),
+        }
+    }
+}
+
+/// An answer to be scored.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Answer {
+    /// Its name.
+    pub generation_id: GenerationId,
+    /// The weights that made it.
+    pub policy_version: PolicyVersion,
+    /// The prompt as the model saw it, template applied.
+    pub prompt: String,
+    /// The answer.
+    pub text: String,
+    /// Why it ended: `stop` or `length`.
+    pub finish_reason: FinishReason,
+    /// Its length in tokens.
+    pub completion_tokens: usize,
+    /// Whom it was for.
+    pub user: Option<String>,
+}
+
+/// The listeners of an engine.
+#[derive(Default)]
+pub(super) struct Hub(Mutex<Listeners>);
+
+#[derive(Default)]
+struct Listeners {
+    feeds: Vec<Weak<Feed>>,
+    closed: bool,
+}
+
+impl Hub {
+    /// A feed that gets what is sent from now on, as long as it is held.
+    pub(super) fn open(&self, topic: Topic) -> Result<Arc<Feed>> {
+        let mut listeners = self.lock();
+        if listeners.closed {
+            return Err(Error::closed("the engine is closed"));
+        }
+        listeners.feeds.retain(|feed| feed.strong_count() > 0);
+        if listeners.feeds.len() == MOST_FEEDS {
+            return Err(Error::busy(format!("{MOST_FEEDS} feeds are open, expected no more")));
+        }
+        let feed = Arc::new(Feed { topic, state: Mutex::default(), news: Condvar::new() });
+        listeners.feeds.push(Arc::downgrade(&feed));
+        Ok(feed)
+    }
+
+    /// Tells everyone who listens; `news` is made only if someone does.
+    pub(super) fn send(&self, topic: Topic, news: impl FnOnce() -> News) {
+        let feeds: Vec<Arc<Feed>> = self.lock().feeds.iter().filter_map(Weak::upgrade).collect();
+        let mut feeds = feeds.into_iter().filter(|feed| feed.topic == topic && !feed.lock().closed).peekable();
+        if feeds.peek().is_none() {
+            return;
+        }
+        let news = news();
+        debug_assert_eq!(news.topic(), Some(topic));
+        feeds.for_each(|feed| feed.push(news.clone()));
+    }
+
+    /// Ends every feed, and every later one.
+    pub(super) fn close(&self) {
+        let feeds = {
+            let mut listeners = self.lock();
+            listeners.closed = true;
+            std::mem::take(&mut listeners.feeds)
+        };
+        feeds.iter().filter_map(Weak::upgrade).for_each(|feed| feed.close());
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Listeners> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// News of one topic, to be pulled. Every method is safe from any thread; of several that pull each gets some of it.
+pub struct Feed {
+    topic: Topic,
+    state: Mutex<State>,
+    news: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    kept: VecDeque<News>,
+    missed: u64,
+    closed: bool,
+    wake: Option<Wake>,
+}
+
+impl Feed {
+    /// Waits at most `timeout` for news (zero polls, `None` waits without limit); `None` if there was nothing.
+    ///
+    /// # Errors
+    /// `Closed` once the feed or its engine is closed; what was kept is gone then.
+    pub fn next(&self, timeout: Option<Duration>) -> Result<Option<News>> {
+        let deadline = timeout.and_then(|t| Instant::now().checked_add(t));
+        let mut state = self.lock();
+        loop {
+            if state.closed {
+                return Err(Error::closed("the feed is closed"));
+            }
+            if state.missed > 0 {
+                return Ok(Some(News::Missed { count: std::mem::take(&mut state.missed) }));
+            }
+            if let Some(news) = state.kept.pop_front() {
+                return Ok(Some(news));
+            }
+            state = match deadline {
+                None => self.news.wait(state).unwrap_or_else(PoisonError::into_inner),
+                Some(deadline) => {
+                    let left = deadline.saturating_duration_since(Instant::now());
+                    if left.is_zero() {
+                        return Ok(None);
+                    }
+                    self.news.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0
+                }
+            };
+        }
+    }
+
+    /// Has `wake` called whenever there is something to be pulled, once now if there is already, and at the end.
+    pub fn set_wake(&self, wake: Wake) {
+        let ready = {
+            let mut state = self.lock();
+            state.wake = Some(wake.clone());
+            state.closed || state.missed > 0 || !state.kept.is_empty()
+        };
+        if ready {
+            wake();
+        }
+    }
+
+    /// Ends it and wakes every waiter. Idempotent.
+    pub fn close(&self) {
+        let wake = {
+            let mut state = self.lock();
+            state.closed = true;
+            state.kept.clear();
+            state.wake.take()
+        };
+        self.news.notify_all();
+        if let Some(wake) = wake {
+            wake();
+        }
+    }
+
+    fn push(&self, news: News) {
+        let wake = {
+            let mut state = self.lock();
+            if state.closed {
+                return;
+            }
+            if state.kept.len() == MOST_KEPT {
+                state.kept.pop_front();
+                state.missed += 1;
+            }
+            state.kept.push_back(news);
+            state.wake.clone()
+        };
+        self.news.notify_one();
+        // Outside of the lock: the hook may look at the feed.
+        if let Some(wake) = wake {
+            wake();
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Code;
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    fn activated(version: u64) -> News {
+        News::VersionActivated { version: PolicyVersion(version) }
+    }
+
+    #[test]
+    fn a_slow_listener_misses_the_oldest_and_is_told_how_many() {
+        let hub = Hub::default();
+        let feed = hub.open(Topic::Learning).unwrap();
+        (0..MOST_KEPT as u64 + 3).for_each(|n| hub.send(Topic::Learning, || activated(n)));
+        let next = || feed.next(Some(Duration::ZERO)).unwrap();
+        assert_eq!((next(), next()), (Some(News::Missed { count: 3 }), Some(activated(3))));
+        assert_eq!(std::iter::from_fn(next).count(), MOST_KEPT - 1);
+    }
+
+    #[test]
+    fn a_topic_without_listeners_costs_nothing() {
+        let hub = Hub::default();
+        let feed = hub.open(Topic::Answers).unwrap();
+        hub.send(Topic::Learning, || panic!("made for nobody"));
+        assert_eq!(feed.next(Some(Duration::ZERO)), Ok(None));
+        drop(feed);
+        hub.send(Topic::Answers, || panic!("made for nobody"));
+    }
+
+    #[test]
+    fn the_end_wakes_who_waits_and_calls_the_hook() {
+        let (hub, calls) = (Hub::default(), Arc::new(AtomicU32::new(0)));
+        let feed = hub.open(Topic::Learning).unwrap();
+        let count = calls.clone();
+        feed.set_wake(Arc::new(move || {
+            count.fetch_add(1, Ordering::SeqCst);
+        }));
+        let waiter = std::thread::spawn({
+            let feed = feed.clone();
+            move || feed.next(None).unwrap_err().code()
+        });
+        hub.close();
+        assert_eq!((waiter.join().unwrap(), calls.load(Ordering::SeqCst)), (Code::Closed, 1));
+        assert_eq!(hub.open(Topic::Learning).err().unwrap().code(), Code::Closed);
+    }
+
+    #[test]
+    fn feeds_are_bounded_and_make_room_when_dropped() {
+        let hub = Hub::default();
+        let mut feeds: Vec<_> = (0..MOST_FEEDS).map(|_| hub.open(Topic::Learning).unwrap()).collect();
+        assert_eq!(hub.open(Topic::Learning).err().unwrap().code(), Code::Busy);
+        feeds.pop();
+        assert!(hub.open(Topic::Learning).is_ok());
+    }
+}
