@@ -306,6 +306,9 @@ pub struct Rollout {
     pub temperature: f32,
     /// Reward before normalization.
     pub score: f64,
+    /// The server's own log-probabilities of the response's tokens (perhaps but the last) at temperature 1, nats, where it told
+    /// them. Never trained on: they only show how far the two engines are apart.
+    pub served_logprobs: Option<Vec<f32>>,
 }
 
 /// What one training batch did to the policy, measured on that batch.
@@ -341,6 +344,20 @@ pub struct StepMetrics {
     pub grad_norm: f64,
     /// Fraction of tokens on the clipped side of PPO's policy loss, mean over steps; 0 for the other losses.
     pub clip_fraction: f64,
+    /// Fraction of tokens on the clipped side of PPO's value loss, mean over steps; 0 for the other losses.
+    pub value_clip_fraction: f64,
+    /// KL to the initial model of the policy that training made: k3 over the batch's tokens, weighted by how much likelier it
+    /// makes each than the policy that was trained from, summed over a response, mean over a few responses. None where nobody
+    /// asked for it.
+    pub candidate_kl_per_response: Option<Nats>,
+    /// Entropy of the policy that was trained from, mean over response tokens, at the sampling temperature.
+    pub entropy: Nats,
+    /// Root of the mean squared distance of the critic's values from the returns before the batch, in scaled rewards.
+    #[serde(deserialize_with = "nan_from_null")]
+    pub value_error: f64,
+    /// Mean distance of the server's log-probability of a token from the trainer's, over the samples whose server's are known;
+    /// none if there are none.
+    pub serve_train_gap: Option<Nats>,
     /// Fraction of the returns' variance that the critic explained before the batch.
     #[serde(deserialize_with = "nan_from_null")]
     pub explained_variance: f64,
@@ -356,6 +373,18 @@ pub struct StepMetrics {
 /// JSON has no NaN: a measurement that could not be made is written as null, and must be read back.
 fn nan_from_null<'de, D: Deserializer<'de>>(from: D) -> Result<f64, D::Error> {
     Ok(Option::<f64>::deserialize(from)?.unwrap_or(f64::NAN))
+}
+
+/// Whether a candidate may be served.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It may.
+    Accepted,
+    /// It may not.
+    Refused {
+        /// One sentence.
+        reason: String,
+    },
 }
 
 /// One line of the list of versions.

@@ -99,6 +99,12 @@ const DOCS: &[(&str, &str)] = &[
     ("train.ppo.kl_coef", "PPO: first coefficient of the KL penalty in the rewards"),
     ("train.ppo.kl_target", "PPO: KL per response, in nats, that the coefficient is steered to"),
     ("train.ppo.kl_horizon", "PPO: samples over which the coefficient adapts"),
+    (
+        "train.gate.kl_budget",
+        "most KL of a version to the initial model, in nats per response; one beyond is not served",
+    ),
+    ("train.gate.kl_samples", "samples of a batch on which that KL is measured; 0 measures nothing"),
+    ("train.gate.reward_drop", "most that the mean rating may fall from a version's batch to the next"),
     ("train.lambda", "temperature of the target policy; larger stays closer to the initial model"),
     ("train.batch", "new ratings a batch"),
     ("train.minibatch", "samples an optimizer step"),

@@ -94,6 +94,8 @@ pub struct TrainConfig {
     pub algorithm: Algorithm,
     /// What only PPO uses.
     pub ppo: PpoConfig,
+    /// What keeps a trained candidate from being served.
+    pub gate: GateConfig,
     /// Temperature of the target policy π_init · exp(A/λ): larger stays closer to the initial model. (APA paper: 0.1)
     pub lambda: f64,
     /// New ratings a batch.
@@ -213,6 +215,18 @@ impl RewardConfig {
     }
 }
 
+/// What keeps a trained candidate from being served.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct GateConfig {
+    /// Most KL to the initial model, in nats a response. Generous: answers that far are hardly the model's any more.
+    pub kl_budget: f64,
+    /// Samples of the batch on which that KL is measured, with a pass of the new policy; 0 measures nothing.
+    pub kl_samples: u32,
+    /// Most that the mean rating of a batch may lie below that of the version's own batch.
+    pub reward_drop: f64,
+}
+
 /// Settings of the HTTP service.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -254,6 +268,7 @@ impl Default for TrainConfig {
             threads: 0,
             algorithm: Algorithm::Apa,
             ppo: PpoConfig::default(),
+            gate: GateConfig::default(),
             lambda: 0.1,
             batch: 16,
             minibatch: 8,
@@ -303,6 +318,12 @@ impl Default for RewardConfig {
 impl Default for PpoConfig {
     fn default() -> Self {
         Self { clip_range: 0.2, value_clip_range: 0.2, kl_coef: 0.05, kl_target: 6.0, kl_horizon: 10_000.0 }
+    }
+}
+
+impl Default for GateConfig {
+    fn default() -> Self {
+        Self { kl_budget: 200.0, kl_samples: 4, reward_drop: 1.5 }
     }
 }
 

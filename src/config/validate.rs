@@ -59,6 +59,8 @@ fn train(c: &TrainConfig) -> Result<()> {
     whole("train.threads", c.threads, 0..=1024)?;
     above_zero("train.lambda", c.lambda)?;
     ppo(&c.ppo)?;
+    above_zero("train.gate.kl_budget", c.gate.kl_budget)?;
+    above_zero("train.gate.reward_drop", c.gate.reward_drop)?;
     whole("train.batch", c.batch, 1..=1 << 16)?;
     whole("train.minibatch", c.minibatch, 1..=1 << 16)?;
     whole("train.epochs", c.epochs, 1..=1000)?;

@@ -166,7 +166,8 @@ impl Judge {
 impl Samples {
     fn add(&mut self, g: &Generation, response: Vec<TokenId>, kind: SampleKind, score: Score) {
         let temperature = g.sampling.temperature;
-        self.rollouts.push(Rollout { prompt: g.prompt.clone(), response, temperature, score: score.score });
+        let (prompt, score_of) = (g.prompt.clone(), score.score);
+        self.rollouts.push(Rollout { prompt, response, temperature, score: score_of, served_logprobs: None });
         self.records.push(SampleRecord { generation_id: g.id.clone(), kind, score });
     }
 }

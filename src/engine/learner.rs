@@ -16,6 +16,7 @@ use super::status::TrainerStatus;
 use super::{cores_or, weights_of};
 use crate::config::{Config, TrainConfig};
 use crate::error::{Code, Error, Result};
+use crate::gate::{self, Candidate};
 use crate::ledger::Ledger;
 use crate::llama::{Model, give_way_to_decoding};
 use crate::policy::{self, Decoder};
@@ -456,6 +457,11 @@ impl Worker {
                 return Ok(StepOutcome::Skipped { reason, consumed: used.len() });
             }
         };
+        let finite = trainer.is_finite()?;
+        if let Verdict::Refused { reason } = self.judge(&metrics, finite)? {
+            return self.refuse(reason, used);
+        }
+        let Some(trainer) = &self.trainer else { return Err(Error::train("the trainer is not ready")) };
         let version = self.ledger.next_version()?;
         let info = VersionInfo {
             version,
@@ -488,6 +494,23 @@ impl Worker {
         self.tell(|| News::VersionPublished { version, parent: info.parent.unwrap_or_default() });
         self.prune(info.parent.unwrap_or_default());
         Ok(StepOutcome::Published { version, metrics })
+    }
+
+    fn judge(&self, metrics: &StepMetrics, finite: bool) -> Result<Verdict> {
+        let versions = self.ledger.versions()?;
+        let parent = versions.iter().find(|v| v.version == self.active && v.version != PolicyVersion::INITIAL);
+        let candidate = Candidate { metrics, parent: parent.map(|v| &v.metrics), finite };
+        Ok(gate::judge(&candidate, &self.config.train.gate))
+    }
+
+    /// Records that a batch made a candidate that may not be served, and goes back to the version that is.
+    fn refuse(&mut self, reason: String, used: &[u64]) -> Result<StepOutcome> {
+        let reason = format!("the candidate was refused: {reason}");
+        self.ledger.commit_skipped(&reason, used)?;
+        self.shared.status().refused += 1;
+        tracing::warn!(reason, ratings = used.len(), "candidate refused");
+        self.load_trainer()?;
+        Ok(StepOutcome::Skipped { reason, consumed: used.len() })
     }
 
     fn about(&self, info: &VersionInfo) -> About {

@@ -51,6 +51,8 @@ pub struct TrainerStatus {
     pub steps: u64,
     /// Steps that were skipped since the start.
     pub skipped: u64,
+    /// Of those, candidates that the gate refused.
+    pub refused: u64,
     /// Optimizer steps dropped because something was not finite, since the start.
     pub dropped_steps: u64,
     /// The reward model that keeps learning.

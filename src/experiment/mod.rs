@@ -6,7 +6,10 @@
 //! was stopped goes on from there, and gives what it would have given.
 
 mod command;
+mod dataset;
 mod folder;
+#[cfg(feature = "daemon")]
+mod http;
 mod lab;
 mod plan;
 mod prompts;
@@ -14,9 +17,10 @@ mod record;
 mod reward;
 mod run;
 
+pub use dataset::{FixedAnswer, read_dataset};
 pub use folder::{ADAPTER_FILE, METRICS_FILE, SAMPLES_FILE, seed_folder};
 pub use lab::Lab;
-pub use plan::{PLAN_FILE, Plan};
+pub use plan::{Input, PLAN_FILE, Plan};
 pub use prompts::{Prompt, PromptText, read_prompts};
 pub use record::StepRecord;
 pub use reward::{RewardSpec, SCHEMES};

@@ -5,8 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result};
 use apa::config::Dtype;
 use apa::llama::{FileType, quantize};
-use apa::policy::{Decoder, Lora};
-use candle_core::Device;
+use apa::policy::{self, Decoder, Lora};
 use clap::{ArgGroup, Args};
 
 use crate::{WrongUse, feedback, pull};
@@ -81,7 +80,7 @@ struct Paths {
 
 fn export(options: &Options, paths: &Paths, base: &Path, kind: FileType) -> Result<()> {
     // Its weights are only checked against, so the small form is enough.
-    let decoder = Decoder::load(base, &Device::Cpu, Dtype::Bf16)?;
+    let decoder = Decoder::load(base, &policy::device("auto")?, Dtype::Bf16)?;
     let lora = if paths.adapter.is_dir() {
         Lora::read_peft(&paths.adapter, &decoder)?
     } else {
