@@ -253,7 +253,7 @@ pub struct RatedGeneration {
 /// A part of a sample's reward.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Term {
-    /// `rating`, `model`, `length`, `correction`, or `signal:NAME`.
+    /// `rating`, `model`, `external`, `length`, `correction`, or `signal:NAME`.
     pub name: String,
     /// What was measured, after its normalization.
     pub value: f64,

@@ -130,6 +130,10 @@ const DOCS: &[(&str, &str)] = &[
         "reward.model_weight",
         "weight of the reward model's score, centred and divided by its running standard deviation",
     ),
+    ("reward.command", "shell command that judges answers: JSON lines in, JSON lines out"),
+    ("reward.url", "HTTP service that judges answers"),
+    ("reward.external_timeout", "seconds that the command or the service may take for a batch"),
+    ("reward.external_weight", "weight of their score, centred and divided by its running standard deviation"),
     ("reward.rating_weight", "weight of people's ratings, in [-1, 1]"),
     (
         "reward.length_weight",

@@ -163,6 +163,14 @@ pub struct RewardConfig {
     pub learn: u32,
     /// Weight of the reward model's score, which is centred and divided by its running standard deviation.
     pub model_weight: f64,
+    /// A shell command that judges answers: reads lines `{"prompt", "response"}`, writes lines `{"score": number}`.
+    pub command: Option<String>,
+    /// A service that judges answers: gets `{"samples": [{"prompt", "response"}]}`, gives `{"scores": [numbers]}`.
+    pub url: Option<String>,
+    /// Seconds that the command or the service may take for a batch.
+    pub external_timeout: u32,
+    /// Weight of the command's or the service's score, which is centred and divided by its running standard deviation.
+    pub external_weight: f64,
     /// Weight of people's ratings, in [-1, 1].
     pub rating_weight: f64,
     /// Weight of the length term: 0 up to `length_free` tokens, -1 from twice as many on.
@@ -298,6 +306,10 @@ impl Default for RewardConfig {
             model: None,
             learn: 100,
             model_weight: 1.0,
+            command: None,
+            url: None,
+            external_timeout: 60,
+            external_weight: 1.0,
             rating_weight: 1.0,
             length_weight: 0.0,
             length_free: 256,

@@ -100,6 +100,7 @@ fn ppo(c: &PpoConfig) -> Result<()> {
 fn reward(c: &RewardConfig) -> Result<()> {
     let weights = [
         ("reward.model_weight", c.model_weight),
+        ("reward.external_weight", c.external_weight),
         ("reward.rating_weight", c.rating_weight),
         ("reward.length_weight", c.length_weight),
     ];
@@ -107,6 +108,10 @@ fn reward(c: &RewardConfig) -> Result<()> {
         return wrong(key, value, "a number of 0 or more");
     }
     c.signal_weights()?;
+    whole("reward.external_timeout", c.external_timeout, 1..=3600)?;
+    if c.command.is_some() && c.url.is_some() {
+        return wrong("reward.url", "set beside reward.command", "one of them");
+    }
     whole("reward.length_free", c.length_free, 1..=1 << 24)?;
     above_zero("reward.clip", c.clip)?;
     whole("reward.unrated", c.unrated, 0..=1 << 16)?;

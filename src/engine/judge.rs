@@ -3,6 +3,8 @@
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
 
 use super::reward_versions::{RewardStatus, RewardVersions};
 use crate::config::{Config, RewardConfig};
@@ -124,16 +126,18 @@ impl Judge {
     }
 
     /// The samples of a batch. The scales have seen it when this returns.
-    pub fn samples(&mut self, batch: &[RatedGeneration], active: PolicyVersion) -> Result<Samples> {
+    pub fn samples(&mut self, batch: &[RatedGeneration], active: PolicyVersion, stop: &AtomicBool) -> Result<Samples> {
         let oldest = self.oldest(active);
         let mut samples = Samples::default();
         samples.used.extend(batch.iter().flat_map(|r| r.feedback_ids.iter().copied()));
         let fresh: Vec<&RatedGeneration> = batch.iter().filter(|r| r.generation.policy_version >= oldest).collect();
         samples.stale = batch.len() - fresh.len();
         let judged = self.judge(&fresh)?;
-        for (rated, model) in fresh.into_iter().zip(judged) {
+        let external = self.ask(&fresh, stop)?;
+        for ((rated, model), external) in fresh.into_iter().zip(judged).zip(external) {
             let g = &rated.generation;
-            let known = Known { rating: rated.rating, model, signals: rated.signals.clone(), tokens: g.response.len() };
+            let (rating, signals) = (rated.rating, rated.signals.clone());
+            let known = Known { rating, model, external, signals, tokens: g.response.len() };
             if let Some(score) = self.scalar.score(&known, &self.scales) {
                 samples.add(g, g.response.clone(), SampleKind::Answer, score);
             }
@@ -144,6 +148,27 @@ impl Judge {
             }
         }
         Ok(samples)
+    }
+
+    /// The scores of the application's own function, one an answer.
+    fn ask(&mut self, answers: &[&RatedGeneration], stop: &AtomicBool) -> Result<Vec<Option<f64>>> {
+        let c = &self.config;
+        if answers.is_empty() || (c.command.is_none() && c.url.is_none()) || c.external_weight == 0.0 {
+            return Ok(vec![None; answers.len()]);
+        }
+        let prompt = |r: &&RatedGeneration| PromptText::Text(self.model.text(&r.generation.prompt, true));
+        let prompts: Vec<PromptText> = answers.iter().map(prompt).collect();
+        let asked: Vec<(&PromptText, &Generation)> =
+            prompts.iter().zip(answers.iter().map(|r| &r.generation)).collect();
+        let timeout = Duration::from_secs(u64::from(c.external_timeout));
+        let scores = match (&c.command, &c.url) {
+            (Some(command), _) => crate::reward::command::scores(command, &asked, timeout, stop)?,
+            #[cfg(feature = "daemon")]
+            (None, Some(url)) => crate::reward::service::scores(url, &asked, timeout, stop)?,
+            _ => return Err(Error::unsupported("this build asks no HTTP service for rewards (feature daemon)")),
+        };
+        self.scales.external.update(&scores);
+        Ok(scores.into_iter().map(Some).collect())
     }
 
     /// The reward model's scores, one an answer.

@@ -438,7 +438,7 @@ impl Worker {
         if judge.unrated() > 0 {
             batch.extend(self.ledger.unrated(judge.unrated(), judge.oldest(self.active))?);
         }
-        judge.samples(&batch, self.active)
+        judge.samples(&batch, self.active, &self.shared.interrupt)
     }
 
     fn train(&mut self, samples: &Samples) -> Result<StepOutcome> {

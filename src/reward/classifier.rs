@@ -77,8 +77,12 @@ impl Classifier {
         let wrong = |e: candle_core::Error| Error::model(e.to_string());
         let network = match config.get("model_type").and_then(Value::as_str) {
             Some("deberta-v2") => {
+                let mut config = config.clone();
+                if let Some(kinds) = config.get_mut("pos_att_type").filter(|kinds| kinds.is_null()) {
+                    *kinds = Value::Array(Vec::new());
+                }
                 let config =
-                    serde_json::from_value(config.clone()).map_err(|e| Error::unsupported(format!("{CONFIG}: {e}")))?;
+                    serde_json::from_value(config).map_err(|e| Error::unsupported(format!("{CONFIG}: {e}")))?;
                 let trunk = weights.pp("deberta");
                 let model = debertav2::DebertaV2SeqClassificationModel::load(trunk, &config, None).map_err(wrong)?;
                 Network::Deberta(Box::new(model))

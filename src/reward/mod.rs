@@ -4,6 +4,7 @@
 //! preference pairs, [`Scorer`] judges answers with it, [`Report`] tells how well it does.
 
 mod classifier;
+pub mod command;
 mod formats;
 mod learn;
 mod model;
@@ -11,6 +12,8 @@ mod pairs;
 mod report;
 mod scalar;
 mod scorer;
+#[cfg(feature = "daemon")]
+pub mod service;
 
 pub use classifier::Classifier;
 pub use formats::{Entry, Judged, Judgements, Refused, read_judgements};

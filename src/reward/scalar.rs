@@ -16,6 +16,8 @@ pub struct Known {
     pub rating: Option<f64>,
     /// A reward model's own score.
     pub model: Option<f64>,
+    /// The score of the application's own function.
+    pub external: Option<f64>,
     /// Named signals.
     pub signals: Vec<String>,
     /// Tokens of the answer.
@@ -28,6 +30,8 @@ pub struct Known {
 pub struct Scales {
     /// Of the reward model's own scores.
     pub model: RewardScale,
+    /// Of the scores of the application's own function.
+    pub external: RewardScale,
     /// Version of the reward model that gave them; another one's begin anew.
     pub reward_version: u64,
 }
@@ -66,9 +70,13 @@ impl Scalar {
         if let Some(rating) = known.rating {
             add("rating", rating, c.rating_weight, None);
         }
+        // Centred: the zero of such a score means nothing, and would reward or punish every answer alike.
+        let normal = |raw: f64, scale: &RewardScale| (raw - scale.mean) / scale.std();
         if let Some(raw) = known.model {
-            // Centred: a reward model's zero means nothing, and would reward or punish every answer alike.
-            add("model", (raw - scales.model.mean) / scales.model.std(), c.model_weight, Some(raw));
+            add("model", normal(raw, &scales.model), c.model_weight, Some(raw));
+        }
+        if let Some(raw) = known.external {
+            add("external", normal(raw, &scales.external), c.external_weight, Some(raw));
         }
         for name in &known.signals {
             add(&format!("signal:{name}"), 1.0, self.signals.get(name).copied().unwrap_or(0.0), None);
@@ -119,6 +127,7 @@ mod tests {
         let all = Known {
             rating: Some(1.0),
             model: Some(2.0 + 2f64.sqrt()),
+            external: None,
             signals: vec!["copied".into(), "unheard".into()],
             tokens: 15,
         };

@@ -66,6 +66,9 @@ fn every_sample_says_which_terms_made_it_and_scales_survive_a_restart() {
     let settings = |c: &mut RewardConfig| {
         c.model = Some(file.clone());
         (c.model_weight, c.length_weight, c.length_free, c.unrated, c.correction) = (0.5, 0.1, 8, 2, 1.0);
+        // Answers are judged by the number of their line: what they say is not the point.
+        c.command = Some("awk '{print \"{\\\"score\\\": \" NR \"}\"}'".into());
+        c.user_share = 1.0;
     };
     let engine = open(dir.path(), settings).unwrap();
     let answers: Vec<_> = (0..5).map(|seed| answer(&engine, seed)).collect();
@@ -84,7 +87,7 @@ fn every_sample_says_which_terms_made_it_and_scales_survive_a_restart() {
     let sample = &first.samples[0];
     assert_eq!((first.samples.len(), sample.version, sample.kind), (1, Some(version), SampleKind::Answer));
     let names: Vec<&str> = sample.score.terms.iter().map(|t| t.name.as_str()).collect();
-    assert_eq!(names, ["rating", "model", "signal:copied", "length"]);
+    assert_eq!(names, ["rating", "model", "external", "signal:copied", "length"]);
     let sum: f64 = sample.score.terms.iter().map(|t| t.value * t.weight).sum();
     assert!((sum - sample.score.score).abs() < 1e-12 && sample.score.terms[0].value == 0.5, "{sample:?}");
     assert!(sample.score.terms[1].raw.is_some());
@@ -206,10 +209,12 @@ fn attacked(attack: bool, limits: bool) -> f64 {
     let dir = tempfile::tempdir().unwrap();
     let engine = open_with(dir.path(), |config: &mut Config| {
         (config.train.threads, config.train.device, config.train.dtype) = (1, "cpu".into(), Dtype::F32);
-        (config.train.batch, config.train.lr, config.train.lambda) = (32, 3e-3, 1.0);
+        // Answers of one token: what is learned of one is learned of all that are alike.
+        config.serve.max_tokens = 1;
+        (config.train.batch, config.train.epochs, config.train.lambda) = (256, 4, 0.5);
         let c = &mut config.reward;
         match limits {
-            true => (c.user_share, c.user_hourly) = (0.1, 12),
+            true => (c.user_share, c.user_hourly) = (0.1, 40),
             false => (c.user_share, c.user_hourly, c.flag_after) = (1.0, 0, 0),
         }
     })
@@ -225,12 +230,10 @@ fn attacked(attack: bool, limits: bool) -> f64 {
         for n in 0..if attack { 3 } else { 0 } {
             rate("mallory", -1.0, 10_000 + 10 * round + n);
         }
-        if round % 2 == 1 {
-            publish(&engine);
-        }
     }
-    let probes: Vec<_> = (5000..5040).map(|seed| answer(&engine, seed)).collect();
-    learned(dir.path(), engine.status().policy_version, &probes)
+    let version = publish(&engine);
+    let probes: Vec<_> = (5000..5150).map(|seed| answer(&engine, seed)).collect();
+    learned(dir.path(), version, &probes)
 }
 
 #[test]
