@@ -1,17 +1,18 @@
 """The reward model that `apad reward train` makes, made with PyTorch and PEFT on the same pairs, to compare the two.
 
-Takes the JSON that `apad reward train --json` printed (its settings and the lines it held back) and the model as a folder that
-transformers reads, with the same weights. One line of JSON goes to stdout: accuracy on the held-back pairs after each epoch, the
+Takes the JSON that `apad reward train --json` printed (its settings and the lines it held back) and the same GGUF file, which
+transformers reads with the package gguf. One line of JSON goes to stdout: accuracy on the held-back pairs after each epoch, the
 best, and the speed of scoring 64 answers.
 
     apad reward train --model M --pairs F --out r.gguf --json > train.json
-    python benches/peft_reward.py --model FOLDER --pairs F --train train.json
+    python benches/peft_reward.py --model M --pairs F --train train.json
 """
 
 import argparse
 import gzip
 import json
 import math
+import os
 import random
 import time
 
@@ -25,7 +26,7 @@ WARMUP = 0.05
 
 def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help="folder of config.json, tokenizer and safetensors")
+    parser.add_argument("--model", required=True, help="the GGUF file that apad was given")
     parser.add_argument("--pairs", required=True)
     parser.add_argument("--train", required=True, help="what apad reward train --json printed")
     parser.add_argument("--threads", type=int, default=2)
@@ -37,9 +38,9 @@ def arguments():
 class Peer(torch.nn.Module):
     """A frozen base with an adapter, and a scalar read at the last token."""
 
-    def __init__(self, folder, rank, alpha):
+    def __init__(self, source, rank, alpha):
         super().__init__()
-        base = AutoModel.from_pretrained(folder, dtype=torch.bfloat16)
+        base = AutoModel.from_pretrained(**source, dtype=torch.bfloat16)
         lora = LoraConfig(r=rank, lora_alpha=alpha, target_modules=LINEARS)
         self.base = get_peft_model(base, lora)
         for name, weight in self.base.named_parameters():
@@ -101,13 +102,15 @@ def main():
     settings = manifest["settings"]
     torch.manual_seed(settings["seed"])
     torch.set_num_threads(args.threads)
-    tokenizer = AutoTokenizer.from_pretrained(args.model)
+    folder, name = os.path.split(os.path.abspath(args.model))
+    source = {"pretrained_model_name_or_path": folder, "gguf_file": name}
+    tokenizer = AutoTokenizer.from_pretrained(**source)
     pairs = read(args.pairs, tokenizer, settings["max_tokens"])
     held_lines = set(manifest["held_back"])
     refused = set(json.load(open(args.train))["refused_lines"])
     held = [pair for line, pair in pairs.items() if line in held_lines]
     train = [pair for line, pair in pairs.items() if line not in held_lines and line not in refused][: args.limit]
-    peer = Peer(args.model, settings["rank"], settings["alpha"])
+    peer = Peer(source, settings["rank"], settings["alpha"])
     if args.speed:
         print(json.dumps({"peer": "pytorch+peft", "speed": speed(peer, held)}))
         return

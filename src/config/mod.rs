@@ -185,6 +185,13 @@ pub struct RewardConfig {
     pub unrated: u32,
     /// Versions back from the active one that answers may be from to be trained on; older ones are left out. 0 takes all.
     pub staleness: u32,
+    /// Prompts that the policy answers afresh for the reward model to judge, while nobody asks or on demand: a file of JSON lines, or
+    /// `users` for the newest prompts of users. Unset: none.
+    pub rollouts: Option<String>,
+    /// Largest share of rollouts in a batch; the rest is live feedback, as far as there is some.
+    pub rollout_share: f64,
+    /// Seconds without a request after which rollouts begin; 0 leaves them to demand.
+    pub rollout_idle: u32,
     /// What a correction is worth as a sample of its own, with the answer as the user would have had it; 0 makes no sample of it.
     pub correction: f64,
     /// Pieces of feedback of one user in a clock hour that count; 0 is no limit. Begins with the second user.
@@ -317,6 +324,9 @@ impl Default for RewardConfig {
             clip: 5.0,
             unrated: 0,
             staleness: 0,
+            rollouts: None,
+            rollout_share: 0.5,
+            rollout_idle: 60,
             correction: 0.0,
             user_hourly: 120,
             user_share: 0.5,

@@ -118,7 +118,11 @@ fn reward(c: &RewardConfig) -> Result<()> {
     if !(0.0..=1.0).contains(&c.correction) {
         return wrong("reward.correction", c.correction, "a number from 0 to 1");
     }
-    for (key, share) in [("reward.user_share", c.user_share), ("reward.flag_share", c.flag_share)] {
+    for (key, share) in [
+        ("reward.user_share", c.user_share),
+        ("reward.flag_share", c.flag_share),
+        ("reward.rollout_share", c.rollout_share),
+    ] {
         if !(share > 0.0 && share <= 1.0) {
             return wrong(key, share, "a number above 0, at most 1");
         }

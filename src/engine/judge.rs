@@ -99,6 +99,13 @@ impl Judge {
         self.config.unrated as usize
     }
 
+    /// Whether anything but people judges answers.
+    pub fn judges_alone(&self) -> bool {
+        let c = &self.config;
+        (self.scorer.is_some() && c.model_weight > 0.0)
+            || ((c.command.is_some() || c.url.is_some()) && c.external_weight > 0.0)
+    }
+
     /// The oldest version whose answers are trained on while `active` serves.
     pub fn oldest(&self, active: PolicyVersion) -> PolicyVersion {
         match self.config.staleness {

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::feed::{Hub, News, Topic};
 use super::judge::{Judge, Samples};
+use super::rollouts::Rollouts;
 use super::status::TrainerStatus;
 use super::{cores_or, weights_of};
 use crate::config::{Config, TrainConfig};
@@ -53,6 +54,8 @@ enum Order {
     Due,
     /// Train one batch, even a small one.
     Step(Sender<Result<StepOutcome>>),
+    /// Train a batch with fresh answers in it.
+    RollOut(Sender<Result<StepOutcome>>),
     Activate(PolicyVersion, Sender<Result<()>>),
     /// Take in a snapshot and serve it.
     Restore(PathBuf, Sender<Result<PolicyVersion>>),
@@ -124,6 +127,7 @@ impl Learner {
             model,
             decoder: None,
             judge: None,
+            rollouts: None,
             trainer: None,
         };
         let thread = std::thread::Builder::new()
@@ -143,6 +147,12 @@ impl Learner {
     pub(super) fn step(&self) -> Result<StepOutcome> {
         let (reply, answer) = bounded(1);
         self.ask(Order::Step(reply), &answer)
+    }
+
+    /// Trains one batch with fresh answers in it.
+    pub(super) fn roll_out(&self) -> Result<StepOutcome> {
+        let (reply, answer) = bounded(1);
+        self.ask(Order::RollOut(reply), &answer)
     }
 
     /// Serves a version and goes on from it; interrupts a step under way.
@@ -213,6 +223,7 @@ struct Worker {
     decoder: Option<Arc<Decoder>>,
     /// Makes rewards of what people say; there whenever the trainer is.
     judge: Option<Judge>,
+    rollouts: Option<Rollouts>,
     /// The state that belongs to `active`. `None` while training is off, or after a failure until it is loaded again.
     trainer: Option<Trainer>,
 }
@@ -251,6 +262,9 @@ impl Worker {
             Order::Step(reply) => {
                 let _ = reply.send(self.step(2));
             }
+            Order::RollOut(reply) => {
+                let _ = reply.send(self.roll_out());
+            }
             Order::Activate(version, reply) => {
                 self.go_on();
                 let _ = reply.send(self.activate(version));
@@ -263,6 +277,7 @@ impl Worker {
         self.learn(orders);
         if orders.is_empty() && !self.interrupted() {
             self.learn_reward();
+            self.roll_out_if_idle();
         }
     }
 
@@ -305,6 +320,39 @@ impl Worker {
         self.shared.status().reward = judge.status().clone();
     }
 
+    /// Trains on fresh answers while nobody asks.
+    fn roll_out_if_idle(&mut self) {
+        let load = self.scheduler.load();
+        let due = self.rollouts.as_mut().is_some_and(|r| r.due(&load)) && self.config.reward.rollout_idle > 0;
+        if !due || self.trainer.is_none() || !self.shared.auto.load(Ordering::Acquire) {
+            return;
+        }
+        if let Err(error) = self.roll_out()
+            && error.code() != Code::Closed
+        {
+            tracing::error!(%error, "rollouts failed");
+            self.shared.status().reason = Some(error.to_string());
+            // Not again at every look.
+            self.rollouts = None;
+        }
+    }
+
+    fn roll_out(&mut self) -> Result<StepOutcome> {
+        let (Some(rollouts), Some(judge)) = (&mut self.rollouts, &self.judge) else {
+            return Err(Error::arg("reward.rollouts is not set, expected a file of prompts or users"));
+        };
+        if !judge.judges_alone() {
+            return Err(Error::arg("nothing judges rollouts, expected reward.model, reward.command or reward.url"));
+        }
+        let size = self.config.train.batch as usize;
+        let shared = self.shared.clone();
+        let stop = || shared.interrupt.load(Ordering::Acquire);
+        let fresh = rollouts.sample(rollouts.share_of(size), &self.scheduler, &self.ledger, &stop)?;
+        let mut batch = self.ledger.pending_batch(size.saturating_sub(fresh.len()))?;
+        batch.extend(fresh);
+        self.work(batch)
+    }
+
     fn full_batch(&self) -> bool {
         self.trainer.is_some() && self.ledger.pending_ratings() >= u64::from(self.config.train.batch)
     }
@@ -334,6 +382,8 @@ impl Worker {
             .and_then(|device| Decoder::load(&self.config.model, &device, *dtype))
             .and_then(|decoder| {
                 let decoder = Arc::new(decoder);
+                let most = self.config.serve.max_tokens;
+                self.rollouts = Rollouts::new(&self.config.reward, most, &self.model)?;
                 self.judge = Some(Judge::new(&self.config, &decoder, self.model.clone())?);
                 self.decoder = Some(decoder);
                 self.load_trainer()
@@ -383,6 +433,10 @@ impl Worker {
             };
             return Ok(StepOutcome::Skipped { reason: reason.into(), consumed: 0 });
         }
+        self.work(batch)
+    }
+
+    fn work(&mut self, batch: Vec<RatedGeneration>) -> Result<StepOutcome> {
         self.shared.set_state("training");
         let outcome = self.samples(batch).and_then(|samples| self.train(&samples));
         self.shared.set_state("idle");

@@ -7,6 +7,7 @@ mod judge;
 mod learner;
 mod metrics;
 mod reward_versions;
+mod rollouts;
 mod sample;
 mod status;
 
@@ -278,6 +279,16 @@ impl Engine {
     pub fn train_step(&self) -> Result<StepOutcome> {
         self.check_open()?;
         self.inner.learner.step()
+    }
+
+    /// Samples answers of the served version to the prompts of `reward.rollouts`, lets the reward model judge them, trains on them and
+    /// on what feedback is in, publishes, and returns when it is served.
+    ///
+    /// # Errors
+    /// `Arg` without `reward.rollouts` or a reward model; else as [`Engine::train_step`].
+    pub fn roll_out(&self) -> Result<StepOutcome> {
+        self.check_open()?;
+        self.inner.learner.roll_out()
     }
 
     /// All versions, oldest first.

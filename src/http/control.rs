@@ -156,6 +156,17 @@ pub(super) async fn step(State(app): Shared) -> ApiResult<Json<StepOutcome>> {
     .await
 }
 
+pub(super) async fn roll_out(State(app): Shared) -> ApiResult<Json<StepOutcome>> {
+    let Ok(permit) = app.step.clone().try_acquire_owned() else {
+        return Err(Error::busy("a step that was asked for is still running").into());
+    };
+    blocking(move || {
+        let _permit = permit;
+        Ok(Json(app.engine.roll_out()?))
+    })
+    .await
+}
+
 pub(super) async fn status(State(app): Shared) -> Json<Status> {
     Json(app.engine.status())
 }

@@ -132,6 +132,7 @@ fn router(app: Arc<App>) -> Router {
         .route("/v1/policy/activate", post(control::activate))
         .route("/v1/policy/rollback", post(control::rollback))
         .route("/v1/trainer", get(control::trainer))
+        .route("/v1/trainer/rollout", post(control::roll_out))
         .route("/v1/trainer/step", post(control::step))
         .route("/v1/status", get(control::status))
         .route("/health", get(control::health))

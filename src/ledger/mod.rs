@@ -199,6 +199,14 @@ impl Ledger {
         self.read(|db| rows::unrated(db, max, since))
     }
 
+    /// The newest prompts that anybody asked, at most `max`, each once. (Rollouts, whose ids begin with `rol-`, are not asked.)
+    ///
+    /// # Errors
+    /// As [`Ledger::generation`].
+    pub fn recent_prompts(&self, max: usize) -> Result<Vec<Vec<TokenId>>> {
+        self.read(|db| rows::recent_prompts(db, max))
+    }
+
     /// What taught from an answer: the samples it gave, oldest first.
     ///
     /// # Errors

@@ -293,6 +293,16 @@ pub(super) fn unrated(db: &Connection, max: usize, since: PolicyVersion) -> Resu
     Ok(found)
 }
 
+pub(super) fn recent_prompts(db: &Connection, max: usize) -> Result<Vec<Vec<TokenId>>> {
+    let mut select = db.prepare_cached(
+        "SELECT DISTINCT prompt FROM (SELECT prompt FROM generations WHERE id NOT LIKE 'rol-%' AND id NOT LIKE 'imp-%'
+         ORDER BY seq DESC LIMIT ?1) LIMIT ?2",
+    )?;
+    let bounds = (signed((max * LOOKED_AT) as u64), signed(max as u64));
+    let blobs = select.query_map(bounds, |row| row.get(0))?.collect::<Result<Vec<Vec<u8>>, _>>()?;
+    blobs.iter().map(|blob| from_blob(blob)).collect()
+}
+
 pub(super) fn insert_samples(db: &Connection, batch: i64, samples: &[SampleRecord]) -> Result<()> {
     let mut insert = db.prepare_cached(
         "INSERT INTO samples (batch, generation, kind, score, terms)

@@ -298,3 +298,45 @@ fn the_reward_model_learns_from_preferences_and_corrections_and_is_replaced_only
         std::thread::sleep(std::time::Duration::from_millis(20));
     }
 }
+
+#[test]
+fn rollouts_are_sampled_judged_by_the_reward_model_and_trained_on_beside_live_feedback() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = reward_model(dir.path());
+    let prompts = dir.path().join("prompts.jsonl");
+    std::fs::write(&prompts, "{\"prompt\": \"the rain\"}\n{\"prompt\": \"it is\"}\n").unwrap();
+    let settings = |c: &mut Config| {
+        (c.train.threads, c.train.device, c.train.dtype, c.train.batch) = (1, "cpu".into(), Dtype::F32, 8);
+        (c.reward.model, c.reward.rollouts) = (Some(file.clone()), Some(prompts.to_string_lossy().into_owned()));
+        c.reward.rollout_share = 0.75;
+    };
+    let engine = open_with(dir.path(), settings).unwrap();
+    let rated: Vec<_> = (0..3).map(|seed| answer(&engine, seed)).collect();
+    for g in &rated {
+        say(&engine, g, "ann", Signal::Rating(taste(g)));
+    }
+    let StepOutcome::Published { version, metrics } = engine.roll_out().unwrap() else { panic!("nothing published") };
+    assert_eq!(metrics.samples, 8, "six rollouts and two of three ratings");
+    assert_eq!(engine.status().trainer.pending_ratings, 1);
+    let taught: Vec<usize> =
+        rated.iter().map(|g| engine.generation_record(&g.id).unwrap().unwrap().samples.len()).collect();
+    assert_eq!((taught, version), (vec![1, 1, 0], PolicyVersion(1)));
+
+    // By itself, while nobody asks.
+    engine.shutdown();
+    let idle = |c: &mut Config| {
+        settings(c);
+        (c.train.auto, c.reward.rollout_idle, c.reward.rollouts) = (true, 1, Some("users".into()));
+    };
+    let engine = open_with(dir.path(), idle).unwrap();
+    let began = std::time::Instant::now();
+    while engine.status().policy_version < PolicyVersion(2) {
+        assert!(began.elapsed().as_secs() < 60, "{:?}", engine.status().trainer);
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
+    engine.shutdown();
+
+    let engine = open_with(dir.path(), |c| c.reward.rollouts = Some("users".into())).unwrap();
+    let message = engine.roll_out().unwrap_err().message().to_owned();
+    assert!(message.contains("nothing judges rollouts"), "{message}");
+}
