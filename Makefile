@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test build setup header bench-train first-experiments bench-serve
+.PHONY: help demo test build setup header bench-train first-experiments bench-serve check-cuda
 
 # rustup installs here, and a shell that was open before doesn't know it yet.
 export PATH := $(HOME)/.cargo/bin:$(PATH)
@@ -40,6 +40,9 @@ first-experiments: build ## APA, AWR and PPO compared, about two hours; stopped,
 
 bench-serve: build ## serving against llama-server, in turns; LORA=1 with an adapter; ARGS="--streams 1,8" goes to apad bench serve
 	MODEL="$$("$(APAD)" pull "$(MODEL)")" APAD="$(APAD)" scripts/bench-serve.sh $(ARGS)
+
+check-cuda: setup ## compiles the trainer for CUDA with its kernels; needs no GPU, installs the compiler from PyPI
+	scripts/check-cuda.sh
 
 header: setup ## writes include/apa.h anew after a change of the C API
 	APA_UPDATE_HEADER=1 cargo test --release --locked --test it header_is_current
