@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test build setup header bench-train bench-reward first-experiments bench-serve
+.PHONY: help demo test build setup header bench-train bench-reward first-experiments bench-serve check-cuda
 
 # rustup installs here, and a shell that was open before doesn't know it yet.
 export PATH := $(HOME)/.cargo/bin:$(PATH)
@@ -43,6 +43,9 @@ bench-serve: build ## serving against llama-server, in turns; LORA=1 with an ada
 
 bench-reward: build ## a reward model against PyTorch and PEFT; PAIRS=FILE, ARGS="--epochs 3"
 	MODEL="$$("$(APAD)" pull "$(MODEL)")" PAIRS="$(PAIRS)" APAD="$(APAD)" scripts/bench-reward.sh $(ARGS)
+
+check-cuda: setup ## compiles the trainer for CUDA with its kernels; needs no GPU, installs the compiler from PyPI
+	scripts/check-cuda.sh
 
 header: setup ## writes include/apa.h anew after a change of the C API
 	APA_UPDATE_HEADER=1 cargo test --release --locked --test it header_is_current
