@@ -121,6 +121,12 @@ const DOCS: &[(&str, &str)] = &[
     ("http.listen", "address and port to listen on"),
     ("http.keys", "file with one Bearer key a line; required to listen beyond loopback"),
     ("http.body_limit", "largest request body, in bytes"),
+    ("http.connections", "connections at once; one more takes the place of the oldest silent one, or waits"),
+    (
+        "http.read_seconds",
+        "seconds for a request's head or body to arrive, and for a connection to be kept without one",
+    ),
+    ("http.origins", "origins, separated by commas, whose pages may ask beside those of this machine; * is all"),
 ];
 
 #[cfg(test)]

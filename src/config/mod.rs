@@ -156,6 +156,12 @@ pub struct HttpConfig {
     pub keys: Option<PathBuf>,
     /// Largest request body, in bytes.
     pub body_limit: usize,
+    /// Connections at once. One more takes the place of the oldest that never asked for anything, or waits.
+    pub connections: u32,
+    /// Seconds for the head or the body of a request to arrive, and for a connection to be kept without one.
+    pub read_seconds: u32,
+    /// Origins, separated by commas, whose pages may ask beside those of this machine, like https://chat.example.org; * is all.
+    pub origins: String,
 }
 
 impl Default for Config {
@@ -217,6 +223,13 @@ impl Default for PpoConfig {
 
 impl Default for HttpConfig {
     fn default() -> Self {
-        Self { listen: "127.0.0.1:8372".into(), keys: None, body_limit: 4 << 20 }
+        Self {
+            listen: "127.0.0.1:8372".into(),
+            keys: None,
+            body_limit: 4 << 20,
+            connections: 512,
+            read_seconds: 30,
+            origins: String::new(),
+        }
     }
 }

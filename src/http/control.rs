@@ -138,8 +138,14 @@ pub(super) async fn status(State(app): Shared) -> Json<Status> {
     Json(app.engine.status())
 }
 
-pub(super) async fn health(State(app): Shared) -> Json<Value> {
-    Json(json!({"status": "ok", "model": app.model, "policy_version": app.engine.status().policy_version}))
+/// Whether new requests are taken: 200 and `ready`, or 503 and `draining`.
+pub(super) async fn health(State(app): Shared) -> impl IntoResponse {
+    let (status, word, state) = match app.draining() {
+        false => (StatusCode::OK, "ok", "ready"),
+        true => (StatusCode::SERVICE_UNAVAILABLE, "draining", "draining"),
+    };
+    let version = app.engine.status().policy_version;
+    (status, Json(json!({"status": word, "state": state, "model": app.model, "policy_version": version})))
 }
 
 pub(super) async fn metrics(State(app): Shared) -> impl IntoResponse {

@@ -35,6 +35,9 @@ async fn answer(
     kind: Kind,
     parse: impl FnOnce() -> Result<ParsedRequest> + Send + 'static,
 ) -> ApiResult<Response> {
+    if app.draining() {
+        return Err(Error::closed("the service is about to end and takes nothing new").into());
+    }
     let engine = app.engine.clone();
     // Templates and tokenizers take a while on long prompts.
     let (stream, include_usage, logprobs, generations) = blocking(move || {
@@ -89,24 +92,26 @@ async fn at_once(shape: Shape, mut choices: Vec<Choice>, events: Vec<Events>) ->
 fn streamed(shape: Shape, mut choices: Vec<Choice>, events: Vec<Events>) -> Response {
     let head: Vec<Value> = choices.iter().filter_map(|choice| shape.head(choice)).collect();
     let numbered = events.into_iter().enumerate().map(|(i, events)| events.map(move |event| (i, event)));
-    let mut ended = Vec::new();
+    let (mut done, mut failed) = (Vec::new(), 0);
     let rest = stream::select_all(numbered).flat_map(move |(i, event)| {
+        let Some(choice) = choices.get_mut(i) else { return stream::iter(Vec::new()) };
         let mut chunks = Vec::new();
-        match (event, choices.get_mut(i)) {
-            (Ok((Event::Text(text), logprobs)), Some(choice)) => {
-                chunks.push(data(shape.piece(choice, &text, &logprobs)));
-            }
-            (Ok((Event::Done(generation), logprobs)), Some(choice)) => {
+        match event {
+            Ok((Event::Text(text), logprobs)) => chunks.push(data(shape.piece(choice, &text, &logprobs))),
+            Ok((Event::Done(generation), logprobs)) => {
                 chunks.push(data(shape.last(choice, &generation, &logprobs)));
-                ended.push(generation);
-                if ended.len() == choices.len() {
-                    chunks.extend(shape.counts(&ended).map(data));
-                    chunks.push(sse::Event::default().data("[DONE]"));
-                }
+                done.push(generation);
             }
-            // No [DONE]: a client must not take what came so far for the whole answer.
-            (Err(error), _) => chunks.push(data(ApiError::from(error).body())),
-            (Ok(_), None) => {}
+            // The others go on; a client can tell by `error` that this one is not whole.
+            Err(error) => {
+                chunks.push(data(shape.failed(choice, ApiError::from(error).body())));
+                failed += 1;
+            }
+        }
+        // After an end nothing more comes of a choice, so this is true once, at the last of all ends.
+        if done.len() + failed == choices.len() {
+            chunks.extend(shape.counts(&done).map(data));
+            chunks.push(sse::Event::default().data("[DONE]"));
         }
         stream::iter(chunks)
     });

@@ -90,6 +90,17 @@ impl Shape {
         last
     }
 
+    /// The end of an answer that failed: the error beside the choice that it ended.
+    pub(super) fn failed(&self, choice: &Choice, error: Value) -> Value {
+        let nothing = match self.kind {
+            Kind::Chat => json!({}),
+            Kind::Text => json!(""),
+        };
+        let mut last = self.chunk(choice, nothing, Value::Null, "error".into());
+        last["error"] = error["error"].clone();
+        last
+    }
+
     /// The token counts, where they were asked for.
     pub(super) fn counts(&self, generations: &[Arc<Generation>]) -> Option<Value> {
         self.include_usage.then(|| {

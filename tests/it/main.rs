@@ -13,6 +13,7 @@ mod full_disk;
 mod go;
 mod golden;
 mod http;
+mod http_limits;
 mod logprobs;
 mod pull;
 #[cfg(feature = "daemon")]
