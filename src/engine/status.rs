@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::llama::Model;
-use crate::scheduler::Load;
+use crate::scheduler::{Durations, Load};
 use crate::types::{PolicyVersion, StepMetrics};
 
 /// The state of an engine.
@@ -29,6 +29,16 @@ pub struct Status {
     pub prompt_tokens: u64,
     /// Weight swaps since the start.
     pub swaps: u64,
+    /// Requests refused because the queue was full, since the start.
+    pub refused: u64,
+    /// Tokens that the caches of the versions in use hold; idle prefixes are among them.
+    pub cached_tokens: usize,
+    /// Tokens they have room for.
+    pub cache_capacity: usize,
+    /// From the submission of a request to its first token, since the start.
+    pub first_token: Durations,
+    /// Between two tokens of an answer, since the start.
+    pub gap: Durations,
     /// The trainer.
     pub trainer: TrainerStatus,
 }
@@ -68,6 +78,11 @@ pub(super) fn snapshot(model: &Model, load: &Load, trainer: TrainerStatus) -> St
         generated_tokens: load.generated_tokens,
         prompt_tokens: load.prompt_tokens,
         swaps: load.swaps,
+        refused: load.refused,
+        cached_tokens: load.cached_tokens,
+        cache_capacity: load.cache_capacity,
+        first_token: load.first_token.clone(),
+        gap: load.gap.clone(),
         trainer,
     }
 }
