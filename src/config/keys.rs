@@ -88,6 +88,8 @@ const DOCS: &[(&str, &str)] = &[
     ("serve.queue", "requests that may wait; one more is refused as busy"),
     ("serve.max_tokens", "answer length where a request sets none"),
     ("serve.gpu_layers", "layers kept on the GPU where there is one; -1 is all"),
+    ("serve.type", "number format of the served weights: keep, auto (the fastest here), q4_0, q8_0, bf16 and others"),
+    ("serve.kl_budget", "most KL to the file's own distribution, in nats a token, that serve.type auto accepts"),
     ("train.enabled", "whether feedback changes the policy; without it the trainer's memory is not taken"),
     ("train.auto", "start a step by itself when `train.batch` new ratings are in"),
     ("train.device", "auto, cpu or cuda:N"),

@@ -46,6 +46,11 @@ pub struct ServeConfig {
     pub max_tokens: u32,
     /// Layers kept on the GPU where there is one; -1 is all.
     pub gpu_layers: i32,
+    /// Number format of the served weights: `keep` is the file's own, `auto` the fastest here, others are named as in
+    /// [`crate::llama::FileType`]. The trainer keeps the file's own.
+    pub r#type: String,
+    /// Most KL to the file's own distribution, in nats a token, that `auto` accepts.
+    pub kl_budget: f64,
 }
 
 /// The policy loss.
@@ -178,7 +183,17 @@ impl Default for Config {
 
 impl Default for ServeConfig {
     fn default() -> Self {
-        Self { slots: 8, context: 8192, batch: 512, threads: 0, queue: 64, max_tokens: 512, gpu_layers: -1 }
+        Self {
+            slots: 8,
+            context: 8192,
+            batch: 512,
+            threads: 0,
+            queue: 64,
+            max_tokens: 512,
+            gpu_layers: -1,
+            r#type: "keep".into(),
+            kl_budget: 0.1,
+        }
     }
 }
 

@@ -30,6 +30,14 @@ fn render(status: &Status) -> String {
     page.gauge("apa_cache_capacity_tokens", "Tokens the caches have room for.", status.cache_capacity as f64);
     page.durations("apa_first_token_seconds", "From submission to the first token.", &status.first_token);
     page.durations("apa_token_gap_seconds", "Between two tokens of an answer.", &status.gap);
+    if let Some(form) = status.form.measured.iter().find(|m| m.kind == status.form.kind) {
+        page.gauge("apa_form_speedup", "How many times as fast as the file's own format it serves.", form.speedup);
+        page.gauge(
+            "apa_form_kl_nats_per_token",
+            "KL of the file's own distribution to it, a token.",
+            form.kl_per_token.0,
+        );
+    }
     page.gauge("apa_policy_version", "Version that new requests get.", status.policy_version.0 as f64);
     page.gauge("apa_serving_versions", "Versions with running requests.", status.serving_versions.len() as f64);
     page.gauge("apa_trainer_training", "1 while a step runs.", f64::from(u8::from(t.state == "training")));

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::ServedForm;
 use crate::llama::Model;
 use crate::scheduler::{Durations, Load};
 use crate::types::{PolicyVersion, StepMetrics};
@@ -39,6 +40,8 @@ pub struct Status {
     pub first_token: Durations,
     /// Between two tokens of an answer, since the start.
     pub gap: Durations,
+    /// In which number format the base model is served.
+    pub form: ServedForm,
     /// The trainer.
     pub trainer: TrainerStatus,
 }
@@ -66,7 +69,7 @@ pub struct TrainerStatus {
     pub last: Option<StepMetrics>,
 }
 
-pub(super) fn snapshot(model: &Model, load: &Load, trainer: TrainerStatus) -> Status {
+pub(super) fn snapshot(model: &Model, load: &Load, form: &ServedForm, trainer: TrainerStatus) -> Status {
     Status {
         model: model.name().to_string(),
         architecture: model.architecture().to_string(),
@@ -83,6 +86,7 @@ pub(super) fn snapshot(model: &Model, load: &Load, trainer: TrainerStatus) -> St
         cache_capacity: load.cache_capacity,
         first_token: load.first_token.clone(),
         gap: load.gap.clone(),
+        form: form.clone(),
         trainer,
     }
 }

@@ -15,6 +15,9 @@ use super::error::{ApiError, ApiResult};
 use crate::config::HttpConfig;
 use crate::error::{Error, Result};
 
+/// What tells nothing but whether requests are taken, and which there are: probes and browsers' address lines carry no keys.
+const OPEN: [&str; 3] = ["/health", "/openapi.json", "/docs"];
+
 /// Digests of the accepted keys; `None` where everyone on this machine may ask.
 #[derive(Debug)]
 pub(super) struct Keys(Option<Vec<[u8; 32]>>);
@@ -64,8 +67,7 @@ fn read_keys(path: &Path) -> Result<Vec<[u8; 32]>> {
 
 /// Refuses requests without a key where keys are set.
 pub(super) async fn guard(State(app): State<Arc<App>>, request: Request, next: Next) -> ApiResult<Response> {
-    // Probes carry no keys; this one tells nothing but whether requests are taken.
-    if request.uri().path() != "/health" {
+    if !OPEN.contains(&request.uri().path()) {
         let key = request.headers().get(header::AUTHORIZATION).and_then(|v| v.to_str().ok()).and_then(bearer);
         if !app.keys.accept(key.unwrap_or_default()) {
             let message = "no valid key, expected the header Authorization: Bearer KEY";

@@ -9,8 +9,10 @@ mod control;
 mod error;
 mod events;
 mod generate;
+mod openapi;
 mod origin;
 mod shape;
+mod tools;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -133,6 +135,9 @@ fn router(app: Arc<App>) -> Router {
         .route("/v1/completions", post(generate::completion))
         .route("/tokenize", post(control::tokenize))
         .route("/detokenize", post(control::detokenize))
+        .route("/v1/embeddings", post(control::embeddings))
+        .route("/openapi.json", get(openapi::document))
+        .route("/docs", get(openapi::page))
         .route("/v1/models", get(control::models))
         .route("/v1/models/{id}", get(control::model))
         .route("/v1/generations/{id}", get(control::generation))

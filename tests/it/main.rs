@@ -1,6 +1,8 @@
 //! The one integration binary: the crate as its users see it.
 
 #[cfg(feature = "daemon")]
+mod clients;
+#[cfg(feature = "daemon")]
 mod demo;
 mod engine;
 #[cfg(feature = "daemon")]
