@@ -20,6 +20,7 @@ mod logprobs;
 mod pull;
 #[cfg(feature = "daemon")]
 mod reward;
+mod swaps;
 #[path = "../support/tiny.rs"]
 mod tiny;
 #[cfg(feature = "daemon")]
