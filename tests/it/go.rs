@@ -62,7 +62,7 @@ fn the_go_package_passes_its_tests_under_the_race_detector() {
 fn the_go_example_runs_the_whole_loop() {
     let Some(go) = Go::find() else { return };
     let program = go.dir.path().join("chat");
-    run(go.command(&["build", "-o"]).arg(&program).arg("./examples/chat"));
+    run(go.command(&["build", "-o"]).arg(&program).arg("../../examples/chat.go"));
     let mut chat = Command::new(&program);
     chat.env("LD_LIBRARY_PATH", shared_library().parent().unwrap());
     let output = run(chat.arg(go.model()).arg(go.dir.path().join("data")));

@@ -14,6 +14,7 @@ mod go;
 mod golden;
 mod http;
 mod logprobs;
+mod node;
 mod pull;
 #[cfg(feature = "daemon")]
 mod reward;
