@@ -3,11 +3,15 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test build setup header bench-train bench-serve
+.PHONY: help demo test build setup install header bench-train bench-serve
 
 # rustup installs here, and a shell that was open before doesn't know it yet.
 export PATH := $(HOME)/.cargo/bin:$(PATH)
 export CARGO_TARGET_DIR ?= $(CURDIR)/target
+
+PREFIX ?= /usr/local
+export PREFIX
+export DESTDIR ?=
 
 MODEL ?= smollm2-135m-instruct
 APAD := $(CARGO_TARGET_DIR)/release/apad
@@ -31,6 +35,9 @@ build: setup ## the library (rlib, shared, static) and apad, in target/release
 
 setup: ## the tools of the build
 	@scripts/setup.sh $(TOOLS)
+
+install: build ## library, headers, pkg-config, CMake package and apad, to PREFIX (/usr/local), under DESTDIR
+	scripts/install.sh "$(CARGO_TARGET_DIR)/release"
 
 bench-train: build ## the trainer against PyTorch and PEFT, in turns; ARGS="--batch 8 --seq 512" goes to both
 	MODEL="$$("$(APAD)" pull "$(MODEL)")" APAD="$(APAD)" scripts/bench-train.sh $(ARGS)

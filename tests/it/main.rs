@@ -13,6 +13,7 @@ mod full_disk;
 mod go;
 mod golden;
 mod http;
+mod install;
 mod logprobs;
 mod node;
 mod pull;
