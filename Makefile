@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test build setup install header bench-train bench-serve
+.PHONY: help demo test build setup install fuzz header bench-train bench-serve
 
 # rustup installs here, and a shell that was open before doesn't know it yet.
 export PATH := $(HOME)/.cargo/bin:$(PATH)
@@ -35,6 +35,9 @@ build: setup ## the library (rlib, shared, static) and apad, in target/release
 
 setup: ## the tools of the build
 	@scripts/setup.sh $(TOOLS)
+
+fuzz: setup ## fuzzes what takes bytes, ten minutes each; MINUTES=1 ARGS="request gguf"
+	scripts/fuzz.sh $(ARGS)
 
 install: build ## library, headers, pkg-config, CMake package and apad, to PREFIX (/usr/local), under DESTDIR
 	scripts/install.sh "$(CARGO_TARGET_DIR)/release"

@@ -1,6 +1,6 @@
 #!/bin/bash
 # Installs libapa and apad: install.sh FOLDER_OF_THE_BUILD. PREFIX (/usr/local) is where they will live, DESTDIR is put in front of
-# it, for packages. Both libraries are made of one object in which only apa_* is global: llama.cpp, SQLite and Rust's own symbols are
+# it, for packages. Both libraries are made of one object in which only what apa.h declares is global: llama.cpp, SQLite and Rust's own symbols are
 # out of the way of an application that has its own.
 set -euo pipefail
 
@@ -21,13 +21,14 @@ version=$(sed -n '0,/^version = "\(.*\)"$/s//\1/p' "$source/Cargo.toml")
 needs="-lstdc++ -lgcc_s -lpthread -lm -ldl -lc"
 
 # Groups of C++ are resolved here: the linker would else drop ours for the application's own of the same name.
-mapfile -t roots < <(nm --defined-only --extern-only "$build/libapa.a" 2>/dev/null | sed -n 's/^[0-9a-f]* T \(apa_[a-z_]*\)$/-u\1/p' | sort -u)
-ld -r --force-group-allocation "${roots[@]}" "$build/libapa.a" -o "$work/apa.o"
+grep -oE '\bapa_[a-z_]+\(' "$source/include/apa.h" | tr -d '(' | sort -u >"$work/names"
+# shellcheck disable=SC2046
+ld -r --force-group-allocation $(sed 's/^/-u/' "$work/names") "$build/libapa.a" -o "$work/apa.o"
 # Rust's bitcode is for linkers that optimize; merged it is none.
 objcopy --strip-debug --remove-section=.llvmbc --remove-section=.llvmcmd "$work/apa.o"
 # C++ has variables that are one in the whole process; objcopy can't make them local, so ours get names of their own.
 nm "$work/apa.o" | sed -n 's/^[0-9a-f]* u \(.*\)$/\1 _apa_\1/p' | sort -u >"$work/renamed"
-objcopy --wildcard --keep-global-symbol='apa_*' --redefine-syms="$work/renamed" "$work/apa.o"
+objcopy --keep-global-symbols="$work/names" --redefine-syms="$work/renamed" "$work/apa.o"
 ar rcs "$work/libapa.a" "$work/apa.o"
 printf 'APA_%s { global: apa_*; local: *; };\n' "$major" >"$work/exports"
 # shellcheck disable=SC2086
