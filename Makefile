@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test build setup install fuzz header bench-train bench-serve
+.PHONY: help demo test build setup install fuzz loom memcheck header bench-train bench-serve
 
 # rustup installs here, and a shell that was open before doesn't know it yet.
 export PATH := $(HOME)/.cargo/bin:$(PATH)
@@ -38,6 +38,14 @@ setup: ## the tools of the build
 
 fuzz: setup ## fuzzes what takes bytes, ten minutes each; MINUTES=1 ARGS="request gguf"
 	scripts/fuzz.sh $(ARGS)
+
+loom: setup ## every order in which threads can use the registry of handles
+	cd tests/loom && RUSTFLAGS="--cfg loom" CARGO_TARGET_DIR="$(CURDIR)/tests/loom/target" cargo test --release --locked
+
+memcheck: TOOLS := test
+memcheck: setup ## the C cases under valgrind, with a library built for an older processor
+	RUSTFLAGS="-C target-cpu=x86-64-v3" CARGO_TARGET_DIR="$(CARGO_TARGET_DIR)/memcheck" cargo build --release --locked --lib --no-default-features
+	APA_MEMCHECK_LIB="$(CARGO_TARGET_DIR)/memcheck/release/libapa.so" cargo test --release --locked --test it memcheck -- --ignored
 
 install: build ## library, headers, pkg-config, CMake package and apad, to PREFIX (/usr/local), under DESTDIR
 	scripts/install.sh "$(CARGO_TARGET_DIR)/release"

@@ -24,13 +24,17 @@ fn folder() -> tempfile::TempDir {
 
 /// Compiles a runner against the library of this build.
 fn compiled(compiler: &str, flags: &[&str], source: &str, dir: &Path) -> Command {
-    let (program, library) = (dir.join(source.replace('.', "-")), shared_library());
+    Command::new(program(compiler, flags, source, dir, &shared_library()))
+}
+
+fn program(compiler: &str, flags: &[&str], source: &str, dir: &Path, library: &Path) -> PathBuf {
+    let program = dir.join(source.replace('.', "-"));
     let mut compile = Command::new(compiler);
     compile.args(flags).args(["-Wall", "-Wextra", "-Wpedantic", "-Werror", "-g", "-I"]);
-    compile.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("include")).arg(file(source)).arg(&library);
+    compile.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("include")).arg(file(source)).arg(library);
     compile.arg(format!("-Wl,-rpath,{}", library.parent().unwrap().display())).arg("-pthread");
     run(compile.arg("-o").arg(&program));
-    Command::new(program)
+    program
 }
 
 /// What a runner prints: value and status by case and step.
@@ -101,6 +105,18 @@ fn every_language_gives_the_same_results() {
             assert_eq!(Some(outcome), c.get(step), "{language} and c differ: {step:?}");
         }
     }
+}
+
+/// `make memcheck`: valgrind knows no AVX-512, so it wants a library that was built without.
+#[test]
+#[ignore = "slow, and wants the library that APA_MEMCHECK_LIB names"]
+fn memcheck_finds_no_error_and_no_leak() {
+    let dir = folder();
+    let library = std::env::var_os("APA_MEMCHECK_LIB").map(PathBuf::from).expect("APA_MEMCHECK_LIB names a libapa.so");
+    let mut memcheck = Command::new("valgrind");
+    memcheck.args(["--quiet", "--leak-check=full", "--errors-for-leak-kinds=definite", "--error-exitcode=9"]);
+    memcheck.arg(program("gcc", &["-std=c99"], "run.c", dir.path(), &library));
+    conforms("c", &lines_of(memcheck, dir.path()));
 }
 
 #[test]

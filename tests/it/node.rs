@@ -74,7 +74,7 @@ fn the_node_package_types_allow_what_they_must_and_refuse_the_rest() {
             return;
         }
     }
-    run(&mut node.command("node_modules/.bin/tsc").arg("--noEmit"));
+    run(node.command("node_modules/.bin/tsc").arg("--noEmit"));
 }
 
 #[test]
