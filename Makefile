@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test build setup install fuzz loom memcheck header bench-train bench-serve
+.PHONY: help demo test build setup install fuzz loom memcheck header bench-train first-experiments bench-serve
 
 # rustup installs here, and a shell that was open before doesn't know it yet.
 export PATH := $(HOME)/.cargo/bin:$(PATH)
@@ -52,6 +52,9 @@ install: build ## library, headers, pkg-config, CMake package and apad, to PREFI
 
 bench-train: build ## the trainer against PyTorch and PEFT, in turns; ARGS="--batch 8 --seq 512" goes to both
 	MODEL="$$("$(APAD)" pull "$(MODEL)")" APAD="$(APAD)" scripts/bench-train.sh $(ARGS)
+
+first-experiments: build ## APA, AWR and PPO compared, about two hours; stopped, it goes on when started again
+	MODEL="$$("$(APAD)" pull "$(MODEL)")" APAD="$(APAD)" scripts/first-experiments.sh
 
 bench-serve: build ## serving against llama-server, in turns; LORA=1 with an adapter; ARGS="--streams 1,8" goes to apad bench serve
 	MODEL="$$("$(APAD)" pull "$(MODEL)")" APAD="$(APAD)" scripts/bench-serve.sh $(ARGS)

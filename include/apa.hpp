@@ -250,6 +250,8 @@ public:
     std::string feedback(std::string_view json) { return sent<apa_feedback>(json); }
     std::string preference(std::string_view json) { return sent<apa_preference>(json); }
     std::string add_sample(std::string_view json) { return sent<apa_sample_add>(json); }
+    /** Deletes a user's words, and tells how many. */
+    std::string forget(std::string_view user) { return sent<apa_forget>(user); }
     void reward(std::string_view generation_id, double reward) {
         detail::check([&](apa_error **e) {
             return apa_reward_put(get(), generation_id.data(), generation_id.size(), reward, e);

@@ -37,7 +37,7 @@
 //! | [`gguf`] | files of models and adapters, read within bounds |
 //! | [`llama`] | the only user of llama.cpp |
 //! | [`policy`], [`align`], [`optim`] | the differentiable model; the losses, as pure functions; gradients and AdamW |
-//! | [`scheduler`], [`ledger`], [`reward`], [`trainer`], [`publish`] | the stages |
+//! | [`scheduler`], [`ledger`], [`reward`], [`trainer`], [`gate`], [`publish`] | the stages |
 //! | [`engine`] | joins them |
 //! | [`experiment`] | joins them for batch experiments |
 //! | [`request`], [`ffi`], `http` | client bodies, the C API, the HTTP service |
@@ -57,6 +57,7 @@ pub mod engine;
 pub mod error;
 pub mod experiment;
 pub mod ffi;
+pub mod gate;
 pub mod gguf;
 #[cfg(feature = "daemon")]
 pub mod http;

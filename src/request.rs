@@ -8,6 +8,7 @@ use serde_json::{Map, Value, json};
 use crate::Engine;
 use crate::engine::{GenerateRequest, NewSample};
 use crate::error::{Error, Result};
+use crate::ledger::ReviewVerdict;
 use crate::types::{ChatMessage, Format, GenerationId, NewFeedback, Sampling, Signal, TokenId};
 
 /// Most stop strings of a request.
@@ -201,17 +202,23 @@ pub fn parse_feedback(body: &[u8], unknown: Unknown) -> Result<NewFeedback> {
         Some("down") => Some(-1.0),
         Some(other) => return Err(Error::arg(format!("thumbs is {other:?}, expected \"up\" or \"down\""))),
     };
-    let correction = fields.string("correction")?;
-    let signal = match (rating, thumbs, correction) {
-        (Some(rating), None, None) | (None, Some(rating), None) => Signal::Rating(rating),
-        (None, None, Some(text)) => Signal::Correction(text),
-        (None, None, None) => {
-            return Err(Error::arg("the feedback says nothing, expected one of rating, thumbs and correction"));
-        }
-        _ => return Err(Error::arg("the feedback says several things, expected one of rating, thumbs and correction")),
-    };
+    const ONE: &str = "expected one of rating, thumbs, correction and signal";
+    let (correction, named) = (fields.string("correction")?, fields.string("signal")?);
     let (user, comment) = (fields.user()?, fields.string("comment")?);
-    fields.finish(&["generation_id", "rating", "thumbs", "correction", "user", "comment"])?;
+    let said = [
+        rating.map(Signal::Rating),
+        thumbs.map(Signal::Rating),
+        correction.map(Signal::Correction),
+        named.map(Signal::Named),
+    ];
+    let mut said = said.into_iter().flatten();
+    let signal = match (said.next(), said.next(), &comment) {
+        (Some(signal), None, _) => signal,
+        (None, _, Some(_)) => Signal::Comment,
+        (None, _, None) => return Err(Error::arg(format!("the feedback says nothing, {ONE}, or a comment"))),
+        _ => return Err(Error::arg(format!("the feedback says several things, {ONE}"))),
+    };
+    fields.finish(&["generation_id", "rating", "thumbs", "correction", "signal", "user", "comment"])?;
     Ok(NewFeedback { generation_id, signal, user, comment })
 }
 
@@ -228,6 +235,34 @@ pub fn parse_preference(body: &[u8], unknown: Unknown) -> Result<Preference> {
     let user = fields.user()?;
     fields.finish(&["chosen_id", "rejected_id", "user"])?;
     Ok(Preference { chosen, rejected, user })
+}
+
+/// Reads `{user}`: whose words are to be deleted.
+///
+/// # Errors
+/// `Arg` names the field and what was expected.
+pub fn parse_forget(body: &[u8], unknown: Unknown) -> Result<String> {
+    let mut fields = Fields::parse(body, unknown)?;
+    let user = fields.user()?.ok_or_else(|| Error::arg("user is missing"))?;
+    fields.finish(&["user"])?;
+    Ok(user)
+}
+
+/// Reads `{user, verdict}`: what was decided about a user's feedback, `trust`, `hold` or `reject`.
+///
+/// # Errors
+/// `Arg` names the field and what was expected.
+pub fn parse_review(body: &[u8], unknown: Unknown) -> Result<(String, ReviewVerdict)> {
+    let mut fields = Fields::parse(body, unknown)?;
+    let user = fields.user()?.ok_or_else(|| Error::arg("user is missing"))?;
+    let verdict = match fields.string("verdict")?.as_deref() {
+        Some("trust") => ReviewVerdict::Trust,
+        Some("hold") => ReviewVerdict::Hold,
+        Some("reject") => ReviewVerdict::Reject,
+        _ => return Err(Error::arg("verdict is missing or unknown, expected trust, hold or reject")),
+    };
+    fields.finish(&["user", "verdict"])?;
+    Ok((user, verdict))
 }
 
 /// Reads `{messages | prompt, completion: text or tokens, reward?: -1..1, temperature?, user?}`.

@@ -102,6 +102,9 @@ static go_out go_sample_add(const apa_engine *e, _GoString_ json) {
 static go_out go_reward_put(const apa_engine *e, _GoString_ id, double reward) {
 	OUT(apa_reward_put(e, TEXT(id), reward, &out.error));
 }
+static go_out go_forget(const apa_engine *e, _GoString_ user) {
+	OUT(apa_forget(e, TEXT(user), &out.string, &out.error));
+}
 static go_out go_trainer_start(const apa_engine *e) { OUT(apa_trainer_start(e, &out.error)); }
 static go_out go_trainer_stop(const apa_engine *e) { OUT(apa_trainer_stop(e, &out.error)); }
 static go_out go_http_start(const apa_engine *e, _GoString_ address) {
@@ -254,8 +257,9 @@ func rewardPut(e engineHandle, id string, reward float64) error {
 	_, err := done(C.go_reward_put(e, id, C.double(reward)))
 	return err
 }
-func trainerStart(e engineHandle) (string, error) { return done(C.go_trainer_start(e)) }
-func trainerStop(e engineHandle) (string, error)  { return done(C.go_trainer_stop(e)) }
+func forget(e engineHandle, user string) (string, error) { return done(C.go_forget(e, user)) }
+func trainerStart(e engineHandle) (string, error)        { return done(C.go_trainer_start(e)) }
+func trainerStop(e engineHandle) (string, error)         { return done(C.go_trainer_stop(e)) }
 func httpStart(e engineHandle, address string) (string, error) {
 	return done(C.go_http_start(e, address))
 }

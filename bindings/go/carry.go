@@ -55,6 +55,26 @@ func (e *Engine) AddSample(ctx context.Context, s Sample) (SampleReceipt, error)
 	}{s.Messages, prompt, completion, s.Reward, s.User}, sampleAdd)
 }
 
+// Forgotten says how much was deleted.
+type Forgotten struct {
+	Generations uint64 `json:"generations"` // Answers made for the user, with their prompts.
+	Feedback    uint64 `json:"feedback"`    // The user's own, and anyone's on those answers.
+	Preferences uint64 `json:"preferences"` // The same.
+	Samples     uint64 `json:"samples"`     // Records of training samples made of those answers.
+}
+
+// Forget deletes a user's words: the answers made for them, what anyone said of those, and all they said. They are overwritten on
+// disk when this returns; the versions that learned from them remain. Errors: [ErrArg] for an empty name; [ErrIO]; [ErrClosed].
+func (e *Engine) Forget(ctx context.Context, user string) (Forgotten, error) {
+	if err := ctx.Err(); err != nil {
+		return Forgotten{}, err
+	}
+	if err := checkTexts(text{"user", user}); err != nil {
+		return Forgotten{}, err
+	}
+	return decode[Forgotten](e, func(handle engineHandle) (string, error) { return forget(handle, user) })
+}
+
 // Snapshot writes a version into one file, to be carried to another data folder with the same base model. Errors: [ErrArg] for an
 // unknown version, and for 0, which has no files; [ErrIO]; [ErrClosed].
 func (e *Engine) Snapshot(ctx context.Context, version uint64, path string) error {

@@ -40,6 +40,9 @@ func TestSamplesRewardsAndNews(t *testing.T) {
 	if _, err := engine.AddSample(background, Sample{Prompt: "a"}); !errors.Is(err, ErrArg) {
 		t.Fatal(err)
 	}
+	if gone, err := engine.Forget(background, "nobody"); err != nil || gone != (Forgotten{}) {
+		t.Fatal(gone, err)
+	}
 	step, err := engine.TrainStep(background)
 	if err != nil || !step.Published {
 		t.Fatalf("%+v, %v", step, err)

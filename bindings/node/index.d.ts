@@ -241,6 +241,8 @@ export class Engine {
   prefer(said: { chosen_id: string; rejected_id: string; user?: string }): Promise<{ preference_id: number }>;
   /** Records an answer made elsewhere. */
   addSample(sample: Sample): Promise<SampleReceipt>;
+  /** Deletes a user's words: their answers, what was said of those, what they said. The versions that learned from them remain. */
+  forget(user: string): Promise<{ generations: number; feedback: number; preferences: number; samples: number }>;
   /** Gives an answer its reward, -1 to 1. */
   reward(generationId: string, reward: number): Promise<void>;
   /** What the engine learns, from now on. */

@@ -19,7 +19,7 @@ native.setup(errorOf, pull);
 process.once('exit', () => native.endAll());
 
 // The order of src/addon.h.
-const OPERATIONS = ['open', 'close', 'feedback', 'preference', 'sample', 'reward', 'versions', 'step', 'activate',
+const OPERATIONS = ['open', 'close', 'feedback', 'preference', 'sample', 'forget', 'reward', 'versions', 'step', 'activate',
   'rollback', 'snapshot', 'restore', 'httpStart', 'httpStop'];
 const OPERATION = Object.fromEntries(OPERATIONS.map((name, number) => [name, number]));
 const QUESTION = { status: 0, metrics: 1, render: 2, count: 3, sync: 4, trainerStart: 5, trainerStop: 6 };
@@ -132,6 +132,10 @@ export class Engine {
 
   async addSample(sample) {
     return JSON.parse(await this.#call('sample', body('the sample', sample)));
+  }
+
+  async forget(user) {
+    return JSON.parse(await this.#call('forget', string('the user', user)));
   }
 
   async reward(generationId, reward) {

@@ -5,10 +5,12 @@ mod builder;
 mod keys;
 mod validate;
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::error::{Error, Result};
 pub use builder::Builder;
 pub use keys::Key;
 
@@ -24,6 +26,8 @@ pub struct Config {
     pub serve: ServeConfig,
     /// Learning.
     pub train: TrainConfig,
+    /// What an answer is worth, and whose word counts.
+    pub reward: RewardConfig,
     /// The HTTP service.
     pub http: HttpConfig,
 }
@@ -90,6 +94,8 @@ pub struct TrainConfig {
     pub algorithm: Algorithm,
     /// What only PPO uses.
     pub ppo: PpoConfig,
+    /// What keeps a trained candidate from being served.
+    pub gate: GateConfig,
     /// Temperature of the target policy π_init · exp(A/λ): larger stays closer to the initial model. (APA paper: 0.1)
     pub lambda: f64,
     /// New ratings a batch.
@@ -146,6 +152,89 @@ pub struct PpoConfig {
     pub kl_horizon: f64,
 }
 
+/// Settings of the reward: one scalar from terms with weights, each left out where an answer lacks it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RewardConfig {
+    /// File of a reward model for this base, as `apad reward train` writes it.
+    pub model: Option<PathBuf>,
+    /// New preferences and corrections after which the reward model learns, and is replaced if it tells held-back pairs apart at
+    /// least as well; 0 leaves it as it is.
+    pub learn: u32,
+    /// Weight of the reward model's score, which is centred and divided by its running standard deviation.
+    pub model_weight: f64,
+    /// A shell command that judges answers: reads lines `{"prompt", "response"}`, writes lines `{"score": number}`.
+    pub command: Option<String>,
+    /// A service that judges answers: gets `{"samples": [{"prompt", "response"}]}`, gives `{"scores": [numbers]}`.
+    pub url: Option<String>,
+    /// Seconds that the command or the service may take for a batch.
+    pub external_timeout: u32,
+    /// Weight of the command's or the service's score, which is centred and divided by its running standard deviation.
+    pub external_weight: f64,
+    /// Weight of people's ratings, in [-1, 1].
+    pub rating_weight: f64,
+    /// Weight of the length term: 0 up to `length_free` tokens, -1 from twice as many on.
+    pub length_weight: f64,
+    /// Tokens of an answer that cost nothing.
+    pub length_free: u32,
+    /// Named signals and what each adds: `copied=0.3, regenerated=-0.3`.
+    pub signals: String,
+    /// The sum is clipped to ± this.
+    pub clip: f64,
+    /// Answers that nobody rated, added to a batch and judged by the reward model alone; 0 leaves them out.
+    pub unrated: u32,
+    /// Versions back from the active one that answers may be from to be trained on; older ones are left out. 0 takes all.
+    pub staleness: u32,
+    /// What a correction is worth as a sample of its own, with the answer as the user would have had it; 0 makes no sample of it.
+    pub correction: f64,
+    /// Pieces of feedback of one user in a clock hour that count; 0 is no limit. Begins with the second user.
+    pub user_hourly: u32,
+    /// Largest share of one user in a batch. Begins with the second user.
+    pub user_share: f64,
+    /// Seconds that feedback waits before it is used.
+    pub quarantine: u32,
+    /// Comparisons with other users' ratings of the same answers after which a user who disagrees is held for review; 0 holds nobody.
+    pub flag_after: u32,
+    /// Share of those comparisons that must disagree.
+    pub flag_share: f64,
+}
+
+impl RewardConfig {
+    /// The named signals and their weights.
+    ///
+    /// # Errors
+    /// `Arg` for text that is not like `copied=0.3, regenerated=-0.3`.
+    pub fn signal_weights(&self) -> Result<BTreeMap<String, f64>> {
+        let wrong = |part: &str| {
+            Error::arg(format!(
+                "reward.signals has {part:?}, expected names and weights like copied=0.3, abandoned=-0.5"
+            ))
+        };
+        let pair = |part: &str| {
+            let (name, weight) = part.split_once('=').ok_or_else(|| wrong(part))?;
+            let weight: f64 = weight.trim().parse().map_err(|_| wrong(part))?;
+            let name = name.trim();
+            if name.is_empty() || name.len() > 64 || !weight.is_finite() {
+                return Err(wrong(part));
+            }
+            Ok((name.to_owned(), weight))
+        };
+        self.signals.split(',').map(str::trim).filter(|part| !part.is_empty()).map(pair).collect()
+    }
+}
+
+/// What keeps a trained candidate from being served.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct GateConfig {
+    /// Most KL to the initial model, in nats a response. Generous: answers that far are hardly the model's any more.
+    pub kl_budget: f64,
+    /// Samples of the batch on which that KL is measured, with a pass of the new policy; 0 measures nothing.
+    pub kl_samples: u32,
+    /// Most that the mean rating of a batch may lie below that of the version's own batch.
+    pub reward_drop: f64,
+}
+
 /// Settings of the HTTP service.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -165,6 +254,7 @@ impl Default for Config {
             data: PathBuf::from("apa-data"),
             serve: ServeConfig::default(),
             train: TrainConfig::default(),
+            reward: RewardConfig::default(),
             http: HttpConfig::default(),
         }
     }
@@ -186,6 +276,7 @@ impl Default for TrainConfig {
             threads: 0,
             algorithm: Algorithm::Apa,
             ppo: PpoConfig::default(),
+            gate: GateConfig::default(),
             lambda: 0.1,
             batch: 16,
             minibatch: 8,
@@ -209,9 +300,42 @@ impl Default for TrainConfig {
     }
 }
 
+impl Default for RewardConfig {
+    fn default() -> Self {
+        Self {
+            model: None,
+            learn: 100,
+            model_weight: 1.0,
+            command: None,
+            url: None,
+            external_timeout: 60,
+            external_weight: 1.0,
+            rating_weight: 1.0,
+            length_weight: 0.0,
+            length_free: 256,
+            signals: "copied=0.3, regenerated=-0.3, abandoned=-0.3".into(),
+            clip: 5.0,
+            unrated: 0,
+            staleness: 0,
+            correction: 0.0,
+            user_hourly: 120,
+            user_share: 0.5,
+            quarantine: 0,
+            flag_after: 10,
+            flag_share: 0.6,
+        }
+    }
+}
+
 impl Default for PpoConfig {
     fn default() -> Self {
         Self { clip_range: 0.2, value_clip_range: 0.2, kl_coef: 0.05, kl_target: 6.0, kl_horizon: 10_000.0 }
+    }
+}
+
+impl Default for GateConfig {
+    fn default() -> Self {
+        Self { kl_budget: 200.0, kl_samples: 4, reward_drop: 1.5 }
     }
 }
 

@@ -3,7 +3,7 @@
 use std::fmt::Display;
 use std::ops::RangeInclusive;
 
-use super::{Config, HttpConfig, PpoConfig, ServeConfig, TrainConfig};
+use super::{Config, HttpConfig, PpoConfig, RewardConfig, ServeConfig, TrainConfig};
 use crate::error::{Error, Result};
 
 impl Config {
@@ -17,6 +17,7 @@ impl Config {
         }
         serve(&self.serve)?;
         train(&self.train)?;
+        reward(&self.reward)?;
         http(&self.http)
     }
 }
@@ -58,6 +59,8 @@ fn train(c: &TrainConfig) -> Result<()> {
     whole("train.threads", c.threads, 0..=1024)?;
     above_zero("train.lambda", c.lambda)?;
     ppo(&c.ppo)?;
+    above_zero("train.gate.kl_budget", c.gate.kl_budget)?;
+    above_zero("train.gate.reward_drop", c.gate.reward_drop)?;
     whole("train.batch", c.batch, 1..=1 << 16)?;
     whole("train.minibatch", c.minibatch, 1..=1 << 16)?;
     whole("train.epochs", c.epochs, 1..=1000)?;
@@ -92,6 +95,35 @@ fn ppo(c: &PpoConfig) -> Result<()> {
     }
     above_zero("train.ppo.kl_target", c.kl_target)?;
     above_zero("train.ppo.kl_horizon", c.kl_horizon)
+}
+
+fn reward(c: &RewardConfig) -> Result<()> {
+    let weights = [
+        ("reward.model_weight", c.model_weight),
+        ("reward.external_weight", c.external_weight),
+        ("reward.rating_weight", c.rating_weight),
+        ("reward.length_weight", c.length_weight),
+    ];
+    if let Some((key, value)) = weights.into_iter().find(|(_, weight)| !(weight.is_finite() && *weight >= 0.0)) {
+        return wrong(key, value, "a number of 0 or more");
+    }
+    c.signal_weights()?;
+    whole("reward.external_timeout", c.external_timeout, 1..=3600)?;
+    if c.command.is_some() && c.url.is_some() {
+        return wrong("reward.url", "set beside reward.command", "one of them");
+    }
+    whole("reward.length_free", c.length_free, 1..=1 << 24)?;
+    above_zero("reward.clip", c.clip)?;
+    whole("reward.unrated", c.unrated, 0..=1 << 16)?;
+    if !(0.0..=1.0).contains(&c.correction) {
+        return wrong("reward.correction", c.correction, "a number from 0 to 1");
+    }
+    for (key, share) in [("reward.user_share", c.user_share), ("reward.flag_share", c.flag_share)] {
+        if !(share > 0.0 && share <= 1.0) {
+            return wrong(key, share, "a number above 0, at most 1");
+        }
+    }
+    Ok(())
 }
 
 fn http(c: &HttpConfig) -> Result<()> {

@@ -5,17 +5,20 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 use serde::{Deserialize, Serialize};
 
 use super::feed::{Hub, News, Topic};
+use super::judge::{Judge, Samples};
 use super::status::TrainerStatus;
 use super::{cores_or, weights_of};
 use crate::config::{Config, TrainConfig};
 use crate::error::{Code, Error, Result};
+use crate::gate::{self, Candidate};
 use crate::ledger::Ledger;
-use crate::llama::give_way_to_decoding;
+use crate::llama::{Model, give_way_to_decoding};
 use crate::policy::{self, Decoder};
 use crate::publish::{About, VersionStore};
 use crate::scheduler::Scheduler;
@@ -42,6 +45,9 @@ pub enum StepOutcome {
     },
 }
 
+/// Feedback in quarantine becomes ripe by itself: how often the thread looks for it.
+const LOOK: Duration = Duration::from_secs(5);
+
 enum Order {
     /// Train while full batches are in.
     Due,
@@ -57,6 +63,8 @@ pub(super) struct Parts {
     pub(super) ledger: Arc<Ledger>,
     pub(super) store: VersionStore,
     pub(super) scheduler: Arc<Scheduler>,
+    /// For the tokens of corrections.
+    pub(super) model: Arc<Model>,
     pub(super) hub: Arc<Hub>,
 }
 
@@ -95,7 +103,7 @@ pub(super) struct Learner {
 impl Learner {
     /// Starts the thread. The trainer is built on it, so that serving doesn't wait.
     pub(super) fn start(config: &Config, base_sha256: String, parts: Parts, active: PolicyVersion) -> Result<Learner> {
-        let Parts { ledger, store, scheduler, hub } = parts;
+        let Parts { ledger, store, scheduler, model, hub } = parts;
         let (orders, inbox) = bounded(16);
         // One reminder is as good as many.
         let (due, reminders) = bounded(1);
@@ -116,7 +124,9 @@ impl Learner {
             hub,
             shared: shared.clone(),
             active,
+            model,
             decoder: None,
+            judge: None,
             trainer: None,
         };
         let thread = std::thread::Builder::new()
@@ -208,7 +218,10 @@ struct Worker {
     hub: Arc<Hub>,
     shared: Arc<Shared>,
     active: PolicyVersion,
+    model: Arc<Model>,
     decoder: Option<Arc<Decoder>>,
+    /// Makes rewards of what people say; there whenever the trainer is.
+    judge: Option<Judge>,
     /// The state that belongs to `active`. `None` while training is off, or after a failure until it is loaded again.
     trainer: Option<Trainer>,
 }
@@ -230,6 +243,7 @@ impl Worker {
             let order = crossbeam_channel::select! {
                 recv(orders) -> order => order,
                 recv(reminders) -> order => order,
+                default(LOOK) => Ok(Order::Due),
             };
             if self.shared.stopping.load(Ordering::Acquire) {
                 return;
@@ -244,7 +258,7 @@ impl Worker {
         match order {
             Order::Due => {}
             Order::Step(reply) => {
-                let _ = reply.send(self.step());
+                let _ = reply.send(self.step(2));
             }
             Order::Activate(version, reply) => {
                 self.go_on();
@@ -256,13 +270,23 @@ impl Worker {
             }
         }
         self.learn(orders);
+        if orders.is_empty() && !self.interrupted() {
+            self.learn_reward();
+        }
     }
 
     /// Trains while full batches are in; orders come between two of them.
     fn learn(&mut self, orders: &Receiver<Order>) {
         while self.shared.auto.load(Ordering::Acquire) && self.full_batch() && orders.is_empty() && !self.interrupted()
         {
-            if let Err(error) = self.step() {
+            let full = self.config.train.batch as usize;
+            let outcome = self.step(full);
+            // Enough is in, but limits or a quarantine hold it back: what comes next tries again.
+            if let Ok(StepOutcome::Skipped { reason, consumed: 0 }) = outcome {
+                self.shared.status().reason = Some(reason);
+                return;
+            }
+            if let Err(error) = outcome {
                 if error.code() == Code::Closed {
                     tracing::info!("training step given up; its ratings stay in");
                     return;
@@ -273,6 +297,21 @@ impl Worker {
                 return;
             }
         }
+    }
+
+    /// Lets the reward model learn, once enough pairs are in.
+    fn learn_reward(&mut self) {
+        let (Some(judge), true) = (&mut self.judge, self.shared.auto.load(Ordering::Acquire)) else { return };
+        if judge.learning_is_due(&self.ledger) {
+            let shared = self.shared.clone();
+            self.shared.set_state("training");
+            match judge.learn(&self.ledger, &|| shared.interrupt.load(Ordering::Acquire)) {
+                Err(error) if error.code() != Code::Closed => tracing::error!(%error, "the reward model did not learn"),
+                _ => {}
+            }
+            self.shared.set_state("idle");
+        }
+        self.shared.status().reward = judge.status().clone();
     }
 
     fn full_batch(&self) -> bool {
@@ -303,7 +342,9 @@ impl Worker {
         let loaded = policy::device(device)
             .and_then(|device| Decoder::load(&self.config.model, &device, *dtype))
             .and_then(|decoder| {
-                self.decoder = Some(Arc::new(decoder));
+                let decoder = Arc::new(decoder);
+                self.judge = Some(Judge::new(&self.config, &decoder, self.model.clone())?);
+                self.decoder = Some(decoder);
                 self.load_trainer()
             });
         match loaded {
@@ -321,6 +362,10 @@ impl Worker {
         let Some(decoder) = &self.decoder else { return Ok(()) };
         self.trainer = None;
         let config = &self.config.train;
+        let folder = (self.active != PolicyVersion::INITIAL).then(|| self.store.path(self.active));
+        if let Some(judge) = &mut self.judge {
+            judge.load(folder.as_deref())?;
+        }
         self.trainer = Some(match self.active {
             PolicyVersion::INITIAL => Trainer::new(decoder.clone(), config)?,
             version => Trainer::load(decoder.clone(), config, &self.store.path(version))?,
@@ -328,8 +373,8 @@ impl Worker {
         Ok(())
     }
 
-    /// One batch: train, publish, commit, serve.
-    fn step(&mut self) -> Result<StepOutcome> {
+    /// One batch of at least `least` answers: train, publish, commit, serve.
+    fn step(&mut self, least: usize) -> Result<StepOutcome> {
         if self.trainer.is_none() {
             let status = self.shared.status().clone();
             let reason = status.reason.unwrap_or_else(|| "the trainer is not ready".into());
@@ -337,15 +382,18 @@ impl Worker {
             return Err(if unsupported { Error::unsupported(reason) } else { Error::train(reason) });
         }
         let batch = self.ledger.pending_batch(self.config.train.batch as usize)?;
-        if batch.len() < 2 {
+        if batch.len() < least {
             let reason = match batch.len() {
-                0 => "there are no new ratings",
-                _ => "one rating alone can't be told from the mean, so it waits for others",
+                0 => "there is no new feedback that counts yet",
+                1 if least == 2 => "one rating alone can't be told from the mean, so it waits for others",
+                _ => {
+                    "less feedback than a batch counts yet: limits of users, a review or a quarantine hold the rest back"
+                }
             };
             return Ok(StepOutcome::Skipped { reason: reason.into(), consumed: 0 });
         }
         self.shared.set_state("training");
-        let outcome = self.train(&batch);
+        let outcome = self.samples(batch).and_then(|samples| self.train(&samples));
         self.shared.set_state("idle");
         let outcome = match outcome {
             Ok(outcome) => outcome,
@@ -393,20 +441,36 @@ impl Worker {
         self.hub.send(Topic::Learning, news);
     }
 
-    fn train(&mut self, batch: &[RatedGeneration]) -> Result<StepOutcome> {
+    /// What the batch teaches, with answers that nobody rated where the settings ask for them.
+    fn samples(&mut self, mut batch: Vec<RatedGeneration>) -> Result<Samples> {
+        let Some(judge) = &mut self.judge else { return Err(Error::train("the trainer is not ready")) };
+        if judge.unrated() > 0 {
+            batch.extend(self.ledger.unrated(judge.unrated(), judge.oldest(self.active))?);
+        }
+        judge.samples(&batch, self.active, &self.shared.interrupt)
+    }
+
+    fn train(&mut self, samples: &Samples) -> Result<StepOutcome> {
         let Some(trainer) = &mut self.trainer else { return Err(Error::train("the trainer is not ready")) };
-        let rollouts: Vec<Rollout> = batch.iter().map(rollout_of).collect();
-        let used: Vec<u64> = batch.iter().flat_map(|r| r.feedback_ids.iter().copied()).collect();
+        let Samples { rollouts, records, used, stale } = samples;
+        if *stale > 0 {
+            tracing::info!(stale, "answers of versions too old are left out");
+        }
         let shared = self.shared.clone();
-        let metrics = match trainer.step(&rollouts, &|| shared.interrupt.load(Ordering::Acquire))? {
+        let metrics = match trainer.step(rollouts, &|| shared.interrupt.load(Ordering::Acquire))? {
             trainer::StepOutcome::Trained(metrics) => metrics,
             trainer::StepOutcome::Skipped { reason, dropped_steps } => {
                 self.shared.status().dropped_steps += dropped_steps as u64;
-                self.ledger.commit_skipped(&reason, &used)?;
+                self.ledger.commit_skipped(&reason, used)?;
                 tracing::warn!(reason, ratings = used.len(), "training step skipped");
                 return Ok(StepOutcome::Skipped { reason, consumed: used.len() });
             }
         };
+        let finite = trainer.is_finite()?;
+        if let Verdict::Refused { reason } = self.judge(&metrics, finite)? {
+            return self.refuse(reason, used);
+        }
+        let Some(trainer) = &self.trainer else { return Err(Error::train("the trainer is not ready")) };
         let version = self.ledger.next_version()?;
         let info = VersionInfo {
             version,
@@ -417,8 +481,11 @@ impl Worker {
         };
         let stage = self.store.stage(version)?;
         trainer.save(stage.path())?;
+        if let Some(judge) = &self.judge {
+            judge.save(stage.path())?;
+        }
         stage.commit(self.about(&info))?;
-        if let Err(error) = self.ledger.commit_version(&info, &used) {
+        if let Err(error) = self.ledger.commit_version(&info, used, records) {
             // Its number is not taken: the folder must not stand in the way of the next try.
             self.remove_orphans();
             return Err(error);
@@ -436,6 +503,23 @@ impl Worker {
         self.tell(|| News::VersionPublished { version, parent: info.parent.unwrap_or_default() });
         self.prune(info.parent.unwrap_or_default());
         Ok(StepOutcome::Published { version, metrics })
+    }
+
+    fn judge(&self, metrics: &StepMetrics, finite: bool) -> Result<Verdict> {
+        let versions = self.ledger.versions()?;
+        let parent = versions.iter().find(|v| v.version == self.active && v.version != PolicyVersion::INITIAL);
+        let candidate = Candidate { metrics, parent: parent.map(|v| &v.metrics), finite };
+        Ok(gate::judge(&candidate, &self.config.train.gate))
+    }
+
+    /// Records that a batch made a candidate that may not be served, and goes back to the version that is.
+    fn refuse(&mut self, reason: String, used: &[u64]) -> Result<StepOutcome> {
+        let reason = format!("the candidate was refused: {reason}");
+        self.ledger.commit_skipped(&reason, used)?;
+        self.shared.status().refused += 1;
+        tracing::warn!(reason, ratings = used.len(), "candidate refused");
+        self.load_trainer()?;
+        Ok(StepOutcome::Skipped { reason, consumed: used.len() })
     }
 
     fn about(&self, info: &VersionInfo) -> About {
@@ -500,7 +584,7 @@ impl Worker {
             metrics: about.metrics.clone(),
         };
         stage.commit(about)?;
-        if let Err(error) = self.ledger.commit_version(&info, &[]) {
+        if let Err(error) = self.ledger.commit_version(&info, &[], &[]) {
             self.remove_orphans();
             return Err(error);
         }
@@ -530,16 +614,5 @@ impl Worker {
         if let Err(error) = self.store.prune(self.config.train.keep_versions, &protected) {
             tracing::warn!(%error, "old versions not removed");
         }
-    }
-}
-
-/// The training sample of a rated answer.
-fn rollout_of(rated: &RatedGeneration) -> Rollout {
-    let g = &rated.generation;
-    Rollout {
-        prompt: g.prompt.clone(),
-        response: g.response.clone(),
-        temperature: g.sampling.temperature,
-        score: rated.rating,
     }
 }

@@ -1,9 +1,12 @@
 //! The composition root: threads, bounded channels, shutdown, and the loop from a rating to new weights. The methods here are
 //! what `ffi` and `http` show.
 
+pub mod exchange;
 mod feed;
+mod judge;
 mod learner;
 mod metrics;
+mod reward_versions;
 mod sample;
 mod status;
 
@@ -11,10 +14,12 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
+use serde::{Deserialize, Serialize};
+
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::gguf::Gguf;
-use crate::ledger::Ledger;
+use crate::ledger::{Forgotten, Ledger, ReviewEntry, ReviewVerdict, StoredFeedback, StoredSample};
 use crate::llama::{ChatTemplate, ContextOptions, Model, chat_tokens, template_of};
 use crate::publish::VersionStore;
 use crate::scheduler::{self, Finished, OnFinished, Request, Scheduler, Weights};
@@ -23,6 +28,7 @@ use crate::types::*;
 pub use crate::scheduler::{Event, GenerationStream, Next, Wake};
 pub use feed::{Answer, Feed, News, Topic};
 pub use learner::StepOutcome;
+pub use reward_versions::RewardStatus;
 pub use sample::{NewSample, SampleReceipt};
 pub use status::{Status, TrainerStatus};
 
@@ -68,6 +74,18 @@ pub struct GenerateRequest {
     pub user: Option<String>,
 }
 
+/// A generation and what became of it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct GenerationRecord {
+    /// The answer as it was made.
+    #[serde(flatten)]
+    pub generation: Generation,
+    /// What was said of it, oldest first.
+    pub feedback: Vec<StoredFeedback>,
+    /// The training samples it gave, with the terms of their rewards.
+    pub samples: Vec<StoredSample>,
+}
+
 impl Engine {
     /// Opens the model and the data folder, recovers, and starts the threads.
     ///
@@ -79,7 +97,7 @@ impl Engine {
         if config.model.as_os_str().is_empty() {
             return Err(Error::arg("model is not set, expected the path of a GGUF file"));
         }
-        let ledger = Arc::new(Ledger::open(&config.data)?);
+        let ledger = Arc::new(Ledger::open_with(&config.data, judge::rules(&config.reward)?)?);
         let model = Model::load(&config.model, config.serve.gpu_layers)?;
         if !model.is_decoder() {
             let kind = model.architecture();
@@ -113,6 +131,7 @@ impl Engine {
             ledger: ledger.clone(),
             store: store.clone(),
             scheduler: scheduler.clone(),
+            model: model.clone(),
             hub: hub.clone(),
         };
         let learner = Learner::start(&config, fingerprint, parts, active)?;
@@ -197,7 +216,59 @@ impl Engine {
     /// As [`Engine::feedback`].
     pub fn prefer(&self, chosen: &GenerationId, rejected: &GenerationId, user: Option<&str>) -> Result<u64> {
         self.check_open()?;
-        self.inner.ledger.add_preference(chosen, rejected, user)
+        let id = self.inner.ledger.add_preference(chosen, rejected, user)?;
+        self.inner.learner.nudge();
+        Ok(id)
+    }
+
+    /// A generation with what was said of it and what it taught: the terms of every reward that was made of it.
+    ///
+    /// # Errors
+    /// `Io` if the ledger can't be read.
+    pub fn generation_record(&self, id: &GenerationId) -> Result<Option<GenerationRecord>> {
+        let Some(generation) = self.inner.ledger.generation(id)? else { return Ok(None) };
+        let (feedback, samples) = (self.inner.ledger.feedback_of(id)?, self.inner.ledger.samples_of(id)?);
+        Ok(Some(GenerationRecord { generation, feedback, samples }))
+    }
+
+    /// Takes in feedback from elsewhere; see [`exchange::import`].
+    ///
+    /// # Errors
+    /// As [`exchange::import`].
+    pub fn import(&self, entries: &[crate::reward::Entry], user: Option<&str>) -> Result<exchange::Imported> {
+        self.check_open()?;
+        let done = exchange::import(&self.inner.ledger, &self.inner.model, entries, user)?;
+        self.learn_if_due();
+        Ok(done)
+    }
+
+    /// Deletes a user's words: the answers made for them with their prompts, what anyone said of those, and all they said of
+    /// others' answers. They are overwritten on disk when this returns. What remains are the versions that learned from them.
+    ///
+    /// # Errors
+    /// `Io` if it could not be written, `Closed`.
+    pub fn forget(&self, user: &str) -> Result<Forgotten> {
+        self.check_open()?;
+        self.inner.ledger.forget(user)
+    }
+
+    /// Users whose feedback waits for a person to look at it, and those that one has decided about.
+    ///
+    /// # Errors
+    /// `Io` if the ledger can't be read.
+    pub fn reviews(&self) -> Result<Vec<ReviewEntry>> {
+        self.inner.ledger.reviews()
+    }
+
+    /// Decides about a user's feedback: it counts, waits, or is left out for good.
+    ///
+    /// # Errors
+    /// `Arg` for a name that is too long, `Io`, `Closed`.
+    pub fn review(&self, user: &str, verdict: ReviewVerdict) -> Result<()> {
+        self.check_open()?;
+        self.inner.ledger.review(user, verdict)?;
+        self.learn_if_due();
+        Ok(())
     }
 
     /// Trains on the ratings that are in (at most one batch, even a small one), publishes, and returns when it is served.

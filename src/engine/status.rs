@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::reward_versions::RewardStatus;
 use crate::llama::Model;
 use crate::scheduler::Load;
 use crate::types::{PolicyVersion, StepMetrics};
@@ -50,8 +51,13 @@ pub struct TrainerStatus {
     pub steps: u64,
     /// Steps that were skipped since the start.
     pub skipped: u64,
+    /// Of those, candidates that the gate refused.
+    pub refused: u64,
     /// Optimizer steps dropped because something was not finite, since the start.
     pub dropped_steps: u64,
+    /// The reward model that keeps learning.
+    #[serde(default)]
+    pub reward: RewardStatus,
     /// Measurements of the newest step.
     pub last: Option<StepMetrics>,
 }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::dataset::{FixedAnswer, read_dataset};
 use super::plan::Plan;
 use super::prompts::{Prompt, PromptText, read_prompts};
 use super::reward::Reward;
@@ -11,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::llama::{ContextOptions, Model, chat_tokens, template_of};
 use crate::policy::{self, Decoder};
 use crate::scheduler;
-use crate::types::TokenId;
+use crate::types::{Rollout, TokenId};
 
 /// Most tokens of the contexts' caches; more answers than fit wait for their turn.
 const MOST_CONTEXT: u64 = 1 << 16;
@@ -30,8 +31,11 @@ pub struct Lab {
     pub(super) model: Arc<Model>,
     pub(super) decoder: Arc<Decoder>,
     pub(super) pool: rayon::ThreadPool,
+    /// None where nothing is sampled.
     pub(super) prompts: Vec<Asked>,
-    pub(super) reward: Reward,
+    pub(super) reward: Option<Reward>,
+    /// What is trained on in the place of samples, if anything.
+    pub(super) dataset: Option<Vec<Rollout>>,
     pub(super) options: scheduler::Options,
     pub(super) threads: u32,
 }
@@ -44,19 +48,26 @@ impl Lab {
     /// model, `Io` for files.
     pub fn open(plan: Plan) -> Result<Lab> {
         plan.validate()?;
-        let (prompts, sha256) = read_prompts(&plan.prompts)?;
-        if sha256 != plan.prompts_sha256 {
-            let path = plan.prompts.display();
-            return Err(Error::arg(format!("{path} has changed since the run began, expected the same prompts")));
+        let mut prompts = Vec::new();
+        if let Some(input) = &plan.prompts {
+            let (read, sha256) = read_prompts(&input.path)?;
+            input.is_still(&sha256)?;
+            prompts = read;
+        }
+        let mut answers = None;
+        if let Some(input) = &plan.dataset {
+            let (read, sha256) = read_dataset(&input.path)?;
+            input.is_still(&sha256)?;
+            answers = Some(read);
         }
         let config = &plan.config;
-        let reward = Reward::new(&plan.reward, Duration::from_secs(plan.reward_timeout))?;
         let model = Model::load(&config.model, config.serve.gpu_layers)?;
         if !model.is_decoder() {
             let kind = model.architecture();
             return Err(Error::unsupported(format!("{kind} models don't generate text token by token")));
         }
         let prompts = tokenize(&model, &plan, prompts)?;
+        let dataset = answers.map(|answers| rollouts(&model, &plan, answers)).transpose()?;
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(cores_or(config.train.threads) as usize)
             .thread_name(|i| format!("apa-train-{i}"))
@@ -64,9 +75,11 @@ impl Lab {
             .map_err(|e| Error::nomem(format!("can't start the trainer's threads: {e}")))?;
         let device = policy::device(&config.train.device)?;
         let decoder = Arc::new(pool.install(|| Decoder::load(&config.model, &device, config.train.dtype))?);
+        let timeout = Duration::from_secs(plan.reward_timeout);
+        let reward = plan.reward.as_ref().map(|spec| Reward::new(spec, timeout, &decoder)).transpose()?;
         let options = shape(&plan, &prompts)?;
         let threads = cores_or(config.serve.threads);
-        Ok(Lab { model, decoder, pool, prompts, reward, options, threads, plan })
+        Ok(Lab { model, decoder, pool, prompts, reward, dataset, options, threads, plan })
     }
 
     /// The plan it follows.
@@ -78,6 +91,11 @@ impl Lab {
     pub fn prompts(&self) -> usize {
         self.prompts.len()
     }
+
+    /// Number of fixed answers; none if samples are trained on.
+    pub fn dataset(&self) -> Option<usize> {
+        self.dataset.as_ref().map(Vec::len)
+    }
 }
 
 fn tokenize(model: &Model, plan: &Plan, prompts: Vec<Prompt>) -> Result<Vec<Asked>> {
@@ -86,8 +104,9 @@ fn tokenize(model: &Model, plan: &Plan, prompts: Vec<Prompt>) -> Result<Vec<Aske
     let most = plan.config.train.max_tokens.min(model.n_ctx_train().max(1)) as usize;
     let room = most.saturating_sub(plan.max_new as usize);
     let mut asked = Vec::with_capacity(prompts.len());
+    let file = plan.prompts.as_ref().map(|input| input.path.display().to_string()).unwrap_or_default();
     for Prompt { line, text } in prompts {
-        let at = || format!("{}:{line}", plan.prompts.display());
+        let at = || format!("{file}:{line}");
         let tokens = match (&text, &template) {
             (PromptText::Chat(messages), Some(template)) => chat_tokens(model, template, messages),
             (PromptText::Text(text), _) => model.tokenize(text, true, false),
@@ -105,6 +124,39 @@ fn tokenize(model: &Model, plan: &Plan, prompts: Vec<Prompt>) -> Result<Vec<Aske
         asked.push(Asked { text, tokens });
     }
     Ok(asked)
+}
+
+/// Fixed answers as the trainer takes them. One that is told in words ends as the model would end it.
+fn rollouts(model: &Model, plan: &Plan, answers: Vec<(usize, FixedAnswer)>) -> Result<Vec<Rollout>> {
+    let chat = answers.iter().any(|(_, a)| a.tokens.is_none() && matches!(a.prompt, PromptText::Chat(_)));
+    let template = chat.then(|| template_of(model)).transpose()?;
+    let file = plan.dataset.as_ref().map(|input| input.path.display().to_string()).unwrap_or_default();
+    let words = |answer: &FixedAnswer| -> Result<(Vec<TokenId>, Vec<TokenId>)> {
+        let prompt = match (&answer.prompt, &template) {
+            (PromptText::Chat(messages), Some(template)) => chat_tokens(model, template, messages)?,
+            (PromptText::Text(text), _) => model.tokenize(text, true, false)?,
+            (PromptText::Chat(_), None) => return Err(Error::unsupported("the model carries no chat template")),
+        };
+        let mut response = model.tokenize(&answer.response, false, false)?;
+        response.extend(model.turn_end().filter(|_| answer.ended));
+        Ok((prompt, response))
+    };
+    let rollout = |(line, answer): (usize, FixedAnswer)| {
+        let at = |e: Error| e.context(format!("{file}:{line}"));
+        let (prompt, response) = match answer.tokens.clone() {
+            Some(tokens) => tokens,
+            None => words(&answer).map_err(at)?,
+        };
+        if prompt.is_empty() || response.is_empty() {
+            return Err(at(Error::arg("the prompt or the response is empty, expected at least one token each")));
+        }
+        if let Some(token) = prompt.iter().chain(&response).find(|t| **t as usize >= model.n_vocab()) {
+            return Err(at(Error::arg(format!("token {token} is outside the vocabulary of {}", model.n_vocab()))));
+        }
+        let Plan { temperature, .. } = *plan;
+        Ok(Rollout { prompt, response, temperature, score: answer.score, served_logprobs: None })
+    };
+    answers.into_iter().map(rollout).collect()
 }
 
 /// A context in which a whole batch is decoded together, if it isn't too large.

@@ -5,7 +5,7 @@
 //! `metrics.jsonl` and `samples.jsonl` (a line a step, a line an answer), `adapter.gguf`, and the last checkpoint. A run that
 //! was stopped goes on from there, and gives what it would have given.
 
-mod command;
+mod dataset;
 mod folder;
 mod lab;
 mod plan;
@@ -14,9 +14,10 @@ mod record;
 mod reward;
 mod run;
 
+pub use dataset::{FixedAnswer, read_dataset};
 pub use folder::{ADAPTER_FILE, METRICS_FILE, SAMPLES_FILE, seed_folder};
 pub use lab::Lab;
-pub use plan::{PLAN_FILE, Plan};
+pub use plan::{Input, PLAN_FILE, Plan};
 pub use prompts::{Prompt, PromptText, read_prompts};
 pub use record::StepRecord;
 pub use reward::{RewardSpec, SCHEMES};

@@ -22,12 +22,14 @@ const LEAST_TEMPERATURE: f32 = 0.01;
 pub struct Plan {
     /// Model, trainer and llama.cpp's threads. Each run takes its own seed for `train.seed`.
     pub config: Config,
-    /// JSON lines of prompts.
-    pub prompts: PathBuf,
-    /// SHA-256 of that file: other prompts would make another experiment.
-    pub prompts_sha256: String,
-    /// What an answer is worth.
-    pub reward: RewardSpec,
+    /// JSON lines of prompts; none where nothing is sampled.
+    pub prompts: Option<Input>,
+    /// What a sampled answer is worth.
+    pub reward: Option<RewardSpec>,
+    /// JSON lines of answers with their rewards: trained on in the place of samples.
+    pub dataset: Option<Input>,
+    /// With a data set: steps from one batch of samples, which only measure, to the next.
+    pub evaluate_every: u64,
     /// Longest time that a reward command may take for a batch, in seconds.
     pub reward_timeout: u64,
     /// Batches to train on.
@@ -40,6 +42,26 @@ pub struct Plan {
     pub temperature: f32,
     /// Steps between two checkpoints.
     pub checkpoint_every: u64,
+}
+
+/// A file that decides what an experiment gives.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Input {
+    /// Where it is.
+    pub path: PathBuf,
+    /// SHA-256 of it: another file would make another experiment.
+    pub sha256: String,
+}
+
+impl Input {
+    /// Errors with `Arg` if the file has another hash now.
+    pub(super) fn is_still(&self, sha256: &str) -> Result<()> {
+        if sha256 == self.sha256 {
+            return Ok(());
+        }
+        Err(Error::arg(format!("{} has changed since the run began, expected the same file", self.path.display())))
+    }
 }
 
 impl Plan {
@@ -60,6 +82,13 @@ impl Plan {
         least("max-new", self.max_new.into(), 1)?;
         least("checkpoint-every", self.checkpoint_every, 1)?;
         least("reward-timeout", self.reward_timeout, 1)?;
+        least("evaluate-every", self.evaluate_every, 1)?;
+        match (&self.prompts, &self.reward, &self.dataset) {
+            (Some(_), Some(_), _) | (None, None, Some(_)) => {}
+            (None, None, None) => return Err(Error::arg("there are neither prompts nor a dataset, expected one")),
+            (Some(_), None, _) => return Err(Error::arg("there are prompts but no reward, expected both")),
+            (None, Some(_), _) => return Err(Error::arg("there is a reward but no prompts, expected both")),
+        }
         // An answer alone has nothing to be compared with.
         least("train.batch", self.config.train.batch.into(), 2)?;
         if !(LEAST_TEMPERATURE..=10.0).contains(&self.temperature) {

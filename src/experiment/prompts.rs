@@ -30,30 +30,45 @@ pub struct Prompt {
 /// # Errors
 /// `Io` if the file can't be read, `Arg` naming the line that is no prompt, or if there is none.
 pub fn read_prompts(path: &Path) -> Result<(Vec<Prompt>, String)> {
+    let (prompts, sha256) = read_lines(path, parse)?;
+    if prompts.is_empty() {
+        return Err(Error::arg(format!("{} holds no prompt", path.display())));
+    }
+    Ok((prompts.into_iter().map(|(line, text)| Prompt { line, text }).collect(), sha256))
+}
+
+/// What `parse` makes of each line that isn't empty, with its number from 1, and the file's SHA-256.
+pub(super) fn read_lines<T>(path: &Path, parse: impl Fn(&[u8]) -> Result<T>) -> Result<(Vec<(usize, T)>, String)> {
     let at = |e: std::io::Error| Error::from(e).context(format!("reading {}", path.display()));
     let bytes = fs::metadata(path).map_err(at)?.len();
     if bytes > MOST_BYTES {
         return Err(Error::arg(format!("{} has {bytes} bytes, at most {MOST_BYTES} are read", path.display())));
     }
     let data = fs::read(path).map_err(at)?;
-    let mut prompts = Vec::new();
+    let mut parsed = Vec::new();
     for (index, line) in data.split(|b| *b == b'\n').enumerate() {
         if line.trim_ascii().is_empty() {
             continue;
         }
-        let text = parse(line).map_err(|e| e.context(format!("{}:{}", path.display(), index + 1)))?;
-        prompts.push(Prompt { line: index + 1, text });
+        let item = parse(line).map_err(|e| e.context(format!("{}:{}", path.display(), index + 1)))?;
+        parsed.push((index + 1, item));
     }
-    if prompts.is_empty() {
-        return Err(Error::arg(format!("{} holds no prompt", path.display())));
-    }
-    Ok((prompts, sha256(&data)))
+    Ok((parsed, sha256(&data)))
 }
 
 fn parse(line: &[u8]) -> Result<PromptText> {
-    const EXPECTED: &str = r#"expected {"prompt": [messages]}, {"prompt": "text"} or {"text": "text"}"#;
-    let wrong = |what: &str| Error::arg(format!("{what}, {EXPECTED}"));
     let value: Value = serde_json::from_slice(line).map_err(|e| wrong(&format!("no JSON ({e})")))?;
+    prompt_of(&value)
+}
+
+fn wrong(what: &str) -> Error {
+    Error::arg(format!(
+        "{what}, expected {{\"prompt\": [messages]}}, {{\"prompt\": \"text\"}} or {{\"text\": \"text\"}}"
+    ))
+}
+
+/// The prompt of a line.
+pub(super) fn prompt_of(value: &Value) -> Result<PromptText> {
     let given = match (value.get("prompt"), value.get("text")) {
         (Some(prompt), _) => prompt,
         (None, Some(text @ Value::String(_))) => text,

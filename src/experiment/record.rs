@@ -5,17 +5,20 @@ use serde::{Deserialize, Serialize};
 use crate::trainer::StepOutcome;
 use crate::types::{FinishReason, Generation, StepMetrics};
 
-/// One batch: sampled, judged, trained on. KL is that of the policy that sampled, to the initial model, in nats.
+/// One batch: sampled, judged, trained on. KL, entropy and the gap are of the policy that sampled, in nats.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct StepRecord {
     /// From 1.
     pub step: u64,
-    /// Answers sampled so far, this batch included.
+    /// Answers trained on so far, this batch included.
     pub samples: u64,
-    /// Mean reward, before any scaling.
-    pub reward_mean: f64,
-    /// Its standard deviation over the batch.
-    pub reward_std: f64,
+    /// Mean reward of the batch's samples, before any scaling; none where nothing was sampled.
+    pub reward_mean: Option<f64>,
+    /// Their standard deviation.
+    pub reward_std: Option<f64>,
+    /// Mean reward of the fixed answers that were trained on, with a data set.
+    pub data_reward_mean: Option<f64>,
     /// Estimator k1 a token.
     pub kl_k1_per_token: Option<f64>,
     /// Estimator k3 a token.
@@ -24,18 +27,26 @@ pub struct StepRecord {
     pub kl_k1_per_response: Option<f64>,
     /// Estimator k3, the same way.
     pub kl_k3_per_response: Option<f64>,
-    /// Mean tokens of a response.
-    pub length_mean: f64,
-    /// Share of responses that were cut off.
-    pub cut_off: f64,
+    /// Entropy a token, at the sampling temperature.
+    pub entropy: Option<f64>,
+    /// Mean distance of the server's log-probability of a token from the trainer's; known at temperature 1.
+    pub serve_train_gap: Option<f64>,
+    /// Mean tokens of a sampled response.
+    pub length_mean: Option<f64>,
+    /// Share of them that were cut off.
+    pub cut_off: Option<f64>,
     /// Mean policy loss of the optimizer steps.
     pub policy_loss: Option<f64>,
     /// Mean value loss.
     pub value_loss: Option<f64>,
+    /// Root of the mean squared distance of the values from the returns before the batch, in scaled rewards.
+    pub value_error: Option<f64>,
     /// Share of the returns' variance that the critic had explained.
     pub explained_variance: Option<f64>,
     /// Share of tokens on the clipped side of PPO's loss.
     pub clip_fraction: Option<f64>,
+    /// Share of tokens on the clipped side of PPO's value loss.
+    pub value_clip_fraction: Option<f64>,
     /// Norm of the policy's gradient before clipping.
     pub grad_norm: Option<f64>,
     /// Samples too long to train on.
@@ -45,7 +56,7 @@ pub struct StepRecord {
     /// Why nothing was learned from the batch, if so.
     pub skipped: Option<String>,
     /// Tokens sampled a second, while sampling.
-    pub sampled_tokens_per_second: f64,
+    pub sampled_tokens_per_second: Option<f64>,
     /// Response tokens trained on a second, while training (all epochs together).
     pub trained_tokens_per_second: Option<f64>,
     /// Wall time of sampling.
@@ -65,65 +76,86 @@ pub struct StepRecord {
 pub(super) struct Times {
     pub sample: f64,
     pub reward: f64,
+    pub measure: f64,
     pub train: f64,
+}
+
+/// A batch of samples with what they are worth.
+pub(super) struct Sampled<'a> {
+    pub answers: Vec<&'a Generation>,
+    pub scores: &'a [f64],
 }
 
 impl StepRecord {
     /// Of batch `step`, `samples` being the answers of all batches so far.
-    pub(super) fn new(
-        step: u64,
-        samples: u64,
-        answers: &[impl AsRef<Generation>],
-        scores: &[f64],
-        outcome: &StepOutcome,
-        times: Times,
-    ) -> Self {
-        let answers: Vec<&Generation> = answers.iter().map(AsRef::as_ref).collect();
-        let count = answers.len().max(1) as f64;
-        let tokens: usize = answers.iter().map(|g| g.response.len()).sum();
-        let cut_off = answers.iter().filter(|g| g.finish != FinishReason::Stop).count();
-        let (reward_mean, reward_std) = mean_and_std(scores);
-        let record = Self {
+    pub(super) fn new(step: u64, samples: u64, times: Times) -> Self {
+        Self {
             step,
             samples,
-            reward_mean,
-            reward_std,
-            length_mean: tokens as f64 / count,
-            cut_off: cut_off as f64 / count,
-            sampled_tokens_per_second: tokens as f64 / times.sample.max(1e-9),
             sample_seconds: times.sample,
             reward_seconds: times.reward,
             train_seconds: times.train,
-            seconds: times.sample + times.reward + times.train,
+            seconds: times.sample + times.reward + times.measure + times.train,
             peak_memory_bytes: peak_memory(),
             ..Self::default()
-        };
-        match outcome {
-            StepOutcome::Trained(metrics) => record.trained(metrics),
-            StepOutcome::Skipped { reason, dropped_steps } => {
-                Self { skipped: Some(reason.clone()), dropped_steps: *dropped_steps, ..record }
-            }
         }
     }
 
-    fn trained(self, m: &StepMetrics) -> Self {
+    /// Adds what the samples say.
+    pub(super) fn sampled(&mut self, sampled: &Sampled) {
+        let count = sampled.answers.len().max(1) as f64;
+        let tokens = sampled.answers.iter().map(|g| g.response.len()).sum::<usize>() as f64;
+        let cut_off = sampled.answers.iter().filter(|g| g.finish != FinishReason::Stop).count() as f64;
+        let (mean, std) = mean_and_std(sampled.scores);
+        self.reward_mean = finite(mean);
+        self.reward_std = finite(std);
+        self.length_mean = finite(tokens / count);
+        self.cut_off = finite(cut_off / count);
+        self.sampled_tokens_per_second = finite(tokens / self.sample_seconds.max(1e-9));
+    }
+
+    /// Adds what training says. `measured` is of samples that were not trained on; `offline` says that those that were trained
+    /// on are not the policy's own.
+    pub(super) fn trained(&mut self, outcome: &StepOutcome, measured: Option<&StepMetrics>, offline: bool) {
+        match outcome {
+            StepOutcome::Trained(metrics) => {
+                self.learned(metrics);
+                if !offline {
+                    self.policy(metrics);
+                }
+            }
+            StepOutcome::Skipped { reason, dropped_steps } => {
+                self.skipped = Some(reason.clone());
+                self.dropped_steps = *dropped_steps;
+            }
+        }
+        if let Some(metrics) = measured {
+            self.policy(metrics);
+        }
+    }
+
+    fn policy(&mut self, m: &StepMetrics) {
         // A sum over every token, spread over the responses.
         let k3_per_response = m.kl_k3_per_token.0 * m.response_tokens as f64 / m.samples.max(1) as f64;
-        Self {
-            kl_k1_per_token: finite(m.kl_k1_per_token.0),
-            kl_k3_per_token: finite(m.kl_k3_per_token.0),
-            kl_k1_per_response: finite(m.kl_per_response.0),
-            kl_k3_per_response: finite(k3_per_response),
-            policy_loss: finite(m.policy_loss),
-            value_loss: finite(m.value_loss),
-            explained_variance: finite(m.explained_variance),
-            clip_fraction: finite(m.clip_fraction),
-            grad_norm: finite(m.grad_norm),
-            left_out: m.left_out,
-            dropped_steps: m.dropped_steps,
-            trained_tokens_per_second: finite(m.response_tokens as f64 / self.train_seconds.max(1e-9)),
-            ..self
-        }
+        self.kl_k1_per_token = finite(m.kl_k1_per_token.0);
+        self.kl_k3_per_token = finite(m.kl_k3_per_token.0);
+        self.kl_k1_per_response = finite(m.kl_per_response.0);
+        self.kl_k3_per_response = finite(k3_per_response);
+        self.entropy = finite(m.entropy.0);
+        self.serve_train_gap = m.serve_train_gap.and_then(|gap| finite(gap.0));
+    }
+
+    fn learned(&mut self, m: &StepMetrics) {
+        self.policy_loss = finite(m.policy_loss);
+        self.value_loss = finite(m.value_loss);
+        self.value_error = finite(m.value_error);
+        self.explained_variance = finite(m.explained_variance);
+        self.clip_fraction = finite(m.clip_fraction);
+        self.value_clip_fraction = finite(m.value_clip_fraction);
+        self.grad_norm = finite(m.grad_norm);
+        self.left_out = m.left_out;
+        self.dropped_steps = m.dropped_steps;
+        self.trained_tokens_per_second = finite(m.response_tokens as f64 / self.train_seconds.max(1e-9));
     }
 }
 
@@ -156,16 +188,31 @@ mod tests {
     fn k3_a_response_is_the_sum_over_its_tokens() {
         let metrics =
             StepMetrics { samples: 4, response_tokens: 40, kl_k3_per_token: Nats(0.5), ..StepMetrics::default() };
-        assert_eq!(StepRecord::default().trained(&metrics).kl_k3_per_response, Some(5.0));
+        let mut record = StepRecord::default();
+        record.policy(&metrics);
+        assert_eq!(record.kl_k3_per_response, Some(5.0));
     }
 
     #[test]
     fn what_is_not_a_number_is_written_as_nothing_and_read_back() {
         let metrics = StepMetrics { explained_variance: f64::NAN, policy_loss: 0.25, ..StepMetrics::default() };
-        let record = StepRecord::default().trained(&metrics);
+        let mut record = StepRecord::default();
+        record.learned(&metrics);
         let json = serde_json::to_string(&record).unwrap();
         assert!(json.contains("\"explained_variance\":null") && json.contains("\"policy_loss\":0.25"), "{json}");
         assert_eq!(serde_json::from_str::<StepRecord>(&json).unwrap(), record);
+    }
+
+    #[test]
+    fn the_kl_of_fixed_answers_is_not_told_as_the_policy_s() {
+        let fixed = StepMetrics { kl_per_response: Nats(7.0), samples: 2, ..StepMetrics::default() };
+        let own = StepMetrics { kl_per_response: Nats(2.0), ..fixed.clone() };
+        let kl = |measured: Option<&StepMetrics>, offline| {
+            let mut record = StepRecord::default();
+            record.trained(&StepOutcome::Trained(fixed.clone()), measured, offline);
+            record.kl_k1_per_response
+        };
+        assert_eq!((kl(None, false), kl(None, true), kl(Some(&own), true)), (Some(7.0), None, Some(2.0)));
     }
 
     #[test]

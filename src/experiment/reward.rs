@@ -1,20 +1,26 @@
-//! What an answer is worth, in an experiment. Never sees a model.
+//! What an answer is worth, in an experiment. Never learns.
 
 use std::fmt;
+use std::path::PathBuf;
 use std::str::FromStr;
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use regex::{Regex, RegexBuilder};
 use serde::{Deserialize, Serialize};
 
-use super::command;
 use super::prompts::PromptText;
 use crate::error::{Error, Result};
+use crate::policy::Decoder;
+use crate::reward::Scorer;
+use crate::reward::command;
+#[cfg(feature = "daemon")]
+use crate::reward::service;
 use crate::types::{FinishReason, Generation};
 
 /// The kinds of reward there are.
-pub const SCHEMES: [&str; 3] = ["length:TOKENS", "regex:PATTERN", "command:SHELL COMMAND"];
+pub const SCHEMES: [&str; 5] = ["length:TOKENS", "regex:PATTERN", "model:FILE", "command:SHELL COMMAND", "http:URL"];
 
 /// Distance from the wanted length, in tokens, at which an answer is worth -1.
 const WORST_DISTANCE: f64 = 40.0;
@@ -30,9 +36,14 @@ pub enum RewardSpec {
     Length(u32),
     /// 1 where the pattern matches the answer's text somewhere, else -1: the mean tells the share that match.
     Regex(String),
+    /// A reward model's file, for the same base: see `apad reward train`.
+    Model(PathBuf),
     /// A shell command that reads a line `{"prompt": .., "response": ".."}` an answer and writes a line `{"score": number}` each,
     /// in order. Started for each batch; its input then ends.
     Command(String),
+    /// A service that is posted `{"samples": [{"prompt": .., "response": ".."}]}` and replies `{"scores": [numbers]}`, in order.
+    /// At most 32 samples a request; failures that may pass are tried again.
+    Http(String),
 }
 
 impl FromStr for RewardSpec {
@@ -52,8 +63,20 @@ impl FromStr for RewardSpec {
                 compile(rest)?;
                 Ok(RewardSpec::Regex(rest.to_owned()))
             }
+            "model" if rest.is_empty() => {
+                Err(Error::arg("the reward model is empty, expected a file like model:reward.gguf"))
+            }
+            "model" => Ok(RewardSpec::Model(rest.into())),
             "command" if rest.trim().is_empty() => Err(Error::arg("the reward command is empty")),
             "command" => Ok(RewardSpec::Command(rest.to_owned())),
+            // `http://host/path` alone is a URL already.
+            "http" if rest.starts_with("//") && rest.len() > 2 => Ok(RewardSpec::Http(text.to_owned())),
+            "http" if rest.starts_with("http://") || rest.starts_with("https://") => {
+                Ok(RewardSpec::Http(rest.to_owned()))
+            }
+            "http" => Err(Error::arg(format!(
+                "the reward service is {rest:?}, expected http:URL like http://localhost:80/score"
+            ))),
             _ => Err(Error::arg(format!("there is no reward scheme {scheme:?}, {}", known()))),
         }
     }
@@ -64,7 +87,9 @@ impl fmt::Display for RewardSpec {
         match self {
             RewardSpec::Length(tokens) => write!(f, "length:{tokens}"),
             RewardSpec::Regex(pattern) => write!(f, "regex:{pattern}"),
+            RewardSpec::Model(file) => write!(f, "model:{}", file.display()),
             RewardSpec::Command(command) => write!(f, "command:{command}"),
+            RewardSpec::Http(url) => write!(f, "http:{url}"),
         }
     }
 }
@@ -86,30 +111,58 @@ impl From<RewardSpec> for String {
 pub(super) enum Reward {
     Length(u32),
     Regex(Regex),
-    Command { command: String, timeout: Duration },
+    Model(Box<Scorer>),
+    Command {
+        command: String,
+        timeout: Duration,
+    },
+    #[cfg(feature = "daemon")]
+    Http {
+        url: String,
+        timeout: Duration,
+    },
 }
 
 impl Reward {
-    pub fn new(spec: &RewardSpec, timeout: Duration) -> Result<Self> {
+    pub fn new(spec: &RewardSpec, timeout: Duration, decoder: &Arc<Decoder>) -> Result<Self> {
         Ok(match spec {
             RewardSpec::Length(tokens) => Reward::Length(*tokens),
             RewardSpec::Regex(pattern) => Reward::Regex(compile(pattern)?),
+            RewardSpec::Model(file) => Reward::Model(Box::new(Scorer::open(decoder.clone(), file)?)),
             RewardSpec::Command(command) => Reward::Command { command: command.clone(), timeout },
+            #[cfg(feature = "daemon")]
+            RewardSpec::Http(url) => Reward::Http { url: url.clone(), timeout },
+            #[cfg(not(feature = "daemon"))]
+            RewardSpec::Http(_) => return Err(Error::unsupported("this build has no HTTP, so no reward service")),
         })
     }
 
     /// The score of each answer, all finite.
     ///
     /// # Errors
-    /// `Callback` if a command dies, takes too long, or answers anything but scores; `Closed` if `stop` is set meanwhile.
+    /// `Callback` if a command or service dies, takes too long, or answers anything but scores; `Closed` if `stop` is set meanwhile.
     pub fn scores(&self, answers: &[(&PromptText, &Generation)], stop: &AtomicBool) -> Result<Vec<f64>> {
         match self {
             Reward::Length(wanted) => Ok(answers.iter().map(|(_, g)| length(*wanted, g)).collect()),
             Reward::Regex(pattern) => {
                 Ok(answers.iter().map(|(_, g)| if pattern.is_match(&g.text) { 1.0 } else { -1.0 }).collect())
             }
+            Reward::Model(scorer) => model(scorer, answers),
             Reward::Command { command, timeout } => command::scores(command, answers, *timeout, stop),
+            #[cfg(feature = "daemon")]
+            Reward::Http { url, timeout } => service::scores(url, answers, *timeout, stop),
         }
+    }
+}
+
+fn model(scorer: &Scorer, answers: &[(&PromptText, &Generation)]) -> Result<Vec<f64>> {
+    let tokens: Vec<_> = answers.iter().map(|(_, g)| (g.prompt.as_slice(), g.response.as_slice())).collect();
+    let scores = scorer.score(&tokens)?;
+    match scores.iter().find(|score| !score.is_finite()) {
+        Some(score) => {
+            Err(Error::callback(format!("the reward model gave the score {score}, expected a finite number")))
+        }
+        None => Ok(scores.into_iter().map(f64::from).collect()),
     }
 }
 
@@ -141,10 +194,9 @@ mod tests {
 
     #[test]
     fn a_scheme_that_is_not_there_is_refused_with_those_that_are() {
-        assert_eq!(
-            message("model:reward.gguf"),
-            "there is no reward scheme \"model\", expected one of length:TOKENS, regex:PATTERN, command:SHELL COMMAND"
-        );
+        let known = "expected one of length:TOKENS, regex:PATTERN, model:FILE, command:SHELL COMMAND, http:URL";
+        assert_eq!(message("judge:me"), format!("there is no reward scheme \"judge\", {known}"));
+        assert!(message("http:localhost").contains("expected http:URL"));
         assert!(message("20").contains("has no scheme"));
         assert!(message("length:0").contains("like length:20"));
         assert!(message("regex:(").contains("is no regular expression: unclosed group"), "{}", message("regex:("));
@@ -153,7 +205,8 @@ mod tests {
 
     #[test]
     fn a_reward_is_written_as_it_is_read() {
-        for text in ["length:20", r"regex:^a:b\d", "command:jq -c '{score: 1}'"] {
+        assert_eq!("http://a/b".parse::<RewardSpec>().unwrap().to_string(), "http:http://a/b");
+        for text in ["length:20", r"regex:^a:b\d", "command:jq -c '{score: 1}'", "http:http://a/b", "model:a/b.gguf"] {
             assert_eq!(text.parse::<RewardSpec>().unwrap().to_string(), text);
         }
     }

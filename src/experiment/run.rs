@@ -11,8 +11,8 @@ use serde_json::json;
 use super::folder::{Folder, METRICS_FILE, SAMPLES_FILE, seed_folder};
 use super::lab::{Asked, Lab};
 use super::prompts::order;
-use super::record::{StepRecord, Times};
-use crate::config::TrainConfig;
+use super::record::{Sampled, StepRecord, Times};
+use crate::config::{GateConfig, TrainConfig};
 use crate::error::{Code, Error, Result};
 use crate::scheduler::{Event, Finished, GenerationStream, Next, Request, Scheduler, Weights};
 use crate::trainer::Trainer;
@@ -56,6 +56,16 @@ impl Lab {
     }
 }
 
+/// A prompt, its answer, and what the server says of the answer's tokens.
+type Answer<'a> = (&'a Asked, Arc<Generation>, Option<Vec<f32>>);
+
+/// A batch of samples.
+struct Judged<'a> {
+    answers: Vec<(&'a Asked, Arc<Generation>)>,
+    scores: Vec<f64>,
+    rollouts: Vec<Rollout>,
+}
+
 struct Run<'a> {
     lab: &'a Lab,
     seed: u64,
@@ -71,7 +81,9 @@ struct Run<'a> {
 impl<'a> Run<'a> {
     fn open(lab: &'a Lab, seed: u64, dir: &Path, stop: &'a AtomicBool) -> Result<Self> {
         let folder = Folder::open(&seed_folder(dir, seed))?;
-        let config = TrainConfig { seed, ..lab.plan.config.train.clone() };
+        // Nothing is served to anybody, so no candidate is judged.
+        let gate = GateConfig { kl_samples: 0, ..lab.plan.config.train.gate };
+        let config = TrainConfig { seed, gate, ..lab.plan.config.train.clone() };
         let checkpoint = folder.checkpoint()?;
         let kept = checkpoint.as_ref().map_or(0, |(step, _)| *step);
         let trainer = lab.pool.install(|| match &checkpoint {
@@ -108,26 +120,67 @@ impl<'a> Run<'a> {
     fn step(&mut self) -> Result<StepRecord> {
         let step = self.records.len() as u64 + 1;
         let mut times = Times::default();
-        let answers = timed(&mut times.sample, || self.sample(step))?;
-        let pairs: Vec<_> = answers.iter().map(|(asked, g)| (&asked.text, &**g)).collect();
-        let scores = timed(&mut times.reward, || self.lab.reward.scores(&pairs, self.stop))?;
-        let rollouts: Vec<Rollout> = answers.iter().zip(&scores).map(|((_, g), score)| rollout(g, *score)).collect();
+        let offline = self.lab.dataset.is_some();
+        let judged =
+            if !self.lab.prompts.is_empty() && (!offline || (step - 1).is_multiple_of(self.lab.plan.evaluate_every)) {
+                Some(self.judged(step, &mut times)?)
+            } else {
+                None
+            };
         let stop = self.stop;
-        let outcome = timed(&mut times.train, || {
-            self.lab.pool.install(|| self.trainer.step(&rollouts, &|| stop.load(Ordering::Relaxed)))
-        })?;
+        let stopped = || stop.load(Ordering::Relaxed);
+        // Of fixed answers the estimators say nothing about the policy: it is measured on what it says itself.
+        let measured = match &judged {
+            Some(judged) if offline => timed(&mut times.measure, || {
+                self.lab.pool.install(|| self.trainer.measure(&judged.rollouts, &stopped)).map(Some)
+            })?,
+            _ => None,
+        };
+        let fixed = self.fixed(step);
+        let rollouts = match (&fixed, &judged) {
+            (Some(fixed), _) => fixed,
+            (None, Some(judged)) => &judged.rollouts,
+            (None, None) => return Err(Error::arg("there is nothing to train on")),
+        };
+        let outcome = timed(&mut times.train, || self.lab.pool.install(|| self.trainer.step(rollouts, &stopped)))?;
 
-        let generations: Vec<&Arc<Generation>> = answers.iter().map(|(_, g)| g).collect();
-        let samples = self.records.last().map_or(0, |r| r.samples) + answers.len() as u64;
-        let record = StepRecord::new(step, samples, &generations, &scores, &outcome, times);
-        self.folder.append(SAMPLES_FILE, &sample_lines(step, &answers, &scores))?;
+        let samples = self.records.last().map_or(0, |r| r.samples) + rollouts.len() as u64;
+        let mut record = StepRecord::new(step, samples, times);
+        if let Some(judged) = &judged {
+            let answers = judged.answers.iter().map(|(_, g)| &**g).collect();
+            record.sampled(&Sampled { answers, scores: &judged.scores });
+            self.folder.append(SAMPLES_FILE, &sample_lines(step, &judged.answers, &judged.scores))?;
+        }
+        if let Some(fixed) = &fixed {
+            record.data_reward_mean = Some(fixed.iter().map(|r| r.score).sum::<f64>() / fixed.len().max(1) as f64);
+        }
+        record.trained(&outcome, measured.as_ref(), offline);
         self.folder.append(METRICS_FILE, &format!("{}\n", json!(record)))?;
         self.trainer.adapter().write_gguf(&self.folder.adapter(), &[])?;
         Ok(record)
     }
 
+    /// The step's part of the data set: each answer once, in random order, before any comes again.
+    fn fixed(&self, step: u64) -> Option<Vec<Rollout>> {
+        let dataset = self.lab.dataset.as_ref()?;
+        let batch = self.lab.plan.config.train.batch as usize;
+        let places = order(dataset.len(), self.seed, (step - 1) * batch as u64, batch);
+        Some(places.iter().filter_map(|i| dataset.get(*i)).cloned().collect())
+    }
+
+    /// Answers of the current policy to the step's prompts, and what they are worth.
+    fn judged(&mut self, step: u64, times: &mut Times) -> Result<Judged<'a>> {
+        let sampled = timed(&mut times.sample, || self.sample(step))?;
+        let pairs: Vec<_> = sampled.iter().map(|(asked, g, _)| (&asked.text, &**g)).collect();
+        let reward = self.lab.reward.as_ref().ok_or_else(|| Error::arg("there is no reward"))?;
+        let scores = timed(&mut times.reward, || self.lab.pool.install(|| reward.scores(&pairs, self.stop)))?;
+        let rollouts = sampled.iter().zip(&scores).map(|((_, g, served), score)| rollout(g, *score, served)).collect();
+        let answers = sampled.into_iter().map(|(asked, g, _)| (asked, g)).collect();
+        Ok(Judged { answers, scores, rollouts })
+    }
+
     /// Answers of the current policy to the step's prompts.
-    fn sample(&mut self, step: u64) -> Result<Vec<(&'a Asked, Arc<Generation>)>> {
+    fn sample(&mut self, step: u64) -> Result<Vec<Answer<'a>>> {
         let lab = self.lab;
         let batch = lab.plan.config.train.batch as usize;
         let places = order(lab.prompts.len(), self.seed, (step - 1) * batch as u64, batch);
@@ -143,13 +196,19 @@ impl<'a> Run<'a> {
             max_tokens: lab.plan.max_new,
             stop: Vec::new(),
             user: None,
-            logprobs: None,
+            // Where they can be compared with the trainer's.
+            logprobs: (lab.plan.temperature == 1.0).then_some(0),
         });
         let requests = requests.collect();
         let scheduler = self.serve(step)?;
         let streams = scheduler.submit_together(requests)?;
-        let answers = streams.iter().map(|s| end_of(s, self.stop)).collect::<Result<Vec<_>>>()?;
-        Ok(asked.into_iter().zip(answers).collect())
+        let compared = lab.plan.temperature == 1.0;
+        let end = |(asked, stream): (&'a Asked, &GenerationStream)| {
+            let answer = end_of(stream, self.stop)?;
+            let served = || stream.logprobs(0).into_iter().map(|t| t.chosen.logprob).collect();
+            Ok((asked, answer, compared.then(served)))
+        };
+        asked.into_iter().zip(&streams).map(end).collect()
     }
 
     /// Serves the trainer's policy. At every step, moved or not: no cache of an earlier one decides how sums are rounded.
@@ -192,12 +251,13 @@ fn end_of(stream: &GenerationStream, stop: &AtomicBool) -> Result<Arc<Generation
     }
 }
 
-fn rollout(answer: &Generation, score: f64) -> Rollout {
+fn rollout(answer: &Generation, score: f64, served_logprobs: &Option<Vec<f32>>) -> Rollout {
     Rollout {
         prompt: answer.prompt.clone(),
         response: answer.response.clone(),
         temperature: answer.sampling.temperature,
         score,
+        served_logprobs: served_logprobs.clone(),
     }
 }
 

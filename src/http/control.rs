@@ -12,8 +12,9 @@ use serde_json::{Value, json};
 use super::body::Body;
 use super::error::{ApiError, ApiResult};
 use super::{App, blocking};
-use crate::engine::{Engine, Status, StepOutcome, TrainerStatus};
+use crate::engine::{Engine, GenerationRecord, Status, StepOutcome, TrainerStatus};
 use crate::error::Error;
+use crate::ledger::Forgotten;
 use crate::request::{self, Unknown};
 use crate::types::{FeedbackReceipt, Generation, GenerationId, PolicyVersion};
 
@@ -62,9 +63,10 @@ pub(super) async fn detokenize(State(app): Shared, Body(body): Body) -> ApiResul
     .await
 }
 
-pub(super) async fn generation(State(app): Shared, path: PathText) -> ApiResult<Json<Generation>> {
+pub(super) async fn generation(State(app): Shared, path: PathText) -> ApiResult<Json<GenerationRecord>> {
     let id = GenerationId(text(path)?);
-    blocking(move || known_generation(&app.engine, &id).map(Json)).await
+    let unknown = ApiError::not_found(format!("no generation {id}"));
+    blocking(move || app.engine.generation_record(&id)?.map(Json).ok_or(unknown)).await
 }
 
 fn known_generation(engine: &Engine, id: &GenerationId) -> ApiResult<Generation> {
@@ -88,6 +90,26 @@ pub(super) async fn preference(State(app): Shared, Body(body): Body) -> ApiResul
         let user = preference.user.as_deref();
         let id = app.engine.prefer(&preference.chosen, &preference.rejected, user)?;
         Ok(Json(json!({"preference_id": id})))
+    })
+    .await
+}
+
+/// `{user}`: deletes what they said and were told.
+pub(super) async fn forget(State(app): Shared, Body(body): Body) -> ApiResult<Json<Forgotten>> {
+    let user = request::parse_forget(&body, Unknown::Ignore)?;
+    blocking(move || Ok(Json(app.engine.forget(&user)?))).await
+}
+
+pub(super) async fn reviews(State(app): Shared) -> ApiResult<Json<Value>> {
+    let reviews = blocking(move || Ok(app.engine.reviews()?)).await?;
+    Ok(Json(json!({"object": "list", "data": reviews})))
+}
+
+pub(super) async fn review(State(app): Shared, Body(body): Body) -> ApiResult<Json<Value>> {
+    let (user, verdict) = request::parse_review(&body, Unknown::Ignore)?;
+    blocking(move || {
+        app.engine.review(&user, verdict)?;
+        Ok(Json(json!({"user": user, "verdict": verdict})))
     })
     .await
 }

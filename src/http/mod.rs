@@ -126,6 +126,8 @@ fn router(app: Arc<App>) -> Router {
         .route("/v1/generations/{id}", get(control::generation))
         .route("/v1/feedback", post(control::feedback))
         .route("/v1/preferences", post(control::preference))
+        .route("/v1/feedback/reviews", get(control::reviews).post(control::review))
+        .route("/v1/forget", post(control::forget))
         .route("/v1/policy/versions", get(control::versions))
         .route("/v1/policy/activate", post(control::activate))
         .route("/v1/policy/rollback", post(control::rollback))

@@ -45,11 +45,18 @@ impl Gradients {
         Ok(norm)
     }
 
-    /// Euclidean norm of all gradients together.
     fn norm(&self) -> Result<f64> {
-        let squares = self.sums.iter().map(|g| g.sqr()?.sum_all()).collect::<candle_core::Result<Vec<_>>>()?;
-        // One transfer from the device for all of them.
-        let squares = Tensor::stack(&squares, 0)?.to_dtype(DType::F64)?.to_vec1::<f64>()?;
-        Ok(squares.iter().sum::<f64>().sqrt())
+        norm(self.sums.iter())
     }
+}
+
+/// Euclidean norm of tensors together. Not finite if one of their values isn't.
+///
+/// # Errors
+/// `Train` if there are none, or the device fails.
+pub fn norm<'a>(tensors: impl Iterator<Item = &'a Tensor>) -> Result<f64> {
+    let squares = tensors.map(|g| g.sqr()?.sum_all()).collect::<candle_core::Result<Vec<_>>>()?;
+    // One transfer from the device for all of them.
+    let squares = Tensor::stack(&squares, 0)?.to_dtype(DType::F64)?.to_vec1::<f64>()?;
+    Ok(squares.iter().sum::<f64>().sqrt())
 }

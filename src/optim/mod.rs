@@ -4,4 +4,4 @@ mod adamw;
 mod gradients;
 
 pub use adamw::{AdamW, AdamWConfig, Moments};
-pub use gradients::Gradients;
+pub use gradients::{Gradients, norm};

@@ -128,6 +128,16 @@ impl Decoder {
         ops::token_entropy(hidden, &self.head, temperatures)
     }
 
+    /// [`Self::logprobs`] and [`Self::entropy`] for the price of one. Gives no gradient.
+    pub fn logprobs_and_entropy(
+        &self,
+        hidden: &Tensor,
+        targets: &[TokenId],
+        temperatures: &[f32],
+    ) -> Result<(Tensor, Tensor)> {
+        ops::token_logprobs_and_entropy(hidden, &self.head, targets, temperatures)
+    }
+
     /// A whole pass: the log-probability of each target, [response tokens], in nats; one temperature a sequence.
     pub fn response_logprobs(
         &self,

@@ -3,7 +3,6 @@
 use std::path::Path;
 
 use candle_core::quantized::GgmlDType;
-use candle_core::{DType, Device};
 
 use super::{Decoder, Lora};
 use crate::error::{Error, Result};
@@ -30,13 +29,11 @@ impl Lora {
                 continue;
             };
             let scale = self.alpha / self.rank as f64;
-            let (a, b) = (factors.a.as_detached_tensor(), factors.b.as_detached_tensor());
             let file = &file;
             merged.tensor_made(info.name(), info.shape(), GgmlDType::F32, move || {
-                let exact =
-                    |t: &candle_core::Tensor| -> Result<_> { Ok(t.to_device(&Device::Cpu)?.to_dtype(DType::F32)?) };
-                let update = (exact(&b)?.matmul(&exact(&a)?)? * scale)?; // [out, in]
-                Ok((file.dequantize(&factors.tensor, &Device::Cpu)? + update)?)
+                let (a, b) = (factors.a.as_detached_tensor(), factors.b.as_detached_tensor());
+                let update = (b.matmul(&a)? * scale)?; // [out, in]
+                Ok((file.dequantize(&factors.tensor, update.device())? + update)?)
             })?;
         }
         merged.write(to)

@@ -17,6 +17,8 @@ pub(super) struct Sample<'a> {
     /// Divides the logits; greedy answers are trained at 1.
     pub temperature: f32,
     pub score: f64,
+    /// The server's, where they say something of this temperature.
+    pub served_logprobs: Option<&'a [f32]>,
     pub rows: Range<usize>,
 }
 
@@ -57,6 +59,7 @@ impl<'a> Batch<'a> {
                 response: &rollout.response,
                 temperature: if rollout.temperature < GREEDY_BELOW { 1.0 } else { rollout.temperature },
                 score: rollout.score,
+                served_logprobs: served_logprobs(rollout),
                 rows: start..start + rollout.response.len(),
             });
         }
@@ -123,6 +126,12 @@ pub(super) fn slice<'v, T>(flat: &'v [T], sample: &Sample) -> Result<&'v [T]> {
         .ok_or_else(|| Error::train(format!("rows {:?} lie outside an array of {}", sample.rows, flat.len())))
 }
 
+/// The server tells them at temperature 1.
+fn served_logprobs(rollout: &Rollout) -> Option<&[f32]> {
+    let served = rollout.served_logprobs.as_deref()?;
+    (rollout.temperature == 1.0 && served.len() <= rollout.response.len()).then_some(served)
+}
+
 fn check(rollout: &Rollout) -> Result<()> {
     if rollout.prompt.is_empty() {
         return Err(Error::arg("the prompt is empty, at least one token is expected"));
@@ -144,7 +153,7 @@ mod tests {
     use super::*;
 
     fn rollout(prompt: usize, response: usize, score: f64) -> Rollout {
-        Rollout { prompt: vec![1; prompt], response: vec![2; response], temperature: 1.0, score }
+        Rollout { prompt: vec![1; prompt], response: vec![2; response], temperature: 1.0, score, served_logprobs: None }
     }
 
     #[test]

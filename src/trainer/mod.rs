@@ -92,6 +92,14 @@ impl Trainer {
         &self.decoder
     }
 
+    /// Whether every weight of policy and critic is a finite number.
+    ///
+    /// # Errors
+    /// `Train` if the device fails.
+    pub fn is_finite(&self) -> Result<bool> {
+        Ok(self.policy.is_finite()? && self.critic.is_finite()?)
+    }
+
     /// Batches trained on since the initial model.
     pub fn batches(&self) -> u64 {
         self.batches

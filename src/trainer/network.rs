@@ -6,7 +6,7 @@ use candle_core::{Tensor, Var};
 use super::batch::Sample;
 use crate::align::{Clipped, scalar};
 use crate::error::{Error, Result};
-use crate::optim::{AdamW, AdamWConfig, Gradients};
+use crate::optim::{AdamW, AdamWConfig, Gradients, norm};
 use crate::policy::{Decoder, Lora, Packed, ValueHead};
 
 /// The policy: its adapter, read through the base's own language-model head.
@@ -57,6 +57,11 @@ impl Network {
     /// `Train` for the policy, which has none.
     pub fn head(&self) -> Result<&ValueHead> {
         self.head.as_ref().ok_or_else(|| Error::train("the policy has no value head"))
+    }
+
+    /// Whether every weight is a finite number.
+    pub fn is_finite(&self) -> Result<bool> {
+        Ok(norm(self.vars.iter().map(Var::as_tensor))?.is_finite())
     }
 
     /// Copies what an update changes.
@@ -135,6 +140,11 @@ impl<'d> Forward<'d> {
     /// Log-probabilities of the response tokens, `[rows]`, nats. Without an adapter: of the initial model.
     pub fn logprobs(&self, lora: Option<&Lora>) -> Result<Tensor> {
         self.decoder.logprobs(&self.hidden(lora)?, &self.targets, &self.temperatures)
+    }
+
+    /// Log-probabilities of the response tokens and entropies of their distributions, both `[rows]`, nats. No gradient.
+    pub fn logprobs_and_entropy(&self, lora: &Lora) -> Result<(Tensor, Tensor)> {
+        self.decoder.logprobs_and_entropy(&self.hidden(Some(lora))?, &self.targets, &self.temperatures)
     }
 
     /// The critic's value before each response token, `[rows]`.

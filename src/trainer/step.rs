@@ -38,6 +38,7 @@ struct Totals {
     value_loss: f64,
     grad_norm: f64,
     clip_fraction: f64,
+    value_clip_fraction: f64,
 }
 
 impl Trainer {
@@ -68,6 +69,21 @@ impl Trainer {
         }
     }
 
+    /// What a batch says of the policy as it is: KL, entropy, value error. Nothing is learned from it.
+    ///
+    /// # Errors
+    /// `Arg` for a sample that can't be read, or if none is left; `Closed` if cancelled, `Train` otherwise.
+    pub fn measure(&self, rollouts: &[Rollout], cancel: &dyn Fn() -> bool) -> Result<StepMetrics> {
+        let batch = Batch::new(rollouts, self.config.max_tokens as usize)?;
+        if batch.samples.is_empty() {
+            return Err(Error::arg("no sample is short enough to be measured"));
+        }
+        let all: Vec<usize> = (0..batch.samples.len()).collect();
+        let mut metrics = about(&batch);
+        self.fix(&batch, &all, &mut metrics, cancel)?;
+        Ok(metrics)
+    }
+
     fn nothing_to_learn(&self, batch: &Batch) -> Option<String> {
         let (samples, left_out) = (batch.samples.len(), batch.left_out);
         let reason = match batch.samples.first() {
@@ -88,14 +104,7 @@ impl Trainer {
         let scores: Vec<f64> = batch.samples.iter().map(|s| s.score).collect();
         self.reward_scale.update(&scores);
 
-        let mut metrics = StepMetrics {
-            samples: all.len(),
-            left_out: batch.left_out,
-            response_tokens: batch.rows(),
-            mean_reward: mean(&scores),
-            mean_length: batch.rows() as f64 / all.len() as f64,
-            ..StepMetrics::default()
-        };
+        let mut metrics = about(batch);
         let fixed = self.fix(batch, &all, &mut metrics, cancel)?;
 
         let mut totals = Totals::default();
@@ -121,6 +130,7 @@ impl Trainer {
         );
         self.batches += 1;
         totals.report(&mut metrics);
+        metrics.candidate_kl_per_response = self.candidate_kl(batch, &fixed, cancel)?;
         Ok(StepOutcome::Trained(metrics))
     }
 
@@ -128,12 +138,15 @@ impl Trainer {
     fn fix(&self, batch: &Batch, all: &[usize], metrics: &mut StepMetrics, cancel: &dyn Fn() -> bool) -> Result<Fixed> {
         let (policy, critic) = (self.policy.lora.detached(), self.critic.lora.detached());
         let (mut ref_logprobs, mut behavior_logprobs, mut old_values) = (Vec::new(), Vec::new(), Vec::new());
+        let mut entropy = 0.0;
         for group in batch.split(all, self.config.micro_batch_tokens as usize) {
             let forward = Forward::new(&self.decoder, &batch.group(&group))?;
             go_on(cancel)?;
             ref_logprobs.extend(forward.logprobs(None)?.to_vec1::<f32>()?);
             go_on(cancel)?;
-            behavior_logprobs.extend(forward.logprobs(Some(&policy))?.to_vec1::<f32>()?);
+            let (logprobs, entropies) = forward.logprobs_and_entropy(&policy)?;
+            behavior_logprobs.extend(logprobs.to_vec1::<f32>()?);
+            entropy += entropies.to_vec1::<f32>()?.into_iter().map(f64::from).sum::<f64>();
             go_on(cancel)?;
             old_values.extend(forward.values(&critic, self.critic.head()?)?.detach().to_vec1::<f32>()?);
         }
@@ -149,6 +162,9 @@ impl Trainer {
             Nats(align::scalar(&align::masked_mean(&align::kl_k3(&behavior, &reference)?, &mask)?)?);
         metrics.kl_per_response = Nats(mean(&align::sum_per_response(&k1, &mask)?.to_vec1::<f64>()?));
 
+        metrics.entropy = Nats(entropy / batch.rows().max(1) as f64);
+        metrics.serve_train_gap = serve_train_gap(batch, &behavior_logprobs)?;
+
         let scaled = |s: &Sample| self.reward_scale.scale(s.score, self.config.score_clip);
         let scores: Vec<f64> = batch.samples.iter().map(scaled).collect();
         let mut rewards = align::terminal_rewards(&Tensor::new(scores, device)?, &mask)?;
@@ -157,6 +173,7 @@ impl Trainer {
         }
         let (mut advantages, returns) =
             align::gae(&rewards, &values, &mask, self.config.gamma, self.config.gae_lambda)?;
+        metrics.value_error = align::scalar(&align::masked_mean(&(&values - &returns)?.sqr()?, &mask)?)?.sqrt();
         metrics.explained_variance = align::explained_variance(&values, &returns, &mask)?;
         if self.config.whiten {
             advantages = align::whiten(&advantages, &mask)?;
@@ -170,6 +187,36 @@ impl Trainer {
             behavior_logprobs,
             old_values,
         })
+    }
+
+    /// KL of the policy as it is now to the initial model, by samples of the policy that the batch started from: k3 a token, each
+    /// weighted by its ratio of probabilities, as PPO weighs it. Over as many samples as the gate asks for, spread over the batch.
+    fn candidate_kl(&self, batch: &Batch, fixed: &Fixed, cancel: &dyn Fn() -> bool) -> Result<Option<Nats>> {
+        let wanted = (self.config.gate.kl_samples as usize).min(batch.samples.len());
+        if wanted == 0 {
+            return Ok(None);
+        }
+        let chosen: Vec<usize> = (0..wanted).map(|i| i * batch.samples.len() / wanted).collect();
+        let policy = self.policy.lora.detached();
+        let mut sum = 0.0;
+        for group in batch.split(&chosen, self.config.micro_batch_tokens as usize) {
+            go_on(cancel)?;
+            let samples = batch.group(&group);
+            let logprobs = Forward::new(&self.decoder, &samples)?.logprobs(Some(&policy))?.to_vec1::<f32>()?;
+            let mut now = logprobs.into_iter().map(f64::from);
+            for sample in samples {
+                let (reference, behavior) =
+                    (slice(&fixed.ref_logprobs, sample)?, slice(&fixed.behavior_logprobs, sample)?);
+                for (reference, behavior) in reference.iter().zip(behavior) {
+                    let now = now.next().unwrap_or(f64::NAN);
+                    let (reference, behavior) = (f64::from(*reference), f64::from(*behavior));
+                    // w (exp(−d) − 1 + d) with w = exp(now − behavior), d = now − reference: this form can't overflow.
+                    let weight = (now - behavior).exp();
+                    sum += (reference - behavior).exp() + weight * (now - reference - 1.0);
+                }
+            }
+        }
+        Ok(Some(Nats(sum / wanted as f64)))
     }
 
     /// One policy step and one critic step.
@@ -225,9 +272,10 @@ impl Trainer {
             Update::Dropped { what, value } => totals.drop("policy", what, value),
         }
         match self.critic.update(&micro_batches, config.clip_norm, adamw(config.critic_lr), value_loss)? {
-            Update::Taken { loss, .. } => {
+            Update::Taken { loss, clip_fraction, .. } => {
                 totals.critic_steps += 1;
                 totals.value_loss += loss;
+                totals.value_clip_fraction += clip_fraction;
             }
             Update::Dropped { what, value } => totals.drop("critic", what, value),
         }
@@ -249,7 +297,32 @@ impl Totals {
         metrics.grad_norm = self.grad_norm / policy;
         metrics.clip_fraction = self.clip_fraction / policy;
         metrics.value_loss = self.value_loss / critic;
+        metrics.value_clip_fraction = self.value_clip_fraction / critic;
     }
+}
+
+/// What is known of a batch before any pass.
+fn about(batch: &Batch) -> StepMetrics {
+    let samples = batch.samples.len();
+    StepMetrics {
+        samples,
+        left_out: batch.left_out,
+        response_tokens: batch.rows(),
+        mean_reward: mean(&batch.samples.iter().map(|s| s.score).collect::<Vec<_>>()),
+        mean_length: batch.rows() as f64 / samples.max(1) as f64,
+        ..StepMetrics::default()
+    }
+}
+
+/// Mean distance a token between the server's log-probabilities and ours, over the samples whose server's are known.
+fn serve_train_gap(batch: &Batch, logprobs: &[f32]) -> Result<Option<Nats>> {
+    let (mut sum, mut tokens) = (0.0, 0usize);
+    for sample in &batch.samples {
+        let Some(served) = sample.served_logprobs else { continue };
+        sum += slice(logprobs, sample)?.iter().zip(served).map(|(a, b)| f64::from((a - b).abs())).sum::<f64>();
+        tokens += served.len();
+    }
+    Ok((tokens > 0).then(|| Nats(sum / tokens as f64)))
 }
 
 /// The samples' entries of a flat array, `[rows]`, on the device of `like`.

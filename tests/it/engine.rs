@@ -40,7 +40,7 @@ fn request(engine: &Engine, text: &str, seed: u64) -> GenerateRequest {
     GenerateRequest { prompt, sampling: Sampling { seed: Some(seed), ..Sampling::default() }, ..Default::default() }
 }
 
-fn finish(stream: &GenerationStream) -> apa::Result<(String, std::sync::Arc<Generation>)> {
+pub fn finish(stream: &GenerationStream) -> apa::Result<(String, std::sync::Arc<Generation>)> {
     let mut text = String::new();
     loop {
         match stream.next(Some(Duration::from_secs(60)))? {
@@ -74,6 +74,62 @@ pub fn published(outcome: StepOutcome) -> (PolicyVersion, StepMetrics) {
         StepOutcome::Published { version, metrics } => (version, metrics),
         StepOutcome::Skipped { reason, .. } => panic!("skipped: {reason}"),
     }
+}
+
+#[test]
+fn a_candidate_over_its_kl_budget_is_recorded_and_never_served() {
+    let dir = tempfile::tempdir().unwrap();
+    let strict = |budget: f64| {
+        open_with(dir.path(), |c| {
+            c.train.gate.kl_budget = budget;
+            c.train.gate.kl_samples = 16;
+        })
+        .unwrap()
+    };
+    let engine = strict(200.0);
+    rate_some(&engine, 16);
+    let (version, metrics) = published(engine.train_step().unwrap());
+    let kl = metrics.candidate_kl_per_response.unwrap();
+    assert!(kl.0 > 1e-3 && kl.0 < 200.0, "{kl}");
+    engine.shutdown();
+    drop(engine);
+
+    // A budget that the next candidate can't keep.
+    let engine = strict(kl.0 / 100.0);
+    rate_some(&engine, 16);
+    let StepOutcome::Skipped { reason, consumed } = engine.train_step().unwrap() else { panic!("it was published") };
+    assert!(reason.contains("the candidate was refused: its KL to the initial model is"), "{reason}");
+    let status = engine.status();
+    assert_eq!((consumed, status.policy_version, status.trainer.refused), (16, version, 1));
+    assert_eq!(status.trainer.pending_ratings, 0);
+    assert_eq!(engine.versions().unwrap().len(), 2);
+    engine.shutdown();
+    drop(engine);
+
+    // The trainer went back to the version that is served: the same batch gives what it gives from there.
+    let engine = strict(200.0);
+    rate_some(&engine, 16);
+    let (next, metrics) = published(engine.train_step().unwrap());
+    assert_eq!((next, engine.versions().unwrap().last().unwrap().parent), (PolicyVersion(2), Some(version)));
+    assert!(metrics.candidate_kl_per_response.unwrap().0 > 1e-3, "{metrics:?}");
+}
+
+#[test]
+fn a_collapse_of_the_ratings_is_not_learned_further() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open_with(dir.path(), |c| c.train.gate.reward_drop = 0.5).unwrap();
+    let rate_all = |liked: u64| {
+        for i in 0..16 {
+            let g = answer(&engine, "the", i);
+            rate(&engine, &g.id, if i < liked { 1.0 } else { -1.0 }).unwrap();
+        }
+    };
+    rate_all(14);
+    let (version, _) = published(engine.train_step().unwrap());
+    rate_all(1);
+    let StepOutcome::Skipped { reason, .. } = engine.train_step().unwrap() else { panic!("it was published") };
+    assert!(reason.contains("the mean rating fell from 0.75 to -0.88"), "{reason}");
+    assert_eq!(engine.status().policy_version, version);
 }
 
 #[test]

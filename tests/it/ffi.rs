@@ -318,6 +318,7 @@ fn null_is_an_argument_error_wherever_it_is_not_allowed() {
             apa_engine_metrics(engine, string, none),
             apa_sample_add(engine, text, 1, string, none),
             apa_trainer_start(engine, none),
+            apa_forget(engine, text, 1, string, none),
             apa_trainer_stop(engine, none),
             apa_events_open(engine, &raw mut out_feed, none),
             apa_rewards_open(engine, &raw mut out_feed, none),

@@ -304,6 +304,7 @@ fn a_freed_engine_is_closed_to_every_call() {
             apa_engine_metrics(engine, &raw mut text, none),
             apa_sample_add(engine, c"{}".as_ptr(), 2, ptr::null_mut(), none),
             apa_trainer_start(engine, none),
+            apa_forget(engine, c"x".as_ptr(), 1, ptr::null_mut(), none),
             apa_trainer_stop(engine, none),
             apa_reward_put(engine, c"x".as_ptr(), 1, 0.0, none),
             apa_http_start(engine, ptr::null(), 0, ptr::null_mut(), none),

@@ -20,6 +20,8 @@ mod node;
 mod pull;
 #[cfg(feature = "daemon")]
 mod reward;
+mod reward_classifier;
+mod reward_loop;
 #[path = "../support/tiny.rs"]
 mod tiny;
 #[cfg(feature = "daemon")]

@@ -1,11 +1,18 @@
 //! `apad train` on a tiny model: what it writes, that a run that goes on is the same run, and how rewards fail.
 
 use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use serde_json::Value;
+use apa::config::Dtype;
+use apa::policy::Decoder;
+use apa::reward::Scorer;
+use candle_core::Device;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::tiny::{TinySpec, tiny_model};
@@ -93,6 +100,28 @@ fn fails(output: &Output, code: i32, part: &str) {
 /// Letters answer back: random models write all kinds of bytes, so that rewards differ.
 const VOWELS: &str = "regex:[a-mA-M]";
 
+/// What every step that learned something tells.
+const MEASURED: [&str; 18] = [
+    "reward_mean",
+    "reward_std",
+    "kl_k1_per_token",
+    "kl_k3_per_token",
+    "kl_k1_per_response",
+    "kl_k3_per_response",
+    "entropy",
+    "serve_train_gap",
+    "length_mean",
+    "policy_loss",
+    "value_loss",
+    "value_error",
+    "explained_variance",
+    "clip_fraction",
+    "value_clip_fraction",
+    "grad_norm",
+    "sampled_tokens_per_second",
+    "trained_tokens_per_second",
+];
+
 #[test]
 fn two_seeds_write_everything_and_are_compared() {
     let bench = Bench::new();
@@ -141,7 +170,14 @@ fn every_algorithm_moves_the_policy_and_names_its_lambda() {
         assert!(output.status.success(), "{}", said(&output));
         let plan: Value = serde_json::from_slice(&fs::read(bench.path(algorithm).join("run.json")).unwrap()).unwrap();
         assert_eq!(plan["config"]["train"]["lambda"], lambda);
-        let last = &bench.metrics(algorithm)[1];
+        let last = &bench.lines(&format!("{algorithm}/seed-1/metrics.jsonl"))[1];
+        for name in MEASURED {
+            assert!(last[name].is_f64(), "{name} is missing: {last}");
+        }
+        // Two engines on one F32 model; where the processor has it, ours multiplies in bf16.
+        assert!(last["serve_train_gap"].as_f64().is_some_and(|gap| gap < 0.05), "{last}");
+        let uniform = f64::from(crate::tiny::vocabulary().len() as u32).ln();
+        assert!(last["entropy"].as_f64().is_some_and(|entropy| entropy > 0.0 && entropy < uniform), "{last}");
         assert!(last["kl_k3_per_token"].as_f64().is_some_and(|kl| kl > 0.0), "{algorithm}: {last}");
     }
 }
@@ -232,6 +268,143 @@ i=0; while read -r line; do i=$((i + 1)); echo "{\"score\": $i}"; done"#;
     assert_eq!(bench.metrics("die").len(), 3);
 }
 
+/// A service that replies to each request as `reply` says, given the number of the request and of its samples.
+fn service(reply: impl Fn(usize, usize) -> Option<(u16, String)> + Send + 'static) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}/score", listener.local_addr().unwrap());
+    std::thread::spawn(move || {
+        for (number, connection) in listener.incoming().enumerate() {
+            let mut connection = BufReader::new(connection.unwrap());
+            let (mut line, mut length) = (String::new(), 0);
+            while connection.read_line(&mut line).is_ok_and(|n| n > 2) {
+                if let Some(value) = line.to_lowercase().strip_prefix("content-length:") {
+                    length = value.trim().parse().unwrap();
+                }
+                line.clear();
+            }
+            let mut body = vec![0; length];
+            connection.read_exact(&mut body).unwrap();
+            let body: Value = serde_json::from_slice(&body).unwrap();
+            let samples = body["samples"].as_array().unwrap();
+            assert!(samples.iter().all(|s| s["response"].is_string() && !s["prompt"].is_null()), "{body}");
+            // Hangs for as long as the connection is held.
+            let Some((status, body)) = reply(number, samples.len()) else {
+                std::mem::forget(connection);
+                continue;
+            };
+            let length = body.len();
+            let head = format!("HTTP/1.1 {status} X\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n");
+            let _ = connection.get_mut().write_all((head + &body).as_bytes());
+        }
+    });
+    url
+}
+
+#[test]
+fn a_reward_service_is_asked_again_where_that_helps_and_its_failures_are_one_sentence() {
+    let bench = Bench::new();
+    let scores = |n: usize| format!("{{\"scores\": {:?}}}", (0..n).collect::<Vec<_>>());
+    // The first request of a step finds it busy.
+    let url =
+        service(move |number, n| Some(if number.is_multiple_of(2) { (503, "busy".into()) } else { (200, scores(n)) }));
+    let output = bench.run(&url, "good", &["--steps", "2"]);
+    assert!(output.status.success(), "{}", said(&output));
+    assert_eq!(bench.metrics("good")[1]["reward_mean"], 1.5);
+    let more = ["--steps", "1", "--reward-timeout", "2"];
+    for (name, reply, why) in [
+        ("garbage", Some((200, "well".to_owned())), "answered \"well\", expected {\"scores\": [numbers]}"),
+        ("few", Some((200, scores(3))), "gave 3 scores for 4 answers"),
+        ("denied", Some((403, "no".to_owned())), "the reward service said 403"),
+        ("endless", Some((200, "1".repeat(1 << 20))), "reply is over"),
+        ("hang", None, "did not answer in 2 seconds"),
+    ] {
+        let url = service(move |_, _| reply.clone());
+        let output = bench.run(&format!("http:{url}"), name, &more);
+        fails(&output, 1, why);
+        assert_eq!(said(&output).trim().lines().count(), 1, "{}", said(&output));
+    }
+    // Nobody listens there.
+    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let nobody = format!("http://127.0.0.1:{port}/");
+    fails(&bench.run(&nobody, "dead", &["--steps", "1"]), 1, "the reward service failed 4 times");
+}
+
+#[test]
+fn a_reward_model_judges_as_it_judges_elsewhere() {
+    let bench = Bench::new();
+    let mut pairs = String::new();
+    for i in 0..12 {
+        pairs += &format!("{{\"prompt\": \"q {i}\", \"chosen\": \"please {i}\", \"rejected\": \"no {i}\"}}\n");
+    }
+    fs::write(bench.path("pairs.jsonl"), pairs).unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_apad"));
+    command.current_dir(bench.dir.path()).args(["reward", "train", "--model", "tiny.gguf", "--pairs", "pairs.jsonl"]);
+    command.args(["--out", "r.gguf", "--epochs", "2", "--lr", "1e-2", "--batch", "4", "--threads", "1"]);
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{}", said(&output));
+    let output = bench.run("model:r.gguf", "judged", &["--steps", "2", "--set", "train.dtype=f32"]);
+    assert!(output.status.success(), "{}", said(&output));
+
+    let decoder = Decoder::load(&bench.path("tiny.gguf"), &Device::Cpu, Dtype::F32).unwrap();
+    let scorer = Scorer::open(Arc::new(decoder), &bench.path("r.gguf")).unwrap();
+    let tokens = |v: &Value| -> Vec<u32> { serde_json::from_value(v.clone()).unwrap() };
+    let mut seen = Vec::new();
+    for sample in bench.lines("judged/seed-1/samples.jsonl") {
+        let answer = (tokens(&sample["prompt_tokens"]), tokens(&sample["response_tokens"]));
+        let (score, told) = (f64::from(scorer.score(&[answer]).unwrap()[0]), sample["score"].as_f64().unwrap());
+        assert!((score - told).abs() < 1e-4, "{score} is not {told}");
+        seen.push(told);
+    }
+    assert!(seen.iter().any(|score| *score != seen[0]), "{seen:?}");
+    fails(&bench.run("model:none.gguf", "none", &["--steps", "1"]), 1, "none.gguf");
+    fails(&bench.run("model:tiny.gguf", "none", &["--steps", "1"]), 1, "reward model");
+}
+
+#[test]
+fn fixed_answers_are_learned_from_without_samples_and_measured_by_them() {
+    let bench = Bench::new();
+    let mut lines = String::new();
+    for i in 0..6 {
+        let (text, reward) = if i % 2 == 0 { ("yes, it is", 1.0) } else { ("no, never", -1.0) };
+        let chat = json!([{"role": "user", "content": format!("Question {i}?")}]);
+        let prompt = if i < 3 { chat } else { json!(format!("Text {i}")) };
+        lines += &format!("{}\n", json!({"prompt": prompt, "response": text, "reward": reward}));
+    }
+    fs::write(bench.path("fixed.jsonl"), &lines).unwrap();
+    let common = ["--dataset", "fixed.jsonl", "--batch", "4", "--minibatch", "2", "--lr", "1e-2", "--max-new", "8"];
+    let threads = ["--set", "serve.threads=1", "--set", "train.threads=1", "--model", "tiny.gguf"];
+    let run = |out: &str, more: &[&str]| {
+        let output = bench.apad(&common).args(threads).args(["--out", out]).args(more).output().unwrap();
+        assert!(output.status.success(), "{}", said(&output));
+    };
+    run("alone", &["--steps", "4"]);
+    let alone = bench.metrics("alone");
+    for line in &alone {
+        assert!(line["data_reward_mean"].is_f64() && line["policy_loss"].is_f64(), "{line}");
+        // Of answers that are not the policy's own, the estimators say nothing.
+        assert!(line["reward_mean"].is_null() && line["kl_k1_per_token"].is_null(), "{line}");
+    }
+    assert!(!bench.path("alone/seed-1/samples.jsonl").exists() && bench.path("alone/curves.png").exists());
+
+    run("measured", &["--steps", "4", "--prompts", "prompts.jsonl", "--reward", VOWELS, "--evaluate-every", "3"]);
+    let measured = bench.metrics("measured");
+    let sampled: Vec<bool> = measured.iter().map(|l| l["reward_mean"].is_f64() && l["entropy"].is_f64()).collect();
+    assert_eq!(sampled, [true, false, false, true]);
+    assert_eq!(measured[0]["kl_k3_per_token"], 0.0);
+    assert!(measured[3]["kl_k3_per_token"].as_f64().is_some_and(|kl| kl > 0.0), "{}", measured[3]);
+    // Measuring changes nothing that is learned.
+    let adapter = |run: &str| fs::read(bench.path(run).join("seed-1/adapter.gguf")).unwrap();
+    assert!(adapter("alone") == adapter("measured"));
+
+    // The samples of a run are such a file, token for token.
+    let again = ["--dataset", "measured/seed-1/samples.jsonl", "--batch", "4", "--out", "again", "--steps", "1"];
+    let output = bench.apad(&again).args(threads).output().unwrap();
+    assert!(output.status.success(), "{}", said(&output));
+    fs::write(bench.path("fixed.jsonl"), lines.replace("-1.0", "\"bad\"")).unwrap();
+    let output = bench.apad(&common).args(threads).args(["--out", "no"]).output().unwrap();
+    fails(&output, 1, "fixed.jsonl:2: invalid type: string \"bad\", expected f64");
+}
+
 #[test]
 fn a_batch_without_signal_is_recorded_as_skipped() {
     let bench = Bench::new();
@@ -247,10 +420,12 @@ fn a_batch_without_signal_is_recorded_as_skipped() {
 fn wrong_use_is_said_before_anything_is_written() {
     let bench = Bench::new();
     fails(
-        &bench.run("model:x.gguf", "no", &[]),
+        &bench.run("judge:x", "no", &[]),
         2,
-        "expected one of length:TOKENS, regex:PATTERN, command:SHELL COMMAND",
+        "expected one of length:TOKENS, regex:PATTERN, model:FILE, command:SHELL COMMAND",
     );
+    fails(&bench.run("length:6", "no", &["--rank", "0"]), 2, "train.rank");
+    fails(&bench.apad(&["--model", "tiny.gguf", "--dataset", "none", "--out", "no"]).output().unwrap(), 1, "none");
     fails(&bench.run("length:6", "no", &["--lambda", "-1"]), 2, "train.lambda");
     fails(&bench.run("length:6", "no", &["--temperature", "0"]), 2, "temperature is 0");
     fails(&bench.run("length:6", "no", &["--seed", "1,1"]), 2, "seed 1 is given twice");

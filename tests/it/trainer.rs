@@ -96,6 +96,7 @@ fn batch() -> Vec<Rollout> {
         response: vec![100 + i; length],
         temperature: 1.0,
         score: if i.is_multiple_of(2) { 1.0 } else { -1.0 },
+        served_logprobs: None,
     };
     [5, 9, 1, 14, 7, 3].iter().zip(0..).map(|(length, i)| answer(i, *length)).collect()
 }
@@ -222,6 +223,58 @@ fn samples_that_are_too_long_are_left_out_and_counted() {
     samples.push(Rollout { prompt: vec![9], response: vec![3; 63], ..samples[0].clone() });
     let metrics = step(&mut tiny.trainer(&config()), &samples);
     assert_eq!((metrics.samples, metrics.left_out), (7, 1));
+}
+
+#[test]
+fn answers_of_one_token_are_trained_on() {
+    let tiny = Tiny::new();
+    for algorithm in [Algorithm::Apa, Algorithm::Awr, Algorithm::Ppo] {
+        let mut trainer = tiny.trainer(&TrainConfig { algorithm, ..config() });
+        let short: Vec<_> = batch().into_iter().map(|r| Rollout { response: r.response[..1].to_vec(), ..r }).collect();
+        let before = tiny.rewarded_logprobs(&trainer, &short);
+        let metrics = step(&mut trainer, &short);
+        assert_eq!((metrics.response_tokens, metrics.dropped_steps), (6, 0));
+        for _ in 0..4 {
+            step(&mut trainer, &short);
+        }
+        let after = tiny.rewarded_logprobs(&trainer, &short);
+        assert!(after > before, "{algorithm:?}: {before} to {after}");
+    }
+}
+
+#[test]
+fn a_score_beyond_all_others_moves_no_more_than_the_clip_lets_it() {
+    let tiny = Tiny::new();
+    let spike = |score: f64| {
+        let mut trainer = tiny.trainer(&config());
+        step(&mut trainer, &batch());
+        let mut samples = batch();
+        samples[3].score = score;
+        let metrics = step(&mut trainer, &samples);
+        assert!(metrics.policy_loss.is_finite() && metrics.grad_norm.is_finite(), "{metrics:?}");
+        assert!(trainer.is_finite().unwrap());
+        metrics.policy_loss
+    };
+    let plain = spike(-1.0);
+    for score in [1e3, -1e3, 1e300] {
+        let loss = spike(score);
+        assert!(loss < 10.0 * plain, "a score of {score} makes the loss {loss}, one like the others {plain}");
+    }
+}
+
+#[test]
+fn the_candidate_s_distance_is_near_what_the_next_batch_measures() {
+    let tiny = Tiny::new();
+    let config = config();
+    let gate = apa::config::GateConfig { kl_samples: 6, ..config.gate };
+    let mut trainer = tiny.trainer(&TrainConfig { gate, ..config });
+    let told = step(&mut trainer, &batch()).candidate_kl_per_response.unwrap().0;
+    assert!(told > 0.0);
+    let measured = trainer.measure(&batch(), GO_ON).unwrap();
+    // The same tokens, without the weights: near, since one batch moves little, but not the same.
+    let seen = measured.kl_k3_per_token.0 * measured.response_tokens as f64 / measured.samples as f64;
+    assert!(told < 4.0 * seen && seen < 4.0 * told, "{told} and {seen}");
+    assert_eq!(measured, trainer.measure(&batch(), GO_ON).unwrap());
 }
 
 #[test]

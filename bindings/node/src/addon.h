@@ -31,6 +31,7 @@ typedef enum {
     FEEDBACK,
     PREFERENCE,
     SAMPLE,
+    FORGET,
     REWARD,
     VERSIONS,
     STEP,

@@ -34,6 +34,8 @@ static apa_status run(job *j)
         return apa_preference(engine, j->text, j->text_len, &j->string, &j->error);
     case SAMPLE:
         return apa_sample_add(engine, j->text, j->text_len, &j->string, &j->error);
+    case FORGET:
+        return apa_forget(engine, j->text, j->text_len, &j->string, &j->error);
     case REWARD:
         return apa_reward_put(engine, j->text, j->text_len, j->number, &j->error);
     case VERSIONS:

@@ -84,6 +84,8 @@ test('answers are scored, and samples from elsewhere taken in', async (t) => {
   assert.deepEqual(Object.keys(await engine.prefer({ chosen_id: id, rejected_id: added.generation_id })), ['preference_id']);
   await assert.rejects(engine.feedback({ generation_id: 'nobody', rating: 1 }), has('APA_ERR_ARG'));
   await assert.rejects(engine.reward(id, 7), has('APA_ERR_ARG'));
+  assert.equal((await engine.forget('nobody')).generations, 0);
+  await assert.rejects(engine.forget(''), has('APA_ERR_ARG'));
   answers.close();
   assert.deepEqual(await answers.next(), { value: undefined, done: true });
 });

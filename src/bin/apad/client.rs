@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
 use apa::engine::{Status, TrainerStatus};
+use apa::ledger::{Forgotten, ReviewEntry};
 use apa::types::{ChatMessage, FeedbackReceipt, PolicyVersion, VersionInfo};
 use clap::Args;
 use futures_util::StreamExt;
@@ -161,6 +162,26 @@ impl Client {
     pub async fn feedback(&self, generation_id: &str, rating: f64) -> Result<FeedbackReceipt> {
         let body = json!({"generation_id": generation_id, "rating": rating});
         self.call(Method::POST, "/v1/feedback", Some(body)).await
+    }
+
+    /// Deletes what a user said and was told.
+    pub async fn forget(&self, user: &str) -> Result<Forgotten> {
+        self.call(Method::POST, "/v1/forget", Some(json!({"user": user}))).await
+    }
+
+    /// Users whose feedback waits for review, and those decided about.
+    pub async fn reviews(&self) -> Result<Vec<ReviewEntry>> {
+        #[derive(Deserialize)]
+        struct List {
+            data: Vec<ReviewEntry>,
+        }
+        Ok(self.call::<List>(Method::GET, "/v1/feedback/reviews", None).await?.data)
+    }
+
+    /// Decides about a user: `trust`, `hold` or `reject`.
+    pub async fn review(&self, user: &str, verdict: &str) -> Result<()> {
+        let body = json!({"user": user, "verdict": verdict});
+        self.call::<Value>(Method::POST, "/v1/feedback/reviews", Some(body)).await.map(drop)
     }
 
     /// All versions, oldest first.

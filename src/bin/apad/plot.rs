@@ -25,6 +25,8 @@ pub struct Series {
     pub name: String,
     /// Points from left to right. Those that are not finite are left out.
     pub points: Vec<(f64, f64)>,
+    /// Filled faintly behind it: x with the least and the greatest y.
+    pub band: Vec<(f64, f64, f64)>,
     /// Drawn faintly and without dots: one of many that belong together.
     pub thin: bool,
     /// Its colour, by number; unset: by its place among the lines.
@@ -102,7 +104,8 @@ where
         .map(|s| s.points.iter().copied().filter(|(x, y)| x.is_finite() && y.is_finite()).collect())
         .collect();
     let xs = range(lines.iter().flatten().map(|p| p.0), 0.02);
-    let ys = range(lines.iter().flatten().map(|p| p.1).chain(panel.mark), 0.08);
+    let edges = panel.series.iter().flat_map(|s| &s.band).flat_map(|(_, low, high)| [*low, *high]);
+    let ys = range(lines.iter().flatten().map(|p| p.1).chain(edges.filter(|y| y.is_finite())).chain(panel.mark), 0.08);
     let mut chart = ChartBuilder::on(area)
         .margin(12 * scale)
         .caption(&panel.title, font(18))
@@ -125,6 +128,15 @@ where
         .draw()?;
     if let Some(mark) = panel.mark {
         chart.draw_series(LineSeries::new([(xs.start, mark), (xs.end, mark)], RGBColor(150, 150, 150)))?;
+    }
+    // Behind all lines.
+    for (place, series) in panel.series.iter().enumerate().filter(|(_, s)| s.band.len() > 1) {
+        let colour = COLOURS[series.colour.unwrap_or(place) % COLOURS.len()];
+        let band = series.band.iter().filter(|(x, low, high)| x.is_finite() && low.is_finite() && high.is_finite());
+        let upper = band.clone().map(|(x, _, high)| (*x, *high));
+        let lower = band.clone().rev().map(|(x, low, _)| (*x, *low));
+        let outline: Vec<(f64, f64)> = upper.chain(lower).collect();
+        chart.draw_series([Polygon::new(outline, colour.mix(0.15).filled())])?;
     }
     for (place, (series, line)) in panel.series.iter().zip(&lines).enumerate() {
         let colour = COLOURS[series.colour.unwrap_or(place) % COLOURS.len()];

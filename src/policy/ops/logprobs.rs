@@ -133,23 +133,29 @@ impl Head {
         (out, means.concat())
     }
 
-    /// Entropies, nats.
-    pub fn entropy(&self, hidden: &[f32]) -> Vec<f32> {
-        let mut out = vec![0f32; self.inverse_temperatures.len()];
-        self.by_rows(hidden, &mut out, |_, hidden, inverse, out| {
+    /// Log-probabilities and entropies, nats; the former mean something where there are targets alone.
+    pub fn measure(&self, hidden: &[f32]) -> (Vec<f32>, Vec<f32>) {
+        let mut logprobs = vec![0f32; self.inverse_temperatures.len()];
+        let entropies = self.by_rows(hidden, &mut logprobs, |at, hidden, inverse, out| {
             let mut logits = Vec::new();
             let mut running: Vec<Running> = out.iter().map(|_| Running::EMPTY).collect();
             for (first, words) in self.words() {
                 self.logits(&hidden, inverse, first, words, &mut logits);
-                for (row, running) in logits.chunks_exact(words).zip(&mut running) {
+                for (r, (row, running)) in logits.chunks_exact(words).zip(&mut running).enumerate() {
+                    let target = self.targets.get(at + r).and_then(|t| (*t as usize).checked_sub(first));
+                    if let Some(logit) = target.and_then(|place| row.get(place)) {
+                        out[r] = *logit;
+                    }
                     running.add(row, true);
                 }
             }
-            for (out, running) in out.iter_mut().zip(running) {
-                *out = running.sum.ln() - running.moment / running.sum;
-            }
+            let finish = |(out, running): (&mut f32, Running)| {
+                *out -= running.max + running.sum.ln();
+                running.sum.ln() - running.moment / running.sum
+            };
+            out.iter_mut().zip(running).map(finish).collect::<Vec<f32>>()
         });
-        out
+        (logprobs, entropies.concat())
     }
 
     /// d log-probability / d hidden = (the target's row of the head − their mean) / temperature.

@@ -467,10 +467,30 @@ pub fn token_entropy(hidden: &Tensor, head: &Frozen, temperatures: &[f32]) -> Re
     let hidden = hidden.detach().contiguous()?;
     match head.fused(&hidden) {
         Some(weight) => {
-            let entropy = head_of(weight, &[], temperatures, false).entropy(&cpu::Values::of(&hidden)?);
+            let (_, entropy) = head_of(weight, &[], temperatures, false).measure(&cpu::Values::of(&hidden)?);
             Ok(cpu::tensor(entropy, temperatures.len())?)
         }
         None => plain::token_entropy(&hidden, head, temperatures),
+    }
+}
+
+/// Both of [`token_logprobs`] and [`token_entropy`] for one product with the head. Gives no gradient.
+pub fn token_logprobs_and_entropy(
+    hidden: &Tensor,
+    head: &Frozen,
+    targets: &[u32],
+    temperatures: &[f32],
+) -> Result<(Tensor, Tensor)> {
+    let hidden = hidden.detach().contiguous()?;
+    let checked = check_head("token_logprobs_and_entropy", &hidden, head, temperatures)?;
+    match head.fused(&hidden) {
+        Some(weight) if checked > 0 && targets.len() == checked => {
+            check_tokens("token_logprobs_and_entropy", targets, head.out_features())?;
+            let values = cpu::Values::of(&hidden)?;
+            let (logprobs, entropy) = head_of(weight, targets, temperatures, false).measure(&values);
+            Ok((cpu::tensor(logprobs, checked)?, cpu::tensor(entropy, checked)?))
+        }
+        _ => Ok((token_logprobs(&hidden, head, targets, temperatures)?, token_entropy(&hidden, head, temperatures)?)),
     }
 }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
-use apa::config::{Dtype, TrainConfig};
+use apa::config::{Dtype, GateConfig, TrainConfig};
 use apa::policy::{self, Decoder};
 use apa::trainer::{StepOutcome, Trainer};
 use apa::types::{Rollout, TokenId};
@@ -85,6 +85,8 @@ fn measure(options: &Options, model: &Path) -> Result<()> {
         // One policy and one critic step an epoch.
         minibatch: options.batch,
         max_tokens: options.seq,
+        // The gate's small pass is not part of the update.
+        gate: GateConfig { kl_samples: 0, ..GateConfig::default() },
         threads: options.threads,
         ..TrainConfig::default()
     };
@@ -131,6 +133,7 @@ fn rollouts(options: &Options, vocabulary: u32, rng: &mut ChaCha8Rng) -> Vec<Rol
             temperature: 1.0,
             // Different, or there would be nothing to learn.
             score: f64::from(i),
+            served_logprobs: None,
         })
         .collect()
 }

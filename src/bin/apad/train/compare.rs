@@ -35,19 +35,23 @@ pub fn run(dirs: &[std::path::PathBuf], out: &Path, json: bool) -> Result<()> {
         for (seed, records) in &group.seeds {
             let s = Summary::of(records);
             println!(
-                "{:20} {seed:>5}  {:>5}  {:>7}  {:>13.3}  {:>6.3}  {:>15}  {:>7.1}",
+                "{:20} {seed:>5}  {:>5}  {:>7}  {:>13}  {:>6}  {:>15}  {:>7.1}",
                 group.name,
                 records.len(),
                 s.samples,
-                s.first_reward,
-                s.last_reward,
-                s.last_kl.map_or_else(|| "-".into(), |kl| format!("{kl:.3}")),
+                number(s.first_reward),
+                number(s.last_reward),
+                number(s.last_kl),
                 s.seconds
             );
         }
     }
     println!("curves: {}", out.join("curves.png").display());
     Ok(())
+}
+
+fn number(x: Option<f64>) -> String {
+    x.map_or_else(|| "-".into(), |x| format!("{x:.3}"))
 }
 
 /// The records of the experiment in `dir`.
@@ -99,8 +103,8 @@ impl Group {
 struct Summary {
     steps: usize,
     samples: u64,
-    first_reward: f64,
-    last_reward: f64,
+    first_reward: Option<f64>,
+    last_reward: Option<f64>,
     last_kl: Option<f64>,
     seconds: f64,
     peak_memory_bytes: Option<u64>,
@@ -109,14 +113,17 @@ struct Summary {
 impl Summary {
     fn of(records: &[StepRecord]) -> Self {
         let last = &records[records.len().saturating_sub(LAST)..];
-        let mean = |values: Vec<f64>| values.iter().sum::<f64>() / values.len() as f64;
-        let kl: Vec<f64> = last.iter().filter_map(|r| r.kl_k1_per_response).collect();
+        // Of a run on fixed answers not every step has samples.
+        let mean = |of: fn(&StepRecord) -> Option<f64>| {
+            let values: Vec<f64> = last.iter().filter_map(of).collect();
+            (!values.is_empty()).then(|| values.iter().sum::<f64>() / values.len() as f64)
+        };
         Self {
             steps: records.len(),
             samples: records.last().map_or(0, |r| r.samples),
-            first_reward: records.first().map_or(f64::NAN, |r| r.reward_mean),
-            last_reward: mean(last.iter().map(|r| r.reward_mean).collect()),
-            last_kl: (!kl.is_empty()).then(|| mean(kl)),
+            first_reward: records.first().and_then(|r| r.reward_mean),
+            last_reward: mean(|r| r.reward_mean),
+            last_kl: mean(|r| r.kl_k1_per_response),
             seconds: records.iter().map(|r| r.seconds).sum(),
             peak_memory_bytes: records.iter().filter_map(|r| r.peak_memory_bytes).max(),
         }

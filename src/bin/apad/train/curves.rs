@@ -1,4 +1,4 @@
-//! The curves of experiments: seeds as thin lines, their mean as a thick one. Reads no file.
+//! The curves of experiments: the mean over the seeds as a line, in the band from the least to the greatest. Reads no file.
 
 use std::path::Path;
 
@@ -11,11 +11,11 @@ use crate::plot::{self, Panel, Series};
 const SIZE: (u32, u32) = (1440, 460);
 
 /// Where a point of a curve comes from.
-type Coordinate = fn(&StepRecord) -> f64;
+type Coordinate = fn(&StepRecord) -> Option<f64>;
 
-const SAMPLES: Coordinate = |r| r.samples as f64;
+const SAMPLES: Coordinate = |r| Some(r.samples as f64);
 const REWARD: Coordinate = |r| r.reward_mean;
-const KL: Coordinate = |r| r.kl_k1_per_response.unwrap_or(f64::NAN);
+const KL: Coordinate = |r| r.kl_k1_per_response;
 
 /// Writes `curves.png` and `curves.svg` into `dir`: reward and KL against samples, reward against KL.
 pub fn write(dir: &Path, groups: &[Group]) -> Result<()> {
@@ -26,7 +26,7 @@ pub fn write(dir: &Path, groups: &[Group]) -> Result<()> {
         series: groups.iter().enumerate().flat_map(|(colour, group)| lines(group, colour, x, y)).collect(),
         mark: None,
     };
-    let (samples, kl) = ("answers sampled", "KL to the initial model (k1), nats a response");
+    let (samples, kl) = ("answers trained on", "KL to the initial model (k1), nats a response");
     let panels = [
         panel("reward", samples, "mean reward of a batch", SAMPLES, REWARD),
         panel("distance", samples, kl, SAMPLES, KL),
@@ -39,16 +39,19 @@ pub fn write(dir: &Path, groups: &[Group]) -> Result<()> {
 }
 
 fn lines(group: &Group, colour: usize, x: Coordinate, y: Coordinate) -> Vec<Series> {
-    let line = |name: String, points, thin| Series { name, points, thin, colour: Some(colour) };
-    let seeds: Vec<Vec<(f64, f64)>> =
-        group.seeds.iter().map(|(_, records)| records.iter().map(|r| (x(r), y(r))).collect()).collect();
+    let points = |records: &[StepRecord]| records.iter().filter_map(|r| Some((x(r)?, y(r)?))).collect();
+    let seeds: Vec<Vec<(f64, f64)>> = group.seeds.iter().map(|(_, records)| points(records)).collect();
     let mean = mean_of(&seeds);
-    let mut series: Vec<Series> = Vec::new();
-    if seeds.len() > 1 {
-        series.extend(seeds.into_iter().map(|points| line(String::new(), points, true)));
+    let line = |name: &str, points| Series { name: name.into(), points, colour: Some(colour), ..Series::default() };
+    // Where the seeds' points don't share their x, a band would lie: they are drawn one by one.
+    let band = if seeds.len() > 1 { band_of(&seeds) } else { Some(Vec::new()) };
+    match band {
+        Some(band) => vec![Series { band, ..line(&group.name, mean) }],
+        None => {
+            let thin = |points| Series { thin: true, ..line("", points) };
+            seeds.into_iter().map(thin).chain([line(&group.name, mean)]).collect()
+        }
     }
-    series.push(line(group.name.clone(), mean, false));
-    series
 }
 
 /// The mean point of each step that every seed has made.
@@ -62,6 +65,22 @@ fn mean_of(seeds: &[Vec<(f64, f64)>]) -> Vec<(f64, f64)> {
     (0..steps).map(mean).collect()
 }
 
+/// The least and the greatest y at each x that every seed has; `None` if they don't have the same x.
+fn band_of(seeds: &[Vec<(f64, f64)>]) -> Option<Vec<(f64, f64, f64)>> {
+    let steps = seeds.iter().map(Vec::len).min().unwrap_or(0);
+    let at = |step: usize| {
+        let (mut x, mut low, mut high) = (None, f64::INFINITY, f64::NEG_INFINITY);
+        for point in seeds.iter().filter_map(|s| s.get(step)) {
+            if *x.get_or_insert(point.0) != point.0 {
+                return None;
+            }
+            (low, high) = (low.min(point.1), high.max(point.1));
+        }
+        Some((x?, low, high))
+    };
+    (0..steps).map(at).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -71,5 +90,12 @@ mod tests {
         let seeds = [vec![(16.0, 1.0), (32.0, 2.0), (48.0, 9.0)], vec![(16.0, 3.0), (32.0, 6.0)]];
         assert_eq!(mean_of(&seeds), [(16.0, 2.0), (32.0, 4.0)]);
         assert_eq!(mean_of(&[]), []);
+    }
+
+    #[test]
+    fn a_band_holds_every_seed_and_needs_one_x() {
+        let seeds = [vec![(16.0, 1.0), (32.0, 2.0), (48.0, 9.0)], vec![(16.0, 3.0), (32.0, -6.0)]];
+        assert_eq!(band_of(&seeds), Some(vec![(16.0, 1.0, 3.0), (32.0, -6.0, 2.0)]));
+        assert_eq!(band_of(&[vec![(1.0, 1.0)], vec![(2.0, 1.0)]]), None);
     }
 }

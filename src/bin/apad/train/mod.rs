@@ -2,6 +2,7 @@
 
 mod compare;
 mod curves;
+mod flags;
 mod screen;
 
 use std::fs::File;
@@ -10,10 +11,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result, bail};
-use apa::experiment::{Lab, PLAN_FILE, Plan, RewardSpec, read_prompts};
-use clap::{Args, ValueEnum};
-use serde_json::{Value, json};
+use apa::experiment::{Input, Lab, PLAN_FILE, Plan, RewardSpec, read_dataset, read_prompts};
+use clap::Args;
+use serde_json::json;
 
+use self::flags::Hyperparameters;
 use self::screen::Screen;
 use crate::WrongUse;
 use crate::pull;
@@ -22,19 +24,14 @@ use crate::settings::Overrides;
 /// The file that one process at a time holds in the folder of an experiment.
 const LOCK_FILE: &str = "run.lock";
 
-/// What a run that goes on takes from its folder, and must not be told again.
-const FIXED: [&str; 19] = [
+/// What a run that goes on takes from its folder, and must not be told again, beside the hyperparameters.
+const FIXED: [&str; 14] = [
     "model",
     "prompts",
     "reward",
     "reward_timeout",
-    "algorithm",
-    "lambda",
-    "lr",
-    "critic_lr",
-    "epochs",
-    "batch",
-    "minibatch",
+    "dataset",
+    "evaluate_every",
     "max_new",
     "temperature",
     "seeds",
@@ -51,48 +48,35 @@ const FIXED: [&str; 19] = [
 Examples:
   apad train --model smollm2-135m-instruct --prompts prompts.jsonl --reward length:20 --algorithm apa --out runs/apa
   apad train --model base.gguf --prompts p.jsonl --reward 'command:python3 judge.py' --seed 1,2,3 --lr 3e-4 --out runs/b
+  apad train --model base.gguf --dataset runs/apa/seed-1/samples.jsonl --prompts p.jsonl --reward length:20 --out runs/c
   apad train --resume runs/apa
   apad train --compare runs/apa runs/awr --out runs/both
 
 Prompts are JSON lines: {\"prompt\": [messages]}, {\"prompt\": \"text\"} or {\"text\": \"text\"}; text goes in as it is.
 Rewards: length:TOKENS (1 for an answer of that length that ends by itself, -1 at 40 tokens off or cut off), regex:PATTERN
-(1 where it matches, else -1), command:SHELL COMMAND (reads {\"prompt\", \"response\"} lines until its input ends, writes a line
-{\"score\": number} each). Ctrl-C keeps what was done; --resume goes on, to the same end.
+(1 where it matches, else -1), model:FILE (a reward model of the same base, see `apad reward train`), command:SHELL COMMAND (reads {\"prompt\", \"response\"} lines until its input ends, writes a line
+{\"score\": number} each), http:URL (is posted {\"samples\": [{\"prompt\", \"response\"}]}, replies {\"scores\": [numbers]}).
+A dataset has lines {\"prompt\", \"response\", \"reward\"}; samples.jsonl of another run is one. Ctrl-C keeps what was done; --resume goes on, to the same end.
 DIR gets seed-S/{metrics.jsonl,samples.jsonl,adapter.gguf,checkpoint-N}, curves.png and curves.svg.")]
 pub struct Options {
     /// GGUF file, or the name of a known model (fetched if missing)
     #[arg(long, value_name = "PATH|NAME", required_unless_present_any = ["resume", "compare"])]
     model: Option<PathBuf>,
     /// Prompts, as JSON lines
-    #[arg(long, value_name = "FILE", required_unless_present_any = ["resume", "compare"])]
+    #[arg(long, value_name = "FILE", required_unless_present_any = ["resume", "compare", "dataset"])]
     prompts: Option<PathBuf>,
-    /// What an answer is worth: length:TOKENS, regex:PATTERN or command:SHELL COMMAND
-    #[arg(long, value_name = "SPEC", required_unless_present_any = ["resume", "compare"])]
+    /// What an answer is worth: length:TOKENS, regex:PATTERN, model:FILE, command:SHELL COMMAND or http:URL
+    #[arg(long, value_name = "SPEC", required_unless_present_any = ["resume", "compare", "dataset"])]
     reward: Option<RewardSpec>,
-    /// Longest time a reward command may take for a batch
+    /// Learn from fixed answers and their rewards instead of samples; --prompts and --reward then only measure
+    #[arg(long, value_name = "FILE")]
+    dataset: Option<PathBuf>,
+    /// With --dataset and --prompts: steps from one batch of samples to the next
+    #[arg(long, value_name = "N", default_value_t = 5)]
+    evaluate_every: u64,
+    /// Longest time a reward command or service may take for a batch
     #[arg(long, value_name = "SECONDS", default_value_t = 120)]
     reward_timeout: u64,
-    /// The policy loss (default: apa)
-    #[arg(long, value_enum)]
-    algorithm: Option<Algorithm>,
-    /// Temperature of the target policy; larger stays closer to the initial model (paper and default: 0.1 for APA, 1 for AWR)
-    #[arg(long, value_name = "X", allow_negative_numbers = true)]
-    lambda: Option<f64>,
-    /// Learning rate of the policy's adapter (default: 1e-4; paper, full weights: 1e-6, PPO 8e-6)
-    #[arg(long, value_name = "X", allow_negative_numbers = true)]
-    lr: Option<f64>,
-    /// Learning rate of the critic (default: 3e-4)
-    #[arg(long, value_name = "X", allow_negative_numbers = true)]
-    critic_lr: Option<f64>,
-    /// Passes over a batch (paper and default: 2)
-    #[arg(long, value_name = "N")]
-    epochs: Option<u32>,
-    /// Answers sampled a step (default: 16; paper: 128 with 125M, 64 with 1B and 6B)
-    #[arg(long, value_name = "N")]
-    batch: Option<u32>,
-    /// Answers an optimizer step (default: 8; paper: 8 with 125M, 2 with 1B, 1 with 6B)
-    #[arg(long, value_name = "N")]
-    minibatch: Option<u32>,
     /// Most tokens of an answer (paper: 128)
     #[arg(long, value_name = "N", default_value_t = 128)]
     max_new: u32,
@@ -112,23 +96,18 @@ pub struct Options {
     #[arg(long, value_name = "DIR", required_unless_present = "resume")]
     out: Option<PathBuf>,
     /// Go on with the experiment in DIR where it was stopped
-    #[arg(long, value_name = "DIR", conflicts_with_all = FIXED)]
+    #[arg(long, value_name = "DIR", conflicts_with_all = FIXED.into_iter().chain(flags::NAMES))]
     resume: Option<PathBuf>,
     /// Draw the curves of finished or running experiments over each other
-    #[arg(long, value_name = "DIR", num_args = 1.., conflicts_with_all = ["model", "prompts", "reward", "algorithm", "steps"])]
+    #[arg(long, value_name = "DIR", num_args = 1.., conflicts_with_all = ["model", "prompts", "reward", "dataset", "algorithm", "steps"])]
     compare: Vec<PathBuf>,
     /// Print a summary as JSON on stdout, everything else on stderr
     #[arg(long)]
     json: bool,
     #[command(flatten)]
+    hyperparameters: Hyperparameters,
+    #[command(flatten)]
     overrides: Overrides,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-enum Algorithm {
-    Apa,
-    Awr,
-    Ppo,
 }
 
 pub async fn run(options: Options) -> Result<()> {
@@ -172,32 +151,23 @@ fn resumed(dir: &Path, steps: Option<u64>) -> Result<Plan> {
 
 /// The plan that the flags make.
 async fn planned(options: &Options) -> Result<Plan> {
-    let (Some(model), Some(prompts), Some(reward)) = (&options.model, &options.prompts, &options.reward) else {
-        bail!("no --model, --prompts or --reward");
-    };
-    let algorithm = options.algorithm.map(|a| match a {
-        Algorithm::Apa => "apa",
-        Algorithm::Awr => "awr",
-        Algorithm::Ppo => "ppo",
-    });
-    // Where AWR is asked for by flag, the paper's λ for it is meant; a setting of λ for APA is another thing.
-    let lambda = options.lambda.or(matches!(options.algorithm, Some(Algorithm::Awr)).then_some(1.0));
-    let mut config = options.overrides.build([
-        ("model", Some(model.to_string_lossy().into_owned().into())),
-        ("train.algorithm", algorithm.map(Value::from)),
-        ("train.lambda", lambda.map(Value::from)),
-        ("train.lr", options.lr.map(Value::from)),
-        ("train.critic_lr", options.critic_lr.map(Value::from)),
-        ("train.epochs", options.epochs.map(Value::from)),
-        ("train.batch", options.batch.map(Value::from)),
-        ("train.minibatch", options.minibatch.map(Value::from)),
-    ])?;
+    let model = options.model.as_ref().context("no --model")?;
+    let mut flags = options.hyperparameters.settings();
+    flags.push(("model", Some(model.to_string_lossy().into_owned().into())));
+    let mut config = options.overrides.build(flags)?;
     let absolute = |path: &Path| std::path::absolute(path).with_context(|| format!("finding {}", path.display()));
-    let (_, prompts_sha256) = read_prompts(prompts)?;
+    let input = |path: &Path, sha256: String| -> Result<Input> { Ok(Input { path: absolute(path)?, sha256 }) };
+    let prompts = options.prompts.as_deref().map(|path| input(path, read_prompts(path)?.1)).transpose()?;
+    let dataset = options.dataset.as_deref().map(|path| input(path, read_dataset(path)?.1)).transpose()?;
     let mut plan = Plan {
-        prompts: absolute(prompts)?,
-        prompts_sha256,
-        reward: reward.clone(),
+        prompts,
+        reward: match &options.reward {
+            // A run that goes on may be started in another folder.
+            Some(RewardSpec::Model(file)) => Some(RewardSpec::Model(absolute(file)?)),
+            reward => reward.clone(),
+        },
+        dataset,
+        evaluate_every: options.evaluate_every,
         reward_timeout: options.reward_timeout,
         steps: options.steps.unwrap_or(30),
         seeds: options.seeds.clone(),
@@ -232,7 +202,7 @@ impl Job {
         }
         lab.plan().write(&self.dir)?;
 
-        screen.begin(lab.prompts());
+        screen.begin(lab.prompts(), lab.dataset());
         let outcome = self.all_seeds(&lab, &screen);
         screen.finish();
         // What there is is drawn, however it ended.

@@ -20,10 +20,10 @@ impl Screen {
         let train = &plan.config.train;
         let algorithm = format!("{:?}", train.algorithm).to_uppercase();
         let title = format!(
-            "{algorithm}, lambda {}, lr {:e}, reward {}: {} steps of {} answers, {} seeds",
+            "{algorithm}, lambda {}, lr {:e}, {}: {} steps of {} answers, {} seeds",
             train.lambda,
             train.lr,
-            plan.reward,
+            plan.reward.as_ref().map_or_else(|| "no samples".to_owned(), |reward| format!("reward {reward}")),
             plan.steps,
             train.batch,
             plan.seeds.len()
@@ -43,7 +43,7 @@ impl Screen {
     }
 
     /// The first step is about to begin.
-    pub fn begin(&self, prompts: usize) {
+    pub fn begin(&self, prompts: usize, dataset: Option<usize>) {
         self.bar.disable_steady_tick();
         if let Ok(style) =
             ProgressStyle::with_template("steps {wide_bar:.cyan/dim} {pos}/{len} {elapsed_precise}, {eta} left")
@@ -51,7 +51,8 @@ impl Screen {
             self.bar.set_style(style);
         }
         self.bar.reset();
-        self.line(&format!("{}; {prompts} prompts\n\n{HEAD}", self.title));
+        let fixed = dataset.map(|n| format!(", {n} fixed answers")).unwrap_or_default();
+        self.line(&format!("{}; {prompts} prompts{fixed}\n\n{HEAD}", self.title));
     }
 
     /// A step is done.
@@ -77,17 +78,17 @@ impl Screen {
 fn line(seed: u64, r: &StepRecord) -> String {
     let number = |x: Option<f64>, digits: usize| x.map_or_else(|| "-".to_owned(), |x| format!("{x:.digits$}"));
     format!(
-        "{seed:>6} {:>5}  {:>6.3}   {:>6.3}  {:>7}  {:>6.1}  {:>6.0}%  {:>8}  {:>8}  {:>9}  {:>5.0}  {:>7.1}",
+        "{seed:>6} {:>5}  {:>6}   {:>6}  {:>7}  {:>6}  {:>6}%  {:>8}  {:>8}  {:>9}  {:>5}  {:>7.1}",
         r.step,
-        r.reward_mean,
-        r.reward_std,
+        number(r.reward_mean, 3),
+        number(r.reward_std, 3),
         number(r.kl_k1_per_response, 2),
-        r.length_mean,
-        100.0 * r.cut_off,
+        number(r.length_mean, 1),
+        number(r.cut_off.map(|share| 100.0 * share), 0),
         number(r.value_loss, 4),
         number(r.explained_variance, 3),
         number(r.grad_norm, 3),
-        r.sampled_tokens_per_second,
+        number(r.sampled_tokens_per_second, 0),
         r.seconds
     )
 }
@@ -99,7 +100,7 @@ mod tests {
     #[test]
     fn a_line_stands_under_its_head() {
         let record =
-            StepRecord { step: 12, reward_mean: -0.75, kl_k1_per_response: Some(4.5), ..StepRecord::default() };
+            StepRecord { step: 12, reward_mean: Some(-0.75), kl_k1_per_response: Some(4.5), ..StepRecord::default() };
         assert_eq!(line(1, &record).chars().count(), HEAD.chars().count(), "{}\n{HEAD}", line(1, &record));
     }
 }

@@ -1,0 +1,94 @@
+//! Fixed answers with their rewards, from JSON lines: what offline runs train on. Never tokenizes.
+
+use std::path::Path;
+
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::prompts::{PromptText, prompt_of, read_lines};
+use crate::error::{Error, Result};
+use crate::types::{FinishReason, TokenId};
+
+/// An answer as its file gives it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct FixedAnswer {
+    /// What was asked.
+    pub prompt: PromptText,
+    /// What was answered.
+    pub response: String,
+    /// What it was worth.
+    pub score: f64,
+    /// Whether it ended by itself.
+    pub ended: bool,
+    /// Exactly what the model read and wrote, where the file tells.
+    pub tokens: Option<(Vec<TokenId>, Vec<TokenId>)>,
+}
+
+#[derive(Deserialize)]
+struct Fields {
+    response: String,
+    #[serde(alias = "reward")]
+    score: f64,
+    finish: Option<FinishReason>,
+    prompt_tokens: Option<Vec<TokenId>>,
+    response_tokens: Option<Vec<TokenId>>,
+}
+
+/// The answers of a file of JSON lines `{"prompt": [messages] or "text", "response": "text", "reward": number}`, each with the
+/// number of its line, and the file's SHA-256. The `samples.jsonl` of a run is such a file; its `score`, `finish` and tokens
+/// are taken as they are, other fields left alone.
+///
+/// # Errors
+/// `Io` if the file can't be read, `Arg` naming the line that is none, or if there are fewer than two.
+pub fn read_dataset(path: &Path) -> Result<(Vec<(usize, FixedAnswer)>, String)> {
+    let (answers, sha256) = read_lines(path, parse)?;
+    if answers.len() < 2 {
+        let found = answers.len();
+        return Err(Error::arg(format!("{} holds {found} answers, expected at least 2", path.display())));
+    }
+    Ok((answers, sha256))
+}
+
+fn parse(line: &[u8]) -> Result<FixedAnswer> {
+    const EXPECTED: &str = r#"expected {"prompt": .., "response": "text", "reward": number}"#;
+    let wrong = |e: serde_json::Error| Error::arg(format!("{e}, {EXPECTED}"));
+    let value: Value = serde_json::from_slice(line).map_err(wrong)?;
+    let prompt = prompt_of(&value)?;
+    let fields: Fields = serde_json::from_value(value).map_err(wrong)?;
+    let tokens = match (fields.prompt_tokens, fields.response_tokens) {
+        (Some(prompt), Some(response)) => Some((prompt, response)),
+        (None, None) => None,
+        _ => return Err(Error::arg("prompt_tokens without response_tokens or the reverse, expected both or none")),
+    };
+    let ended = !matches!(fields.finish, Some(FinishReason::Length | FinishReason::Cancelled));
+    Ok(FixedAnswer { prompt, response: fields.response, score: fields.score, ended, tokens })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_names_of_the_reward_and_a_run_s_own_samples_are_read() {
+        let plain = parse(br#"{"prompt": "a", "response": "b", "reward": 0.5, "id": 7}"#).unwrap();
+        assert_eq!((plain.score, plain.ended, plain.tokens), (0.5, true, None));
+        let own = br#"{"step":1,"prompt":"a","response":"b","score":-1,"finish":"length","prompt_tokens":[1],"response_tokens":[2,3]}"#;
+        let own = parse(own).unwrap();
+        assert_eq!((own.score, own.ended, own.tokens), (-1.0, false, Some((vec![1], vec![2, 3]))));
+    }
+
+    #[test]
+    fn what_is_no_rated_answer_is_refused() {
+        for (line, part) in [
+            ("{\"prompt\": \"a\", \"response\": \"b\"}", "missing field `score`"),
+            ("{\"prompt\": \"a\", \"reward\": 1}", "missing field `response`"),
+            ("{\"response\": \"b\", \"reward\": 1}", "no prompt"),
+            ("{\"prompt\": \"a\", \"response\": \"b\", \"reward\": \"1\"}", "expected f64"),
+            ("{\"prompt\": \"a\", \"response\": \"b\", \"reward\": 1e999}", "number out of range"),
+            ("{\"prompt\": \"a\", \"response\": \"b\", \"reward\": 1, \"prompt_tokens\": []}", "expected both or none"),
+        ] {
+            let message = parse(line.as_bytes()).unwrap_err().message().to_owned();
+            assert!(message.contains(part), "{line}: {message}");
+        }
+    }
+}

@@ -1,0 +1,146 @@
+//! A reward service: answers out by HTTP, scores in, within a time. Never interprets what an answer says.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use reqwest::{Client, StatusCode};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use crate::error::{Error, Result};
+use crate::types::{Generation, PromptText};
+
+/// Answers a request holds at most.
+const TOGETHER: usize = 32;
+/// Most bytes of a reply, for each answer.
+const REPLY_BYTES: usize = 1 << 12;
+/// Tries of a request whose failure may pass; the waits between them double from the first.
+const TRIES: u32 = 4;
+const FIRST_WAIT: Duration = Duration::from_millis(250);
+/// How often a wait looks whether it should stop.
+const LOOK: Duration = Duration::from_millis(20);
+
+#[derive(Deserialize)]
+struct Reply {
+    scores: Vec<f64>,
+}
+
+/// Why a try failed.
+enum Failure {
+    /// Another try may go well: nobody listens, the service is busy.
+    Passing(Error),
+    /// Nothing will change it.
+    Lasting(Error),
+}
+
+/// A score an answer, in order: `{"samples": [{"prompt", "response"}]}` is posted, `{"scores": [numbers]}` comes back.
+/// `timeout` is for all of it.
+///
+/// # Errors
+/// `Callback` if the service fails, takes too long, or answers anything but scores; `Closed` if `stop` is set meanwhile.
+pub fn scores(
+    url: &str,
+    answers: &[(&PromptText, &Generation)],
+    timeout: Duration,
+    stop: &AtomicBool,
+) -> Result<Vec<f64>> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let asked = async {
+        let client = Client::builder().build().map_err(|e| Error::callback(format!("the reward service: {e}")))?;
+        let mut scores = Vec::with_capacity(answers.len());
+        for part in answers.chunks(TOGETHER) {
+            let samples: Vec<Value> =
+                part.iter().map(|(prompt, g)| json!({"prompt": prompt, "response": g.text})).collect();
+            scores.extend(ask(&client, url, &json!({"samples": samples}), part.len()).await?);
+        }
+        Ok(scores)
+    };
+    runtime.block_on(async {
+        tokio::select! {
+            scores = asked => scores,
+            error = ended(timeout, stop) => Err(error),
+        }
+    })
+}
+
+/// Returns when time is up or the run is stopped.
+async fn ended(timeout: Duration, stop: &AtomicBool) -> Error {
+    let deadline = Instant::now() + timeout;
+    while Instant::now() < deadline {
+        if stop.load(Ordering::Relaxed) {
+            return Error::closed("stopped while the reward service was asked");
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+    let seconds = timeout.as_secs_f64();
+    Error::callback(format!("the reward service did not answer in {seconds} seconds"))
+}
+
+async fn ask(client: &Client, url: &str, body: &Value, answers: usize) -> Result<Vec<f64>> {
+    let mut wait = FIRST_WAIT;
+    for tries in 1.. {
+        match post(client, url, body, answers).await {
+            Ok(scores) => return Ok(scores),
+            Err(Failure::Lasting(error)) => return Err(error),
+            Err(Failure::Passing(error)) if tries == TRIES => {
+                return Err(error.context(format!("the reward service failed {TRIES} times")));
+            }
+            Err(Failure::Passing(error)) => tracing::warn!(%error, tries, "the reward service is asked again"),
+        }
+        tokio::time::sleep(wait).await;
+        wait *= 2;
+    }
+    Err(Error::callback("the reward service was never asked"))
+}
+
+async fn post(client: &Client, url: &str, body: &Value, answers: usize) -> Result<Vec<f64>, Failure> {
+    let passing = |e: reqwest::Error| Failure::Passing(Error::callback(format!("{}", e.without_url())));
+    let mut reply = client.post(url).json(body).send().await.map_err(passing)?;
+    let mut bytes = Vec::new();
+    while let Some(chunk) = reply.chunk().await.map_err(passing)? {
+        bytes.extend_from_slice(&chunk);
+        if bytes.len() > REPLY_BYTES * answers {
+            let most = REPLY_BYTES * answers;
+            return Err(Failure::Lasting(Error::callback(format!("the reward service's reply is over {most} bytes"))));
+        }
+    }
+    let status = reply.status();
+    if status.is_success() {
+        return parse(&bytes, answers).map_err(Failure::Lasting);
+    }
+    let error = Error::callback(format!("the reward service said {status}: {}", shown(&bytes)));
+    let passes = status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS;
+    Err(if passes { Failure::Passing(error) } else { Failure::Lasting(error) })
+}
+
+fn parse(reply: &[u8], answers: usize) -> Result<Vec<f64>> {
+    let Reply { scores } = serde_json::from_slice(reply).map_err(|_| {
+        let shown = shown(reply);
+        Error::callback(format!("the reward service answered {shown:?}, expected {{\"scores\": [numbers]}}"))
+    })?;
+    if scores.len() != answers {
+        let found = scores.len();
+        return Err(Error::callback(format!("the reward service gave {found} scores for {answers} answers")));
+    }
+    Ok(scores)
+}
+
+/// The beginning of what was said, on one line.
+fn shown(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).chars().take(60).map(|c| if c.is_control() { ' ' } else { c }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn garbage_is_shown_and_a_wrong_count_said() {
+        let error = |reply: &str, n| parse(reply.as_bytes(), n).unwrap_err().message().to_owned();
+        assert!(error("<html>\n", 1).contains("answered \"<html> \", expected {\"scores\": [numbers]}"));
+        assert!(error("{\"scores\": [1, null]}", 2).contains("expected"));
+        assert!(error("{\"scores\": [1e999]}", 1).contains("expected"));
+        assert!(error("{\"scores\": [1]}", 2).contains("gave 1 scores for 2 answers"));
+        assert_eq!(parse(b"{\"scores\": [1, -0.5], \"model\": \"x\"}", 2).unwrap(), [1.0, -0.5]);
+    }
+}
