@@ -3,11 +3,15 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test build setup header bench-train bench-reward first-experiments bench-serve check-cuda test-swaps
+.PHONY: help demo test build setup header bench-train bench-reward first-experiments bench-serve check-cuda test-swaps install fuzz loom memcheck
 
 # rustup installs here, and a shell that was open before doesn't know it yet.
 export PATH := $(HOME)/.cargo/bin:$(PATH)
 export CARGO_TARGET_DIR ?= $(CURDIR)/target
+
+PREFIX ?= /usr/local
+export PREFIX
+export DESTDIR ?=
 
 MODEL ?= smollm2-135m-instruct
 APAD := $(CARGO_TARGET_DIR)/release/apad
@@ -31,6 +35,20 @@ build: setup ## the library (rlib, shared, static) and apad, in target/release
 
 setup: ## the tools of the build
 	@scripts/setup.sh $(TOOLS)
+
+fuzz: setup ## fuzzes what takes bytes, ten minutes each; MINUTES=1 ARGS="request gguf"
+	scripts/fuzz.sh $(ARGS)
+
+loom: setup ## every order in which threads can use the registry of handles
+	cd tests/loom && RUSTFLAGS="--cfg loom" CARGO_TARGET_DIR="$(CURDIR)/tests/loom/target" cargo test --release --locked
+
+memcheck: TOOLS := test
+memcheck: setup ## the C cases under valgrind, with a library built for an older processor
+	RUSTFLAGS="-C target-cpu=x86-64-v3" CARGO_TARGET_DIR="$(CARGO_TARGET_DIR)/memcheck" cargo build --release --locked --lib --no-default-features
+	APA_MEMCHECK_LIB="$(CARGO_TARGET_DIR)/memcheck/release/libapa.so" cargo test --release --locked --test it memcheck -- --ignored
+
+install: build ## library, headers, pkg-config, CMake package and apad, to PREFIX (/usr/local), under DESTDIR
+	scripts/install.sh "$(CARGO_TARGET_DIR)/release"
 
 bench-train: build ## the trainer against PyTorch and PEFT, in turns; ARGS="--batch 8 --seq 512" goes to both
 	MODEL="$$("$(APAD)" pull "$(MODEL)")" APAD="$(APAD)" scripts/bench-train.sh $(ARGS)

@@ -26,7 +26,13 @@ if [ "${1:-}" = test ]; then
     have go || missing+=(golang-go)
     # The service is tested with the openai packages of PyPI and npm, and with schemathesis.
     python3 -c 'import ensurepip' 2>/dev/null || missing+=(python3-venv)
+    # bindings/node; Debian 12 has Node 18, so 20 may have to come from elsewhere.
+    have node && [ -e "$(dirname "$(command -v node)")/../include/node/node_api.h" ] || missing+=(nodejs libnode-dev)
     have npm || missing+=(npm)
+    # The header is compiled with both compilers; the tests of the C API run under memcheck and what make install gives is linked.
+    have clang || missing+=(clang)
+    have valgrind || missing+=(valgrind)
+    have pkg-config || missing+=(pkg-config)
 fi
 
 if [ ${#missing[@]} -gt 0 ]; then

@@ -33,6 +33,7 @@ typedef struct {
 typedef struct { apa_options *handle; go_out out; } go_options;
 typedef struct { apa_engine *handle; go_out out; } go_engine;
 typedef struct { apa_gen *handle; go_out out; } go_gen;
+typedef struct { apa_feed *handle; go_out out; } go_feed;
 
 static go_options go_options_new(void) {
 	go_options made = {0};
@@ -88,6 +89,38 @@ static go_out go_policy_activate(const apa_engine *e, uint64_t version) {
 }
 static go_out go_policy_rollback(const apa_engine *e) { OUT(apa_policy_rollback(e, &out.number, &out.error)); }
 static go_out go_policy_list(const apa_engine *e) { OUT(apa_policy_list(e, &out.string, &out.error)); }
+static go_out go_policy_snapshot(const apa_engine *e, uint64_t version, _GoString_ path) {
+	OUT(apa_policy_snapshot(e, version, TEXT(path), &out.error));
+}
+static go_out go_policy_restore(const apa_engine *e, _GoString_ path) {
+	OUT(apa_policy_restore(e, TEXT(path), &out.number, &out.error));
+}
+static go_out go_engine_metrics(const apa_engine *e) { OUT(apa_engine_metrics(e, &out.string, &out.error)); }
+static go_out go_sample_add(const apa_engine *e, _GoString_ json) {
+	OUT(apa_sample_add(e, TEXT(json), &out.string, &out.error));
+}
+static go_out go_reward_put(const apa_engine *e, _GoString_ id, double reward) {
+	OUT(apa_reward_put(e, TEXT(id), reward, &out.error));
+}
+static go_out go_forget(const apa_engine *e, _GoString_ user) {
+	OUT(apa_forget(e, TEXT(user), &out.string, &out.error));
+}
+static go_out go_trainer_start(const apa_engine *e) { OUT(apa_trainer_start(e, &out.error)); }
+static go_out go_trainer_stop(const apa_engine *e) { OUT(apa_trainer_stop(e, &out.error)); }
+static go_out go_http_start(const apa_engine *e, _GoString_ address) {
+	OUT(apa_http_start(e, TEXT(address), &out.string, &out.error));
+}
+static go_out go_http_stop(const apa_engine *e) { OUT(apa_http_stop(e, &out.error)); }
+static go_feed go_feed_open(const apa_engine *e, int answers) {
+	go_feed made = {0};
+	made.out.status = answers ? apa_rewards_open(e, &made.handle, &made.out.error)
+	                          : apa_events_open(e, &made.handle, &made.out.error);
+	return made;
+}
+static go_out go_feed_set_wake(apa_feed *f, uintptr_t hook) {
+	OUT(apa_feed_set_wake(f, go_wake, (void *)hook, &out.error));
+}
+static go_out go_feed_poll(apa_feed *f) { OUT(apa_feed_next(f, 0, &out.string, &out.error)); }
 */
 import "C"
 
@@ -101,6 +134,7 @@ import (
 type (
 	engineHandle     = *C.apa_engine
 	generationHandle = *C.apa_gen
+	feedHandle       = *C.apa_feed
 )
 
 // Outcomes of a poll that are no failure.
@@ -208,4 +242,48 @@ func policyRollback(e engineHandle) (uint64, error)          { return number(C.g
 func policyActivate(e engineHandle, version uint64) error {
 	_, err := done(C.go_policy_activate(e, C.uint64_t(version)))
 	return err
+}
+
+func policySnapshot(e engineHandle, version uint64, path string) error {
+	_, err := done(C.go_policy_snapshot(e, C.uint64_t(version), path))
+	return err
+}
+func policyRestore(e engineHandle, path string) (uint64, error) {
+	return number(C.go_policy_restore(e, path))
+}
+func engineMetrics(e engineHandle) (string, error)          { return done(C.go_engine_metrics(e)) }
+func sampleAdd(e engineHandle, json string) (string, error) { return done(C.go_sample_add(e, json)) }
+func rewardPut(e engineHandle, id string, reward float64) error {
+	_, err := done(C.go_reward_put(e, id, C.double(reward)))
+	return err
+}
+func forget(e engineHandle, user string) (string, error) { return done(C.go_forget(e, user)) }
+func trainerStart(e engineHandle) (string, error)        { return done(C.go_trainer_start(e)) }
+func trainerStop(e engineHandle) (string, error)         { return done(C.go_trainer_stop(e)) }
+func httpStart(e engineHandle, address string) (string, error) {
+	return done(C.go_http_start(e, address))
+}
+func httpStop(e engineHandle) (string, error) { return done(C.go_http_stop(e)) }
+
+// openFeed opens a feed that fills hook's channel whenever there is news.
+func openFeed(e engineHandle, answers bool, hook cgo.Handle) (feedHandle, error) {
+	var topic C.int
+	if answers {
+		topic = 1
+	}
+	made := C.go_feed_open(e, topic)
+	if _, err := done(made.out); err != nil {
+		return nil, err
+	}
+	if _, err := done(C.go_feed_set_wake(made.handle, C.uintptr_t(hook))); err != nil {
+		C.apa_feed_free(made.handle)
+		return nil, err
+	}
+	return made.handle, nil
+}
+func freeFeed(f feedHandle) { C.apa_feed_free(f) }
+func pollFeed(f feedHandle) (string, C.apa_status, error) {
+	out := C.go_feed_poll(f)
+	text, err := done(out)
+	return text, out.status, err
 }

@@ -48,5 +48,5 @@
 //
 //	cargo build --release
 //	export CGO_LDFLAGS=-L$PWD/target/release LD_LIBRARY_PATH=$PWD/target/release
-//	cd bindings/go && go run ./examples/chat MODEL.gguf DATA_DIR
+//	cd bindings/go && go run ../../examples/chat.go MODEL.gguf DATA_DIR
 package apa

@@ -26,24 +26,27 @@ type Request struct {
 	Prompt   string    // Plain text.
 	Tokens   []uint32  // Tokens as they are.
 
-	MaxTokens        int      // Most tokens to make; else the setting serve.max_tokens.
-	Temperature      *float64 // Divides the logits, 0 to 10; 0 is greedy. Else 1.
-	TopK             int      // Keep the k most probable tokens; 0 keeps all.
-	TopP             float64  // Nucleus mass, up to 1; 0 is 1.
-	MinP             float64  // Least probability relative to the most probable token, 0 to 1.
-	RepeatPenalty    float64  // Multiplicative penalty on tokens of the last 64; 0 is 1, none.
-	FrequencyPenalty float64  // Additive penalty per earlier use, -2 to 2.
-	PresencePenalty  float64  // Additive penalty on any earlier use, -2 to 2.
-	Seed             *uint64  // Makes the answer repeatable; else drawn, and told in the result.
-	Stop             []string // Strings that end the answer.
-	User             string   // Whom it is for; kept with the record.
+	MaxTokens        int                // Most tokens to make; else the setting serve.max_tokens.
+	Temperature      *float64           // Divides the logits, 0 to 10; 0 is greedy. Else 1.
+	TopK             int                // Keep the k most probable tokens; 0 keeps all.
+	TopP             float64            // Nucleus mass, up to 1; 0 is 1.
+	MinP             float64            // Least probability relative to the most probable token, 0 to 1.
+	RepeatPenalty    float64            // Multiplicative penalty on tokens of the last 64; 0 is 1, none.
+	FrequencyPenalty float64            // Additive penalty per earlier use, -2 to 2.
+	PresencePenalty  float64            // Additive penalty on any earlier use, -2 to 2.
+	Seed             *uint64            // Makes the answer repeatable; else drawn, and told in the result.
+	Stop             []string           // Strings that end the answer.
+	LogitBias        map[uint32]float64 // Added to the logits of tokens, -100 to 100.
+	Grammar          string             // GBNF that the answer is held to.
+	ResponseFormat   any                // What it must look like, as in OpenAI's requests: a JSON schema.
+	User             string             // Whom it is for; kept with the record.
 }
 
 // Ptr returns a pointer to value, for fields whose zero means something: Temperature: apa.Ptr(0.0).
 func Ptr[T any](value T) *T { return &value }
 
 func (r Request) body() (string, error) {
-	texts := []text{{"prompt", r.Prompt}, {"user", r.User}}
+	texts := []text{{"prompt", r.Prompt}, {"user", r.User}, {"grammar", r.Grammar}}
 	for i, stop := range r.Stop {
 		texts = append(texts, text{fmt.Sprintf("stop[%d]", i), stop})
 	}
@@ -64,21 +67,24 @@ func (r Request) body() (string, error) {
 		prompt = r.Tokens
 	}
 	return encode("the request", struct {
-		Messages         []Message `json:"messages,omitempty"`
-		Prompt           any       `json:"prompt,omitempty"`
-		MaxTokens        int       `json:"max_tokens,omitempty"`
-		Temperature      *float64  `json:"temperature,omitempty"`
-		TopK             int       `json:"top_k,omitempty"`
-		TopP             float64   `json:"top_p,omitempty"`
-		MinP             float64   `json:"min_p,omitempty"`
-		RepeatPenalty    float64   `json:"repeat_penalty,omitempty"`
-		FrequencyPenalty float64   `json:"frequency_penalty,omitempty"`
-		PresencePenalty  float64   `json:"presence_penalty,omitempty"`
-		Seed             *uint64   `json:"seed,omitempty"`
-		Stop             []string  `json:"stop,omitempty"`
-		User             string    `json:"user,omitempty"`
+		Messages         []Message          `json:"messages,omitempty"`
+		Prompt           any                `json:"prompt,omitempty"`
+		MaxTokens        int                `json:"max_tokens,omitempty"`
+		Temperature      *float64           `json:"temperature,omitempty"`
+		TopK             int                `json:"top_k,omitempty"`
+		TopP             float64            `json:"top_p,omitempty"`
+		MinP             float64            `json:"min_p,omitempty"`
+		RepeatPenalty    float64            `json:"repeat_penalty,omitempty"`
+		FrequencyPenalty float64            `json:"frequency_penalty,omitempty"`
+		PresencePenalty  float64            `json:"presence_penalty,omitempty"`
+		Seed             *uint64            `json:"seed,omitempty"`
+		Stop             []string           `json:"stop,omitempty"`
+		User             string             `json:"user,omitempty"`
+		LogitBias        map[uint32]float64 `json:"logit_bias,omitempty"`
+		Grammar          string             `json:"grammar,omitempty"`
+		ResponseFormat   any                `json:"response_format,omitempty"`
 	}{r.Messages, prompt, r.MaxTokens, r.Temperature, r.TopK, r.TopP, r.MinP, r.RepeatPenalty, r.FrequencyPenalty,
-		r.PresencePenalty, r.Seed, r.Stop, r.User})
+		r.PresencePenalty, r.Seed, r.Stop, r.User, r.LogitBias, r.Grammar, r.ResponseFormat})
 }
 
 func checkMessages(messages []Message) error {

@@ -150,6 +150,7 @@ func (e *Engine) TrainStep(ctx context.Context) (Step, error) {
 type TrainerStatus struct {
 	State          string   `json:"state"`           // off, unsupported, loading, idle or training.
 	Reason         string   `json:"reason"`          // Why it is off or unsupported, or what failed last.
+	Auto           bool     `json:"auto"`            // Whether it trains by itself.
 	PendingRatings uint64   `json:"pending_ratings"` // Ratings not yet used.
 	Batch          int      `json:"batch"`           // Ratings that start a step.
 	Steps          uint64   `json:"steps"`           // Steps that published a version since the start.

@@ -96,6 +96,8 @@ impl Shared {
 pub(super) struct Learner {
     orders: Sender<Order>,
     due: Sender<Order>,
+    /// Gives an error once the thread has ended; an order it left in its channel is never answered.
+    ended: Receiver<()>,
     shared: Arc<Shared>,
     ledger: Arc<Ledger>,
     thread: Mutex<Option<JoinHandle<()>>>,
@@ -108,6 +110,7 @@ impl Learner {
         let (orders, inbox) = bounded(16);
         // One reminder is as good as many.
         let (due, reminders) = bounded(1);
+        let (running, ended) = bounded(0);
         let status = TrainerStatus { state: "loading".into(), batch: config.train.batch, ..TrainerStatus::default() };
         let shared = Arc::new(Shared {
             status: Mutex::new(status),
@@ -132,9 +135,12 @@ impl Learner {
         };
         let thread = std::thread::Builder::new()
             .name("apa-trainer".into())
-            .spawn(move || worker.run(&inbox, &reminders))
+            .spawn(move || {
+                let _running = running;
+                worker.run(&inbox, &reminders);
+            })
             .map_err(|e| Error::nomem(format!("can't start the trainer's thread: {e}")))?;
-        Ok(Learner { orders, due, shared, ledger, thread: Mutex::new(Some(thread)) })
+        Ok(Learner { orders, due, ended, shared, ledger, thread: Mutex::new(Some(thread)) })
     }
 
     /// Tells the thread that a batch is in. Never waits.
@@ -181,7 +187,10 @@ impl Learner {
     fn ask<T>(&self, order: Order, answer: &Receiver<Result<T>>) -> Result<T> {
         let closed = || Error::closed("the engine is closed");
         self.orders.send(order).map_err(|_| closed())?;
-        answer.recv().map_err(|_| closed())?
+        crossbeam_channel::select! {
+            recv(answer) -> answer => answer.map_err(|_| closed())?,
+            recv(self.ended) -> _ => answer.try_recv().map_err(|_| closed())?,
+        }
     }
 
     pub(super) fn status(&self) -> TrainerStatus {

@@ -9,6 +9,7 @@ use super::engine::{apa_engine, engine, put_json};
 use super::error::{apa_error, apa_status};
 use super::guard::guard;
 use super::strings::apa_string;
+use crate::error::Error;
 use crate::request::{Unknown, parse_feedback, parse_preference, parse_sample};
 
 /// Records feedback; it is durable on disk when this returns. JSON: `generation_id`, one of `rating` (-1 to 1), `thumbs` (`"up"`,
@@ -83,6 +84,31 @@ pub unsafe extern "C" fn apa_sample_add(
             let engine = self::engine(engine)?;
             let body = args::bytes("sample_json", sample_json, sample_json_len)?;
             put_json(receipt, &engine.add_sample(parse_sample(body, Unknown::Refuse)?.resolve(&engine)?)?)
+        })
+    }
+}
+
+/// Deletes a user's words: the answers made for them with their prompts, what anyone said of those, and all they said of others'
+/// answers. They are overwritten on disk when this returns. What remains are the versions that learned from them. `receipt` (may be
+/// NULL) gets how many were deleted: `generations`, `feedback`, `preferences`, `samples`; all 0 for a user who is not known.
+///
+/// Errors: `APA_ERR_ARG` for an empty name; `APA_ERR_IO` if it could not be written; `APA_ERR_CLOSED`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn apa_forget(
+    engine: *const apa_engine,
+    user: *const c_char,
+    user_len: usize,
+    receipt: *mut *mut apa_string,
+    error: *mut *mut apa_error,
+) -> apa_status {
+    // SAFETY: text is readable and the out-parameters NULL or writable, by the header's contract.
+    unsafe {
+        guard(error, || {
+            let engine = self::engine(engine)?;
+            match args::text("user", user, user_len)? {
+                "" => Err(Error::arg("user is empty, expected a name")),
+                user => put_json(receipt, &engine.forget(user)?),
+            }
         })
     }
 }

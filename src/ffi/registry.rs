@@ -2,10 +2,21 @@
 
 use std::collections::BTreeMap;
 use std::ptr;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::PoisonError;
 
 use crate::error::{Error, Result};
+
+// tests/loom tries every order in which threads can run this file.
+#[cfg(loom)]
+use loom::sync::{
+    Arc, RwLock,
+    atomic::{AtomicUsize, Ordering},
+};
+#[cfg(not(loom))]
+use std::sync::{
+    Arc, RwLock,
+    atomic::{AtomicUsize, Ordering},
+};
 
 /// High bits of every handle. On 64-bit machines no address has them: following a handle faults, and no other allocator's
 /// pointer is ever taken for one.
@@ -15,8 +26,15 @@ const TAG_BITS: u32 = 3;
 /// Serial numbers end here: none is ever given twice, so that an old handle never names a new object.
 const LAST: usize = (usize::MAX >> 12) >> TAG_BITS;
 
-/// The next serial number. Starts so that no handle is below 4096: Go refuses such pointers on its stacks.
-static NEXT: AtomicUsize = AtomicUsize::new(1024);
+/// Starts so that no handle is below 4096: Go refuses such pointers on its stacks.
+const FIRST: usize = 1024;
+/// The next serial number.
+#[cfg(not(loom))]
+static NEXT: AtomicUsize = AtomicUsize::new(FIRST);
+#[cfg(loom)]
+loom::lazy_static! {
+    static ref NEXT: AtomicUsize = AtomicUsize::new(FIRST);
+}
 
 /// A type of handle. Implemented by the opaque structs of the header.
 pub(super) trait Handle: Sized + 'static {
@@ -34,7 +52,12 @@ pub(super) trait Handle: Sized + 'static {
 pub(super) struct Registry<T>(RwLock<BTreeMap<usize, Arc<T>>>);
 
 impl<T> Registry<T> {
+    #[cfg(not(loom))]
     pub(super) const fn new() -> Self {
+        Self(RwLock::new(BTreeMap::new()))
+    }
+    #[cfg(loom)]
+    pub(super) fn new() -> Self {
         Self(RwLock::new(BTreeMap::new()))
     }
 }
@@ -68,7 +91,7 @@ fn not_live<H: Handle>(key: usize) -> Error {
     let serial = (key ^ BASE) >> TAG_BITS;
     if key == 0 {
         Error::arg(format!("the handle is NULL, expected an {}", H::NAME))
-    } else if !(1024..NEXT.load(Ordering::Relaxed)).contains(&serial) {
+    } else if !(FIRST..NEXT.load(Ordering::Relaxed)).contains(&serial) {
         Error::arg(format!("the pointer is not a handle of this library, expected an {}", H::NAME))
     } else if key & ((1 << TAG_BITS) - 1) != H::TAG {
         Error::arg(format!("the handle is of another type, expected an {}", H::NAME))
@@ -85,7 +108,12 @@ macro_rules! handle {
             const TAG: usize = $tag;
             const NAME: &'static str = stringify!($name);
             fn registry() -> &'static crate::ffi::registry::Registry<$object> {
+                #[cfg(not(loom))]
                 static LIVE: crate::ffi::registry::Registry<$object> = crate::ffi::registry::Registry::new();
+                #[cfg(loom)]
+                loom::lazy_static! {
+                    static ref LIVE: crate::ffi::registry::Registry<$object> = crate::ffi::registry::Registry::new();
+                }
                 &LIVE
             }
         }
@@ -93,7 +121,7 @@ macro_rules! handle {
 }
 pub(super) use handle;
 
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
     use crate::error::Code;

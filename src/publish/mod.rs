@@ -279,7 +279,7 @@ mod tests {
         let mut damaged = whole.clone();
         damaged[place] = b'W';
         assert!(refused(&damaged).contains("adapter.gguf is damaged"));
-        let text = String::from_utf8_lossy(&whole).replacen("\"critic.gguf\"", "\"../itic.gguf\"", 1);
+        let text = String::from_utf8_lossy(&whole).replacen("\"critic.gguf\"", "\"../tic.gguf\"", 1);
         assert!(refused(text.as_bytes()).contains("plain file name"));
         assert!(refused(b"hello").contains("not a snapshot"));
         assert_eq!(store.list().unwrap(), versions(&[3]));

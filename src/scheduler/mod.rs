@@ -15,7 +15,7 @@ mod tuner;
 use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, RwLock};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
@@ -148,6 +148,10 @@ pub struct Scheduler {
     wanted: Sender<Wanted>,
     counters: Arc<Counters>,
     stopping: Arc<AtomicBool>,
+    /// Nothing is sent once it is set. A command left in a channel would keep its client waiting.
+    closed: RwLock<bool>,
+    /// Other ends of the channels, for what the threads leave in them.
+    left: (Receiver<Command>, Receiver<Wanted>),
     running: Mutex<Vec<JoinHandle<()>>>,
 }
 
@@ -167,6 +171,7 @@ impl Scheduler {
         let (commands, receiver) = bounded(options.queue as usize + 8);
         let (wanted, wants) = bounded(MAX_WANTED);
         let (drained, idle) = bounded(MAX_CONTEXTS);
+        let left = (receiver.clone(), wants.clone());
         let counters = Arc::new(Counters::default());
         let stopping = Arc::new(AtomicBool::new(false));
         let threads = Threads::new(threads)?;
@@ -184,7 +189,17 @@ impl Scheduler {
         core.publish_load();
         let ready = commands.clone();
         let swapper = Swapper { model: model.clone(), threads, options, made: 1, wanted: wants, idle, ready };
-        let scheduler = Scheduler { model, options, commands, wanted, counters, stopping, running: Mutex::default() };
+        let scheduler = Scheduler {
+            model,
+            options,
+            commands,
+            wanted,
+            counters,
+            stopping,
+            closed: RwLock::new(false),
+            left,
+            running: Mutex::default(),
+        };
         let stop = scheduler.stopping.clone();
         scheduler.spawn("apa-scheduler", move || core.run(&receiver, &stop))?;
         let stop = scheduler.stopping.clone();
@@ -281,10 +296,7 @@ impl Scheduler {
     pub fn swap(&self, weights: Weights) -> Result<()> {
         let closed = || Error::closed("the engine is closed");
         let (reply, answer) = bounded(1);
-        if self.stopping.load(Ordering::Acquire) {
-            return Err(closed());
-        }
-        self.wanted.send(Wanted { weights, reply }).map_err(|_| closed())?;
+        self.send(&self.wanted, Wanted { weights, reply })?;
         answer.recv().map_err(|_| closed())?
     }
 
@@ -309,6 +321,7 @@ impl Scheduler {
 
     /// Ends the threads: running and waiting requests end as `Closed`. Idempotent.
     pub fn stop(&self) {
+        *self.closed.write().unwrap_or_else(|e| e.into_inner()) = true;
         self.stopping.store(true, Ordering::Release);
         for thread in self.running.lock().unwrap_or_else(|e| e.into_inner()).drain(..) {
             let name = thread.thread().name().unwrap_or_default().to_string();
@@ -316,6 +329,9 @@ impl Scheduler {
                 tracing::error!(name, "a thread panicked");
             }
         }
+        // Dropped, they tell whoever waits for them that the engine closed.
+        self.left.0.try_iter().for_each(drop);
+        self.left.1.try_iter().for_each(drop);
     }
 
     /// Takes places in the queue, all or none, and hands the jobs on.
@@ -327,15 +343,17 @@ impl Scheduler {
             self.counters.meters.refused.fetch_add(jobs.len() as u64, Ordering::Relaxed);
             Error::busy(format!("{limit} requests are waiting already"))
         })?;
-        self.send(Command::Submit(jobs))
+        self.send(&self.commands, Command::Submit(jobs))
     }
 
-    fn send(&self, command: Command) -> Result<()> {
-        let closed = || Error::closed("the engine is closed");
-        if self.stopping.load(Ordering::Acquire) {
-            return Err(closed());
+    /// Sends unless it is closed. Never waits for long: submissions are bounded by the queue's count, swaps by their one caller.
+    fn send<T>(&self, to: &Sender<T>, message: T) -> Result<()> {
+        let error = || Error::closed("the engine is closed");
+        let closed = self.closed.read().unwrap_or_else(|e| e.into_inner());
+        if *closed {
+            return Err(error());
         }
-        self.commands.send(command).map_err(|_| closed())
+        to.send(message).map_err(|_| error())
     }
 }
 

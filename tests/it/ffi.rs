@@ -31,12 +31,12 @@ pub fn run(command: &mut Command) -> Output {
     output
 }
 
-/// Compiles a C program against the header and the shared library.
-pub fn compile_c(source: &Path, program: &Path) {
+/// Compiles a C or C++ program against the headers and the shared library.
+pub fn compile(compiler: &str, standard: &str, source: &Path, program: &Path) {
     let library = shared_library();
     let folder = library.parent().unwrap();
-    let mut gcc = Command::new("gcc");
-    gcc.arg("-std=c99")
+    let mut gcc = Command::new(compiler);
+    gcc.arg(standard)
         .args(STRICT)
         .arg("-O1")
         .arg("-I")
@@ -144,8 +144,26 @@ fn header_is_clean_c99_and_cpp11() {
     std::fs::write(&c, source).unwrap();
     std::fs::write(&cpp, source).unwrap();
     let include = Path::new(ROOT).join("include");
-    run(Command::new("gcc").arg("-std=c99").args(STRICT).arg("-fsyntax-only").arg("-I").arg(&include).arg(&c));
-    run(Command::new("g++").arg("-std=c++11").args(STRICT).arg("-fsyntax-only").arg("-I").arg(&include).arg(&cpp));
+    for (compilers, standard, source) in [(["gcc", "clang"], "-std=c99", &c), (["g++", "clang++"], "-std=c++11", &cpp)]
+    {
+        for compiler in compilers {
+            let mut check = Command::new(compiler);
+            run(check.arg(standard).args(STRICT).arg("-fsyntax-only").arg("-I").arg(&include).arg(source));
+        }
+    }
+}
+
+#[test]
+fn the_cpp_header_is_clean_alone_and_twice() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = dir.path().join("use.cpp");
+    std::fs::write(&source, "#include <apa.hpp>\n#include <apa.hpp>\nint main() { apa::options options; }\n").unwrap();
+    let include = Path::new(ROOT).join("include");
+    for compiler in ["g++", "clang++"] {
+        let mut check = Command::new(compiler);
+        check.arg("-std=c++17").args(STRICT).args(["-Wshadow", "-Wconversion", "-fsyntax-only"]);
+        run(check.arg("-I").arg(&include).arg(&source));
+    }
 }
 
 #[test]
@@ -300,6 +318,7 @@ fn null_is_an_argument_error_wherever_it_is_not_allowed() {
             apa_engine_metrics(engine, string, none),
             apa_sample_add(engine, text, 1, string, none),
             apa_trainer_start(engine, none),
+            apa_forget(engine, text, 1, string, none),
             apa_trainer_stop(engine, none),
             apa_events_open(engine, &raw mut out_feed, none),
             apa_rewards_open(engine, &raw mut out_feed, none),

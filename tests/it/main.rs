@@ -1,5 +1,6 @@
 //! The one integration binary: the crate as its users see it.
 
+mod conformance;
 #[cfg(feature = "daemon")]
 mod clients;
 #[cfg(feature = "daemon")]
@@ -16,7 +17,9 @@ mod go;
 mod golden;
 mod http;
 mod http_limits;
+mod install;
 mod logprobs;
+mod node;
 mod pull;
 #[cfg(feature = "daemon")]
 mod reward;

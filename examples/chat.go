@@ -3,7 +3,7 @@
 //	cargo build --release
 //	cd bindings/go
 //	export CGO_LDFLAGS=-L$PWD/../../target/release LD_LIBRARY_PATH=$PWD/../../target/release
-//	go run ./examples/chat MODEL.gguf DATA_DIR
+//	go run ../../examples/chat.go MODEL.gguf DATA_DIR
 package main
 
 import (

@@ -1,0 +1,281 @@
+/** The library's own version. */
+export const version: string;
+/** The version of the interface of the library that is loaded: major in the high 16 bits, minor in the low 16. */
+export const abiVersion: number;
+
+/** The classes of failure. */
+export type ErrorCode =
+  | 'APA_ERR_ARG' // The caller's input is wrong: an option, a request, an unknown id.
+  | 'APA_ERR_CLOSED' // The engine or stream is closed.
+  | 'APA_ERR_BUSY' // The queue is full, or another engine holds the data folder.
+  | 'APA_ERR_MODEL' // The model file is missing, damaged or of another kind, or it could not be run.
+  | 'APA_ERR_TRAIN' // Training failed; serving is untouched.
+  | 'APA_ERR_IO' // A file, the disk or the record failed.
+  | 'APA_ERR_CALLBACK'
+  | 'APA_ERR_UNSUPPORTED' // This build, model or architecture can't do that.
+  | 'APA_ERR_NOMEM'
+  | 'APA_ERR_PANIC'; // A bug of the library, caught.
+
+/** What went wrong, in one sentence. */
+export class ApaError extends Error {
+  /** The status of the C API; negative. */
+  readonly status: number;
+  readonly code: ErrorCode;
+}
+
+export interface OpenOptions {
+  /** The base model, a GGUF file. */
+  model: string;
+  /** The folder of the record and the versions; one engine a folder. */
+  data?: string;
+  /** Settings of apad.toml by key, the section first: `{ 'serve.slots': 4, train: { lambda: 0.2 } }`. */
+  settings?: Record<string, unknown>;
+  /** Gives up: the promise is rejected with its reason, and what is loaded by then is closed. */
+  signal?: AbortSignal;
+}
+
+export interface Message {
+  role: 'system' | 'user' | 'assistant' | (string & {});
+  content: string;
+}
+
+interface Sampling {
+  max_tokens?: number;
+  /** 0 is greedy; 1, the default, is the plain policy. */
+  temperature?: number;
+  top_k?: number;
+  top_p?: number;
+  min_p?: number;
+  repeat_penalty?: number;
+  frequency_penalty?: number;
+  presence_penalty?: number;
+  logit_bias?: Record<string, number>;
+  response_format?: unknown;
+  /** GBNF. */
+  grammar?: string;
+  seed?: number;
+  stop?: string | string[];
+  user?: string;
+}
+
+/** A chat, through the model's own template. */
+export interface ChatRequest extends Sampling {
+  messages: Message[];
+  prompt?: never;
+  logprobs?: boolean;
+  top_logprobs?: number;
+}
+
+/** Plain text or tokens, continued. */
+export interface CompletionRequest extends Sampling {
+  prompt: string | number[];
+  messages?: never;
+  logprobs?: number;
+}
+
+/** What to generate; fields have the names of the HTTP service. */
+export type Request = ChatRequest | CompletionRequest;
+
+export interface Result {
+  /** Names the answer, for feedback. */
+  id: string;
+  /** The weights that made every token of it. */
+  policy_version: number;
+  text: string;
+  finish_reason: 'stop' | 'length' | 'cancelled';
+  seed: number;
+  usage: { prompt_tokens: number; completion_tokens: number; total_tokens: number };
+  logprobs?: unknown[];
+}
+
+export interface CallOptions {
+  /** Ends the generation; whoever waits gets its reason. */
+  signal?: AbortSignal;
+}
+
+/** An answer being made. Iterating gives its text in whole codepoints; `break` cancels it. */
+export class Stream implements AsyncIterableIterator<string> {
+  private constructor();
+  /** Names the answer, for feedback. */
+  readonly id: string;
+  next(): Promise<IteratorResult<string, undefined>>;
+  return(): Promise<IteratorResult<string, undefined>>;
+  throw(error: unknown): Promise<IteratorResult<string, undefined>>;
+  [Symbol.asyncIterator](): this;
+  /** The whole answer, once it has ended; pulls what is left of it. */
+  result(): Promise<Result>;
+  /** Asks it to end. What has been made still comes, with `finish_reason` `cancelled`. */
+  cancel(): void;
+  /** Ends and frees it. */
+  close(): Promise<void>;
+}
+
+interface Said {
+  generation_id: string;
+  user?: string;
+  comment?: string;
+}
+/** What a person said of an answer. */
+export type Feedback =
+  | (Said & { rating: number; thumbs?: never; correction?: never })
+  | (Said & { thumbs: 'up' | 'down'; rating?: never; correction?: never })
+  | (Said & { correction: string; rating?: never; thumbs?: never });
+
+export interface Receipt {
+  feedback_id: number;
+  generation_id: string;
+  policy_version: number;
+  replaces_earlier: boolean;
+}
+
+/** An answer made elsewhere. */
+export type Sample = {
+  completion: string | number[];
+  /** -1 to 1; without one it waits for feedback. */
+  reward?: number;
+  temperature?: number;
+  user?: string;
+} & ({ messages: Message[]; prompt?: never } | { prompt: string | number[]; messages?: never });
+
+export interface SampleReceipt {
+  generation_id: string;
+  feedback_id: number | null;
+  policy_version: number;
+}
+
+/** What a batch measured: lengths in tokens, KL in nats, times in seconds; null where there was nothing to measure. */
+export type Metrics = Record<string, number | null>;
+
+export type Step =
+  | { outcome: 'published'; version: number; metrics: Metrics }
+  | { outcome: 'skipped'; reason: string; consumed: number };
+
+export interface TrainerStatus {
+  state: 'off' | 'unsupported' | 'loading' | 'idle' | 'training';
+  reason: string | null;
+  /** Whether it trains by itself when a batch is in. */
+  auto: boolean;
+  pending_ratings: number;
+  batch: number;
+  steps: number;
+  skipped: number;
+  dropped_steps: number;
+  last: Metrics | null;
+}
+
+export interface Status {
+  model: string;
+  architecture: string;
+  policy_version: number;
+  serving_versions: number[];
+  running: number;
+  queued: number;
+  completed: number;
+  generated_tokens: number;
+  prompt_tokens: number;
+  swaps: number;
+  trainer: TrainerStatus;
+}
+
+export interface Version {
+  version: number;
+  /** The version it was trained from; null for the initial model. */
+  parent: number | null;
+  active: boolean;
+  /** Milliseconds since 1970. */
+  created: number;
+  metrics: Metrics;
+}
+
+/** News of what the engine learns. */
+export type Event =
+  | { event: 'step_done'; version: number; metrics: Metrics }
+  | { event: 'step_dropped'; reason: string; consumed: number }
+  | { event: 'version_published'; version: number; parent: number }
+  | { event: 'version_activated'; version: number }
+  | { event: 'error'; code: string; message: string }
+  | { event: 'missed'; count: number };
+
+/** An answer to be scored, by {@link Engine.reward}. */
+export type Answer =
+  | {
+      event: 'answer';
+      generation_id: string;
+      policy_version: number;
+      /** As the model saw it. */
+      prompt: string;
+      text: string;
+      finish_reason: 'stop' | 'length';
+      completion_tokens: number;
+      user: string | null;
+    }
+  | { event: 'missed'; count: number };
+
+/** News, from its opening on: at most 256 are kept. It ends with the engine; `break` closes it. */
+export class Feed<T> implements AsyncIterableIterator<T> {
+  private constructor();
+  next(): Promise<IteratorResult<T, undefined>>;
+  return(): Promise<IteratorResult<T, undefined>>;
+  [Symbol.asyncIterator](): this;
+  close(): void;
+}
+
+/** A serving, learning model. Failures are {@link ApaError}s. */
+export class Engine {
+  private constructor();
+  /** Loads the model, recovers what was running, and starts the engine. */
+  static open(options: OpenOptions): Promise<Engine>;
+  /** Ends what runs, with `APA_ERR_CLOSED`, and frees the data folder. */
+  close(): Promise<void>;
+
+  /** Queues a generation. Throws what is wrong with the request; `APA_ERR_BUSY` if the queue is full. */
+  generate(request: Request, options?: CallOptions): Stream;
+  /** The whole answer. */
+  complete(request: Request, options?: CallOptions): Promise<Result>;
+  /** Answers a conversation with the engine's defaults. */
+  chat(messages: Message[], options?: CallOptions): Promise<Result>;
+
+  /** Records feedback, which is on disk then. */
+  feedback(said: Feedback): Promise<Receipt>;
+  /** Records that one answer is better than another. */
+  prefer(said: { chosen_id: string; rejected_id: string; user?: string }): Promise<{ preference_id: number }>;
+  /** Records an answer made elsewhere. */
+  addSample(sample: Sample): Promise<SampleReceipt>;
+  /** Deletes a user's words: their answers, what was said of those, what they said. The versions that learned from them remain. */
+  forget(user: string): Promise<{ generations: number; feedback: number; preferences: number; samples: number }>;
+  /** Gives an answer its reward, -1 to 1. */
+  reward(generationId: string, reward: number): Promise<void>;
+  /** What the engine learns, from now on. */
+  events(): Feed<Event>;
+  /** Answers that ended, from now on, to be scored. */
+  answers(): Feed<Answer>;
+
+  /** Trains on the ratings that are in, one batch at most, and serves what comes of it. */
+  trainStep(): Promise<Step>;
+  /** Lets the engine train by itself. */
+  startTrainer(): void;
+  /** Has it train by {@link Engine.trainStep} only. */
+  stopTrainer(): void;
+
+  status(): Status;
+  /** Numbers in Prometheus' text format. */
+  metrics(): string;
+  countTokens(text: string): number;
+  /** Messages as the model sees them. */
+  render(messages: Message[]): string;
+
+  /** The version that new requests get; 0 is the initial model. */
+  policyVersion(): number;
+  versions(): Promise<Version[]>;
+  activate(version: number): Promise<void>;
+  /** Activates the parent of the active version, and gives it. */
+  rollback(): Promise<number>;
+  /** Writes a version into one file. */
+  snapshot(version: number, path: string): Promise<void>;
+  /** Serves what {@link Engine.snapshot} wrote, as a new version. */
+  restore(path: string): Promise<number>;
+
+  /** Serves HTTP beside the application; gives the address. */
+  startHttp(address?: string): Promise<string>;
+  stopHttp(): Promise<void>;
+}

@@ -1,0 +1,35 @@
+// What the tests share: engines on the tiny model that APA_TINY_MODEL names, closed when their test ends.
+
+import { mkdtempSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { Engine } from '../index.js';
+
+export const model = process.env.APA_TINY_MODEL;
+if (!model) throw new Error('APA_TINY_MODEL is not set, expected the path of a small GGUF file');
+
+export function folder(t) {
+  const dir = mkdtempSync(join(tmpdir(), 'apa-node-'));
+  t.after(() => rmSync(dir, { recursive: true, force: true }));
+  return dir;
+}
+
+export const small = { serve: { context: 1024, threads: 1, slots: 4 }, train: { auto: false, threads: 1 } };
+
+export async function open(t, settings = {}) {
+  const data = folder(t);
+  const engine = await Engine.open({ model, data, settings: { ...small, ...settings } });
+  t.after(() => engine.close());
+  return engine;
+}
+
+/** A request that runs long: random weights end an answer by chance, so a seed that goes on is looked for. */
+export async function long(engine, prompt = 'the') {
+  for (let seed = 0; seed < 500; seed++) {
+    const tried = await engine.complete({ prompt, max_tokens: 100, seed });
+    if (tried.finish_reason === 'length' && tried.text) return { prompt, max_tokens: 900, seed };
+  }
+  throw new Error('no seed gives a long answer');
+}
+
+export const has = (code) => (error) => error.code === code;

@@ -1,0 +1,124 @@
+// Streams: text piece by piece, and every way to leave them.
+
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+import { has, long, open } from './helpers.mjs';
+
+const greedy = { prompt: 'the', max_tokens: 12, temperature: 0 };
+
+test('an answer is iterated and then whole', async (t) => {
+  const engine = await open(t);
+  const stream = engine.generate({ prompt: 'the', max_tokens: 24, seed: 5 });
+  let text = '';
+  for await (const piece of stream) text += piece;
+  const result = await stream.result();
+  assert.equal(result.text, text);
+  assert.equal(result.id, stream.id);
+  assert.equal(result.seed, 5);
+  assert.deepEqual(await stream.next(), { value: undefined, done: true });
+  assert.equal((await engine.complete({ prompt: 'the', max_tokens: 24, seed: 5 })).text, text);
+});
+
+test('a wrong request names what is wrong', async (t) => {
+  const engine = await open(t);
+  assert.throws(() => engine.generate({ prompt: 'a', temprature: 1 }), /temperature/);
+  assert.throws(() => engine.generate({ prompt: '' }), has('APA_ERR_ARG'));
+  assert.throws(() => engine.generate({ prompt: 'a', temperature: Infinity }), has('APA_ERR_ARG'));
+  assert.throws(() => engine.generate('a'), has('APA_ERR_ARG'));
+  assert.throws(() => engine.generate({ prompt: 'x '.repeat(1 << 19) }), has('APA_ERR_ARG'));
+  await assert.rejects(engine.complete({}), has('APA_ERR_ARG'));
+});
+
+test('break cancels', async (t) => {
+  const engine = await open(t);
+  const request = await long(engine);
+  const stream = engine.generate(request);
+  for await (const piece of stream) {
+    assert(piece);
+    break;
+  }
+  await until(() => engine.status().running === 0);
+  assert(engine.status().generated_tokens < 2000);
+  await assert.rejects(stream.result(), has('APA_ERR_CLOSED'));
+});
+
+test('cancel keeps what was made', async (t) => {
+  const engine = await open(t);
+  const stream = engine.generate(await long(engine));
+  const first = (await stream.next()).value;
+  stream.cancel();
+  const result = await stream.result();
+  assert.equal(result.finish_reason, 'cancelled');
+  assert(result.text.startsWith(first));
+  stream.cancel();
+});
+
+test('an abort rejects whoever waits, with its reason', async (t) => {
+  const engine = await open(t, { serve: { context: 1024, threads: 1, slots: 1, queue: 64 } });
+  const request = await long(engine);
+  assert.throws(() => engine.generate(request, { signal: AbortSignal.abort(new Error('before')) }), /before/);
+  // So much in front that what is asked below waits.
+  const before = Array.from({ length: 40 }, () => engine.generate(request));
+  const stop = new AbortController();
+  const stream = engine.generate(request, { signal: stop.signal });
+  setTimeout(() => stop.abort(new Error('enough')), 5);
+  await assert.rejects(async () => {
+    for await (const piece of stream) assert(piece);
+  }, /enough/);
+  await assert.rejects(engine.complete(request, { signal: AbortSignal.timeout(5) }), { name: 'TimeoutError' });
+  await Promise.all(before.map((other) => other.close()));
+  await until(() => engine.status().running + engine.status().queued === 0);
+});
+
+test('several pulls at once each get a piece, in order', async (t) => {
+  const engine = await open(t);
+  const stream = engine.generate({ prompt: 'the', max_tokens: 24, seed: 5 });
+  const pieces = await Promise.all(Array.from({ length: 30 }, () => stream.next()));
+  const text = pieces.map((p) => p.value ?? '').join('');
+  assert.equal((await stream.result()).text, text);
+});
+
+test('a thousand streams leave the event loop and the thread pool free', async (t) => {
+  const engine = await open(t, { serve: { context: 2048, threads: 1, slots: 8, queue: 2000 } });
+  const { readFile } = await import('node:fs/promises');
+  let worst = 0;
+  let last = performance.now();
+  const clock = setInterval(() => {
+    worst = Math.max(worst, performance.now() - last);
+    last = performance.now();
+  }, 1);
+  const all = Array.from({ length: 1000 }, (_, seed) => engine.complete({ prompt: 'the', max_tokens: 4, seed }));
+  // libuv's pool has four threads; none of them waits for a stream.
+  await Promise.all(Array.from({ length: 16 }, () => readFile(new URL(import.meta.url))));
+  const results = await Promise.all(all);
+  clearInterval(clock);
+  assert.equal(new Set(results.map((r) => r.id)).size, 1000);
+  t.diagnostic(`the event loop's longest pause was ${worst.toFixed(0)} ms`);
+  assert(worst < 1000, `the event loop stood still for ${worst} ms`);
+});
+
+test('streams that are forgotten are freed', async (t) => {
+  const engine = await open(t, { serve: { context: 1024, threads: 1, slots: 2, queue: 200 } });
+  const request = await long(engine);
+  (() => {
+    for (let i = 0; i < 100; i++) engine.generate(request);
+  })();
+  await until(() => {
+    globalThis.gc();
+    return engine.status().running + engine.status().queued === 0;
+  });
+});
+
+test('greedy answers repeat', async (t) => {
+  const engine = await open(t);
+  const [one, two] = [await engine.complete(greedy), await engine.complete(greedy)];
+  assert.equal(one.text, two.text);
+});
+
+async function until(done) {
+  const deadline = Date.now() + 60_000;
+  while (!done()) {
+    assert(Date.now() < deadline, 'it did not come to pass');
+    await new Promise((resolve) => setTimeout(resolve, 5));
+  }
+}

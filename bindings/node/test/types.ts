@@ -1,0 +1,56 @@
+// What the types must allow, and what they must refuse. Compiled, never run.
+
+import { ApaError, Engine, type Event, type Result, type Step } from '../index.js';
+
+export async function uses(signal: AbortSignal): Promise<void> {
+  const engine: Engine = await Engine.open({ model: 'base.gguf', data: 'data', settings: { 'train.lambda': 0.2 }, signal });
+  const stream = engine.generate({ messages: [{ role: 'user', content: 'hi' }], max_tokens: 8, logprobs: true }, { signal });
+  for await (const text of stream) text.toUpperCase();
+  const result: Result = await stream.result();
+  const reason: 'stop' | 'length' | 'cancelled' = result.finish_reason;
+  const receipt = await engine.feedback({ generation_id: result.id, thumbs: 'up', comment: reason });
+  receipt.replaces_earlier satisfies boolean;
+  const step: Step = await engine.trainStep();
+  if (step.outcome === 'published') step.version.toFixed();
+  else step.reason.trim();
+  for await (const event of engine.events()) told(event);
+  for await (const answer of engine.answers()) {
+    if (answer.event === 'answer') await engine.reward(answer.generation_id, answer.completion_tokens / 10);
+  }
+  await engine.addSample({ prompt: [1, 2], completion: 'abc', reward: 1 });
+  try {
+    await engine.close();
+  } catch (error) {
+    if (error instanceof ApaError && error.code === 'APA_ERR_CLOSED') return;
+  }
+
+  // @ts-expect-error: an engine is opened, not made.
+  new Engine();
+  // @ts-expect-error: the model is required.
+  await Engine.open({ data: 'data' });
+  // @ts-expect-error: a chat or a completion.
+  engine.generate({ max_tokens: 8 });
+  // @ts-expect-error: not both.
+  engine.generate({ prompt: 'a', messages: [] });
+  // @ts-expect-error: no such field.
+  engine.generate({ prompt: 'a', temprature: 1 });
+  // @ts-expect-error: it says nothing.
+  await engine.feedback({ generation_id: 'a' });
+  // @ts-expect-error: one of them.
+  await engine.feedback({ generation_id: 'a', rating: 1, thumbs: 'up' });
+}
+
+function told(event: Event): string {
+  switch (event.event) {
+    case 'step_done':
+    case 'version_published':
+    case 'version_activated':
+      return String(event.version);
+    case 'step_dropped':
+      return event.reason;
+    case 'error':
+      return event.message;
+    case 'missed':
+      return String(event.count);
+  }
+}

@@ -1,0 +1,18 @@
+//! Every body that a client can send, through the code that HTTP and C share.
+#![no_main]
+
+use apa::request::*;
+
+libfuzzer_sys::fuzz_target!(|body: &[u8]| {
+    for unknown in [Unknown::Refuse, Unknown::Ignore] {
+        let _ = parse_request(body, unknown);
+        let _ = parse_chat(body, unknown);
+        let _ = parse_completion(body, unknown);
+        let _ = parse_messages(body, unknown);
+        let _ = parse_feedback(body, unknown);
+        let _ = parse_preference(body, unknown);
+        let _ = parse_sample(body, unknown);
+        let _ = parse_tokenize(body, unknown);
+        let _ = parse_detokenize(body, unknown);
+    }
+});

@@ -1,0 +1,134 @@
+//! tests/conformance in C, C++, Go and Node: the same calls give the same results, token for token, and the ones that are expected.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use serde_json::Value;
+
+use crate::ffi::{run, shared_library};
+use crate::go::Go;
+use crate::node::Node;
+use crate::tiny::{TinySpec, tiny_model};
+
+fn file(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/conformance").join(name)
+}
+
+/// A folder with a model.
+fn folder() -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    tiny_model(&dir.path().join("tiny.gguf"), &TinySpec::new("llama")).unwrap();
+    dir
+}
+
+/// Compiles a runner against the library of this build.
+fn compiled(compiler: &str, flags: &[&str], source: &str, dir: &Path) -> Command {
+    Command::new(program(compiler, flags, source, dir, &shared_library()))
+}
+
+fn program(compiler: &str, flags: &[&str], source: &str, dir: &Path, library: &Path) -> PathBuf {
+    let program = dir.join(source.replace('.', "-"));
+    let mut compile = Command::new(compiler);
+    compile.args(flags).args(["-Wall", "-Wextra", "-Wpedantic", "-Werror", "-g", "-I"]);
+    compile.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("include")).arg(file(source)).arg(library);
+    compile.arg(format!("-Wl,-rpath,{}", library.parent().unwrap().display())).arg("-pthread");
+    run(compile.arg("-o").arg(&program));
+    program
+}
+
+/// What a runner prints: value and status by case and step.
+type Lines = BTreeMap<(String, usize), (String, String)>;
+
+fn lines_of(mut runner: Command, dir: &Path) -> Lines {
+    let data = tempfile::tempdir().unwrap();
+    let output = run(runner.arg(file("cases.json")).arg(dir.join("tiny.gguf")).arg(data.path()));
+    assert!(output.stderr.is_empty(), "{}", String::from_utf8_lossy(&output.stderr));
+    let out = String::from_utf8(output.stdout).unwrap();
+    let line = |line: &str| {
+        let [case, step, value, status] = line.split('\t').collect::<Vec<_>>().try_into().unwrap();
+        ((case.to_owned(), step.parse().unwrap()), (value.to_owned(), status.to_owned()))
+    };
+    out.lines().map(line).collect()
+}
+
+/// What the cases expect of a language: status, and a value where they name one.
+fn expected(language: &str) -> BTreeMap<(String, usize), (Option<String>, String)> {
+    let cases: Value = serde_json::from_slice(&std::fs::read(file("cases.json")).unwrap()).unwrap();
+    let runs = |case: &&Value| case["only"].as_array().is_none_or(|only| only.iter().any(|l| l == language));
+    let text = |value: &Value| value.as_str().unwrap().to_owned();
+    let of = |case: &Value| {
+        let name = text(&case["name"]);
+        let step = move |(i, step): (usize, &Value)| {
+            ((name.clone(), i), (step["value"].as_str().map(str::to_owned), text(&step["expect"])))
+        };
+        case["steps"].as_array().unwrap().iter().enumerate().map(step).collect::<Vec<_>>()
+    };
+    cases.as_array().unwrap().iter().filter(runs).flat_map(of).collect()
+}
+
+fn conforms(language: &str, lines: &Lines) {
+    let expected = expected(language);
+    assert_eq!(lines.keys().collect::<Vec<_>>(), expected.keys().collect::<Vec<_>>(), "{language} left steps out");
+    for (step, (value, status)) in &expected {
+        let found = &lines[step];
+        assert_eq!(&found.1, status, "{language}: {step:?}");
+        assert!(value.as_ref().is_none_or(|value| *value == found.0), "{language}: {step:?} gave {}", found.0);
+    }
+}
+
+#[test]
+fn every_language_gives_the_same_results() {
+    let dir = folder();
+    // Errors of memory end it: of the runner's own, of what the library hands it, and whatever is left at the end.
+    let sanitized = ["-std=c99", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"];
+    let c = lines_of(compiled("gcc", &sanitized, "run.c", dir.path()), dir.path());
+    conforms("c", &c);
+    assert!(c.values().any(|(value, status)| status == "DONE" && value.len() > 16), "no answer has text");
+    let cpp = lines_of(compiled("g++", &["-std=c++17"], "run.cpp", dir.path()), dir.path());
+    let mut all = vec![("cpp", cpp)];
+    if let Some(go) = Go::find() {
+        let program = dir.path().join("run-go");
+        run(go.command(&["build", "-race", "-o"]).arg(&program).arg(file("run.go")));
+        let mut runner = Command::new(program);
+        runner.env("LD_LIBRARY_PATH", shared_library().parent().unwrap()).env("GOGC", "1");
+        all.push(("go", lines_of(runner, dir.path())));
+    }
+    if let Some(node) = Node::find() {
+        let mut runner = node.command("node");
+        runner.arg(file("run.mjs"));
+        all.push(("node", lines_of(runner, dir.path())));
+    }
+    for (language, lines) in &all {
+        conforms(language, lines);
+        for (step, outcome) in lines {
+            assert_eq!(Some(outcome), c.get(step), "{language} and c differ: {step:?}");
+        }
+    }
+}
+
+/// `make memcheck`: valgrind knows no AVX-512, so it wants a library that was built without.
+#[test]
+#[ignore = "slow, and wants the library that APA_MEMCHECK_LIB names"]
+fn memcheck_finds_no_error_and_no_leak() {
+    let dir = folder();
+    let library = std::env::var_os("APA_MEMCHECK_LIB").map(PathBuf::from).expect("APA_MEMCHECK_LIB names a libapa.so");
+    let mut memcheck = Command::new("valgrind");
+    memcheck.args(["--quiet", "--leak-check=full", "--errors-for-leak-kinds=definite", "--error-exitcode=9"]);
+    memcheck.arg(program("gcc", &["-std=c99"], "run.c", dir.path(), &library));
+    conforms("c", &lines_of(memcheck, dir.path()));
+}
+
+#[test]
+fn streams_and_engines_leave_nothing_behind() {
+    let dir = folder();
+    let mut stress = compiled("gcc", &["-std=c99", "-O2"], "stress.c", dir.path());
+    let output = run(stress.arg(dir.path().join("tiny.gguf")).arg(dir.path().join("data")));
+    let numbers: Value = serde_json::from_slice(&output.stdout).unwrap();
+    eprintln!("{numbers}");
+    let number = |name: &str| numbers[name].as_f64().unwrap();
+    // Far above what a quiet machine shows (docs/LOG.md), far below what a leak or a wait would.
+    assert!(number("token_us") < 20.0, "{numbers}");
+    assert!(number("cancel_ms_median") < 50.0 && number("cancel_ms_worst") < 2000.0, "{numbers}");
+    assert!(number("streams_kb") < 8192.0 && number("opens_kb") < 4096.0, "{numbers}");
+}
