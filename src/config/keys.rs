@@ -88,6 +88,8 @@ const DOCS: &[(&str, &str)] = &[
     ("serve.queue", "requests that may wait; one more is refused as busy"),
     ("serve.max_tokens", "answer length where a request sets none"),
     ("serve.gpu_layers", "layers kept on the GPU where there is one; -1 is all"),
+    ("serve.type", "number format of the served weights: keep, auto (the fastest here), q4_0, q8_0, bf16 and others"),
+    ("serve.kl_budget", "most KL to the file's own distribution, in nats a token, that serve.type auto accepts"),
     ("train.enabled", "whether feedback changes the policy; without it the trainer's memory is not taken"),
     ("train.auto", "start a step by itself when `train.batch` new ratings are in"),
     ("train.device", "auto, cpu or cuda:N"),
@@ -162,6 +164,12 @@ const DOCS: &[(&str, &str)] = &[
     ("http.listen", "address and port to listen on"),
     ("http.keys", "file with one Bearer key a line; required to listen beyond loopback"),
     ("http.body_limit", "largest request body, in bytes"),
+    ("http.connections", "connections at once; one more takes the place of the oldest silent one, or waits"),
+    (
+        "http.read_seconds",
+        "seconds for a request's head or body to arrive, and for a connection to be kept without one",
+    ),
+    ("http.origins", "origins, separated by commas, whose pages may ask beside those of this machine; * is all"),
 ];
 
 #[cfg(test)]

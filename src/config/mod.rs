@@ -50,6 +50,11 @@ pub struct ServeConfig {
     pub max_tokens: u32,
     /// Layers kept on the GPU where there is one; -1 is all.
     pub gpu_layers: i32,
+    /// Number format of the served weights: `keep` is the file's own, `auto` the fastest here, others are named as in
+    /// [`crate::llama::FileType`]. The trainer keeps the file's own.
+    pub r#type: String,
+    /// Most KL to the file's own distribution, in nats a token, that `auto` accepts.
+    pub kl_budget: f64,
 }
 
 /// The policy loss.
@@ -252,6 +257,12 @@ pub struct HttpConfig {
     pub keys: Option<PathBuf>,
     /// Largest request body, in bytes.
     pub body_limit: usize,
+    /// Connections at once. One more takes the place of the oldest that never asked for anything, or waits.
+    pub connections: u32,
+    /// Seconds for the head or the body of a request to arrive, and for a connection to be kept without one.
+    pub read_seconds: u32,
+    /// Origins, separated by commas, whose pages may ask beside those of this machine, like https://chat.example.org; * is all.
+    pub origins: String,
 }
 
 impl Default for Config {
@@ -269,7 +280,17 @@ impl Default for Config {
 
 impl Default for ServeConfig {
     fn default() -> Self {
-        Self { slots: 8, context: 8192, batch: 512, threads: 0, queue: 64, max_tokens: 512, gpu_layers: -1 }
+        Self {
+            slots: 8,
+            context: 8192,
+            batch: 512,
+            threads: 0,
+            queue: 64,
+            max_tokens: 512,
+            gpu_layers: -1,
+            r#type: "keep".into(),
+            kl_budget: 0.1,
+        }
     }
 }
 
@@ -351,6 +372,13 @@ impl Default for GateConfig {
 
 impl Default for HttpConfig {
     fn default() -> Self {
-        Self { listen: "127.0.0.1:8372".into(), keys: None, body_limit: 4 << 20 }
+        Self {
+            listen: "127.0.0.1:8372".into(),
+            keys: None,
+            body_limit: 4 << 20,
+            connections: 512,
+            read_seconds: 30,
+            origins: String::new(),
+        }
     }
 }

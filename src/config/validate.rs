@@ -41,6 +41,9 @@ fn serve(c: &ServeConfig) -> Result<()> {
     whole("serve.queue", c.queue, 1..=1 << 16)?;
     whole("serve.max_tokens", c.max_tokens, 1..=1 << 24)?;
     whole("serve.gpu_layers", c.gpu_layers, -1..=i32::MAX)?;
+    if !(c.kl_budget >= 0.0 && c.kl_budget.is_finite()) {
+        return wrong("serve.kl_budget", c.kl_budget, "a number of 0 or more");
+    }
     if c.batch < c.slots {
         return wrong(
             "serve.batch",
@@ -135,7 +138,14 @@ fn http(c: &HttpConfig) -> Result<()> {
     if !matches!(port, Some(Ok(_))) {
         return wrong("http.listen", format_args!("{:?}", c.listen), "an address and a port, such as 127.0.0.1:8372");
     }
-    whole("http.body_limit", c.body_limit, 1 << 10..=1 << 30)
+    whole("http.body_limit", c.body_limit, 1 << 10..=1 << 30)?;
+    whole("http.connections", c.connections, 1..=1 << 16)?;
+    whole("http.read_seconds", c.read_seconds, 1..=3600)?;
+    let origin = |text: &&str| *text == "*" || text.starts_with("http://") || text.starts_with("https://");
+    match c.origins.split(',').map(str::trim).filter(|o| !o.is_empty()).find(|o| !origin(o) || o.ends_with('/')) {
+        Some(bad) => wrong("http.origins", format_args!("{bad:?}"), "origins such as https://chat.example.org, or *"),
+        None => Ok(()),
+    }
 }
 
 fn whole<T: PartialOrd + Display>(key: &str, value: T, range: RangeInclusive<T>) -> Result<()> {
@@ -182,6 +192,9 @@ mod tests {
             ("http.listen", json!("8372"), "http.listen is \"8372\", expected"),
             ("http.listen", json!("[::1]:99999"), "http.listen is"),
             ("http.body_limit", json!(3), "http.body_limit is 3, expected"),
+            ("http.connections", json!(0), "http.connections is 0, expected"),
+            ("http.read_seconds", json!(0), "http.read_seconds is 0, expected"),
+            ("http.origins", json!("http://a, b.org"), "http.origins is \"b.org\", expected origins such as"),
         ] {
             let error = Config::builder().set(key, value).unwrap().build().unwrap_err();
             assert!(error.message().contains(expected), "{error}");

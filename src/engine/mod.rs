@@ -1,8 +1,10 @@
 //! The composition root: threads, bounded channels, shutdown, and the loop from a rating to new weights. The methods here are
 //! what `ffi` and `http` show.
 
+mod embeddings;
 pub mod exchange;
 mod feed;
+mod form;
 mod judge;
 mod learner;
 mod metrics;
@@ -21,18 +23,20 @@ use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::gguf::Gguf;
 use crate::ledger::{Forgotten, Ledger, ReviewEntry, ReviewVerdict, StoredFeedback, StoredSample};
-use crate::llama::{ChatTemplate, ContextOptions, Model, chat_tokens, template_of};
+use crate::llama::{ChatTemplate, ContextOptions, Model, chat_tokens, template_of, template_tokens};
 use crate::publish::VersionStore;
 use crate::scheduler::{self, Finished, OnFinished, Request, Scheduler, Weights};
 use crate::types::*;
 
 pub use crate::scheduler::{Event, GenerationStream, Next, Wake};
 pub use feed::{Answer, Feed, News, Topic};
+pub use form::{FormMeasurement, ServedForm};
 pub use learner::StepOutcome;
 pub use reward_versions::RewardStatus;
 pub use sample::{NewSample, SampleReceipt};
 pub use status::{Status, TrainerStatus};
 
+use embeddings::Embeddings;
 use feed::Hub;
 use learner::Learner;
 
@@ -54,6 +58,8 @@ struct Inner {
     learner: Learner,
     store: VersionStore,
     hub: Arc<Hub>,
+    form: ServedForm,
+    embeddings: Embeddings,
     closed: AtomicBool,
 }
 
@@ -99,12 +105,13 @@ impl Engine {
             return Err(Error::arg("model is not set, expected the path of a GGUF file"));
         }
         let ledger = Arc::new(Ledger::open_with(&config.data, judge::rules(&config.reward)?)?);
-        let model = Model::load(&config.model, config.serve.gpu_layers)?;
+        let threads = cores_or(config.serve.threads);
+        let fingerprint = Gguf::open(&config.model)?.fingerprint()?;
+        let (model, form) = form::load(&config, &fingerprint, threads)?;
         if !model.is_decoder() {
             let kind = model.architecture();
             return Err(Error::unsupported(format!("{kind} models don't generate text token by token")));
         }
-        let fingerprint = Gguf::open(&config.model)?.fingerprint()?;
         ledger.bind_model(&fingerprint, model.name())?;
         let store = VersionStore::open(&config.data)?;
         let known: Vec<PolicyVersion> = ledger.versions()?.iter().map(|v| v.version).collect();
@@ -124,7 +131,6 @@ impl Engine {
             queue: config.serve.queue,
             tune_threads: true,
         };
-        let threads = cores_or(config.serve.threads);
         let hub = Arc::new(Hub::default());
         let recorder = record_in(ledger.clone(), model.clone(), hub.clone());
         let scheduler = Arc::new(Scheduler::start(model.clone(), threads, options, weights, recorder)?);
@@ -138,7 +144,19 @@ impl Engine {
         let learner = Learner::start(&config, fingerprint, parts, active)?;
         let template = template_of(&model);
         let closed = AtomicBool::new(false);
-        let inner = Inner { config, model, template, scheduler, ledger, learner, store, hub, closed };
+        let inner = Inner {
+            config,
+            model,
+            template,
+            scheduler,
+            ledger,
+            learner,
+            store,
+            hub,
+            form,
+            embeddings: Embeddings::default(),
+            closed,
+        };
         let engine = Engine { inner: Arc::new(inner) };
         engine.learn_if_due();
         Ok(engine)
@@ -151,6 +169,25 @@ impl Engine {
     pub fn chat_prompt(&self, messages: &[ChatMessage]) -> Result<Vec<TokenId>> {
         let template = self.inner.template.as_ref().map_err(Clone::clone)?;
         chat_tokens(&self.inner.model, template, messages)
+    }
+
+    /// The same for a conversation that may use tools: messages and tools are JSON as the template gets them.
+    ///
+    /// # Errors
+    /// As [`Engine::chat_prompt`], and `Unsupported` if the template knows no tools.
+    pub fn tools_prompt(&self, messages: &[serde_json::Value], tools: &[serde_json::Value]) -> Result<Vec<TokenId>> {
+        let template = self.inner.template.as_ref().map_err(Clone::clone)?;
+        template_tokens(&self.inner.model, &template.render_with_tools(messages, tools)?)
+    }
+
+    /// Embeddings of texts in tokens, each the mean of the base model's last hidden states, of length 1; the policy's adapter has
+    /// no part in them, so that those of yesterday can be compared with those of today. Waits for them.
+    ///
+    /// # Errors
+    /// `Arg` for a text without tokens or longer than 2048 tokens or the context; `Busy` if too many wait; `Closed`.
+    pub fn embed(&self, texts: Vec<Vec<TokenId>>) -> Result<Vec<Vec<f32>>> {
+        self.check_open()?;
+        self.inner.embeddings.embed(&self.inner.model, self.inner.config.serve.context, texts)
     }
 
     /// Tokenizes plain text, with the model's beginning-of-sequence token where it wants one.
@@ -379,8 +416,8 @@ impl Engine {
 
     /// A snapshot of the state.
     pub fn status(&self) -> Status {
-        let Inner { model, scheduler, learner, .. } = &*self.inner;
-        status::snapshot(model, &scheduler.load(), learner.status())
+        let Inner { model, scheduler, form, learner, .. } = &*self.inner;
+        status::snapshot(model, &scheduler.load(), form, learner.status())
     }
 
     /// The settings it was opened with.
@@ -426,6 +463,7 @@ impl Inner {
         // The learner first: it waits for the scheduler while it swaps.
         self.learner.interrupt();
         self.hub.close();
+        self.embeddings.stop();
         self.scheduler.stop();
         self.learner.stop();
         self.ledger.close();

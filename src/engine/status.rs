@@ -2,9 +2,10 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::ServedForm;
 use super::reward_versions::RewardStatus;
 use crate::llama::Model;
-use crate::scheduler::Load;
+use crate::scheduler::{Durations, Load};
 use crate::types::{PolicyVersion, StepMetrics};
 
 /// The state of an engine.
@@ -30,6 +31,18 @@ pub struct Status {
     pub prompt_tokens: u64,
     /// Weight swaps since the start.
     pub swaps: u64,
+    /// Requests refused because the queue was full, since the start.
+    pub refused: u64,
+    /// Tokens that the caches of the versions in use hold; idle prefixes are among them.
+    pub cached_tokens: usize,
+    /// Tokens they have room for.
+    pub cache_capacity: usize,
+    /// From the submission of a request to its first token, since the start.
+    pub first_token: Durations,
+    /// Between two tokens of an answer, since the start.
+    pub gap: Durations,
+    /// In which number format the base model is served.
+    pub form: ServedForm,
     /// The trainer.
     pub trainer: TrainerStatus,
 }
@@ -62,7 +75,7 @@ pub struct TrainerStatus {
     pub last: Option<StepMetrics>,
 }
 
-pub(super) fn snapshot(model: &Model, load: &Load, trainer: TrainerStatus) -> Status {
+pub(super) fn snapshot(model: &Model, load: &Load, form: &ServedForm, trainer: TrainerStatus) -> Status {
     Status {
         model: model.name().to_string(),
         architecture: model.architecture().to_string(),
@@ -74,6 +87,12 @@ pub(super) fn snapshot(model: &Model, load: &Load, trainer: TrainerStatus) -> St
         generated_tokens: load.generated_tokens,
         prompt_tokens: load.prompt_tokens,
         swaps: load.swaps,
+        refused: load.refused,
+        cached_tokens: load.cached_tokens,
+        cache_capacity: load.cache_capacity,
+        first_token: load.first_token.clone(),
+        gap: load.gap.clone(),
+        form: form.clone(),
         trainer,
     }
 }

@@ -24,10 +24,10 @@ pub fn judge(candidate: &Candidate, config: &GateConfig) -> Verdict {
             return refused(format!("its {name} is {value}, expected a finite number"));
         }
     }
-    if let Some(kl) = metrics.candidate_kl_per_response {
-        if let Verdict::Refused { reason } = within(kl, Nats(config.kl_budget)) {
-            return refused(reason);
-        }
+    if let Some(kl) = metrics.candidate_kl_per_response
+        && let over @ Verdict::Refused { .. } = within(kl, Nats(config.kl_budget))
+    {
+        return over;
     }
     if let Some(parent) = parent {
         let drop = parent.mean_reward - metrics.mean_reward;

@@ -100,6 +100,12 @@ impl Client {
         Ok(Self { key, ..Self::new(base_url)? })
     }
 
+    /// One that opens a connection for each request.
+    pub fn unpooled(base_url: &str, key: Option<String>) -> Result<Self> {
+        let http = reqwest::Client::builder().no_proxy().pool_max_idle_per_host(0).build()?;
+        Ok(Self { http, ..Self::with_key(base_url, key)? })
+    }
+
     /// Answers a conversation, at once.
     pub async fn chat(&self, messages: &[ChatMessage], params: &ChatParams) -> Result<Answer> {
         let body: Completion =
@@ -140,8 +146,6 @@ impl Client {
                 let line: Vec<u8> = pending.drain(..=end).collect();
                 let Some(data) = line.trim_ascii().strip_prefix(b"data:") else { continue };
                 if data.trim_ascii() == b"[DONE]" {
-                    // Only a body read to its end leaves the connection to the next request.
-                    let _ = bytes.next().await;
                     return Ok(answer);
                 }
                 let chunk: Value =

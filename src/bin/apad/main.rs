@@ -1,5 +1,6 @@
 //! The command line. Arguments, logging and exit codes; the work is the library's.
 
+mod allocator;
 mod bench;
 mod chat;
 mod client;
@@ -68,6 +69,7 @@ impl std::fmt::Display for WrongUse {
 impl std::error::Error for WrongUse {}
 
 fn main() -> ExitCode {
+    allocator::keep_freed_memory();
     let cli = Cli::parse();
     match run(cli) {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,8 +1,8 @@
 //! Matrix products of bf16 operands with f32 sums, on AVX512-BF16. Never rounds a sum and never knows a model.
 //!
 //! One micro-kernel makes 14 × 32 results at a time. The right operand is packed panel by panel (32 columns, the
-//! contraction in pairs) just before its use, from row-major bf16 in either direction; so a frozen weight is kept once
-//! and serves `x Wᵀ` and `dy W`. Every result is one sum in a fixed order: the partition never changes a bit.
+//! contraction in pairs) just before its use, from row-major bf16 in either direction; a frozen weight is packed once for
+//! both, `x Wᵀ` and `dy W`, since packing it again and again was a tenth of a training step. Every result is one sum in a fixed order: the partition never changes a bit.
 
 use super::matrix::{Begin, Run};
 use rayon::prelude::*;
@@ -12,6 +12,8 @@ use std::arch::x86_64::*;
 const ROWS: usize = 14;
 /// Columns of a panel.
 const PANEL: usize = 32;
+/// Most parts of a right operand: a weight and its update.
+const PARTS: usize = 2;
 
 /// Whether this processor has what the kernels need.
 pub fn available() -> bool {
@@ -61,26 +63,100 @@ impl Rows<'_> {
     }
 }
 
+/// A matrix that was packed once, to be read as its transpose and straight.
+#[derive(Clone, Debug)]
+pub struct Panels {
+    rows: usize,
+    cols: usize,
+    /// `[rows / 32][cols / 2][32]` pairs.
+    transposed: Vec<u32>,
+    /// `[cols / 32][rows / 2][32]` pairs.
+    straight: Vec<u32>,
+}
+
+impl Panels {
+    /// Packs all of a matrix.
+    pub fn new(rows: Rows) -> Self {
+        assert!(available(), "bf16 panels");
+        rows.check();
+        let pack = |transposed: bool, panels: usize| {
+            let loose = Packed { operand: Operand::Loose(rows), transposed };
+            let len = loose.pairs() * PANEL;
+            let mut all = vec![0u32; panels * len];
+            all.par_chunks_exact_mut(len.max(1)).enumerate().for_each(|(i, panel)| loose.pack(rows, i * PANEL, panel));
+            all
+        };
+        let (transposed, straight) = (pack(true, rows.rows.div_ceil(PANEL)), pack(false, rows.cols.div_ceil(PANEL)));
+        Self { rows: rows.rows, cols: rows.cols, transposed, straight }
+    }
+
+    /// Writes the first values of a row to `to`.
+    pub fn read_row(&self, row: usize, to: &mut [f32]) {
+        let pairs = self.cols.div_ceil(2);
+        let panel = &self.transposed[row / PANEL * pairs * PANEL..][..pairs * PANEL];
+        for (to, pair) in to.chunks_mut(2).zip(panel.iter().skip(row % PANEL).step_by(PANEL)) {
+            let halves = [pair << 16, pair & 0xffff_0000];
+            to.iter_mut().zip(halves).for_each(|(to, bits)| *to = f32::from_bits(bits));
+        }
+    }
+}
+
+/// Where a part of the right operand comes from.
+#[derive(Clone, Copy)]
+pub enum Operand<'a> {
+    /// Packed panel by panel as it is needed.
+    Loose(Rows<'a>),
+    /// Rows `first..first + rows` of what is packed. Transposed, they begin at a panel; straight, at a pair.
+    Ready { panels: &'a Panels, first: usize, rows: usize },
+}
+
 /// A part of the right operand, read as its transpose or straight.
 #[derive(Clone, Copy)]
 pub struct Packed<'a> {
-    pub rows: Rows<'a>,
+    pub operand: Operand<'a>,
     pub transposed: bool,
 }
 
-impl Packed<'_> {
+impl<'a> Packed<'a> {
     fn pairs(&self) -> usize {
-        if self.transposed { self.rows.cols.div_ceil(2) } else { self.rows.rows.div_ceil(2) }
+        let (rows, cols) = match self.operand {
+            Operand::Loose(m) => (m.rows, m.cols),
+            Operand::Ready { panels, rows, .. } => (rows, panels.cols),
+        };
+        if self.transposed { cols.div_ceil(2) } else { rows.div_ceil(2) }
+    }
+
+    /// Panics if the kernel would read values that are not the operand's.
+    fn check(&self) {
+        match self.operand {
+            Operand::Loose(rows) => rows.check(),
+            Operand::Ready { panels, first, rows } => {
+                let (begins, ends) = if self.transposed { (PANEL, true) } else { (2, rows.is_multiple_of(2)) };
+                let whole = first + rows == panels.rows;
+                assert!(first.is_multiple_of(begins) && (ends || whole) && first + rows <= panels.rows, "bf16: panels");
+            }
+        }
+    }
+
+    /// The panel of 32 columns from `first_col` on, if it is packed already.
+    fn ready(&self, first_col: usize) -> Option<&'a [u32]> {
+        let Operand::Ready { panels, first, .. } = self.operand else { return None };
+        let len = self.pairs() * PANEL;
+        Some(if self.transposed {
+            &panels.transposed[(first + first_col) / PANEL * len..][..len]
+        } else {
+            &panels.straight[(first_col / PANEL * panels.rows.div_ceil(2) + first / 2) * PANEL..][..len]
+        })
     }
 
     /// Packs 32 columns from `first` on as `[pairs][32]` pairs; what is outside the matrix is zero.
-    fn pack(&self, first: usize, panel: &mut [u32]) {
+    fn pack(&self, rows: Rows, first: usize, panel: &mut [u32]) {
         assert!(panel.len() == self.pairs() * PANEL);
-        // SAFETY: `product` checked the features and the operand; both functions mask their reads to its rows.
+        // SAFETY: the callers checked the features and the operand; both functions mask their reads to its rows.
         if self.transposed {
-            unsafe { pack_transposed(self.rows, first, panel) }
+            unsafe { pack_transposed(rows, first, panel) }
         } else {
-            unsafe { pack_straight(self.rows, first, panel) }
+            unsafe { pack_straight(rows, first, panel) }
         }
     }
 }
@@ -94,8 +170,9 @@ unsafe impl Sync for Out {}
 pub fn product(a: Rows, rights: &[Packed], begin: Begin, c: &mut [f32], n: usize, run: Run) {
     let pairs: usize = rights.iter().map(Packed::pairs).sum();
     assert!(available() && pairs * 2 == a.cols && c.len() == a.rows * n, "bf16 product: shapes");
+    assert!(rights.len() <= PARTS, "bf16 product: {} parts", rights.len());
     a.check();
-    rights.iter().for_each(|r| r.rows.check());
+    rights.iter().for_each(Packed::check);
     let panels = n.div_ceil(PANEL);
     // Few panels: split the rows as well, so that two cores have work.
     let block = if panels >= 8 || run == Run::Here { a.rows } else { ROWS * 16 };
@@ -105,12 +182,20 @@ pub fn product(a: Rows, rights: &[Packed], begin: Begin, c: &mut [f32], n: usize
     let task = |panel: &mut Vec<u32>, task: usize| {
         let (first, start) = (task / blocks * PANEL, task % blocks * block);
         let (cols, end) = (PANEL.min(n - first), a.rows.min(start + block));
-        panel.resize(pairs * PANEL, 0);
-        let mut at = 0;
-        for right in rights {
-            let len = right.pairs() * PANEL;
-            right.pack(first, &mut panel[at..at + len]);
-            at += len;
+        let loose = |r: &Packed| if let Operand::Loose(_) = r.operand { r.pairs() * PANEL } else { 0 };
+        panel.resize(rights.iter().map(loose).sum(), 0);
+        let mut rest = panel.as_mut_slice();
+        let mut parts: [&[u32]; PARTS] = [&[]; PARTS];
+        for (part, right) in parts.iter_mut().zip(rights) {
+            *part = match (right.ready(first), right.operand) {
+                (None, Operand::Loose(rows)) => {
+                    let (here, behind) = std::mem::take(&mut rest).split_at_mut(right.pairs() * PANEL);
+                    rest = behind;
+                    right.pack(rows, first, here);
+                    here
+                }
+                (ready, _) => ready.unwrap_or_default(),
+            };
         }
         let mut bias = [0f32; PANEL];
         if let Begin::Bias(values) = begin {
@@ -120,14 +205,13 @@ pub fn product(a: Rows, rights: &[Packed], begin: Begin, c: &mut [f32], n: usize
         let mut row = start;
         while row < end {
             let rows = ROWS.min(end - row);
-            // SAFETY: features and operands are checked above; rows row..row + rows exist in `a`, with `pairs` pairs, and
+            // SAFETY: features and operands are checked above; rows row..row + rows exist in `a`, with as many pairs as the parts have, and
             // in `c`, with n values; the kernel writes columns first..first + cols of these rows, which no other task does.
             unsafe {
                 let tile = Tile {
                     a: a.data.as_ptr().add(row * a.stride).cast(),
                     distance: a.stride / 2,
-                    pairs,
-                    panel: panel.as_ptr(),
+                    parts: &parts,
                     bias: &bias,
                     c: out.0.add(row * n + first),
                     ldc: n,
@@ -153,9 +237,8 @@ struct Tile<'a> {
     /// Pairs of the left operand; `distance` of them from row to row.
     a: *const i32,
     distance: usize,
-    pairs: usize,
-    /// `[pairs][32]` pairs.
-    panel: *const u32,
+    /// Each `[pairs][32]` pairs, one behind the other along the contraction.
+    parts: &'a [&'a [u32]; PARTS],
     bias: &'a [f32; PANEL],
     /// `cols` values in rows of `ldc`.
     c: *mut f32,
@@ -196,20 +279,25 @@ impl Tile<'_> {
                 *bias = _mm512_loadu_ps(self.bias.as_ptr().add(16 * v));
             }
             let mut sums = [bias; R];
-            for p in 0..self.pairs {
-                let mut b: [__m512bh; V] = std::mem::zeroed();
-                for (v, b) in b.iter_mut().enumerate() {
-                    *b = std::mem::transmute::<__m512i, __m512bh>(_mm512_loadu_si512(
-                        self.panel.add(p * PANEL + 16 * v).cast(),
-                    ));
-                }
-                for (r, sum) in sums.iter_mut().enumerate() {
-                    let pair = self.a.add(r * self.distance + p).read_unaligned();
-                    let x: __m512bh = std::mem::transmute(_mm512_set1_epi32(pair));
-                    for v in 0..V {
-                        sum[v] = _mm512_dpbf16_ps(sum[v], b[v], x);
+            let mut a = self.a;
+            for part in self.parts {
+                let pairs = part.len() / PANEL;
+                for p in 0..pairs {
+                    let mut b: [__m512bh; V] = std::mem::zeroed();
+                    for (v, b) in b.iter_mut().enumerate() {
+                        *b = std::mem::transmute::<__m512i, __m512bh>(_mm512_loadu_si512(
+                            part.as_ptr().add(p * PANEL + 16 * v).cast(),
+                        ));
+                    }
+                    for (r, sum) in sums.iter_mut().enumerate() {
+                        let pair = a.add(r * self.distance + p).read_unaligned();
+                        let x: __m512bh = std::mem::transmute(_mm512_set1_epi32(pair));
+                        for v in 0..V {
+                            sum[v] = _mm512_dpbf16_ps(sum[v], b[v], x);
+                        }
                     }
                 }
+                a = a.add(pairs);
             }
             let mask = if self.cols >= PANEL { u32::MAX } else { (1u32 << self.cols) - 1 };
             for (r, sum) in sums.into_iter().enumerate() {

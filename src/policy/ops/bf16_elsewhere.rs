@@ -14,9 +14,30 @@ pub struct Rows<'a> {
     pub stride: usize,
 }
 
+#[derive(Clone, Debug)]
+pub struct Panels;
+
+impl Panels {
+    /// Not reached, as [`product`].
+    pub fn new(_: Rows) -> Self {
+        unreachable!("bf16 values need AVX512-BF16")
+    }
+
+    /// Not reached, as [`product`].
+    pub fn read_row(&self, _: usize, _: &mut [f32]) {
+        unreachable!("bf16 values need AVX512-BF16")
+    }
+}
+
+#[derive(Clone, Copy)]
+pub enum Operand<'a> {
+    Loose(Rows<'a>),
+    Ready { panels: &'a Panels, first: usize, rows: usize },
+}
+
 #[derive(Clone, Copy)]
 pub struct Packed<'a> {
-    pub rows: Rows<'a>,
+    pub operand: Operand<'a>,
     pub transposed: bool,
 }
 

@@ -17,6 +17,8 @@ const PARALLEL: usize = 1 << 19;
 enum Data {
     F32(Vec<f32>),
     Bf16(Vec<u16>),
+    /// Right operands that never change.
+    Packed(bf16::Panels),
 }
 
 /// A row-major matrix whose rows are padded with zeros to an even length.
@@ -51,6 +53,13 @@ impl Mat {
         mat
     }
 
+    /// The same values, which from now on are only multiplied with: bf16 ones are laid out as the product reads them.
+    pub fn frozen(self) -> Self {
+        let Data::Bf16(data) = &self.data else { return self };
+        let rows = bf16::Rows { data, rows: self.rows, cols: self.cols, stride: self.stride };
+        Self { data: Data::Packed(bf16::Panels::new(rows)), ..self }
+    }
+
     /// The transpose of row-major f32 values `[.., cols]`, times `scale`.
     pub fn transpose_of(precision: Precision, values: &[f32], cols: usize, scale: f32) -> Self {
         let mut mat = Self::zeros(precision, cols, values.len() / cols.max(1));
@@ -62,6 +71,7 @@ impl Mat {
             match &mut mat.data {
                 Data::F32(data) => data[c * stride..][..rows].copy_from_slice(&turned),
                 Data::Bf16(data) => bf16::round(&turned, 1.0, &mut data[c * stride..][..rows]),
+                Data::Packed(_) => unreachable!("it was just made"),
             }
         }
         mat
@@ -87,6 +97,7 @@ impl Mat {
                     bf16::round(from, scale, &mut to[at..at + cols]);
                 }
             }),
+            Data::Packed(_) => panic!("put: into a frozen matrix"),
         }
     }
 
@@ -97,6 +108,7 @@ impl Mat {
         match &self.data {
             Data::F32(data) => to.copy_from_slice(&data[at..at + to.len()]),
             Data::Bf16(data) => to.iter_mut().zip(&data[at..]).for_each(|(t, f)| *t = widen(*f)),
+            Data::Packed(panels) => panels.read_row(row, to),
         }
     }
 
@@ -112,7 +124,7 @@ impl Mat {
             (Data::Bf16(a), Data::Bf16(b)) => {
                 (0..rows).for_each(|i| a[ours(i)..][..cols].copy_from_slice(&b[theirs(i)..][..cols]));
             }
-            _ => panic!("copy: a bf16 and an f32 matrix"),
+            _ => panic!("copy: matrices of two kinds"),
         }
     }
 
@@ -140,7 +152,7 @@ impl Mat {
     pub fn precision(&self) -> Precision {
         match self.data {
             Data::F32(_) => Precision::F32,
-            Data::Bf16(_) => Precision::Bf16,
+            Data::Bf16(_) | Data::Packed(_) => Precision::Bf16,
         }
     }
 
@@ -254,14 +266,25 @@ pub fn product(a: View, rights: &[Right], begin: Begin, c: &mut [f32], run: Run)
                 .iter()
                 .map(|right| {
                     let v = right.view();
-                    let Data::Bf16(data) = &v.mat.data else { panic!("product: a bf16 and an f32 operand") };
-                    let data = &data[v.first * v.mat.stride..];
-                    let rows = bf16::Rows { data, rows: v.rows, cols: v.cols, stride: v.mat.stride };
-                    bf16::Packed { rows, transposed: matches!(right, Right::Transposed(_)) }
+                    let operand = match &v.mat.data {
+                        Data::Bf16(data) => bf16::Operand::Loose(bf16::Rows {
+                            data: &data[v.first * v.mat.stride..],
+                            rows: v.rows,
+                            cols: v.cols,
+                            stride: v.mat.stride,
+                        }),
+                        Data::Packed(panels) => {
+                            assert!(v.cols == v.mat.cols, "product: some columns of a frozen matrix");
+                            bf16::Operand::Ready { panels, first: v.first, rows: v.rows }
+                        }
+                        Data::F32(_) => panic!("product: a bf16 and an f32 operand"),
+                    };
+                    bf16::Packed { operand, transposed: matches!(right, Right::Transposed(_)) }
                 })
                 .collect();
             bf16::product(left, &rights, begin, c, n, run);
         }
+        Data::Packed(_) => panic!("product: a frozen matrix on the left"),
     }
 }
 
@@ -358,6 +381,40 @@ mod tests {
                     want.iter_mut().enumerate().for_each(|(i, w)| *w = 2.0 * *w - bias[i % n]);
                     close(&c, &want);
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn a_frozen_matrix_gives_the_same_bits_whole_and_in_parts() {
+        if !bf16::available() {
+            return;
+        }
+        for (m, k, n) in [(1, 1, 1), (15, 33, 65), (30, 64, 70), (3, 576, 130)] {
+            let loose = Mat::new(Precision::Bf16, &values(n * k, 2), k);
+            let frozen = loose.clone().frozen();
+            let both = |a: &Mat, right: &dyn for<'a> Fn(&'a Mat) -> Right<'a>, width: usize| {
+                let [x, y] = [&loose, &frozen].map(|mat| {
+                    let mut c = vec![0.5f32; a.rows() * width];
+                    product(a.all(), &[right(mat)], Begin::Add, &mut c, Run::Here);
+                    c
+                });
+                assert_eq!(x, y, "{m} {k} {n}");
+            };
+            let a = Mat::new(Precision::Bf16, &values(m * k, 1), k);
+            both(&a, &|mat| Right::Transposed(mat.all()), n);
+            let dy = Mat::new(Precision::Bf16, &values(m * n, 3), n);
+            both(&dy, &|mat| Right::Straight(mat.all()), k);
+            if n > 64 {
+                both(&a, &|mat| Right::Transposed(mat.part(32, n - 32, k)), n - 32);
+                let part = Mat::new(Precision::Bf16, &values(m * 32, 3), 32);
+                both(&part, &|mat| Right::Straight(mat.part(16, 32, k)), k);
+            }
+            let (mut x, mut y) = (vec![0f32; k], vec![0f32; k]);
+            for row in 0..n {
+                loose.read_row(row, &mut x);
+                frozen.read_row(row, &mut y);
+                assert_eq!(x, y);
             }
         }
     }

@@ -59,7 +59,7 @@ impl Frozen {
         }
         let weight = if precision == Precision::F32 { weight.to_dtype(dtype)? } else { weight };
         let weight = weight.to_dtype(DType::F32)?;
-        let mat = Mat::new(precision, &cpu::Values::of(&weight)?, inp);
+        let mat = Mat::new(precision, &cpu::Values::of(&weight)?, inp).frozen();
         Ok(Self { store: Store::Cpu(Arc::new(mat)) })
     }
 
