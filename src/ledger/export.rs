@@ -16,7 +16,7 @@ const PAGE: usize = 256;
 #[derive(Clone, Debug, PartialEq)]
 pub enum Exported {
     /// Of one answer.
-    Feedback(Generation, StoredFeedback),
+    Feedback(Box<Generation>, StoredFeedback),
     /// Of two.
     Preference(StoredPair),
 }
@@ -70,7 +70,7 @@ impl LedgerReader {
             let Some((_, newest)) = page.last() else { break };
             last = newest.feedback_id;
             for (generation, feedback) in page {
-                each(&Exported::Feedback(generation, feedback))?;
+                each(&Exported::Feedback(Box::new(generation), feedback))?;
             }
         }
         let mut last = 0;

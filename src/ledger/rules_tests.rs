@@ -104,7 +104,7 @@ fn a_user_who_disagrees_with_everyone_waits_until_somebody_decides() {
     }
     let list = ledger.reviews().unwrap();
     let expected = ReviewEntry { user: "mallory".into(), compared: 8, disagreed: 8, waiting: 8, verdict: None };
-    assert_eq!(list, [expected.clone()]);
+    assert_eq!(list, [expected]);
     let ratings = |ledger: &Ledger| ledger.pending_batch(9).unwrap().iter().map(|r| r.rating).collect::<Vec<_>>();
     assert_eq!(ratings(&ledger), [Some(1.0); 4]);
 

@@ -202,7 +202,7 @@ fn answer_of(key: &str, value: &Value) -> Result<String> {
     if let Value::String(text) = value {
         return Ok(text.clone());
     }
-    match Vec::<ChatMessage>::deserialize(value).map(|messages| <[ChatMessage; 1]>::try_from(messages)) {
+    match Vec::<ChatMessage>::deserialize(value).map(<[ChatMessage; 1]>::try_from) {
         Ok(Ok([message])) => Ok(message.content),
         _ => Err(Error::arg(format!("{key} is neither text nor one message with role and content"))),
     }

@@ -343,7 +343,7 @@ impl Learner {
             let said = self.step(&batch, planned)?;
             progress(&said);
             let looks = self.state.step % epoch;
-            if !self.held.is_empty() && (looks == 0 || looks % every == 0 && epoch - looks >= every / 2) {
+            if !self.held.is_empty() && (looks == 0 || looks.is_multiple_of(every) && epoch - looks >= every / 2) {
                 progress(&self.look()?);
                 early = self.stale();
                 self.save()?;
