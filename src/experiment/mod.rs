@@ -5,11 +5,8 @@
 //! `metrics.jsonl` and `samples.jsonl` (a line a step, a line an answer), `adapter.gguf`, and the last checkpoint. A run that
 //! was stopped goes on from there, and gives what it would have given.
 
-mod command;
 mod dataset;
 mod folder;
-#[cfg(feature = "daemon")]
-mod http;
 mod lab;
 mod plan;
 mod prompts;

@@ -10,11 +10,13 @@ use std::time::Duration;
 use regex::{Regex, RegexBuilder};
 use serde::{Deserialize, Serialize};
 
-use super::command;
 use super::prompts::PromptText;
 use crate::error::{Error, Result};
 use crate::policy::Decoder;
 use crate::reward::Scorer;
+use crate::reward::command;
+#[cfg(feature = "daemon")]
+use crate::reward::service;
 use crate::types::{FinishReason, Generation};
 
 /// The kinds of reward there are.
@@ -148,7 +150,7 @@ impl Reward {
             Reward::Model(scorer) => model(scorer, answers),
             Reward::Command { command, timeout } => command::scores(command, answers, *timeout, stop),
             #[cfg(feature = "daemon")]
-            Reward::Http { url, timeout } => super::http::scores(url, answers, *timeout, stop),
+            Reward::Http { url, timeout } => service::scores(url, answers, *timeout, stop),
         }
     }
 }

@@ -1,7 +1,6 @@
 //! Request bodies, bounded in size and time. Parses nothing.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use axum::extract::{FromRequest, Request};
 use axum::http::{StatusCode, header};
@@ -10,20 +9,18 @@ use futures_util::StreamExt;
 use super::App;
 use super::error::{ApiError, ApiResult};
 
-/// A body that takes longer to arrive holds a connection for nothing.
-const READ_LIMIT: Duration = Duration::from_secs(30);
-
-/// The whole body, at most `http.body_limit` bytes.
+/// The whole body, at most `http.body_limit` bytes, within `http.read_seconds`: one that takes longer holds a connection for
+/// nothing.
 pub(super) struct Body(pub(super) Vec<u8>);
 
 impl FromRequest<Arc<App>> for Body {
     type Rejection = ApiError;
 
     async fn from_request(request: Request, app: &Arc<App>) -> ApiResult<Self> {
-        match tokio::time::timeout(READ_LIMIT, read(request, app.body_limit)).await {
+        match tokio::time::timeout(app.patience, read(request, app.body_limit)).await {
             Ok(body) => body.map(Body),
             Err(_) => {
-                let message = format!("the request body did not arrive within {} seconds", READ_LIMIT.as_secs());
+                let message = format!("the request body did not arrive within {} seconds", app.patience.as_secs());
                 Err(ApiError::new(StatusCode::REQUEST_TIMEOUT, "body_timeout", message))
             }
         }

@@ -7,13 +7,17 @@ use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use axum::http::{Method, StatusCode, Uri, header};
 use axum::response::IntoResponse;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 
 use super::body::Body;
 use super::error::{ApiError, ApiResult};
+use super::openapi::*;
 use super::{App, blocking};
-use crate::engine::{Engine, Status, StepOutcome, TrainerStatus};
+use crate::engine::{Engine, GenerationRecord, Status, StepOutcome, TrainerStatus};
 use crate::error::Error;
+use crate::ledger::Forgotten;
 use crate::request::{self, Unknown};
 use crate::types::{FeedbackReceipt, Generation, GenerationId, PolicyVersion};
 
@@ -24,10 +28,16 @@ fn text(path: PathText) -> ApiResult<String> {
     path.map(|Path(text)| text).map_err(|e| Error::arg(e.body_text()).into())
 }
 
+/// List the model
+#[utoipa::path(get, path = "/v1/models",
+    responses((status = 200, body = Object)))]
 pub(super) async fn models(State(app): Shared) -> Json<Value> {
     Json(json!({"object": "list", "data": [model_card(&app)]}))
 }
 
+/// The model, if it has this name
+#[utoipa::path(get, path = "/v1/models/{id}", params(("id" = String, Path)),
+    responses((status = 200, body = Object), (status = 404, body = ErrorBody)))]
 pub(super) async fn model(State(app): Shared, path: PathText) -> ApiResult<Json<Value>> {
     let id = text(path)?;
     if id != app.model {
@@ -41,6 +51,9 @@ fn model_card(app: &App) -> Value {
     json!({"id": app.model, "object": "model", "created": app.started, "owned_by": "apad", "policy_version": version})
 }
 
+/// Tokens of a text
+#[utoipa::path(post, path = "/tokenize", request_body = TokenizeRequest,
+    responses((status = 200, body = Object), (status = 400, body = ErrorBody)))]
 pub(super) async fn tokenize(State(app): Shared, Body(body): Body) -> ApiResult<Json<Value>> {
     blocking(move || {
         let (content, add_special) = request::parse_tokenize(&body, Unknown::Ignore)?;
@@ -50,6 +63,9 @@ pub(super) async fn tokenize(State(app): Shared, Body(body): Body) -> ApiResult<
     .await
 }
 
+/// Text of tokens
+#[utoipa::path(post, path = "/detokenize", request_body = DetokenizeRequest,
+    responses((status = 200, body = Object), (status = 400, body = ErrorBody)))]
 pub(super) async fn detokenize(State(app): Shared, Body(body): Body) -> ApiResult<Json<Value>> {
     blocking(move || {
         let tokens = request::parse_detokenize(&body, Unknown::Ignore)?;
@@ -62,15 +78,48 @@ pub(super) async fn detokenize(State(app): Shared, Body(body): Body) -> ApiResul
     .await
 }
 
-pub(super) async fn generation(State(app): Shared, path: PathText) -> ApiResult<Json<Generation>> {
+/// Embeddings of the base model: the mean of its last hidden states, of length 1
+#[utoipa::path(post, path = "/v1/embeddings", request_body = EmbeddingsRequest,
+    responses((status = 200, body = Object), (status = 400, body = ErrorBody), (status = 429, body = ErrorBody)))]
+pub(super) async fn embeddings(State(app): Shared, Body(body): Body) -> ApiResult<Json<Value>> {
+    if app.draining() {
+        return Err(Error::closed("the service is about to end and takes nothing new").into());
+    }
+    blocking(move || {
+        let parsed = request::parse_embeddings(&body, Unknown::Ignore)?;
+        let engine = &app.engine;
+        let texts = parsed.input.into_iter().map(|text| text.tokens(engine)).collect::<Result<Vec<_>, _>>()?;
+        let tokens: usize = texts.iter().map(Vec::len).sum();
+        let rows = engine.embed(texts)?;
+        let shown = |row: &Vec<f32>| match parsed.base64 {
+            true => STANDARD.encode(row.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>()).into(),
+            false => json!(row),
+        };
+        let data = rows.iter().enumerate();
+        let data: Vec<Value> =
+            data.map(|(i, row)| json!({"object": "embedding", "index": i, "embedding": shown(row)})).collect();
+        let usage = json!({"prompt_tokens": tokens, "total_tokens": tokens});
+        Ok(Json(json!({"object": "list", "data": data, "model": app.model, "usage": usage})))
+    })
+    .await
+}
+
+/// An answer as it was made
+#[utoipa::path(get, path = "/v1/generations/{id}", params(("id" = String, Path)),
+    responses((status = 200, body = Object), (status = 404, body = ErrorBody)))]
+pub(super) async fn generation(State(app): Shared, path: PathText) -> ApiResult<Json<GenerationRecord>> {
     let id = GenerationId(text(path)?);
-    blocking(move || known_generation(&app.engine, &id).map(Json)).await
+    let unknown = ApiError::not_found(format!("no generation {id}"));
+    blocking(move || app.engine.generation_record(&id)?.map(Json).ok_or(unknown)).await
 }
 
 fn known_generation(engine: &Engine, id: &GenerationId) -> ApiResult<Generation> {
     engine.generation(id)?.ok_or_else(|| ApiError::not_found(format!("no generation {id}")))
 }
 
+/// Rate or correct an answer; on disk when this returns
+#[utoipa::path(post, path = "/v1/feedback", request_body = FeedbackRequest,
+    responses((status = 200, body = Object), (status = 400, body = ErrorBody), (status = 404, body = ErrorBody)))]
 pub(super) async fn feedback(State(app): Shared, Body(body): Body) -> ApiResult<Json<FeedbackReceipt>> {
     let feedback = request::parse_feedback(&body, Unknown::Ignore)?;
     blocking(move || {
@@ -80,6 +129,9 @@ pub(super) async fn feedback(State(app): Shared, Body(body): Body) -> ApiResult<
     .await
 }
 
+/// Say that one answer is better than another
+#[utoipa::path(post, path = "/v1/preferences", request_body = PreferenceRequest,
+    responses((status = 200, body = Object), (status = 400, body = ErrorBody), (status = 404, body = ErrorBody)))]
 pub(super) async fn preference(State(app): Shared, Body(body): Body) -> ApiResult<Json<Value>> {
     let preference = request::parse_preference(&body, Unknown::Ignore)?;
     blocking(move || {
@@ -92,11 +144,44 @@ pub(super) async fn preference(State(app): Shared, Body(body): Body) -> ApiResul
     .await
 }
 
+/// Deletes what a user said and was told
+#[utoipa::path(post, path = "/v1/forget", request_body = Object,
+    responses((status = 200, body = Object), (status = 400, body = ErrorBody)))]
+pub(super) async fn forget(State(app): Shared, Body(body): Body) -> ApiResult<Json<Forgotten>> {
+    let user = request::parse_forget(&body, Unknown::Ignore)?;
+    blocking(move || Ok(Json(app.engine.forget(&user)?))).await
+}
+
+/// Users whose ratings wait for a look
+#[utoipa::path(get, path = "/v1/feedback/reviews", responses((status = 200, body = Object)))]
+pub(super) async fn reviews(State(app): Shared) -> ApiResult<Json<Value>> {
+    let reviews = blocking(move || Ok(app.engine.reviews()?)).await?;
+    Ok(Json(json!({"object": "list", "data": reviews})))
+}
+
+/// Says whether a user's ratings count
+#[utoipa::path(post, path = "/v1/feedback/reviews", request_body = Object,
+    responses((status = 200, body = Object), (status = 400, body = ErrorBody)))]
+pub(super) async fn review(State(app): Shared, Body(body): Body) -> ApiResult<Json<Value>> {
+    let (user, verdict) = request::parse_review(&body, Unknown::Ignore)?;
+    blocking(move || {
+        app.engine.review(&user, verdict)?;
+        Ok(Json(json!({"user": user, "verdict": verdict})))
+    })
+    .await
+}
+
+/// All policy versions, oldest first
+#[utoipa::path(get, path = "/v1/policy/versions",
+    responses((status = 200, body = Object)))]
 pub(super) async fn versions(State(app): Shared) -> ApiResult<Json<Value>> {
     let versions = blocking(move || Ok(app.engine.versions()?)).await?;
     Ok(Json(json!({"object": "list", "data": versions})))
 }
 
+/// Serve a version from now on
+#[utoipa::path(post, path = "/v1/policy/activate", request_body = ActivateRequest,
+    responses((status = 200, body = Object), (status = 400, body = ErrorBody), (status = 404, body = ErrorBody)))]
 pub(super) async fn activate(State(app): Shared, Body(body): Body) -> ApiResult<Json<Value>> {
     #[derive(serde::Deserialize)]
     struct Activate {
@@ -114,14 +199,23 @@ pub(super) async fn activate(State(app): Shared, Body(body): Body) -> ApiResult<
     .await
 }
 
+/// Serve the active version's parent from now on
+#[utoipa::path(post, path = "/v1/policy/rollback",
+    responses((status = 200, body = Object), (status = 400, body = ErrorBody)))]
 pub(super) async fn rollback(State(app): Shared) -> ApiResult<Json<Value>> {
     blocking(move || Ok(Json(json!({"policy_version": app.engine.rollback()?})))).await
 }
 
+/// State of the trainer
+#[utoipa::path(get, path = "/v1/trainer",
+    responses((status = 200, body = Object)))]
 pub(super) async fn trainer(State(app): Shared) -> Json<TrainerStatus> {
     Json(app.engine.status().trainer)
 }
 
+/// Train on the ratings that are in, and publish
+#[utoipa::path(post, path = "/v1/trainer/step",
+    responses((status = 200, body = Object), (status = 400, body = ErrorBody), (status = 429, body = ErrorBody)))]
 pub(super) async fn step(State(app): Shared) -> ApiResult<Json<StepOutcome>> {
     let Ok(permit) = app.step.clone().try_acquire_owned() else {
         return Err(Error::busy("a step that was asked for is still running").into());
@@ -134,14 +228,41 @@ pub(super) async fn step(State(app): Shared) -> ApiResult<Json<StepOutcome>> {
     .await
 }
 
+/// Makes fresh answers, judges them and trains on them
+#[utoipa::path(post, path = "/v1/trainer/rollout",
+    responses((status = 200, body = Object), (status = 429, body = ErrorBody)))]
+pub(super) async fn roll_out(State(app): Shared) -> ApiResult<Json<StepOutcome>> {
+    let Ok(permit) = app.step.clone().try_acquire_owned() else {
+        return Err(Error::busy("a step that was asked for is still running").into());
+    };
+    blocking(move || {
+        let _permit = permit;
+        Ok(Json(app.engine.roll_out()?))
+    })
+    .await
+}
+
+/// State of the engine
+#[utoipa::path(get, path = "/v1/status",
+    responses((status = 200, body = Object)))]
 pub(super) async fn status(State(app): Shared) -> Json<Status> {
     Json(app.engine.status())
 }
 
-pub(super) async fn health(State(app): Shared) -> Json<Value> {
-    Json(json!({"status": "ok", "model": app.model, "policy_version": app.engine.status().policy_version}))
+/// Whether new requests are taken: 200 and `ready`, or 503 and `draining`.
+#[utoipa::path(get, path = "/health",
+    responses((status = 200, body = Object), (status = 503, body = Object)))]
+pub(super) async fn health(State(app): Shared) -> impl IntoResponse {
+    let (status, word, state) = match app.draining() {
+        false => (StatusCode::OK, "ok", "ready"),
+        true => (StatusCode::SERVICE_UNAVAILABLE, "draining", "draining"),
+    };
+    let version = app.engine.status().policy_version;
+    (status, Json(json!({"status": word, "state": state, "model": app.model, "policy_version": version})))
 }
 
+/// Numbers for Prometheus
+#[utoipa::path(get, path = "/metrics", responses((status = 200, body = String, content_type = "text/plain")))]
 pub(super) async fn metrics(State(app): Shared) -> impl IntoResponse {
     ([(header::CONTENT_TYPE, Status::METRICS_TYPE)], app.engine.status().metrics())
 }

@@ -42,10 +42,10 @@ impl ApiError {
 impl From<Error> for ApiError {
     fn from(e: Error) -> Self {
         let status = match e.code() {
-            Code::Arg => StatusCode::BAD_REQUEST,
+            // What can't be done here was still the client's to ask: it is no failure of the server.
+            Code::Arg | Code::Unsupported => StatusCode::BAD_REQUEST,
             Code::Busy => StatusCode::TOO_MANY_REQUESTS,
             Code::Closed => StatusCode::SERVICE_UNAVAILABLE,
-            Code::Unsupported => StatusCode::NOT_IMPLEMENTED,
             Code::NoMem => StatusCode::INSUFFICIENT_STORAGE,
             Code::Model | Code::Train | Code::Io | Code::Callback | Code::Panic => StatusCode::INTERNAL_SERVER_ERROR,
         };

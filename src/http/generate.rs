@@ -13,6 +13,7 @@ use serde_json::Value;
 use super::body::Body;
 use super::error::{ApiError, ApiResult};
 use super::events::Events;
+use super::openapi::*;
 use super::shape::{Choice, Kind, Shape};
 use super::{App, blocking};
 use crate::engine::{Engine, Event, GenerationStream};
@@ -20,12 +21,16 @@ use crate::error::{Error, Result};
 use crate::request::{ParsedRequest, Unknown, parse_chat, parse_completion};
 use crate::types::unix_millis;
 
-/// POST /v1/chat/completions
+/// Answer a conversation; with stream as server-sent events
+#[utoipa::path(post, path = "/v1/chat/completions", request_body = ChatRequest,
+    responses((status = 200, body = Object), (status = 400, body = ErrorBody), (status = 429, body = ErrorBody), (status = 503, body = ErrorBody)))]
 pub(super) async fn chat(State(app): State<Arc<App>>, Body(body): Body) -> ApiResult<Response> {
     answer(app, Kind::Chat, move || parse_chat(&body, Unknown::Ignore)).await
 }
 
-/// POST /v1/completions
+/// Continue a text; with stream as server-sent events
+#[utoipa::path(post, path = "/v1/completions", request_body = CompletionRequest,
+    responses((status = 200, body = Object), (status = 400, body = ErrorBody), (status = 429, body = ErrorBody), (status = 503, body = ErrorBody)))]
 pub(super) async fn completion(State(app): State<Arc<App>>, Body(body): Body) -> ApiResult<Response> {
     answer(app, Kind::Text, move || parse_completion(&body, Unknown::Ignore)).await
 }
@@ -35,15 +40,20 @@ async fn answer(
     kind: Kind,
     parse: impl FnOnce() -> Result<ParsedRequest> + Send + 'static,
 ) -> ApiResult<Response> {
+    if app.draining() {
+        return Err(Error::closed("the service is about to end and takes nothing new").into());
+    }
     let engine = app.engine.clone();
     // Templates and tokenizers take a while on long prompts.
-    let (stream, include_usage, logprobs, generations) = blocking(move || {
-        let parsed = parse()?;
+    let (stream, include_usage, logprobs, tools, generations) = blocking(move || {
+        let mut parsed = parse()?;
         let (stream, include_usage, logprobs) = (parsed.stream, parsed.include_usage, parsed.logprobs.is_some());
-        Ok((stream, include_usage, logprobs, start(&engine, parsed)?))
+        let tools: Arc<[String]> = std::mem::take(&mut parsed.tools).into();
+        Ok((stream, include_usage, logprobs, tools, start(&engine, parsed)?))
     })
     .await?;
-    let choices: Vec<Choice> = generations.iter().enumerate().map(|(i, g)| Choice::new(i, g.id(), logprobs)).collect();
+    let choice = |(i, g): (usize, &GenerationStream)| Choice::new(i, g.id(), logprobs, &tools);
+    let choices: Vec<Choice> = generations.iter().enumerate().map(choice).collect();
     let shape = Shape {
         kind,
         id: generations.first().map(|g| g.id().to_string()).unwrap_or_default(),
@@ -83,30 +93,32 @@ async fn at_once(shape: Shape, mut choices: Vec<Choice>, events: Vec<Events>) ->
     if generations.len() < choices.len() {
         return Err(Error::closed("the generation ended without a result").into());
     }
-    Ok(Json(shape.whole(&choices, &generations)).into_response())
+    Ok(Json(shape.whole(&mut choices, &generations)).into_response())
 }
 
 fn streamed(shape: Shape, mut choices: Vec<Choice>, events: Vec<Events>) -> Response {
     let head: Vec<Value> = choices.iter().filter_map(|choice| shape.head(choice)).collect();
     let numbered = events.into_iter().enumerate().map(|(i, events)| events.map(move |event| (i, event)));
-    let mut ended = Vec::new();
+    let (mut done, mut failed) = (Vec::new(), 0);
     let rest = stream::select_all(numbered).flat_map(move |(i, event)| {
+        let Some(choice) = choices.get_mut(i) else { return stream::iter(Vec::new()) };
         let mut chunks = Vec::new();
-        match (event, choices.get_mut(i)) {
-            (Ok((Event::Text(text), logprobs)), Some(choice)) => {
-                chunks.push(data(shape.piece(choice, &text, &logprobs)));
+        match event {
+            Ok((Event::Text(text), logprobs)) => chunks.extend(shape.piece(choice, text, &logprobs).map(data)),
+            Ok((Event::Done(generation), logprobs)) => {
+                chunks.extend(shape.last(choice, &generation, &logprobs).into_iter().map(data));
+                done.push(generation);
             }
-            (Ok((Event::Done(generation), logprobs)), Some(choice)) => {
-                chunks.push(data(shape.last(choice, &generation, &logprobs)));
-                ended.push(generation);
-                if ended.len() == choices.len() {
-                    chunks.extend(shape.counts(&ended).map(data));
-                    chunks.push(sse::Event::default().data("[DONE]"));
-                }
+            // The others go on; a client can tell by `error` that this one is not whole.
+            Err(error) => {
+                chunks.push(data(shape.failed(choice, ApiError::from(error).body())));
+                failed += 1;
             }
-            // No [DONE]: a client must not take what came so far for the whole answer.
-            (Err(error), _) => chunks.push(data(ApiError::from(error).body())),
-            (Ok(_), None) => {}
+        }
+        // After an end nothing more comes of a choice, so this is true once, at the last of all ends.
+        if done.len() + failed == choices.len() {
+            chunks.extend(shape.counts(&done).map(data));
+            chunks.push(sse::Event::default().data("[DONE]"));
         }
         stream::iter(chunks)
     });

@@ -4,14 +4,19 @@
 mod auth;
 mod background;
 mod body;
+mod connections;
 mod control;
 mod error;
 mod events;
 mod generate;
+mod openapi;
+mod origin;
 mod shape;
+mod tools;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use axum::Router;
@@ -19,15 +24,17 @@ use axum::extract::DefaultBodyLimit;
 use axum::http::StatusCode;
 use axum::middleware;
 use axum::routing::{get, post};
-use axum::serve::ListenerExt;
 use tokio::net::TcpListener;
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::Semaphore;
+use tokio::time::Instant;
 
 use crate::config::HttpConfig;
 use crate::engine::Engine;
 use crate::error::{Error, Result};
 use auth::Keys;
+use connections::Connections;
 use error::{ApiError, ApiResult};
+use origin::Origins;
 
 pub use background::Background;
 
@@ -35,8 +42,8 @@ pub use background::Background;
 const DRAIN: Duration = Duration::from_secs(30);
 /// Time between two looks whether requests are left.
 const LOOK: Duration = Duration::from_millis(20);
-/// Time for the last answers to reach their clients.
-const FLUSH: Duration = Duration::from_millis(500);
+/// Time for what was answered last to reach its client.
+const FLUSH: Duration = Duration::from_secs(1);
 
 /// What every handler sees.
 struct App {
@@ -45,9 +52,19 @@ struct App {
     model: String,
     started: u64,
     keys: Keys,
+    origins: Origins,
     body_limit: usize,
+    patience: Duration,
+    draining: AtomicBool,
     /// A step blocks a thread for as long as it trains, so only one may be asked for at a time.
     step: Arc<Semaphore>,
+}
+
+impl App {
+    /// Whether the service is about to end, and takes nothing new.
+    fn draining(&self) -> bool {
+        self.draining.load(Ordering::Acquire)
+    }
 }
 
 /// Whether `config` may be served on `address`; what [`serve`] checks first, for callers with slow work before it.
@@ -58,11 +75,11 @@ pub fn check(config: &HttpConfig, address: SocketAddr) -> Result<()> {
     Keys::load(config, address).map(|_| ())
 }
 
-/// Serves `engine` on `listener` until `shutdown` resolves; then accepts nothing new and gives running answers 30 seconds.
-/// The engine stays open.
+/// Serves `engine` on `listener` until `shutdown` resolves; then refuses to generate anything new, `/health` says so, and what
+/// runs gets 30 seconds. The engine stays open.
 ///
 /// # Errors
-/// As [`check`], and `Io` if the listener fails.
+/// As [`check`], and `Io` if the listener has no address.
 pub async fn serve(
     engine: Engine,
     listener: TcpListener,
@@ -70,49 +87,46 @@ pub async fn serve(
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> Result<()> {
     let keys = Keys::load(config, listener.local_addr()?)?;
-    let model = engine.status().model;
-    let drained = drained(engine.clone());
-    let app = App {
+    let patience = Duration::from_secs(u64::from(config.read_seconds));
+    let app = Arc::new(App {
+        model: engine.status().model,
         engine,
-        model,
         started: crate::types::unix_millis() / 1000,
         keys,
+        origins: Origins::new(&config.origins),
         body_limit: config.body_limit,
+        patience,
+        draining: AtomicBool::new(false),
         step: Arc::new(Semaphore::new(1)),
-    };
-    let (asked, draining) = oneshot::channel();
-    let stop = async move {
-        shutdown.await;
-        let _ = asked.send(());
-    };
-    // Tokens are small packets: without this, each would wait for the acknowledgement of the one before.
-    let listener = listener.tap_io(|stream| {
-        let _ = stream.set_nodelay(true);
     });
-    let server = axum::serve(listener, router(Arc::new(app))).with_graceful_shutdown(stop);
-    tokio::select! {
-        result = server => Ok(result?),
-        () = async { let _ = draining.await; drained.await } => Ok(()),
-    }
+    let mut connections = Connections::new(router(app.clone()), config.connections, patience);
+    let deadline = tokio::select! {
+        () = connections.accept(&listener) => None,
+        deadline = async { shutdown.await; drain(&app).await } => Some(deadline),
+    };
+    // Nobody who comes from now on should wait for an answer.
+    drop(listener);
+    let left = deadline.map_or(FLUSH, |deadline| deadline.saturating_duration_since(Instant::now()).max(FLUSH));
+    connections.close(left).await;
+    Ok(())
 }
 
-/// Waits until no request is decoded or waits any more, at most [`DRAIN`]. Connections that are only kept open are not
-/// waited for.
-async fn drained(engine: Engine) {
-    let deadline = tokio::time::Instant::now() + DRAIN;
-    let busy = |engine: &Engine| {
-        let status = engine.status();
+/// Waits until no request is decoded or waits any more, at most [`DRAIN`]; returns when that time will be over.
+async fn drain(app: &App) -> Instant {
+    let deadline = Instant::now() + DRAIN;
+    app.draining.store(true, Ordering::Release);
+    let busy = || {
+        let status = app.engine.status();
         status.running + status.queued > 0
     };
-    while busy(&engine) {
-        if tokio::time::Instant::now() >= deadline {
+    while busy() {
+        if Instant::now() >= deadline {
             tracing::warn!(seconds = DRAIN.as_secs(), "answers still running after the drain, cancelling them");
-            return;
+            break;
         }
         tokio::time::sleep(LOOK).await;
     }
-    // What was answered last is still being written.
-    tokio::time::sleep(FLUSH).await;
+    deadline
 }
 
 fn router(app: Arc<App>) -> Router {
@@ -121,15 +135,21 @@ fn router(app: Arc<App>) -> Router {
         .route("/v1/completions", post(generate::completion))
         .route("/tokenize", post(control::tokenize))
         .route("/detokenize", post(control::detokenize))
+        .route("/v1/embeddings", post(control::embeddings))
+        .route("/openapi.json", get(openapi::document))
+        .route("/docs", get(openapi::page))
         .route("/v1/models", get(control::models))
         .route("/v1/models/{id}", get(control::model))
         .route("/v1/generations/{id}", get(control::generation))
         .route("/v1/feedback", post(control::feedback))
         .route("/v1/preferences", post(control::preference))
+        .route("/v1/feedback/reviews", get(control::reviews).post(control::review))
+        .route("/v1/forget", post(control::forget))
         .route("/v1/policy/versions", get(control::versions))
         .route("/v1/policy/activate", post(control::activate))
         .route("/v1/policy/rollback", post(control::rollback))
         .route("/v1/trainer", get(control::trainer))
+        .route("/v1/trainer/rollout", post(control::roll_out))
         .route("/v1/trainer/step", post(control::step))
         .route("/v1/status", get(control::status))
         .route("/health", get(control::health))
@@ -137,6 +157,7 @@ fn router(app: Arc<App>) -> Router {
         .fallback(control::no_route)
         .method_not_allowed_fallback(control::no_method)
         .layer(middleware::from_fn_with_state(app.clone(), auth::guard))
+        .layer(middleware::from_fn_with_state(app.clone(), origin::guard))
         // `body::Body` has the limit that the settings give.
         .layer(DefaultBodyLimit::disable())
         .with_state(app)

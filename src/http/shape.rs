@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value, json};
 
+use super::tools::{Call, Reader};
 use crate::types::{Generation, GenerationId, TokenLogprob};
 
 /// Which of the two APIs.
@@ -32,25 +33,43 @@ pub(super) struct Choice {
     pub(super) told: Vec<TokenLogprob>,
     /// Characters of the tokens told in chunks before.
     offset: usize,
+    /// Where the answer may call tools.
+    reader: Option<Reader>,
 }
 
 impl Choice {
-    pub(super) fn new(index: usize, id: &GenerationId, logprobs: bool) -> Self {
-        Self { index, id: id.to_string(), logprobs, told: Vec::new(), offset: 0 }
+    pub(super) fn new(index: usize, id: &GenerationId, logprobs: bool, tools: &Arc<[String]>) -> Self {
+        let reader = (!tools.is_empty()).then(|| Reader::new(tools.clone()));
+        Self { index, id: id.to_string(), logprobs, told: Vec::new(), offset: 0, reader }
     }
 }
 
 impl Shape {
-    pub(super) fn whole(&self, choices: &[Choice], generations: &[Arc<Generation>]) -> Value {
-        let choice = |(choice, generation): (&Choice, &Arc<Generation>)| {
-            let (field, text) = match self.kind {
-                Kind::Chat => ("message", json!({"role": "assistant", "content": generation.text})),
-                Kind::Text => ("text", json!(generation.text)),
+    pub(super) fn whole(&self, choices: &mut [Choice], generations: &[Arc<Generation>]) -> Value {
+        let choice = |(choice, generation): (&mut Choice, &Arc<Generation>)| {
+            let mut finish = generation.finish.as_str();
+            let (field, text) = match (self.kind, &mut choice.reader) {
+                (Kind::Text, _) => ("text", json!(generation.text)),
+                (Kind::Chat, None) => ("message", json!({"role": "assistant", "content": generation.text})),
+                (Kind::Chat, Some(reader)) => {
+                    let shown = reader.push(&generation.text);
+                    let (rest, calls) = reader.finish();
+                    let content = shown + &rest;
+                    let mut message = json!({"role": "assistant", "content": content});
+                    if !calls.is_empty() {
+                        finish = "tool_calls";
+                        message["tool_calls"] = self.calls(&choice.id, calls, false);
+                        if content.trim().is_empty() {
+                            message["content"] = Value::Null;
+                        }
+                    }
+                    ("message", message)
+                }
             };
             let mut offset = 0;
             let logprobs = if choice.logprobs { self.logprobs(&choice.told, &mut offset) } else { Value::Null };
             json!({
-                "index": choice.index, field: text, "logprobs": logprobs, "finish_reason": generation.finish.as_str(),
+                "index": choice.index, field: text, "logprobs": logprobs, "finish_reason": finish,
                 "generation_id": choice.id, "policy_version": generation.policy_version,
             })
         };
@@ -58,7 +77,7 @@ impl Shape {
             Kind::Chat => "chat.completion",
             Kind::Text => "text_completion",
         };
-        let mut body = self.body(object, choices.iter().zip(generations).map(choice).collect());
+        let mut body = self.body(object, choices.iter_mut().zip(generations).map(choice).collect());
         body["policy_version"] = json!(generations.first().map(|g| g.policy_version));
         body["usage"] = usage(generations);
         body
@@ -70,23 +89,70 @@ impl Shape {
         matches!(self.kind, Kind::Chat).then(|| self.chunk(choice, opening, Value::Null, Value::Null))
     }
 
-    pub(super) fn piece(&self, choice: &mut Choice, text: &str, logprobs: &[TokenLogprob]) -> Value {
+    /// `None` where nothing can be told yet.
+    pub(super) fn piece(&self, choice: &mut Choice, text: String, logprobs: &[TokenLogprob]) -> Option<Value> {
+        let text = match &mut choice.reader {
+            Some(reader) => reader.push(&text),
+            None => text,
+        };
+        if text.is_empty() && logprobs.is_empty() {
+            return None;
+        }
         let piece = match self.kind {
             Kind::Chat => json!({"content": text}),
             Kind::Text => json!(text),
         };
         let logprobs = self.told(choice, logprobs);
-        self.chunk(choice, piece, logprobs, Value::Null)
+        Some(self.chunk(choice, piece, logprobs, Value::Null))
     }
 
-    pub(super) fn last(&self, choice: &mut Choice, generation: &Generation, logprobs: &[TokenLogprob]) -> Value {
+    /// The end of an answer; before it what was held back, text or calls.
+    pub(super) fn last(&self, choice: &mut Choice, generation: &Generation, logprobs: &[TokenLogprob]) -> Vec<Value> {
+        let mut chunks = Vec::new();
+        let mut finish = generation.finish.as_str();
+        if let Some(reader) = &mut choice.reader {
+            let (rest, calls) = reader.finish();
+            if !rest.is_empty() {
+                chunks.push(self.chunk(choice, json!({"content": rest}), Value::Null, Value::Null));
+            }
+            if !calls.is_empty() {
+                finish = "tool_calls";
+                let calls = self.calls(&choice.id, calls, true);
+                chunks.push(self.chunk(choice, json!({"tool_calls": calls}), Value::Null, Value::Null));
+            }
+        }
         let nothing = match self.kind {
             Kind::Chat => json!({}),
             Kind::Text => json!(""),
         };
         let logprobs = self.told(choice, logprobs);
-        let mut last = self.chunk(choice, nothing, logprobs, generation.finish.as_str().into());
+        let mut last = self.chunk(choice, nothing, logprobs, finish.into());
         last["policy_version"] = json!(generation.policy_version);
+        chunks.push(last);
+        chunks
+    }
+
+    /// Calls as OpenAI has them; in a stream they are numbered.
+    fn calls(&self, generation: &str, calls: Vec<Call>, numbered: bool) -> Value {
+        let call = |(i, Call { name, arguments }): (usize, Call)| {
+            let function = json!({"name": name, "arguments": arguments});
+            let mut call = json!({"id": format!("call-{generation}-{i}"), "type": "function", "function": function});
+            if numbered {
+                call["index"] = i.into();
+            }
+            call
+        };
+        calls.into_iter().enumerate().map(call).collect()
+    }
+
+    /// The end of an answer that failed: the error beside the choice that it ended.
+    pub(super) fn failed(&self, choice: &Choice, error: Value) -> Value {
+        let nothing = match self.kind {
+            Kind::Chat => json!({}),
+            Kind::Text => json!(""),
+        };
+        let mut last = self.chunk(choice, nothing, Value::Null, "error".into());
+        last["error"] = error["error"].clone();
         last
     }
 

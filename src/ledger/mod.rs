@@ -1,8 +1,13 @@
 //! The durable record of generations, feedback and versions, in SQLite. Never forgets what it acknowledged, never changes a
 //! row beyond marking a rating used, and never trains or judges.
 
+mod export;
+mod forget;
+mod limits;
 mod lock;
 mod rows;
+#[cfg(test)]
+mod rules_tests;
 mod schema;
 #[cfg(test)]
 mod tests;
@@ -17,12 +22,17 @@ use rusqlite::{Connection, OptionalExtension};
 
 use crate::error::{Error, Result};
 use crate::types::*;
+pub use export::{Exported, LedgerReader};
+pub use forget::Forgotten;
+pub use limits::{ReviewEntry, ReviewVerdict, Rules};
 use lock::FolderLock;
-pub use rows::{StoredFeedback, Use};
+pub use rows::{PairAnswer, StoredFeedback, StoredPair, StoredSample, Use};
 use writer::Writer;
 
 /// Longest comment and correction, in bytes.
 pub const MAX_TEXT: usize = 64 << 10;
+/// Longest name of a signal, in bytes.
+pub const MAX_SIGNAL: usize = 64;
 /// Longest name of a user, in bytes.
 pub const MAX_USER: usize = 256;
 
@@ -36,8 +46,10 @@ pub struct Ledger {
     writer: Writer,
     /// Reads see what is committed, and never wait for a write.
     reader: Mutex<Option<Connection>>,
-    /// Answers with a rating not yet used. Changed on the writer's thread, after a commit.
+    /// Answers with feedback that teaches and is not yet used. Changed on the writer's thread, after a commit.
     pending: Arc<AtomicU64>,
+    /// How much of what is said counts.
+    rules: Arc<Rules>,
 }
 
 impl Ledger {
@@ -47,6 +59,14 @@ impl Ledger {
     /// `Busy` if another process holds the folder (named with its process id), `Unsupported` if the ledger is of a newer
     /// format, `Io` if the disk fails or the file is damaged.
     pub fn open(dir: &Path) -> Result<Ledger> {
+        Self::open_with(dir, Rules::default())
+    }
+
+    /// The same, with rules of what counts.
+    ///
+    /// # Errors
+    /// As [`Ledger::open`].
+    pub fn open_with(dir: &Path, rules: Rules) -> Result<Ledger> {
         std::fs::create_dir_all(dir).map_err(|e| Error::from(e).context(format!("creating {}", dir.display())))?;
         let lock = FolderLock::take(dir)?;
         let path = dir.join("ledger.sqlite3");
@@ -59,7 +79,7 @@ impl Ledger {
             Ok((schema::open_reader(&path)?, Writer::start(db, lock)?, pending))
         };
         let (reader, writer, pending) = open().map_err(|e| e.context(format!("opening {}", path.display())))?;
-        Ok(Ledger { writer, reader: Mutex::new(Some(reader)), pending: Arc::new(pending.into()) })
+        Ok(Ledger { writer, reader: Mutex::new(Some(reader)), pending: Arc::new(pending.into()), rules: rules.into() })
     }
 
     /// Queues a generation to be recorded; waits only while the queue is full. `done` runs on the ledger's thread after the
@@ -78,9 +98,21 @@ impl Ledger {
     /// `Arg` for an unknown generation, a rating outside [-1, 1] or not a number, or text that is too long; `Io` if it could
     /// not be written; `Closed`.
     pub fn add_feedback(&self, f: &NewFeedback) -> Result<FeedbackReceipt> {
+        self.put_feedback(f, self.rules.clone())
+    }
+
+    /// The same without limits of time: for what an operator brings in.
+    ///
+    /// # Errors
+    /// As [`Ledger::add_feedback`].
+    pub fn import_feedback(&self, f: &NewFeedback) -> Result<FeedbackReceipt> {
+        self.put_feedback(f, Rules { hourly: 0, ..(*self.rules).clone() }.into())
+    }
+
+    fn put_feedback(&self, f: &NewFeedback, rules: Arc<Rules>) -> Result<FeedbackReceipt> {
         check_feedback(f)?;
         let (f, pending) = (f.clone(), self.pending.clone());
-        let work = move |db: &Connection| insert_feedback(db, &f);
+        let work = move |db: &Connection| insert_feedback(db, &f, &rules);
         let (receipt, _) = self.writer.call(work, move |(_, first)| {
             if *first {
                 pending.fetch_add(1, Ordering::Relaxed);
@@ -89,11 +121,25 @@ impl Ledger {
         Ok(receipt)
     }
 
-    /// Records that one answer is better than another, and returns its row number; it is on disk then.
+    /// Records that one answer is better than another, and returns its row number; it is on disk then. What a user said before
+    /// keeps its row.
     ///
     /// # Errors
     /// As [`Ledger::add_feedback`]; `Arg` also if both are the same.
     pub fn add_preference(&self, chosen: &GenerationId, rejected: &GenerationId, user: Option<&str>) -> Result<u64> {
+        Ok(self.import_preference(chosen, rejected, user)?.0)
+    }
+
+    /// The same; says also whether it is new.
+    ///
+    /// # Errors
+    /// As [`Ledger::add_preference`].
+    pub fn import_preference(
+        &self,
+        chosen: &GenerationId,
+        rejected: &GenerationId,
+        user: Option<&str>,
+    ) -> Result<(u64, bool)> {
         check_length("the user's name", user, MAX_USER)?;
         if chosen == rejected {
             return Err(Error::arg("chosen and rejected are the same generation, expected two"));
@@ -101,9 +147,15 @@ impl Ledger {
         let (chosen, rejected, user) = (chosen.clone(), rejected.clone(), user.map(str::to_owned));
         let work = move |db: &Connection| {
             let (chosen, rejected) = (known(db, &chosen)?.row, known(db, &rejected)?.row);
+            let said = "SELECT id FROM preferences WHERE chosen = ?1 AND rejected = ?2 AND user IS ?3";
+            let said: Option<i64> =
+                db.prepare_cached(said)?.query_row((chosen, rejected, &user), |row| row.get(0)).optional()?;
+            if let Some(id) = said {
+                return Ok((id.cast_unsigned(), false));
+            }
             db.prepare_cached("INSERT INTO preferences (chosen, rejected, user, created) VALUES (?1, ?2, ?3, ?4)")?
                 .execute((chosen, rejected, &user, rows::signed(unix_millis())))?;
-            Ok(db.last_insert_rowid().cast_unsigned())
+            Ok((db.last_insert_rowid().cast_unsigned(), true))
         };
         self.writer.call(work, |_| ())
     }
@@ -129,27 +181,109 @@ impl Ledger {
         self.pending.load(Ordering::Relaxed)
     }
 
-    /// At most `max` answers with a rating not yet used, the oldest answers first. Of several ratings of an answer the last
-    /// stands, and all are listed. Corrections are kept but don't count yet; an answer without tokens is never offered.
-    /// Nothing is marked: the same batch comes again until a commit uses it.
+    /// At most `max` answers with feedback that teaches and is not yet used, the oldest answers first, within the rules. Of
+    /// several ratings of a user the last stands, of several users' their mean, and all are listed. An answer without tokens is
+    /// never offered. Nothing is marked: the same batch comes again until a commit uses it.
     ///
     /// # Errors
     /// As [`Ledger::generation`].
     pub fn pending_batch(&self, max: usize) -> Result<Vec<RatedGeneration>> {
-        self.read(|db| rows::pending_batch(db, max))
+        self.read(|db| rows::pending_batch(db, max, &self.rules))
     }
 
-    /// Records a new version, marks the feedback it used, and makes it the active one: all or nothing. (`v.active` is not
+    /// At most `max` answers that nobody said anything of and that no batch had, the newest first, of version `since` or later.
+    ///
+    /// # Errors
+    /// As [`Ledger::generation`].
+    pub fn unrated(&self, max: usize, since: PolicyVersion) -> Result<Vec<RatedGeneration>> {
+        self.read(|db| rows::unrated(db, max, since))
+    }
+
+    /// The newest prompts that anybody asked, at most `max`, each once. (Rollouts, whose ids begin with `rol-`, are not asked.)
+    ///
+    /// # Errors
+    /// As [`Ledger::generation`].
+    pub fn recent_prompts(&self, max: usize) -> Result<Vec<Vec<TokenId>>> {
+        self.read(|db| rows::recent_prompts(db, max))
+    }
+
+    /// What taught from an answer: the samples it gave, oldest first.
+    ///
+    /// # Errors
+    /// As [`Ledger::generation`].
+    pub fn samples_of(&self, id: &GenerationId) -> Result<Vec<StoredSample>> {
+        self.read(|db| rows::samples_of(db, id))
+    }
+
+    /// Preferences and corrections as pairs for a reward model, oldest first. Those of users who are held or rejected are left
+    /// out.
+    ///
+    /// # Errors
+    /// As [`Ledger::generation`].
+    pub fn pairs(&self) -> Result<Vec<StoredPair>> {
+        self.read(|db| rows::pairs(db, &limits::held(db, &self.rules)?))
+    }
+
+    /// How many there are of those pairs, users not looked at. Cheap.
+    ///
+    /// # Errors
+    /// As [`Ledger::generation`].
+    pub fn pair_count(&self) -> Result<u64> {
+        self.read(rows::pair_count)
+    }
+
+    /// Users whose feedback waits for a person, and those that one has decided about.
+    ///
+    /// # Errors
+    /// As [`Ledger::generation`].
+    pub fn reviews(&self) -> Result<Vec<ReviewEntry>> {
+        self.read(|db| limits::reviews(db, &self.rules))
+    }
+
+    /// Records a decision about a user; it is on disk when this returns. Rejecting leaves out what waits of theirs, for good.
+    ///
+    /// # Errors
+    /// `Arg` for a name that is too long, `Io`, `Closed`.
+    pub fn review(&self, user: &str, verdict: ReviewVerdict) -> Result<()> {
+        check_length("the user's name", Some(user), MAX_USER)?;
+        let user = user.to_owned();
+        self.commit_batch(move |db| limits::review(db, &user, verdict))
+    }
+
+    /// Deletes a user's words: the answers made for them with their prompts, what anyone said of those, and all they said of
+    /// others' answers. They are overwritten on disk, in the write-ahead log too, when this returns. Versions that learned from
+    /// them remain, and the numbers of batches.
+    ///
+    /// # Errors
+    /// `Io` if it could not be written, `Closed`.
+    pub fn forget(&self, user: &str) -> Result<Forgotten> {
+        let (user, pending) = (user.to_owned(), self.pending.clone());
+        let gone = Arc::new(AtomicU64::new(0));
+        let settled = gone.clone();
+        let work = move |db: &Connection| {
+            let (forgotten, answers) = forget::forget(db, &user)?;
+            gone.store(answers, Ordering::Relaxed);
+            Ok(forgotten)
+        };
+        let fold = move |db: &Connection| {
+            // Whatever becomes of the log: they are deleted.
+            pending.fetch_sub(settled.load(Ordering::Relaxed), Ordering::Relaxed);
+            forget::fold_log(db)
+        };
+        self.writer.call_then(work, fold)
+    }
+
+    /// Records a new version, marks the feedback it used, keeps what its samples were, and makes it the active one: all or nothing. (`v.active` is not
     /// looked at.)
     ///
     /// # Errors
     /// `Arg` if the number is not above every earlier one, the parent is unknown, or feedback was used before or doesn't
     /// exist; `Io` if it could not be written; `Closed`.
-    pub fn commit_version(&self, v: &VersionInfo, used: &[u64]) -> Result<()> {
-        let (v, used) = (v.clone(), used.to_vec());
+    pub fn commit_version(&self, v: &VersionInfo, used: &[u64], samples: &[SampleRecord]) -> Result<()> {
+        let (v, used, samples) = (v.clone(), used.to_vec(), samples.to_vec());
         self.commit_batch(move |db| {
             insert_version(db, &v)?;
-            let settled = use_up(db, &used, Some(v.version), None)?;
+            let settled = use_up(db, &used, &samples, Some(v.version), None)?;
             activate(db, v.version)?;
             Ok(settled)
         })
@@ -161,7 +295,7 @@ impl Ledger {
     /// As [`Ledger::commit_version`].
     pub fn commit_skipped(&self, reason: &str, used: &[u64]) -> Result<()> {
         let (reason, used) = (reason.to_owned(), used.to_vec());
-        self.commit_batch(move |db| use_up(db, &used, None, Some(&reason)))
+        self.commit_batch(move |db| use_up(db, &used, &[], None, Some(&reason)))
     }
 
     /// Makes a version the active one.
@@ -269,7 +403,10 @@ fn check_feedback(f: &NewFeedback) -> Result<()> {
         }
         Signal::Correction(text) if text.is_empty() => return Err(Error::arg("the correction is empty")),
         Signal::Correction(text) => check_length("the correction", Some(text), MAX_TEXT)?,
-        Signal::Rating(_) => {}
+        Signal::Named(name) if name.is_empty() => return Err(Error::arg("the signal's name is empty")),
+        Signal::Named(name) => check_length("the signal's name", Some(name), MAX_SIGNAL)?,
+        Signal::Comment if f.comment.is_none() => return Err(Error::arg("the feedback says nothing")),
+        Signal::Rating(_) | Signal::Comment => {}
     }
     check_length("the comment", f.comment.as_deref(), MAX_TEXT)?;
     check_length("the user's name", f.user.as_deref(), MAX_USER)
@@ -287,30 +424,77 @@ fn known(db: &Connection, id: &GenerationId) -> Result<rows::Answer> {
     rows::answer(db, id)?.ok_or_else(|| Error::arg(format!("generation {:.64} is not on record", id.0)))
 }
 
-/// The receipt, and whether the answer had no rating waiting before and has one now.
-fn insert_feedback(db: &Connection, f: &NewFeedback) -> Result<(FeedbackReceipt, bool)> {
+/// Rating, correction and named signal of a piece of feedback: at most one of them.
+fn parts(signal: &Signal) -> (Option<f64>, Option<&str>, Option<&str>) {
+    match signal {
+        Signal::Rating(rating) => (Some(*rating), None, None),
+        Signal::Correction(text) => (None, Some(text), None),
+        Signal::Named(name) => (None, None, Some(name)),
+        Signal::Comment => (None, None, None),
+    }
+}
+
+/// The receipt, and whether the answer had nothing waiting before and has now.
+fn insert_feedback(db: &Connection, f: &NewFeedback, rules: &Rules) -> Result<(FeedbackReceipt, bool)> {
     let answer = known(db, &f.generation_id)?;
-    let (rating, correction) = match &f.signal {
-        Signal::Rating(rating) => (Some(*rating), None),
-        Signal::Correction(text) => (None, Some(text)),
-    };
+    let (rating, correction, signal) = parts(&f.signal);
     let rated = db
         .prepare_cached("SELECT 1 FROM feedback WHERE generation = ?1 AND rating IS NOT NULL LIMIT 1")?
         .exists([answer.row])?;
     let waiting = db.prepare_cached(rows::WAITING)?.exists([answer.row])?;
-    let teaches = rating.is_some() && !answer.empty;
-    db.prepare_cached(
-        "INSERT INTO feedback (generation, rating, correction, teaches, user, comment, created)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
-    )?
-    .execute((answer.row, rating, correction, teaches, &f.user, &f.comment, rows::signed(unix_millis())))?;
+    let may_teach = !answer.empty
+        && match &f.signal {
+            Signal::Rating(_) => true,
+            Signal::Named(name) => rules.signals.contains(name),
+            Signal::Correction(_) => rules.corrections,
+            Signal::Comment => false,
+        };
+    let left_out = if may_teach { limits::left_out(db, rules, f, answer.content)? } else { None };
+    if rules.flag_after > 0 {
+        limits::compare(db, f, answer.content)?;
+    }
+    let teaches = may_teach && left_out.is_none();
+    let mut insert = db.prepare_cached(
+        "INSERT INTO feedback (generation, rating, correction, signal, teaches, left_out, user, comment, created, content)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
+    )?;
+    let now = rows::signed(unix_millis());
+    insert.execute((
+        answer.row,
+        rating,
+        correction,
+        signal,
+        teaches,
+        left_out,
+        &f.user,
+        &f.comment,
+        now,
+        answer.content,
+    ))?;
     let receipt = FeedbackReceipt {
         feedback_id: db.last_insert_rowid().cast_unsigned(),
         generation_id: f.generation_id.clone(),
         policy_version: answer.policy_version,
         replaces_earlier: rating.is_some() && rated,
+        left_out: left_out.map(str::to_owned),
     };
     Ok((receipt, teaches && !waiting))
+}
+
+/// Does `change` to a user's feedback, and counts the answers that had something waiting before and have nothing any more.
+fn use_count(db: &Connection, user: &str, change: impl FnOnce(&Connection) -> Result<()>) -> Result<u64> {
+    let mut select = db.prepare_cached(
+        "SELECT DISTINCT generation FROM feedback INDEXED BY feedback_of_user
+         WHERE user = ?1 AND teaches = 1 AND batch IS NULL",
+    )?;
+    let answers = select.query_map([user], |row| row.get(0))?.collect::<Result<Vec<i64>, _>>()?;
+    change(db)?;
+    let mut waiting = db.prepare_cached(rows::WAITING)?;
+    let mut settled = 0;
+    for answer in answers {
+        settled += u64::from(!waiting.exists([answer])?);
+    }
+    Ok(settled)
 }
 
 fn insert_version(db: &Connection, v: &VersionInfo) -> Result<()> {
@@ -328,7 +512,13 @@ fn insert_version(db: &Connection, v: &VersionInfo) -> Result<()> {
 }
 
 /// How many answers were waiting before and are not any more.
-fn use_up(db: &Connection, used: &[u64], version: Option<PolicyVersion>, reason: Option<&str>) -> Result<u64> {
+fn use_up(
+    db: &Connection,
+    used: &[u64],
+    samples: &[SampleRecord],
+    version: Option<PolicyVersion>,
+    reason: Option<&str>,
+) -> Result<u64> {
     db.prepare_cached("INSERT INTO batches (version, reason, created) VALUES (?1, ?2, ?3)")?.execute((
         version.map(|v| rows::signed(v.0)),
         reason,
@@ -338,6 +528,7 @@ fn use_up(db: &Connection, used: &[u64], version: Option<PolicyVersion>, reason:
     let mut mark = db.prepare_cached(
         "UPDATE feedback SET batch = ?1 WHERE id = ?2 AND batch IS NULL AND teaches = 1 RETURNING generation",
     )?;
+    rows::insert_samples(db, batch, samples)?;
     let mut answers = BTreeSet::new();
     for id in used {
         let answer: Option<i64> = mark.query_row((batch, rows::signed(*id)), |row| row.get(0)).optional()?;

@@ -1,7 +1,12 @@
 //! Between rows and `types` values. Never decides what may be written.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use rusqlite::{Connection, OptionalExtension, Row};
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use super::limits::{Rules, choose};
 
 use crate::error::{Error, Result};
 use crate::types::*;
@@ -21,6 +26,43 @@ pub struct StoredFeedback {
     pub created: UnixMillis,
     /// What used it up; `None` while it waits (or is of a kind that is only kept).
     pub used_by: Option<Use>,
+    /// Why it doesn't count, though of a kind that does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub left_out: Option<String>,
+}
+
+/// A training sample that an answer gave.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct StoredSample {
+    /// The version it taught; `None` if its batch made none.
+    pub version: Option<PolicyVersion>,
+    /// What it was.
+    pub kind: SampleKind,
+    /// Its reward and the terms that made it.
+    #[serde(flatten)]
+    pub score: Score,
+}
+
+/// A preference or a correction, as a pair.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StoredPair {
+    /// The prompt as the model saw it.
+    pub prompt: Vec<TokenId>,
+    /// The better answer.
+    pub chosen: PairAnswer,
+    /// The worse one.
+    pub rejected: PairAnswer,
+    /// Who said so.
+    pub user: Option<String>,
+}
+
+/// An answer of a pair.
+#[derive(Clone, Debug, PartialEq)]
+pub enum PairAnswer {
+    /// As it was generated.
+    Tokens(Vec<TokenId>, String),
+    /// As a user wrote it.
+    Text(String),
 }
 
 /// What a rating was used for.
@@ -42,6 +84,8 @@ pub(super) struct Answer {
     pub(super) row: i64,
     pub(super) policy_version: PolicyVersion,
     pub(super) empty: bool,
+    /// The same for the same tokens to the same prompt.
+    pub(super) content: i64,
 }
 
 /// SQLite's integers are signed; nothing real is above.
@@ -125,40 +169,63 @@ pub(super) fn generation(db: &Connection, which: Which<'_>) -> Result<Option<Gen
 
 pub(super) fn answer(db: &Connection, id: &GenerationId) -> Result<Option<Answer>> {
     let mut select =
-        db.prepare_cached("SELECT seq, policy_version, length(response) = 0 FROM generations WHERE id = ?1")?;
+        db.prepare_cached("SELECT seq, policy_version, prompt, response FROM generations WHERE id = ?1")?;
     let mut rows = select.query([&id.0])?;
     let Some(row) = rows.next()? else { return Ok(None) };
-    Ok(Some(Answer { row: row.get(0)?, policy_version: PolicyVersion(unsigned(row, 1)?), empty: row.get(2)? }))
+    let prompt = row.get_ref(2)?.as_blob().map_err(rusqlite::Error::from)?;
+    let response = row.get_ref(3)?.as_blob().map_err(rusqlite::Error::from)?;
+    let (policy_version, empty) = (PolicyVersion(unsigned(row, 1)?), response.is_empty());
+    Ok(Some(Answer { row: row.get(0)?, policy_version, empty, content: content(prompt, response) }))
 }
 
 pub(super) fn feedback_of(db: &Connection, id: &GenerationId) -> Result<Vec<StoredFeedback>> {
     let mut select = db.prepare_cached(
-        "SELECT f.id, f.rating, f.correction, f.user, f.comment, f.created, b.version, b.reason
+        "SELECT f.id, f.rating, f.correction, f.user, f.comment, f.created, b.version, b.reason, f.signal, f.left_out
          FROM feedback f JOIN generations g ON g.seq = f.generation LEFT JOIN batches b ON b.id = f.batch
          WHERE g.id = ?1 ORDER BY f.id",
     )?;
     let mut rows = select.query([&id.0])?;
     let mut all = Vec::new();
     while let Some(row) = rows.next()? {
-        let signal = match row.get(1)? {
-            Some(rating) => Signal::Rating(rating),
-            None => Signal::Correction(row.get(2)?),
-        };
-        let version: Option<i64> = row.get(6)?;
-        let used_by = match version {
-            Some(_) => Some(Use::Version(PolicyVersion(unsigned(row, 6)?))),
-            None => row.get::<_, Option<String>>(7)?.map(Use::Skipped),
-        };
-        all.push(StoredFeedback {
-            feedback_id: unsigned(row, 0)?,
-            signal,
-            user: row.get(3)?,
-            comment: row.get(4)?,
-            created: unsigned(row, 5)?,
-            used_by,
-        });
+        all.push(feedback_row(row)?);
     }
     Ok(all)
+}
+
+/// A row of `id, rating, correction, user, comment, created, version, reason, signal, left_out`.
+fn feedback_row(row: &Row<'_>) -> Result<StoredFeedback> {
+    let (rating, correction, named) = (row.get(1)?, row.get(2)?, row.get(8)?);
+    let signal = match (rating, correction, named) {
+        (Some(rating), _, _) => Signal::Rating(rating),
+        (_, Some(text), _) => Signal::Correction(text),
+        (_, _, Some(name)) => Signal::Named(name),
+        _ => Signal::Comment,
+    };
+    let version: Option<i64> = row.get(6)?;
+    let used_by = match version {
+        Some(_) => Some(Use::Version(PolicyVersion(unsigned(row, 6)?))),
+        None => row.get::<_, Option<String>>(7)?.map(Use::Skipped),
+    };
+    Ok(StoredFeedback {
+        feedback_id: unsigned(row, 0)?,
+        signal,
+        user: row.get(3)?,
+        comment: row.get(4)?,
+        created: unsigned(row, 5)?,
+        used_by,
+        left_out: row.get(9)?,
+    })
+}
+
+/// The first eight bytes of a SHA-256 of what was asked and answered.
+fn content(prompt: &[u8], response: &[u8]) -> i64 {
+    let mut sum = Sha256::new();
+    sum.update((prompt.len() as u64).to_le_bytes());
+    sum.update(prompt);
+    sum.update(response);
+    let mut first = [0; 8];
+    first.iter_mut().zip(sum.finalize()).for_each(|(to, from)| *to = from);
+    i64::from_le_bytes(first)
 }
 
 pub(super) fn pending_count(db: &Connection) -> Result<u64> {
@@ -169,29 +236,199 @@ pub(super) fn pending_count(db: &Connection) -> Result<u64> {
     rows.next()?.map_or(Ok(0), |row| unsigned(row, 0))
 }
 
-pub(super) fn pending_batch(db: &Connection, max: usize) -> Result<Vec<RatedGeneration>> {
-    let mut oldest = db.prepare_cached(
-        "SELECT DISTINCT generation FROM feedback INDEXED BY feedback_unused WHERE teaches = 1 AND batch IS NULL
-         ORDER BY generation LIMIT ?1",
-    )?;
-    let answers = oldest.query_map([signed(max as u64)], |row| row.get(0))?.collect::<Result<Vec<i64>, _>>()?;
-    let mut ratings = db.prepare_cached(
-        "SELECT id, rating FROM feedback INDEXED BY feedback_unused
-         WHERE generation = ?1 AND teaches = 1 AND batch IS NULL ORDER BY id",
-    )?;
-    let mut batch = Vec::with_capacity(answers.len());
-    for answer in answers {
-        let (mut feedback_ids, mut rating) = (Vec::new(), 0.0);
-        let mut rows = ratings.query([answer])?;
-        while let Some(row) = rows.next()? {
-            feedback_ids.push(unsigned(row, 0)?);
-            rating = row.get(1)?;
+pub(super) fn pending_batch(db: &Connection, max: usize, rules: &Rules) -> Result<Vec<RatedGeneration>> {
+    let mut select = db.prepare_cached("SELECT user, rating, signal, correction FROM feedback WHERE id = ?1")?;
+    let mut batch = Vec::new();
+    for (answer, ids) in choose(db, max, rules)? {
+        // The last word of each user.
+        let mut ratings: BTreeMap<Option<String>, f64> = BTreeMap::new();
+        let mut signals: BTreeSet<(Option<String>, String)> = BTreeSet::new();
+        let mut last_correction = None;
+        for id in &ids {
+            type Said = (Option<String>, Option<f64>, Option<String>, Option<String>);
+            let (user, rating, signal, correction): Said =
+                select.query_row([id], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?)))?;
+            if let Some(rating) = rating {
+                ratings.insert(user, rating);
+            } else if let Some(signal) = signal {
+                signals.insert((user, signal));
+            } else {
+                last_correction = correction.or(last_correction);
+            }
         }
         let generation = generation(db, Which::Row(answer))?
             .ok_or_else(|| damaged(format!("generation row {answer} is missing")))?;
-        batch.push(RatedGeneration { feedback_ids, generation, rating });
+        let mean = ratings.values().sum::<f64>() / ratings.len().max(1) as f64;
+        batch.push(RatedGeneration {
+            feedback_ids: ids.into_iter().map(i64::cast_unsigned).collect(),
+            generation,
+            rating: (!ratings.is_empty()).then_some(mean),
+            signals: signals.into_iter().map(|(_, name)| name).collect(),
+            correction: last_correction,
+        });
     }
     Ok(batch)
+}
+
+/// Rows looked at for each answer that is wanted: bounds the work where most are rated or taken.
+const LOOKED_AT: usize = 16;
+
+pub(super) fn unrated(db: &Connection, max: usize, since: PolicyVersion) -> Result<Vec<RatedGeneration>> {
+    let mut select = db.prepare_cached(
+        "SELECT seq FROM (SELECT seq, policy_version, response FROM generations ORDER BY seq DESC LIMIT ?1) g
+         WHERE policy_version >= ?2 AND length(response) > 0
+         AND NOT EXISTS (SELECT 1 FROM feedback f WHERE f.generation = g.seq)
+         AND NOT EXISTS (SELECT 1 FROM samples s WHERE s.generation = g.seq)
+         ORDER BY seq DESC LIMIT ?3",
+    )?;
+    let bounds = (signed((max * LOOKED_AT) as u64), signed(since.0), signed(max as u64));
+    let answers = select.query_map(bounds, |row| row.get(0))?.collect::<Result<Vec<i64>, _>>()?;
+    let mut found = Vec::with_capacity(answers.len());
+    for answer in answers {
+        let generation = generation(db, Which::Row(answer))?
+            .ok_or_else(|| damaged(format!("generation row {answer} is missing")))?;
+        let (feedback_ids, signals) = (Vec::new(), Vec::new());
+        found.push(RatedGeneration { feedback_ids, generation, rating: None, signals, correction: None });
+    }
+    Ok(found)
+}
+
+pub(super) fn recent_prompts(db: &Connection, max: usize) -> Result<Vec<Vec<TokenId>>> {
+    let mut select = db.prepare_cached(
+        "SELECT DISTINCT prompt FROM (SELECT prompt FROM generations WHERE id NOT LIKE 'rol-%' AND id NOT LIKE 'imp-%'
+         ORDER BY seq DESC LIMIT ?1) LIMIT ?2",
+    )?;
+    let bounds = (signed((max * LOOKED_AT) as u64), signed(max as u64));
+    let blobs = select.query_map(bounds, |row| row.get(0))?.collect::<Result<Vec<Vec<u8>>, _>>()?;
+    blobs.iter().map(|blob| from_blob(blob)).collect()
+}
+
+pub(super) fn insert_samples(db: &Connection, batch: i64, samples: &[SampleRecord]) -> Result<()> {
+    let mut insert = db.prepare_cached(
+        "INSERT INTO samples (batch, generation, kind, score, terms)
+         SELECT ?1, seq, ?3, ?4, ?5 FROM generations WHERE id = ?2",
+    )?;
+    for sample in samples {
+        let json = |e: serde_json::Error| Error::arg(format!("a sample's terms: {e}"));
+        let terms = serde_json::to_string(&sample.score.terms).map_err(json)?;
+        // An answer may have been forgotten while it was trained on: then nothing of it is put on record.
+        let kind = match sample.kind {
+            SampleKind::Answer => "answer",
+            SampleKind::Correction => "correction",
+        };
+        insert.execute((batch, &sample.generation_id.0, kind, sample.score.score, terms))?;
+    }
+    Ok(())
+}
+
+pub(super) fn samples_of(db: &Connection, id: &GenerationId) -> Result<Vec<StoredSample>> {
+    let mut select = db.prepare_cached(
+        "SELECT b.version, s.kind, s.score, s.terms FROM samples s JOIN batches b ON b.id = s.batch
+         JOIN generations g ON g.seq = s.generation WHERE g.id = ?1 ORDER BY s.id",
+    )?;
+    let mut rows = select.query([&id.0])?;
+    let mut all = Vec::new();
+    while let Some(row) = rows.next()? {
+        let version: Option<i64> = row.get(0)?;
+        let (kind, terms): (String, String) = (row.get(1)?, row.get(3)?);
+        let terms = serde_json::from_str(&terms).map_err(|e| damaged(format!("terms of a sample: {e}")))?;
+        all.push(StoredSample {
+            version: version.map(|_| unsigned(row, 0).map(PolicyVersion)).transpose()?,
+            kind: if kind == "correction" { SampleKind::Correction } else { SampleKind::Answer },
+            score: Score { score: row.get(2)?, terms },
+        });
+    }
+    Ok(all)
+}
+
+pub(super) fn pairs(db: &Connection, held: &BTreeSet<String>) -> Result<Vec<StoredPair>> {
+    let counts = |user: &Option<String>| user.as_ref().is_none_or(|user| !held.contains(user));
+    let mut found = Vec::new();
+    let mut select = db.prepare_cached(
+        "SELECT c.prompt, c.response, c.text, r.response, r.text, p.user FROM preferences p
+         JOIN generations c ON c.seq = p.chosen JOIN generations r ON r.seq = p.rejected
+         WHERE c.prompt = r.prompt AND length(c.response) > 0 AND length(r.response) > 0
+         AND c.response <> r.response ORDER BY p.id",
+    )?;
+    let blob = |row: &Row<'_>, column: usize| -> Result<Vec<TokenId>> {
+        from_blob(row.get_ref(column)?.as_blob().map_err(rusqlite::Error::from)?)
+    };
+    let mut rows = select.query([])?;
+    while let Some(row) = rows.next()? {
+        let user = row.get(5)?;
+        if counts(&user) {
+            found.push(StoredPair {
+                prompt: blob(row, 0)?,
+                chosen: PairAnswer::Tokens(blob(row, 1)?, row.get(2)?),
+                rejected: PairAnswer::Tokens(blob(row, 3)?, row.get(4)?),
+                user,
+            });
+        }
+    }
+    let mut select = db.prepare_cached(
+        "SELECT g.prompt, f.correction, g.response, g.text, f.user FROM feedback f
+         JOIN generations g ON g.seq = f.generation
+         WHERE f.correction IS NOT NULL AND f.correction <> g.text AND length(g.response) > 0 ORDER BY f.id",
+    )?;
+    let mut rows = select.query([])?;
+    while let Some(row) = rows.next()? {
+        let user = row.get(4)?;
+        if counts(&user) {
+            found.push(StoredPair {
+                prompt: blob(row, 0)?,
+                chosen: PairAnswer::Text(row.get(1)?),
+                rejected: PairAnswer::Tokens(blob(row, 2)?, row.get(3)?),
+                user,
+            });
+        }
+    }
+    Ok(found)
+}
+
+pub(super) fn pair_count(db: &Connection) -> Result<u64> {
+    let mut count = db.prepare_cached(
+        "SELECT (SELECT count(*) FROM preferences) + (SELECT count(*) FROM feedback WHERE correction IS NOT NULL)",
+    )?;
+    let mut rows = count.query([])?;
+    rows.next()?.map_or(Ok(0), |row| unsigned(row, 0))
+}
+
+/// At most `max` pieces of feedback after row `last`, with their answers.
+pub(super) fn feedback_page(db: &Connection, last: u64, max: usize) -> Result<Vec<(Generation, StoredFeedback)>> {
+    let mut select = db.prepare_cached(
+        "SELECT f.id, f.rating, f.correction, f.user, f.comment, f.created, b.version, b.reason, f.signal, f.left_out,
+         f.generation FROM feedback f LEFT JOIN batches b ON b.id = f.batch WHERE f.id > ?1 ORDER BY f.id LIMIT ?2",
+    )?;
+    let mut rows = select.query((signed(last), signed(max as u64)))?;
+    let mut page = Vec::new();
+    while let Some(row) = rows.next()? {
+        let answer: i64 = row.get(10)?;
+        let generation = generation(db, Which::Row(answer))?
+            .ok_or_else(|| damaged(format!("generation row {answer} is missing")))?;
+        page.push((generation, feedback_row(row)?));
+    }
+    Ok(page)
+}
+
+/// At most `max` preferences after row `last`, with their rows.
+pub(super) fn preference_page(db: &Connection, last: u64, max: usize) -> Result<Vec<(u64, StoredPair)>> {
+    let mut select = db.prepare_cached(
+        "SELECT p.id, p.user, c.prompt, c.response, c.text, r.response, r.text FROM preferences p
+         JOIN generations c ON c.seq = p.chosen JOIN generations r ON r.seq = p.rejected
+         WHERE p.id > ?1 ORDER BY p.id LIMIT ?2",
+    )?;
+    let mut rows = select.query((signed(last), signed(max as u64)))?;
+    let mut page = Vec::new();
+    while let Some(row) = rows.next()? {
+        let answer = |tokens: usize| -> Result<PairAnswer> {
+            let blob = row.get_ref(tokens)?.as_blob().map_err(rusqlite::Error::from)?;
+            Ok(PairAnswer::Tokens(from_blob(blob)?, row.get(tokens + 1)?))
+        };
+        let prompt = from_blob(row.get_ref(2)?.as_blob().map_err(rusqlite::Error::from)?)?;
+        let pair = StoredPair { prompt, chosen: answer(3)?, rejected: answer(5)?, user: row.get(1)? };
+        page.push((unsigned(row, 0)?, pair));
+    }
+    Ok(page)
 }
 
 pub(super) fn versions(db: &Connection) -> Result<Vec<VersionInfo>> {

@@ -69,6 +69,60 @@ const MIGRATIONS: &[&str] = &[
         user TEXT,
         created INTEGER NOT NULL
     ) STRICT;",
+    // 2. Signals and remarks beside ratings and corrections; what feedback counts for; what a sample was made of. Marks beside
+    // what was said: `teaches` is whether it may train (`left_out` says why not), `batch` what used it up, `content` what
+    // answer it is about, whoever got it: the same tokens to the same prompt.
+    "CREATE TABLE feedback_2 (
+        id INTEGER PRIMARY KEY AUTOINCREMENT,
+        generation INTEGER NOT NULL REFERENCES generations(seq),
+        rating REAL,
+        correction TEXT,
+        signal TEXT,
+        teaches INTEGER NOT NULL,
+        left_out TEXT,
+        user TEXT,
+        comment TEXT,
+        created INTEGER NOT NULL,
+        content INTEGER,
+        batch INTEGER REFERENCES batches(id),
+        CHECK ((rating IS NOT NULL) + (correction IS NOT NULL) + (signal IS NOT NULL) <= 1)
+    ) STRICT;
+    INSERT INTO feedback_2 (id, generation, rating, correction, teaches, user, comment, created, batch)
+        SELECT id, generation, rating, correction, teaches, user, comment, created, batch FROM feedback;
+    DROP TABLE feedback;
+    ALTER TABLE feedback_2 RENAME TO feedback;
+    CREATE INDEX feedback_of_generation ON feedback(generation);
+    CREATE INDEX feedback_unused ON feedback(generation, id, user, created) WHERE teaches = 1 AND batch IS NULL;
+    CREATE INDEX feedback_of_user ON feedback(user, created);
+    CREATE INDEX feedback_of_content ON feedback(content) WHERE content IS NOT NULL;
+
+    CREATE INDEX preferences_of_chosen ON preferences(chosen);
+    CREATE INDEX preferences_of_rejected ON preferences(rejected);
+
+    CREATE TABLE samples (
+        id INTEGER PRIMARY KEY,
+        batch INTEGER NOT NULL REFERENCES batches(id),
+        generation INTEGER NOT NULL REFERENCES generations(seq),
+        kind TEXT NOT NULL,
+        score REAL NOT NULL,
+        terms TEXT NOT NULL
+    ) STRICT;
+    CREATE INDEX samples_of_generation ON samples(generation);
+
+    CREATE TABLE agreement (
+        user TEXT PRIMARY KEY,
+        compared INTEGER NOT NULL,
+        disagreed INTEGER NOT NULL
+    ) STRICT, WITHOUT ROWID;
+
+    CREATE TABLE reviews (
+        id INTEGER PRIMARY KEY AUTOINCREMENT,
+        user TEXT NOT NULL,
+        verdict TEXT NOT NULL,
+        created INTEGER NOT NULL
+    ) STRICT;
+    CREATE INDEX reviews_of_user ON reviews(user);
+    CREATE INDEX generations_of_user ON generations(user) WHERE user IS NOT NULL;",
 ];
 
 /// The connection that writes, at this build's format.
@@ -82,7 +136,8 @@ pub(super) fn open_writer(path: &Path) -> Result<Connection> {
         )));
     }
     // An acknowledged write survives a power cut: one fsync a commit.
-    db.execute_batch("PRAGMA synchronous = FULL; PRAGMA fullfsync = ON; PRAGMA checkpoint_fullfsync = ON;")?;
+    // What is forgotten is overwritten.
+    db.execute_batch("PRAGMA secure_delete = ON; PRAGMA synchronous = FULL; PRAGMA fullfsync = ON; PRAGMA checkpoint_fullfsync = ON;")?;
     db.pragma_update(None, "journal_size_limit", 64 << 20)?;
     migrate(&mut db, MIGRATIONS)?;
     Ok(db)
@@ -93,6 +148,17 @@ pub(super) fn open_reader(path: &Path) -> Result<Connection> {
     let db = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
     configure(&db)?;
     Ok(db)
+}
+
+/// Whether a ledger that is only read is of this build's format.
+pub(super) fn check_format(db: &Connection) -> Result<()> {
+    let format: i64 = db.pragma_query_value(None, "user_version", |row| row.get(0))?;
+    match MIGRATIONS.len() as i64 {
+        ours if format == ours => Ok(()),
+        ours => Err(Error::unsupported(format!(
+            "it has format {format}, expected {ours}: a start of the daemon updates it"
+        ))),
+    }
 }
 
 fn configure(db: &Connection) -> Result<()> {
@@ -121,6 +187,12 @@ fn migrate(db: &mut Connection, steps: &[&str]) -> Result<()> {
     tx.pragma_update(None, "user_version", steps.len() as i64)?;
     tx.commit()?;
     Ok(())
+}
+
+/// The statements of format 1.
+#[cfg(test)]
+pub(super) fn first_format() -> &'static str {
+    MIGRATIONS[0]
 }
 
 #[cfg(test)]

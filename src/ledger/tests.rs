@@ -13,7 +13,7 @@ use crate::error::Code;
 /// Tells a re-executed test binary which folder to work in.
 const CHILD_DIR: &str = "APA_LEDGER_TEST_DIR";
 
-fn open() -> (tempfile::TempDir, Ledger) {
+pub(super) fn open() -> (tempfile::TempDir, Ledger) {
     let dir = tempfile::tempdir().unwrap();
     let ledger = Ledger::open(dir.path()).unwrap();
     (dir, ledger)
@@ -24,11 +24,11 @@ fn reopen(dir: &tempfile::TempDir, ledger: Ledger) -> Ledger {
     Ledger::open(dir.path()).unwrap()
 }
 
-fn id(name: &str) -> GenerationId {
+pub(super) fn id(name: &str) -> GenerationId {
     GenerationId(name.into())
 }
 
-fn answer(name: &str) -> Generation {
+pub(super) fn answer(name: &str) -> Generation {
     Generation {
         id: id(name),
         policy_version: PolicyVersion(0),
@@ -42,13 +42,13 @@ fn answer(name: &str) -> Generation {
     }
 }
 
-fn record(ledger: &Ledger, g: Generation) -> Result<()> {
+pub(super) fn record(ledger: &Ledger, g: Generation) -> Result<()> {
     let (sender, receiver) = crossbeam_channel::bounded(1);
     ledger.record_generation(Arc::new(g), Box::new(move |outcome| sender.send(outcome).unwrap()))?;
     receiver.recv().unwrap()
 }
 
-fn rating(name: &str, rating: f64) -> NewFeedback {
+pub(super) fn rating(name: &str, rating: f64) -> NewFeedback {
     NewFeedback { generation_id: id(name), signal: Signal::Rating(rating), user: None, comment: None }
 }
 
@@ -56,7 +56,7 @@ fn rate(ledger: &Ledger, name: &str, value: f64) -> FeedbackReceipt {
     ledger.add_feedback(&rating(name, value)).unwrap()
 }
 
-fn version(number: u64, parent: u64) -> VersionInfo {
+pub(super) fn version(number: u64, parent: u64) -> VersionInfo {
     VersionInfo {
         version: PolicyVersion(number),
         parent: Some(PolicyVersion(parent)),
@@ -70,7 +70,7 @@ fn version(number: u64, parent: u64) -> VersionInfo {
 fn pending(ledger: &Ledger) -> Vec<(String, f64, Vec<u64>)> {
     let batch = ledger.pending_batch(100).unwrap();
     assert_eq!(ledger.pending_ratings(), batch.len() as u64);
-    batch.into_iter().map(|r| (r.generation.id.0, r.rating, r.feedback_ids)).collect()
+    batch.into_iter().map(|r| (r.generation.id.0, r.rating.unwrap(), r.feedback_ids)).collect()
 }
 
 #[test]
@@ -176,12 +176,12 @@ fn a_rating_is_used_exactly_once_and_a_new_one_counts_again() {
         record(&ledger, answer(name)).unwrap();
     }
     let [a, b] = [rate(&ledger, "a", 1.0).feedback_id, rate(&ledger, "b", 1.0).feedback_id];
-    ledger.commit_version(&version(1, 0), &[a]).unwrap();
+    ledger.commit_version(&version(1, 0), &[a], &[]).unwrap();
     assert_eq!(pending(&ledger), [("b".into(), 1.0, vec![b])]);
 
     // A batch with a used rating, or an unknown one, changes nothing at all.
     for (used, culprit) in [([b, a], a), ([b, 99], 99)] {
-        let error = ledger.commit_version(&version(2, 1), &used).unwrap_err();
+        let error = ledger.commit_version(&version(2, 1), &used, &[]).unwrap_err();
         assert!(error.message().starts_with(&format!("feedback {culprit} is not a rating that waits")), "{error}");
         assert!(ledger.commit_skipped("why", &used).is_err());
     }
@@ -209,7 +209,7 @@ fn a_rating_that_comes_while_its_answer_is_trained_on_stays_pending() {
     let batch = ledger.pending_batch(8).unwrap();
     let late = rate(&ledger, "a", -1.0).feedback_id;
     assert_eq!(ledger.pending_ratings(), 1);
-    ledger.commit_version(&version(1, 0), &batch[0].feedback_ids).unwrap();
+    ledger.commit_version(&version(1, 0), &batch[0].feedback_ids, &[]).unwrap();
     assert_eq!(pending(&ledger), [("a".into(), -1.0, vec![late])]);
 }
 
@@ -235,8 +235,8 @@ fn versions_are_listed_with_the_active_one_marked() {
     let mut second = version(2, 1);
     second.metrics.explained_variance = f64::NAN; // JSON can't say it.
     second.metrics.kl_per_response = Nats(f64::NAN);
-    ledger.commit_version(&version(1, 0), &[]).unwrap();
-    ledger.commit_version(&second, &[]).unwrap();
+    ledger.commit_version(&version(1, 0), &[], &[]).unwrap();
+    ledger.commit_version(&second, &[], &[]).unwrap();
     assert_eq!(ledger.active().unwrap(), PolicyVersion(2));
     ledger.set_active(PolicyVersion(1)).unwrap();
 
@@ -249,9 +249,9 @@ fn versions_are_listed_with_the_active_one_marked() {
     // After a rollback numbers still only grow.
     assert_eq!(ledger.next_version().unwrap(), PolicyVersion(3));
     assert_eq!(ledger.set_active(PolicyVersion(7)).unwrap_err().message(), "version 7 is not on record");
-    let error = ledger.commit_version(&version(2, 1), &[]).unwrap_err();
+    let error = ledger.commit_version(&version(2, 1), &[], &[]).unwrap_err();
     assert_eq!(error.message(), "version 2 is not new, expected one above 2");
-    assert_eq!(ledger.commit_version(&version(4, 3), &[]).unwrap_err().message(), "version 3 is not on record");
+    assert_eq!(ledger.commit_version(&version(4, 3), &[], &[]).unwrap_err().message(), "version 3 is not on record");
     assert_eq!(ledger.active().unwrap(), PolicyVersion(1));
 }
 
@@ -294,7 +294,7 @@ fn a_newer_damaged_or_foreign_ledger_is_refused_with_its_path() {
     Connection::open(&path).unwrap().pragma_update(None, "user_version", 99).unwrap();
     let error = Ledger::open(dir.path()).err().unwrap();
     assert_eq!(error.code(), Code::Unsupported);
-    assert!(error.message().ends_with("ledger.sqlite3: it has format 99, this build knows formats up to 1"), "{error}");
+    assert!(error.message().ends_with("ledger.sqlite3: it has format 99, this build knows formats up to 2"), "{error}");
     std::fs::write(&path, "not a database, but long enough to be looked at. ".repeat(20)).unwrap();
     let error = Ledger::open(dir.path()).err().unwrap();
     assert!(error.code() == Code::Io && error.message().contains("damaged or not a database"), "{error}");
@@ -471,7 +471,7 @@ proptest! {
                     let used: Vec<u64> = batch.iter().flat_map(|r| r.feedback_ids.clone()).collect();
                     if let Act::Train(_) = act {
                         let next = ledger.next_version().unwrap();
-                        ledger.commit_version(&version(next.0, 0), &used).unwrap();
+                        ledger.commit_version(&version(next.0, 0), &used, &[]).unwrap();
                     } else {
                         ledger.commit_skipped("because", &used).unwrap();
                     }
@@ -547,7 +547,7 @@ fn child_rates_until_killed() {
         loop {
             let used: Vec<u64> = ledger.pending_batch(8).unwrap().into_iter().flat_map(|r| r.feedback_ids).collect();
             let next = ledger.next_version().unwrap();
-            ledger.commit_version(&version(next.0, next.0 - 1), &used).unwrap();
+            ledger.commit_version(&version(next.0, next.0 - 1), &used, &[]).unwrap();
             let used: Vec<String> = used.iter().map(u64::to_string).collect();
             say(format!("\nused {next} {}\n", used.join(" ")));
         }
@@ -646,7 +646,7 @@ fn measure_a_million_generations() {
         ledger.record_generation(Arc::new(g), Box::new(|outcome| outcome.unwrap())).unwrap();
         if n % 2 == 0 {
             let f = rating(&n.to_string(), 0.5);
-            let work = move |db: &Connection| insert_feedback(db, &f);
+            let work = move |db: &Connection| insert_feedback(db, &f, &Rules::default());
             ledger.writer.submit(work, |outcome| drop(outcome.unwrap())).unwrap();
         }
     }
@@ -660,7 +660,7 @@ fn measure_a_million_generations() {
     let first = start.elapsed();
     let used: Vec<u64> = batch.iter().flat_map(|r| r.feedback_ids.clone()).collect();
     let start = Instant::now();
-    ledger.commit_version(&version(1, 0), &used).unwrap();
+    ledger.commit_version(&version(1, 0), &used, &[]).unwrap();
     println!("opening {opening:?}, a batch {first:?}, its commit {:?}", start.elapsed());
     assert_eq!(ledger.pending_ratings(), 500_000 - 16);
     assert!(opening < Duration::from_secs(2) && first < Duration::from_millis(50));

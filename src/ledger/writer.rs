@@ -27,21 +27,25 @@ pub(super) struct Writer {
 trait Job: Send {
     /// Does the write, inside the group's transaction.
     fn run(&mut self, db: &Connection) -> Result<()>;
+    /// Does what can't be done inside a transaction, once the group is committed.
+    fn after(&mut self, db: &Connection);
     /// Tells what became of it, given what became of the group.
     fn answer(self: Box<Self>, group: &Result<()>);
 }
 
-struct Write<T, W, D> {
+struct Write<T, W, A, D> {
     /// Taken when it runs.
     work: Option<W>,
+    after: Option<A>,
     done: D,
     /// What the work returned; an error if it has not run.
     outcome: Result<T>,
 }
 
-impl<T: Send, W, D> Job for Write<T, W, D>
+impl<T: Send, W, A, D> Job for Write<T, W, A, D>
 where
     W: FnOnce(&Connection) -> Result<T> + Send,
+    A: FnOnce(&Connection) -> Result<()> + Send,
     D: FnOnce(Result<T>) + Send,
 {
     fn run(&mut self, db: &Connection) -> Result<()> {
@@ -51,8 +55,16 @@ where
         self.outcome.as_ref().map(|_| ()).map_err(Clone::clone)
     }
 
+    fn after(&mut self, db: &Connection) {
+        if let Some(after) = self.after.take().filter(|_| self.outcome.is_ok())
+            && let Err(error) = after(db)
+        {
+            self.outcome = Err(error);
+        }
+    }
+
     fn answer(self: Box<Self>, group: &Result<()>) {
-        let Self { work, done, outcome } = *self;
+        let Self { work, done, outcome, .. } = *self;
         let result = match group {
             // Its own error says more than the group's.
             Err(e) if outcome.is_ok() || work.is_some() => Err(e.clone()),
@@ -81,11 +93,20 @@ impl Writer {
         work: impl FnOnce(&Connection) -> Result<T> + Send + 'static,
         done: impl FnOnce(Result<T>) + Send + 'static,
     ) -> Result<()> {
+        self.queue_up(work, None::<fn(&Connection) -> Result<()>>, done)
+    }
+
+    fn queue_up<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Connection) -> Result<T> + Send + 'static,
+        after: Option<impl FnOnce(&Connection) -> Result<()> + Send + 'static>,
+        done: impl FnOnce(Result<T>) + Send + 'static,
+    ) -> Result<()> {
         let closed = || Error::closed("the ledger is closed");
         // Cloned, so that waiting for a place does not hold up `close`.
         let queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner).clone().ok_or_else(closed)?;
         let outcome = Err(Error::closed("the write was not reached"));
-        queue.send(Box::new(Write { work: Some(work), done, outcome })).map_err(|_| closed())
+        queue.send(Box::new(Write { work: Some(work), after, done, outcome })).map_err(|_| closed())
     }
 
     /// Does `work` and waits until it is durable; `done` runs before this returns.
@@ -97,6 +118,19 @@ impl Writer {
         let (sender, receiver) = bounded(1);
         self.submit(work, move |outcome| {
             let _ = sender.send(outcome.inspect(done)); // The caller waits below: it is always there.
+        })?;
+        receiver.recv().map_err(|_| Error::panic("the ledger's thread ended without an answer"))?
+    }
+
+    /// The same, with `after` done outside of any transaction once `work` is durable; its error is the call's.
+    pub(super) fn call_then<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Connection) -> Result<T> + Send + 'static,
+        after: impl FnOnce(&Connection) -> Result<()> + Send + 'static,
+    ) -> Result<T> {
+        let (sender, receiver) = bounded(1);
+        self.queue_up(work, Some(after), move |outcome| {
+            let _ = sender.send(outcome); // The caller waits below: it is always there.
         })?;
         receiver.recv().map_err(|_| Error::panic("the ledger's thread ended without an answer"))?
     }
@@ -117,6 +151,9 @@ fn run(db: &Connection, queue: &Receiver<Box<dyn Job>>) {
         let mut group = vec![first];
         group.extend(queue.try_iter().take(GROUP - 1));
         let fate = commit(db, &mut group);
+        if fate.is_ok() {
+            group.iter_mut().for_each(|job| job.after(db));
+        }
         if let Err(error) = &fate {
             tracing::error!(%error, writes = group.len(), "the ledger could not commit");
         }

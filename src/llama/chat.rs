@@ -9,8 +9,15 @@ use crate::types::{ChatMessage, TokenId};
 /// # Errors
 /// `Arg` if the template refuses the messages or the text is too long.
 pub fn chat_tokens(model: &Model, template: &ChatTemplate, messages: &[ChatMessage]) -> Result<Vec<TokenId>> {
-    let text = template.render(messages)?;
-    let mut tokens = model.tokenize(&text, true, true)?;
+    template_tokens(model, &template.render(messages)?)
+}
+
+/// What a template has written, in tokens.
+///
+/// # Errors
+/// `Arg` if the text is too long.
+pub fn template_tokens(model: &Model, text: &str) -> Result<Vec<TokenId>> {
+    let mut tokens = model.tokenize(text, true, true)?;
     // Templates often write the beginning-of-sequence token themselves.
     if let Some(bos) = model.bos()
         && tokens.len() > 1

@@ -6,6 +6,7 @@
 mod adapter;
 mod chat;
 mod context;
+mod embed;
 mod gbnf;
 mod grammar;
 mod guard;
@@ -18,11 +19,12 @@ mod threads;
 mod validate;
 
 pub use adapter::Adapter;
-pub use chat::{chat_tokens, template_of};
+pub use chat::{chat_tokens, template_of, template_tokens};
 pub use context::{Batch, Context, ContextOptions};
+pub use embed::Embedder;
 pub use model::{Model, TextDecoder};
 pub use quantize::{FileType, quantize};
 pub use sampler::Sampler;
-pub use score::{sampled_logprob, token_logprobs};
+pub use score::{row_kl, sampled_logprob, token_logprobs};
 pub use template::ChatTemplate;
 pub use threads::{Threads, give_way_to_decoding};

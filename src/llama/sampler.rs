@@ -23,6 +23,8 @@ pub struct Sampler {
     candidates: LlamaTokenDataArray,
     biases: Vec<(usize, f32)>,
     grammar: Option<Grammar>,
+    /// The most probable token is wanted, and nothing but biases comes between.
+    plain_greedy: bool,
 }
 
 impl Sampler {
@@ -73,6 +75,7 @@ impl Sampler {
         Ok(Sampler {
             chain: LlamaSampler::chain(chain, true),
             candidates: LlamaTokenDataArray::new(Vec::new(), false),
+            plain_greedy: sampling.temperature == 0.0 && !penalized,
             biases: sampling.logit_bias.iter().map(|(&token, &bias)| (token as usize, bias)).collect(),
             grammar,
         })
@@ -113,7 +116,11 @@ impl Sampler {
         if logits.iter().any(|l| l.is_nan()) {
             return Err(Error::model("the model's logits are not numbers"));
         }
-        let mut token = self.draw(logits, false)?;
+        let greedy = if self.plain_greedy { self.largest(logits) } else { None };
+        let mut token = match greedy {
+            Some(token) => token,
+            None => self.draw(logits, false)?,
+        };
         // Testing the one that was drawn is a thousand times cheaper than masking all, and to draw again from those allowed
         // if it isn't gives each the same chance as to draw from those alone.
         if let Some(grammar) = &mut self.grammar
@@ -126,6 +133,31 @@ impl Sampler {
         }
         self.chain.accept(LlamaToken::new(token as i32));
         Ok(token)
+    }
+
+    /// The token with the largest logit, biases added; of equals the first. Spares the list of all candidates, which costs as
+    /// much as several layers of a small model.
+    fn largest(&self, logits: &[f32]) -> Option<TokenId> {
+        let mut best: Option<(usize, f32)> = None;
+        let mut begin = 0;
+        let mut better = |index: usize, logit: f32| {
+            if best.is_none_or(|(at, most)| logit > most || (logit == most && index < at)) {
+                best = Some((index, logit));
+            }
+        };
+        // Biases are in the order of their tokens.
+        for &(token, bias) in &self.biases {
+            let (index, logit) = (token, *logits.get(token)?);
+            if let Some((at, most)) = argmax(logits.get(begin..index)?) {
+                better(begin + at, most);
+            }
+            better(index, logit + bias);
+            begin = index + 1;
+        }
+        if let Some((at, most)) = argmax(logits.get(begin..)?) {
+            better(begin + at, most);
+        }
+        best.and_then(|(index, _)| TokenId::try_from(index).ok())
     }
 
     fn draw(&mut self, logits: &[f32], masked: bool) -> Result<TokenId> {
@@ -145,5 +177,39 @@ impl Sampler {
         self.chain.apply(c);
         let token = c.selected_token().ok_or_else(|| Error::model("sampling selected no token"))?;
         TokenId::try_from(token.0).map_err(|_| Error::model("sampling selected no token"))
+    }
+}
+
+/// The first largest value and its index. In lanes, so that the compiler uses vectors.
+fn argmax(values: &[f32]) -> Option<(usize, f32)> {
+    let mut lanes = [f32::NEG_INFINITY; 16];
+    let chunks = values.chunks_exact(lanes.len());
+    let rest = chunks.remainder().iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    for chunk in chunks {
+        for (lane, &value) in lanes.iter_mut().zip(chunk) {
+            *lane = if value > *lane { value } else { *lane };
+        }
+    }
+    let most = lanes.into_iter().fold(rest, f32::max);
+    values.iter().position(|v| *v == most).map(|index| (index, most))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::argmax;
+
+    #[test]
+    fn the_first_of_the_largest_is_found_wherever_it_is() {
+        for len in [1, 15, 16, 17, 100] {
+            for at in [0, len / 2, len - 1] {
+                let mut values = vec![-1.0f32; len];
+                values[at] = 3.0;
+                assert_eq!(argmax(&values), Some((at, 3.0)), "{len}");
+                values[len - 1] = 3.0;
+                assert_eq!(argmax(&values), Some((at, 3.0)), "{len}");
+            }
+        }
+        assert_eq!(argmax(&[]), None);
+        assert_eq!(argmax(&[f32::NEG_INFINITY; 20]), Some((0, f32::NEG_INFINITY)));
     }
 }

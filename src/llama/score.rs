@@ -3,7 +3,7 @@
 use super::context::{Batch, Context};
 use super::model::Model;
 use crate::error::{Error, Result};
-use crate::types::{Alternative, TokenId, TokenLogprob};
+use crate::types::{Alternative, Nats, TokenId, TokenLogprob};
 
 /// The log-probability of each token after the first, in nats. [tokens - 1]
 ///
@@ -57,6 +57,18 @@ pub fn sampled_logprob(model: &Model, logits: &[f32], token: TokenId, top: usize
     TokenLogprob { chosen: told(chosen), top_logprobs }
 }
 
+/// KL of the distribution of one row of logits to that of another, in nats. [vocabulary] each
+pub fn row_kl(of: &[f32], to: &[f32]) -> Nats {
+    let (of_norm, to_norm) = (log_sum_exp(of), log_sum_exp(to));
+    let terms = of.iter().zip(to).map(|(&a, &b)| {
+        let logprob = f64::from(a) - of_norm;
+        let term = logprob.exp() * (logprob - (f64::from(b) - to_norm));
+        // What is impossible adds nothing.
+        if term.is_nan() { 0.0 } else { term }
+    });
+    Nats(terms.sum())
+}
+
 /// What stands for the log-probability of the impossible, as in the OpenAI API.
 const LEAST_LOGPROB: f32 = -9999.0;
 
@@ -86,7 +98,15 @@ fn log_softmax_at(logits: &[f32], index: usize) -> f32 {
 
 #[cfg(test)]
 mod tests {
-    use super::{log_softmax_at, most_probable};
+    use super::{log_softmax_at, most_probable, row_kl};
+
+    #[test]
+    fn kl_of_known_rows_is_exact_and_shifts_change_nothing() {
+        let (of, to) = ([1.0f32.ln(), 3.0f32.ln()], [1.0f32, 1.0]);
+        let expected = 0.25 * (0.25f64 / 0.5).ln() + 0.75 * (0.75f64 / 0.5).ln();
+        assert!((row_kl(&of, &to).0 - expected).abs() < 1e-6);
+        assert!(row_kl(&[5.0, 6.0], &[15.0, 16.0]).0.abs() < 1e-9);
+    }
 
     #[test]
     fn log_softmax_is_exact_on_a_known_row() {

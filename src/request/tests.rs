@@ -76,7 +76,11 @@ fn a_refusal_names_the_field_and_what_was_expected() {
     assert_eq!(refusal(r#""stop":[1]"#), "stop is 1, expected a string or an array of strings");
     assert_eq!(refusal(r#""seed":1.5"#), "seed is 1.5, expected a 64-bit whole number");
     assert_eq!(refusal(r#""stream":"yes""#), "stream is a string, expected true or false");
-    assert_eq!(refusal(r#""tools":[{}]"#), "tools is not supported");
+    assert!(refusal(r#""tools":[{}]"#).starts_with("tools[0]: its type is not function"));
+    let tool = r#""tools":[{"type":"function","function":{"name":"f"}}]"#;
+    assert!(refusal(&format!(r#"{tool},"tool_choice":"any""#)).contains("tool_choice is not known"));
+    assert!(refusal(&format!(r#"{tool},"tool_choice":{{"function":{{"name":"g"}}}}"#)).contains("not among the tools"));
+    assert!(refusal(r#""tool_choice":"required""#).contains("there are no tools"));
     assert_eq!(refusal(r#""temprature":1"#), "unknown field \"temprature\", did you mean \"temperature\"?");
     assert_eq!(chat("{}").unwrap_err().message(), "messages is missing");
     assert_eq!(chat("[]").unwrap_err().message(), "the body is an array, expected a JSON object");

@@ -5,12 +5,12 @@ use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 
 use flate2::read::MultiGzDecoder;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result};
-use crate::types::{ChatMessage, PromptText};
+use crate::types::{ChatMessage, PromptText, TokenId};
 
 /// Longest line, in bytes.
 const LINE_BYTES: u64 = 16 << 20;
@@ -55,10 +55,14 @@ pub struct Entry {
     pub user: Option<String>,
     /// A remark, where there is one.
     pub comment: Option<String>,
+    /// The prompt's exact tokens, where our own export wrote the line.
+    pub prompt_tokens: Option<Vec<TokenId>>,
+    /// The base model that those tokens are of.
+    pub base_sha256: Option<String>,
 }
 
 /// A line that can't be used.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Refused {
     /// Its number in the file, from 1.
     pub line: usize,
@@ -130,7 +134,9 @@ fn parse(line: &[u8]) -> Result<Entry> {
         (Some(chosen), Some(rejected)) => pair(map.get("prompt"), chosen, rejected)?,
         _ => rated(&map)?,
     };
-    Ok(Entry { line: 0, judged, user: text("user"), comment: text("comment") })
+    let prompt_tokens = map.get("prompt_tokens").and_then(|tokens| Vec::deserialize(tokens).ok());
+    let (user, comment, base_sha256) = (text("user"), text("comment"), text("base_sha256"));
+    Ok(Entry { line: 0, judged, user, comment, prompt_tokens, base_sha256 })
 }
 
 fn pair(prompt: Option<&Value>, chosen: &Value, rejected: &Value) -> Result<Judged> {

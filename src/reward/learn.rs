@@ -214,6 +214,15 @@ impl Learner {
         Ok(learner)
     }
 
+    /// Goes on from a trained reward model instead. Its weights move: no other scorer may share them.
+    ///
+    /// # Errors
+    /// `Train` if tensors can't be made.
+    pub fn start_from(self, scorer: super::Scorer) -> Result<Self> {
+        let Self { train, held, sha256, settings, .. } = self;
+        Ok(Self { train, held, sha256, ..Self::of(scorer.into_model(), &settings)? })
+    }
+
     fn of(model: RewardModel, settings: &Settings) -> Result<Self> {
         let named = || model.lora.named().into_iter().chain(model.head.named());
         let (names, vars): (Vec<_>, Vec<_>) = named().unzip();

@@ -3,16 +3,23 @@
 //! A reward model is a [`Lora`](crate::policy::Lora) and a scalar head on the frozen base of the policy. [`Learner`] teaches it
 //! preference pairs, [`Scorer`] judges answers with it, [`Report`] tells how well it does.
 
+mod classifier;
+pub mod command;
 mod formats;
 mod learn;
 mod model;
 mod pairs;
 mod report;
+mod scalar;
 mod scorer;
+#[cfg(feature = "daemon")]
+pub mod service;
 
+pub use classifier::Classifier;
 pub use formats::{Entry, Judged, Judgements, Refused, read_judgements};
 pub use learn::{Ended, Learner, Progress, Settings};
 pub use model::{Manifest, RewardModel};
 pub use pairs::{Pair, Tokenizer, split};
 pub use report::{Bin, Report, Spread};
+pub use scalar::{Known, Scalar, Scales};
 pub use scorer::Scorer;

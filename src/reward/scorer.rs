@@ -39,6 +39,10 @@ impl Scorer {
         Self { model, manifest }
     }
 
+    pub(super) fn into_model(self) -> RewardModel {
+        self.model
+    }
+
     /// Writes the one file that [`Scorer::open`] reads, whole or not at all.
     ///
     /// # Errors

@@ -51,6 +51,15 @@ impl Lane {
         self.slots.iter().filter(|s| matches!(s, Slot::Busy(_))).count()
     }
 
+    /// Tokens that its cache holds, and has room for.
+    pub(super) fn cache(&self) -> (usize, usize) {
+        let held = |slot: &Slot| match slot {
+            Slot::Idle { cached, .. } => cached.len(),
+            Slot::Busy(running) => running.evaluated,
+        };
+        (self.slots.iter().map(held).sum(), self.context.options().context as usize)
+    }
+
     /// Takes the request if there is a slot and room for the longest answer it may give; else returns it.
     pub(super) fn admit(&mut self, job: Job) -> Option<Job> {
         let Some((index, reused)) = self.best_slot(&job.prompt) else {

@@ -5,6 +5,7 @@
 //! stay pinned to theirs, and a context is idle again when its last request ended.
 
 mod lane;
+mod meters;
 mod slot;
 mod stop;
 mod stream;
@@ -16,12 +17,15 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
+use std::time::Instant;
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 
+pub use meters::{BOUNDS_SECONDS, Durations};
 pub use stream::{Event, GenerationStream, Next, Sink, Wake};
 
 use self::lane::Lane;
+use self::meters::Meters;
 use self::slot::{Job, Running};
 use self::swapper::{MAX_CONTEXTS, Ready, Swapper, Wanted};
 use self::tuner::Tuner;
@@ -100,11 +104,15 @@ struct Counters {
     generated_tokens: AtomicU64,
     prompt_tokens: AtomicU64,
     swaps: AtomicU64,
+    /// Tokens that the caches of all contexts hold, and have room for.
+    cached_tokens: AtomicUsize,
+    cache_capacity: AtomicUsize,
+    meters: Arc<Meters>,
     versions: Mutex<Vec<PolicyVersion>>,
 }
 
 /// A snapshot of the load.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Load {
     /// Requests waiting.
     pub queued: usize,
@@ -118,6 +126,16 @@ pub struct Load {
     pub prompt_tokens: u64,
     /// Weight swaps.
     pub swaps: u64,
+    /// Requests refused because the queue was full.
+    pub refused: u64,
+    /// Tokens that the caches of the versions in use hold; idle prefixes are among them.
+    pub cached_tokens: usize,
+    /// Tokens they have room for.
+    pub cache_capacity: usize,
+    /// From the submission of a request to its first token.
+    pub first_token: Durations,
+    /// Between two tokens of an answer.
+    pub gap: Durations,
     /// Versions on a context, the active one last.
     pub versions: Vec<PolicyVersion>,
 }
@@ -249,6 +267,8 @@ impl Scheduler {
             stop: request.stop,
             user: request.user,
             created,
+            submitted: Instant::now(),
+            meters: self.counters.meters.clone(),
             sink,
         };
         Ok((job, stream))
@@ -278,6 +298,11 @@ impl Scheduler {
             generated_tokens: c.generated_tokens.load(Ordering::Relaxed),
             prompt_tokens: c.prompt_tokens.load(Ordering::Relaxed),
             swaps: c.swaps.load(Ordering::Relaxed),
+            refused: c.meters.refused.load(Ordering::Relaxed),
+            cached_tokens: c.cached_tokens.load(Ordering::Relaxed),
+            cache_capacity: c.cache_capacity.load(Ordering::Relaxed),
+            first_token: c.meters.first_token.read(),
+            gap: c.meters.gap.read(),
             versions: c.versions.lock().unwrap_or_else(|e| e.into_inner()).clone(),
         }
     }
@@ -298,7 +323,10 @@ impl Scheduler {
         let limit = self.options.queue as usize;
         let more = |n: usize| n.checked_add(jobs.len()).filter(|sum| *sum <= limit);
         let taken = self.counters.queued.fetch_update(Ordering::AcqRel, Ordering::Relaxed, more);
-        taken.map_err(|_| Error::busy(format!("{limit} requests are waiting already")))?;
+        taken.map_err(|_| {
+            self.counters.meters.refused.fetch_add(jobs.len() as u64, Ordering::Relaxed);
+            Error::busy(format!("{limit} requests are waiting already"))
+        })?;
         self.send(Command::Submit(jobs))
     }
 
@@ -424,6 +452,9 @@ impl Core {
     fn publish_load(&self) {
         let running = self.lanes.iter().map(Lane::running).sum();
         self.counters.running.store(running, Ordering::Relaxed);
+        let (held, room) = self.lanes.iter().map(Lane::cache).fold((0, 0), |(a, b), (held, room)| (a + held, b + room));
+        self.counters.cached_tokens.store(held, Ordering::Relaxed);
+        self.counters.cache_capacity.store(room, Ordering::Relaxed);
         let mut versions = self.counters.versions.lock().unwrap_or_else(|e| e.into_inner());
         if !versions.iter().copied().eq(self.lanes.iter().map(|l| l.version)) {
             *versions = self.lanes.iter().map(|l| l.version).collect();

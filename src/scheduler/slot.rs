@@ -1,7 +1,9 @@
 //! One running request inside a lane: what has been evaluated, what was sampled, how it ends. Never touches a context.
 
 use std::sync::Arc;
+use std::time::Instant;
 
+use super::meters::Meters;
 use super::stop::StopStrings;
 use super::stream::Sink;
 use crate::llama::{Model, Sampler, TextDecoder, sampled_logprob};
@@ -19,6 +21,8 @@ pub(super) struct Job {
     pub(super) stop: Vec<String>,
     pub(super) user: Option<String>,
     pub(super) created: UnixMillis,
+    pub(super) submitted: Instant,
+    pub(super) meters: Arc<Meters>,
     pub(super) sink: Sink,
 }
 
@@ -38,6 +42,7 @@ pub(super) struct Running {
     text: String,
     decoder: TextDecoder,
     stops: StopStrings,
+    last_token: Option<Instant>,
 }
 
 impl Running {
@@ -48,6 +53,7 @@ impl Running {
             decoder: TextDecoder::default(),
             response: Vec::new(),
             text: String::new(),
+            last_token: None,
             evaluated: reused,
             job,
         }
@@ -72,6 +78,11 @@ impl Running {
     pub(super) fn advance(&mut self, model: &Model, logits: &[f32]) -> crate::Result<Option<FinishReason>> {
         let token = self.job.sampler.sample(logits)?;
         self.response.push(token);
+        let now = Instant::now();
+        match self.last_token.replace(now) {
+            Some(before) => self.job.meters.gap.add(now - before),
+            None => self.job.meters.first_token.add(now - self.job.submitted),
+        }
         if model.ends(token) {
             return Ok(Some(FinishReason::Stop));
         }

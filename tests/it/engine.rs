@@ -40,7 +40,7 @@ fn request(engine: &Engine, text: &str, seed: u64) -> GenerateRequest {
     GenerateRequest { prompt, sampling: Sampling { seed: Some(seed), ..Sampling::default() }, ..Default::default() }
 }
 
-fn finish(stream: &GenerationStream) -> apa::Result<(String, std::sync::Arc<Generation>)> {
+pub fn finish(stream: &GenerationStream) -> apa::Result<(String, std::sync::Arc<Generation>)> {
     let mut text = String::new();
     loop {
         match stream.next(Some(Duration::from_secs(60)))? {

@@ -1,6 +1,8 @@
 //! The one integration binary: the crate as its users see it.
 
 #[cfg(feature = "daemon")]
+mod clients;
+#[cfg(feature = "daemon")]
 mod demo;
 mod engine;
 #[cfg(feature = "daemon")]
@@ -13,10 +15,14 @@ mod full_disk;
 mod go;
 mod golden;
 mod http;
+mod http_limits;
 mod logprobs;
 mod pull;
 #[cfg(feature = "daemon")]
 mod reward;
+mod reward_classifier;
+mod reward_loop;
+mod swaps;
 #[path = "../support/tiny.rs"]
 mod tiny;
 #[cfg(feature = "daemon")]

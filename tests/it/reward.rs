@@ -210,3 +210,53 @@ fn a_scorer_reads_back_its_file_and_no_other_base() {
     assert!(error.message().contains("is for base"), "{error}");
     assert!(read.score(&[([0u32], [9999u32])]).unwrap_err().message().contains("outside the vocabulary"));
 }
+
+#[test]
+fn feedback_comes_in_goes_out_and_comes_in_again() {
+    let bench = Bench::new();
+    let run = |args: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_apad"));
+        command.current_dir(bench.dir.path()).env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
+        command.args(args).output().unwrap()
+    };
+    let lines = [
+        json!({"prompt": [{"role": "user", "content": "hi"}], "chosen": "hello", "rejected": "go away"}),
+        json!({"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes"}],
+            "thumbs_up": 1, "thumbs_down": 3}),
+        json!({"prompt": "one plus one", "completion": " is two", "label": true, "user": "ann"}),
+        json!({"prompt": "p", "completion": ""}),
+        json!({"chosen": "\n\nHuman: a\n\nAssistant: b", "rejected": "\n\nHuman: a\n\nAssistant: c"}),
+    ];
+    fs::write(bench.path("in.jsonl"), lines.map(|l| l.to_string()).join("\n")).unwrap();
+    let import = |file: &str, data: &str| {
+        let args = ["import", "feedback", file, "--model", "tiny.gguf", "--data", data, "--json"];
+        result(&run(&args))
+    };
+    let done = import("in.jsonl", "a");
+    assert_eq!((&done["ratings"], &done["preferences"], &done["known"]), (&json!(2), &json!(2), &json!(0)));
+    assert_eq!(done["refused"][0]["line"], 4);
+    assert_eq!(import("in.jsonl", "a")["known"], 4, "twice is once");
+
+    let export = |data: &str, out: &str| {
+        let args = ["export", "feedback", "--model", "tiny.gguf", "--data", data, "--out", out];
+        assert!(run(&args).status.success());
+        let text = fs::read_to_string(bench.path(out)).unwrap();
+        text.lines().map(|l| serde_json::from_str(l).unwrap()).collect::<Vec<Value>>()
+    };
+    let out = export("a", "out.jsonl");
+    assert_eq!(out.len(), 4);
+    assert_eq!(
+        (&out[0]["completion"], &out[0]["rating"], &out[0]["label"]),
+        (&json!("yes"), &json!(-0.5), &json!(false))
+    );
+    assert!(out[0]["prompt"].as_str().unwrap().contains("<|im_start|>user\nhi<|im_end|>"), "{}", out[0]);
+    assert_eq!((&out[1]["user"], &out[2]["chosen"]), (&json!("ann"), &json!("hello")));
+    let again = import("out.jsonl", "b");
+    assert_eq!((&again["ratings"], &again["preferences"]), (&json!(2), &json!(2)), "{again}");
+    let tokens = |lines: &[Value]| lines.iter().map(|l| l["prompt_tokens"].clone()).collect::<Vec<_>>();
+    assert_eq!(tokens(&export("b", "again.jsonl")), tokens(&out), "exact tokens come back");
+
+    let gone = result(&run(&["forget", "--user", "ann", "--data", "a", "--json"]));
+    assert_eq!((&gone["generations"], &gone["feedback"]), (&json!(1), &json!(1)));
+    assert_eq!(export("a", "less.jsonl").len(), 3);
+}

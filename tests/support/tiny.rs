@@ -33,6 +33,8 @@ pub struct TinySpec {
     pub parallel_residual: bool,
     /// Number format of the matrices.
     pub format: GgmlDType,
+    /// The chat template.
+    pub template: &'static str,
 }
 
 impl TinySpec {
@@ -56,6 +58,7 @@ impl TinySpec {
             rope_factors: false,
             parallel_residual: true,
             format: GgmlDType::F32,
+            template: TEMPLATE,
         }
     }
 }
@@ -156,7 +159,7 @@ fn metadata(file: &mut Writer<'_>, spec: &TinySpec) {
     file.set("tokenizer.ggml.tokens", tokens).set("tokenizer.ggml.token_type", types);
     file.set("tokenizer.ggml.merges", merges).set("tokenizer.ggml.add_bos_token", false);
     file.set("tokenizer.ggml.bos_token_id", plain as u32 + 1).set("tokenizer.ggml.eos_token_id", plain as u32 + 2);
-    file.set("tokenizer.ggml.unknown_token_id", plain as u32).set("tokenizer.chat_template", TEMPLATE);
+    file.set("tokenizer.ggml.unknown_token_id", plain as u32).set("tokenizer.chat_template", spec.template);
 }
 
 struct Weights {

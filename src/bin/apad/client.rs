@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
 use apa::engine::{Status, TrainerStatus};
+use apa::ledger::{Forgotten, ReviewEntry};
 use apa::types::{ChatMessage, FeedbackReceipt, PolicyVersion, VersionInfo};
 use clap::Args;
 use futures_util::StreamExt;
@@ -99,6 +100,12 @@ impl Client {
         Ok(Self { key, ..Self::new(base_url)? })
     }
 
+    /// One that opens a connection for each request.
+    pub fn unpooled(base_url: &str, key: Option<String>) -> Result<Self> {
+        let http = reqwest::Client::builder().no_proxy().pool_max_idle_per_host(0).build()?;
+        Ok(Self { http, ..Self::with_key(base_url, key)? })
+    }
+
     /// Answers a conversation, at once.
     pub async fn chat(&self, messages: &[ChatMessage], params: &ChatParams) -> Result<Answer> {
         let body: Completion =
@@ -139,8 +146,6 @@ impl Client {
                 let line: Vec<u8> = pending.drain(..=end).collect();
                 let Some(data) = line.trim_ascii().strip_prefix(b"data:") else { continue };
                 if data.trim_ascii() == b"[DONE]" {
-                    // Only a body read to its end leaves the connection to the next request.
-                    let _ = bytes.next().await;
                     return Ok(answer);
                 }
                 let chunk: Value =
@@ -161,6 +166,26 @@ impl Client {
     pub async fn feedback(&self, generation_id: &str, rating: f64) -> Result<FeedbackReceipt> {
         let body = json!({"generation_id": generation_id, "rating": rating});
         self.call(Method::POST, "/v1/feedback", Some(body)).await
+    }
+
+    /// Deletes what a user said and was told.
+    pub async fn forget(&self, user: &str) -> Result<Forgotten> {
+        self.call(Method::POST, "/v1/forget", Some(json!({"user": user}))).await
+    }
+
+    /// Users whose feedback waits for review, and those decided about.
+    pub async fn reviews(&self) -> Result<Vec<ReviewEntry>> {
+        #[derive(Deserialize)]
+        struct List {
+            data: Vec<ReviewEntry>,
+        }
+        Ok(self.call::<List>(Method::GET, "/v1/feedback/reviews", None).await?.data)
+    }
+
+    /// Decides about a user: `trust`, `hold` or `reject`.
+    pub async fn review(&self, user: &str, verdict: &str) -> Result<()> {
+        let body = json!({"user": user, "verdict": verdict});
+        self.call::<Value>(Method::POST, "/v1/feedback/reviews", Some(body)).await.map(drop)
     }
 
     /// All versions, oldest first.

@@ -8,31 +8,36 @@ use apa::llama::{FileType, quantize};
 use apa::policy::{self, Decoder, Lora};
 use clap::{ArgGroup, Args};
 
-use crate::{WrongUse, pull};
+use crate::{WrongUse, feedback, pull};
 
 /// Write an adapter as a whole model, for PEFT, or as GGUF
 #[derive(Args)]
 #[command(
+    args_conflicts_with_subcommands = true,
+    subcommand_negates_reqs = true,
     group(ArgGroup::new("form").required(true).args(["merge", "peft", "gguf"])),
     after_help = "\
 Examples:
   apad export --model base.gguf --adapter adapter.gguf --merge --type q4_k_m --out model.gguf
   apad export --model base.gguf --adapter adapter.gguf --peft --out folder --base-name org/model
   apad export --model base.gguf --adapter folder --gguf --out adapter.gguf
+  apad export feedback --model base.gguf --data apa-data --out feedback.jsonl
 
 A merged weight is computed from the base's own numbers: a base of few bits has lost what it has lost, and a finer
 --type doesn't bring it back."
 )]
 pub struct Options {
+    #[command(subcommand)]
+    feedback: Option<feedback::Export>,
     /// GGUF file of the base, or the name of a known model (fetched if missing)
-    #[arg(long, value_name = "PATH|NAME")]
-    model: PathBuf,
+    #[arg(long, value_name = "PATH|NAME", required = true)]
+    model: Option<PathBuf>,
     /// The adapter: a GGUF file, or a folder as PEFT writes it
-    #[arg(long, value_name = "PATH")]
-    adapter: PathBuf,
+    #[arg(long, value_name = "PATH", required = true)]
+    adapter: Option<PathBuf>,
     /// Where to write: a file, or with --peft a folder
-    #[arg(long, value_name = "PATH")]
-    out: PathBuf,
+    #[arg(long, value_name = "PATH", required = true)]
+    out: Option<PathBuf>,
     /// A model that needs no adapter
     #[arg(long)]
     merge: bool,
@@ -53,25 +58,39 @@ pub struct Options {
     json: bool,
 }
 
-pub async fn run(options: Options) -> Result<()> {
+pub async fn run(mut options: Options) -> Result<()> {
+    if let Some(feedback) = options.feedback.take() {
+        return feedback::export(feedback).await;
+    }
+    // Clap has made sure of them.
+    let (Some(model), Some(adapter), Some(out)) = (&options.model, &options.adapter, &options.out) else {
+        return Err(WrongUse("no --model, --adapter or --out".into()).into());
+    };
+    let paths = Paths { model: model.clone(), adapter: adapter.clone(), out: out.clone() };
     let kind: FileType = options.r#type.parse().map_err(|e: apa::Error| WrongUse(e.to_string()))?;
-    let base = pull::resolve(&options.model).await?;
-    tokio::task::spawn_blocking(move || export(&options, &base, kind)).await?
+    let base = pull::resolve(&paths.model).await?;
+    tokio::task::spawn_blocking(move || export(&options, &paths, &base, kind)).await?
 }
 
-fn export(options: &Options, base: &Path, kind: FileType) -> Result<()> {
+struct Paths {
+    model: PathBuf,
+    adapter: PathBuf,
+    out: PathBuf,
+}
+
+fn export(options: &Options, paths: &Paths, base: &Path, kind: FileType) -> Result<()> {
     // Its weights are only checked against, so the small form is enough.
     let decoder = Decoder::load(base, &policy::device("auto")?, Dtype::Bf16)?;
-    let lora = if options.adapter.is_dir() {
-        Lora::read_peft(&options.adapter, &decoder)?
+    let lora = if paths.adapter.is_dir() {
+        Lora::read_peft(&paths.adapter, &decoder)?
     } else {
-        Lora::read_gguf(&options.adapter, &decoder)?
+        Lora::read_gguf(&paths.adapter, &decoder)?
     };
-    let out = &options.out;
+    let out = &paths.out;
     if options.merge {
         merge(&lora, base, &decoder, out, kind)?;
     } else if options.peft {
-        let name = options.base_name.clone().unwrap_or_else(|| file_stem(&options.model));
+        let name = options.base_name.clone().unwrap_or_else(|| file_stem(&paths.model));
         lora.write_peft(out, &decoder, &name).with_context(|| format!("writing {}", out.display()))?;
     } else {
         lora.write_gguf(out, &[])?;

@@ -6,6 +6,7 @@ mod chat;
 mod client;
 mod demo;
 mod export;
+mod feedback;
 mod logging;
 mod logprobs;
 mod plot;
@@ -45,6 +46,9 @@ enum Command {
     Demo(demo::Options),
     Train(Box<train::Options>),
     Reward(reward::Options),
+    Import(feedback::Import),
+    Forget(feedback::Forget),
+    Review(feedback::Review),
     Status(status::Options),
     Versions(versions::Options),
     Export(export::Options),
@@ -93,6 +97,9 @@ fn run(cli: Cli) -> Result<()> {
             Command::Demo(options) => demo::run(options).await,
             Command::Train(options) => train::run(*options).await,
             Command::Reward(options) => reward::run(options).await,
+            Command::Import(options) => feedback::import(options).await,
+            Command::Forget(options) => feedback::forget(options).await,
+            Command::Review(options) => feedback::review(options).await,
             Command::Status(options) => status::run(options).await,
             Command::Versions(options) => versions::run(options).await,
             Command::Export(options) => export::run(options).await,

@@ -42,6 +42,10 @@ pub struct Options {
     /// Requests decoded together (default: 8)
     #[arg(long, value_name = "N")]
     slots: Option<u32>,
+    /// Number format of the served weights: keep, auto (the fastest here, measured at the first start), q4_0, q8_0, bf16 or
+    /// another of llama.cpp's (default: keep)
+    #[arg(long, value_name = "TYPE")]
+    serve_type: Option<String>,
     #[command(flatten)]
     overrides: Overrides,
 }
@@ -55,6 +59,7 @@ pub async fn run(options: Options) -> Result<()> {
         ("train.batch", options.batch.map(Value::from)),
         ("train.lambda", options.lambda.map(Value::from)),
         ("serve.slots", options.slots.map(Value::from)),
+        ("serve.type", options.serve_type.map(Value::from)),
     ])?;
     if config.model.as_os_str().is_empty() {
         return Err(WrongUse("no model, expected --model PATH or a name that `apad pull --list` shows".into()).into());

@@ -1,7 +1,7 @@
 //! `apad status`: what a running daemon does.
 
 use anyhow::Result;
-use apa::engine::Status;
+use apa::engine::{ServedForm, Status};
 use clap::Args;
 
 use crate::client::Daemon;
@@ -32,6 +32,7 @@ fn table(status: &Status) -> String {
     let reason = t.reason.as_ref().map(|r| format!(" ({r})")).unwrap_or_default();
     let mut rows = vec![
         ("model", format!("{} ({})", status.model, status.architecture)),
+        ("served as", form(&status.form)),
         ("policy version", status.policy_version.to_string()),
         ("requests", format!("{} running, {} waiting, {} done", status.running, status.queued, status.completed)),
         ("tokens", format!("{} generated, {} of prompts", status.generated_tokens, status.prompt_tokens)),
@@ -44,6 +45,11 @@ fn table(status: &Status) -> String {
         rows.push(("last batch", format!("reward {reward:+.3}, KL {kl} a response, {length:.1} tokens")));
     }
     rows.iter().map(|(name, value)| format!("{name:15} {value}\n")).collect()
+}
+
+fn form(form: &ServedForm) -> String {
+    let Some(of_it) = form.measured.iter().find(|m| m.kind == form.kind) else { return form.kind.clone() };
+    format!("{} ({:.2} times as fast as the file, KL {} a token)", form.kind, of_it.speedup, of_it.kl_per_token)
 }
 
 #[cfg(test)]

@@ -80,7 +80,8 @@ impl std::fmt::Display for Prefix {
 pub async fn run(options: Options) -> Result<()> {
     let mut clients = Vec::new();
     for url in &options.urls {
-        clients.push((url.as_str(), Client::with_key(url, options.key.clone())?));
+        // Servers differ in how long they keep a connection, and closing one loses the request on its way.
+        clients.push((url.as_str(), Client::unpooled(url, options.key.clone())?));
     }
     if clients.iter().enumerate().any(|(i, (url, _))| clients[..i].iter().any(|(other, _)| other == url)) {
         return Err(WrongUse("--url names a server twice, expected each once".into()).into());

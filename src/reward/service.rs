@@ -7,9 +7,8 @@ use reqwest::{Client, StatusCode};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::prompts::PromptText;
 use crate::error::{Error, Result};
-use crate::types::Generation;
+use crate::types::{Generation, PromptText};
 
 /// Answers a request holds at most.
 const TOGETHER: usize = 32;
@@ -36,7 +35,10 @@ enum Failure {
 
 /// A score an answer, in order: `{"samples": [{"prompt", "response"}]}` is posted, `{"scores": [numbers]}` comes back.
 /// `timeout` is for all of it.
-pub(super) fn scores(
+///
+/// # Errors
+/// `Callback` if the service fails, takes too long, or answers anything but scores; `Closed` if `stop` is set meanwhile.
+pub fn scores(
     url: &str,
     answers: &[(&PromptText, &Generation)],
     timeout: Duration,

@@ -11,9 +11,8 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, bounded};
 use serde::Deserialize;
 use serde_json::json;
 
-use super::prompts::PromptText;
 use crate::error::{Error, Result};
-use crate::types::Generation;
+use crate::types::{Generation, PromptText};
 
 /// Most bytes of output an answer.
 const LINE_BYTES: usize = 1 << 16;
@@ -27,8 +26,11 @@ struct Line {
     score: f64,
 }
 
-/// A score an answer, from one run of the command.
-pub(super) fn scores(
+/// A score an answer, from one run of the command, all finite.
+///
+/// # Errors
+/// `Callback` if the command dies, takes too long, or answers anything but scores; `Closed` if `stop` is set meanwhile.
+pub fn scores(
     command: &str,
     answers: &[(&PromptText, &Generation)],
     timeout: Duration,

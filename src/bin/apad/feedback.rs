@@ -1,0 +1,222 @@
+//! `apad import`, `apad export` and `apad forget`: feedback in, out, and gone.
+
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use apa::engine::exchange;
+use apa::gguf::Gguf;
+use apa::ledger::{Forgotten, Ledger, LedgerReader, ReviewEntry};
+use apa::llama::Model;
+use apa::reward::read_judgements;
+use clap::{Args, Subcommand};
+
+use crate::client::Daemon;
+use crate::pull;
+
+/// Lines that are named one by one.
+const NAMED: usize = 20;
+
+/// Take feedback in from a file
+#[derive(Args)]
+#[command(after_help = "\
+Examples:
+  apad import feedback pairs.jsonl.gz --model smollm2-135m-instruct --data apa-data
+  apad import feedback thumbs.jsonl --model base.gguf --data apa-data --user reviewers")]
+pub struct Import {
+    #[command(subcommand)]
+    what: ImportWhat,
+}
+
+#[derive(Subcommand)]
+enum ImportWhat {
+    /// Ratings and preferences: TRL's prompt/chosen/rejected and prompt/completion/label, HH transcripts, messages with thumbs,
+    /// and what `apad export feedback` writes; JSON lines, gzipped or not
+    #[command(after_help = "\
+Example:
+  apad import feedback thumbs.jsonl.gz --model base.gguf --data apa-data
+
+The daemon of the data folder must not run meanwhile. Lines that can't be used are named and left out; what was imported before
+is not imported again.")]
+    Feedback(ImportFeedback),
+}
+
+#[derive(Args)]
+struct ImportFeedback {
+    /// The file
+    file: PathBuf,
+    /// GGUF file, or the name of a known model (fetched if missing)
+    #[arg(long, value_name = "PATH|NAME")]
+    model: PathBuf,
+    /// Data folder that takes it in
+    #[arg(long, value_name = "DIR", default_value = "apa-data")]
+    data: PathBuf,
+    /// Whom it is from, where the file doesn't tell
+    #[arg(long, value_name = "NAME")]
+    user: Option<String>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+pub async fn import(options: Import) -> Result<()> {
+    let ImportWhat::Feedback(options) = options.what;
+    let model = pull::resolve(&options.model).await?;
+    tokio::task::spawn_blocking(move || import_feedback(&options, &model)).await?
+}
+
+fn import_feedback(options: &ImportFeedback, path: &Path) -> Result<()> {
+    let file = read_judgements(&options.file)?;
+    let model = Model::load(path, 0)?;
+    let ledger = Ledger::open(&options.data)?;
+    ledger.bind_model(&Gguf::open(path)?.fingerprint()?, model.name())?;
+    let mut done = exchange::import(&ledger, &model, &file.entries, options.user.as_deref())?;
+    done.refused.extend(file.refused);
+    done.refused.sort_by_key(|r| r.line);
+    for line in done.refused.iter().take(NAMED) {
+        eprintln!("{}:{}: left out: {}", options.file.display(), line.line, line.reason);
+    }
+    if options.json {
+        println!("{}", serde_json::to_string_pretty(&done)?);
+    } else {
+        let (ratings, preferences, known, refused) = (done.ratings, done.preferences, done.known, done.refused.len());
+        println!("{ratings} ratings, {preferences} preferences; {known} were on record, {refused} left out");
+    }
+    if done.ratings + done.preferences + done.known == 0 {
+        bail!("{} holds nothing that can be used", options.file.display());
+    }
+    Ok(())
+}
+
+/// What `apad export` writes beside adapters.
+#[derive(Subcommand)]
+pub enum Export {
+    /// All feedback and preferences, a JSON line each, in TRL's fields and ours; the daemon may run meanwhile
+    #[command(after_help = "Example:\n  apad export feedback --model base.gguf --data apa-data --out feedback.jsonl")]
+    Feedback(ExportFeedback),
+}
+
+#[derive(Args)]
+pub struct ExportFeedback {
+    /// GGUF file, or the name of a known model (fetched if missing)
+    #[arg(long, value_name = "PATH|NAME")]
+    model: PathBuf,
+    /// Data folder
+    #[arg(long, value_name = "DIR", default_value = "apa-data")]
+    data: PathBuf,
+    /// File to write (default: standard output)
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+}
+
+pub async fn export(options: Export) -> Result<()> {
+    let Export::Feedback(options) = options;
+    let model = pull::resolve(&options.model).await?;
+    tokio::task::spawn_blocking(move || export_feedback(&options, &model)).await?
+}
+
+fn export_feedback(options: &ExportFeedback, path: &Path) -> Result<()> {
+    let ledger = LedgerReader::open(&options.data)?;
+    let base = Gguf::open(path)?.fingerprint()?;
+    if ledger.model_fingerprint()?.is_some_and(|bound| bound != base) {
+        bail!("{} belongs to another base model than {}", options.data.display(), path.display());
+    }
+    let model = Model::load(path, 0)?;
+    let mut out: Box<dyn Write> = match &options.out {
+        Some(file) => {
+            let made = File::create(file).with_context(|| format!("creating {}", file.display()))?;
+            Box::new(BufWriter::new(made))
+        }
+        None => Box::new(BufWriter::new(std::io::stdout().lock())),
+    };
+    ledger.for_each(&mut |said| Ok(writeln!(out, "{}", exchange::line(&model, &base, said))?))?;
+    out.flush()?;
+    Ok(())
+}
+
+/// Delete what a user said and was told
+#[derive(Args)]
+#[command(after_help = "\
+Examples:
+  apad forget --user ann
+  apad forget --user ann --data apa-data
+
+Deletes the answers made for the user with their prompts, what anyone said of those, and all they said of others' answers, from
+a running daemon, or from the folder of one that doesn't run. It is overwritten on disk when the command ends. What remains are
+the policy versions that learned from it, and backups that you made; to be rid of those versions as well, activate one from
+before.")]
+pub struct Forget {
+    /// The user's name, as it was given with requests and feedback
+    #[arg(long, value_name = "NAME")]
+    user: String,
+    /// Data folder of a daemon that doesn't run
+    #[arg(long, value_name = "DIR")]
+    data: Option<PathBuf>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    daemon: Daemon,
+}
+
+pub async fn forget(options: Forget) -> Result<()> {
+    let user = options.user.clone();
+    let gone: Forgotten = match options.data {
+        Some(data) => {
+            let there = data.join("ledger.sqlite3");
+            if !there.exists() {
+                bail!("{} is not there", there.display());
+            }
+            tokio::task::spawn_blocking(move || Ledger::open(&data)?.forget(&user)).await??
+        }
+        None => options.daemon.client()?.forget(&user).await?,
+    };
+    if options.json {
+        println!("{}", serde_json::to_string_pretty(&gone)?);
+        return Ok(());
+    }
+    let Forgotten { generations, feedback, preferences, .. } = gone;
+    println!("deleted {generations} answers, {feedback} pieces of feedback, {preferences} preferences");
+    Ok(())
+}
+
+/// List users whose feedback waits for review, or decide about one
+#[derive(Args)]
+#[command(after_help = "\
+Examples:
+  apad review
+  apad review --user ann trust
+
+A user whose ratings disagree with others' of the same answers is held until someone decides: trust (it counts), hold (it
+waits), reject (what waits and what comes is left out; it is kept all the same).")]
+pub struct Review {
+    /// Whom to decide about
+    #[arg(long, value_name = "NAME", requires = "verdict")]
+    user: Option<String>,
+    /// trust, hold or reject
+    #[arg(value_parser = ["trust", "hold", "reject"], requires = "user")]
+    verdict: Option<String>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    daemon: Daemon,
+}
+
+pub async fn review(options: Review) -> Result<()> {
+    let client = options.daemon.client()?;
+    if let (Some(user), Some(verdict)) = (&options.user, &options.verdict) {
+        client.review(user, verdict).await?;
+    }
+    let list = client.reviews().await?;
+    if options.json {
+        println!("{}", serde_json::to_string_pretty(&list)?);
+        return Ok(());
+    }
+    for ReviewEntry { user, compared, disagreed, waiting, verdict } in list {
+        let verdict = verdict.map_or_else(|| "held for review".to_owned(), |v| format!("{v:?}").to_lowercase());
+        println!("{user}: {verdict}; disagreed in {disagreed} of {compared} comparisons, {waiting} wait");
+    }
+    Ok(())
+}

@@ -1,0 +1,91 @@
+//! Embeds texts on a thread of its own, which starts with the first of them and gives way to answers. Never decodes an answer.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+
+use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
+
+use crate::error::{Error, Result};
+use crate::llama::{Embedder, Model, give_way_to_decoding};
+use crate::types::TokenId;
+
+/// Longest text, in tokens: its hidden states are computed at once.
+const ROOM: u32 = 2048;
+/// Requests that may wait.
+const WAITING: usize = 16;
+
+type Reply = Sender<Result<Vec<Vec<f32>>>>;
+
+struct Work {
+    texts: Vec<Vec<TokenId>>,
+    reply: Reply,
+}
+
+/// The thread, once it is needed.
+#[derive(Default)]
+pub(super) struct Embeddings {
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    work: Option<Sender<Work>>,
+    thread: Option<JoinHandle<()>>,
+    closed: bool,
+}
+
+impl Embeddings {
+    /// One embedding a text; waits for it.
+    pub(super) fn embed(&self, model: &Arc<Model>, context: u32, texts: Vec<Vec<TokenId>>) -> Result<Vec<Vec<f32>>> {
+        let room = context.min(ROOM);
+        if let Some(long) = texts.iter().find(|t| t.is_empty() || t.len() > room as usize) {
+            return Err(Error::arg(format!("input has a text of {} tokens, expected 1 to {room}", long.len())));
+        }
+        let (reply, answer) = bounded(1);
+        match self.sender(model, room)?.try_send(Work { texts, reply }) {
+            Ok(()) => {}
+            Err(TrySendError::Full(_)) => return Err(Error::busy(format!("{WAITING} requests are waiting already"))),
+            Err(TrySendError::Disconnected(_)) => return Err(closed()),
+        }
+        answer.recv().map_err(|_| closed())?
+    }
+
+    fn sender(&self, model: &Arc<Model>, room: u32) -> Result<Sender<Work>> {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if state.closed {
+            return Err(closed());
+        }
+        if let Some(work) = &state.work {
+            return Ok(work.clone());
+        }
+        let mut embedder = Embedder::new(model, room)?;
+        let (work, waiting): (_, Receiver<Work>) = bounded(WAITING);
+        let body = move || {
+            give_way_to_decoding();
+            for Work { texts, reply } in waiting {
+                // Whoever asked may have left.
+                let _ = reply.send(texts.iter().map(|text| embedder.embed(text)).collect());
+            }
+        };
+        state.thread = Some(std::thread::Builder::new().name("apa-embedder".into()).spawn(body)?);
+        state.work = Some(work.clone());
+        Ok(work)
+    }
+
+    /// Ends the thread after what it has begun. Idempotent.
+    pub(super) fn stop(&self) {
+        let thread = {
+            let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+            state.closed = true;
+            state.work = None;
+            state.thread.take()
+        };
+        if thread.is_some_and(|thread| thread.join().is_err()) {
+            tracing::error!("the embedder's thread panicked");
+        }
+    }
+}
+
+fn closed() -> Error {
+    Error::closed("the engine is closed")
+}

@@ -1,0 +1,182 @@
+//! Feedback in and out as lines: from files that people have, and to them. Never decides what counts.
+
+use std::sync::Arc;
+
+use crossbeam_channel::bounded;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+
+use crate::error::{Error, Result};
+use crate::ledger::{Exported, Ledger, PairAnswer};
+use crate::llama::Model;
+use crate::reward::{Entry, Judged, Refused, Tokenizer};
+use crate::types::*;
+
+/// Longest imported prompt with answer, in tokens.
+const MOST_TOKENS: usize = 1 << 16;
+/// Whom imported feedback is from, where neither the file nor the caller tells.
+const IMPORTER: &str = "import";
+
+/// What an import did.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Imported {
+    /// Ratings that are on record now.
+    pub ratings: usize,
+    /// Preferences that are on record now.
+    pub preferences: usize,
+    /// Lines that said what was on record already.
+    pub known: usize,
+    /// Lines that could not be used.
+    pub refused: Vec<Refused>,
+}
+
+/// Takes lines in: each answer becomes a generation of the initial model, its judgement feedback on it. What was imported before
+/// is not imported again. Limits of time don't apply: whoever imports decides.
+///
+/// # Errors
+/// `Io` if the ledger can't be written, `Closed`. A line that can't be used is no error.
+pub fn import(ledger: &Ledger, model: &Model, entries: &[Entry], user: Option<&str>) -> Result<Imported> {
+    let tokenizer = Tokenizer::new(model, MOST_TOKENS);
+    let base = ledger.model_fingerprint()?;
+    let mut done = Imported::default();
+    for entry in entries {
+        let user = entry.user.as_deref().or(user).unwrap_or(IMPORTER);
+        let one = One { ledger, tokenizer: &tokenizer, entry, user, base: base.as_deref() };
+        let outcome = match &entry.judged {
+            Judged::Pair { prompt, chosen, rejected } => one.pair(prompt, chosen, rejected).map(|new| (0, 1, new)),
+            Judged::Rated { prompt, answer, rating } => one.rated(prompt, answer, *rating).map(|new| (1, 0, new)),
+        };
+        match outcome {
+            Ok((ratings, preferences, true)) => {
+                done.ratings += ratings;
+                done.preferences += preferences;
+            }
+            Ok(_) => done.known += 1,
+            Err(error) if error.code() == crate::Code::Arg || error.code() == crate::Code::Unsupported => {
+                done.refused.push(Refused { line: entry.line, reason: error.message().to_owned() });
+            }
+            Err(error) => return Err(error.context(format!("line {}", entry.line))),
+        }
+    }
+    Ok(done)
+}
+
+struct One<'a> {
+    ledger: &'a Ledger,
+    tokenizer: &'a Tokenizer<'a>,
+    entry: &'a Entry,
+    user: &'a str,
+    base: Option<&'a str>,
+}
+
+impl One<'_> {
+    fn pair(&self, prompt: &PromptText, chosen: &str, rejected: &str) -> Result<bool> {
+        let prompt = self.prompt(prompt)?;
+        let (chosen, rejected) = (self.answer(&prompt, chosen)?, self.answer(&prompt, rejected)?);
+        let (_, new) = self.ledger.import_preference(&chosen, &rejected, Some(self.user))?;
+        Ok(new)
+    }
+
+    fn rated(&self, prompt: &PromptText, answer: &str, rating: f64) -> Result<bool> {
+        let generation_id = self.answer(&self.prompt(prompt)?, answer)?;
+        let before = self.ledger.feedback_of(&generation_id)?;
+        let said = |f: &crate::ledger::StoredFeedback| {
+            f.signal == Signal::Rating(rating) && f.user.as_deref() == Some(self.user)
+        };
+        if before.iter().any(said) {
+            return Ok(false);
+        }
+        self.ledger.import_feedback(&NewFeedback {
+            generation_id,
+            signal: Signal::Rating(rating),
+            user: Some(self.user.to_owned()),
+            comment: self.entry.comment.clone(),
+        })?;
+        Ok(true)
+    }
+
+    /// The exact tokens where the line has them for this base, else those of the text.
+    fn prompt(&self, prompt: &PromptText) -> Result<Vec<TokenId>> {
+        match (&self.entry.prompt_tokens, &self.entry.base_sha256) {
+            (Some(tokens), Some(base)) if Some(base.as_str()) == self.base => Ok(tokens.clone()),
+            _ => self.tokenizer.prompt(prompt),
+        }
+    }
+
+    /// Records an answer, unless it is on record, and returns its id.
+    fn answer(&self, prompt: &[TokenId], text: &str) -> Result<GenerationId> {
+        let response = self.tokenizer.answer(text, prompt.len())?;
+        let mut sum = Sha256::new();
+        sum.update((prompt.len() as u64).to_le_bytes());
+        prompt.iter().chain(&response).for_each(|token| sum.update(token.to_le_bytes()));
+        sum.update(self.user);
+        let hex: String = sum.finalize().iter().take(16).map(|byte| format!("{byte:02x}")).collect();
+        let id = GenerationId(format!("imp-{hex}"));
+        if self.ledger.generation(&id)?.is_some() {
+            return Ok(id);
+        }
+        let generation = Generation {
+            id: id.clone(),
+            policy_version: PolicyVersion::INITIAL,
+            prompt: prompt.to_vec(),
+            response,
+            text: text.to_owned(),
+            sampling: Sampling { seed: Some(0), ..Sampling::default() },
+            finish: FinishReason::Stop,
+            // So that forgetting the user forgets it.
+            user: Some(self.user.to_owned()),
+            created: unix_millis(),
+        };
+        let (sender, receiver) = bounded(1);
+        let done = Box::new(move |outcome| {
+            let _ = sender.send(outcome);
+        });
+        self.ledger.record_generation(Arc::new(generation), done)?;
+        receiver.recv().map_err(|_| Error::closed("the ledger is closed"))??;
+        Ok(id)
+    }
+}
+
+/// One piece of feedback as a line: TRL's fields where TRL has them (`prompt`, `completion`, `label`; `prompt`, `chosen`,
+/// `rejected`), ours beside them. The prompt is the text that the model read, template applied; `prompt_tokens` are exact.
+pub fn line(model: &Model, base_sha256: &str, said: &Exported) -> Value {
+    let mut line = json!({"prompt": model.text(said.prompt(), true)});
+    let text = |answer: &PairAnswer| match answer {
+        PairAnswer::Tokens(_, text) | PairAnswer::Text(text) => text.clone(),
+    };
+    match said {
+        Exported::Feedback(g, f) => {
+            match &f.signal {
+                Signal::Rating(rating) => {
+                    line["completion"] = g.text.clone().into();
+                    line["rating"] = (*rating).into();
+                    line["label"] = (*rating > 0.0).into();
+                }
+                Signal::Correction(better) => {
+                    line["chosen"] = better.clone().into();
+                    line["rejected"] = g.text.clone().into();
+                    line["correction"] = true.into();
+                }
+                Signal::Named(name) => {
+                    line["completion"] = g.text.clone().into();
+                    line["signal"] = name.clone().into();
+                }
+                Signal::Comment => line["completion"] = g.text.clone().into(),
+            }
+            line["generation_id"] = g.id.0.clone().into();
+            line["policy_version"] = g.policy_version.0.into();
+            line["created"] = f.created.into();
+            line["user"] = f.user.clone().into();
+            line["comment"] = f.comment.clone().into();
+        }
+        Exported::Preference(pair) => {
+            line["chosen"] = text(&pair.chosen).into();
+            line["rejected"] = text(&pair.rejected).into();
+            line["user"] = pair.user.clone().into();
+        }
+    }
+    line["prompt_tokens"] = said.prompt().into();
+    line["base_sha256"] = base_sha256.into();
+    line
+}

@@ -1,0 +1,237 @@
+//! Chooses the number format in which the base model is served, by measuring here what each gains and costs. The trainer's file
+//! stays the original; this one never changes what a version is.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+
+use crate::config::Config;
+use crate::error::{Error, Result};
+use crate::llama::{Batch, Context, ContextOptions, FileType, Model, Threads, quantize, row_kl};
+use crate::types::{Nats, TokenId};
+
+/// What `auto` tries.
+const CANDIDATES: [&str; 4] = ["q4_0", "iq4_nl", "q8_0", "bf16"];
+/// The file's own.
+const KEEP: &str = "keep";
+const AUTO: &str = "auto";
+/// A format must be faster by this factor to be worth its cost.
+const WORTH: f64 = 1.05;
+/// Measurements of each side, in turns; the fastest counts, as the one least disturbed.
+const ROUNDS: usize = 3;
+/// Decodes of a measurement, one token a slot each, and tokens of the prompt before them.
+const TURNS: u32 = 12;
+const PROMPT: u32 = 64;
+/// Tokens of the text on which the cost is measured.
+const KL_TOKENS: usize = 256;
+/// Tokens whose distributions are computed at once.
+const KL_CHUNK: usize = 32;
+/// The text that is carried along to measure on.
+const TEXT: &str = include_str!("form.txt");
+
+/// In which number format the base model is served, and what was measured of it.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ServedForm {
+    /// The format: `keep` is the file's own.
+    pub kind: String,
+    /// What was measured; empty where there was nothing to choose.
+    pub measured: Vec<FormMeasurement>,
+}
+
+/// A number format against the file's own.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct FormMeasurement {
+    /// The format.
+    pub kind: String,
+    /// How many times as fast it serves all slots at once, reading prompts and writing answers.
+    pub speedup: f64,
+    /// KL of the file's own distribution to it, a token, mean over a text.
+    pub kl_per_token: Nats,
+}
+
+/// What was found at an earlier start, and for which question.
+#[derive(Serialize, Deserialize, PartialEq)]
+struct Found {
+    fingerprint: String,
+    wanted: String,
+    slots: u32,
+    threads: u32,
+    form: ServedForm,
+}
+
+/// Loads the model in the format that the settings ask for. The encoded file and what was measured are kept under the data
+/// folder, so that this takes time once.
+///
+/// # Errors
+/// As [`Model::load`] and [`quantize`]; `Io` for the disk. Under `auto`, a format that can't be had is passed over.
+pub(super) fn load(config: &Config, fingerprint: &str, threads: u32) -> Result<(Arc<Model>, ServedForm)> {
+    let layers = config.serve.gpu_layers;
+    let wanted = config.serve.r#type.to_ascii_lowercase();
+    if wanted != KEEP && wanted != AUTO {
+        wanted.parse::<FileType>().map_err(|e| e.context("serve.type (which may also be keep or auto)"))?;
+    }
+    let original = Model::load(&config.model, layers)?;
+    if wanted == KEEP || !original.is_decoder() {
+        return Ok((original, ServedForm { kind: KEEP.into(), measured: Vec::new() }));
+    }
+    let folder = config.data.join("serving");
+    std::fs::create_dir_all(&folder)?;
+    let shop = Shop { config, original, folder, fingerprint, threads: Threads::new(threads)? };
+    let notes = shop.folder.join("measured.json");
+    let asked = |form| {
+        let budget = config.serve.kl_budget;
+        let wanted = format!("{wanted} at most {budget}");
+        Found { fingerprint: fingerprint.into(), wanted, slots: config.serve.slots, threads, form }
+    };
+    let known = std::fs::read(&notes).ok().and_then(|bytes| serde_json::from_slice::<Found>(&bytes).ok());
+    if let Some(found) = known.filter(|f| *f == asked(f.form.clone())) {
+        return Ok((shop.model(&found.form.kind)?, found.form));
+    }
+    let form = match wanted.as_str() {
+        AUTO => shop.choose(),
+        kind => ServedForm { kind: kind.into(), measured: vec![shop.measure(kind)?] },
+    };
+    tracing::info!(kind = form.kind, measured = ?form.measured, "number format of the served weights");
+    write(&notes, &serde_json::to_vec_pretty(&asked(form.clone())).unwrap_or_default())?;
+    shop.tidy(&form.kind);
+    Ok((shop.model(&form.kind)?, form))
+}
+
+struct Shop<'a> {
+    config: &'a Config,
+    original: Arc<Model>,
+    folder: PathBuf,
+    fingerprint: &'a str,
+    threads: Arc<Threads>,
+}
+
+impl Shop<'_> {
+    fn path(&self, kind: &str) -> PathBuf {
+        let short: String = self.fingerprint.chars().take(16).collect();
+        self.folder.join(format!("{short}-{kind}.gguf"))
+    }
+
+    /// The model in that format, encoded if it wasn't before.
+    fn model(&self, kind: &str) -> Result<Arc<Model>> {
+        if kind == KEEP {
+            return Ok(self.original.clone());
+        }
+        let path = self.path(kind);
+        if !path.exists() {
+            quantize(&self.config.model, &path, kind.parse()?, self.threads.count())?;
+        }
+        Model::load(&path, self.config.serve.gpu_layers)
+    }
+
+    /// The fastest within the budget.
+    fn choose(&self) -> ServedForm {
+        let budget = Nats(self.config.serve.kl_budget);
+        let (mut best, mut most, mut measured) = (KEEP, WORTH, Vec::new());
+        for kind in CANDIDATES {
+            match self.measure(kind) {
+                Ok(measurement) => {
+                    if measurement.kl_per_token <= budget && measurement.speedup > most {
+                        (best, most) = (kind, measurement.speedup);
+                    }
+                    measured.push(measurement);
+                }
+                Err(error) => tracing::warn!(kind, %error, "a number format can't be had"),
+            }
+        }
+        ServedForm { kind: best.into(), measured }
+    }
+
+    fn measure(&self, kind: &str) -> Result<FormMeasurement> {
+        let model = self.model(kind)?;
+        let kl_per_token = self.kl(&model)?;
+        let (mut ours, mut theirs) = (Duration::MAX, Duration::MAX);
+        for _ in 0..ROUNDS {
+            ours = ours.min(self.time(&self.original)?);
+            theirs = theirs.min(self.time(&model)?);
+        }
+        let speedup = ours.as_secs_f64() / theirs.as_secs_f64();
+        Ok(FormMeasurement { kind: kind.into(), speedup, kl_per_token })
+    }
+
+    /// Time of a prompt and some tokens after it in every slot.
+    fn time(&self, model: &Arc<Model>) -> Result<Duration> {
+        let sequences = self.config.serve.slots;
+        let batch = self.config.serve.batch.max(sequences);
+        let options = ContextOptions { context: sequences * (PROMPT + TURNS), batch, sequences, exact: false };
+        let mut context = Context::new(model, &self.threads, options)?;
+        let token = |n: u32| TokenId::try_from(n as usize * 7919 % model.n_vocab()).unwrap_or(0);
+        let started = Instant::now();
+        let mut tokens = Batch::default();
+        for seq in 0..sequences {
+            for position in 0..PROMPT {
+                tokens.add(token(seq + position), position, seq as i32, position + 1 == PROMPT);
+                if tokens.len() == batch as usize {
+                    decode(&mut context, &mut tokens)?;
+                }
+            }
+        }
+        if !tokens.is_empty() {
+            decode(&mut context, &mut tokens)?;
+        }
+        for turn in 0..TURNS {
+            for seq in 0..sequences {
+                tokens.add(token(seq + turn), PROMPT + turn, seq as i32, true);
+            }
+            decode(&mut context, &mut tokens)?;
+        }
+        Ok(started.elapsed())
+    }
+
+    /// KL of the original's next-token distributions to the model's, a token, over the carried text.
+    fn kl(&self, model: &Arc<Model>) -> Result<Nats> {
+        let mut text = self.original.tokenize(TEXT, true, false)?;
+        text.truncate(KL_TOKENS.min(self.config.serve.context as usize));
+        let room = text.len() as u32;
+        let options = ContextOptions { context: room, batch: KL_CHUNK as u32, sequences: 1, exact: false };
+        let mut contexts =
+            [Context::new(&self.original, &self.threads, options)?, Context::new(model, &self.threads, options)?];
+        let mut sum = 0.0;
+        for (i, chunk) in text.chunks(KL_CHUNK).enumerate() {
+            for context in &mut contexts {
+                let mut tokens = Batch::default();
+                for (j, &token) in chunk.iter().enumerate() {
+                    tokens.add(token, (i * KL_CHUNK + j) as u32, 0, true);
+                }
+                decode(context, &mut tokens)?;
+            }
+            let [original, other] = &mut contexts;
+            for row in 0..chunk.len() {
+                sum += row_kl(original.logits(row)?, other.logits(row)?).0;
+            }
+        }
+        Ok(Nats(sum / text.len().max(1) as f64))
+    }
+
+    /// Removes what was encoded and is not served.
+    fn tidy(&self, kept: &str) {
+        let Ok(entries) = std::fs::read_dir(&self.folder) else { return };
+        for path in entries.flatten().map(|e| e.path()) {
+            let encoded = path.extension().is_some_and(|e| e == "gguf" || e == "partial");
+            if encoded && path != self.path(kept) {
+                // A file left behind costs disk and nothing else.
+                let _ = std::fs::remove_file(path);
+            }
+        }
+    }
+}
+
+fn decode(context: &mut Context, tokens: &mut Batch) -> Result<()> {
+    let decoded = context.decode(tokens)?;
+    tokens.clear();
+    if decoded { Ok(()) } else { Err(Error::nomem("measuring number formats: the context is full")) }
+}
+
+fn write(path: &Path, bytes: &[u8]) -> Result<()> {
+    let partial = path.with_extension("json-partial");
+    std::fs::write(&partial, bytes)?;
+    Ok(std::fs::rename(&partial, path)?)
+}

@@ -1,0 +1,205 @@
+//! From what people said to training samples: the one scalar, with the record of how. Never trains and never marks anything used.
+
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+use super::reward_versions::{RewardStatus, RewardVersions};
+use crate::config::{Config, RewardConfig};
+use crate::error::{Error, Result};
+use crate::ledger::{Ledger, Rules};
+use crate::llama::Model;
+use crate::policy::Decoder;
+use crate::reward::{Known, Scalar, Scales, Scorer};
+use crate::types::*;
+
+/// Running scales, in the folder of the version that they belong to.
+const SCALES_FILE: &str = "reward.json";
+
+/// What counts, by the settings.
+pub(super) fn rules(config: &RewardConfig) -> Result<Rules> {
+    Ok(Rules {
+        hourly: config.user_hourly,
+        share: config.user_share,
+        delay_ms: u64::from(config.quarantine) * 1000,
+        duplicates_once: true,
+        flag_after: config.flag_after,
+        flag_share: config.flag_share,
+        signals: Scalar::new(config)?.signals().map(str::to_owned).collect(),
+        corrections: config.correction > 0.0,
+    })
+}
+
+/// Samples ready to train on.
+#[derive(Default)]
+pub(super) struct Samples {
+    pub rollouts: Vec<Rollout>,
+    /// One a rollout.
+    pub records: Vec<SampleRecord>,
+    /// Feedback that made them, or that nothing can be made of: all of it is used up.
+    pub used: Vec<u64>,
+    /// Answers left out because their version is too old.
+    pub stale: usize,
+}
+
+/// Judges answers.
+pub(super) struct Judge {
+    config: RewardConfig,
+    scalar: Scalar,
+    scorer: Option<Scorer>,
+    versions: RewardVersions,
+    scales: Scales,
+    model: Arc<Model>,
+    decoder: Arc<Decoder>,
+}
+
+impl Judge {
+    /// Loads the reward model, if the settings name one.
+    pub fn new(config: &Config, decoder: &Arc<Decoder>, model: Arc<Model>) -> Result<Self> {
+        let (versions, scorer) = RewardVersions::open(&config.data, &config.reward, config.train.seed, decoder)?;
+        let (config, decoder) = (&config.reward, decoder.clone());
+        if scorer.is_none() && config.unrated > 0 {
+            return Err(Error::arg("reward.unrated is set without reward.model, which would judge those answers"));
+        }
+        let (scalar, scales) = (Scalar::new(config)?, Scales::default());
+        Ok(Self { config: config.clone(), scalar, scorer, versions, scales, model, decoder })
+    }
+
+    /// What is known of the reward model.
+    pub fn status(&self) -> &RewardStatus {
+        self.versions.status()
+    }
+
+    /// Whether the reward model has enough new pairs to learn from.
+    pub fn learning_is_due(&self, ledger: &Ledger) -> bool {
+        self.versions.due(ledger)
+    }
+
+    /// Lets the reward model learn, and takes the new one if it is adopted.
+    pub fn learn(&mut self, ledger: &Ledger, stop: &dyn Fn() -> bool) -> Result<()> {
+        if let Some(scorer) = self.versions.learn(ledger, &self.model, &self.decoder, stop)? {
+            self.scorer = Some(scorer);
+            self.renew_scales();
+        }
+        Ok(())
+    }
+
+    /// Another reward model's scores are on another scale.
+    fn renew_scales(&mut self) {
+        let version = self.versions.status().version;
+        if self.scales.reward_version != version {
+            self.scales = Scales { reward_version: version, ..Scales::default() };
+        }
+    }
+
+    /// Answers without feedback that a batch takes.
+    pub fn unrated(&self) -> usize {
+        self.config.unrated as usize
+    }
+
+    /// Whether anything but people judges answers.
+    pub fn judges_alone(&self) -> bool {
+        let c = &self.config;
+        (self.scorer.is_some() && c.model_weight > 0.0)
+            || ((c.command.is_some() || c.url.is_some()) && c.external_weight > 0.0)
+    }
+
+    /// The oldest version whose answers are trained on while `active` serves.
+    pub fn oldest(&self, active: PolicyVersion) -> PolicyVersion {
+        match self.config.staleness {
+            0 => PolicyVersion::INITIAL,
+            back => PolicyVersion(active.0.saturating_sub(u64::from(back))),
+        }
+    }
+
+    /// Takes the scales from a version's folder; fresh ones where it has none.
+    pub fn load(&mut self, dir: Option<&Path>) -> Result<()> {
+        self.scales = Scales { reward_version: self.versions.status().version, ..Scales::default() };
+        let Some(path) = dir.map(|dir| dir.join(SCALES_FILE)).filter(|path| path.exists()) else { return Ok(()) };
+        let json = fs::read(&path).map_err(|e| Error::from(e).context(path.display()))?;
+        self.scales =
+            serde_json::from_slice(&json).map_err(|e| Error::io(format!("{} is damaged: {e}", path.display())))?;
+        self.renew_scales();
+        Ok(())
+    }
+
+    /// Writes the scales into the folder of a version.
+    pub fn save(&self, dir: &Path) -> Result<()> {
+        let json = serde_json::to_vec(&self.scales).map_err(|e| Error::io(e.to_string()))?;
+        let path = dir.join(SCALES_FILE);
+        fs::write(&path, json).map_err(|e| Error::from(e).context(format!("writing {}", path.display())))
+    }
+
+    /// The samples of a batch. The scales have seen it when this returns.
+    pub fn samples(&mut self, batch: &[RatedGeneration], active: PolicyVersion, stop: &AtomicBool) -> Result<Samples> {
+        let oldest = self.oldest(active);
+        let mut samples = Samples::default();
+        samples.used.extend(batch.iter().flat_map(|r| r.feedback_ids.iter().copied()));
+        let fresh: Vec<&RatedGeneration> = batch.iter().filter(|r| r.generation.policy_version >= oldest).collect();
+        samples.stale = batch.len() - fresh.len();
+        let judged = self.judge(&fresh)?;
+        let external = self.ask(&fresh, stop)?;
+        for ((rated, model), external) in fresh.into_iter().zip(judged).zip(external) {
+            let g = &rated.generation;
+            let (rating, signals) = (rated.rating, rated.signals.clone());
+            let known = Known { rating, model, external, signals, tokens: g.response.len() };
+            if let Some(score) = self.scalar.score(&known, &self.scales) {
+                samples.add(g, g.response.clone(), SampleKind::Answer, score);
+            }
+            if let (Some(text), Some(score)) = (&rated.correction, self.scalar.correction()) {
+                let mut response = self.model.tokenize(text, false, false)?;
+                response.extend(self.model.turn_end());
+                samples.add(g, response, SampleKind::Correction, score);
+            }
+        }
+        Ok(samples)
+    }
+
+    /// The scores of the application's own function, one an answer.
+    fn ask(&mut self, answers: &[&RatedGeneration], stop: &AtomicBool) -> Result<Vec<Option<f64>>> {
+        let c = &self.config;
+        if answers.is_empty() || (c.command.is_none() && c.url.is_none()) || c.external_weight == 0.0 {
+            return Ok(vec![None; answers.len()]);
+        }
+        let prompt = |r: &&RatedGeneration| PromptText::Text(self.model.text(&r.generation.prompt, true));
+        let prompts: Vec<PromptText> = answers.iter().map(prompt).collect();
+        let asked: Vec<(&PromptText, &Generation)> =
+            prompts.iter().zip(answers.iter().map(|r| &r.generation)).collect();
+        let timeout = Duration::from_secs(u64::from(c.external_timeout));
+        let scores = match (&c.command, &c.url) {
+            (Some(command), _) => crate::reward::command::scores(command, &asked, timeout, stop)?,
+            #[cfg(feature = "daemon")]
+            (None, Some(url)) => crate::reward::service::scores(url, &asked, timeout, stop)?,
+            _ => return Err(Error::unsupported("this build asks no HTTP service for rewards (feature daemon)")),
+        };
+        self.scales.external.update(&scores);
+        Ok(scores.into_iter().map(Some).collect())
+    }
+
+    /// The reward model's scores, one an answer.
+    fn judge(&mut self, answers: &[&RatedGeneration]) -> Result<Vec<Option<f64>>> {
+        let Some(scorer) = self.scorer.as_ref().filter(|_| self.config.model_weight > 0.0) else {
+            return Ok(vec![None; answers.len()]);
+        };
+        let pairs: Vec<(&[TokenId], &[TokenId])> =
+            answers.iter().map(|r| (&r.generation.prompt[..], &r.generation.response[..])).collect();
+        let scores: Vec<f64> = scorer.score(&pairs)?.into_iter().map(f64::from).collect();
+        let broken = scores.iter().filter(|s| !s.is_finite()).count();
+        if broken > 0 {
+            tracing::warn!(broken, "scores of the reward model are no finite numbers, and left out");
+        }
+        self.scales.model.update(&scores);
+        Ok(scores.into_iter().map(Some).collect())
+    }
+}
+
+impl Samples {
+    fn add(&mut self, g: &Generation, response: Vec<TokenId>, kind: SampleKind, score: Score) {
+        let temperature = g.sampling.temperature;
+        let (prompt, score_of) = (g.prompt.clone(), score.score);
+        self.rollouts.push(Rollout { prompt, response, temperature, score: score_of, served_logprobs: None });
+        self.records.push(SampleRecord { generation_id: g.id.clone(), kind, score });
+    }
+}

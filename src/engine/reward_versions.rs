@@ -1,0 +1,178 @@
+//! The reward model that keeps learning: enough new preferences and corrections make a new version, which is adopted only if it
+//! tells held-back pairs apart at least as well. Never touches the policy, nor the file that the settings name.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use crate::config::RewardConfig;
+use crate::error::{Error, Result};
+use crate::ledger::{Ledger, PairAnswer, StoredPair};
+use crate::llama::Model;
+use crate::policy::Decoder;
+use crate::reward::{Learner, Manifest, Pair, Scorer, Settings, split};
+use crate::types::*;
+
+const FOLDER: &str = "reward";
+const STATE_FILE: &str = "state.json";
+/// Share of the prompts whose pairs are held back; the same ones for every version.
+const HELD_BACK: f64 = 0.2;
+/// Fewest pairs on either side: below, an accuracy says nothing.
+const FEWEST: usize = 8;
+
+/// What is known of the reward model.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct RewardStatus {
+    /// Number of the adopted version; 0 is the file that the settings name, or none.
+    pub version: u64,
+    /// Pairs that were there when it was last looked at.
+    pub pairs: u64,
+    /// Accuracy on held-back pairs, of the version in use.
+    pub accuracy: Option<f64>,
+    /// What came of the last attempt.
+    pub last: Option<String>,
+    /// The settings' file that it goes on from.
+    origin: Option<PathBuf>,
+}
+
+/// The versions on disk and the one in use.
+pub(super) struct RewardVersions {
+    folder: PathBuf,
+    /// New pairs that start an attempt; 0 never learns.
+    enough: u64,
+    seed: u64,
+    status: RewardStatus,
+}
+
+impl RewardVersions {
+    /// Reads the state of a data folder, and opens the reward model in use, if there is one.
+    pub fn open(
+        data: &Path,
+        config: &RewardConfig,
+        seed: u64,
+        decoder: &Arc<Decoder>,
+    ) -> Result<(Self, Option<Scorer>)> {
+        let folder = data.join(FOLDER);
+        let path = folder.join(STATE_FILE);
+        let mut status = RewardStatus { origin: config.model.clone(), ..RewardStatus::default() };
+        if path.exists() {
+            let json = fs::read(&path).map_err(|e| Error::from(e).context(path.display()))?;
+            let damaged = |e: serde_json::Error| Error::io(format!("{} is damaged: {e}", path.display()));
+            let kept: RewardStatus = serde_json::from_slice(&json).map_err(damaged)?;
+            // Another file in the settings begins anew.
+            if kept.origin == config.model {
+                status = kept;
+            }
+        }
+        let versions = Self { folder, enough: u64::from(config.learn), seed, status };
+        let scorer = versions.file().map(|file| Scorer::open(decoder.clone(), &file)).transpose()?;
+        Ok((versions, scorer))
+    }
+
+    /// What is known of it.
+    pub fn status(&self) -> &RewardStatus {
+        &self.status
+    }
+
+    fn file(&self) -> Option<PathBuf> {
+        match self.status.version {
+            0 => self.status.origin.clone(),
+            version => Some(self.folder.join(format!("{version:06}.gguf"))),
+        }
+    }
+
+    /// Whether enough was said since the last attempt.
+    pub fn due(&self, ledger: &Ledger) -> bool {
+        self.enough > 0 && ledger.pair_count().is_ok_and(|count| count >= self.status.pairs + self.enough)
+    }
+
+    /// Learns from all pairs there are, and returns the new reward model if it is adopted. An attempt that was stopped is made
+    /// again.
+    pub fn learn(
+        &mut self,
+        ledger: &Ledger,
+        model: &Model,
+        decoder: &Arc<Decoder>,
+        stop: &dyn Fn() -> bool,
+    ) -> Result<Option<Scorer>> {
+        let count = ledger.pair_count()?;
+        let settings = Settings { validation: HELD_BACK, seed: self.seed, ..Settings::default() };
+        let pairs: Vec<Pair> =
+            ledger.pairs()?.iter().filter_map(|pair| tokens(pair, model, settings.max_tokens)).collect();
+        let all = pairs.len();
+        let (train, held) = split(pairs, HELD_BACK, self.seed);
+        if train.len() < FEWEST || held.len() < FEWEST {
+            let few = format!("{all} usable pairs are too few to learn from {FEWEST} and hold {FEWEST} back");
+            return self.settle(count, few).map(|()| None);
+        }
+        let mut manifest = Manifest::new(settings.clone(), decoder.fingerprint());
+        (manifest.trained_pairs, manifest.end_token) = (train.len(), model.turn_end());
+        let file = self.file();
+        let before = match &file {
+            Some(file) => Some(Scorer::open(decoder.clone(), file)?.judge(&held)?),
+            None => None,
+        };
+        let mut learner = Learner::new(decoder.clone(), &settings, train, held.clone(), "the ledger")?;
+        if let Some(file) = &file {
+            // Read again: the weights in use must not move.
+            learner = learner.start_from(Scorer::open(decoder.clone(), file)?)?;
+        }
+        let ended = learner.run(stop, &mut |_| ())?;
+        if ended.stopped {
+            return Err(Error::closed("the reward model's training was stopped"));
+        }
+        manifest.epochs_done = ended.epochs_done;
+        manifest.validation = ended.validation;
+        let scorer = Scorer::new(learner.finish()?, manifest);
+        let after = scorer.judge(&held)?.accuracy;
+        // A coin does as well as no reward model.
+        let bar = before.map_or(0.5, |report| report.accuracy);
+        if after < bar {
+            self.status.accuracy = Some(bar);
+            let said = format!("not adopted: {after:.3} of {} held-back pairs right, {bar:.3} before", held.len());
+            return self.settle(count, said).map(|()| None);
+        }
+        fs::create_dir_all(&self.folder).map_err(|e| Error::from(e).context(self.folder.display()))?;
+        let version = self.status.version + 1;
+        scorer.save(&self.folder.join(format!("{version:06}.gguf")))?;
+        (self.status.version, self.status.accuracy) = (version, Some(after));
+        self.settle(count, format!("adopted: {after:.3} of {} held-back pairs right, {bar:.3} before", held.len()))?;
+        Ok(Some(scorer))
+    }
+
+    fn settle(&mut self, pairs: u64, said: String) -> Result<()> {
+        tracing::info!(version = self.status.version, pairs, outcome = said, "reward model looked at");
+        self.status.pairs = pairs;
+        self.status.last = Some(said);
+        fs::create_dir_all(&self.folder).map_err(|e| Error::from(e).context(self.folder.display()))?;
+        let json = serde_json::to_vec_pretty(&self.status).map_err(|e| Error::io(e.to_string()))?;
+        let (beside, path) = (self.folder.join("state.partial"), self.folder.join(STATE_FILE));
+        let write = || {
+            fs::write(&beside, json)?;
+            fs::File::open(&beside)?.sync_all()?;
+            fs::rename(&beside, &path)?;
+            fs::File::open(&self.folder)?.sync_all()
+        };
+        write().map_err(|e| Error::from(e).context(path.display()))
+    }
+}
+
+/// A pair with its ends, unless it can't be trained on.
+fn tokens(pair: &StoredPair, model: &Model, most: usize) -> Option<Pair> {
+    let answer = |answer: &PairAnswer| -> Option<Vec<TokenId>> {
+        let mut tokens = match answer {
+            PairAnswer::Tokens(tokens, _) => tokens.clone(),
+            PairAnswer::Text(text) => model.tokenize(text, false, false).ok()?,
+        };
+        if tokens.last().is_some_and(|last| !model.ends(*last)) {
+            tokens.extend(model.turn_end());
+        }
+        tokens.truncate(most.saturating_sub(pair.prompt.len()));
+        (!tokens.is_empty()).then_some(tokens)
+    };
+    let (chosen, rejected) = (answer(&pair.chosen)?, answer(&pair.rejected)?);
+    (chosen != rejected).then(|| Pair { line: 0, prompt: pair.prompt.clone(), chosen, rejected })
+}

@@ -1,0 +1,127 @@
+//! Fresh answers of the policy in use, for the reward model to judge: to prompts of a file, or to those of users where the settings
+//! allow it. Never judges and never trains.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::config::RewardConfig;
+use crate::error::{Error, Result};
+use crate::experiment::read_prompts;
+use crate::ledger::Ledger;
+use crate::llama::{Model, chat_tokens, template_of};
+use crate::scheduler::{Event, GenerationStream, Load, Next, Request, Scheduler};
+use crate::types::*;
+
+/// What the setting says for prompts of users.
+const USERS: &str = "users";
+/// How often a wait looks whether it should stop.
+const LOOK: Duration = Duration::from_millis(50);
+
+/// Where prompts come from, and when the engine was busy last.
+pub(super) struct Rollouts {
+    source: Source,
+    /// Prompts asked so far: where to go on.
+    asked: usize,
+    idle: Duration,
+    share: f64,
+    max_tokens: u32,
+    busy: Instant,
+    completed: u64,
+}
+
+enum Source {
+    File(Vec<Vec<TokenId>>),
+    Users,
+}
+
+impl Rollouts {
+    /// Reads the prompts, if the settings ask for rollouts.
+    pub fn new(config: &RewardConfig, max_tokens: u32, model: &Model) -> Result<Option<Self>> {
+        let source = match config.rollouts.as_deref() {
+            None => return Ok(None),
+            Some(USERS) => Source::Users,
+            Some(path) => Source::File(tokens_of(Path::new(path), model)?),
+        };
+        let idle = Duration::from_secs(u64::from(config.rollout_idle));
+        let (share, busy) = (config.rollout_share, Instant::now());
+        Ok(Some(Self { source, asked: 0, idle, share, max_tokens, busy, completed: 0 }))
+    }
+
+    /// Of a batch, how many are rollouts.
+    pub fn share_of(&self, batch: usize) -> usize {
+        (self.share * batch as f64).ceil() as usize
+    }
+
+    /// Whether nobody has asked anything for long enough.
+    pub fn due(&mut self, load: &Load) -> bool {
+        if load.running + load.queued > 0 || load.completed != self.completed {
+            (self.busy, self.completed) = (Instant::now(), load.completed);
+        }
+        self.busy.elapsed() >= self.idle
+    }
+
+    /// Samples `count` answers; they are on record when this returns. `stop` gives up.
+    pub fn sample(
+        &mut self,
+        count: usize,
+        scheduler: &Scheduler,
+        ledger: &Ledger,
+        stop: &dyn Fn() -> bool,
+    ) -> Result<Vec<RatedGeneration>> {
+        let prompts = match &self.source {
+            Source::File(prompts) => {
+                prompts.iter().cycle().skip(self.asked % prompts.len()).take(count).cloned().collect()
+            }
+            Source::Users => ledger.recent_prompts(count)?,
+        };
+        self.asked = self.asked.wrapping_add(count);
+        let request = |prompt| Request {
+            id: GenerationId(format!("rol-{:011x}{:016x}", unix_millis(), rand::random::<u64>())),
+            prompt,
+            // The plain policy: what APA trains on.
+            sampling: Sampling::default(),
+            max_tokens: self.max_tokens,
+            stop: Vec::new(),
+            logprobs: None,
+            user: None,
+        };
+        // One that no longer fits the context is not asked.
+        let streams: Vec<GenerationStream> =
+            prompts.into_iter().filter_map(|prompt| scheduler.submit(request(prompt)).ok()).collect();
+        let answers = streams.iter().map(|stream| end_of(stream, stop)).collect::<Result<Vec<_>>>();
+        if answers.is_err() {
+            streams.iter().for_each(GenerationStream::cancel);
+        }
+        let rollout = |generation: Arc<Generation>| RatedGeneration {
+            feedback_ids: Vec::new(),
+            generation: (*generation).clone(),
+            rating: None,
+            signals: Vec::new(),
+            correction: None,
+        };
+        Ok(answers?.into_iter().filter(|g| !g.response.is_empty()).map(rollout).collect())
+    }
+}
+
+fn end_of(stream: &GenerationStream, stop: &dyn Fn() -> bool) -> Result<Arc<Generation>> {
+    loop {
+        match stream.next(Some(LOOK))? {
+            Next::Event(Event::Done(generation)) => return Ok(generation),
+            Next::Event(_) => {}
+            Next::Timeout if stop() => return Err(Error::closed("rollouts were stopped")),
+            Next::Timeout => {}
+            Next::Finished => return Err(Error::closed("a rollout ended without an answer")),
+        }
+    }
+}
+
+fn tokens_of(path: &Path, model: &Model) -> Result<Vec<Vec<TokenId>>> {
+    let (prompts, _) = read_prompts(path)?;
+    let template = template_of(model);
+    let tokens = |prompt: &crate::experiment::Prompt| match &prompt.text {
+        PromptText::Chat(messages) => chat_tokens(model, template.as_ref().map_err(Clone::clone)?, messages),
+        PromptText::Text(text) => model.tokenize(text, true, false),
+    };
+    prompts.iter().map(|p| tokens(p).map_err(|e| e.context(format!("{}:{}", path.display(), p.line)))).collect()
+}

@@ -1,0 +1,86 @@
+//! Reads a ledger for others, beside whoever holds it. Never writes.
+
+use std::path::Path;
+
+use rusqlite::Connection;
+
+use super::rows::{self, StoredFeedback, StoredPair};
+use super::{META_MODEL_SHA256, schema};
+use crate::error::{Error, Result};
+use crate::types::{Generation, TokenId};
+
+/// Rows read at once: a long read would keep the log of a running engine from being folded.
+const PAGE: usize = 256;
+
+/// Something that was said.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Exported {
+    /// Of one answer.
+    Feedback(Generation, StoredFeedback),
+    /// Of two.
+    Preference(StoredPair),
+}
+
+impl Exported {
+    /// The prompt that it is about, as the model saw it.
+    pub fn prompt(&self) -> &[TokenId] {
+        match self {
+            Exported::Feedback(generation, _) => &generation.prompt,
+            Exported::Preference(pair) => &pair.prompt,
+        }
+    }
+}
+
+/// A ledger that is only read; an engine may hold the folder meanwhile.
+pub struct LedgerReader {
+    db: Connection,
+}
+
+impl LedgerReader {
+    /// Opens the ledger of a data folder.
+    ///
+    /// # Errors
+    /// `Io` if there is none or it can't be read, `Unsupported` if it is of another format.
+    pub fn open(dir: &Path) -> Result<Self> {
+        let path = dir.join("ledger.sqlite3");
+        let open = || {
+            let db = schema::open_reader(&path)?;
+            schema::check_format(&db)?;
+            Ok(Self { db })
+        };
+        open().map_err(|e: Error| e.context(format!("opening {}", path.display())))
+    }
+
+    /// SHA-256 of the base model that it belongs to.
+    ///
+    /// # Errors
+    /// `Io` if it can't be read.
+    pub fn model_fingerprint(&self) -> Result<Option<String>> {
+        rows::meta(&self.db, META_MODEL_SHA256)
+    }
+
+    /// Calls `each` with all feedback and then all preferences, oldest first.
+    ///
+    /// # Errors
+    /// `Io` if it can't be read, and those of `each`.
+    pub fn for_each(&self, each: &mut dyn FnMut(&Exported) -> Result<()>) -> Result<()> {
+        let mut last = 0;
+        loop {
+            let page = rows::feedback_page(&self.db, last, PAGE)?;
+            let Some((_, newest)) = page.last() else { break };
+            last = newest.feedback_id;
+            for (generation, feedback) in page {
+                each(&Exported::Feedback(generation, feedback))?;
+            }
+        }
+        let mut last = 0;
+        loop {
+            let page = rows::preference_page(&self.db, last, PAGE)?;
+            let Some((newest, _)) = page.last() else { return Ok(()) };
+            last = *newest;
+            for (_, pair) in page {
+                each(&Exported::Preference(pair))?;
+            }
+        }
+    }
+}

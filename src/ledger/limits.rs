@@ -1,0 +1,307 @@
+//! How much of what is said counts, so that nobody bends the model alone. Everything is kept; marks say what teaches. Never looks
+//! at what an answer says.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use rusqlite::{Connection, OptionalExtension};
+use serde::{Deserialize, Serialize};
+
+use super::{rows, use_count};
+use crate::error::{Error, Result};
+use crate::types::{NewFeedback, Signal, UnixMillis, unix_millis};
+
+const HOUR_MS: UnixMillis = 3_600_000;
+/// Most earlier ratings of an answer that a new one is compared with.
+const COMPARED: u32 = 16;
+
+/// What counts. The default counts everything. Limits of share and time begin with the second user: where one person is the only
+/// one, there is nobody to protect. Feedback without a user is taken as one user's.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Rules {
+    /// Pieces of feedback of one user in a clock hour that count; 0 is no limit.
+    pub hourly: u32,
+    /// Largest share of one user in a batch; 1 is no limit.
+    pub share: f64,
+    /// How long feedback waits before it is used, in milliseconds.
+    pub delay_ms: u64,
+    /// Whether what a user says again of the same answer to the same prompt, in the same words, counts once while it waits.
+    pub duplicates_once: bool,
+    /// Comparisons with others after which a user can be flagged; 0 flags nobody.
+    pub flag_after: u32,
+    /// Share of comparisons that must disagree.
+    pub flag_share: f64,
+    /// Named signals that teach.
+    pub signals: BTreeSet<String>,
+    /// Whether corrections teach as samples.
+    pub corrections: bool,
+}
+
+impl Default for Rules {
+    fn default() -> Self {
+        Self {
+            hourly: 0,
+            share: 1.0,
+            delay_ms: 0,
+            duplicates_once: false,
+            flag_after: 0,
+            flag_share: 1.0,
+            signals: BTreeSet::new(),
+            corrections: false,
+        }
+    }
+}
+
+/// What a person decided about a user whose feedback was held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ReviewVerdict {
+    /// Their feedback counts, whatever others say.
+    Trust,
+    /// It waits.
+    Hold,
+    /// What waits is left out, and what comes later too.
+    Reject,
+}
+
+impl ReviewVerdict {
+    fn as_str(self) -> &'static str {
+        match self {
+            ReviewVerdict::Trust => "trust",
+            ReviewVerdict::Hold => "hold",
+            ReviewVerdict::Reject => "reject",
+        }
+    }
+}
+
+/// A user on the review list.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReviewEntry {
+    /// Who.
+    pub user: String,
+    /// Ratings that could be compared with another user's of the same answer.
+    pub compared: u64,
+    /// Those of the other sign.
+    pub disagreed: u64,
+    /// Pieces of their feedback that wait.
+    pub waiting: u64,
+    /// What was decided last; `None` if nobody has looked.
+    pub verdict: Option<ReviewVerdict>,
+}
+
+/// Why a piece of feedback that could teach doesn't, if so.
+pub(super) fn left_out(db: &Connection, rules: &Rules, f: &NewFeedback, content: i64) -> Result<Option<&'static str>> {
+    if let Some(user) = &f.user
+        && verdict(db, user)? == Some(ReviewVerdict::Reject)
+    {
+        return Ok(Some("user rejected"));
+    }
+    if rules.duplicates_once && is_duplicate(db, f, content)? {
+        return Ok(Some("duplicate"));
+    }
+    if rules.hourly > 0 && has_others(db, f.user.as_deref())? {
+        let hour = rows::signed(unix_millis() / HOUR_MS * HOUR_MS);
+        let counted: u32 = db
+            .prepare_cached(
+                "SELECT count(*) FROM (SELECT 1 FROM feedback INDEXED BY feedback_of_user
+                 WHERE user IS ?1 AND created >= ?2 AND teaches = 1 LIMIT ?3)",
+            )?
+            .query_row((&f.user, hour, rules.hourly), |row| row.get(0))?;
+        if counted >= rules.hourly {
+            return Ok(Some("over the user's limit of this hour"));
+        }
+    }
+    Ok(None)
+}
+
+fn is_duplicate(db: &Connection, f: &NewFeedback, content: i64) -> Result<bool> {
+    let (rating, correction, signal) = super::parts(&f.signal);
+    let mut earlier = db.prepare_cached(
+        "SELECT 1 FROM feedback f JOIN generations g ON g.seq = f.generation
+         WHERE f.content = ?1 AND f.teaches = 1 AND f.batch IS NULL AND f.user IS ?2 AND f.rating IS ?3
+         AND f.correction IS ?4 AND f.signal IS ?5 AND g.id <> ?6 LIMIT 1",
+    )?;
+    Ok(earlier.exists((content, &f.user, rating, correction, signal, &f.generation_id.0))?)
+}
+
+/// Whether anyone but `user` ever said anything.
+fn has_others(db: &Connection, user: Option<&str>) -> Result<bool> {
+    for order in ["ASC", "DESC"] {
+        let end: Option<Option<String>> = db
+            .prepare_cached(&format!("SELECT user FROM feedback ORDER BY user {order} LIMIT 1"))?
+            .query_row([], |row| row.get(0))
+            .optional()?;
+        if end.is_some_and(|end| end.as_deref() != user) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// Counts how a rating agrees with other users' of the same answer, for both sides. `content` is what it is about.
+pub(super) fn compare(db: &Connection, f: &NewFeedback, content: i64) -> Result<()> {
+    let (Signal::Rating(rating), Some(user)) = (&f.signal, &f.user) else { return Ok(()) };
+    let again = db
+        .prepare_cached("SELECT 1 FROM feedback WHERE content = ?1 AND user = ?2 AND rating IS NOT NULL LIMIT 1")?
+        .exists((content, user))?;
+    if again || *rating == 0.0 {
+        return Ok(());
+    }
+    let mut select = db.prepare_cached(
+        "SELECT user, rating FROM feedback WHERE content = ?1 AND rating IS NOT NULL AND user IS NOT NULL AND user <> ?2
+         ORDER BY id DESC LIMIT ?3",
+    )?;
+    let others = select.query_map((content, user, COMPARED), |row| Ok((row.get(0)?, row.get(1)?)))?;
+    let mut last: BTreeMap<String, f64> = BTreeMap::new();
+    for other in others {
+        let (other, value) = other?;
+        last.entry(other).or_insert(value);
+    }
+    last.retain(|_, value| *value != 0.0);
+    let disagree = |value: &f64| (*value > 0.0) != (*rating > 0.0);
+    let mut count = db.prepare_cached(
+        "INSERT INTO agreement (user, compared, disagreed) VALUES (?1, ?2, ?3) ON CONFLICT (user)
+         DO UPDATE SET compared = compared + excluded.compared, disagreed = disagreed + excluded.disagreed",
+    )?;
+    for (other, value) in &last {
+        count.execute((other, 1, disagree(value)))?;
+    }
+    if !last.is_empty() {
+        count.execute((user, last.len() as i64, last.values().filter(|v| disagree(v)).count() as i64))?;
+    }
+    Ok(())
+}
+
+fn verdict(db: &Connection, user: &str) -> Result<Option<ReviewVerdict>> {
+    let mut select = db.prepare_cached("SELECT verdict FROM reviews WHERE user = ?1 ORDER BY id DESC LIMIT 1")?;
+    let word: Option<String> = select.query_row([user], |row| row.get(0)).optional()?;
+    let known = |word: String| {
+        let all = [ReviewVerdict::Trust, ReviewVerdict::Hold, ReviewVerdict::Reject];
+        let found = all.into_iter().find(|v| v.as_str() == word);
+        found.ok_or_else(|| Error::io(format!("the ledger is damaged: unknown verdict {word:?}")))
+    };
+    word.map(known).transpose()
+}
+
+/// Users whose feedback waits for a person: flagged ones and those on hold, with what was decided.
+pub(super) fn reviews(db: &Connection, rules: &Rules) -> Result<Vec<ReviewEntry>> {
+    let mut select = db.prepare_cached(
+        "SELECT user, compared, disagreed FROM agreement
+         WHERE ?1 > 0 AND compared >= ?1 AND disagreed > ?2 * compared
+         UNION SELECT r.user, coalesce(a.compared, 0), coalesce(a.disagreed, 0)
+         FROM (SELECT DISTINCT user FROM reviews) r LEFT JOIN agreement a ON a.user = r.user ORDER BY 1",
+    )?;
+    let mut waiting = db.prepare_cached(
+        "SELECT count(*) FROM feedback INDEXED BY feedback_of_user WHERE user = ?1 AND teaches = 1 AND batch IS NULL",
+    )?;
+    let mut found = Vec::new();
+    let mut rows = select.query((rules.flag_after, rules.flag_share))?;
+    while let Some(row) = rows.next()? {
+        let user: String = row.get(0)?;
+        let (compared, disagreed): (i64, i64) = (row.get(1)?, row.get(2)?);
+        let waiting: i64 = waiting.query_row([&user], |row| row.get(0))?;
+        let verdict = verdict(db, &user)?;
+        let count = |n: i64| n.max(0).cast_unsigned();
+        let (compared, disagreed, waiting) = (count(compared), count(disagreed), count(waiting));
+        found.push(ReviewEntry { user, compared, disagreed, waiting, verdict });
+    }
+    Ok(found)
+}
+
+/// Users whose feedback is not used: flagged and not trusted, or on hold.
+pub(super) fn held(db: &Connection, rules: &Rules) -> Result<BTreeSet<String>> {
+    let all = reviews(db, rules)?;
+    Ok(all.into_iter().filter(|e| e.verdict != Some(ReviewVerdict::Trust)).map(|e| e.user).collect())
+}
+
+/// Records a decision; returns how many answers have nothing waiting any more.
+pub(super) fn review(db: &Connection, user: &str, verdict: ReviewVerdict) -> Result<u64> {
+    db.prepare_cached("INSERT INTO reviews (user, verdict, created) VALUES (?1, ?2, ?3)")?.execute((
+        user,
+        verdict.as_str(),
+        rows::signed(unix_millis()),
+    ))?;
+    if verdict != ReviewVerdict::Reject {
+        return Ok(0);
+    }
+    use_count(db, user, |db| {
+        let mark = "UPDATE feedback SET teaches = 0, left_out = 'user rejected'
+                    WHERE user = ?1 AND teaches = 1 AND batch IS NULL";
+        db.prepare_cached(mark)?.execute([user])?;
+        Ok(())
+    })
+}
+
+/// Which waiting feedback makes the next batch: rows by answer, the oldest answers first, at most `max` answers.
+pub(super) fn choose(db: &Connection, max: usize, rules: &Rules) -> Result<Vec<(i64, Vec<i64>)>> {
+    let held = held(db, rules)?;
+    if rules.share >= 1.0 || lone(db)? {
+        return scan(db, max, usize::MAX, rules, &held);
+    }
+    // The share is of what the batch comes to be: a smaller batch lowers the cap, which may make it smaller still.
+    let mut size = max;
+    loop {
+        let cap = ((rules.share * size as f64) as usize).max(1);
+        let chosen = scan(db, max, cap, rules, &held)?;
+        if chosen.len() >= size || cap == 1 {
+            return Ok(chosen);
+        }
+        size = chosen.len();
+    }
+}
+
+fn scan(
+    db: &Connection,
+    max: usize,
+    cap: usize,
+    rules: &Rules,
+    held: &BTreeSet<String>,
+) -> Result<Vec<(i64, Vec<i64>)>> {
+    let ripe = rows::signed(unix_millis().saturating_sub(rules.delay_ms));
+    let mut select = db.prepare_cached(
+        "SELECT generation, id, user FROM feedback INDEXED BY feedback_unused
+         WHERE teaches = 1 AND batch IS NULL AND created <= ?1 ORDER BY generation, id",
+    )?;
+    let mut rows = select.query([ripe])?;
+    let mut taken: BTreeMap<Option<String>, usize> = BTreeMap::new();
+    let mut chosen: Vec<(i64, Vec<i64>)> = Vec::new();
+    // Users that this answer was counted for.
+    let mut counted: BTreeSet<Option<String>> = BTreeSet::new();
+    while let Some(row) = rows.next()? {
+        let (answer, id, user): (i64, i64, Option<String>) = (row.get(0)?, row.get(1)?, row.get(2)?);
+        let fresh = chosen.last().is_none_or(|(last, _)| *last != answer);
+        if fresh && chosen.len() == max {
+            break;
+        }
+        if user.as_ref().is_some_and(|user| held.contains(user)) {
+            continue;
+        }
+        if fresh {
+            counted.clear();
+        }
+        if !counted.contains(&user) {
+            let count = taken.entry(user.clone()).or_default();
+            if *count >= cap {
+                continue;
+            }
+            *count += 1;
+            counted.insert(user);
+        }
+        match chosen.last_mut() {
+            Some((_, ids)) if !fresh => ids.push(id),
+            _ => chosen.push((answer, vec![id])),
+        }
+    }
+    Ok(chosen)
+}
+
+/// Whether one user said all there is.
+fn lone(db: &Connection) -> Result<bool> {
+    let first: Option<Option<String>> = db
+        .prepare_cached("SELECT user FROM feedback ORDER BY user LIMIT 1")?
+        .query_row([], |row| row.get(0))
+        .optional()?;
+    match first {
+        Some(user) => Ok(!has_others(db, user.as_deref())?),
+        None => Ok(true),
+    }
+}

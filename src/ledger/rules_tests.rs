@@ -1,0 +1,256 @@
+//! Whose word counts, and what is left once somebody is forgotten.
+
+use super::tests::{answer, id, open, rating, record, version};
+use super::*;
+
+fn ledger(rules: Rules) -> (tempfile::TempDir, Ledger) {
+    let dir = tempfile::tempdir().unwrap();
+    let ledger = Ledger::open_with(dir.path(), rules).unwrap();
+    (dir, ledger)
+}
+
+/// Records an answer of its own content.
+fn fresh(ledger: &Ledger, name: &str) {
+    let response = name.bytes().map(u32::from).collect();
+    record(ledger, Generation { response, user: None, ..answer(name) }).unwrap();
+}
+
+fn say(ledger: &Ledger, name: &str, user: &str, value: f64) -> FeedbackReceipt {
+    ledger.add_feedback(&NewFeedback { user: Some(user.into()), ..rating(name, value) }).unwrap()
+}
+
+fn names(batch: &[RatedGeneration]) -> Vec<&str> {
+    batch.iter().map(|r| r.generation.id.0.as_str()).collect()
+}
+
+#[test]
+fn one_user_fills_at_most_their_share_of_a_batch_once_there_are_others() {
+    let (_dir, ledger) = ledger(Rules { share: 0.25, ..Rules::default() });
+    for n in 0..8 {
+        fresh(&ledger, &format!("m{n}"));
+        say(&ledger, &format!("m{n}"), "mallory", 1.0);
+    }
+    assert_eq!(ledger.pending_batch(8).unwrap().len(), 8, "nobody else is there to protect");
+    for n in 0..3 {
+        fresh(&ledger, &format!("a{n}"));
+        say(&ledger, &format!("a{n}"), &format!("ann{n}"), 1.0);
+    }
+    let batch = ledger.pending_batch(8).unwrap();
+    assert_eq!(names(&batch), ["m0", "a0", "a1", "a2"], "a quarter of what it comes to be");
+    assert_eq!(ledger.pending_ratings(), 11, "what doesn't fit waits");
+}
+
+#[test]
+fn what_is_over_a_users_limit_of_the_hour_is_kept_and_does_not_count() {
+    let (_dir, ledger) = ledger(Rules { hourly: 2, ..Rules::default() });
+    fresh(&ledger, "a");
+    say(&ledger, "a", "ann", 1.0);
+    let said: Vec<_> = (0..4)
+        .map(|n| {
+            fresh(&ledger, &format!("m{n}"));
+            say(&ledger, &format!("m{n}"), "mallory", -1.0).left_out
+        })
+        .collect();
+    let over = Some("over the user's limit of this hour".to_owned());
+    assert_eq!(said, [None, None, over.clone(), over.clone()]);
+    assert_eq!(names(&ledger.pending_batch(9).unwrap()), ["a", "m0", "m1"]);
+    let kept = ledger.feedback_of(&id("m3")).unwrap();
+    assert_eq!((&kept[0].signal, &kept[0].left_out), (&Signal::Rating(-1.0), &over));
+    let f = NewFeedback { user: Some("mallory".into()), ..rating("m3", -1.0) };
+    assert_eq!(ledger.import_feedback(&f).unwrap().left_out, None, "an operator brings in what they like");
+}
+
+#[test]
+fn the_same_word_of_the_same_answer_counts_once_while_it_waits() {
+    let (_dir, ledger) = ledger(Rules { duplicates_once: true, ..Rules::default() });
+    // The same tokens to the same prompt, twice.
+    for name in ["a", "b"] {
+        record(&ledger, answer(name)).unwrap();
+    }
+    assert_eq!(say(&ledger, "a", "ann", 1.0).left_out, None);
+    assert_eq!(say(&ledger, "b", "ann", 1.0).left_out, Some("duplicate".into()));
+    assert_eq!(say(&ledger, "b", "bob", 1.0).left_out, None);
+    let batch = ledger.pending_batch(9).unwrap();
+    assert_eq!((names(&batch), batch[1].feedback_ids.len()), (vec!["a", "b"], 1));
+    let used: Vec<u64> = batch.iter().flat_map(|r| r.feedback_ids.clone()).collect();
+    ledger.commit_version(&version(1, 0), &used, &[]).unwrap();
+    assert_eq!(say(&ledger, "b", "ann", 1.0).left_out, None, "said again after it was used, it is news");
+}
+
+#[test]
+fn several_users_of_one_answer_count_by_their_mean_and_each_by_their_last_word() {
+    let (_dir, ledger) = open();
+    fresh(&ledger, "a");
+    for (user, value) in [("ann", -1.0), ("bob", -0.5), ("ann", 1.0)] {
+        say(&ledger, "a", user, value);
+    }
+    let batch = ledger.pending_batch(9).unwrap();
+    assert_eq!((batch[0].rating, batch[0].feedback_ids.len()), (Some(0.25), 3));
+}
+
+#[test]
+fn a_user_who_disagrees_with_everyone_waits_until_somebody_decides() {
+    let rules = Rules { flag_after: 3, flag_share: 0.6, ..Rules::default() };
+    let (dir, ledger) = ledger(rules.clone());
+    for n in 0..4 {
+        let name = format!("g{n}");
+        fresh(&ledger, &name);
+        for user in ["ann", "bob"] {
+            say(&ledger, &name, user, 1.0);
+        }
+        say(&ledger, &name, "mallory", -1.0);
+        // Said again it is no second comparison.
+        say(&ledger, &name, "mallory", -0.5);
+    }
+    let list = ledger.reviews().unwrap();
+    let expected = ReviewEntry { user: "mallory".into(), compared: 8, disagreed: 8, waiting: 8, verdict: None };
+    assert_eq!(list, [expected.clone()]);
+    let ratings = |ledger: &Ledger| ledger.pending_batch(9).unwrap().iter().map(|r| r.rating).collect::<Vec<_>>();
+    assert_eq!(ratings(&ledger), [Some(1.0); 4]);
+
+    ledger.review("mallory", ReviewVerdict::Trust).unwrap();
+    assert_eq!(ratings(&ledger), [Some(0.5); 4]);
+    drop(ledger);
+    let ledger = Ledger::open_with(dir.path(), rules).unwrap();
+    assert_eq!(ledger.reviews().unwrap()[0].verdict, Some(ReviewVerdict::Trust));
+    ledger.review("mallory", ReviewVerdict::Reject).unwrap();
+    assert_eq!(ratings(&ledger), [Some(1.0); 4]);
+    fresh(&ledger, "later");
+    assert_eq!(say(&ledger, "later", "mallory", 1.0).left_out, Some("user rejected".into()));
+    assert_eq!(ledger.pending_ratings(), 4);
+    assert_eq!(ledger.feedback_of(&id("g0")).unwrap().len(), 4, "all is kept");
+}
+
+#[test]
+fn feedback_in_quarantine_waits_and_is_used_once_it_is_ripe() {
+    let rules = Rules { delay_ms: 300, ..Rules::default() };
+    let (_dir, ledger) = ledger(rules);
+    fresh(&ledger, "a");
+    say(&ledger, "a", "ann", 1.0);
+    assert_eq!((ledger.pending_ratings(), ledger.pending_batch(9).unwrap().len()), (1, 0));
+    std::thread::sleep(std::time::Duration::from_millis(350));
+    assert_eq!(ledger.pending_batch(9).unwrap().len(), 1);
+}
+
+#[test]
+fn signals_corrections_and_remarks_are_kept_and_teach_as_the_rules_say() {
+    let rules = Rules { signals: ["copied".to_owned()].into(), corrections: true, ..Rules::default() };
+    let (_dir, ledger) = ledger(rules);
+    for name in ["a", "b", "c"] {
+        fresh(&ledger, name);
+    }
+    let add = |name: &str, signal: Signal, comment: Option<&str>| {
+        ledger.add_feedback(&NewFeedback { signal, comment: comment.map(str::to_owned), ..rating(name, 0.0) })
+    };
+    add("a", Signal::Named("copied".into()), None).unwrap();
+    add("a", Signal::Named("copied".into()), None).unwrap();
+    add("a", Signal::Correction("better".into()), None).unwrap();
+    add("b", Signal::Named("unheard".into()), None).unwrap();
+    add("c", Signal::Comment, Some("hm")).unwrap();
+    assert!(add("c", Signal::Comment, None).is_err());
+    assert!(add("c", Signal::Named("x".repeat(65)), None).is_err());
+    let batch = ledger.pending_batch(9).unwrap();
+    assert_eq!((names(&batch), batch[0].rating), (vec!["a"], None));
+    assert_eq!((&batch[0].signals[..], batch[0].correction.as_deref()), (&["copied".to_owned()][..], Some("better")));
+    assert_eq!(ledger.feedback_of(&id("c")).unwrap()[0].comment.as_deref(), Some("hm"));
+    let pairs = ledger.pairs().unwrap();
+    assert_eq!(pairs.len(), 1);
+    assert_eq!(pairs[0].chosen, PairAnswer::Text("better".into()));
+}
+
+#[test]
+fn what_made_a_sample_is_on_record_and_answers_nobody_rated_are_found() {
+    let (_dir, ledger) = open();
+    for name in ["a", "b", "c"] {
+        fresh(&ledger, name);
+    }
+    let used = ledger.add_feedback(&rating("a", 1.0)).unwrap().feedback_id;
+    assert_eq!(names(&ledger.unrated(9, PolicyVersion(0)).unwrap()), ["c", "b"]);
+    let term = Term { name: "model".into(), value: 0.5, weight: 2.0, raw: Some(-3.25) };
+    let score = Score { score: 1.0, terms: vec![term] };
+    let sample = |name: &str| SampleRecord { generation_id: id(name), kind: SampleKind::Answer, score: score.clone() };
+    ledger.commit_version(&version(1, 0), &[used], &[sample("a"), sample("c")]).unwrap();
+    let stored = StoredSample { version: Some(PolicyVersion(1)), kind: SampleKind::Answer, score: score.clone() };
+    assert_eq!(ledger.samples_of(&id("c")).unwrap(), [stored]);
+    assert_eq!(ledger.samples_of(&id("b")).unwrap(), []);
+    assert_eq!(names(&ledger.unrated(9, PolicyVersion(0)).unwrap()), ["b"]);
+    assert_eq!(ledger.unrated(9, PolicyVersion(1)).unwrap(), []);
+}
+
+/// Whether any file of the folder holds these bytes.
+fn on_disk(dir: &Path, words: &[u8]) -> bool {
+    std::fs::read_dir(dir).unwrap().any(|entry| {
+        let bytes = std::fs::read(entry.unwrap().path()).unwrap();
+        bytes.windows(words.len()).any(|window| window == words)
+    })
+}
+
+#[test]
+fn a_forgotten_users_words_are_gone_from_the_disk_and_others_stay() {
+    let (dir, ledger) = ledger(Rules { flag_after: 1, ..Rules::default() });
+    let of = |name: &str, user: &str, text: &str| Generation {
+        text: text.into(),
+        prompt: text.bytes().map(u32::from).collect(),
+        user: Some(user.into()),
+        ..answer(name)
+    };
+    record(&ledger, of("hers", "ann", "SECRET-OF-ANN")).unwrap();
+    record(&ledger, of("his", "bob", "words of bob")).unwrap();
+    let say = |name: &str, user: &str, signal: Signal, comment: &str| {
+        let comment = Some(comment.to_owned());
+        ledger.add_feedback(&NewFeedback { signal, user: Some(user.into()), comment, generation_id: id(name) }).unwrap()
+    };
+    say("hers", "bob", Signal::Rating(1.0), "QUOTES-ANN");
+    say("his", "ann", Signal::Correction("ANN-CORRECTS".into()), "ANN-REMARKS");
+    say("his", "ann", Signal::Rating(1.0), "ANN-RATES");
+    let last = say("his", "bob", Signal::Rating(-1.0), "bob rates").feedback_id;
+    ledger.add_preference(&id("his"), &id("hers"), Some("bob")).unwrap();
+    assert_eq!(ledger.pending_ratings(), 2);
+    let words: [&[u8]; 5] = [b"SECRET-OF-ANN", b"QUOTES-ANN", b"ANN-CORRECTS", b"ANN-REMARKS", b"ANN-RATES"];
+    assert!(words.iter().all(|words| on_disk(dir.path(), words)));
+
+    let gone = ledger.forget("ann").unwrap();
+    assert_eq!(gone, Forgotten { generations: 1, feedback: 3, preferences: 1, samples: 0 });
+    assert!(words.iter().all(|words| !on_disk(dir.path(), words)), "words of hers are still on disk");
+    let prompt: Vec<u8> = "SECRET-OF-ANN".bytes().flat_map(|b| u32::from(b).to_le_bytes()).collect();
+    assert!(!on_disk(dir.path(), &prompt), "her prompt's tokens are still on disk");
+    assert_eq!(ledger.generation(&id("hers")).unwrap(), None);
+    let batch = ledger.pending_batch(9).unwrap();
+    assert_eq!((names(&batch), batch[0].rating, ledger.pending_ratings()), (vec!["his"], Some(-1.0), 1));
+    assert!(say("his", "bob", Signal::Rating(0.5), "again").feedback_id > last, "numbers of feedback only grow");
+    assert_eq!(ledger.forget("nobody").unwrap(), Forgotten::default());
+}
+
+#[test]
+fn a_ledger_of_the_first_format_is_brought_along_with_its_feedback() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("ledger.sqlite3");
+    {
+        let db = Connection::open(&path).unwrap();
+        db.execute_batch(schema::first_format()).unwrap();
+        db.pragma_update(None, "user_version", 1).unwrap();
+        db.execute_batch(
+            "INSERT INTO generations VALUES (1, 'g', 0, x'01000000', x'02000000', 't', '{}', 'stop', 'ann', 5);
+             INSERT INTO feedback VALUES (7, 1, 0.5, NULL, 1, 'ann', 'ok', 6, NULL);
+             INSERT INTO feedback VALUES (9, 1, NULL, 'c', 0, NULL, NULL, 6, NULL);",
+        )
+        .unwrap();
+    }
+    assert!(LedgerReader::open(dir.path()).err().unwrap().message().contains("has format 1, expected 2"));
+    let ledger = Ledger::open(dir.path()).unwrap();
+    assert_eq!(ledger.pending_ratings(), 1);
+    let kept = ledger.feedback_of(&id("g")).unwrap();
+    assert_eq!((kept[0].feedback_id, kept[0].signal.clone()), (7, Signal::Rating(0.5)));
+    assert_eq!((kept[1].feedback_id, kept[1].signal.clone()), (9, Signal::Correction("c".into())));
+    assert_eq!(ledger.add_feedback(&rating("g", 1.0)).unwrap().feedback_id, 10);
+
+    let mut seen = Vec::new();
+    let reader = LedgerReader::open(dir.path()).unwrap();
+    reader
+        .for_each(&mut |said| {
+            seen.push(said.prompt().to_vec());
+            Ok(())
+        })
+        .unwrap();
+    assert_eq!(seen, [[1], [1], [1]]);
+}

@@ -1,0 +1,146 @@
+//! Reads tools and the conversations that use them. Never runs a tool.
+
+use serde_json::{Map, Value, json};
+
+use super::{Fields, kind, shown, text_of_part};
+use crate::error::{Error, Result};
+
+/// Most tools of a request.
+const TOOLS: usize = 64;
+/// Longest name of a tool, in bytes.
+const NAME_BYTES: usize = 64;
+/// Members of a message that a template may want.
+const KEPT: [&str; 4] = ["role", "name", "tool_call_id", "reasoning_content"];
+
+/// What a request says of tools.
+#[derive(Default)]
+pub(super) struct Tools {
+    /// As the template gets them.
+    pub(super) given: Vec<Value>,
+    pub(super) names: Vec<String>,
+    /// The schema of a call, where one is demanded.
+    pub(super) forced: Option<Value>,
+}
+
+/// Takes `tools` and `tool_choice`.
+pub(super) fn take(fields: &mut Fields) -> Result<Tools> {
+    let given = match fields.take("tools") {
+        None => Vec::new(),
+        Some(Value::Array(items)) if items.len() <= TOOLS => items,
+        Some(Value::Array(items)) => {
+            return Err(Error::arg(format!("tools has {} entries, expected at most {TOOLS}", items.len())));
+        }
+        Some(other) => return Err(Error::arg(format!("tools is {}, expected an array", kind(&other)))),
+    };
+    let functions = given.iter().enumerate();
+    let functions: Vec<(String, Value)> = functions
+        .map(|(i, tool)| function(tool).map_err(|e| e.context(format!("tools[{i}]"))))
+        .collect::<Result<_>>()?;
+    let names: Vec<String> = functions.iter().map(|(name, _)| name.clone()).collect();
+    let call = |choice: &str| -> Value {
+        let wanted = functions.iter().filter(|(name, _)| choice.is_empty() || name == choice);
+        let calls = wanted.map(|(name, parameters)| {
+            json!({"type": "object", "properties": {"name": {"const": name}, "arguments": parameters},
+                "required": ["name", "arguments"], "additionalProperties": false})
+        });
+        json!({"anyOf": calls.collect::<Vec<_>>()})
+    };
+    let expected =
+        "expected \"none\", \"auto\", \"required\" or {\"type\": \"function\", \"function\": {\"name\": ...}}";
+    let forced = match fields.take("tool_choice") {
+        None => None,
+        Some(Value::String(choice)) => match choice.as_str() {
+            "none" => return Ok(Tools::default()),
+            "auto" => None,
+            "required" if functions.is_empty() => {
+                return Err(Error::arg("tool_choice is required, but there are no tools"));
+            }
+            "required" => Some(call("")),
+            _ => return Err(Error::arg(format!("tool_choice is not known, {expected}"))),
+        },
+        Some(choice) => match choice["function"]["name"].as_str() {
+            Some(name) if names.iter().any(|known| known == name) => Some(call(name)),
+            Some(_) => return Err(Error::arg("tool_choice names a tool that is not among the tools")),
+            None => return Err(Error::arg(format!("tool_choice is {}, {expected}", kind(&choice)))),
+        },
+    };
+    Ok(Tools { given, names, forced })
+}
+
+/// Name and parameters of a function.
+fn function(tool: &Value) -> Result<(String, Value)> {
+    if tool["type"] != "function" {
+        return Err(Error::arg("its type is not function, which is the only one that is known"));
+    }
+    let function = &tool["function"];
+    let Some(name) = function["name"].as_str() else { return Err(Error::arg("function.name is missing")) };
+    let plain = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-' || c == '.';
+    if name.is_empty() || name.len() > NAME_BYTES || !name.chars().all(plain) {
+        let expected = format!("1 to {NAME_BYTES} letters, digits, _, - and .");
+        return Err(Error::arg(format!("function.name has other characters or is too long, expected {expected}")));
+    }
+    match &function["parameters"] {
+        Value::Null => Ok((name.to_owned(), json!({"type": "object", "properties": {}}))),
+        schema @ Value::Object(_) => Ok((name.to_owned(), schema.clone())),
+        other => Err(Error::arg(format!("function.parameters is {}, expected a JSON schema", kind(other)))),
+    }
+}
+
+/// Whether a message holds what only conversations with tools hold.
+pub(super) fn speak_of_tools(messages: &Value) -> bool {
+    let Value::Array(items) = messages else { return false };
+    items.iter().any(|m| m["role"] == "tool" || m["tool_calls"].as_array().is_some_and(|calls| !calls.is_empty()))
+}
+
+/// The messages as templates know them: content is text, and arguments of calls are objects.
+pub(super) fn messages_of(messages: Value) -> Result<Vec<Value>> {
+    let Value::Array(items) = messages else {
+        return Err(Error::arg(format!("messages is {}, expected an array of messages", shown(&messages))));
+    };
+    let message = |(i, item)| message(item).map_err(|e: Error| e.context(format!("messages[{i}]")));
+    items.into_iter().enumerate().map(message).collect()
+}
+
+fn message(item: Value) -> Result<Value> {
+    let Value::Object(mut map) = item else {
+        return Err(Error::arg(format!("it is {}, expected an object with role and content", shown(&item))));
+    };
+    let mut message = Map::new();
+    for key in KEPT {
+        match map.shift_remove(key) {
+            Some(Value::String(text)) => drop(message.insert(key.into(), text.into())),
+            None | Some(Value::Null) if key != "role" => {}
+            None | Some(Value::Null) => return Err(Error::arg("role is missing")),
+            Some(other) => return Err(Error::arg(format!("{key} is {}, expected a string", kind(&other)))),
+        }
+    }
+    let content = match map.shift_remove("content") {
+        None | Some(Value::Null) => String::new(),
+        Some(Value::String(text)) => text,
+        Some(Value::Array(parts)) => parts.into_iter().map(text_of_part).collect::<Result<String>>()?,
+        Some(other) => return Err(Error::arg(format!("content is {}, expected a string or parts", kind(&other)))),
+    };
+    message.insert("content".into(), content.into());
+    match map.shift_remove("tool_calls") {
+        None | Some(Value::Null) => {}
+        Some(Value::Array(calls)) => {
+            let calls = calls.into_iter().map(call).collect::<Result<Vec<_>>>()?;
+            message.insert("tool_calls".into(), calls.into());
+        }
+        Some(other) => return Err(Error::arg(format!("tool_calls is {}, expected an array", kind(&other)))),
+    }
+    Ok(message.into())
+}
+
+fn call(mut call: Value) -> Result<Value> {
+    if !call["function"]["name"].is_string() {
+        return Err(Error::arg("tool_calls has an entry without function.name"));
+    }
+    // In the API they are JSON in a string.
+    if let Some(parsed) = call["function"]["arguments"].as_str().and_then(|text| serde_json::from_str(text).ok())
+        && let Value::Object(_) = parsed
+    {
+        call["function"]["arguments"] = parsed;
+    }
+    Ok(call)
+}

@@ -1,0 +1,76 @@
+//! What clients feel, counted: time to the first token, gaps between tokens, requests refused. Decides nothing.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+/// Upper ends of the buckets, in seconds; one more bucket takes what is longer.
+pub const BOUNDS_SECONDS: [f64; 12] = [0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24];
+
+/// Durations since the start, by length.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Durations {
+    /// How many were at most [`BOUNDS_SECONDS`] long and longer than the bound before; the last is of those beyond all bounds.
+    pub counts: [u64; BOUNDS_SECONDS.len() + 1],
+    /// Their sum, in seconds.
+    pub sum_seconds: f64,
+}
+
+impl Durations {
+    /// How many there were.
+    pub fn count(&self) -> u64 {
+        self.counts.iter().sum()
+    }
+}
+
+#[derive(Default)]
+pub(super) struct Meter {
+    counts: [AtomicU64; BOUNDS_SECONDS.len() + 1],
+    sum_nanos: AtomicU64,
+}
+
+impl Meter {
+    pub(super) fn add(&self, time: Duration) {
+        let bucket = BOUNDS_SECONDS.partition_point(|bound| *bound < time.as_secs_f64());
+        if let Some(count) = self.counts.get(bucket) {
+            count.fetch_add(1, Ordering::Relaxed);
+        }
+        self.sum_nanos.fetch_add(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+
+    pub(super) fn read(&self) -> Durations {
+        Durations {
+            counts: std::array::from_fn(|i| self.counts[i].load(Ordering::Relaxed)),
+            sum_seconds: self.sum_nanos.load(Ordering::Relaxed) as f64 / 1e9,
+        }
+    }
+}
+
+/// Shared by all requests of a scheduler.
+#[derive(Default)]
+pub(super) struct Meters {
+    /// From the submission to the first token.
+    pub(super) first_token: Meter,
+    /// From one token of an answer to the next.
+    pub(super) gap: Meter,
+    /// Requests refused because the queue was full.
+    pub(super) refused: AtomicU64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_duration_is_counted_once_in_its_bucket() {
+        let meter = Meter::default();
+        for milliseconds in [0, 5, 6, 20_000] {
+            meter.add(Duration::from_millis(milliseconds));
+        }
+        let read = meter.read();
+        assert_eq!((read.counts[0], read.counts[1], read.counts[12], read.count()), (2, 1, 1, 4));
+        assert!((read.sum_seconds - 20.011).abs() < 1e-9);
+    }
+}

@@ -1,0 +1,199 @@
+//! What the HTTP service withstands: clients that ask too much, say nothing, or leave, and its own end.
+
+use std::time::{Duration, Instant};
+
+use apa::config::HttpConfig;
+use reqwest::{Method, StatusCode};
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use crate::http::{Server, message};
+use crate::tiny::{TinySpec, vocabulary};
+
+fn tiny() -> TinySpec {
+    TinySpec::new("llama")
+}
+
+/// Answers to their full length: what ends them is banned.
+fn long(members: Value) -> Value {
+    let ends = (vocabulary().len() - 3..vocabulary().len()).map(|id| (id.to_string(), json!(-100)));
+    let mut body = json!({"prompt": "on and on", "max_tokens": 2000, "logit_bias": serde_json::Map::from_iter(ends)});
+    body.as_object_mut().unwrap().extend(members.as_object().unwrap().clone());
+    body
+}
+
+impl Server {
+    async fn raw(&self) -> TcpStream {
+        TcpStream::connect(self.url.strip_prefix("http://").unwrap()).await.unwrap()
+    }
+
+    async fn works(&self) {
+        let (status, answer) = self.post("/v1/completions", json!({"prompt": "hi", "max_tokens": 2})).await;
+        assert_eq!(status, StatusCode::OK, "{answer}");
+    }
+}
+
+/// Whether the other side closes within that time.
+async fn closes_within(stream: &mut TcpStream, seconds: u64) -> bool {
+    let mut rest = Vec::new();
+    tokio::time::timeout(Duration::from_secs(seconds), stream.read_to_end(&mut rest)).await.is_ok()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_says_nothing_or_half_a_request_is_let_go() {
+    let server = Server::of(&tiny(), |c| c.http.read_seconds = 1).await;
+    let mut silent = server.raw().await;
+    let mut half = server.raw().await;
+    half.write_all(b"GET /health HTTP/1.1\r\nhost: a\r\nx-slow: ").await.unwrap();
+    let mut body = server.raw().await;
+    body.write_all(b"POST /v1/completions HTTP/1.1\r\nhost: a\r\ncontent-length: 100\r\n\r\n{").await.unwrap();
+    let mut answer = vec![0; 12];
+    tokio::time::timeout(Duration::from_secs(20), body.read_exact(&mut answer)).await.unwrap().unwrap();
+    assert_eq!(answer, b"HTTP/1.1 408");
+    assert!(closes_within(&mut silent, 20).await && closes_within(&mut half, 20).await);
+    server.works().await;
+    server.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ten_thousand_connections_opened_and_left_keep_nobody_out() {
+    let server = Server::of(&tiny(), |c| c.http.connections = 64).await;
+    let mut left = Vec::new();
+    // As many as the limit on open files leaves the test, which is both ends.
+    let most = std::fs::read_to_string("/proc/self/limits").ok().and_then(|limits| {
+        let line = limits.lines().find(|line| line.starts_with("Max open files"))?.to_owned();
+        line.split_whitespace().nth(3)?.parse::<usize>().ok()
+    });
+    for _ in 0..most.map_or(500, |most| (most / 3).min(10_000)) {
+        left.push(server.raw().await);
+    }
+    let asked = Instant::now();
+    server.works().await;
+    assert!(asked.elapsed() < Duration::from_secs(10), "{:?}", asked.elapsed());
+    drop(left);
+    server.works().await;
+    server.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_queue_says_when_to_come_again() {
+    let server = Server::of(&tiny(), |c| (c.serve.slots, c.serve.queue, c.serve.context) = (1, 1, 1 << 16)).await;
+    let ask = |body: Value| server.client.post(format!("{}/v1/completions", server.url)).body(body.to_string()).send();
+    let running = ask(long(json!({"stream": true, "max_tokens": 60_000}))).await.unwrap();
+    let until = Instant::now() + Duration::from_secs(20);
+    while server.engine.status().running == 0 {
+        assert!(Instant::now() < until);
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let waiting = ask(long(json!({"stream": true, "max_tokens": 60_000}))).await.unwrap();
+    let refused = ask(long(json!({}))).await.unwrap();
+    assert_eq!(refused.status(), StatusCode::TOO_MANY_REQUESTS);
+    assert_eq!(refused.headers()["retry-after"], "1");
+    assert!(message(&refused.json().await.unwrap()).contains("1 requests are waiting"));
+    drop((running, waiting));
+    server.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn fifty_megabytes_are_refused_before_they_are_read() {
+    let server = Server::start().await;
+    let body = vec![b'a'; 50 << 20];
+    let sent = server.client.post(format!("{}/v1/completions", server.url)).body(body).send().await;
+    // The client may still be sending when the connection is closed on it, and then sees no answer.
+    if let Ok(answer) = sent {
+        assert_eq!(answer.status(), StatusCode::PAYLOAD_TOO_LARGE);
+    }
+    server.works().await;
+    server.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pages_of_this_machine_may_ask_and_others_only_by_name() {
+    let http = HttpConfig { origins: "https://chat.example.org".into(), ..HttpConfig::default() };
+    let server = Server::of(&tiny(), |c| c.http = http).await;
+    let ask = |method: Method, origin: &'static str| {
+        let request = server.client.request(method, format!("{}/v1/policy/rollback", server.url));
+        let asks = request.header("access-control-request-method", "POST");
+        asks.header("access-control-request-headers", "content-type,x-own").header("origin", origin).send()
+    };
+    for origin in ["http://localhost:3000", "https://chat.example.org"] {
+        let allowed = ask(Method::OPTIONS, origin).await.unwrap();
+        assert_eq!(allowed.status(), StatusCode::NO_CONTENT);
+        assert_eq!(allowed.headers()["access-control-allow-origin"], origin);
+        assert_eq!(allowed.headers()["access-control-allow-headers"], "content-type,x-own");
+        assert_eq!(ask(Method::POST, origin).await.unwrap().headers()["access-control-allow-origin"], origin);
+    }
+    for method in [Method::OPTIONS, Method::POST] {
+        let refused = ask(method, "https://example.org").await.unwrap();
+        assert_eq!(refused.status(), StatusCode::FORBIDDEN);
+        assert!(refused.headers().get("access-control-allow-origin").is_none());
+    }
+    server.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_service_that_drains_ends_what_runs_and_takes_nothing_new() {
+    let mut server = Server::of(&tiny(), |c| c.serve.context = 8192).await;
+    assert_eq!(server.get("/health").await.1["state"], "ready");
+    let request = server.client.post(format!("{}/v1/completions", server.url));
+    let mut running = request.body(long(json!({"stream": true})).to_string()).send().await.unwrap();
+    let first = running.chunk().await.unwrap().unwrap();
+    server.ask_to_stop();
+    let until = Instant::now() + Duration::from_secs(10);
+    while server.get("/health").await.0 == StatusCode::OK {
+        assert!(Instant::now() < until);
+    }
+    assert_eq!(server.get("/health").await.1["state"], "draining");
+    let (status, answer) = server.post("/v1/completions", json!({"prompt": "hi"})).await;
+    assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE, "{answer}");
+    let mut text = String::from_utf8_lossy(&first).into_owned();
+    while let Some(chunk) = running.chunk().await.unwrap() {
+        text += &String::from_utf8_lossy(&chunk);
+    }
+    assert!(text.trim_end().ends_with("data: [DONE]") && text.contains("\"finish_reason\":\"length\""), "{text}");
+    server.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_several_answers_one_that_fails_ends_alone_and_the_stream_ends() {
+    let server = Server::start().await;
+    // Begins with z, which is whole, or with q, after which nothing is allowed.
+    let grammar = "root ::= \"z\" | \"q\" [^\\x01-\\U7FFFFFFF]";
+    let bias = json!({"122": 100, "113": 100});
+    let mut mixed = 0;
+    for seed in 0..10 {
+        let body = json!({"messages": [{"role": "user", "content": "hi"}], "n": 4, "seed": seed, "stream": true,
+            "grammar": grammar, "logit_bias": bias, "stream_options": {"include_usage": true}});
+        let events = server.stream("/v1/chat/completions", body).await;
+        assert_eq!(events.last().map(String::as_str), Some("[DONE]"), "{events:?}");
+        let chunks: Vec<Value> = events[..events.len() - 1].iter().map(|e| serde_json::from_str(e).unwrap()).collect();
+        let ends: Vec<&Value> = chunks.iter().filter(|c| c["choices"][0]["finish_reason"].is_string()).collect();
+        assert_eq!(ends.len(), 4, "{chunks:?}");
+        let failed = ends.iter().filter(|c| c["choices"][0]["finish_reason"] == "error").count();
+        assert!(ends.iter().all(|c| c["error"].is_object() == (c["choices"][0]["finish_reason"] == "error")));
+        assert!(chunks.last().unwrap()["usage"]["prompt_tokens"].is_u64(), "{chunks:?}");
+        mixed += usize::from(failed > 0 && failed < 4);
+    }
+    assert!(mixed > 0);
+    server.works().await;
+    server.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_template_that_throws_and_a_context_too_short_are_the_clients_to_know() {
+    let template = "{{ raise_exception('no system role') }}";
+    let server = Server::of(&TinySpec { template, ..tiny() }, |c| {
+        (c.serve.context, c.serve.slots, c.serve.batch) = (16, 1, 16);
+    })
+    .await;
+    let chat = json!({"messages": [{"role": "user", "content": "hi"}]});
+    let (status, answer) = server.post("/v1/chat/completions", chat).await;
+    assert_eq!(status, StatusCode::BAD_REQUEST);
+    assert!(message(&answer).contains("no system role"), "{answer}");
+    let (status, answer) = server.post("/v1/completions", json!({"prompt": "x".repeat(40)})).await;
+    assert_eq!(status, StatusCode::BAD_REQUEST);
+    assert!(message(&answer).contains("the context of 16"), "{answer}");
+    server.works().await;
+    server.close().await;
+}

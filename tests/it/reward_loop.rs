@@ -1,0 +1,342 @@
+//! From feedback of every kind to samples, on a tiny model: what counts, what is on record, and what an attacker can do.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use apa::config::{Config, Dtype, RewardConfig};
+use apa::engine::{GenerateRequest, StepOutcome};
+use apa::ledger::ReviewVerdict;
+use apa::policy::{Decoder, Lora, Packed};
+use apa::reward::{Learner, Manifest, Pair, Scorer, Settings};
+use apa::types::*;
+use apa::{Code, Engine};
+use candle_core::Device;
+
+use crate::engine::{finish, open_with};
+use crate::tiny::{TinySpec, tiny_model};
+
+fn open(dir: &Path, change: impl FnOnce(&mut RewardConfig)) -> apa::Result<Engine> {
+    open_with(dir, |config: &mut Config| {
+        config.train.threads = 1;
+        config.train.device = "cpu".into();
+        config.train.dtype = Dtype::F32;
+        change(&mut config.reward);
+    })
+}
+
+fn answer(engine: &Engine, seed: u64) -> Arc<Generation> {
+    let sampling = Sampling { seed: Some(seed), ..Sampling::default() };
+    let prompt = engine.tokenize("the rain in").unwrap();
+    let stream = engine.generate(GenerateRequest { prompt, sampling, ..GenerateRequest::default() }).unwrap();
+    finish(&stream).unwrap().1
+}
+
+fn say(engine: &Engine, g: &Generation, user: &str, signal: Signal) -> FeedbackReceipt {
+    let generation_id = g.id.clone();
+    engine.feedback(NewFeedback { generation_id, signal, user: Some(user.into()), comment: None }).unwrap()
+}
+
+fn publish(engine: &Engine) -> PolicyVersion {
+    match engine.train_step().unwrap() {
+        StepOutcome::Published { version, .. } => version,
+        StepOutcome::Skipped { reason, .. } => panic!("skipped: {reason}"),
+    }
+}
+
+/// A reward model that likes token 40, in the folder.
+fn reward_model(dir: &Path) -> std::path::PathBuf {
+    let model = dir.join("tiny.gguf");
+    tiny_model(&model, &TinySpec::new("llama")).unwrap();
+    let decoder = Arc::new(Decoder::load(&model, &Device::Cpu, Dtype::F32).unwrap());
+    let pair = |i: u32| Pair { line: 0, prompt: vec![i], chosen: vec![i, 40], rejected: vec![i, 41] };
+    let pairs: Vec<Pair> = (0..16).map(pair).collect();
+    let settings = Settings { rank: 4, lr: 5e-3, batch: 4, epochs: 2, ..Settings::default() };
+    let manifest = Manifest::new(settings.clone(), decoder.fingerprint());
+    let mut learner = Learner::new(decoder, &settings, pairs.clone(), pairs, "pairs").unwrap();
+    learner.run(&|| false, &mut |_| ()).unwrap();
+    let file = dir.join("reward.gguf");
+    Scorer::new(learner.finish().unwrap(), manifest).save(&file).unwrap();
+    file
+}
+
+#[test]
+fn every_sample_says_which_terms_made_it_and_scales_survive_a_restart() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = reward_model(dir.path());
+    let settings = |c: &mut RewardConfig| {
+        c.model = Some(file.clone());
+        (c.model_weight, c.length_weight, c.length_free, c.unrated, c.correction) = (0.5, 0.1, 8, 2, 1.0);
+        // Answers are judged by the number of their line: what they say is not the point.
+        c.command = Some("awk '{print \"{\\\"score\\\": \" NR \"}\"}'".into());
+        c.user_share = 1.0;
+    };
+    let engine = open(dir.path(), settings).unwrap();
+    let answers: Vec<_> = (0..5).map(|seed| answer(&engine, seed)).collect();
+    say(&engine, &answers[0], "ann", Signal::Rating(1.0));
+    say(&engine, &answers[0], "bob", Signal::Rating(0.0));
+    say(&engine, &answers[0], "ann", Signal::Named("copied".into()));
+    say(&engine, &answers[1], "ann", Signal::Correction("it falls".into()));
+    let comment = Some("hm".to_owned());
+    let generation_id = answers[2].id.clone();
+    engine.feedback(NewFeedback { generation_id, signal: Signal::Comment, user: None, comment }).unwrap();
+    let version = publish(&engine);
+
+    let record = |n: usize| engine.generation_record(&answers[n].id).unwrap().unwrap();
+    let first = record(0);
+    assert_eq!((&first.generation, first.feedback.len()), (&*answers[0], 3));
+    let sample = &first.samples[0];
+    assert_eq!((first.samples.len(), sample.version, sample.kind), (1, Some(version), SampleKind::Answer));
+    let names: Vec<&str> = sample.score.terms.iter().map(|t| t.name.as_str()).collect();
+    assert_eq!(names, ["rating", "model", "external", "signal:copied", "length"]);
+    let sum: f64 = sample.score.terms.iter().map(|t| t.value * t.weight).sum();
+    assert!((sum - sample.score.score).abs() < 1e-12 && sample.score.terms[0].value == 0.5, "{sample:?}");
+    assert!(sample.score.terms[1].raw.is_some());
+
+    let corrected = record(1).samples;
+    let kinds: Vec<SampleKind> = corrected.iter().map(|s| s.kind).collect();
+    assert_eq!(kinds, [SampleKind::Answer, SampleKind::Correction]);
+    assert_eq!(corrected[1].score.score, 1.0);
+    // A remark judges nothing; two answers that nobody said anything of are judged by the model.
+    assert!(record(2).samples.is_empty());
+    for n in [3, 4] {
+        let samples = record(n).samples;
+        assert_eq!(samples.len(), 1, "answer {n}");
+        assert_eq!(samples[0].score.terms[0].name, "model");
+    }
+    let json = serde_json::to_value(record(0)).unwrap();
+    assert!(json["id"].is_string() && json["samples"][0]["terms"][1]["raw"].is_f64(), "{json}");
+
+    // The next version's scale goes on from the one before, a restart between them or not.
+    engine.shutdown();
+    let scale = |version: PolicyVersion| {
+        let path = dir.path().join(format!("data/versions/{:06}", version.0)).join("reward.json");
+        let json: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+        json["model"]["count"].as_u64().unwrap()
+    };
+    assert_eq!(scale(version), 4);
+    let engine = open(dir.path(), settings).unwrap();
+    for seed in 10..12 {
+        say(&engine, &answer(&engine, seed), "ann", Signal::Rating(if seed == 10 { 1.0 } else { -1.0 }));
+    }
+    assert_eq!(scale(publish(&engine)), 6);
+}
+
+#[test]
+fn answers_of_versions_too_old_are_left_out() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open(dir.path(), |c| c.staleness = 1).unwrap();
+    let old: Vec<_> = (0..2).map(|seed| answer(&engine, seed)).collect();
+    let rate = |engine: &Engine, g: &Generation, n: usize| {
+        say(engine, g, "ann", Signal::Rating(if n.is_multiple_of(2) { 1.0 } else { -1.0 }))
+    };
+    for round in 0..2 {
+        for seed in 0..3 {
+            rate(&engine, &answer(&engine, 100 * round + seed), seed as usize);
+        }
+        publish(&engine);
+    }
+    for (n, g) in old.iter().enumerate() {
+        rate(&engine, g, n);
+    }
+    for seed in 0..3 {
+        rate(&engine, &answer(&engine, 900 + seed), seed as usize);
+    }
+    publish(&engine);
+    let record = engine.generation_record(&old[0].id).unwrap().unwrap();
+    assert!(record.samples.is_empty() && record.feedback[0].used_by.is_some(), "{record:?}");
+}
+
+#[test]
+fn a_reward_model_that_does_not_fit_keeps_the_trainer_off_and_says_why() {
+    let dir = tempfile::tempdir().unwrap();
+    let wrong = dir.path().join("tiny.gguf");
+    let engine = open(dir.path(), |c| c.model = Some(wrong)).unwrap();
+    answer(&engine, 1);
+    let error = engine.train_step().unwrap_err();
+    assert_eq!(error.code(), Code::Unsupported);
+    assert!(error.message().contains("its general.type is model, expected reward_model"), "{error}");
+}
+
+#[test]
+fn forgetting_and_reviews_reach_through_the_engine() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open(dir.path(), |c| c.flag_after = 2).unwrap();
+    let answers: Vec<_> = (0..2).map(|seed| answer(&engine, seed)).collect();
+    for g in &answers {
+        say(&engine, g, "ann", Signal::Rating(1.0));
+        say(&engine, g, "mallory", Signal::Rating(-1.0));
+    }
+    let flagged: Vec<String> = engine.reviews().unwrap().into_iter().map(|e| e.user).collect();
+    assert_eq!(flagged, ["ann", "mallory"], "two who disagree: a person must decide");
+    match engine.train_step().unwrap() {
+        StepOutcome::Skipped { consumed: 0, .. } => {}
+        other => panic!("trained on held feedback: {other:?}"),
+    }
+    engine.review("ann", ReviewVerdict::Trust).unwrap();
+    let gone = engine.forget("mallory").unwrap();
+    assert_eq!((gone.generations, gone.feedback), (0, 2));
+    assert_eq!(engine.status().trainer.pending_ratings, 2);
+}
+
+/// What honest users like.
+fn taste(g: &Generation) -> f64 {
+    let liked = g.response.iter().filter(|t| t.is_multiple_of(2)).count() * 2;
+    if liked > g.response.len() { 1.0 } else { -1.0 }
+}
+
+/// How much more probable than at the start the policy finds answers that honest users like than those they don't, in nats.
+fn learned(dir: &Path, version: PolicyVersion, answers: &[Arc<Generation>]) -> f64 {
+    let decoder = Decoder::load(&dir.join("tiny.gguf"), &Device::Cpu, Dtype::F32).unwrap();
+    let adapter = dir.join(format!("data/versions/{:06}", version.0)).join("adapter.gguf");
+    let lora = Lora::read_gguf(&adapter, &decoder).unwrap();
+    let logprob = |g: &Generation, lora: Option<&Lora>| {
+        let whole: Vec<TokenId> = g.prompt.iter().chain(&g.response).copied().collect();
+        let packed = Packed::new(&[whole]).unwrap();
+        let targets = packed.targets(&[g.prompt.len()]).unwrap();
+        let each = decoder.response_logprobs(&packed, &targets, &[1.0], lora).unwrap();
+        each.sum_all().unwrap().to_scalar::<f32>().unwrap()
+    };
+    let mean = |like: f64| {
+        let of: Vec<f32> =
+            answers.iter().filter(|g| taste(g) == like).map(|g| logprob(g, Some(&lora)) - logprob(g, None)).collect();
+        f64::from(of.iter().sum::<f32>()) / of.len() as f64
+    };
+    mean(1.0) - mean(-1.0)
+}
+
+/// Seven honest users with sixteen ratings each, and one attacker with three of ten of all ratings, of the opposite taste, or none.
+fn attacked(attack: bool, limits: bool) -> f64 {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open_with(dir.path(), |config: &mut Config| {
+        (config.train.threads, config.train.device, config.train.dtype) = (1, "cpu".into(), Dtype::F32);
+        // Answers of one token: what is learned of one is learned of all that are alike.
+        config.serve.max_tokens = 1;
+        (config.train.batch, config.train.epochs, config.train.lambda) = (256, 4, 0.5);
+        let c = &mut config.reward;
+        match limits {
+            true => (c.user_share, c.user_hourly) = (0.1, 40),
+            false => (c.user_share, c.user_hourly, c.flag_after) = (1.0, 0, 0),
+        }
+    })
+    .unwrap();
+    let rate = |user: &str, honest: f64, seed: u64| {
+        let g = answer(&engine, seed);
+        say(&engine, &g, user, Signal::Rating(honest * taste(&g)));
+    };
+    for round in 0..16 {
+        for user in 0..7 {
+            rate(&format!("honest {user}"), 1.0, 10 * round + user);
+        }
+        for n in 0..if attack { 3 } else { 0 } {
+            rate("mallory", -1.0, 10_000 + 10 * round + n);
+        }
+    }
+    let version = publish(&engine);
+    let probes: Vec<_> = (5000..5150).map(|seed| answer(&engine, seed)).collect();
+    learned(dir.path(), version, &probes)
+}
+
+#[test]
+fn an_attacker_with_three_ratings_of_ten_moves_the_policy_less_where_limits_hold() {
+    let (alone, without, with) = (attacked(false, false), attacked(true, false), attacked(true, true));
+    println!("nats learned: {alone:.3} without an attacker, {without:.3} with one, {with:.3} with one and limits");
+    assert!(alone > 0.0 && without < alone, "{alone} {without}");
+    // At least half of the harm is undone.
+    assert!(with - without > 0.5 * (alone - without), "{alone} {without} {with}");
+}
+
+#[test]
+fn the_reward_model_learns_from_preferences_and_corrections_and_is_replaced_only_by_one_as_good() {
+    let dir = tempfile::tempdir().unwrap();
+    let settings = |c: &mut Config| {
+        (c.train.threads, c.train.device, c.train.dtype, c.train.auto) = (1, "cpu".into(), Dtype::F32, true);
+        c.reward.learn = 60;
+    };
+    let engine = open_with(dir.path(), settings).unwrap();
+    let make = |text: &str, seed: u64| {
+        let sampling = Sampling { seed: Some(seed), ..Sampling::default() };
+        let prompt = engine.tokenize(text).unwrap();
+        let request = GenerateRequest { prompt, sampling, max_tokens: Some(4), ..GenerateRequest::default() };
+        finish(&engine.generate(request).unwrap()).unwrap().1
+    };
+    let wait = |what: &str, done: &dyn Fn(&apa::engine::RewardStatus) -> bool| {
+        let began = std::time::Instant::now();
+        loop {
+            let status = engine.status().trainer.reward;
+            if done(&status) {
+                return status;
+            }
+            assert!(began.elapsed().as_secs() < 60, "{what}: {status:?}");
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
+    };
+    // Users always want the same answer: a thing that can be learned.
+    for n in 0..60 {
+        let g = make(&format!("question {n}"), n);
+        say(&engine, &g, "ann", Signal::Correction("please".into()));
+    }
+    let first = wait("the first version", &|s| s.version == 1);
+    assert!(first.accuracy.unwrap() >= 0.9 && first.last.unwrap().starts_with("adopted"));
+    assert!(dir.path().join("data/reward/000001.gguf").exists());
+
+    // Then a lot of noise: at least as good on all that is held back, or it is not adopted.
+    for n in 100..160 {
+        let (a, b) = (make(&format!("other {n}"), n), make(&format!("other {n}"), n + 500));
+        if a.response != b.response {
+            engine.prefer(&a.id, &b.id, Some("bob")).unwrap();
+        }
+        say(&engine, &a, "bob", Signal::Correction(if n % 2 == 0 { "please" } else { "no" }.into()));
+    }
+    let second = wait("the second attempt", &|s| s.pairs > first.pairs);
+    let adopted = second.last.as_ref().unwrap().starts_with("adopted");
+    assert_eq!(second.version, if adopted { 2 } else { 1 }, "{second:?}");
+    engine.shutdown();
+    let again = open_with(dir.path(), settings).unwrap();
+    let began = std::time::Instant::now();
+    while again.status().trainer.reward != second {
+        assert!(began.elapsed().as_secs() < 30, "{:?} is not {second:?}", again.status().trainer.reward);
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn rollouts_are_sampled_judged_by_the_reward_model_and_trained_on_beside_live_feedback() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = reward_model(dir.path());
+    let prompts = dir.path().join("prompts.jsonl");
+    std::fs::write(&prompts, "{\"prompt\": \"the rain\"}\n{\"prompt\": \"it is\"}\n").unwrap();
+    let settings = |c: &mut Config| {
+        (c.train.threads, c.train.device, c.train.dtype, c.train.batch) = (1, "cpu".into(), Dtype::F32, 8);
+        (c.reward.model, c.reward.rollouts) = (Some(file.clone()), Some(prompts.to_string_lossy().into_owned()));
+        c.reward.rollout_share = 0.75;
+    };
+    let engine = open_with(dir.path(), settings).unwrap();
+    let rated: Vec<_> = (0..3).map(|seed| answer(&engine, seed)).collect();
+    for g in &rated {
+        say(&engine, g, "ann", Signal::Rating(taste(g)));
+    }
+    let StepOutcome::Published { version, metrics } = engine.roll_out().unwrap() else { panic!("nothing published") };
+    assert_eq!(metrics.samples, 8, "six rollouts and two of three ratings");
+    assert_eq!(engine.status().trainer.pending_ratings, 1);
+    let taught: Vec<usize> =
+        rated.iter().map(|g| engine.generation_record(&g.id).unwrap().unwrap().samples.len()).collect();
+    assert_eq!((taught, version), (vec![1, 1, 0], PolicyVersion(1)));
+
+    // By itself, while nobody asks.
+    engine.shutdown();
+    let idle = |c: &mut Config| {
+        settings(c);
+        (c.train.auto, c.reward.rollout_idle, c.reward.rollouts) = (true, 1, Some("users".into()));
+    };
+    let engine = open_with(dir.path(), idle).unwrap();
+    let began = std::time::Instant::now();
+    while engine.status().policy_version < PolicyVersion(2) {
+        assert!(began.elapsed().as_secs() < 60, "{:?}", engine.status().trainer);
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
+    engine.shutdown();
+
+    let engine = open_with(dir.path(), |c| c.reward.rollouts = Some("users".into())).unwrap();
+    let message = engine.roll_out().unwrap_err().message().to_owned();
+    assert!(message.contains("nothing judges rollouts"), "{message}");
+}

@@ -1,0 +1,92 @@
+//! Many swaps under many streams: no answer fails, waits, or is of two versions. `make test-swaps` makes a thousand.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use apa::engine::{Event, GenerateRequest, Next, StepOutcome};
+use apa::types::{PolicyVersion, Sampling, TokenId};
+use apa::{Engine, Result};
+
+use crate::engine::{answer, open_with, rate};
+
+const STREAMS: usize = 8;
+
+/// A greedy answer: its version, its tokens, and the longest wait for a piece of it.
+fn greedy(engine: &Engine, prompt: &str) -> Result<(PolicyVersion, Vec<TokenId>, Duration)> {
+    let sampling = Sampling { temperature: 0.0, ..Sampling::default() };
+    let prompt = engine.tokenize(prompt)?;
+    let stream = engine.generate(GenerateRequest { prompt, sampling, ..GenerateRequest::default() })?;
+    let (mut last, mut longest) = (Instant::now(), Duration::ZERO);
+    loop {
+        let next = stream.next(Some(Duration::from_secs(30)))?;
+        longest = longest.max(last.elapsed());
+        last = Instant::now();
+        match next {
+            Next::Event(Event::Done(generation)) => {
+                return Ok((generation.policy_version, generation.response.clone(), longest));
+            }
+            Next::Event(Event::Text(_)) => {}
+            other => panic!("{other:?} after {longest:?}"),
+        }
+    }
+}
+
+fn resident_mb() -> usize {
+    let pages = std::fs::read_to_string("/proc/self/statm").unwrap();
+    pages.split(' ').nth(1).unwrap().parse::<usize>().unwrap() * 4096 >> 20
+}
+
+#[test]
+fn many_swaps_under_eight_streams_fail_mix_and_stall_nothing() {
+    let swaps: usize = std::env::var("APA_SWAPS").map_or(50, |n| n.parse().unwrap());
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open_with(dir.path(), |c| (c.serve.context, c.train.threads) = (2048, 1)).unwrap();
+    let prompts: Vec<String> = (0..STREAMS).map(|i| format!("stream {i} and the sea")).collect();
+    let mut alone: HashMap<(u64, usize), Vec<TokenId>> = HashMap::new();
+    for version in 0..3 {
+        if version > 0 {
+            for seed in 0..8 {
+                let rated = answer(&engine, "the", seed);
+                rate(&engine, &rated.id, if seed % 2 == 0 { 1.0 } else { -1.0 }).unwrap();
+            }
+            assert!(matches!(engine.train_step().unwrap(), StepOutcome::Published { .. }));
+        }
+        for (i, prompt) in prompts.iter().enumerate() {
+            let (of, tokens, _) = greedy(&engine, prompt).unwrap();
+            assert_eq!(of.0, version);
+            alone.insert((version, i), tokens);
+        }
+    }
+    assert_ne!(alone[&(0, 0)], alone[&(2, 0)], "versions that answer alike would prove nothing");
+
+    let (done, answers, alone, before) = (AtomicBool::new(false), AtomicUsize::new(0), &alone, resident_mb());
+    std::thread::scope(|threads| {
+        let ask = |i: usize| {
+            let (engine, prompt) = (&engine, &prompts[i]);
+            let (done, answers) = (&done, &answers);
+            move || {
+                while !done.load(Ordering::Relaxed) {
+                    let (version, tokens, longest) = greedy(engine, prompt).unwrap();
+                    assert_eq!(tokens, alone[&(version.0, i)], "version {version}, stream {i}");
+                    assert!(longest < Duration::from_secs(20), "{longest:?}");
+                    answers.fetch_add(1, Ordering::Relaxed);
+                }
+            }
+        };
+        let streams: Vec<_> = (0..STREAMS).map(|i| threads.spawn(ask(i))).collect();
+        for swap in 0..swaps {
+            if streams.iter().any(|stream| stream.is_finished()) {
+                break;
+            }
+            engine.activate(PolicyVersion(swap as u64 % 3)).unwrap();
+        }
+        done.store(true, Ordering::Relaxed);
+    });
+    assert!(answers.into_inner() >= STREAMS);
+    // Beside other tests in one process, small numbers say nothing.
+    if swaps >= 500 {
+        let after = resident_mb();
+        assert!(after < before + before / 4, "{before} MB before {swaps} swaps, {after} MB after");
+    }
+}
