@@ -5,7 +5,7 @@ use std::process::{Command, Output};
 
 use apa::gguf::Gguf;
 use apa::llama::{Adapter, Context, ContextOptions, FileType, Model, Threads, quantize, token_logprobs};
-use apa::policy::{Decoder, Lora};
+use apa::policy::{Decoder, Lora, Packed};
 use candle_core::{Device, Tensor};
 
 use crate::tiny::{TinySpec, tiny_model};
@@ -128,6 +128,38 @@ fn a_merged_model_says_what_base_and_adapter_say() {
         }
     }
     assert_eq!(files(folder.path()), ["base.gguf", "lora.gguf", "merged.gguf"]);
+}
+
+#[test]
+fn the_real_model_merged_says_what_base_and_adapter_say() {
+    let Some(base) = std::env::var_os("APA_TEST_MODEL").map(PathBuf::from) else {
+        eprintln!("SKIPPED: APA_TEST_MODEL names no model");
+        return;
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let lora = folder.path().join("lora.gguf");
+    adapter(&base, &lora);
+    // The trainer's engine: llama.cpp rounds what it multiplies by the weights' format, which hides the rest.
+    let tokens = Model::load(&base, 0).unwrap().tokenize(TEXT, true, false).unwrap();
+    let exact = |model: &Path, adapter: Option<&Path>| -> Vec<f32> {
+        let decoder = Decoder::load(model, &Device::Cpu, apa::config::Dtype::F32).unwrap();
+        let lora = adapter.map(|path| Lora::read_gguf(path, &decoder).unwrap());
+        let packed = Packed::new(&[&tokens]).unwrap();
+        let targets = packed.targets(&[1]).unwrap();
+        decoder.response_logprobs(&packed, &targets, &[1.0], lora.as_ref()).unwrap().to_vec1().unwrap()
+    };
+    let together = exact(&base, Some(&lora));
+    let moved = mean_gap(&together, &exact(&base, None));
+    assert!(moved > 0.03, "the adapter moves {moved} nats a token: merging without it would pass");
+    for (kind, within) in [("f16", 0.005), ("q8_0", 0.1)] {
+        let out = exported(&base, &lora, &folder.path().join("merged.gguf"), &["--merge", "--type", kind]);
+        let gap = mean_gap(&together, &exact(&out, None));
+        eprintln!("as {kind}: {gap:.5} nats a token; the adapter moves {moved:.4}");
+        assert!(gap <= within, "as {kind}: {gap} nats a token");
+    }
+    let out = exported(&base, &lora, &folder.path().join("merged.gguf"), &["--merge", "--type", "q4_k_m"]);
+    let gap = mean_gap(&logprobs(&base, Some(&lora)), &logprobs(&out, None));
+    assert!(gap <= 0.5, "as q4_k_m: {gap} nats a token");
 }
 
 #[test]
