@@ -461,6 +461,19 @@ apa_status apa_sample_add(const apa_engine *engine,
                           apa_error **error);
 
 /**
+ * Deletes a user's words: the answers made for them with their prompts, what anyone said of those, and all they said of others'
+ * answers. They are overwritten on disk when this returns. What remains are the versions that learned from them. `receipt` (may be
+ * NULL) gets how many were deleted: `generations`, `feedback`, `preferences`, `samples`; all 0 for a user who is not known.
+ *
+ * Errors: `APA_ERR_ARG` for an empty name; `APA_ERR_IO` if it could not be written; `APA_ERR_CLOSED`.
+ */
+apa_status apa_forget(const apa_engine *engine,
+                      const char *user,
+                      size_t user_len,
+                      apa_string **receipt,
+                      apa_error **error);
+
+/**
  * Lets the engine train by itself whenever `train.batch` new ratings are in, as it does from the start unless the option
  * `train.auto` is false. Returns at once.
  *
