@@ -1,8 +1,8 @@
 //! The one integration binary: the crate as its users see it.
 
-mod conformance;
 #[cfg(feature = "daemon")]
 mod clients;
+mod conformance;
 #[cfg(feature = "daemon")]
 mod demo;
 mod engine;

@@ -34,7 +34,7 @@ fn greedy(engine: &Engine, prompt: &str) -> Result<(PolicyVersion, Vec<TokenId>,
 
 fn resident_mb() -> usize {
     let pages = std::fs::read_to_string("/proc/self/statm").unwrap();
-    pages.split(' ').nth(1).unwrap().parse::<usize>().unwrap() * 4096 >> 20
+    (pages.split(' ').nth(1).unwrap().parse::<usize>().unwrap() * 4096) >> 20
 }
 
 #[test]
