@@ -32,7 +32,7 @@ fn program(compiler: &str, flags: &[&str], source: &str, dir: &Path, library: &P
     let mut compile = Command::new(compiler);
     compile.args(flags).args(["-Wall", "-Wextra", "-Wpedantic", "-Werror", "-g", "-I"]);
     compile.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("include")).arg(file(source)).arg(library);
-    compile.arg(format!("-Wl,-rpath,{}", library.parent().unwrap().display())).arg("-pthread");
+    compile.arg(format!("-Wl,--disable-new-dtags,-rpath,{}", library.parent().unwrap().display())).arg("-pthread");
     run(compile.arg("-o").arg(&program));
     program
 }

@@ -44,7 +44,7 @@ pub fn compile(compiler: &str, standard: &str, source: &Path, program: &Path) {
         .arg(source)
         .arg("-o")
         .arg(program);
-    gcc.arg(&library).arg(format!("-Wl,-rpath,{}", folder.display()));
+    gcc.arg(&library).arg(format!("-Wl,--disable-new-dtags,-rpath,{}", folder.display()));
     run(&mut gcc);
 }
 

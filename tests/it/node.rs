@@ -49,7 +49,10 @@ impl Node {
     pub fn command(&self, program: &str) -> Command {
         let mut command = Command::new(program);
         command.current_dir(Path::new(ROOT).join("bindings/node"));
-        command.env("APA_LIB_DIR", shared_library().parent().unwrap()).env("APA_TINY_MODEL", self.model());
+        let library = shared_library();
+        // cargo's own names a folder that may hold an older build.
+        let folder = library.parent().unwrap();
+        command.env("APA_LIB_DIR", folder).env("LD_LIBRARY_PATH", folder).env("APA_TINY_MODEL", self.model());
         command
     }
 }
