@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::Config;
 use crate::error::{Error, Result};
-use crate::llama::{Batch, Context, ContextOptions, FileType, Model, Threads, quantize, row_kl};
+use crate::llama::{Batch, Context, ContextOptions, FileType, Model, quantize, row_kl};
 use crate::types::{Nats, TokenId};
 
 /// What `auto` tries.
@@ -80,7 +80,7 @@ pub(super) fn load(config: &Config, fingerprint: &str, threads: u32) -> Result<(
     }
     let folder = config.data.join("serving");
     std::fs::create_dir_all(&folder)?;
-    let shop = Shop { config, original, folder, fingerprint, threads: Threads::new(threads)? };
+    let shop = Shop { config, original, folder, fingerprint, threads };
     let notes = shop.folder.join("measured.json");
     let asked = |form| {
         let budget = config.serve.kl_budget;
@@ -106,7 +106,7 @@ struct Shop<'a> {
     original: Arc<Model>,
     folder: PathBuf,
     fingerprint: &'a str,
-    threads: Arc<Threads>,
+    threads: u32,
 }
 
 impl Shop<'_> {
@@ -122,7 +122,7 @@ impl Shop<'_> {
         }
         let path = self.path(kind);
         if !path.exists() {
-            quantize(&self.config.model, &path, kind.parse()?, self.threads.count())?;
+            quantize(&self.config.model, &path, kind.parse()?, self.threads)?;
         }
         Model::load(&path, self.config.serve.gpu_layers)
     }
@@ -162,7 +162,7 @@ impl Shop<'_> {
         let sequences = self.config.serve.slots;
         let batch = self.config.serve.batch.max(sequences);
         let options = ContextOptions { context: sequences * (PROMPT + TURNS), batch, sequences, exact: false };
-        let mut context = Context::new(model, &self.threads, options)?;
+        let mut context = Context::new(model, self.threads, options)?;
         let token = |n: u32| TokenId::try_from(n as usize * 7919 % model.n_vocab()).unwrap_or(0);
         let started = Instant::now();
         let mut tokens = Batch::default();
@@ -193,7 +193,7 @@ impl Shop<'_> {
         let room = text.len() as u32;
         let options = ContextOptions { context: room, batch: KL_CHUNK as u32, sequences: 1, exact: false };
         let mut contexts =
-            [Context::new(&self.original, &self.threads, options)?, Context::new(model, &self.threads, options)?];
+            [Context::new(&self.original, self.threads, options)?, Context::new(model, self.threads, options)?];
         let mut sum = 0.0;
         for (i, chunk) in text.chunks(KL_CHUNK).enumerate() {
             for context in &mut contexts {

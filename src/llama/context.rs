@@ -31,18 +31,19 @@ pub struct Context {
     model: Arc<Model>,
     // Held until the context is freed: llama.cpp reads both.
     adapter: Option<Arc<Adapter>>,
-    threads: Arc<Threads>,
+    threads: Threads,
 }
 
 // SAFETY: a context isn't bound to a thread; `&mut self` keeps it to one at a time.
 unsafe impl Send for Context {}
 
 impl Context {
-    /// Makes a context that decodes `model` without an adapter.
+    /// Makes a context that decodes `model` without an adapter, with `threads` threads of its own.
     ///
     /// # Errors
-    /// `Arg` for an option of 0, `Model` or `NoMem` if llama.cpp can't make it.
-    pub fn new(model: &Arc<Model>, threads: &Arc<Threads>, options: ContextOptions) -> Result<Context> {
+    /// `Arg` for an option of 0, or threads beyond 1 to 512, `Model` or `NoMem` if llama.cpp can't make it.
+    pub fn new(model: &Arc<Model>, threads: u32, options: ContextOptions) -> Result<Context> {
+        let threads = Threads::new(threads)?;
         if options.context == 0 || options.batch == 0 || options.sequences == 0 {
             return Err(Error::arg("a context needs at least one token, batch slot and sequence"));
         }
@@ -75,7 +76,7 @@ impl Context {
         }
         // SAFETY: both are alive, and the context keeps the pool so.
         unsafe { sys::llama_attach_threadpool(raw, threads.raw, threads.raw) };
-        Ok(Context { raw, options, model: model.clone(), adapter: None, threads: threads.clone() })
+        Ok(Context { raw, options, model: model.clone(), adapter: None, threads })
     }
 
     /// Decodes with `adapter` from now on (at scale 1: the file's own alpha / rank), or without one. Forgets every sequence:
@@ -102,24 +103,17 @@ impl Context {
         Ok(())
     }
 
-    /// Decodes one token and forgets it, on this thread alone: the pool belongs to the context that is decoding.
+    /// Decodes one token on one thread, and forgets it.
     fn settle(&mut self) -> Result<()> {
         let mut warm = Batch::default();
         warm.add(0, 0, 0, true);
-        // SAFETY: the context is alive. Without a pool of its own and with one thread, ggml computes on the caller.
-        unsafe {
-            sys::llama_memory_clear(sys::llama_get_memory(self.raw), false);
-            sys::llama_detach_threadpool(self.raw);
-            sys::llama_set_n_threads(self.raw, 1, 1);
-        }
+        // SAFETY: the context is alive.
+        let clear = |raw| unsafe { sys::llama_memory_clear(sys::llama_get_memory(raw), false) };
+        clear(self.raw);
+        self.set_threads(1);
         let decoded = self.decode(&warm);
-        let all = self.threads.count() as i32;
-        // SAFETY: context and pool are alive, and the context keeps the pool so.
-        unsafe {
-            sys::llama_memory_clear(sys::llama_get_memory(self.raw), false);
-            sys::llama_attach_threadpool(self.raw, self.threads.raw, self.threads.raw);
-            sys::llama_set_n_threads(self.raw, all, all);
-        }
+        self.set_threads(self.threads.count());
+        clear(self.raw);
         match decoded? {
             true => Ok(()),
             false => Err(Error::nomem("an empty context has no room for a token")),

@@ -1,6 +1,4 @@
-//! The threads that decode: one pool for all contexts of an engine, so that a decode starts no thread. Never schedules work.
-
-use std::sync::Arc;
+//! The threads that decode: a pool for each context, so that a decode starts no thread. Never schedules work.
 
 use llama_cpp_sys_2 as sys;
 
@@ -24,7 +22,8 @@ pub fn give_way_to_decoding() {
     }
 }
 
-/// A pool of decoding threads. Contexts that share it decode one at a time.
+/// The pool of one context. Contexts don't share: while one decodes with it, taking it from another would pause it for both,
+/// and the decode would wait for ever.
 pub struct Threads {
     pub(super) raw: sys::ggml_threadpool_t,
     count: u32,
@@ -40,7 +39,7 @@ impl Threads {
     ///
     /// # Errors
     /// `Arg` for 0 or more than 512, `NoMem` if they can't be started.
-    pub fn new(count: u32) -> Result<Arc<Threads>> {
+    pub fn new(count: u32) -> Result<Threads> {
         if count == 0 || count > 512 {
             return Err(Error::arg(format!("{count} threads, expected 1 to 512")));
         }
@@ -53,7 +52,7 @@ impl Threads {
         if raw.is_null() {
             return Err(Error::nomem(format!("can't start {count} threads")));
         }
-        Ok(Arc::new(Threads { raw, count }))
+        Ok(Threads { raw, count })
     }
 
     /// How many there are.
@@ -64,7 +63,7 @@ impl Threads {
 
 impl Drop for Threads {
     fn drop(&mut self) {
-        // SAFETY: contexts hold an `Arc` of it, so none uses it any more.
+        // SAFETY: its context was freed before.
         unsafe { sys::ggml_threadpool_free(self.raw) }
     }
 }

@@ -30,7 +30,7 @@ use self::slot::{Job, Running};
 use self::swapper::{MAX_CONTEXTS, Ready, Swapper, Wanted};
 use self::tuner::Tuner;
 use crate::error::{Error, Result};
-use crate::llama::{Context, ContextOptions, Model, Sampler, Threads};
+use crate::llama::{Context, ContextOptions, Model, Sampler};
 use crate::types::{FinishReason, Generation, GenerationId, PolicyVersion, Sampling, TokenId, UnixMillis, unix_millis};
 
 /// Swaps that may wait to be looked at; more wait to be sent. Of those that wait, only the newest is made.
@@ -174,9 +174,8 @@ impl Scheduler {
         let left = (receiver.clone(), wants.clone());
         let counters = Arc::new(Counters::default());
         let stopping = Arc::new(AtomicBool::new(false));
-        let threads = Threads::new(threads)?;
-        let tuner = if options.tune_threads { Tuner::new(threads.count()) } else { Tuner::fixed(threads.count()) };
-        let mut context = Context::new(&model, &threads, options.context)?;
+        let tuner = if options.tune_threads { Tuner::new(threads) } else { Tuner::fixed(threads) };
+        let mut context = Context::new(&model, threads, options.context)?;
         swapper::put(&model, &mut context, first.adapter.as_ref())?;
         let core = Core {
             lanes: vec![Lane::new(first.version, context)],

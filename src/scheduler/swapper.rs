@@ -10,7 +10,7 @@ use crossbeam_channel::{Receiver, Sender, select};
 
 use super::{Command, Options, Weights};
 use crate::error::{Error, Result};
-use crate::llama::{Adapter, Context, Model, Threads, give_way_to_decoding};
+use crate::llama::{Adapter, Context, Model, give_way_to_decoding};
 
 /// Contexts at once: the active one, and those that drain. One more version waits until one is idle.
 pub(super) const MAX_CONTEXTS: usize = 3;
@@ -32,7 +32,7 @@ pub(super) struct Ready {
 
 pub(super) struct Swapper {
     pub(super) model: Arc<Model>,
-    pub(super) threads: Arc<Threads>,
+    pub(super) threads: u32,
     pub(super) options: Options,
     /// Contexts that exist, wherever they are.
     pub(super) made: usize,
@@ -89,7 +89,7 @@ impl Swapper {
             return Some(Ok(context));
         }
         if self.made < MAX_CONTEXTS {
-            let made = Context::new(&self.model, &self.threads, self.options.context);
+            let made = Context::new(&self.model, self.threads, self.options.context);
             self.made += usize::from(made.is_ok());
             return Some(made);
         }

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use apa::gguf::Gguf;
-use apa::llama::{Adapter, Context, ContextOptions, FileType, Model, Threads, quantize, token_logprobs};
+use apa::llama::{Adapter, Context, ContextOptions, FileType, Model, quantize, token_logprobs};
 use apa::policy::{Decoder, Lora, Packed};
 use candle_core::{Device, Tensor};
 
@@ -18,7 +18,7 @@ fn logprobs(model: &Path, adapter: Option<&Path>) -> Vec<f32> {
     let model = Model::load(model, 0).unwrap();
     let tokens = model.tokenize(TEXT, true, false).unwrap();
     let shape = ContextOptions { context: 512, batch: 128, sequences: 1, exact: true };
-    let mut context = Context::new(&model, &Threads::new(1).unwrap(), shape).unwrap();
+    let mut context = Context::new(&model, 1, shape).unwrap();
     context.set_adapter(adapter.map(|path| Adapter::load(&model, path).unwrap())).unwrap();
     token_logprobs(&mut context, &tokens).unwrap()
 }

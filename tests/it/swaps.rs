@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use apa::config::Config;
 use apa::engine::{Event, GenerateRequest, Next, StepOutcome};
 use apa::types::{PolicyVersion, Sampling, TokenId};
 use apa::{Engine, Result};
@@ -41,7 +42,9 @@ fn resident_mb() -> usize {
 fn many_swaps_under_eight_streams_fail_mix_and_stall_nothing() {
     let swaps: usize = std::env::var("APA_SWAPS").map_or(50, |n| n.parse().unwrap());
     let dir = tempfile::tempdir().unwrap();
-    let engine = open_with(dir.path(), |c| (c.serve.context, c.train.threads) = (2048, 1)).unwrap();
+    // Two threads decode: a context that is made ready must leave those of the others alone.
+    let change = |c: &mut Config| (c.serve.context, c.serve.threads, c.train.threads) = (2048, 2, 1);
+    let engine = open_with(dir.path(), change).unwrap();
     let prompts: Vec<String> = (0..STREAMS).map(|i| format!("stream {i} and the sea")).collect();
     let mut alone: HashMap<(u64, usize), Vec<TokenId>> = HashMap::new();
     for version in 0..3 {

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
 use apa::config::Dtype;
-use apa::llama::{self, ContextOptions, Threads};
+use apa::llama::{self, ContextOptions};
 use apa::policy::{self, Decoder, Lora, Packed};
 use apa::types::TokenId;
 use candle_core::DType;
@@ -101,11 +101,11 @@ fn candle(options: &Options, model: &Path) -> Result<Score> {
 
 fn llama(options: &Options, model: &Path, longest: usize) -> Result<Score> {
     let model = llama::Model::load(model, -1)?;
-    let threads = Threads::new(std::thread::available_parallelism().map_or(1, |n| n.get().min(512) as u32))?;
+    let threads = std::thread::available_parallelism().map_or(1, |n| n.get().min(512) as u32);
     let context = u32::try_from(longest.max(2)).context("a line has too many tokens")?;
     // As it serves, except for the rounding of a 16-bit cache: what is compared are the weights.
     let shape = ContextOptions { context, batch: BATCH, sequences: 1, exact: true };
-    let mut context = llama::Context::new(&model, &threads, shape)?;
+    let mut context = llama::Context::new(&model, threads, shape)?;
     if let Some(path) = &options.adapter {
         context.set_adapter(Some(llama::Adapter::load(&model, path)?))?;
     }
