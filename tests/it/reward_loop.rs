@@ -204,45 +204,71 @@ fn learned(dir: &Path, version: PolicyVersion, answers: &[Arc<Generation>]) -> f
     mean(1.0) - mean(-1.0)
 }
 
+/// What came of ratings of which an attacker gave three of ten.
+struct Attacked {
+    /// Nats the policy learned of what honest users like, [`learned`] on their answers.
+    learned: f64,
+    /// The attacker's part of the samples.
+    share: f64,
+}
+
 /// Seven honest users with sixteen ratings each, and one attacker with three of ten of all ratings, of the opposite taste, or none.
-fn attacked(attack: bool, limits: bool) -> f64 {
+fn attacked(attack: bool, limits: bool, seed: u64) -> Attacked {
     let dir = tempfile::tempdir().unwrap();
     let engine = open_with(dir.path(), |config: &mut Config| {
         (config.train.threads, config.train.device, config.train.dtype) = (1, "cpu".into(), Dtype::F32);
         // Answers of one token: what is learned of one is learned of all that are alike.
         config.serve.max_tokens = 1;
-        (config.train.batch, config.train.epochs, config.train.lambda) = (256, 4, 0.5);
+        (config.train.batch, config.train.epochs, config.train.lambda, config.train.seed) = (256, 4, 0.5, seed);
         let c = &mut config.reward;
         match limits {
-            true => (c.user_share, c.user_hourly) = (0.1, 40),
+            // Above what each of seven honest users has.
+            true => (c.user_share, c.user_hourly) = (0.15, 40),
             false => (c.user_share, c.user_hourly, c.flag_after) = (1.0, 0, 0),
         }
     })
     .unwrap();
-    let rate = |user: &str, honest: f64, seed: u64| {
-        let g = answer(&engine, seed);
+    let rate = |user: &str, honest: f64, n: u64| {
+        let g = answer(&engine, 100_000 * seed + n);
         say(&engine, &g, user, Signal::Rating(honest * taste(&g)));
+        g
     };
+    let (mut honest, mut hostile) = (Vec::new(), Vec::new());
     for round in 0..16 {
-        for user in 0..7 {
-            rate(&format!("honest {user}"), 1.0, 10 * round + user);
-        }
-        for n in 0..if attack { 3 } else { 0 } {
-            rate("mallory", -1.0, 10_000 + 10 * round + n);
-        }
+        honest.extend((0..7).map(|user| rate(&format!("honest {user}"), 1.0, 10 * round + user)));
+        let lies = if attack { 0..3 } else { 0..0 };
+        hostile.extend(lies.map(|n| rate("mallory", -1.0, 10_000 + 10 * round + n)));
     }
     let version = publish(&engine);
-    let probes: Vec<_> = (5000..5150).map(|seed| answer(&engine, seed)).collect();
-    learned(dir.path(), version, &probes)
+    let used = |answers: &[Arc<Generation>]| {
+        let record = |g: &Arc<Generation>| engine.generation_record(&g.id).unwrap().unwrap();
+        answers.iter().filter(|g| record(g).samples.iter().any(|s| s.version == Some(version))).count() as f64
+    };
+    let (honestly, hostilely) = (used(&honest), used(&hostile));
+    Attacked { learned: learned(dir.path(), version, &honest), share: hostilely / (honestly + hostilely) }
 }
 
 #[test]
 fn an_attacker_with_three_ratings_of_ten_moves_the_policy_less_where_limits_hold() {
-    let (alone, without, with) = (attacked(false, false), attacked(true, false), attacked(true, true));
-    println!("nats learned: {alone:.3} without an attacker, {without:.3} with one, {with:.3} with one and limits");
-    assert!(alone > 0.0 && without < alone, "{alone} {without}");
+    let seeds = 1..=6;
+    let mean = |attack, limits| {
+        let runs: Vec<Attacked> = seeds.clone().map(|seed| attacked(attack, limits, seed)).collect();
+        let of = |part: fn(&Attacked) -> f64| runs.iter().map(part).sum::<f64>() / runs.len() as f64;
+        println!("attack {attack}, limits {limits}: {:?} nats", runs.iter().map(|r| r.learned).collect::<Vec<_>>());
+        Attacked { learned: of(|r| r.learned), share: of(|r| r.share) }
+    };
+    let (alone, without, with) = (mean(false, false), mean(true, false), mean(true, true));
+    println!(
+        "nats learned: {:.3} alone, {:.3} attacked, {:.3} with limits",
+        alone.learned, without.learned, with.learned
+    );
+    println!("share of the attacker: {:.3}, {:.3} with limits", without.share, with.share);
+    // What is said twice of one answer counts once, so it is less than three of ten.
+    assert!(without.share > 0.25 && with.share <= 0.15, "{} {}", without.share, with.share);
+    assert!(alone.learned > 0.0 && without.learned < alone.learned, "{} {}", alone.learned, without.learned);
     // At least half of the harm is undone.
-    assert!(with - without > 0.5 * (alone - without), "{alone} {without} {with}");
+    let (harm, left) = (alone.learned - without.learned, alone.learned - with.learned);
+    assert!(left < 0.5 * harm, "{left} of {harm}");
 }
 
 #[test]
