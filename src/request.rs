@@ -1,6 +1,7 @@
 //! Reads the JSON bodies that clients send (chat, completion, feedback, preference) into checked values: one mechanism for HTTP
 //! and C. Never runs anything.
 
+mod learning;
 mod tools;
 
 use std::collections::BTreeMap;
@@ -8,10 +9,13 @@ use std::collections::BTreeMap;
 use serde_json::{Map, Value, json};
 
 use crate::Engine;
-use crate::engine::{GenerateRequest, NewSample};
+use crate::engine::GenerateRequest;
 use crate::error::{Error, Result};
-use crate::ledger::ReviewVerdict;
-use crate::types::{ChatMessage, Format, GenerationId, NewFeedback, Sampling, Signal, TokenId};
+use crate::types::{ChatMessage, Format, GenerationId, Sampling, TokenId};
+
+pub use learning::{
+    ParsedSample, Preference, parse_feedback, parse_forget, parse_preference, parse_review, parse_sample,
+};
 
 /// Most stop strings of a request.
 const STOP_STRINGS: usize = 16;
@@ -110,53 +114,6 @@ impl Prompt {
     }
 }
 
-/// An answer made elsewhere, checked as far as it can be without the model.
-#[derive(Clone, Debug, PartialEq)]
-pub struct ParsedSample {
-    /// What was answered.
-    pub prompt: Prompt,
-    /// The answer: text or tokens. Text that answers a chat ends with the model's end-of-turn token.
-    pub completion: Prompt,
-    /// What it is worth.
-    pub reward: Option<f64>,
-    /// The temperature at which it is trained; 1 if unset.
-    pub temperature: Option<f32>,
-    /// Whom it was for.
-    pub user: Option<String>,
-}
-
-impl ParsedSample {
-    /// Tokenizes it with the engine's model.
-    ///
-    /// # Errors
-    /// As [`Engine::chat_prompt`] and [`Engine::tokenize`].
-    pub fn resolve(self, engine: &Engine) -> Result<NewSample> {
-        let ends_turn = matches!(self.prompt, Prompt::Chat(_));
-        let response = match self.completion {
-            Prompt::Text(text) => engine.completion_tokens(&text, ends_turn)?,
-            other => other.tokens(engine)?,
-        };
-        Ok(NewSample {
-            prompt: self.prompt.tokens(engine)?,
-            response,
-            reward: self.reward,
-            temperature: self.temperature.unwrap_or(1.0),
-            user: self.user,
-        })
-    }
-}
-
-/// One answer that was liked better than another.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Preference {
-    /// The better one.
-    pub chosen: GenerationId,
-    /// The other one.
-    pub rejected: GenerationId,
-    /// Who said so.
-    pub user: Option<String>,
-}
-
 /// Reads the body of `POST /v1/chat/completions`.
 ///
 /// # Errors
@@ -212,109 +169,6 @@ pub fn parse_request(body: &[u8], unknown: Unknown) -> Result<ParsedRequest> {
 /// As [`parse_chat`].
 pub fn parse_messages(body: &[u8], unknown: Unknown) -> Result<Vec<ChatMessage>> {
     messages_of(json(body)?, unknown)
-}
-
-/// Reads `{generation_id, rating | thumbs: "up"|"down" | correction, user?, comment?}`.
-///
-/// # Errors
-/// `Arg` names the field and what was expected.
-pub fn parse_feedback(body: &[u8], unknown: Unknown) -> Result<NewFeedback> {
-    let mut fields = Fields::parse(body, unknown)?;
-    let generation_id = fields.id("generation_id")?;
-    let rating = fields.number("rating", -1.0, 1.0)?;
-    let thumbs = match fields.string("thumbs")?.as_deref() {
-        None => None,
-        Some("up") => Some(1.0),
-        Some("down") => Some(-1.0),
-        Some(other) => return Err(Error::arg(format!("thumbs is {other:?}, expected \"up\" or \"down\""))),
-    };
-    const ONE: &str = "expected one of rating, thumbs, correction and signal";
-    let (correction, named) = (fields.string("correction")?, fields.string("signal")?);
-    let (user, comment) = (fields.user()?, fields.string("comment")?);
-    let said = [
-        rating.map(Signal::Rating),
-        thumbs.map(Signal::Rating),
-        correction.map(Signal::Correction),
-        named.map(Signal::Named),
-    ];
-    let mut said = said.into_iter().flatten();
-    let signal = match (said.next(), said.next(), &comment) {
-        (Some(signal), None, _) => signal,
-        (None, _, Some(_)) => Signal::Comment,
-        (None, _, None) => return Err(Error::arg(format!("the feedback says nothing, {ONE}, or a comment"))),
-        _ => return Err(Error::arg(format!("the feedback says several things, {ONE}"))),
-    };
-    fields.finish(&["generation_id", "rating", "thumbs", "correction", "signal", "user", "comment"])?;
-    Ok(NewFeedback { generation_id, signal, user, comment })
-}
-
-/// Reads `{chosen_id, rejected_id, user?}`.
-///
-/// # Errors
-/// `Arg` names the field and what was expected.
-pub fn parse_preference(body: &[u8], unknown: Unknown) -> Result<Preference> {
-    let mut fields = Fields::parse(body, unknown)?;
-    let (chosen, rejected) = (fields.id("chosen_id")?, fields.id("rejected_id")?);
-    if chosen == rejected {
-        return Err(Error::arg("chosen_id and rejected_id are the same generation, expected two"));
-    }
-    let user = fields.user()?;
-    fields.finish(&["chosen_id", "rejected_id", "user"])?;
-    Ok(Preference { chosen, rejected, user })
-}
-
-/// Reads `{user}`: whose words are to be deleted.
-///
-/// # Errors
-/// `Arg` names the field and what was expected.
-pub fn parse_forget(body: &[u8], unknown: Unknown) -> Result<String> {
-    let mut fields = Fields::parse(body, unknown)?;
-    let user = fields.user()?.ok_or_else(|| Error::arg("user is missing"))?;
-    fields.finish(&["user"])?;
-    Ok(user)
-}
-
-/// Reads `{user, verdict}`: what was decided about a user's feedback, `trust`, `hold` or `reject`.
-///
-/// # Errors
-/// `Arg` names the field and what was expected.
-pub fn parse_review(body: &[u8], unknown: Unknown) -> Result<(String, ReviewVerdict)> {
-    let mut fields = Fields::parse(body, unknown)?;
-    let user = fields.user()?.ok_or_else(|| Error::arg("user is missing"))?;
-    let verdict = match fields.string("verdict")?.as_deref() {
-        Some("trust") => ReviewVerdict::Trust,
-        Some("hold") => ReviewVerdict::Hold,
-        Some("reject") => ReviewVerdict::Reject,
-        _ => return Err(Error::arg("verdict is missing or unknown, expected trust, hold or reject")),
-    };
-    fields.finish(&["user", "verdict"])?;
-    Ok((user, verdict))
-}
-
-/// Reads `{messages | prompt, completion: text or tokens, reward?: -1..1, temperature?, user?}`.
-///
-/// # Errors
-/// `Arg` names the field and what was expected.
-pub fn parse_sample(body: &[u8], unknown: Unknown) -> Result<ParsedSample> {
-    let mut fields = Fields::parse(body, unknown)?;
-    let prompt = match (fields.take("messages"), fields.take("prompt")) {
-        (Some(messages), None) => Prompt::Chat(messages_of(messages, unknown)?),
-        (None, Some(prompt)) => prompt_of("prompt", prompt)?,
-        (found, _) => {
-            let found = if found.is_some() { "both messages and prompt" } else { "neither messages nor prompt" };
-            return Err(Error::arg(format!("the sample has {found}, expected one of them")));
-        }
-    };
-    let completion = fields.take("completion").ok_or_else(|| Error::arg("completion is missing"))?;
-    let sample = ParsedSample {
-        prompt,
-        completion: prompt_of("completion", completion)?,
-        reward: fields.number("reward", -1.0, 1.0)?,
-        temperature: fields.float("temperature", 0.0, 10.0)?,
-        user: fields.user()?,
-    };
-    fields.finish(&["messages", "prompt", "completion", "reward", "temperature", "user"])?;
-    Ok(sample)
 }
 
 /// Reads `{content, add_special?}`: a text to tokenize, and whether with what the model begins with.

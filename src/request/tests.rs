@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::error::Code;
+use crate::types::Signal;
 
 fn chat(body: &str) -> Result<ParsedRequest> {
     parse_chat(body.as_bytes(), Unknown::Refuse)
