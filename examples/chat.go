@@ -17,8 +17,8 @@ import (
 )
 
 const (
-	answers      = 16
-	wantedTokens = 20
+	answers = 16
+	wanted  = 80
 )
 
 func main() {
@@ -51,9 +51,9 @@ func run(ctx context.Context, model, data string) error {
 		if err != nil {
 			return err
 		}
-		// Likes answers of about wantedTokens tokens: 1 at that length, falling to -1.
-		off := math.Abs(float64(answer.Usage.CompletionTokens - wantedTokens))
-		rating := math.Max(-1, 1-off/wantedTokens)
+		// Likes answers of about wanted letters: 1 at that length, falling towards -1.
+		off := math.Abs(float64(len(answer.Text) - wanted))
+		rating := 2*wanted/(wanted+off) - 1
 		if _, err := engine.Feedback(ctx, apa.Feedback{GenerationID: answer.ID, Rating: &rating}); err != nil {
 			return err
 		}

@@ -7,7 +7,7 @@
 import { Engine } from '../bindings/node/index.js';
 
 const ANSWERS = 16;
-const WANTED_TOKENS = 20;
+const WANTED = 80;
 
 const [model, data] = process.argv.slice(2);
 if (!data) {
@@ -28,9 +28,9 @@ async function run() {
   const engine = await Engine.open({ model, data, settings: { 'train.auto': false } });
   for (let i = 0; i < ANSWERS; i++) {
     const answer = await talk(engine);
-    // Likes answers of about WANTED_TOKENS tokens: 1 at that length, falling to -1.
-    const off = Math.abs(answer.usage.completion_tokens - WANTED_TOKENS);
-    await engine.feedback({ generation_id: answer.id, rating: Math.max(-1, 1 - off / WANTED_TOKENS) });
+    // Likes answers of about WANTED letters: 1 at that length, falling towards -1.
+    const off = Math.abs(answer.text.length - WANTED);
+    await engine.feedback({ generation_id: answer.id, rating: (2 * WANTED) / (WANTED + off) - 1 });
   }
   const step = await engine.trainStep();
   if (step.outcome !== 'published') throw new Error(`the step published no version: ${step.reason}`);

@@ -7,9 +7,8 @@
 #include <apa.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
 
-enum { ANSWERS = 16, WANTED_TOKENS = 20 };
+enum { ANSWERS = 16, WANTED = 80 };
 
 /* Written by a call that fails. */
 static apa_error *error;
@@ -25,41 +24,36 @@ static apa_status check(apa_status status)
     return status;
 }
 
-/* Streams an answer to standard output; returns its id, which names it for feedback, and its length in tokens. */
-static apa_string *talk(apa_engine *engine, const char *question, size_t *tokens)
+/* Streams an answer to standard output; returns its id, which names it for feedback, and its length in bytes. */
+static apa_string *talk(apa_engine *engine, const char *question, size_t *length)
 {
-    char request[512], answer[4096];
-    size_t length = 0;
+    char request[512];
     apa_gen *gen = NULL;
     apa_string *id = NULL, *piece = NULL;
 
     snprintf(request, sizeof request,
              "{\"messages\": [{\"role\": \"user\", \"content\": \"%s\"}], \"max_tokens\": 64}", question);
+    *length = 0;
     check(apa_gen_start(engine, request, APA_NTS, &gen, &error));
     while (check(apa_gen_next(gen, -1, &piece, &error)) == APA_OK) {
-        size_t size = apa_string_len(piece);
-        fwrite(apa_string_data(piece), 1, size, stdout);
-        if (length + size <= sizeof answer) {
-            memcpy(answer + length, apa_string_data(piece), size);
-            length += size;
-        }
+        fwrite(apa_string_data(piece), 1, apa_string_len(piece), stdout);
+        *length += apa_string_len(piece);
         apa_string_free(piece);
     }
     putchar('\n');
-    check(apa_token_count(engine, answer, length, tokens, &error));
     check(apa_gen_id(gen, &id, &error));
     apa_gen_free(gen);
     return id;
 }
 
-/* Likes answers of about WANTED_TOKENS tokens: 1 at that length, falling to -1. */
-static void rate(apa_engine *engine, const apa_string *id, size_t tokens)
+/* Likes answers of about WANTED letters: 1 at that length, falling towards -1. */
+static void rate(apa_engine *engine, const apa_string *id, size_t length)
 {
     char feedback[256];
-    double rating = 1.0 - labs((long)tokens - WANTED_TOKENS) / (double)WANTED_TOKENS;
+    double rating = 2.0 * WANTED / (WANTED + labs((long)length - WANTED)) - 1.0;
 
     snprintf(feedback, sizeof feedback, "{\"generation_id\": \"%s\", \"rating\": %.3f}", apa_string_data(id),
-             rating < -1.0 ? -1.0 : rating);
+             rating);
     check(apa_feedback(engine, feedback, APA_NTS, NULL, &error));
 }
 
@@ -69,7 +63,7 @@ int main(int argc, char **argv)
     apa_engine *engine = NULL;
     apa_string *outcome = NULL, *id;
     uint64_t first = 0, learned = 0, back = 0;
-    size_t tokens = 0;
+    size_t length = 0;
     int i;
 
     if (argc != 3) {
@@ -86,8 +80,8 @@ int main(int argc, char **argv)
     check(apa_policy_sync(engine, &first, &error));
 
     for (i = 0; i < ANSWERS; i++) {
-        id = talk(engine, "Name a colour.", &tokens);
-        rate(engine, id, tokens);
+        id = talk(engine, "Name a colour.", &length);
+        rate(engine, id, length);
         apa_string_free(id);
     }
 
@@ -99,7 +93,7 @@ int main(int argc, char **argv)
         fprintf(stderr, "embed: the step published no version\n");
         return 1;
     }
-    apa_string_free(talk(engine, "Name a colour.", &tokens));
+    apa_string_free(talk(engine, "Name a colour.", &length));
 
     check(apa_policy_rollback(engine, &back, &error));
     printf("versions: %lu, then %lu, back to %lu\n", (unsigned long)first, (unsigned long)learned, (unsigned long)back);

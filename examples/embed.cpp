@@ -6,14 +6,13 @@
 
 #include <apa.hpp>
 
-#include <algorithm>
 #include <cmath>
 #include <iostream>
 
 namespace {
 
 constexpr int answers = 16;
-constexpr double wanted_tokens = 20;
+constexpr double wanted = 80;
 
 // Prints an answer as it comes; returns its id, which names it for feedback, and its text.
 std::pair<std::string, std::string> talk(apa::engine &engine)
@@ -36,9 +35,9 @@ int run(const std::string &model, const std::string &data)
 
     for (int i = 0; i < answers; i++) {
         const auto [id, text] = talk(engine);
-        // Likes answers of about wanted_tokens tokens: 1 at that length, falling to -1.
-        const double off = std::abs(static_cast<double>(engine.count_tokens(text)) - wanted_tokens);
-        engine.reward(id, std::max(-1.0, 1 - off / wanted_tokens));
+        // Likes answers of about `wanted` letters: 1 at that length, falling towards -1.
+        const double off = std::abs(static_cast<double>(text.size()) - wanted);
+        engine.reward(id, 2 * wanted / (wanted + off) - 1);
     }
 
     std::cout << "training: " << engine.train_step() << '\n';
