@@ -3,7 +3,7 @@
 /** Work of one turn, in milliseconds, before the rest waits for the next. */
 const MOST_MS = 4;
 /** How many of those that wait go on in a turn. */
-const MOST_WAITERS = 16;
+const MOST_WAITERS = 64;
 
 let began; // When the first work of this turn began.
 let waiters = [];
