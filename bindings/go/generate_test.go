@@ -333,10 +333,8 @@ func TestAThousandStreamsEndSoonAfterTheirCancel(t *testing.T) {
 			for stream.Next(background) {
 			}
 			times[i] = time.Since(began).Seconds() * 1e3
-			result, err := stream.Result()
-			// One that had run to its end before is no less an end.
-			if err != nil || result.FinishReason == FinishStop {
-				t.Errorf("stream %d: %+v, %v", i, result, err)
+			if _, err := stream.Result(); err != nil {
+				t.Errorf("stream %d: %v", i, err)
 			}
 		}(i, stream)
 	}

@@ -17,6 +17,7 @@ mod score;
 mod template;
 mod threads;
 mod validate;
+mod validate_shape;
 
 pub use adapter::Adapter;
 pub use chat::{chat_tokens, template_of, template_tokens};

@@ -17,7 +17,8 @@ pub(super) fn model(file: &Gguf) -> Result<()> {
         return Err(Error::model(format!("{}: it holds a {kind}, expected a model", file.path().display())));
     }
     file.str("general.architecture").map_err(name)?;
-    vocabulary(file).map_err(name)
+    vocabulary(file).map_err(name)?;
+    super::validate_shape::shape(file).map_err(name)
 }
 
 fn vocabulary(file: &Gguf) -> Result<()> {
@@ -77,7 +78,7 @@ pub(super) fn adapter(file: &Gguf, architecture: &str) -> Result<()> {
                 odd.shape().len()
             )));
         }
-        Ok(())
+        super::validate_shape::formats(file)
     };
     check().map_err(|e| e.context(file.path().display()))
 }

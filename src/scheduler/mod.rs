@@ -407,6 +407,7 @@ impl Core {
         }
         self.hand_on(&mut finished);
         self.counters.queued.store(0, Ordering::Relaxed);
+        self.counters.running.store(0, Ordering::Relaxed);
     }
 
     fn take(&mut self, command: Command) {
