@@ -156,8 +156,12 @@ impl Context {
             logits: batch.outputs.as_ptr().cast_mut(),
         };
         // SAFETY: all arrays are n_tokens long and outlive the call, which only reads them; tokens, sequences and size are
-        // checked above, so that no assertion of GGML can fail on them.
-        match guarded("decoding", || unsafe { guard::llama_decode(self.raw, raw) })? {
+        // checked above, so that no assertion of GGML can fail on them. The model outlives what is packed in its name.
+        let decoded = guarded("decoding", || unsafe {
+            guard::apa_kernels_owner(self.model.raw.cast());
+            guard::llama_decode(self.raw, raw)
+        });
+        match decoded? {
             0 => Ok(true),
             1 => Ok(false),
             -2 => Err(Error::nomem("decoding: llama.cpp could not allocate")),

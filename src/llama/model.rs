@@ -20,6 +20,8 @@ pub(super) fn backend() {
     static BACKEND: OnceLock<Option<LlamaBackend>> = OnceLock::new();
     BACKEND.get_or_init(|| {
         send_logs_to_tracing(LogOptions::default());
+        // SAFETY: called once, before any model is loaded.
+        unsafe { guard::apa_kernels_install() };
         // An application that initialised it already gives `None`: the state is shared either way.
         LlamaBackend::init().ok()
     });
@@ -239,7 +241,10 @@ impl Model {
 impl Drop for Model {
     fn drop(&mut self) {
         // SAFETY: contexts and adapters hold an `Arc` of the model, so none of them is left.
-        unsafe { sys::llama_model_free(self.raw) }
+        unsafe {
+            guard::apa_kernels_forget(self.raw.cast());
+            sys::llama_model_free(self.raw);
+        }
     }
 }
 

@@ -4,9 +4,9 @@ use llama_cpp_sys_2 as sys;
 
 use crate::error::{Error, Result};
 
-/// Rounds that an idle worker spins before it sleeps (ggml's 0 to 100). Spinning between two tokens takes the cores from the
-/// trainer; sleeping costs microseconds a token.
-const POLL: u32 = 0;
+/// How long an idle worker spins before it sleeps (ggml's 0 to 100; 1 is some two milliseconds). Long enough to be awake for the
+/// next token, since waking costs a virtual machine more than sampling does; too short for the trainer to miss the core.
+const POLL: u32 = 1;
 
 /// Niceness of threads that give way: a tenth of a decoding thread's share where both want a core, so that a machine that is
 /// busy with something else slows them without stopping them.
