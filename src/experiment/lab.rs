@@ -189,6 +189,7 @@ fn shape(plan: &Plan, prompts: &[Asked]) -> Result<scheduler::Options> {
     let tokens = plan.config.serve.batch.max(together).min(context);
     Ok(scheduler::Options {
         context: ContextOptions { context, batch: tokens, sequences: together, exact: false },
+        patience: None,
         queue: batch,
         tune_threads: false,
     })
