@@ -9,7 +9,7 @@ use std::time::Duration;
 use super::reward_versions::{RewardStatus, RewardVersions};
 use crate::config::{Config, RewardConfig};
 use crate::error::{Error, Result};
-use crate::ledger::{Ledger, Rules};
+use crate::ledger::Ledger;
 use crate::llama::Model;
 use crate::policy::Decoder;
 use crate::reward::{Grader, Known, Scalar, Scales};
@@ -17,20 +17,6 @@ use crate::types::*;
 
 /// Running scales, in the folder of the version that they belong to.
 const SCALES_FILE: &str = "reward.json";
-
-/// What counts, by the settings.
-pub(super) fn rules(config: &RewardConfig) -> Result<Rules> {
-    Ok(Rules {
-        hourly: config.user_hourly,
-        share: config.user_share,
-        delay_ms: u64::from(config.quarantine) * 1000,
-        duplicates_once: true,
-        flag_after: config.flag_after,
-        flag_share: config.flag_share,
-        signals: Scalar::new(config)?.signals().map(str::to_owned).collect(),
-        corrections: config.correction > 0.0,
-    })
-}
 
 /// Samples ready to train on.
 #[derive(Default)]
