@@ -163,7 +163,7 @@ pub struct PpoConfig {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct RewardConfig {
-    /// File of a reward model for this base, as `apad reward train` writes it.
+    /// A reward model: a file for this base, as `apad reward train` writes it, or the folder of a DeBERTa-v2 or ModernBERT classifier.
     pub model: Option<PathBuf>,
     /// New preferences and corrections after which the reward model learns, and is replaced if it tells held-back pairs apart at
     /// least as well; 0 leaves it as it is.

@@ -23,7 +23,7 @@ use serde::{Deserialize, Serialize};
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::gguf::Gguf;
-use crate::ledger::{Forgotten, Ledger, ReviewEntry, ReviewVerdict, StoredFeedback, StoredSample};
+use crate::ledger::{Forgotten, Ledger, ReviewEntry, ReviewVerdict, Rules, StoredFeedback, StoredSample};
 use crate::llama::{ChatTemplate, ContextOptions, Model, chat_tokens, template_of, template_tokens};
 use crate::publish::VersionStore;
 use crate::scheduler::{self, Finished, OnFinished, Request, Scheduler, Weights};
@@ -105,7 +105,7 @@ impl Engine {
         if config.model.as_os_str().is_empty() {
             return Err(Error::arg("model is not set, expected the path of a GGUF file"));
         }
-        let ledger = Arc::new(Ledger::open_with(&config.data, judge::rules(&config.reward)?)?);
+        let ledger = Arc::new(Ledger::open_with(&config.data, Rules::new(&config.reward)?)?);
         let threads = cores_or(config.serve.threads);
         let fingerprint = Gguf::open(&config.model)?.fingerprint()?;
         let (model, form) = form::load(&config, &fingerprint, threads)?;

@@ -5,15 +5,15 @@ use std::time::Duration;
 
 use super::dataset::{FixedAnswer, read_dataset};
 use super::plan::Plan;
-use super::prompts::{Prompt, PromptText, read_prompts};
 use super::reward::Reward;
 use crate::config::Config;
 use crate::engine::cores_or;
 use crate::error::{Error, Result};
 use crate::llama::{ContextOptions, Model, chat_tokens, quantize, template_of};
 use crate::policy::{self, Decoder};
+use crate::prompts::{Prompt, read_prompts};
 use crate::scheduler;
-use crate::types::{Rollout, TokenId};
+use crate::types::{PromptText, Rollout, TokenId};
 
 /// Most tokens of the contexts' caches; more answers than fit wait for their turn.
 const MOST_CONTEXT: u64 = 1 << 16;
@@ -78,7 +78,7 @@ impl Lab {
         let device = policy::device(&config.train.device)?;
         let decoder = Arc::new(pool.install(|| Decoder::load(&config.model, &device, config.train.dtype))?);
         let timeout = Duration::from_secs(plan.reward_timeout);
-        let reward = plan.reward.as_ref().map(|spec| Reward::new(spec, timeout, &decoder)).transpose()?;
+        let reward = plan.reward.as_ref().map(|spec| Reward::new(spec, timeout, &decoder, &model)).transpose()?;
         let options = shape(&plan, &prompts)?;
         Ok(Lab { model, decoder, pool, prompts, reward, dataset, options, threads, plan })
     }

@@ -10,7 +10,7 @@ use serde_json::json;
 
 use super::folder::{Folder, METRICS_FILE, SAMPLES_FILE, seed_folder};
 use super::lab::{Asked, Lab};
-use super::prompts::order;
+use super::order::order;
 use super::record::{Sampled, StepRecord, Times};
 use crate::config::{GateConfig, TrainConfig};
 use crate::error::{Code, Error, Result};

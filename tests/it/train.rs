@@ -436,7 +436,7 @@ fn wrong_use_is_said_before_anything_is_written() {
     fails(
         &bench.run("judge:x", "no", &[]),
         2,
-        "expected one of length:TOKENS, regex:PATTERN, model:FILE, command:SHELL COMMAND",
+        "expected one of length:TOKENS, regex:PATTERN, model:PATH, command:SHELL COMMAND",
     );
     fails(&bench.run("length:6", "no", &["--rank", "0"]), 2, "train.rank");
     fails(&bench.apad(&["--model", "tiny.gguf", "--dataset", "none", "--out", "no"]).output().unwrap(), 1, "none");
