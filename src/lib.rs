@@ -65,6 +65,7 @@ pub mod ledger;
 pub mod llama;
 pub mod optim;
 pub mod policy;
+mod prompts;
 pub mod publish;
 pub mod request;
 pub mod reward;

@@ -9,28 +9,14 @@ use std::time::Duration;
 use super::reward_versions::{RewardStatus, RewardVersions};
 use crate::config::{Config, RewardConfig};
 use crate::error::{Error, Result};
-use crate::ledger::{Ledger, Rules};
+use crate::ledger::Ledger;
 use crate::llama::Model;
 use crate::policy::Decoder;
-use crate::reward::{Known, Scalar, Scales, Scorer};
+use crate::reward::{Grader, Known, Scalar, Scales};
 use crate::types::*;
 
 /// Running scales, in the folder of the version that they belong to.
 const SCALES_FILE: &str = "reward.json";
-
-/// What counts, by the settings.
-pub(super) fn rules(config: &RewardConfig) -> Result<Rules> {
-    Ok(Rules {
-        hourly: config.user_hourly,
-        share: config.user_share,
-        delay_ms: u64::from(config.quarantine) * 1000,
-        duplicates_once: true,
-        flag_after: config.flag_after,
-        flag_share: config.flag_share,
-        signals: Scalar::new(config)?.signals().map(str::to_owned).collect(),
-        corrections: config.correction > 0.0,
-    })
-}
 
 /// Samples ready to train on.
 #[derive(Default)]
@@ -48,7 +34,7 @@ pub(super) struct Samples {
 pub(super) struct Judge {
     config: RewardConfig,
     scalar: Scalar,
-    scorer: Option<Scorer>,
+    grader: Option<Grader>,
     versions: RewardVersions,
     scales: Scales,
     model: Arc<Model>,
@@ -58,13 +44,14 @@ pub(super) struct Judge {
 impl Judge {
     /// Loads the reward model, if the settings name one.
     pub fn new(config: &Config, decoder: &Arc<Decoder>, model: Arc<Model>) -> Result<Self> {
-        let (versions, scorer) = RewardVersions::open(&config.data, &config.reward, config.train.seed, decoder)?;
+        let (versions, grader) =
+            RewardVersions::open(&config.data, &config.reward, config.train.seed, decoder, &model)?;
         let (config, decoder) = (&config.reward, decoder.clone());
-        if scorer.is_none() && config.unrated > 0 {
+        if grader.is_none() && config.unrated > 0 {
             return Err(Error::arg("reward.unrated is set without reward.model, which would judge those answers"));
         }
         let (scalar, scales) = (Scalar::new(config)?, Scales::default());
-        Ok(Self { config: config.clone(), scalar, scorer, versions, scales, model, decoder })
+        Ok(Self { config: config.clone(), scalar, grader, versions, scales, model, decoder })
     }
 
     /// What is known of the reward model.
@@ -79,8 +66,8 @@ impl Judge {
 
     /// Lets the reward model learn, and takes the new one if it is adopted.
     pub fn learn(&mut self, ledger: &Ledger, stop: &dyn Fn() -> bool) -> Result<()> {
-        if let Some(scorer) = self.versions.learn(ledger, &self.model, &self.decoder, stop)? {
-            self.scorer = Some(scorer);
+        if let Some(grader) = self.versions.learn(ledger, &self.model, &self.decoder, stop)? {
+            self.grader = Some(grader);
             self.renew_scales();
         }
         Ok(())
@@ -102,7 +89,7 @@ impl Judge {
     /// Whether anything but people judges answers.
     pub fn judges_alone(&self) -> bool {
         let c = &self.config;
-        (self.scorer.is_some() && c.model_weight > 0.0)
+        (self.grader.is_some() && c.model_weight > 0.0)
             || ((c.command.is_some() || c.url.is_some()) && c.external_weight > 0.0)
     }
 
@@ -180,12 +167,12 @@ impl Judge {
 
     /// The reward model's scores, one an answer.
     fn judge(&mut self, answers: &[&RatedGeneration]) -> Result<Vec<Option<f64>>> {
-        let Some(scorer) = self.scorer.as_ref().filter(|_| self.config.model_weight > 0.0) else {
+        let Some(grader) = self.grader.as_ref().filter(|_| self.config.model_weight > 0.0) else {
             return Ok(vec![None; answers.len()]);
         };
         let pairs: Vec<(&[TokenId], &[TokenId])> =
             answers.iter().map(|r| (&r.generation.prompt[..], &r.generation.response[..])).collect();
-        let scores: Vec<f64> = scorer.score(&pairs)?.into_iter().map(f64::from).collect();
+        let scores: Vec<f64> = grader.score(&pairs)?.into_iter().map(f64::from).collect();
         let broken = scores.iter().filter(|s| !s.is_finite()).count();
         if broken > 0 {
             tracing::warn!(broken, "scores of the reward model are no finite numbers, and left out");

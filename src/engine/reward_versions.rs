@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::ledger::{Ledger, PairAnswer, StoredPair};
 use crate::llama::Model;
 use crate::policy::Decoder;
-use crate::reward::{Learner, Manifest, Pair, Scorer, Settings, split};
+use crate::reward::{Grader, Learner, Manifest, Pair, Scorer, Settings, split};
 use crate::types::*;
 
 const FOLDER: &str = "reward";
@@ -54,7 +54,8 @@ impl RewardVersions {
         config: &RewardConfig,
         seed: u64,
         decoder: &Arc<Decoder>,
-    ) -> Result<(Self, Option<Scorer>)> {
+        model: &Arc<Model>,
+    ) -> Result<(Self, Option<Grader>)> {
         let folder = data.join(FOLDER);
         let path = folder.join(STATE_FILE);
         let mut status = RewardStatus { origin: config.model.clone(), ..RewardStatus::default() };
@@ -68,8 +69,8 @@ impl RewardVersions {
             }
         }
         let versions = Self { folder, enough: u64::from(config.learn), seed, status };
-        let scorer = versions.file().map(|file| Scorer::open(decoder.clone(), &file)).transpose()?;
-        Ok((versions, scorer))
+        let grader = versions.file().map(|file| Grader::open(decoder, model, &file)).transpose()?;
+        Ok((versions, grader))
     }
 
     /// What is known of it.
@@ -94,10 +95,10 @@ impl RewardVersions {
     pub fn learn(
         &mut self,
         ledger: &Ledger,
-        model: &Model,
+        model: &Arc<Model>,
         decoder: &Arc<Decoder>,
         stop: &dyn Fn() -> bool,
-    ) -> Result<Option<Scorer>> {
+    ) -> Result<Option<Grader>> {
         let count = ledger.pair_count()?;
         let settings = Settings { validation: HELD_BACK, seed: self.seed, ..Settings::default() };
         let pairs: Vec<Pair> =
@@ -110,15 +111,13 @@ impl RewardVersions {
         }
         let mut manifest = Manifest::new(settings.clone(), decoder.fingerprint());
         (manifest.trained_pairs, manifest.end_token) = (train.len(), model.turn_end());
-        let file = self.file();
-        let before = match &file {
-            Some(file) => Some(Scorer::open(decoder.clone(), file)?.judge(&held)?),
-            None => None,
-        };
+        // Read again: the weights in use must not move.
+        let now = self.file().map(|file| Grader::open(decoder, model, &file)).transpose()?;
+        let before = now.as_ref().map(|grader| grader.judge(&held)).transpose()?;
         let mut learner = Learner::new(decoder.clone(), &settings, train, held.clone(), "the ledger")?;
-        if let Some(file) = &file {
-            // Read again: the weights in use must not move.
-            learner = learner.start_from(Scorer::open(decoder.clone(), file)?)?;
+        // A classifier of others is a bar to reach, not a place to go on from.
+        if let Some(Grader::Adapter(scorer)) = now {
+            learner = learner.start_from(*scorer)?;
         }
         let ended = learner.run(stop, &mut |_| ())?;
         if ended.stopped {
@@ -140,7 +139,7 @@ impl RewardVersions {
         scorer.save(&self.folder.join(format!("{version:06}.gguf")))?;
         (self.status.version, self.status.accuracy) = (version, Some(after));
         self.settle(count, format!("adopted: {after:.3} of {} held-back pairs right, {bar:.3} before", held.len()))?;
-        Ok(Some(scorer))
+        Ok(Some(Grader::Adapter(Box::new(scorer))))
     }
 
     fn settle(&mut self, pairs: u64, said: String) -> Result<()> {

@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 
 use crate::config::RewardConfig;
 use crate::error::{Error, Result};
-use crate::experiment::read_prompts;
 use crate::ledger::Ledger;
 use crate::llama::{Model, chat_tokens, template_of};
+use crate::prompts::read_prompts;
 use crate::scheduler::{Event, GenerationStream, Load, Next, Request, Scheduler};
 use crate::types::*;
 

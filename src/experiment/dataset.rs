@@ -5,9 +5,9 @@ use std::path::Path;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::prompts::{PromptText, prompt_of, read_lines};
 use crate::error::{Error, Result};
-use crate::types::{FinishReason, TokenId};
+use crate::prompts::{prompt_of, read_lines};
+use crate::types::{FinishReason, PromptText, TokenId};
 
 /// An answer as its file gives it.
 #[derive(Clone, Debug, PartialEq)]

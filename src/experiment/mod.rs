@@ -8,8 +8,8 @@
 mod dataset;
 mod folder;
 mod lab;
+mod order;
 mod plan;
-mod prompts;
 mod record;
 mod reward;
 mod run;
@@ -18,7 +18,9 @@ pub use dataset::{FixedAnswer, read_dataset};
 pub use folder::{ADAPTER_FILE, METRICS_FILE, SAMPLES_FILE, seed_folder};
 pub use lab::Lab;
 pub use plan::{Input, PLAN_FILE, Plan};
-pub use prompts::{Prompt, PromptText, read_prompts};
 pub use record::StepRecord;
 pub use reward::{RewardSpec, SCHEMES};
 pub use run::Ended;
+
+pub use crate::prompts::{Prompt, read_prompts};
+pub use crate::types::PromptText;

@@ -10,17 +10,17 @@ use std::time::Duration;
 use regex::{Regex, RegexBuilder};
 use serde::{Deserialize, Serialize};
 
-use super::prompts::PromptText;
 use crate::error::{Error, Result};
 use crate::policy::Decoder;
-use crate::reward::Scorer;
+use crate::llama::Model;
+use crate::reward::Grader;
 use crate::reward::command;
 #[cfg(feature = "daemon")]
 use crate::reward::service;
-use crate::types::{FinishReason, Generation};
+use crate::types::{FinishReason, Generation, PromptText};
 
 /// The kinds of reward there are.
-pub const SCHEMES: [&str; 5] = ["length:TOKENS", "regex:PATTERN", "model:FILE", "command:SHELL COMMAND", "http:URL"];
+pub const SCHEMES: [&str; 5] = ["length:TOKENS", "regex:PATTERN", "model:PATH", "command:SHELL COMMAND", "http:URL"];
 
 /// Distance from the wanted length, in tokens, at which an answer is worth -1.
 const WORST_DISTANCE: f64 = 40.0;
@@ -36,7 +36,7 @@ pub enum RewardSpec {
     Length(u32),
     /// 1 where the pattern matches the answer's text somewhere, else -1: the mean tells the share that match.
     Regex(String),
-    /// A reward model's file, for the same base: see `apad reward train`.
+    /// A reward model's file, for the same base (see `apad reward train`), or the folder of a classifier.
     Model(PathBuf),
     /// A shell command that reads a line `{"prompt": .., "response": ".."}` an answer and writes a line `{"score": number}` each,
     /// in order. Started for each batch; its input then ends.
@@ -111,7 +111,7 @@ impl From<RewardSpec> for String {
 pub(super) enum Reward {
     Length(u32),
     Regex(Regex),
-    Model(Box<Scorer>),
+    Model(Grader),
     Command {
         command: String,
         timeout: Duration,
@@ -124,11 +124,11 @@ pub(super) enum Reward {
 }
 
 impl Reward {
-    pub fn new(spec: &RewardSpec, timeout: Duration, decoder: &Arc<Decoder>) -> Result<Self> {
+    pub fn new(spec: &RewardSpec, timeout: Duration, decoder: &Arc<Decoder>, base: &Arc<Model>) -> Result<Self> {
         Ok(match spec {
             RewardSpec::Length(tokens) => Reward::Length(*tokens),
             RewardSpec::Regex(pattern) => Reward::Regex(compile(pattern)?),
-            RewardSpec::Model(file) => Reward::Model(Box::new(Scorer::open(decoder.clone(), file)?)),
+            RewardSpec::Model(path) => Reward::Model(Grader::open(decoder, base, path)?),
             RewardSpec::Command(command) => Reward::Command { command: command.clone(), timeout },
             #[cfg(feature = "daemon")]
             RewardSpec::Http(url) => Reward::Http { url: url.clone(), timeout },
@@ -147,7 +147,7 @@ impl Reward {
             Reward::Regex(pattern) => {
                 Ok(answers.iter().map(|(_, g)| if pattern.is_match(&g.text) { 1.0 } else { -1.0 }).collect())
             }
-            Reward::Model(scorer) => model(scorer, answers),
+            Reward::Model(grader) => model(grader, answers),
             Reward::Command { command, timeout } => command::scores(command, answers, *timeout, stop),
             #[cfg(feature = "daemon")]
             Reward::Http { url, timeout } => service::scores(url, answers, *timeout, stop),
@@ -155,9 +155,9 @@ impl Reward {
     }
 }
 
-fn model(scorer: &Scorer, answers: &[(&PromptText, &Generation)]) -> Result<Vec<f64>> {
+fn model(grader: &Grader, answers: &[(&PromptText, &Generation)]) -> Result<Vec<f64>> {
     let tokens: Vec<_> = answers.iter().map(|(_, g)| (g.prompt.as_slice(), g.response.as_slice())).collect();
-    let scores = scorer.score(&tokens)?;
+    let scores = grader.score(&tokens)?;
     match scores.iter().find(|score| !score.is_finite()) {
         Some(score) => {
             Err(Error::callback(format!("the reward model gave the score {score}, expected a finite number")))
@@ -194,7 +194,7 @@ mod tests {
 
     #[test]
     fn a_scheme_that_is_not_there_is_refused_with_those_that_are() {
-        let known = "expected one of length:TOKENS, regex:PATTERN, model:FILE, command:SHELL COMMAND, http:URL";
+        let known = "expected one of length:TOKENS, regex:PATTERN, model:PATH, command:SHELL COMMAND, http:URL";
         assert_eq!(message("judge:me"), format!("there is no reward scheme \"judge\", {known}"));
         assert!(message("http:localhost").contains("expected http:URL"));
         assert!(message("20").contains("has no scheme"));

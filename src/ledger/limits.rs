@@ -1,12 +1,15 @@
 //! How much of what is said counts, so that nobody bends the model alone. Everything is kept; marks say what teaches. Never looks
 //! at what an answer says.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::hash::{DefaultHasher, Hash, Hasher};
 
 use rusqlite::{Connection, OptionalExtension};
 use serde::{Deserialize, Serialize};
 
-use super::{rows, use_count};
+use super::rows::{self, StoredPair};
+use super::use_count;
+use crate::config::RewardConfig;
 use crate::error::{Error, Result};
 use crate::types::{NewFeedback, Signal, UnixMillis, unix_millis};
 
@@ -48,6 +51,26 @@ impl Default for Rules {
             signals: BTreeSet::new(),
             corrections: false,
         }
+    }
+}
+
+impl Rules {
+    /// What counts, by the settings.
+    ///
+    /// # Errors
+    /// `Arg` for signals that are not names with weights.
+    pub fn new(config: &RewardConfig) -> Result<Self> {
+        let signals = config.signal_weights()?.into_iter();
+        Ok(Self {
+            hourly: config.user_hourly,
+            share: config.user_share,
+            delay_ms: u64::from(config.quarantine) * 1000,
+            duplicates_once: true,
+            flag_after: config.flag_after,
+            flag_share: config.flag_share,
+            signals: signals.filter(|(_, weight)| *weight != 0.0).map(|(name, _)| name).collect(),
+            corrections: config.correction > 0.0,
+        })
     }
 }
 
@@ -246,6 +269,68 @@ pub(super) fn choose(db: &Connection, max: usize, rules: &Rules) -> Result<Vec<(
             return Ok(chosen);
         }
         size = chosen.len();
+    }
+}
+
+/// A pair, and what decides whether it counts.
+pub(super) struct Candidate {
+    pub(super) pair: StoredPair,
+    pub(super) created: UnixMillis,
+    /// An operator brought it in.
+    pub(super) imported: bool,
+}
+
+/// The pairs that count, in their order.
+pub(super) fn countable(db: &Connection, mut all: Vec<Candidate>, rules: &Rules) -> Result<Vec<StoredPair>> {
+    let (held, ripe) = (held(db, rules)?, unix_millis().saturating_sub(rules.delay_ms));
+    let mut said = HashSet::new();
+    all.retain(|c| {
+        let StoredPair { prompt, chosen, rejected, user } = &c.pair;
+        let mut words = DefaultHasher::new();
+        (user, prompt, chosen, rejected).hash(&mut words);
+        c.created <= ripe
+            && user.as_ref().is_none_or(|user| !held.contains(user))
+            && (!rules.duplicates_once || said.insert(words.finish()))
+    });
+    let users: BTreeSet<&Option<String>> = all.iter().map(|c| &c.pair.user).collect();
+    if users.len() > 1 {
+        let mut hours: BTreeMap<(Option<String>, UnixMillis), u32> = BTreeMap::new();
+        all.retain(|c| {
+            let counted = hours.entry((c.pair.user.clone(), c.created / HOUR_MS)).or_default();
+            *counted += u32::from(!c.imported);
+            c.imported || rules.hourly == 0 || *counted <= rules.hourly
+        });
+        let mut left = shares(&all, rules.share);
+        // The newest of each, where not all fit.
+        all.reverse();
+        all.retain(|c| {
+            let Some(left) = left.get_mut(&c.pair.user).filter(|_| !c.imported) else { return c.imported };
+            let fits = *left > 0;
+            *left = left.saturating_sub(1);
+            fits
+        });
+        all.reverse();
+    }
+    Ok(all.into_iter().map(|c| c.pair).collect())
+}
+
+/// How many pairs each user has in a set of which none has more than `share`.
+fn shares(all: &[Candidate], share: f64) -> BTreeMap<Option<String>, usize> {
+    let mut counts: BTreeMap<Option<String>, usize> = BTreeMap::new();
+    for c in all.iter().filter(|c| !c.imported) {
+        *counts.entry(c.pair.user.clone()).or_default() += 1;
+    }
+    let imported = all.iter().filter(|c| c.imported).count();
+    let mut size = all.len();
+    // As for a batch: the share is of what the set comes to be.
+    loop {
+        let cap = if share >= 1.0 { usize::MAX } else { ((share * size as f64) as usize).max(1) };
+        counts.values_mut().for_each(|count| *count = (*count).min(cap));
+        let now = imported + counts.values().sum::<usize>();
+        if now >= size || cap == 1 {
+            return counts;
+        }
+        size = now;
     }
 }
 

@@ -215,13 +215,14 @@ impl Ledger {
         self.read(|db| rows::samples_of(db, id))
     }
 
-    /// Preferences and corrections as pairs for a reward model, oldest first. Those of users who are held or rejected are left
-    /// out.
+    /// Preferences and corrections as pairs for a reward model, oldest first, within the rules: without those of users who are
+    /// held or rejected, what is said again, what is over a user's hour, what is not ripe, and what is over a user's share. What
+    /// was imported is limited by neither hour nor share.
     ///
     /// # Errors
     /// As [`Ledger::generation`].
     pub fn pairs(&self) -> Result<Vec<StoredPair>> {
-        self.read(|db| rows::pairs(db, &limits::held(db, &self.rules)?))
+        self.read(|db| rows::pairs(db, &self.rules))
     }
 
     /// How many there are of those pairs, users not looked at. Cheap.

@@ -6,7 +6,7 @@ use rusqlite::{Connection, OptionalExtension, Row};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::limits::{Rules, choose};
+use super::limits::{Candidate, Rules, choose, countable};
 
 use crate::error::{Error, Result};
 use crate::types::*;
@@ -57,7 +57,7 @@ pub struct StoredPair {
 }
 
 /// An answer of a pair.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum PairAnswer {
     /// As it was generated.
     Tokens(Vec<TokenId>, String),
@@ -341,11 +341,11 @@ pub(super) fn samples_of(db: &Connection, id: &GenerationId) -> Result<Vec<Store
     Ok(all)
 }
 
-pub(super) fn pairs(db: &Connection, held: &BTreeSet<String>) -> Result<Vec<StoredPair>> {
-    let counts = |user: &Option<String>| user.as_ref().is_none_or(|user| !held.contains(user));
+pub(super) fn pairs(db: &Connection, rules: &Rules) -> Result<Vec<StoredPair>> {
     let mut found = Vec::new();
     let mut select = db.prepare_cached(
-        "SELECT c.prompt, c.response, c.text, r.response, r.text, p.user FROM preferences p
+        "SELECT c.prompt, c.response, c.text, r.response, r.text, p.user, p.created, c.id LIKE 'imp-%' AND c.user IS p.user
+         FROM preferences p
          JOIN generations c ON c.seq = p.chosen JOIN generations r ON r.seq = p.rejected
          WHERE c.prompt = r.prompt AND length(c.response) > 0 AND length(r.response) > 0
          AND c.response <> r.response ORDER BY p.id",
@@ -355,34 +355,30 @@ pub(super) fn pairs(db: &Connection, held: &BTreeSet<String>) -> Result<Vec<Stor
     };
     let mut rows = select.query([])?;
     while let Some(row) = rows.next()? {
-        let user = row.get(5)?;
-        if counts(&user) {
-            found.push(StoredPair {
-                prompt: blob(row, 0)?,
-                chosen: PairAnswer::Tokens(blob(row, 1)?, row.get(2)?),
-                rejected: PairAnswer::Tokens(blob(row, 3)?, row.get(4)?),
-                user,
-            });
-        }
+        let pair = StoredPair {
+            prompt: blob(row, 0)?,
+            chosen: PairAnswer::Tokens(blob(row, 1)?, row.get(2)?),
+            rejected: PairAnswer::Tokens(blob(row, 3)?, row.get(4)?),
+            user: row.get(5)?,
+        };
+        found.push(Candidate { pair, created: unsigned(row, 6)?, imported: row.get(7)? });
     }
     let mut select = db.prepare_cached(
-        "SELECT g.prompt, f.correction, g.response, g.text, f.user FROM feedback f
+        "SELECT g.prompt, f.correction, g.response, g.text, f.user, f.created FROM feedback f
          JOIN generations g ON g.seq = f.generation
          WHERE f.correction IS NOT NULL AND f.correction <> g.text AND length(g.response) > 0 ORDER BY f.id",
     )?;
     let mut rows = select.query([])?;
     while let Some(row) = rows.next()? {
-        let user = row.get(4)?;
-        if counts(&user) {
-            found.push(StoredPair {
-                prompt: blob(row, 0)?,
-                chosen: PairAnswer::Text(row.get(1)?),
-                rejected: PairAnswer::Tokens(blob(row, 2)?, row.get(3)?),
-                user,
-            });
-        }
+        let pair = StoredPair {
+            prompt: blob(row, 0)?,
+            chosen: PairAnswer::Text(row.get(1)?),
+            rejected: PairAnswer::Tokens(blob(row, 2)?, row.get(3)?),
+            user: row.get(4)?,
+        };
+        found.push(Candidate { pair, created: unsigned(row, 5)?, imported: false });
     }
-    Ok(found)
+    countable(db, found, rules)
 }
 
 pub(super) fn pair_count(db: &Connection) -> Result<u64> {

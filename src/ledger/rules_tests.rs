@@ -159,6 +159,60 @@ fn signals_corrections_and_remarks_are_kept_and_teach_as_the_rules_say() {
 }
 
 #[test]
+fn pairs_of_a_reward_model_have_the_limits_of_ratings() {
+    let limits = Rules { hourly: 5, share: 0.5, duplicates_once: true, flag_after: 1, ..Rules::default() };
+    let (_dir, ledger) = ledger(limits);
+    for n in 0..24 {
+        fresh(&ledger, &format!("g{n}"));
+    }
+    let prefer = |user: &str, chosen: u32, rejected: u32| {
+        ledger.add_preference(&id(&format!("g{chosen}")), &id(&format!("g{rejected}")), Some(user)).unwrap();
+    };
+    let users = || ledger.pairs().unwrap().into_iter().map(|p| p.user.unwrap()).collect::<Vec<_>>();
+    (0..8).for_each(|n| prefer("mallory", 2 * n, 2 * n + 1));
+    assert_eq!(users().len(), 8, "nobody else is there to protect");
+    // The same answers under other names are the same words.
+    for name in ["twin", "other twin"] {
+        let tokens = ["g0", "g1"].map(|of| ledger.generation(&id(of)).unwrap().unwrap().response);
+        for (side, response) in tokens.into_iter().enumerate() {
+            record(&ledger, Generation { response, user: None, ..answer(&format!("{name} {side}")) }).unwrap();
+        }
+        ledger.add_preference(&id(&format!("{name} 0")), &id(&format!("{name} 1")), Some("mallory")).unwrap();
+    }
+    assert_eq!(users().len(), 8);
+
+    prefer("ann", 17, 16);
+    prefer("ann", 19, 18);
+    let five = ["mallory", "mallory", "ann", "ann"];
+    assert_eq!(users(), five, "five in an hour, and of those half of what there is");
+    let kept: Vec<Vec<u32>> = ledger
+        .pairs()
+        .unwrap()
+        .into_iter()
+        .map(|pair| match pair.chosen {
+            PairAnswer::Tokens(tokens, _) => tokens,
+            PairAnswer::Text(_) => Vec::new(),
+        })
+        .collect();
+    assert_eq!(kept[0], "g6".bytes().map(u32::from).collect::<Vec<_>>(), "the newest");
+
+    // What an operator brought in is no user's share.
+    for n in 0..6 {
+        for side in ["a", "b"] {
+            let response = format!("imp {n} {side}").bytes().map(u32::from).collect();
+            let user = Some("import".into());
+            record(&ledger, Generation { response, user, ..answer(&format!("imp-{n}{side}")) }).unwrap();
+        }
+        ledger.import_preference(&id(&format!("imp-{n}a")), &id(&format!("imp-{n}b")), Some("import")).unwrap();
+    }
+    let of = |who: &str| users().iter().filter(|user| *user == who).count();
+    assert_eq!((of("mallory"), of("ann"), of("import")), (5, 2, 6));
+    ledger.review("mallory", ReviewVerdict::Reject).unwrap();
+    assert_eq!((of("mallory"), of("ann"), of("import")), (0, 2, 6));
+    assert_eq!(ledger.pair_count().unwrap(), 18, "all is kept");
+}
+
+#[test]
 fn what_made_a_sample_is_on_record_and_answers_nobody_rated_are_found() {
     let (_dir, ledger) = open();
     for name in ["a", "b", "c"] {

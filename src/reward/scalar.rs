@@ -52,11 +52,6 @@ impl Scalar {
         Ok(Self { signals: config.signal_weights()?, config: config.clone() })
     }
 
-    /// The names of signals that count.
-    pub fn signals(&self) -> impl Iterator<Item = &str> {
-        self.signals.iter().filter(|(_, weight)| **weight != 0.0).map(|(name, _)| name.as_str())
-    }
-
     /// Sums the terms. `None` if nothing but the length is known of the answer: that judges nothing. A reward model's score that
     /// is no finite number is left out.
     pub fn score(&self, known: &Known, scales: &Scales) -> Option<Score> {

@@ -1,22 +1,39 @@
-//! `apad chat`: a conversation in the terminal, where one key rates the last answer.
+//! `apad chat`: a conversation in the terminal, and what a person has to say of the answers.
 
 use std::io::{IsTerminal, Write};
 
-use anyhow::Result;
+use anyhow::{Context, Result, bail};
 use apa::types::ChatMessage;
 use clap::Args;
+use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
 use crate::client::{Answer, ChatParams, Client, Daemon};
 
+/// What a line can be beside a question.
+const COMMANDS: &str = "\
++ or -          the last answer was good, or not
+/rate NUMBER    how good, from -1 to 1
+/fix TEXT       the answer as it should have been; the conversation goes on from it
+/again          another answer to the last question (and says `regenerated` of the first)
+/better         the last answer is better than the one before it; /worse if not
+/signal NAME    a named signal, like copied
+/note TEXT      a comment
+/new            starts over";
+
 /// Talk to a running daemon; `+` or `-` rates the last answer
 #[derive(Args)]
-#[command(after_help = "\
+#[command(after_help = format!("\
 Example:
-  apad chat
+  apad chat --user ann
   > Name a bird.
   A robin.
-  > +")]
+  > +
+  > /fix A robin, for one.
+
+Lines that are no questions:
+{COMMANDS}
+An empty line or Ctrl-D ends."))]
 pub struct Options {
     #[command(flatten)]
     daemon: Daemon,
@@ -46,12 +63,11 @@ pub async fn run(options: Options) -> Result<()> {
     let interactive = std::io::stdin().is_terminal();
     if interactive {
         println!("{}, policy version {}", status.model, status.policy_version);
-        println!("+ or - rates the last answer, /new starts over, an empty line or Ctrl-D ends");
+        println!("+ or - rates the last answer, /help tells what else there is, an empty line or Ctrl-D ends");
     }
     let mut lines = lines();
     let opening: Vec<ChatMessage> = options.system.map(|text| message("system", text)).into_iter().collect();
-    let mut talk = opening.clone();
-    let mut last: Option<Answer> = None;
+    let mut talk = Talk { client, params, messages: opening.clone(), opening, last: None, other: None };
     loop {
         if interactive {
             print!("> ");
@@ -59,54 +75,133 @@ pub async fn run(options: Options) -> Result<()> {
         }
         let Some(line) = lines.recv().await else { return Ok(()) };
         let line = line?;
-        // What goes wrong with one line, a rating or a question, doesn't end a conversation held by a person.
-        let outcome = match line.trim() {
+        match line.trim() {
             "" if interactive => return Ok(()),
             "" => continue,
-            "+" => rate(&client, last.as_ref(), 1.0).await,
-            "-" => rate(&client, last.as_ref(), -1.0).await,
-            "/new" => {
-                talk.clone_from(&opening);
-                last = None;
-                Ok(())
-            }
-            question => match answer(&client, &talk, question, &params).await {
-                Ok(answer) => {
-                    talk.push(message("user", question.to_owned()));
-                    talk.push(message("assistant", answer.text.clone()));
-                    last = Some(answer);
-                    Ok(())
-                }
-                Err(e) => Err(e),
+            // What goes wrong with one line doesn't end a conversation held by a person.
+            line => match talk.hear(line).await {
+                Err(e) if interactive => eprintln!("{e:#}"),
+                outcome => outcome?,
             },
-        };
-        match outcome {
-            Err(e) if interactive => eprintln!("{e:#}"),
-            outcome => outcome?,
         }
     }
 }
 
-async fn answer(client: &Client, talk: &[ChatMessage], question: &str, params: &ChatParams) -> Result<Answer> {
-    let mut messages = talk.to_vec();
-    messages.push(message("user", question.to_owned()));
-    let answer = client
-        .chat_stream(&messages, params, |text| {
-            print!("{text}");
-            let _ = std::io::stdout().flush();
-        })
-        .await;
-    println!();
-    answer
+/// A conversation under way.
+struct Talk {
+    client: Client,
+    params: ChatParams,
+    /// What every conversation begins with.
+    opening: Vec<ChatMessage>,
+    messages: Vec<ChatMessage>,
+    /// What feedback is about.
+    last: Option<Answer>,
+    /// The answer to the same question before that.
+    other: Option<Answer>,
 }
 
-async fn rate(client: &Client, answer: Option<&Answer>, rating: f64) -> Result<()> {
-    let Some(answer) = answer else { anyhow::bail!("no answer to rate yet") };
-    let receipt = client.feedback(&answer.id, rating).await?;
-    let trainer = client.trainer().await?;
-    let again = if receipt.replaces_earlier { ", replaces your earlier rating" } else { "" };
-    println!("rated {rating:+}{again}; {} of {} ratings for the next step", trainer.pending_ratings, trainer.batch);
-    Ok(())
+impl Talk {
+    async fn hear(&mut self, line: &str) -> Result<()> {
+        let (word, rest) = line.split_once(char::is_whitespace).map_or((line, ""), |(word, rest)| (word, rest.trim()));
+        match (word, rest) {
+            ("+", "") => self.rate(1.0).await,
+            ("-", "") => self.rate(-1.0).await,
+            ("/rate", number) => {
+                self.rate(number.parse().with_context(|| format!("{number:?} is no number, expected /rate -1 to 1"))?).await
+            }
+            ("/fix" | "/note" | "/signal", "") => bail!("{word} needs some words"),
+            ("/fix", text) => {
+                self.say("correction", text.into(), "corrected").await?;
+                if let Some(said) = self.messages.last_mut() {
+                    said.content = text.to_owned();
+                }
+                Ok(())
+            }
+            ("/note", text) => self.say("comment", text.into(), "noted").await,
+            ("/signal", name) => self.say("signal", name.into(), "noted").await,
+            ("/again", "") => self.again().await,
+            ("/better" | "/worse", "") => self.prefer(word == "/better").await,
+            ("/new", "") => {
+                self.messages.clone_from(&self.opening);
+                (self.last, self.other) = (None, None);
+                Ok(())
+            }
+            ("/help", "") => {
+                println!("{COMMANDS}");
+                Ok(())
+            }
+            _ if word.starts_with('/') => bail!("there is no {line:?} here, /help tells what there is"),
+            _ => self.ask(line).await,
+        }
+    }
+
+    async fn ask(&mut self, question: &str) -> Result<()> {
+        self.messages.push(message("user", question.to_owned()));
+        match self.answer().await {
+            Ok(answer) => {
+                (self.last, self.other) = (Some(answer), None);
+                Ok(())
+            }
+            Err(e) => {
+                self.messages.pop();
+                Err(e)
+            }
+        }
+    }
+
+    /// Answers what stands last, and says so.
+    async fn answer(&mut self) -> Result<Answer> {
+        let on_text = |text: &str| {
+            print!("{text}");
+            let _ = std::io::stdout().flush();
+        };
+        let answer = self.client.chat_stream(&self.messages, &self.params, on_text).await;
+        println!();
+        let answer = answer?;
+        self.messages.push(message("assistant", answer.text.clone()));
+        Ok(answer)
+    }
+
+    async fn again(&mut self) -> Result<()> {
+        self.say("signal", "regenerated".into(), "once more").await?;
+        let before = self.messages.pop();
+        match self.answer().await {
+            Ok(answer) => {
+                self.other = self.last.replace(answer);
+                Ok(())
+            }
+            Err(e) => {
+                self.messages.extend(before);
+                Err(e)
+            }
+        }
+    }
+
+    async fn rate(&self, rating: f64) -> Result<()> {
+        self.say("rating", rating.into(), &format!("rated {rating:+}")).await
+    }
+
+    /// Sends one piece of feedback on the last answer.
+    async fn say(&self, key: &str, value: Value, done: &str) -> Result<()> {
+        let answer = self.last.as_ref().context("no answer yet to say that of")?;
+        let receipt =
+            self.client.say(json!({"generation_id": answer.id, key: value, "user": self.params.user})).await?;
+        let trainer = self.client.trainer().await?;
+        let again = if receipt.replaces_earlier { ", replaces what you said before" } else { "" };
+        let unused = receipt.left_out.map(|why| format!(", doesn't count: {why}")).unwrap_or_default();
+        println!("{done}{again}{unused}; {} of {} ratings for the next step", trainer.pending_ratings, trainer.batch);
+        Ok(())
+    }
+
+    async fn prefer(&self, better: bool) -> Result<()> {
+        let (Some(last), Some(other)) = (&self.last, &self.other) else {
+            bail!("there are no two answers to one question, /again makes another")
+        };
+        let (chosen, rejected) = if better { (last, other) } else { (other, last) };
+        self.client.prefer(&chosen.id, &rejected.id, self.params.user.as_deref()).await?;
+        println!("preferred");
+        Ok(())
+    }
 }
 
 fn message(role: &str, content: String) -> ChatMessage {

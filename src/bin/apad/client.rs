@@ -164,8 +164,18 @@ impl Client {
 
     /// Rates an answer, from -1 to 1.
     pub async fn feedback(&self, generation_id: &str, rating: f64) -> Result<FeedbackReceipt> {
-        let body = json!({"generation_id": generation_id, "rating": rating});
+        self.say(json!({"generation_id": generation_id, "rating": rating})).await
+    }
+
+    /// Says anything of an answer: the body of `POST /v1/feedback`.
+    pub async fn say(&self, body: Value) -> Result<FeedbackReceipt> {
         self.call(Method::POST, "/v1/feedback", Some(body)).await
+    }
+
+    /// Says that one answer is better than another.
+    pub async fn prefer(&self, chosen: &str, rejected: &str, user: Option<&str>) -> Result<()> {
+        let body = json!({"chosen_id": chosen, "rejected_id": rejected, "user": user});
+        self.call::<Value>(Method::POST, "/v1/preferences", Some(body)).await.map(drop)
     }
 
     /// Deletes what a user said and was told.

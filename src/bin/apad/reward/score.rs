@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use anyhow::{Result, bail};
 use apa::llama::Model;
-use apa::reward::{Pair, Scorer};
+use apa::reward::{Grader, Pair, Settings};
 use clap::Args;
 use serde_json::json;
 
@@ -25,8 +25,8 @@ pub struct Options {
     /// GGUF file, or the name of a known model (fetched if missing)
     #[arg(long, value_name = "PATH|NAME")]
     model: PathBuf,
-    /// What `apad reward train` wrote
-    #[arg(long, value_name = "FILE")]
+    /// What `apad reward train` wrote, or the folder of a DeBERTa-v2 or ModernBERT classifier
+    #[arg(long, value_name = "FILE|FOLDER")]
     reward: PathBuf,
     /// Preference pairs
     #[arg(long, value_name = "FILE")]
@@ -53,11 +53,15 @@ fn score(options: &Options, model: &Path) -> Result<()> {
     let pool = options.compute.pool()?;
     let served = Model::load(model, 0)?;
     let decoder = pool.install(|| options.compute.decoder(model))?;
-    let scorer = Scorer::open(decoder, &options.reward)?;
-    let manifest = scorer.manifest();
-    let mut prepared = prepare(&served, &options.pairs, manifest.settings.max_tokens)?;
-    drop(served);
+    let grader = Grader::open(&decoder, &served, &options.reward)?;
+    let manifest = match &grader {
+        Grader::Adapter(scorer) => Some(scorer.manifest()),
+        Grader::Classifier { .. } => None,
+    };
+    let most = manifest.map_or(Settings::default().max_tokens, |manifest| manifest.settings.max_tokens);
+    let mut prepared = prepare(&served, &options.pairs, most)?;
     if options.held_back {
+        let Some(manifest) = manifest else { bail!("a classifier doesn't say which pairs were held back from it") };
         if prepared.sha256 != manifest.pairs_sha256 {
             bail!("{} is not the file that the reward model was trained on", options.pairs.display());
         }
@@ -67,7 +71,7 @@ fn score(options: &Options, model: &Path) -> Result<()> {
     prepared.pairs.truncate(options.limit.unwrap_or(usize::MAX));
     let tokens: usize = prepared.pairs.iter().map(Pair::tokens).sum();
     let started = Instant::now();
-    let report = pool.install(|| scorer.judge(&prepared.pairs))?;
+    let report = pool.install(|| grader.judge(&prepared.pairs))?;
     let seconds = started.elapsed().as_secs_f64();
     let mut summary = serde_json::to_value(&report)?;
     summary["refused_lines"] = json!(prepared.refused.iter().map(|r| r.line).collect::<Vec<_>>());

@@ -54,9 +54,11 @@ Examples:
 
 Prompts are JSON lines: {\"prompt\": [messages]}, {\"prompt\": \"text\"} or {\"text\": \"text\"}; text goes in as it is.
 Rewards: length:TOKENS (1 for an answer of that length that ends by itself, -1 at 40 tokens off or cut off), regex:PATTERN
-(1 where it matches, else -1), model:FILE (a reward model of the same base, see `apad reward train`), command:SHELL COMMAND (reads {\"prompt\", \"response\"} lines until its input ends, writes a line
+(1 where it matches, else -1), model:PATH (a reward model: a file for the same base, see `apad reward train`, or a classifier's folder), command:SHELL COMMAND (reads {\"prompt\", \"response\"} lines until its input ends, writes a line
 {\"score\": number} each), http:URL (is posted {\"samples\": [{\"prompt\", \"response\"}]}, replies {\"scores\": [numbers]}).
-A dataset has lines {\"prompt\", \"response\", \"reward\"}; samples.jsonl of another run is one. Ctrl-C keeps what was done; --resume goes on, to the same end.
+A dataset has lines {\"prompt\", \"response\", \"reward\"}; samples.jsonl of another run is one.
+--set serve.type=bf16 samples from the weights in that format, which can be much faster; they are trained in their own.
+Ctrl-C keeps what was done; --resume goes on, to the same end.
 DIR gets seed-S/{metrics.jsonl,samples.jsonl,adapter.gguf,checkpoint-N}, curves.png and curves.svg.")]
 pub struct Options {
     /// GGUF file, or the name of a known model (fetched if missing)
@@ -65,7 +67,7 @@ pub struct Options {
     /// Prompts, as JSON lines
     #[arg(long, value_name = "FILE", required_unless_present_any = ["resume", "compare", "dataset"])]
     prompts: Option<PathBuf>,
-    /// What an answer is worth: length:TOKENS, regex:PATTERN, model:FILE, command:SHELL COMMAND or http:URL
+    /// What an answer is worth: length:TOKENS, regex:PATTERN, model:PATH, command:SHELL COMMAND or http:URL
     #[arg(long, value_name = "SPEC", required_unless_present_any = ["resume", "compare", "dataset"])]
     reward: Option<RewardSpec>,
     /// Learn from fixed answers and their rewards instead of samples; --prompts and --reward then only measure

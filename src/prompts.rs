@@ -1,19 +1,20 @@
-//! Prompts from JSON lines, and the order in which a run asks them. Never tokenizes.
+//! Prompts from files of JSON lines, gzipped or not. Never tokenizes.
 
-use std::fs;
+use std::fs::File;
+use std::io::Read;
 use std::path::Path;
 
-use rand::SeedableRng;
-use rand::seq::SliceRandom;
-use rand_chacha::ChaCha12Rng;
+use flate2::read::MultiGzDecoder;
 use serde::Deserialize;
 use serde_json::Value;
 
 use crate::error::{Error, Result};
-pub use crate::types::PromptText;
+use crate::types::PromptText;
 
-/// Largest file of prompts, in bytes.
+/// Largest file, in bytes, unpacked.
 const MOST_BYTES: u64 = 1 << 30;
+/// What a gzipped file begins with.
+const GZIP: [u8; 2] = [0x1f, 0x8b];
 
 /// A prompt and where it stands.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,7 +25,8 @@ pub struct Prompt {
     pub text: PromptText,
 }
 
-/// The prompts of a file of JSON lines (`{"prompt": [messages]}`, `{"prompt": "text"}` or `{"text": "text"}`), and its SHA-256.
+/// The prompts of a file of JSON lines, gzipped or not (`{"prompt": [messages]}`, `{"prompt": "text"}` or `{"text": "text"}`), and its
+/// SHA-256, unpacked.
 /// Other fields are left alone; empty lines are skipped.
 ///
 /// # Errors
@@ -38,13 +40,11 @@ pub fn read_prompts(path: &Path) -> Result<(Vec<Prompt>, String)> {
 }
 
 /// What `parse` makes of each line that isn't empty, with its number from 1, and the file's SHA-256.
-pub(super) fn read_lines<T>(path: &Path, parse: impl Fn(&[u8]) -> Result<T>) -> Result<(Vec<(usize, T)>, String)> {
-    let at = |e: std::io::Error| Error::from(e).context(format!("reading {}", path.display()));
-    let bytes = fs::metadata(path).map_err(at)?.len();
-    if bytes > MOST_BYTES {
-        return Err(Error::arg(format!("{} has {bytes} bytes, at most {MOST_BYTES} are read", path.display())));
+pub(crate) fn read_lines<T>(path: &Path, parse: impl Fn(&[u8]) -> Result<T>) -> Result<(Vec<(usize, T)>, String)> {
+    let data = read(path).map_err(|e| Error::from(e).context(format!("reading {}", path.display())))?;
+    if data.len() as u64 > MOST_BYTES {
+        return Err(Error::arg(format!("{} holds more than {MOST_BYTES} bytes", path.display())));
     }
-    let data = fs::read(path).map_err(at)?;
     let mut parsed = Vec::new();
     for (index, line) in data.split(|b| *b == b'\n').enumerate() {
         if line.trim_ascii().is_empty() {
@@ -54,6 +54,18 @@ pub(super) fn read_lines<T>(path: &Path, parse: impl Fn(&[u8]) -> Result<T>) -> 
         parsed.push((index + 1, item));
     }
     Ok((parsed, sha256(&data)))
+}
+
+/// The bytes of a file, unpacked, and one more than is allowed of a longer one.
+fn read(path: &Path) -> std::io::Result<Vec<u8>> {
+    let (mut data, most) = (Vec::new(), MOST_BYTES + 1);
+    File::open(path)?.take(most).read_to_end(&mut data)?;
+    if !data.starts_with(&GZIP) {
+        return Ok(data);
+    }
+    let mut plain = Vec::new();
+    MultiGzDecoder::new(&data[..]).take(most).read_to_end(&mut plain)?;
+    Ok(plain)
 }
 
 fn parse(line: &[u8]) -> Result<PromptText> {
@@ -68,7 +80,7 @@ fn wrong(what: &str) -> Error {
 }
 
 /// The prompt of a line.
-pub(super) fn prompt_of(value: &Value) -> Result<PromptText> {
+pub(crate) fn prompt_of(value: &Value) -> Result<PromptText> {
     let given = match (value.get("prompt"), value.get("text")) {
         (Some(prompt), _) => prompt,
         (None, Some(text @ Value::String(_))) => text,
@@ -87,26 +99,6 @@ fn sha256(data: &[u8]) -> String {
     Sha256::digest(data).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Which of `prompts` prompts a run with this seed asks at its places `first..first + count`: each once, in random order,
-/// before any is asked again. A function of its arguments alone, so that a run that goes on needs no memory of it.
-pub(super) fn order(prompts: usize, seed: u64, first: u64, count: usize) -> Vec<usize> {
-    let size = prompts.max(1) as u64;
-    let mut shuffled: (Option<u64>, Vec<usize>) = (None, Vec::new());
-    let mut asked = Vec::with_capacity(count);
-    for place in first..first + count as u64 {
-        let round = place / size;
-        if shuffled.0 != Some(round) {
-            let mut all: Vec<usize> = (0..prompts).collect();
-            let mut rng = ChaCha12Rng::seed_from_u64(seed);
-            rng.set_stream(round);
-            all.shuffle(&mut rng);
-            shuffled = (Some(round), all);
-        }
-        asked.extend(shuffled.1.get((place % size) as usize));
-    }
-    asked
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -121,9 +113,14 @@ mod tests {
         assert_eq!(parse(br#"{"text": "b"}"#).unwrap(), PromptText::Text("b".into()));
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("p.jsonl");
-        fs::write(&path, "\n{\"text\": \"b\"}\r\n\n").unwrap();
-        let (prompts, _) = read_prompts(&path).unwrap();
-        assert_eq!((prompts.len(), prompts[0].line), (1, 2));
+        let text = b"\n{\"text\": \"b\"}\r\n\n";
+        std::fs::write(&path, text).unwrap();
+        let read = read_prompts(&path).unwrap();
+        assert_eq!((read.0.len(), read.0[0].line), (1, 2));
+        let mut packed = flate2::write::GzEncoder::new(File::create(&path).unwrap(), flate2::Compression::fast());
+        std::io::Write::write_all(&mut packed, text).unwrap();
+        packed.finish().unwrap();
+        assert_eq!(read_prompts(&path).unwrap(), read);
     }
 
     #[test]
@@ -133,18 +130,5 @@ mod tests {
         {
             assert!(parse(line.as_bytes()).is_err(), "{line}");
         }
-    }
-
-    #[test]
-    fn every_prompt_is_asked_once_before_any_is_asked_again_wherever_a_run_begins() {
-        let whole = order(7, 3, 0, 21);
-        for round in whole.chunks(7) {
-            let mut sorted = round.to_vec();
-            sorted.sort_unstable();
-            assert_eq!(sorted, [0, 1, 2, 3, 4, 5, 6]);
-        }
-        assert_ne!(whole[..7], whole[7..14]);
-        assert_eq!(order(7, 3, 5, 10), whole[5..15]);
-        assert_ne!(order(7, 4, 0, 21), whole);
     }
 }
