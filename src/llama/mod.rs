@@ -29,4 +29,4 @@ pub use quantize::{FileType, quantize};
 pub use sampler::Sampler;
 pub use score::{row_kl, sampled_logprob, token_logprobs};
 pub use template::ChatTemplate;
-pub use threads::{Threads, give_way_to_decoding, let_others_go_first};
+pub use threads::{Threads, give_way_to_decoding};

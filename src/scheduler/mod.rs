@@ -30,7 +30,7 @@ use self::slot::{Job, Running};
 use self::swapper::{MAX_CONTEXTS, Ready, Swapper, Wanted};
 use self::tuner::Tuner;
 use crate::error::{Error, Result};
-use crate::llama::{Context, ContextOptions, Model, Sampler, let_others_go_first};
+use crate::llama::{Context, ContextOptions, Model, Sampler};
 use crate::types::{FinishReason, Generation, GenerationId, PolicyVersion, Sampling, TokenId, UnixMillis, unix_millis};
 
 /// Swaps that may wait to be looked at; more wait to be sent. Of those that wait, only the newest is made.
@@ -394,7 +394,6 @@ const IDLE: Duration = Duration::from_millis(50);
 
 impl Core {
     fn run(mut self, commands: &Receiver<Command>, stopping: &AtomicBool) {
-        let_others_go_first();
         let mut finished = Vec::new();
         while !stopping.load(Ordering::Acquire) {
             let idle = self.waiting.is_empty() && self.lanes.iter().all(|l| l.running() == 0);
