@@ -1,7 +1,34 @@
-//! Builds the guard that turns C++ exceptions into errors.
+//! Builds what is C++: the guard that turns exceptions into errors, and kernels for ggml.
+
+use std::env;
+use std::path::Path;
+
+/// What the kernels need of the processor, by Rust's and the compiler's common names.
+const FEATURES: [&str; 7] = ["avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vl", "avx512dq"];
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
     println!("cargo::rerun-if-changed=src/llama/guard.cpp");
+    println!("cargo::rerun-if-changed=src/llama/kernels.cpp");
     cc::Build::new().cpp(true).std("c++17").file("src/llama/guard.cpp").compile("apa_guard");
+
+    let mut kernels = cc::Build::new();
+    kernels.cpp(true).std("c++17").file("src/llama/kernels.cpp").opt_level(3);
+    // GCC warns of its own headers of intrinsics.
+    kernels.flag_if_supported("-Wno-maybe-uninitialized").flag_if_supported("-Wno-uninitialized");
+    let features = env::var("CARGO_CFG_TARGET_FEATURE").unwrap_or_default();
+    let has = |name: &str| features.split(',').any(|f| f == name);
+    // llama-cpp-sys-2 tells where it installed ggml's package; the headers are beside it.
+    let headers = env::var("DEP_LLAMA_GGML_CMAKE_DIR").ok();
+    let headers = headers.as_deref().and_then(|dir| Path::new(dir).ancestors().nth(2)).map(|dir| dir.join("include"));
+    // Else the file is empty but for three functions that do nothing, and ggml's own kernels serve.
+    if let Some(headers) = headers.filter(|dir| dir.join("ggml.h").exists())
+        && FEATURES.into_iter().chain(["avx512vnni"]).all(has)
+    {
+        kernels.include(headers).define("APA_KERNELS", None).flag("-ffp-contract=off").flag("-mavx512vnni");
+        for feature in FEATURES {
+            kernels.flag(format!("-m{feature}"));
+        }
+    }
+    kernels.compile("apa_kernels");
 }

@@ -262,8 +262,10 @@ void apa_options_free(apa_options *options);
  * Opens the model and the data folder that the options name, recovers what was running, and starts the engine's threads. Takes
  * as long as the model takes to load.
  *
- * Errors: `APA_ERR_ARG` for settings out of range; `APA_ERR_MODEL` for a model file that is missing, damaged or of another kind;
- * `APA_ERR_BUSY` if another engine holds the data folder (the message says who); `APA_ERR_IO` for the disk.
+ * Errors: `APA_ERR_ARG` for settings out of range, and without `model`; `APA_ERR_MODEL` for a model file that is missing, damaged or
+ * of another kind, and for a data folder that belongs to another model; `APA_ERR_UNSUPPORTED` for a model that doesn't generate;
+ * `APA_ERR_BUSY` if another engine holds the data folder (the message says who); `APA_ERR_IO` for the disk; `APA_ERR_NOMEM`;
+ * `APA_ERR_CLOSED` if `options` was freed.
  */
 apa_status apa_engine_open(const apa_options *options,
                            apa_engine **engine,
@@ -285,8 +287,10 @@ apa_status apa_engine_shutdown(apa_engine *engine,
 void apa_engine_free(apa_engine *engine);
 
 /**
- * Writes the state of the engine as a JSON object: `model`, `architecture`, `policy_version`, `serving_versions`, `running`,
- * `queued`, `completed`, `generated_tokens`, `prompt_tokens`, `swaps`, `trainer`.
+ * Writes the state of the engine as a JSON object: `model`, `architecture`, `policy_version`, `serving_versions`, `running` and
+ * `queued` (requests now), `completed`, `refused` (the queue was full), `generated_tokens`, `prompt_tokens` and `swaps` (since the
+ * start), `cached_tokens`, `cache_capacity` (tokens), `first_token` and `gap` (histograms of times, in seconds), `form` (the number
+ * format that is served), `trainer` (as `apa_trainer_status`).
  *
  * Errors: `APA_ERR_CLOSED` if `engine` was freed.
  */
@@ -418,11 +422,13 @@ apa_status apa_generate(const apa_engine *engine,
 
 /**
  * Records feedback; it is durable on disk when this returns. JSON: `generation_id`, one of `rating` (-1 to 1), `thumbs` (`"up"`,
- * `"down"`) and `correction` (the answer as it should have been), and optionally `user` and `comment`. Given twice on one answer,
- * the last counts and both are kept. `receipt` (may be NULL) gets `feedback_id`, `generation_id`, `policy_version`,
- * `replaces_earlier`.
+ * `"down"`), `correction` (the answer as it should have been) and `signal` (the name of something a user did, `"copied"`; the
+ * option `reward.signals` has what each name adds, others are kept only), and optionally `user` and `comment`, which may also
+ * stand alone. All of it is kept; of a user's words of one kind on an answer the last counts, and of several users the mean.
+ * `receipt` (may be NULL) gets `feedback_id`, `generation_id`, `policy_version`, `replaces_earlier`, and, if a limit keeps it from
+ * teaching, the reason in `left_out`.
  *
- * Errors: `APA_ERR_ARG` for an unknown generation or field, or a rating out of range; `APA_ERR_IO` if it could not be written;
+ * Errors: `APA_ERR_ARG` for an unknown generation or field, a rating out of range, or several things said at once; `APA_ERR_IO` if it could not be written;
  * `APA_ERR_CLOSED`.
  */
 apa_status apa_feedback(const apa_engine *engine,
@@ -506,8 +512,9 @@ apa_status apa_trainer_step(const apa_engine *engine,
 
 /**
  * Writes the state of the trainer as a JSON object: `state` (`off`, `unsupported`, `loading`, `idle`, `training`), `reason`,
- * `auto` (whether it trains by itself), `pending_ratings`, `batch`, `steps`, `skipped`, `dropped_steps`, `last` (measurements of the newest step; lengths in tokens, KL
- * in nats, times in seconds).
+ * `auto` (whether it trains by itself), `pending_ratings`, `batch`, `steps`, `skipped`, `refused` (skipped by the gate), `dropped_steps`,
+ * `reward` (the reward model that keeps learning), `last` (measurements of the newest step; lengths in tokens, KL in nats, times in
+ * seconds).
  *
  * Errors: `APA_ERR_CLOSED` if `engine` was freed.
  */
@@ -526,7 +533,8 @@ apa_status apa_policy_sync(const apa_engine *engine,
                            apa_error **error);
 
 /**
- * Serves `version` from now on, and trains on from it. Running generations end on theirs.
+ * Serves `version` from now on, and trains on from it. Running generations end on theirs; a training step under way is given up,
+ * and its ratings stay in. Returns when new requests get it.
  *
  * Errors: `APA_ERR_ARG` for an unknown version; `APA_ERR_IO` or `APA_ERR_MODEL` if its files are gone or damaged; `APA_ERR_CLOSED`.
  */
@@ -558,8 +566,8 @@ apa_status apa_policy_snapshot(const apa_engine *engine,
  * Takes in what `apa_policy_snapshot` wrote as a new version, whose parent is the active one, and serves it from now on.
  * `version` (may be NULL) gets its number. The file is checked against its own checksums.
  *
- * Errors: `APA_ERR_IO` if the file can't be read, is damaged, or is none; `APA_ERR_MODEL` if it belongs to another base model or
- * can't be served (nothing changes then); `APA_ERR_CLOSED`.
+ * Errors: `APA_ERR_IO` if the file can't be read, is damaged, or is none; `APA_ERR_MODEL` if it belongs to another base model
+ * (nothing changes then) or can't be served (it is listed then, and the version before goes on); `APA_ERR_CLOSED`.
  */
 apa_status apa_policy_restore(const apa_engine *engine,
                               const char *path,
@@ -621,8 +629,8 @@ apa_status apa_feed_set_wake(apa_feed *feed, apa_wake_fn wake, void *user_data, 
 void apa_feed_free(apa_feed *feed);
 
 /**
- * Gives the answer `generation_id` its reward, from -1 to 1, as a rating of the application; it is durable on disk when this
- * returns. Of several ratings of an answer, people's included, the last counts.
+ * Gives the answer `generation_id` its reward, from -1 to 1, as a rating by nobody in particular (`apa_feedback` without
+ * `user`); it is durable on disk when this returns. The last one counts, beside people's own ratings by the mean.
  *
  * Errors: `APA_ERR_ARG` for an unknown answer or a reward out of range; `APA_ERR_IO` if it could not be written; `APA_ERR_CLOSED`.
  */

@@ -1,7 +1,7 @@
 #!/bin/bash
 # APA, AWR and PPO on one model, one reward, the same prompts and critic: docs/results/first-experiments.md. For each algorithm the
-# learning rate is the best of three on a seed of its own; then three other seeds. Stopped, it goes on where it was when it is
-# started again. Settings by environment: APAD (binary), MODEL, OUT (folder), STEPS and SEARCH_STEPS, RATES, SEEDS, ONLY (names of
+# learning rate is the best of three on a seed of its own; then three other seeds. APA with another lambda takes the rate of
+# APA with 0.1, so that one thing changes. Stopped, it goes on where it was when it is started again. Settings by environment: APAD (binary), MODEL, OUT (folder), STEPS and SEARCH_STEPS, RATES, SEEDS, ONLY (names of
 # experiments, else all).
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -41,26 +41,38 @@ run() {
         return
     fi
     # shellcheck disable=SC2046 # the flags are words
-    "$apad" train --model "$model" --prompts "$out/prompts.jsonl" --reward length:20 $(flags "$1") --lr "$3" --seed "$4" \
+    # The policy answers in bf16, in which it is trained too: sampling takes half the time.
+    "$apad" train --model "$model" --set serve.type=bf16 --prompts "$out/prompts.jsonl" --reward length:20 $(flags "$1") --lr "$3" --seed "$4" \
         --steps "$5" --batch 16 --minibatch 8 --max-new 40 --checkpoint-every 5 --out "$2"
 }
 
 # The rate whose last batches were rewarded best, from the summaries of its three runs.
 best() {
-    "$apad" train --compare "$@" --out "$out/search/curves" --json | python3 -c '
+    local curves=$out/search/$1
+    shift
+    "$apad" train --compare "$@" --out "$curves" --json | python3 -c '
 import json, sys
 runs = json.load(sys.stdin)["experiments"]
 print(max(runs, key=lambda run: run["seeds"][0]["last_reward"] or -9)["lr"])'
 }
 
-for name in $only; do
-    tried=()
+# rate_of NAME: writes it into NAME.rate.
+rate_of() {
+    local tried=() rate
+    [ -e "$out/$1.rate" ] && return
     for rate in $rates; do
-        run "$name" "$out/search/$name-$rate" "$rate" "$search_seed" "$search_steps"
-        tried+=("$out/search/$name-$rate")
+        run "$1" "$out/search/$1-$rate" "$rate" "$search_seed" "$search_steps"
+        tried+=("$out/search/$1-$rate")
     done
-    rate=$(best "${tried[@]}")
-    echo "$name: learning rate $rate" | tee "$out/$name.rate"
+    best "$1" "${tried[@]}" >"$out/$1.rate"
+}
+
+for name in $only; do
+    searched=$name
+    [[ $name == apa-* ]] && searched=apa-0.1
+    rate_of "$searched"
+    rate=$(cat "$out/$searched.rate")
+    echo "$name: learning rate $rate"
     run "$name" "$out/$name" "$rate" "$seeds" "$steps"
 done
 

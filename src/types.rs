@@ -228,7 +228,7 @@ pub struct FeedbackReceipt {
     pub generation_id: GenerationId,
     /// The weights that had answered.
     pub policy_version: PolicyVersion,
-    /// Whether it replaces an earlier rating of the same answer (which stays on record).
+    /// Whether it replaces an earlier rating of the same answer by the same user (which stays on record).
     pub replaces_earlier: bool,
     /// Why it doesn't count, though it is kept: a limit, or that it was said before.
     #[serde(default, skip_serializing_if = "Option::is_none")]

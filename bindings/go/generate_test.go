@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"runtime"
+	"sort"
 	"strings"
 	"sync"
 	"testing"
@@ -308,6 +309,46 @@ func TestForgottenStreamsAreEnded(t *testing.T) {
 		if time.Now().After(end) {
 			t.Fatalf("%d running, %d queued, %d goroutines", status.Running, status.Queued, runtime.NumGoroutine())
 		}
+	}
+}
+
+// A thousand at once, each with a goroutine and a context of its own.
+func TestAThousandStreamsEndSoonAfterTheirCancel(t *testing.T) {
+	engine := open(t, map[string]any{"serve.queue": 2000, "serve.slots": 8})
+	request := long(t, engine)
+	const count = 1000
+	var streams [count]*Stream
+	for i := range streams {
+		streams[i] = start(t, engine, request)
+	}
+	before := runtime.NumGoroutine()
+	times := make([]float64, count)
+	var all sync.WaitGroup
+	for i, stream := range streams {
+		all.Add(1)
+		go func(i int, stream *Stream) {
+			defer all.Done()
+			began := time.Now()
+			stream.Cancel()
+			for stream.Next(background) {
+			}
+			times[i] = time.Since(began).Seconds() * 1e3
+			result, err := stream.Result()
+			// One that had run to its end before is no less an end.
+			if err != nil || result.FinishReason == FinishStop {
+				t.Errorf("stream %d: %+v, %v", i, result, err)
+			}
+		}(i, stream)
+	}
+	all.Wait()
+	sort.Float64s(times)
+	t.Logf("from cancel to end: median %.1f ms, worst %.1f ms", times[count/2], times[count-1])
+	if times[count-1] > 2000 {
+		t.Errorf("an end came after %.0f ms", times[count-1])
+	}
+	status, err := engine.Status()
+	if err != nil || status.Running+status.Queued != 0 || runtime.NumGoroutine() > before {
+		t.Fatalf("%+v, %v, %d goroutines, %d before", status, err, runtime.NumGoroutine(), before)
 	}
 }
 

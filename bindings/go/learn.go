@@ -19,12 +19,13 @@ const (
 	Down Thumbs = "down" // A rating of -1.
 )
 
-// Feedback is what a person said of an answer: one of Rating, Thumbs and Correction.
+// Feedback is what a person said of an answer: one of Rating, Thumbs, Correction and Signal, or a Comment alone.
 type Feedback struct {
 	GenerationID string   `json:"generation_id"`        // The answer it is about.
 	Rating       *float64 `json:"rating,omitempty"`     // -1 to 1.
 	Thumbs       Thumbs   `json:"thumbs,omitempty"`     // Up or Down.
 	Correction   string   `json:"correction,omitempty"` // The answer as it should have been.
+	Signal       string   `json:"signal,omitempty"`     // What the user did, "copied"; the setting reward.signals has what it adds.
 	User         string   `json:"user,omitempty"`       // Who said it.
 	Comment      string   `json:"comment,omitempty"`    // A remark; kept, not trained on.
 }
@@ -34,7 +35,8 @@ type Receipt struct {
 	FeedbackID      uint64 `json:"feedback_id"`      // Its number in the record; grows with time.
 	GenerationID    string `json:"generation_id"`    // The answer it is about.
 	PolicyVersion   uint64 `json:"policy_version"`   // The weights that had answered.
-	ReplacesEarlier bool   `json:"replaces_earlier"` // Whether an earlier rating of the answer, which stays on record, no longer counts.
+	ReplacesEarlier bool   `json:"replaces_earlier"` // Whether an earlier rating by the same user, which stays on record, no longer counts.
+	LeftOut         string `json:"left_out"`         // Why it doesn't teach, though it is kept: a limit, or that it was said before. Else empty.
 }
 
 // Feedback records feedback; it is on disk when this returns. With the setting train.auto, which is the default, the engine
@@ -44,7 +46,7 @@ type Receipt struct {
 // context's, if it is done before anything was written.
 func (e *Engine) Feedback(ctx context.Context, said Feedback) (Receipt, error) {
 	err := checkTexts(text{"generation_id", said.GenerationID}, text{"thumbs", string(said.Thumbs)},
-		text{"correction", said.Correction}, text{"user", said.User}, text{"comment", said.Comment})
+		text{"correction", said.Correction}, text{"signal", said.Signal}, text{"user", said.User}, text{"comment", said.Comment})
 	if err != nil {
 		return Receipt{}, err
 	}

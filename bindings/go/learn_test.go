@@ -26,8 +26,12 @@ func TestFeedbackIsAcknowledgedAndWrongFeedbackExplained(t *testing.T) {
 	if err != nil || receipt.GenerationID != one.ID || receipt.ReplacesEarlier {
 		t.Fatalf("%+v, %v", receipt, err)
 	}
-	receipt, err = engine.Feedback(background, Feedback{GenerationID: one.ID, Rating: Ptr(0.0)})
+	receipt, err = engine.Feedback(background, Feedback{GenerationID: one.ID, Rating: Ptr(0.0), User: "ann"})
 	if err != nil || !receipt.ReplacesEarlier {
+		t.Fatalf("%+v, %v", receipt, err)
+	}
+	receipt, err = engine.Feedback(background, Feedback{GenerationID: one.ID, Signal: "copied", User: "bob"})
+	if err != nil || receipt.ReplacesEarlier {
 		t.Fatalf("%+v, %v", receipt, err)
 	}
 	if id, err := engine.Prefer(background, Preference{ChosenID: one.ID, RejectedID: two.ID}); err != nil || id == 0 {

@@ -115,17 +115,30 @@ interface Said {
   user?: string;
   comment?: string;
 }
-/** What a person said of an answer. */
+interface Kinds {
+  rating: number;
+  thumbs: 'up' | 'down';
+  /** The answer as it should have been. */
+  correction: string;
+  /** Something the user did: `copied`, `regenerated`; the setting `reward.signals` has what each name adds. */
+  signal: string;
+}
+type One<K extends keyof Kinds> = Pick<Kinds, K> & { [other in Exclude<keyof Kinds, K>]?: never };
+/** What a person said of an answer: one of these kinds, or a comment alone. */
 export type Feedback =
-  | (Said & { rating: number; thumbs?: never; correction?: never })
-  | (Said & { thumbs: 'up' | 'down'; rating?: never; correction?: never })
-  | (Said & { correction: string; rating?: never; thumbs?: never });
+  | (Said & One<'rating'>)
+  | (Said & One<'thumbs'>)
+  | (Said & One<'correction'>)
+  | (Said & One<'signal'>)
+  | (Said & { comment: string } & { [kind in keyof Kinds]?: never });
 
 export interface Receipt {
   feedback_id: number;
   generation_id: string;
   policy_version: number;
   replaces_earlier: boolean;
+  /** Why it doesn't teach, though it is kept: a limit, or that it was said before. */
+  left_out?: string;
 }
 
 /** An answer made elsewhere. */

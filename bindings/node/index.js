@@ -3,6 +3,7 @@
 import { createRequire } from 'node:module';
 import { ApaError, errorOf } from './errors.js';
 import { Feed, Stream, pull } from './streams.js';
+import { turn } from './turns.js';
 
 const require = createRequire(import.meta.url);
 const native = require('./build/apa.node');
@@ -115,6 +116,8 @@ export class Engine {
   }
 
   async complete(request, options) {
+    const later = turn();
+    if (later) await later;
     return this.generate(request, options).result();
   }
 

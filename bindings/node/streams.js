@@ -2,6 +2,7 @@
 // is more, so that no thread waits.
 
 import { errorOf } from './errors.js';
+import { turn } from './turns.js';
 
 const TIMEOUT = 2;
 
@@ -46,6 +47,8 @@ class Pulled {
 
   async #wait(interrupted) {
     for (;;) {
+      const later = turn();
+      if (later) await later;
       interrupted?.();
       const got = this.#native.next(this.#handle);
       if (got !== TIMEOUT) return got;

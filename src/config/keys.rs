@@ -87,6 +87,10 @@ const DOCS: &[(&str, &str)] = &[
     ("serve.threads", "threads of llama.cpp; 0 takes the number of cores"),
     ("serve.queue", "requests that may wait; one more is refused as busy"),
     ("serve.max_tokens", "answer length where a request sets none"),
+    (
+        "serve.request_seconds",
+        "seconds from the submission of a request to its last token, waiting included; 0 is no limit",
+    ),
     ("serve.gpu_layers", "layers kept on the GPU where there is one; -1 is all"),
     ("serve.type", "number format of the served weights: keep, auto (the fastest here), q4_0, q8_0, bf16 and others"),
     ("serve.kl_budget", "most KL to the file's own distribution, in nats a token, that serve.type auto accepts"),

@@ -48,6 +48,8 @@ pub struct ServeConfig {
     pub queue: u32,
     /// Answer length where a request sets none.
     pub max_tokens: u32,
+    /// Seconds from the submission of a request to its last token, waiting included; 0 is no limit.
+    pub request_seconds: u32,
     /// Layers kept on the GPU where there is one; -1 is all.
     pub gpu_layers: i32,
     /// Number format of the served weights: `keep` is the file's own, `auto` the fastest here, others are named as in
@@ -287,6 +289,7 @@ impl Default for ServeConfig {
             threads: 0,
             queue: 64,
             max_tokens: 512,
+            request_seconds: 600,
             gpu_layers: -1,
             r#type: "keep".into(),
             kl_budget: 0.1,

@@ -40,6 +40,7 @@ fn serve(c: &ServeConfig) -> Result<()> {
     whole("serve.threads", c.threads, 0..=1024)?;
     whole("serve.queue", c.queue, 1..=1 << 16)?;
     whole("serve.max_tokens", c.max_tokens, 1..=1 << 24)?;
+    whole("serve.request_seconds", c.request_seconds, 0..=86_400)?;
     whole("serve.gpu_layers", c.gpu_layers, -1..=i32::MAX)?;
     if !(c.kl_budget >= 0.0 && c.kl_budget.is_finite()) {
         return wrong("serve.kl_budget", c.kl_budget, "a number of 0 or more");

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::Config;
 use crate::error::{Error, Result};
+use crate::gguf::{Gguf, Writer};
 use crate::llama::{Batch, Context, ContextOptions, FileType, Model, quantize, row_kl};
 use crate::types::{Nats, TokenId};
 
@@ -19,11 +20,17 @@ const KEEP: &str = "keep";
 const AUTO: &str = "auto";
 /// A format must be faster by this factor to be worth its cost.
 const WORTH: f64 = 1.05;
-/// Measurements of each side, in turns; the fastest counts, as the one least disturbed.
+/// Layers of the model on which formats race: enough to tell, and encoded in a moment.
+const SAMPLE_LAYERS: u32 = 4;
+/// Measurements of each side, in turns; the fastest counts, as the one least disturbed. One that is far behind in the first is
+/// measured no more.
 const ROUNDS: usize = 3;
+const FAR_BEHIND: f64 = 0.8;
 /// Decodes of a measurement, one token a slot each, and tokens of the prompt before them.
-const TURNS: u32 = 12;
-const PROMPT: u32 = 64;
+const TURNS: u32 = 6;
+const PROMPT: u32 = 24;
+/// Time after which `auto` tries no further format.
+const PATIENCE: Duration = Duration::from_secs(15);
 /// Tokens of the text on which the cost is measured.
 const KL_TOKENS: usize = 256;
 /// Tokens whose distributions are computed at once.
@@ -122,68 +129,102 @@ impl Shop<'_> {
         }
         let path = self.path(kind);
         if !path.exists() {
-            quantize(&self.config.model, &path, kind.parse()?, self.threads)?;
+            quantize(&self.config.model, &path, kind.parse()?, 0)?;
         }
         Model::load(&path, self.config.serve.gpu_layers)
     }
 
-    /// The fastest within the budget.
+    /// The fastest within the budget: formats race on a few layers, and the whole model is encoded in the order they came in, until
+    /// one doesn't cost too much.
     fn choose(&self) -> ServedForm {
-        let budget = Nats(self.config.serve.kl_budget);
-        let (mut best, mut most, mut measured) = (KEEP, WORTH, Vec::new());
-        for kind in CANDIDATES {
+        let (started, budget) = (Instant::now(), Nats(self.config.serve.kl_budget));
+        let mut measured = Vec::new();
+        for (kind, speedup) in self.race_samples(started) {
+            if speedup < WORTH || started.elapsed() > PATIENCE {
+                break;
+            }
             match self.measure(kind) {
                 Ok(measurement) => {
-                    if measurement.kl_per_token <= budget && measurement.speedup > most {
-                        (best, most) = (kind, measurement.speedup);
-                    }
+                    let chosen = measurement.kl_per_token <= budget && measurement.speedup >= WORTH;
                     measured.push(measurement);
+                    if chosen {
+                        return ServedForm { kind: kind.into(), measured };
+                    }
                 }
                 Err(error) => tracing::warn!(kind, %error, "a number format can't be had"),
             }
         }
-        ServedForm { kind: best.into(), measured }
+        ServedForm { kind: KEEP.into(), measured }
     }
 
+    /// How many times as fast as the original each candidate is on a few layers, the fastest first.
+    fn race_samples(&self, started: Instant) -> Vec<(&'static str, f64)> {
+        let path = self.path("sample");
+        // A file whose layers can't be taken out races as a whole.
+        let sample = self.write_sample(&path).and_then(|()| Model::load(&path, self.config.serve.gpu_layers));
+        let original = sample.unwrap_or_else(|error| {
+            tracing::debug!(%error, "formats race on the whole model");
+            self.original.clone()
+        });
+        let mut raced = Vec::new();
+        for kind in CANDIDATES {
+            if started.elapsed() > PATIENCE {
+                break;
+            }
+            let encoded = self.path(&format!("sample-{kind}"));
+            let speedup = kind.parse().and_then(|kind| quantize(original.path(), &encoded, kind, 0)).and_then(|()| {
+                let model = Model::load(&encoded, self.config.serve.gpu_layers)?;
+                self.race(&original, &model)
+            });
+            match speedup {
+                Ok(speedup) => raced.push((kind, speedup)),
+                Err(error) => tracing::warn!(kind, %error, "a number format can't be had"),
+            }
+        }
+        tracing::info!(?raced, seconds = started.elapsed().as_secs_f64(), "number formats on a few layers");
+        raced.sort_by(|a, b| b.1.total_cmp(&a.1));
+        raced
+    }
+
+    /// Writes the model with its first layers alone.
+    fn write_sample(&self, to: &Path) -> Result<()> {
+        let file = Gguf::open(self.original.path())?;
+        let key = format!("{}.block_count", self.original.architecture());
+        let all = file.opt_u32(&key)?.unwrap_or(0);
+        if all <= SAMPLE_LAYERS {
+            return Err(Error::unsupported(format!("it has {all} layers")));
+        }
+        let mut sample = Writer::new();
+        sample.copy_metadata(&file).set(&key, SAMPLE_LAYERS);
+        for name in file.tensors().iter().map(|tensor| tensor.name()) {
+            let layer = name.strip_prefix("blk.").and_then(|rest| rest.split('.').next()?.parse::<u32>().ok());
+            if layer.is_none_or(|layer| layer < SAMPLE_LAYERS) {
+                sample.copy_tensor(&file, name)?;
+            }
+        }
+        sample.write(to)
+    }
+
+    /// A format of the whole model against the original.
     fn measure(&self, kind: &str) -> Result<FormMeasurement> {
         let model = self.model(kind)?;
-        let kl_per_token = self.kl(&model)?;
-        let (mut ours, mut theirs) = (Duration::MAX, Duration::MAX);
-        for _ in 0..ROUNDS {
-            ours = ours.min(self.time(&self.original)?);
-            theirs = theirs.min(self.time(&model)?);
-        }
-        let speedup = ours.as_secs_f64() / theirs.as_secs_f64();
+        let (speedup, kl_per_token) = (self.race(&self.original, &model)?, self.kl(&model)?);
         Ok(FormMeasurement { kind: kind.into(), speedup, kl_per_token })
     }
 
-    /// Time of a prompt and some tokens after it in every slot.
-    fn time(&self, model: &Arc<Model>) -> Result<Duration> {
-        let sequences = self.config.serve.slots;
-        let batch = self.config.serve.batch.max(sequences);
-        let options = ContextOptions { context: sequences * (PROMPT + TURNS), batch, sequences, exact: false };
-        let mut context = Context::new(model, self.threads, options)?;
-        let token = |n: u32| TokenId::try_from(n as usize * 7919 % model.n_vocab()).unwrap_or(0);
-        let started = Instant::now();
-        let mut tokens = Batch::default();
-        for seq in 0..sequences {
-            for position in 0..PROMPT {
-                tokens.add(token(seq + position), position, seq as i32, position + 1 == PROMPT);
-                if tokens.len() == batch as usize {
-                    decode(&mut context, &mut tokens)?;
-                }
+    /// How many times as fast `other` is.
+    fn race(&self, original: &Arc<Model>, other: &Arc<Model>) -> Result<f64> {
+        let mut sides = [Runner::new(self, original)?, Runner::new(self, other)?];
+        let mut best = [f64::INFINITY; 2];
+        for _ in 0..ROUNDS {
+            for (best, side) in best.iter_mut().zip(&mut sides) {
+                *best = best.min(side.run()?.as_secs_f64());
+            }
+            if best[0] < best[1] * FAR_BEHIND {
+                break;
             }
         }
-        if !tokens.is_empty() {
-            decode(&mut context, &mut tokens)?;
-        }
-        for turn in 0..TURNS {
-            for seq in 0..sequences {
-                tokens.add(token(seq + turn), PROMPT + turn, seq as i32, true);
-            }
-            decode(&mut context, &mut tokens)?;
-        }
-        Ok(started.elapsed())
+        Ok(best[0] / best[1])
     }
 
     /// KL of the original's next-token distributions to the model's, a token, over the carried text.
@@ -221,6 +262,56 @@ impl Shop<'_> {
                 let _ = std::fs::remove_file(path);
             }
         }
+    }
+}
+
+/// Runs prompts and answers in every slot, of tokens that say nothing.
+struct Runner {
+    context: Context,
+    tokens: Batch,
+}
+
+impl Runner {
+    fn new(shop: &Shop<'_>, model: &Arc<Model>) -> Result<Runner> {
+        let sequences = shop.config.serve.slots;
+        let batch = shop.config.serve.batch.max(sequences);
+        let options = ContextOptions { context: sequences * (PROMPT + TURNS), batch, sequences, exact: false };
+        let mut runner = Runner { context: Context::new(model, shop.threads, options)?, tokens: Batch::default() };
+        // What a first decode prepares doesn't count.
+        runner.add(0, 0, 0, true);
+        decode(&mut runner.context, &mut runner.tokens)?;
+        Ok(runner)
+    }
+
+    fn add(&mut self, number: u32, position: u32, seq: u32, output: bool) {
+        let token = TokenId::try_from(number as usize * 7919 % self.context.model().n_vocab()).unwrap_or(0);
+        self.tokens.add(token, position, seq as i32, output);
+    }
+
+    fn run(&mut self) -> Result<Duration> {
+        let options = self.context.options();
+        for seq in 0..options.sequences {
+            self.context.forget(seq as i32, 0);
+        }
+        let started = Instant::now();
+        for seq in 0..options.sequences {
+            for position in 0..PROMPT {
+                self.add(seq + position, position, seq, position + 1 == PROMPT);
+                if self.tokens.len() == options.batch as usize {
+                    decode(&mut self.context, &mut self.tokens)?;
+                }
+            }
+        }
+        if !self.tokens.is_empty() {
+            decode(&mut self.context, &mut self.tokens)?;
+        }
+        for turn in 0..TURNS {
+            for seq in 0..options.sequences {
+                self.add(seq + turn, PROMPT + turn, seq, true);
+            }
+            decode(&mut self.context, &mut self.tokens)?;
+        }
+        Ok(started.elapsed())
     }
 }
 

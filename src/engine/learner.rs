@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 use serde::{Deserialize, Serialize};
@@ -22,7 +22,7 @@ use crate::ledger::Ledger;
 use crate::llama::{Model, give_way_to_decoding};
 use crate::policy::{self, Decoder};
 use crate::publish::{About, VersionStore};
-use crate::scheduler::Scheduler;
+use crate::scheduler::{Scheduler, Weights};
 use crate::trainer::{self, Trainer};
 use crate::types::*;
 
@@ -56,7 +56,8 @@ enum Order {
     Step(Sender<Result<StepOutcome>>),
     /// Train a batch with fresh answers in it.
     RollOut(Sender<Result<StepOutcome>>),
-    Activate(PolicyVersion, Sender<Result<()>>),
+    /// Serve a version, by its adapter or by a file of its whole weights.
+    Activate(PolicyVersion, Option<PathBuf>, Sender<Result<()>>),
     /// Take in a snapshot and serve it.
     Restore(PathBuf, Sender<Result<PolicyVersion>>),
 }
@@ -132,6 +133,7 @@ impl Learner {
             judge: None,
             rollouts: None,
             trainer: None,
+            threads: Arc::default(),
         };
         let thread = std::thread::Builder::new()
             .name("apa-trainer".into())
@@ -162,10 +164,10 @@ impl Learner {
     }
 
     /// Serves a version and goes on from it; interrupts a step under way.
-    pub(super) fn activate(&self, version: PolicyVersion) -> Result<()> {
+    pub(super) fn activate(&self, version: PolicyVersion, whole: Option<PathBuf>) -> Result<()> {
         let (reply, answer) = bounded(1);
         self.shared.interrupt.store(true, Ordering::Release);
-        self.ask(Order::Activate(version, reply), &answer)
+        self.ask(Order::Activate(version, whole, reply), &answer)
     }
 
     /// Serves a snapshot as a new version and goes on from it; interrupts a step under way.
@@ -235,15 +237,52 @@ struct Worker {
     rollouts: Option<Rollouts>,
     /// The state that belongs to `active`. `None` while training is off, or after a failure until it is loaded again.
     trainer: Option<Trainer>,
+    /// Its threads, as names under `/proc`.
+    threads: Arc<Mutex<Vec<PathBuf>>>,
+}
+
+/// The trainer at work, for the meters.
+struct Work {
+    since: Instant,
+    waited: f64,
 }
 
 impl Worker {
+    fn begin(&self) -> Work {
+        self.shared.set_state("training");
+        self.scheduler.beside_training(true);
+        Work { since: Instant::now(), waited: self.waited() }
+    }
+
+    fn end(&self, work: Work) {
+        self.scheduler.beside_training(false);
+        let waited = self.waited() - work.waited;
+        let mut status = self.shared.status();
+        status.state = "idle".into();
+        status.seconds += work.since.elapsed().as_secs_f64();
+        status.waited_seconds += waited;
+    }
+
+    /// Seconds that the trainer's threads have been ready without a core. 0 where the system doesn't say.
+    fn waited(&self) -> f64 {
+        let threads = self.threads.lock().unwrap_or_else(|e| e.into_inner());
+        let of = |name: &PathBuf| -> Option<f64> {
+            let line = std::fs::read_to_string(Path::new("/proc").join(name).join("schedstat")).ok()?;
+            line.split_whitespace().nth(1)?.parse().ok()
+        };
+        threads.iter().filter_map(of).sum::<f64>() / 1e9
+    }
+
     fn run(mut self, orders: &Receiver<Order>, reminders: &Receiver<Order>) {
         let threads = cores_or(self.config.train.threads) as usize;
+        let started = self.threads.clone();
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(threads)
             .thread_name(|i| format!("apa-train-{i}"))
-            .start_handler(|_| give_way_to_decoding())
+            .start_handler(move |_| {
+                give_way_to_decoding();
+                started.lock().unwrap_or_else(|e| e.into_inner()).extend(std::fs::read_link("/proc/thread-self").ok());
+            })
             .build();
         let pool = match pool {
             Ok(pool) => pool,
@@ -274,9 +313,9 @@ impl Worker {
             Order::RollOut(reply) => {
                 let _ = reply.send(self.roll_out());
             }
-            Order::Activate(version, reply) => {
+            Order::Activate(version, whole, reply) => {
                 self.go_on();
-                let _ = reply.send(self.activate(version));
+                let _ = reply.send(self.activate(version, whole));
             }
             Order::Restore(path, reply) => {
                 self.go_on();
@@ -446,9 +485,9 @@ impl Worker {
     }
 
     fn work(&mut self, batch: Vec<RatedGeneration>) -> Result<StepOutcome> {
-        self.shared.set_state("training");
+        let work = self.begin();
         let outcome = self.samples(batch).and_then(|samples| self.train(&samples));
-        self.shared.set_state("idle");
+        self.end(work);
         let outcome = match outcome {
             Ok(outcome) => outcome,
             Err(error) => {
@@ -590,9 +629,9 @@ impl Worker {
         }
     }
 
-    fn activate(&mut self, version: PolicyVersion) -> Result<()> {
+    fn activate(&mut self, version: PolicyVersion, whole: Option<PathBuf>) -> Result<()> {
         let weights = weights_of(&self.store, version)?;
-        self.scheduler.swap(weights)?;
+        self.scheduler.swap(Weights { whole, ..weights })?;
         if let Err(error) = self.ledger.set_active(version) {
             // Serve what is on record, or a restart would change the answers.
             self.scheduler.swap(weights_of(&self.store, self.active)?)?;

@@ -30,6 +30,8 @@ fn render(status: &Status) -> String {
     page.gauge("apa_cache_capacity_tokens", "Tokens the caches have room for.", status.cache_capacity as f64);
     page.durations("apa_first_token_seconds", "From submission to the first token.", &status.first_token);
     page.durations("apa_token_gap_seconds", "Between two tokens of an answer.", &status.gap);
+    let training = "Between two tokens of an answer, while the trainer worked: what training costs serving.";
+    page.durations("apa_token_gap_training_seconds", training, &status.gap_training);
     if let Some(form) = status.form.measured.iter().find(|m| m.kind == status.form.kind) {
         page.gauge("apa_form_speedup", "How many times as fast as the file's own format it serves.", form.speedup);
         page.gauge(
@@ -41,6 +43,10 @@ fn render(status: &Status) -> String {
     page.gauge("apa_policy_version", "Version that new requests get.", status.policy_version.0 as f64);
     page.gauge("apa_serving_versions", "Versions with running requests.", status.serving_versions.len() as f64);
     page.gauge("apa_trainer_training", "1 while a step runs.", f64::from(u8::from(t.state == "training")));
+    page.counter("apa_trainer_seconds_total", "Seconds that the trainer worked.", t.seconds);
+    let waited =
+        "Seconds that the trainer's threads were ready and waited for a core, all together: what serving costs it.";
+    page.counter("apa_trainer_waited_seconds_total", waited, t.waited_seconds);
     page.gauge("apa_trainer_pending_ratings", "Ratings not yet used.", t.pending_ratings as f64);
     page.counter("apa_trainer_steps_total", "Steps that published a version.", t.steps);
     page.counter("apa_trainer_skipped_total", "Steps that were skipped.", t.skipped);
@@ -65,7 +71,7 @@ fn render(status: &Status) -> String {
 struct Page(String);
 
 impl Page {
-    fn counter(&mut self, name: &str, help: &str, value: u64) {
+    fn counter(&mut self, name: &str, help: &str, value: impl std::fmt::Display) {
         self.sample(name, help, "counter", value);
     }
 

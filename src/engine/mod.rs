@@ -16,6 +16,7 @@ mod status;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -130,6 +131,7 @@ impl Engine {
             },
             queue: config.serve.queue,
             tune_threads: true,
+            patience: Some(Duration::from_secs(config.serve.request_seconds.into())).filter(|time| !time.is_zero()),
         };
         let hub = Arc::new(Hub::default());
         let recorder = record_in(ledger.clone(), model.clone(), hub.clone());
@@ -346,7 +348,25 @@ impl Engine {
         if !self.versions()?.iter().any(|v| v.version == version) {
             return Err(Error::arg(format!("there is no version {version}")));
         }
-        self.inner.learner.activate(version)
+        self.inner.learner.activate(version, None)
+    }
+
+    /// The same with the version's weights merged into a whole model, which serves without the cost of an adapter: the file
+    /// `whole/VERSION.gguf` of the data folder, as `apad export` writes it. Swapped like an adapter; the next start serves the adapter.
+    ///
+    /// # Errors
+    /// As [`Engine::activate`]; `Arg` if there is no such file or it is of another architecture or vocabulary, `NoMem` if it doesn't
+    /// fit into what memory is free.
+    pub fn activate_whole(&self, version: PolicyVersion) -> Result<()> {
+        self.check_open()?;
+        if !self.versions()?.iter().any(|v| v.version == version) {
+            return Err(Error::arg(format!("there is no version {version}")));
+        }
+        let path = self.inner.config.data.join("whole").join(format!("{version}.gguf"));
+        if !path.is_file() {
+            return Err(Error::arg(format!("there is no file whole/{version}.gguf in the data folder")));
+        }
+        self.inner.learner.activate(version, Some(path))
     }
 
     /// Activates the parent of the active version and returns it.
@@ -479,10 +499,10 @@ impl Drop for Inner {
 /// The file of a version's weights, checked against its manifest.
 fn weights_of(store: &VersionStore, version: PolicyVersion) -> Result<Weights> {
     if version == PolicyVersion::INITIAL {
-        return Ok(Weights { version, adapter: None });
+        return Ok(Weights { version, adapter: None, whole: None });
     }
     store.verify(version)?;
-    Ok(Weights { version, adapter: Some(store.path(version).join(ADAPTER_FILE)) })
+    Ok(Weights { version, adapter: Some(store.path(version).join(ADAPTER_FILE)), whole: None })
 }
 
 /// Records what ended, then tells its client: an id that a client knows is always on record.

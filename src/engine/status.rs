@@ -41,6 +41,9 @@ pub struct Status {
     pub first_token: Durations,
     /// Between two tokens of an answer, since the start.
     pub gap: Durations,
+    /// Those of them while the trainer worked: what training costs serving.
+    #[serde(default)]
+    pub gap_training: Durations,
     /// In which number format the base model is served.
     pub form: ServedForm,
     /// The trainer.
@@ -62,6 +65,12 @@ pub struct TrainerStatus {
     pub batch: u32,
     /// Steps that published a version since the start.
     pub steps: u64,
+    /// Seconds that the trainer worked since the start.
+    #[serde(default)]
+    pub seconds: f64,
+    /// Seconds that its threads were ready and waited for a core, all together: what serving, and whatever else runs here, costs it.
+    #[serde(default)]
+    pub waited_seconds: f64,
     /// Steps that were skipped since the start.
     pub skipped: u64,
     /// Of those, candidates that the gate refused.
@@ -92,6 +101,7 @@ pub(super) fn snapshot(model: &Model, load: &Load, form: &ServedForm, trainer: T
         cache_capacity: load.cache_capacity,
         first_token: load.first_token.clone(),
         gap: load.gap.clone(),
+        gap_training: load.gap_training.clone(),
         form: form.clone(),
         trainer,
     }

@@ -6,9 +6,10 @@ use std::time::Duration;
 use super::dataset::{FixedAnswer, read_dataset};
 use super::plan::Plan;
 use super::reward::Reward;
+use crate::config::Config;
 use crate::engine::cores_or;
 use crate::error::{Error, Result};
-use crate::llama::{ContextOptions, Model, chat_tokens, template_of};
+use crate::llama::{ContextOptions, Model, chat_tokens, quantize, template_of};
 use crate::policy::{self, Decoder};
 use crate::prompts::{Prompt, read_prompts};
 use crate::scheduler;
@@ -61,7 +62,8 @@ impl Lab {
             answers = Some(read);
         }
         let config = &plan.config;
-        let model = Model::load(&config.model, config.serve.gpu_layers)?;
+        let threads = cores_or(config.serve.threads);
+        let model = sampled_from(config, threads)?;
         if !model.is_decoder() {
             let kind = model.architecture();
             return Err(Error::unsupported(format!("{kind} models don't generate text token by token")));
@@ -78,7 +80,6 @@ impl Lab {
         let timeout = Duration::from_secs(plan.reward_timeout);
         let reward = plan.reward.as_ref().map(|spec| Reward::new(spec, timeout, &decoder, &model)).transpose()?;
         let options = shape(&plan, &prompts)?;
-        let threads = cores_or(config.serve.threads);
         Ok(Lab { model, decoder, pool, prompts, reward, dataset, options, threads, plan })
     }
 
@@ -95,6 +96,25 @@ impl Lab {
     /// Number of fixed answers; none if samples are trained on.
     pub fn dataset(&self) -> Option<usize> {
         self.dataset.as_ref().map(Vec::len)
+    }
+}
+
+/// The model that answers, in the number format that the plan says; the trainer always reads the file itself.
+fn sampled_from(config: &Config, threads: u32) -> Result<Arc<Model>> {
+    let (kind, layers) = (config.serve.r#type.to_ascii_lowercase(), config.serve.gpu_layers);
+    match kind.as_str() {
+        "keep" => Model::load(&config.model, layers),
+        "auto" => Err(Error::arg(
+            "serve.type is auto, expected keep or a format: what an experiment gives must not follow from a measurement",
+        )),
+        kind => {
+            let kind = kind.parse().map_err(|e: Error| e.context("serve.type"))?;
+            let path = std::env::temp_dir().join(format!("apad-{}-{kind}.gguf", std::process::id()));
+            let encoded = quantize(&config.model, &path, kind, threads).and_then(|()| Model::load(&path, layers));
+            // What is mapped into memory stays there without its name; where that can't be, a file is left in the folder for such.
+            let _ = std::fs::remove_file(&path);
+            encoded
+        }
     }
 }
 
@@ -169,6 +189,7 @@ fn shape(plan: &Plan, prompts: &[Asked]) -> Result<scheduler::Options> {
     let tokens = plan.config.serve.batch.max(together).min(context);
     Ok(scheduler::Options {
         context: ContextOptions { context, batch: tokens, sequences: together, exact: false },
+        patience: None,
         queue: batch,
         tune_threads: false,
     })

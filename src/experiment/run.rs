@@ -214,7 +214,7 @@ impl<'a> Run<'a> {
     /// Serves the trainer's policy. At every step, moved or not: no cache of an earlier one decides how sums are rounded.
     fn serve(&mut self, step: u64) -> Result<&Scheduler> {
         let adapter = (self.trainer.batches() > 0).then(|| self.folder.adapter());
-        let weights = Weights { version: PolicyVersion(step), adapter };
+        let weights = Weights { version: PolicyVersion(step), adapter, whole: None };
         let scheduler = match self.scheduler.take() {
             Some(scheduler) => {
                 scheduler.swap(weights)?;

@@ -73,8 +73,10 @@ pub(super) unsafe fn put_json(out: *mut *mut apa_string, value: &impl Serialize)
 /// Opens the model and the data folder that the options name, recovers what was running, and starts the engine's threads. Takes
 /// as long as the model takes to load.
 ///
-/// Errors: `APA_ERR_ARG` for settings out of range; `APA_ERR_MODEL` for a model file that is missing, damaged or of another kind;
-/// `APA_ERR_BUSY` if another engine holds the data folder (the message says who); `APA_ERR_IO` for the disk.
+/// Errors: `APA_ERR_ARG` for settings out of range, and without `model`; `APA_ERR_MODEL` for a model file that is missing, damaged or
+/// of another kind, and for a data folder that belongs to another model; `APA_ERR_UNSUPPORTED` for a model that doesn't generate;
+/// `APA_ERR_BUSY` if another engine holds the data folder (the message says who); `APA_ERR_IO` for the disk; `APA_ERR_NOMEM`;
+/// `APA_ERR_CLOSED` if `options` was freed.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn apa_engine_open(
     options: *const apa_options,
@@ -124,8 +126,10 @@ pub extern "C" fn apa_engine_free(engine: *mut apa_engine) {
     });
 }
 
-/// Writes the state of the engine as a JSON object: `model`, `architecture`, `policy_version`, `serving_versions`, `running`,
-/// `queued`, `completed`, `generated_tokens`, `prompt_tokens`, `swaps`, `trainer`.
+/// Writes the state of the engine as a JSON object: `model`, `architecture`, `policy_version`, `serving_versions`, `running` and
+/// `queued` (requests now), `completed`, `refused` (the queue was full), `generated_tokens`, `prompt_tokens` and `swaps` (since the
+/// start), `cached_tokens`, `cache_capacity` (tokens), `first_token` and `gap` (histograms of times, in seconds), `form` (the number
+/// format that is served), `trainer` (as `apa_trainer_status`).
 ///
 /// Errors: `APA_ERR_CLOSED` if `engine` was freed.
 #[unsafe(no_mangle)]

@@ -79,7 +79,9 @@ pub(super) struct ErrorObject {
 pub(super) unsafe fn report(error: &Error, out: *mut *mut apa_error) -> apa_status {
     let status = apa_status::from(error.code());
     if !out.is_null() {
-        let object = ErrorObject { status, message: Text::new(error.message()) };
+        // It may quote what came in; C would take a NUL of that for the end.
+        let message = error.message().replace('\0', "\u{fffd}");
+        let object = ErrorObject { status, message: Text::new(&message) };
         // Without handles left there is still the status.
         if let Ok(handle) = registry::insert(object) {
             // SAFETY: not NULL; writable by the caller's contract.

@@ -13,11 +13,13 @@ use crate::error::Error;
 use crate::request::{Unknown, parse_feedback, parse_preference, parse_sample};
 
 /// Records feedback; it is durable on disk when this returns. JSON: `generation_id`, one of `rating` (-1 to 1), `thumbs` (`"up"`,
-/// `"down"`) and `correction` (the answer as it should have been), and optionally `user` and `comment`. Given twice on one answer,
-/// the last counts and both are kept. `receipt` (may be NULL) gets `feedback_id`, `generation_id`, `policy_version`,
-/// `replaces_earlier`.
+/// `"down"`), `correction` (the answer as it should have been) and `signal` (the name of something a user did, `"copied"`; the
+/// option `reward.signals` has what each name adds, others are kept only), and optionally `user` and `comment`, which may also
+/// stand alone. All of it is kept; of a user's words of one kind on an answer the last counts, and of several users the mean.
+/// `receipt` (may be NULL) gets `feedback_id`, `generation_id`, `policy_version`, `replaces_earlier`, and, if a limit keeps it from
+/// teaching, the reason in `left_out`.
 ///
-/// Errors: `APA_ERR_ARG` for an unknown generation or field, or a rating out of range; `APA_ERR_IO` if it could not be written;
+/// Errors: `APA_ERR_ARG` for an unknown generation or field, a rating out of range, or several things said at once; `APA_ERR_IO` if it could not be written;
 /// `APA_ERR_CLOSED`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn apa_feedback(

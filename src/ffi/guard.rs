@@ -85,6 +85,7 @@ mod tests {
     use crate::ffi::{apa_error_code, apa_error_free, apa_error_message};
     use std::ffi::CStr;
     use std::ptr;
+    use std::sync::atomic::{AtomicU32, Ordering};
 
     #[test]
     fn a_panic_becomes_an_error_that_says_where() {
@@ -99,5 +100,20 @@ mod tests {
         // SAFETY: NULL is allowed.
         assert_eq!(unsafe { guard(ptr::null_mut(), || panic!("again")) }, apa_status::APA_ERR_PANIC);
         assert_eq!(guard_infallible(7, || panic!("again")), 7);
+    }
+
+    #[test]
+    fn a_panic_of_the_application_goes_to_its_own_hook() {
+        static SEEN: AtomicU32 = AtomicU32::new(0);
+        let before = panic::take_hook();
+        panic::set_hook(Box::new(|info| {
+            let own = info.payload().downcast_ref::<&str>() == Some(&"the application's");
+            SEEN.fetch_add(u32::from(own), Ordering::Relaxed);
+        }));
+        // Whichever came first, the library's start or the hook.
+        assert_eq!(guard_infallible(7, || panic!("the application's, but caught")), 7);
+        assert!(panic::catch_unwind(|| panic!("the application's")).is_err());
+        assert_eq!(SEEN.load(Ordering::Relaxed), 1);
+        panic::set_hook(before);
     }
 }

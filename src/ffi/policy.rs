@@ -31,7 +31,8 @@ pub unsafe extern "C" fn apa_policy_sync(
     }
 }
 
-/// Serves `version` from now on, and trains on from it. Running generations end on theirs.
+/// Serves `version` from now on, and trains on from it. Running generations end on theirs; a training step under way is given up,
+/// and its ratings stay in. Returns when new requests get it.
 ///
 /// Errors: `APA_ERR_ARG` for an unknown version; `APA_ERR_IO` or `APA_ERR_MODEL` if its files are gone or damaged; `APA_ERR_CLOSED`.
 #[unsafe(no_mangle)]
@@ -93,8 +94,8 @@ pub unsafe extern "C" fn apa_policy_snapshot(
 /// Takes in what `apa_policy_snapshot` wrote as a new version, whose parent is the active one, and serves it from now on.
 /// `version` (may be NULL) gets its number. The file is checked against its own checksums.
 ///
-/// Errors: `APA_ERR_IO` if the file can't be read, is damaged, or is none; `APA_ERR_MODEL` if it belongs to another base model or
-/// can't be served (nothing changes then); `APA_ERR_CLOSED`.
+/// Errors: `APA_ERR_IO` if the file can't be read, is damaged, or is none; `APA_ERR_MODEL` if it belongs to another base model
+/// (nothing changes then) or can't be served (it is listed then, and the version before goes on); `APA_ERR_CLOSED`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn apa_policy_restore(
     engine: *const apa_engine,

@@ -105,8 +105,8 @@ fn put(engine: &Engine, generation_id: GenerationId, reward: f64) -> Result<()> 
     engine.feedback(NewFeedback { generation_id, signal, user: None, comment: None }).map(drop)
 }
 
-/// Gives the answer `generation_id` its reward, from -1 to 1, as a rating of the application; it is durable on disk when this
-/// returns. Of several ratings of an answer, people's included, the last counts.
+/// Gives the answer `generation_id` its reward, from -1 to 1, as a rating by nobody in particular (`apa_feedback` without
+/// `user`); it is durable on disk when this returns. The last one counts, beside people's own ratings by the mean.
 ///
 /// Errors: `APA_ERR_ARG` for an unknown answer or a reward out of range; `APA_ERR_IO` if it could not be written; `APA_ERR_CLOSED`.
 #[unsafe(no_mangle)]

@@ -44,8 +44,9 @@ pub unsafe extern "C" fn apa_trainer_step(
 }
 
 /// Writes the state of the trainer as a JSON object: `state` (`off`, `unsupported`, `loading`, `idle`, `training`), `reason`,
-/// `auto` (whether it trains by itself), `pending_ratings`, `batch`, `steps`, `skipped`, `dropped_steps`, `last` (measurements of the newest step; lengths in tokens, KL
-/// in nats, times in seconds).
+/// `auto` (whether it trains by itself), `pending_ratings`, `batch`, `steps`, `skipped`, `refused` (skipped by the gate), `dropped_steps`,
+/// `reward` (the reward model that keeps learning), `last` (measurements of the newest step; lengths in tokens, KL in nats, times in
+/// seconds).
 ///
 /// Errors: `APA_ERR_CLOSED` if `engine` was freed.
 #[unsafe(no_mangle)]

@@ -186,14 +186,20 @@ pub(super) async fn activate(State(app): Shared, Body(body): Body) -> ApiResult<
     #[derive(serde::Deserialize)]
     struct Activate {
         version: PolicyVersion,
+        #[serde(default)]
+        whole: bool,
     }
-    let Activate { version } = serde_json::from_slice(&body)
+    let Activate { version, whole } = serde_json::from_slice(&body)
         .map_err(|e| Error::arg(format!("{e}, expected a body like {{\"version\": 3}}")))?;
     blocking(move || {
         if !app.engine.versions()?.iter().any(|v| v.version == version) {
             return Err(ApiError::not_found(format!("no policy version {version}")));
         }
-        app.engine.activate(version)?;
+        if whole {
+            app.engine.activate_whole(version)?
+        } else {
+            app.engine.activate(version)?
+        }
         Ok(Json(json!({"policy_version": version})))
     })
     .await

@@ -187,6 +187,7 @@ schemas! {
 
     ActivateRequest {
         version: u64,
+        whole: Option<bool>,
     }
 
     ErrorBody {

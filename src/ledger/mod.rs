@@ -440,8 +440,8 @@ fn insert_feedback(db: &Connection, f: &NewFeedback, rules: &Rules) -> Result<(F
     let answer = known(db, &f.generation_id)?;
     let (rating, correction, signal) = parts(&f.signal);
     let rated = db
-        .prepare_cached("SELECT 1 FROM feedback WHERE generation = ?1 AND rating IS NOT NULL LIMIT 1")?
-        .exists([answer.row])?;
+        .prepare_cached("SELECT 1 FROM feedback WHERE generation = ?1 AND user IS ?2 AND rating IS NOT NULL LIMIT 1")?
+        .exists((answer.row, &f.user))?;
     let waiting = db.prepare_cached(rows::WAITING)?.exists([answer.row])?;
     let may_teach = !answer.empty
         && match &f.signal {

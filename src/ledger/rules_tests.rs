@@ -81,9 +81,9 @@ fn the_same_word_of_the_same_answer_counts_once_while_it_waits() {
 fn several_users_of_one_answer_count_by_their_mean_and_each_by_their_last_word() {
     let (_dir, ledger) = open();
     fresh(&ledger, "a");
-    for (user, value) in [("ann", -1.0), ("bob", -0.5), ("ann", 1.0)] {
-        say(&ledger, "a", user, value);
-    }
+    let words = [("ann", -1.0), ("bob", -0.5), ("ann", 1.0)];
+    let replaces = words.map(|(user, value)| say(&ledger, "a", user, value).replaces_earlier);
+    assert_eq!(replaces, [false, false, true]);
     let batch = ledger.pending_batch(9).unwrap();
     assert_eq!((batch[0].rating, batch[0].feedback_ids.len()), (Some(0.25), 3));
 }

@@ -624,7 +624,8 @@ fn measure_durable_feedback_of_16_clients() {
     for client in 0..clients {
         for n in 0..each {
             let response = vec![client, n];
-            record(&ledger, Generation { response, ..answer(&format!("{client}-{n}")) }).unwrap();
+            let g = Generation { response, ..answer(&format!("{client}-{n}")) };
+            ledger.record_generation(Arc::new(g), Box::new(|outcome| outcome.unwrap())).unwrap();
         }
     }
     let start = Instant::now();

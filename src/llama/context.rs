@@ -43,7 +43,14 @@ impl Context {
     /// # Errors
     /// `Arg` for an option of 0, or threads beyond 1 to 512, `Model` or `NoMem` if llama.cpp can't make it.
     pub fn new(model: &Arc<Model>, threads: u32, options: ContextOptions) -> Result<Context> {
-        let threads = Threads::new(threads)?;
+        Context::with(model, Threads::new(threads)?, options)
+    }
+
+    /// The same with threads that were started before.
+    ///
+    /// # Errors
+    /// As [`Context::new`].
+    pub fn with(model: &Arc<Model>, threads: Threads, options: ContextOptions) -> Result<Context> {
         if options.context == 0 || options.batch == 0 || options.sequences == 0 {
             return Err(Error::arg("a context needs at least one token, batch slot and sequence"));
         }
@@ -156,8 +163,12 @@ impl Context {
             logits: batch.outputs.as_ptr().cast_mut(),
         };
         // SAFETY: all arrays are n_tokens long and outlive the call, which only reads them; tokens, sequences and size are
-        // checked above, so that no assertion of GGML can fail on them.
-        match guarded("decoding", || unsafe { guard::llama_decode(self.raw, raw) })? {
+        // checked above, so that no assertion of GGML can fail on them. The model outlives what is packed in its name.
+        let decoded = guarded("decoding", || unsafe {
+            guard::apa_kernels_owner(self.model.raw.cast());
+            guard::llama_decode(self.raw, raw)
+        });
+        match decoded? {
             0 => Ok(true),
             1 => Ok(false),
             -2 => Err(Error::nomem("decoding: llama.cpp could not allocate")),
@@ -186,6 +197,22 @@ impl Context {
             }
             Ok(std::slice::from_raw_parts(row, self.model.n_vocab()))
         }
+    }
+
+    /// Lets a sequence have the positions `range` of another, which stay where they are. Copies nothing. False, and nothing done, if
+    /// the memory can't be shared in parts (recurrent models).
+    pub fn share(&mut self, from: i32, to: i32, range: std::ops::Range<u32>) -> bool {
+        let known = |seq: i32| (0..self.options.sequences as i32).contains(&seq);
+        // SAFETY: reads the live model.
+        let whole =
+            unsafe { sys::llama_model_is_recurrent(self.model.raw) || sys::llama_model_is_hybrid(self.model.raw) };
+        if whole || !known(from) || !known(to) || from == to {
+            return false;
+        }
+        let (begin, end) = (range.start as i32, range.end as i32);
+        // SAFETY: the context is alive, its sequences share one cache (`kv_unified`), and their ids are checked.
+        unsafe { sys::llama_memory_seq_cp(sys::llama_get_memory(self.raw), from, to, begin, end) };
+        true
     }
 
     /// Forgets positions `from..` of a sequence. False if the memory can't be cut there (recurrent models).

@@ -62,8 +62,10 @@ impl Embedder {
             return Err(Error::arg(format!("a text of {} tokens, expected 1 to {}", tokens.len(), self.room)));
         }
         let mut ids = tokens.iter().map(|&t| self.model.token(t).map(|t| t.0)).collect::<Result<Vec<i32>>>()?;
-        // SAFETY: the array outlives the call, which only reads it; tokens and their number are checked above.
+        // SAFETY: the array outlives the call, which only reads it; tokens and their number are checked above. The model outlives
+        // what is packed in its name.
         let status = guarded("embedding", || unsafe {
+            guard::apa_kernels_owner(self.model.raw.cast());
             sys::llama_memory_clear(sys::llama_get_memory(self.raw), false);
             guard::llama_decode(self.raw, sys::llama_batch_get_one(ids.as_mut_ptr(), ids.len() as i32))
         })?;

@@ -47,6 +47,12 @@ unsafe extern "C" {
     ) -> c_int;
 }
 
+unsafe extern "C" {
+    pub(super) fn apa_kernels_install();
+    pub(super) fn apa_kernels_owner(model: *const c_void);
+    pub(super) fn apa_kernels_forget(model: *const c_void);
+}
+
 struct Call<'a, T> {
     body: &'a mut dyn FnMut() -> T,
     result: Option<T>,

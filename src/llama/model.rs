@@ -20,6 +20,8 @@ pub(super) fn backend() {
     static BACKEND: OnceLock<Option<LlamaBackend>> = OnceLock::new();
     BACKEND.get_or_init(|| {
         send_logs_to_tracing(LogOptions::default());
+        // SAFETY: called once, before any model is loaded.
+        unsafe { guard::apa_kernels_install() };
         // An application that initialised it already gives `None`: the state is shared either way.
         LlamaBackend::init().ok()
     });
@@ -34,6 +36,7 @@ pub struct Model {
     name: String,
     template: Option<String>,
     n_vocab: usize,
+    gpu_layers: i32,
 }
 
 // SAFETY: the model is read-only after loading. The calls that mutate it (making contexts, adapters) are only made through
@@ -81,7 +84,16 @@ impl Model {
             let vocab = sys::llama_model_get_vocab(raw);
             (vocab, sys::llama_vocab_n_tokens(vocab))
         };
-        let model = Model { raw, vocab, path: path.into(), architecture, name, template, n_vocab: n_vocab as usize };
+        let model = Model {
+            raw,
+            vocab,
+            path: path.into(),
+            architecture,
+            name,
+            template,
+            n_vocab: n_vocab as usize,
+            gpu_layers,
+        };
         if n_vocab <= 0 {
             return Err(Error::model(format!("{}: it has no vocabulary", path.display())));
         }
@@ -91,6 +103,24 @@ impl Model {
     /// The file it was loaded from.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Layers that were asked to be on the GPU.
+    pub fn gpu_layers(&self) -> i32 {
+        self.gpu_layers
+    }
+
+    /// Whether it is of the same architecture and has the same tokens, in text and number.
+    pub fn speaks_like(&self, other: &Model) -> bool {
+        let same = |token: TokenId| {
+            let (mut a, mut b) = (Vec::new(), Vec::new());
+            self.piece(token, true, &mut a);
+            other.piece(token, true, &mut b);
+            a == b
+        };
+        self.architecture == other.architecture
+            && self.n_vocab == other.n_vocab
+            && (0..TokenId::try_from(self.n_vocab).unwrap_or(0)).all(same)
     }
 
     /// `general.architecture` of the file.
@@ -239,7 +269,10 @@ impl Model {
 impl Drop for Model {
     fn drop(&mut self) {
         // SAFETY: contexts and adapters hold an `Arc` of the model, so none of them is left.
-        unsafe { sys::llama_model_free(self.raw) }
+        unsafe {
+            guard::apa_kernels_forget(self.raw.cast());
+            sys::llama_model_free(self.raw);
+        }
     }
 }
 

@@ -113,7 +113,7 @@ impl Sampler {
     /// `Model` if the logits are not numbers, `Arg` if the grammar allows no token.
     pub fn sample(&mut self, logits: &[f32]) -> Result<TokenId> {
         // A NaN makes llama.cpp's samplers assert or choose at random.
-        if logits.iter().any(|l| l.is_nan()) {
+        if logits.iter().fold(false, |nan, l| nan | l.is_nan()) {
             return Err(Error::model("the model's logits are not numbers"));
         }
         let greedy = if self.plain_greedy { self.largest(logits) } else { None };
@@ -180,9 +180,27 @@ impl Sampler {
     }
 }
 
-/// The first largest value and its index. In lanes, so that the compiler uses vectors.
+/// Values that are searched at once for the largest one's place.
+const BLOCK: usize = 1024;
+
+/// The first largest value and its index. Only the block that holds it is searched for its place.
 fn argmax(values: &[f32]) -> Option<(usize, f32)> {
-    let mut lanes = [f32::NEG_INFINITY; 16];
+    let mut best: Option<(usize, f32)> = None;
+    for (number, block) in values.chunks(BLOCK).enumerate() {
+        let most = largest_of(block);
+        if best.is_none_or(|(_, before)| most > before) {
+            best = Some((number, most));
+        }
+    }
+    let (number, most) = best?;
+    let begin = number * BLOCK;
+    let place = values.get(begin..)?.iter().position(|v| *v == most)?;
+    Some((begin + place, most))
+}
+
+/// In lanes, so that the compiler uses vectors.
+fn largest_of(values: &[f32]) -> f32 {
+    let mut lanes = [f32::NEG_INFINITY; 64];
     let chunks = values.chunks_exact(lanes.len());
     let rest = chunks.remainder().iter().copied().fold(f32::NEG_INFINITY, f32::max);
     for chunk in chunks {
@@ -190,17 +208,16 @@ fn argmax(values: &[f32]) -> Option<(usize, f32)> {
             *lane = if value > *lane { value } else { *lane };
         }
     }
-    let most = lanes.into_iter().fold(rest, f32::max);
-    values.iter().position(|v| *v == most).map(|index| (index, most))
+    lanes.into_iter().fold(rest, f32::max)
 }
 
 #[cfg(test)]
 mod tests {
-    use super::argmax;
+    use super::{BLOCK, argmax};
 
     #[test]
     fn the_first_of_the_largest_is_found_wherever_it_is() {
-        for len in [1, 15, 16, 17, 100] {
+        for len in [1, 15, 16, 17, 100, BLOCK, BLOCK + 1, 3 * BLOCK + 70] {
             for at in [0, len / 2, len - 1] {
                 let mut values = vec![-1.0f32; len];
                 values[at] = 3.0;

@@ -22,6 +22,36 @@ impl Slot {
     }
 }
 
+impl Slot {
+    /// How many of the prompt's first tokens its cache holds, but for the last, whose logits are needed.
+    fn shares(&self, prompt: &[TokenId]) -> usize {
+        match self {
+            Slot::Idle { cached, .. } => shared(cached, prompt),
+            Slot::Busy(running) => shared(&running.job.prompt, prompt).min(running.evaluated),
+        }
+    }
+}
+
+/// Tokens that both begin with, at most all but the last of the prompt: its logits are needed.
+fn shared(other: &[TokenId], prompt: &[TokenId]) -> usize {
+    let alike = other.iter().zip(prompt).take_while(|(a, b)| a == b).count();
+    alike.min(prompt.len().saturating_sub(1))
+}
+
+/// Most prompt tokens of a turn in which answers wait for their next one. More reads prompts no faster, and holds up the answers.
+const CHUNK: usize = 128;
+/// Tokens of a prompt that are rather had from another request that is about to read them.
+const WORTH_WAITING: usize = 16;
+
+/// What a batch holds.
+#[derive(Default)]
+struct Filled {
+    /// Rows with logits: index in the batch, and slot.
+    outputs: Vec<(usize, usize)>,
+    /// Slots, and how many tokens of each.
+    added: Vec<(usize, usize)>,
+}
+
 /// Counts of one turn.
 #[derive(Default)]
 pub(super) struct Turn {
@@ -60,39 +90,68 @@ impl Lane {
         (self.slots.iter().map(held).sum(), self.context.options().context as usize)
     }
 
-    /// Takes the request if there is a slot and room for the longest answer it may give; else returns it.
+    /// Takes the request if there is a slot and room for it; else returns it.
     pub(super) fn admit(&mut self, job: Job) -> Option<Job> {
         let Some((index, reused)) = self.best_slot(&job.prompt) else {
             return Some(job);
         };
-        let reserved: usize = self.slots.iter().map(|s| if let Slot::Busy(r) = s { r.job.reserve() } else { 0 }).sum();
+        let fair = self.context.options().context as usize / self.slots.len().max(1);
+        let reserved: usize = self.slots.iter().map(|s| if let Slot::Busy(r) = s { r.reserve(fair) } else { 0 }).sum();
         let capacity = self.context.options().context as usize;
-        if reserved + job.reserve() > capacity {
+        let needed = reserved + job.reserve(fair);
+        // Alone it always fits: the prompt and its answer are shorter than the context.
+        if reserved > 0 && needed > capacity {
             return Some(job);
         }
-        self.evict(capacity - reserved - job.reserve(), index);
-        self.context.forget(index as i32, reused as u32);
-        let running = Running::new(job, reused);
-        self.slots[index] = Slot::Busy(Box::new(running));
+        // What can't be cut there is forgotten as a whole.
+        let reused = if self.context.forget(index as i32, reused as u32) { reused } else { 0 };
+        if reused == 0 {
+            self.context.forget(index as i32, 0);
+        }
+        self.slots[index] = Slot::Busy(Box::new(Running::new(job, reused)));
+        self.adopt(index);
+        self.evict(capacity.saturating_sub(needed));
         None
     }
 
-    /// The idle slot whose cache shares the longest beginning with the prompt, and how much of it can be kept.
+    /// The idle slot to use, and how much of its cache: the one that shares the longest beginning with the prompt. Where that is but
+    /// a small part of what it holds, another one: the beginning can be had from it all the same ([`Lane::adopt`]).
     fn best_slot(&self, prompt: &[TokenId]) -> Option<(usize, usize)> {
-        let shared = |cached: &[TokenId]| cached.iter().zip(prompt).take_while(|(a, b)| a == b).count();
-        let idle = self.slots.iter().enumerate().filter_map(|(i, slot)| match slot {
-            Slot::Idle { cached, since } => Some((i, shared(cached), std::cmp::Reverse(*since))),
-            Slot::Busy(_) => None,
-        });
-        // The last token of the prompt is always evaluated: its logits are needed.
-        idle.max_by_key(|(_, n, since)| (*n, *since)).map(|(i, n, _)| (i, n.min(prompt.len().saturating_sub(1))))
+        let idle = || {
+            self.slots.iter().enumerate().filter_map(|(i, slot)| match slot {
+                Slot::Idle { cached, since } => Some((i, cached, since)),
+                Slot::Busy(_) => None,
+            })
+        };
+        let best =
+            idle().map(|(i, cached, since)| (shared(cached, prompt), std::cmp::Reverse(*since), i, cached.len()));
+        let (alike, _, index, held) = best.max()?;
+        if alike * 2 >= held {
+            return Some((index, alike));
+        }
+        idle()
+            .min_by_key(|(_, cached, since)| (!cached.is_empty(), **since))
+            .map(|(i, cached, _)| (i, shared(cached, prompt)))
     }
 
-    /// Forgets idle caches, the oldest first, until those left fit `room` tokens. The one at `keep` is about to be used.
-    fn evict(&mut self, room: usize, keep: usize) {
+    /// Lets a request that reads its prompt have what any other sequence holds of it.
+    fn adopt(&mut self, index: usize) {
+        let Slot::Busy(running) = &self.slots[index] else { return };
+        let (prompt, have) = (&running.job.prompt, running.evaluated);
+        let others = self.slots.iter().enumerate().filter(|(i, _)| *i != index);
+        let Some((most, from)) = others.map(|(i, slot)| (slot.shares(prompt), i)).max() else { return };
+        if most > have && self.context.share(from as i32, index as i32, have as u32..most as u32) {
+            let Slot::Busy(running) = &mut self.slots[index] else { return };
+            running.evaluated = most;
+        }
+    }
+
+    /// Forgets idle caches, the oldest first, until those left fit `room` tokens. Whether there was one to forget.
+    fn evict(&mut self, room: usize) -> bool {
+        let mut any = false;
         loop {
             let idle = self.slots.iter().enumerate().filter_map(|(i, slot)| match slot {
-                Slot::Idle { cached, since } if i != keep && !cached.is_empty() => Some((i, cached.len(), *since)),
+                Slot::Idle { cached, since } if !cached.is_empty() => Some((i, cached.len(), *since)),
                 _ => None,
             });
             let (held, oldest) = idle.fold((0, None::<(usize, Instant)>), |(held, oldest), (i, n, since)| {
@@ -100,76 +159,130 @@ impl Lane {
                 (held + n, if older { Some((i, since)) } else { oldest })
             });
             let Some((index, _)) = oldest.filter(|_| held > room) else {
-                return;
+                return any;
             };
             self.context.forget(index as i32, 0);
             self.slots[index] = Slot::empty();
+            any = true;
         }
     }
 
-    /// One turn: a token for every running answer, prompt chunks up to a cap, decode, sample.
+    /// One turn: a token for every running answer, prompt chunks up to a cap, decode, sample. A cache that is full gives up idle
+    /// beginnings, then the chunks get smaller, then the largest request ends.
     pub(super) fn turn(&mut self, tuner: &mut Tuner, finished: &mut Vec<Finished>) -> Turn {
         self.drop_cancelled(finished);
-        let outputs = self.fill_batch();
-        if self.batch.is_empty() {
-            return Turn::default();
-        }
-        // A row of logits for every token: each answer goes on by one, and no prompt is being read.
-        let (tokens, steady) = (self.batch.len(), self.batch.len() == outputs.len());
-        let threads = tuner.threads(tokens, steady);
-        self.context.set_threads(threads);
-        let start = Instant::now();
-        let decoded = self.context.decode(&self.batch);
-        tuner.took(tokens, steady, threads, start.elapsed());
-        match decoded {
-            Ok(true) => self.sample(outputs, finished),
-            // Admission reserves the room, so this is a bug or a context that can't be cut: give up the largest.
-            Ok(false) => {
-                self.fail_largest(finished);
-                Turn::default()
+        let mut chunk = CHUNK;
+        loop {
+            let Filled { outputs, added } = self.fill_batch(chunk);
+            if self.batch.is_empty() {
+                return Turn::default();
             }
-            Err(error) => {
-                tracing::error!(version = self.version.0, %error, "decoding failed");
-                self.fail_all(&error, finished);
-                Turn::default()
+            // A row of logits for every token: each answer goes on by one, and no prompt is being read.
+            let (tokens, steady) = (self.batch.len(), self.batch.len() == outputs.len());
+            let threads = tuner.threads(tokens, steady);
+            self.context.set_threads(threads);
+            let start = Instant::now();
+            let decoded = self.context.decode(&self.batch);
+            tuner.took(tokens, steady, threads, start.elapsed());
+            match decoded {
+                Ok(true) => return self.sample(outputs, finished),
+                Ok(false) => {
+                    let largest_chunk = added.iter().map(|(_, count)| *count).max().unwrap_or(0);
+                    self.take_back(&added);
+                    if self.evict(0) {
+                        continue;
+                    }
+                    if largest_chunk > 1 {
+                        chunk = largest_chunk / 2;
+                        continue;
+                    }
+                    self.end_largest(finished);
+                    return Turn::default();
+                }
+                Err(error) => {
+                    tracing::error!(version = self.version.0, %error, "decoding failed");
+                    self.fail_all(&error, finished);
+                    return Turn::default();
+                }
             }
         }
     }
 
     fn drop_cancelled(&mut self, finished: &mut Vec<Finished>) {
         for index in 0..self.slots.len() {
-            if matches!(&self.slots[index], Slot::Busy(r) if r.job.sink.cancelled()) {
+            let Slot::Busy(running) = &self.slots[index] else { continue };
+            if running.job.sink.cancelled() {
                 self.end(index, Ok(FinishReason::Cancelled), finished);
+            } else if let Some(error) = running.job.late() {
+                self.end(index, Err(error), finished);
             }
         }
     }
 
-    /// Fills the batch; returns for each row with logits: its index in the batch, and its slot.
-    fn fill_batch(&mut self) -> Vec<(usize, usize)> {
+    /// Fills the batch: a token for every answer under way, then prompts in the order they came, with `chunk` tokens in all where
+    /// answers wait for them.
+    fn fill_batch(&mut self, chunk: usize) -> Filled {
         self.batch.clear();
-        let limit = self.context.options().batch as usize;
-        let generating = self.slots.iter().filter(|s| matches!(s, Slot::Busy(r) if r.generating())).count();
-        // With answers under way, prompts take half a batch at most: the gap between tokens stays short.
-        let mut prompt_room = if generating == 0 { limit } else { (limit / 2).min(limit - generating.min(limit)) };
-        let mut outputs = Vec::new();
-        for (index, slot) in self.slots.iter_mut().enumerate() {
-            let Slot::Busy(running) = slot else { continue };
-            let room = if running.generating() { 1 } else { prompt_room };
-            let (tokens, last) = running.pending(room);
-            let (count, first) = (tokens.len(), running.evaluated);
-            for (i, &token) in tokens.iter().enumerate() {
-                let output = last && i + 1 == count;
-                let at = self.batch.add(token, (first + i) as u32, index as i32, output);
-                if output {
-                    outputs.push((at, index));
-                }
+        let mut filled = Filled::default();
+        let mut reading = Vec::new();
+        for index in 0..self.slots.len() {
+            match &self.slots[index] {
+                Slot::Busy(running) if running.generating() => self.add(index, 1, &mut filled),
+                Slot::Busy(running) => reading.push((running.job.submitted, index)),
+                Slot::Idle { .. } => {}
             }
-            if !running.generating() {
-                prompt_room -= count;
-            }
-            running.evaluated += count;
         }
-        outputs
+        reading.sort_unstable();
+        let limit = self.context.options().batch as usize;
+        let mut room = limit.saturating_sub(self.batch.len());
+        if !self.batch.is_empty() || chunk < CHUNK {
+            room = room.min(chunk);
+        }
+        // What each sequence holds counts as it was before this batch.
+        for &(_, index) in &reading {
+            self.adopt(index);
+        }
+        for (place, &(_, index)) in reading.iter().enumerate() {
+            // Another one reads the same beginning: it will be had from there.
+            if room == 0 || reading[..place].iter().any(|&(_, before)| self.follows(index, before)) {
+                continue;
+            }
+            let before = self.batch.len();
+            self.add(index, room, &mut filled);
+            room -= self.batch.len() - before;
+        }
+        filled
+    }
+
+    /// Adds the next tokens of a request, at most `room`.
+    fn add(&mut self, index: usize, room: usize, filled: &mut Filled) {
+        let Slot::Busy(running) = &mut self.slots[index] else { return };
+        let (tokens, last) = running.pending(room);
+        let (count, first) = (tokens.len(), running.evaluated);
+        for (i, &token) in tokens.iter().enumerate() {
+            let output = last && i + 1 == count;
+            let at = self.batch.add(token, (first + i) as u32, index as i32, output);
+            if output {
+                filled.outputs.push((at, index));
+            }
+        }
+        running.evaluated += count;
+        filled.added.push((index, count));
+    }
+
+    /// Whether a prompt goes on like that of `before`, by more than is worth reading twice.
+    fn follows(&self, index: usize, before: usize) -> bool {
+        let (Slot::Busy(this), Slot::Busy(other)) = (&self.slots[index], &self.slots[before]) else { return false };
+        shared(&other.job.prompt, &this.job.prompt) >= this.evaluated + WORTH_WAITING
+    }
+
+    /// Takes back what a batch counted that was not evaluated.
+    fn take_back(&mut self, added: &[(usize, usize)]) {
+        for &(index, count) in added {
+            if let Slot::Busy(running) = &mut self.slots[index] {
+                running.evaluated -= count;
+            }
+        }
     }
 
     fn sample(&mut self, outputs: Vec<(usize, usize)>, finished: &mut Vec<Finished>) -> Turn {
@@ -205,33 +318,17 @@ impl Lane {
         }
     }
 
-    fn fail_largest(&mut self, finished: &mut Vec<Finished>) {
+    /// Ends the request that takes most of the cache: an answer as too long, a prompt as an error.
+    fn end_largest(&mut self, finished: &mut Vec<Finished>) {
         let busy = self.slots.iter().enumerate().filter_map(|(i, s)| match s {
-            Slot::Busy(r) => Some((r.evaluated, i)),
+            Slot::Busy(r) => Some((r.evaluated, i, r.generating())),
             Slot::Idle { .. } => None,
         });
-        if let Some((_, index)) = busy.max() {
-            self.end(index, Err(Error::nomem("the context has no room left for this request")), finished);
-            // The batch was not evaluated: take back what it counted.
-            self.rewind();
-        }
-    }
-
-    /// Sets every request back to what the cache really holds: nothing of the failed batch.
-    fn rewind(&mut self) {
-        for slot in &mut self.slots {
-            if let Slot::Busy(running) = slot {
-                let known = running.job.prompt.len() + running.response.len();
-                // A generating request had one token in the batch; one in its prompt starts over.
-                running.evaluated = if running.generating() { known - 1 } else { 0 };
-            }
-        }
-        for index in 0..self.slots.len() {
-            if let Slot::Busy(running) = &self.slots[index] {
-                let held = running.evaluated as u32;
-                self.context.forget(index as i32, held);
-            }
-        }
+        let Some((held, index, generating)) = busy.max() else { return };
+        tracing::warn!(tokens = held, "the cache is full: the largest request ends");
+        let full = || Err(Error::nomem("the context has no room left for this request"));
+        self.end(index, if generating { Ok(FinishReason::Length) } else { full() }, finished);
+        self.evict(0);
     }
 
     /// Ends every request with the error and forgets every cache.

@@ -1,6 +1,6 @@
 //! What clients feel, counted: time to the first token, gaps between tokens, requests refused. Decides nothing.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -55,8 +55,22 @@ pub(super) struct Meters {
     pub(super) first_token: Meter,
     /// From one token of an answer to the next.
     pub(super) gap: Meter,
+    /// Those while the trainer works.
+    pub(super) gap_training: Meter,
+    /// Whether it does.
+    pub(super) training: AtomicBool,
     /// Requests refused because the queue was full.
     pub(super) refused: AtomicU64,
+}
+
+impl Meters {
+    /// A token came that long after the one before.
+    pub(super) fn waited(&self, time: Duration) {
+        self.gap.add(time);
+        if self.training.load(Ordering::Relaxed) {
+            self.gap_training.add(time);
+        }
+    }
 }
 
 #[cfg(test)]

@@ -17,7 +17,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, RwLock};
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 
@@ -30,7 +30,7 @@ use self::slot::{Job, Running};
 use self::swapper::{MAX_CONTEXTS, Ready, Swapper, Wanted};
 use self::tuner::Tuner;
 use crate::error::{Error, Result};
-use crate::llama::{Context, ContextOptions, Model, Sampler};
+use crate::llama::{Context, ContextOptions, Model, Sampler, let_others_go_first};
 use crate::types::{FinishReason, Generation, GenerationId, PolicyVersion, Sampling, TokenId, UnixMillis, unix_millis};
 
 /// Swaps that may wait to be looked at; more wait to be sent. Of those that wait, only the newest is made.
@@ -79,15 +79,19 @@ pub struct Options {
     /// Let measurements choose how many of the threads decode. Without it the same requests give the same answers, to the last
     /// bit of their sums.
     pub tune_threads: bool,
+    /// Longest time from the submission of a request to its end.
+    pub patience: Option<Duration>,
 }
 
-/// Weights to serve: a version and its adapter file, `None` for the initial model.
+/// Weights to serve: a version, and where they are.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Weights {
     /// The version.
     pub version: PolicyVersion,
-    /// Its adapter.
+    /// Its adapter; `None` for the initial model.
     pub adapter: Option<PathBuf>,
+    /// The whole model with the version's weights merged in, served in place of the base and the adapter.
+    pub whole: Option<PathBuf>,
 }
 
 enum Command {
@@ -136,6 +140,8 @@ pub struct Load {
     pub first_token: Durations,
     /// Between two tokens of an answer.
     pub gap: Durations,
+    /// Those of them that began while the trainer worked.
+    pub gap_training: Durations,
     /// Versions on a context, the active one last.
     pub versions: Vec<PolicyVersion>,
 }
@@ -176,7 +182,7 @@ impl Scheduler {
         let stopping = Arc::new(AtomicBool::new(false));
         let tuner = if options.tune_threads { Tuner::new(threads) } else { Tuner::fixed(threads) };
         let mut context = Context::new(&model, threads, options.context)?;
-        swapper::put(&model, &mut context, first.adapter.as_ref())?;
+        swapper::put(&mut context, first.adapter.as_ref())?;
         let core = Core {
             lanes: vec![Lane::new(first.version, context)],
             tuner,
@@ -187,7 +193,9 @@ impl Scheduler {
         };
         core.publish_load();
         let ready = commands.clone();
-        let swapper = Swapper { model: model.clone(), threads, options, made: 1, wanted: wants, idle, ready };
+        let gpu_layers = model.gpu_layers();
+        let swapper =
+            Swapper { model: model.clone(), threads, options, gpu_layers, made: 1, wanted: wants, idle, ready };
         let scheduler = Scheduler {
             model,
             options,
@@ -282,6 +290,7 @@ impl Scheduler {
             user: request.user,
             created,
             submitted: Instant::now(),
+            patience: self.options.patience,
             meters: self.counters.meters.clone(),
             sink,
         };
@@ -299,6 +308,11 @@ impl Scheduler {
         answer.recv().map_err(|_| closed())?
     }
 
+    /// Tells whether the trainer works from now on: the gaps between tokens are counted apart then.
+    pub fn beside_training(&self, training: bool) {
+        self.counters.meters.training.store(training, Ordering::Relaxed);
+    }
+
     /// The present load.
     pub fn load(&self) -> Load {
         let c = &self.counters;
@@ -314,6 +328,7 @@ impl Scheduler {
             cache_capacity: c.cache_capacity.load(Ordering::Relaxed),
             first_token: c.meters.first_token.read(),
             gap: c.meters.gap.read(),
+            gap_training: c.meters.gap_training.read(),
             versions: c.versions.lock().unwrap_or_else(|e| e.into_inner()).clone(),
         }
     }
@@ -375,10 +390,11 @@ struct Core {
 }
 
 /// How long the thread sleeps without work before it looks whether it should stop.
-const IDLE: std::time::Duration = std::time::Duration::from_millis(50);
+const IDLE: Duration = Duration::from_millis(50);
 
 impl Core {
     fn run(mut self, commands: &Receiver<Command>, stopping: &AtomicBool) {
+        let_others_go_first();
         let mut finished = Vec::new();
         while !stopping.load(Ordering::Acquire) {
             let idle = self.waiting.is_empty() && self.lanes.iter().all(|l| l.running() == 0);
@@ -425,6 +441,8 @@ impl Core {
                 let unborn = Running::new(*job, 0);
                 let (generation, sink, _) = unborn.finish(FinishReason::Cancelled, active.version);
                 finished.push(Finished { outcome: Ok(generation), sink });
+            } else if let Some(error) = job.late() {
+                finished.push(Finished { outcome: Err(error), sink: job.sink });
             } else {
                 self.waiting.push_back(job);
             }

@@ -1,11 +1,12 @@
 //! One running request inside a lane: what has been evaluated, what was sampled, how it ends. Never touches a context.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::meters::Meters;
 use super::stop::StopStrings;
 use super::stream::Sink;
+use crate::error::Error;
 use crate::llama::{Model, Sampler, TextDecoder, sampled_logprob};
 use crate::types::{FinishReason, Generation, GenerationId, PolicyVersion, Sampling, TokenId, UnixMillis};
 
@@ -22,14 +23,25 @@ pub(super) struct Job {
     pub(super) user: Option<String>,
     pub(super) created: UnixMillis,
     pub(super) submitted: Instant,
+    pub(super) patience: Option<Duration>,
     pub(super) meters: Arc<Meters>,
     pub(super) sink: Sink,
 }
 
 impl Job {
-    /// Most tokens of the cache that it can come to fill.
-    pub(super) fn reserve(&self) -> usize {
-        self.prompt.len() + self.max_tokens as usize
+    /// Why it ends, if its time is over.
+    pub(super) fn late(&self) -> Option<Error> {
+        let patience = self.patience.filter(|patience| self.submitted.elapsed() > *patience)?;
+        let seconds = patience.as_secs();
+        Some(Error::busy(format!(
+            "the request took longer than the {seconds} seconds that serve.request_seconds allows"
+        )))
+    }
+
+    /// Tokens of the cache to hold for it: the prompt, and as much of the answer as is its `fair` share. Few answers are as long as they
+    /// may be.
+    pub(super) fn reserve(&self, fair: usize) -> usize {
+        self.prompt.len() + (self.max_tokens as usize).min(fair)
     }
 }
 
@@ -59,6 +71,11 @@ impl Running {
         }
     }
 
+    /// Tokens of the cache that it holds and is to get.
+    pub(super) fn reserve(&self, fair: usize) -> usize {
+        self.job.reserve(fair).max(self.evaluated + 1)
+    }
+
     /// Whether the whole prompt has been evaluated.
     pub(super) fn generating(&self) -> bool {
         !self.response.is_empty()
@@ -80,7 +97,7 @@ impl Running {
         self.response.push(token);
         let now = Instant::now();
         match self.last_token.replace(now) {
-            Some(before) => self.job.meters.gap.add(now - before),
+            Some(before) => self.job.meters.waited(now - before),
             None => self.job.meters.first_token.add(now - self.job.submitted),
         }
         if model.ends(token) {

@@ -1,7 +1,7 @@
 //! Makes contexts ready for new weights on a thread of its own, so that no stream waits for a file to be read or a context to
 //! be made. Never decodes a request.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -10,7 +10,7 @@ use crossbeam_channel::{Receiver, Sender, select};
 
 use super::{Command, Options, Weights};
 use crate::error::{Error, Result};
-use crate::llama::{Adapter, Context, Model, give_way_to_decoding};
+use crate::llama::{Adapter, Context, Model, Threads, give_way_to_decoding};
 
 /// Contexts at once: the active one, and those that drain. One more version waits until one is idle.
 pub(super) const MAX_CONTEXTS: usize = 3;
@@ -34,6 +34,8 @@ pub(super) struct Swapper {
     pub(super) model: Arc<Model>,
     pub(super) threads: u32,
     pub(super) options: Options,
+    /// Layers on the GPU of models that are loaded here.
+    pub(super) gpu_layers: i32,
     /// Contexts that exist, wherever they are.
     pub(super) made: usize,
     pub(super) wanted: Receiver<Wanted>,
@@ -45,7 +47,6 @@ pub(super) struct Swapper {
 impl Swapper {
     /// Serves what is wanted until nobody can want more, or `stopping` is set.
     pub(super) fn run(mut self, stopping: &AtomicBool) {
-        give_way_to_decoding();
         loop {
             let first = match self.wanted.recv_timeout(LOOK) {
                 Ok(wanted) => wanted,
@@ -58,7 +59,7 @@ impl Swapper {
                 replies.iter().for_each(|r| drop(r.send(Err(Error::closed("the engine is closing")))));
                 return;
             };
-            let prepared = context.and_then(|context| self.prepare(context, weights.adapter.as_ref()));
+            let prepared = context.and_then(|context| self.prepare(context, &weights));
             match prepared {
                 // If the scheduler has gone, the replies go with the message, and whoever waits learns that.
                 Ok(context) => drop(self.ready.send(Command::Swap(Box::new(Ready { weights, context, replies })))),
@@ -89,7 +90,7 @@ impl Swapper {
             return Some(Ok(context));
         }
         if self.made < MAX_CONTEXTS {
-            let made = Context::new(&self.model, self.threads, self.options.context);
+            let made = self.context(self.model.clone());
             self.made += usize::from(made.is_ok());
             return Some(made);
         }
@@ -102,16 +103,69 @@ impl Swapper {
         }
     }
 
-    /// Puts the adapter on the context. A context on which that failed is given up: another one is made in its place.
-    fn prepare(&mut self, mut context: Context, adapter: Option<&PathBuf>) -> Result<Context> {
-        let ready = put(&self.model, &mut context, adapter);
+    /// Puts the weights on the context. A context on which that failed is given up: another one is made in its place.
+    fn prepare(&mut self, context: Context, weights: &Weights) -> Result<Context> {
+        let ready = match &weights.whole {
+            Some(path) => {
+                // Its memory goes to the one that takes its place.
+                drop(context);
+                self.whole(path)
+            }
+            None => {
+                let of_base = Arc::ptr_eq(context.model(), &self.model);
+                let context = if of_base { Ok(context) } else { self.context(self.model.clone()) };
+                context.and_then(|mut context| {
+                    giving_way(|| put(&mut context, weights.adapter.as_ref()))?;
+                    Ok(context)
+                })
+            }
+        };
         self.made -= usize::from(ready.is_err());
-        ready.map(|()| context)
+        ready
+    }
+
+    /// A context of another file's model, where memory allows it.
+    fn whole(&self, path: &Path) -> Result<Context> {
+        let needed = std::fs::metadata(path)?.len();
+        if let Some(free) = free_memory().filter(|free| *free < needed + needed / 4) {
+            let (needed, free) = (needed >> 20, free >> 20);
+            return Err(Error::nomem(format!("{} has {needed} MB, and {free} MB of memory are free", path.display())));
+        }
+        let model = giving_way(|| Model::load(path, self.gpu_layers))?;
+        if !model.speaks_like(&self.model) {
+            return Err(Error::arg(format!("{} has another architecture or vocabulary than the base", path.display())));
+        }
+        let mut context = self.context(model)?;
+        giving_way(|| put(&mut context, None))?;
+        Ok(context)
+    }
+
+    /// A new context. Its threads are started here, since they are as nice as who starts them.
+    fn context(&self, model: Arc<Model>) -> Result<Context> {
+        let threads = Threads::new(self.threads)?;
+        giving_way(|| Context::with(&model, threads, self.options.context))
     }
 }
 
+/// Does work on a thread that gives way to decoding.
+fn giving_way<T: Send>(work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+    let body = || {
+        give_way_to_decoding();
+        work()
+    };
+    let panicked = |_| Err(Error::panic("making a context ready panicked"));
+    std::thread::scope(|threads| threads.spawn(body).join().unwrap_or_else(panicked))
+}
+
+/// Bytes that could be had without taking them from others. `None` where the system doesn't say.
+fn free_memory() -> Option<u64> {
+    let memory = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = memory.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    line.trim().trim_end_matches("kB").trim().parse::<u64>().ok()?.checked_mul(1024)
+}
+
 /// Loads the adapter and puts it on the context.
-pub(super) fn put(model: &Arc<Model>, context: &mut Context, adapter: Option<&PathBuf>) -> Result<()> {
-    let adapter = adapter.map(|path| Adapter::load(model, path)).transpose()?;
+pub(super) fn put(context: &mut Context, adapter: Option<&PathBuf>) -> Result<()> {
+    let adapter = adapter.map(|path| Adapter::load(context.model(), path)).transpose()?;
     context.set_adapter(adapter)
 }

@@ -153,7 +153,7 @@ outcome run(const char *step)
         return {"", generation(step).wait(timeout < 0 ? limit() : limit(timeout), piece)};
     }
     if (op == "cancel") return generation(step).cancel(), outcome{};
-    if (op == "free") return generations[member(step, "gen")].reset(), outcome{};
+    if (op == "free") return apa_gen_free(generation(step).get()), outcome{}; // As with close.
     if (op == "result") {
         const std::string json = generation(step).result();
         return {member(json.c_str(), "finish_reason") + " " + member(json.c_str(), "policy_version")};

@@ -61,3 +61,64 @@ fn every_command_has_an_example() {
         assert!(output.status.success() && help.contains("Example"), "{command:?}: {help}");
     }
 }
+
+#[test]
+fn a_first_sigterm_drains_and_a_second_one_stops() {
+    use std::io::{BufRead, BufReader, Read, Write};
+    let folder = tempfile::tempdir().unwrap();
+    let model = folder.path().join("tiny.gguf");
+    crate::tiny::tiny_model(&model, &crate::tiny::TinySpec::new("llama")).unwrap();
+    // What ends an answer is banned, so that it is long.
+    let last = crate::tiny::vocabulary().len();
+    let body = format!(
+        r#"{{"prompt": "on", "stream": true, "max_tokens": 60000, "logit_bias": {{"{}": -100, "{}": -100, "{}": -100}}}}"#,
+        last - 1,
+        last - 2,
+        last - 3
+    );
+    for signals in 1..=2 {
+        let mut daemon = Command::new(env!("CARGO_BIN_EXE_apad"))
+            .args(["serve", "--model", model.to_str().unwrap(), "--listen", "127.0.0.1:0"])
+            .args(["--set", "serve.threads=1", "--set", "serve.context=65536", "--set", "train.enabled=false"])
+            .arg("--data")
+            .arg(folder.path().join(signals.to_string()))
+            .env_remove("APAD_LOG")
+            .stdout(std::process::Stdio::piped())
+            .stderr(std::process::Stdio::null())
+            .spawn()
+            .unwrap();
+        let mut said = String::new();
+        BufReader::new(daemon.stdout.take().unwrap()).read_line(&mut said).unwrap();
+        let address = said.trim().rsplit("//").next().unwrap().to_owned();
+        let mut client = std::net::TcpStream::connect(&address).unwrap();
+        let length = body.len();
+        write!(client, "POST /v1/completions HTTP/1.1\r\nhost: a\r\ncontent-length: {length}\r\n\r\n{body}").unwrap();
+        // Under way.
+        client.read_exact(&mut [0; 400]).unwrap();
+        let terminate = || {
+            let sent = Command::new("kill").arg(daemon.id().to_string()).status().unwrap();
+            assert!(sent.success());
+        };
+        terminate();
+        let until = std::time::Instant::now() + std::time::Duration::from_secs(20);
+        let state = || {
+            let mut asked = std::net::TcpStream::connect(&address).ok()?;
+            asked.write_all(b"GET /health HTTP/1.0\r\n\r\n").ok()?;
+            let mut answer = String::new();
+            asked.read_to_string(&mut answer).ok()?;
+            Some(answer)
+        };
+        while !state().is_some_and(|answer| answer.contains("draining")) {
+            assert!(std::time::Instant::now() < until, "it doesn't drain");
+        }
+        if signals == 2 {
+            terminate();
+            assert_eq!(daemon.wait().unwrap().code(), Some(130));
+            continue;
+        }
+        // The answer goes on until its client leaves; then nothing is left to wait for.
+        client.read_exact(&mut [0; 400]).unwrap();
+        drop(client);
+        assert_eq!(daemon.wait().unwrap().code(), Some(0));
+    }
+}

@@ -107,6 +107,16 @@ fn every_language_gives_the_same_results() {
     }
 }
 
+/// Signals, memory, threads and whatever else is one in a process.
+#[test]
+fn an_application_is_not_disturbed() {
+    let dir = folder();
+    let mut host = compiled("g++", &["-std=c++17"], "host.cpp", dir.path());
+    let output = run(host.arg(dir.path().join("tiny.gguf")).arg(dir.path().join("data")));
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "after the first engine\nafter the second\nok\n");
+    assert!(output.stderr.is_empty(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
 /// `make memcheck`: valgrind knows no AVX-512, so it wants a library that was built without.
 #[test]
 #[ignore = "slow, and wants the library that APA_MEMCHECK_LIB names"]
@@ -130,5 +140,6 @@ fn streams_and_engines_leave_nothing_behind() {
     // Far above what a quiet machine shows (docs/LOG.md), far below what a leak or a wait would.
     assert!(number("token_us") < 20.0, "{numbers}");
     assert!(number("cancel_ms_median") < 50.0 && number("cancel_ms_worst") < 2000.0, "{numbers}");
+    assert!(number("cancel_all_ms_worst") < 2000.0, "{numbers}");
     assert!(number("streams_kb") < 8192.0 && number("opens_kb") < 4096.0, "{numbers}");
 }

@@ -505,3 +505,118 @@ fn one_rating_alone_waits_for_others() {
     rate(&engine, &answer(&engine, "the", 1).id, -1.0).unwrap();
     published(engine.train_step().unwrap());
 }
+
+/// Answers to their full length: what ends them is banned.
+fn long(engine: &Engine, text: &str, max_tokens: u32) -> GenerateRequest {
+    let n = engine.vocabulary() as u32;
+    let logit_bias = (n - 3..n).map(|token| (token, -100.0)).collect();
+    let sampling = Sampling { seed: Some(1), logit_bias, ..Sampling::default() };
+    GenerateRequest {
+        prompt: engine.tokenize(text).unwrap(),
+        sampling,
+        max_tokens: Some(max_tokens),
+        ..Default::default()
+    }
+}
+
+#[test]
+fn a_full_cache_forgets_what_is_idle_and_then_ends_the_largest_answer_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let change = |c: &mut apa::config::Config| (c.serve.context, c.serve.slots) = (256, 4);
+    let engine = open_with(dir.path(), change).unwrap();
+    // Leaves its tokens in the cache.
+    finish(&engine.generate(long(&engine, "an idle beginning", 100)).unwrap()).unwrap();
+    let held = engine.status().cached_tokens;
+    assert!(held > 100, "{held}");
+    // Each fits alone; together they come to want three times the cache.
+    let streams: Vec<_> =
+        ["the rain", "in spain", "falls on"].map(|text| engine.generate(long(&engine, text, 200)).unwrap()).into();
+    let lengths: Vec<usize> = streams.iter().map(|s| finish(s).unwrap().1.response.len()).collect();
+    let whole = lengths.iter().filter(|n| **n == 200).count();
+    assert!((1..3).contains(&whole) && lengths.iter().all(|n| *n > 50), "{lengths:?}");
+    assert!(!answer(&engine, "it works on", 1).response.is_empty());
+}
+
+#[test]
+fn a_beginning_that_another_sequence_holds_is_not_read_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open_with(dir.path(), |c| c.serve.slots = 4).unwrap();
+    let beginning = "the rain in spain stays mainly on the plain, and so on and on. ".repeat(4);
+    let ask = |end: &str| engine.generate(long(&engine, &format!("{beginning}{end}"), 8)).unwrap();
+    let alone = finish(&ask("who?")).unwrap().1;
+    let read = || engine.status().prompt_tokens;
+    let (before, tokens) = (read(), engine.tokenize(&beginning).unwrap().len() as u64);
+    assert!(before >= tokens);
+    // All at once, in other slots than the one that holds the beginning.
+    let streams = ["who?", "what?", "when?"].map(ask);
+    let answers = streams.map(|stream| finish(&stream).unwrap().1.response.clone());
+    assert!(read() - before < tokens, "{} prompt tokens were read for a beginning of {tokens}", read() - before);
+    assert_eq!(answers[0], alone.response);
+}
+
+#[test]
+fn a_version_is_served_by_its_whole_weights_where_they_are_and_fit() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open_with(dir.path(), |_| ()).unwrap();
+    rate_some(&engine, 8);
+    let (version, _) = published(engine.train_step().unwrap());
+    let refused = |part: &str| {
+        let error = engine.activate_whole(version).unwrap_err();
+        assert!(error.message().contains(part), "{error}");
+    };
+    refused("there is no file");
+    let whole = dir.path().join("data/whole");
+    std::fs::create_dir(&whole).unwrap();
+    let file = whole.join(format!("{version}.gguf"));
+    // More than any memory: its size is looked at before its contents.
+    std::fs::File::create(&file).unwrap().set_len(1 << 42).unwrap();
+    refused("MB of memory are free");
+    tiny_model(&file, &TinySpec::new("qwen2")).unwrap();
+    refused("another architecture");
+
+    // Weights that can be told from the adapter's: those of another seed.
+    tiny_model(&file, &TinySpec { seed: 8, ..TinySpec::new("llama") }).unwrap();
+    let greedy = || {
+        let sampling = Sampling { temperature: 0.0, ..Sampling::default() };
+        let prompt = engine.tokenize("the sea").unwrap();
+        finish(&engine.generate(GenerateRequest { prompt, sampling, ..Default::default() }).unwrap()).unwrap().1
+    };
+    let by_adapter = greedy();
+    engine.activate_whole(version).unwrap();
+    let by_file = greedy();
+    assert_eq!((by_file.policy_version, by_adapter.policy_version), (version, version));
+    assert_ne!(by_file.response, by_adapter.response);
+    engine.activate(version).unwrap();
+    assert_eq!(greedy().response, by_adapter.response);
+    engine.activate_whole(version).unwrap();
+    assert_eq!(greedy().response, by_file.response);
+}
+
+#[test]
+fn auto_takes_seconds_keeps_to_its_budget_and_remembers() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = dir.path().join("tiny.gguf");
+    tiny_model(&model, &TinySpec { layers: 8, ..TinySpec::new("llama") }).unwrap();
+    let open = |budget: f64| {
+        let started = std::time::Instant::now();
+        let engine = open_with(dir.path(), |c| (c.serve.r#type, c.serve.kl_budget) = ("auto".into(), budget)).unwrap();
+        assert!(!answer(&engine, "the", 1).response.is_empty());
+        (engine.status().form, started.elapsed())
+    };
+    // What costs nothing is only the file's own.
+    let (form, _) = open(0.0);
+    assert_eq!(form.kind, "keep");
+    let (form, took) = open(5.0);
+    assert!(took < Duration::from_secs(20), "{took:?}");
+    if form.kind != "keep" {
+        let chosen = form.measured.iter().find(|m| m.kind == form.kind).unwrap();
+        assert!(chosen.speedup > 1.0 && (0.0..=5.0).contains(&chosen.kl_per_token.0), "{chosen:?}");
+    }
+    let notes = dir.path().join("data/serving/measured.json");
+    let written = std::fs::metadata(&notes).unwrap().modified().unwrap();
+    assert_eq!(open(5.0).0, form);
+    assert_eq!(std::fs::metadata(&notes).unwrap().modified().unwrap(), written, "measured again");
+    let left: Vec<_> =
+        std::fs::read_dir(dir.path().join("data/serving")).unwrap().map(|e| e.unwrap().file_name()).collect();
+    assert!(left.len() <= 2, "{left:?}");
+}

@@ -166,6 +166,37 @@ fn the_cpp_header_is_clean_alone_and_twice() {
     }
 }
 
+/// The README's examples are read first, and never run as they stand.
+#[test]
+fn the_readme_shows_each_language_in_ten_lines_that_compile() {
+    let readme = include_str!("../../README.md");
+    let dir = tempfile::tempdir().unwrap();
+    let setup = [
+        (
+            "c",
+            "#include <apa.h>\n#include <stdio.h>\nvoid shown(void);\nvoid shown(void) {\napa_options *options = NULL; apa_engine \
+             *engine = NULL; apa_gen *gen = NULL;\napa_string *id = NULL, *piece = NULL, *outcome = NULL; apa_error *error = NULL;\n",
+        ),
+        ("cpp", "#include <apa.hpp>\n#include <iostream>\nvoid shown();\nvoid shown() {\n"),
+        ("go", ""),
+        ("js", ""),
+    ];
+    for (language, before) in setup {
+        let (_, rest) = readme.split_once(&format!("```{language}\n")).unwrap();
+        let (shown, _) = rest.split_once("```").unwrap();
+        let lines = shown.lines().filter(|line| !line.trim().is_empty()).count();
+        assert!((5..=10).contains(&lines), "{language} is shown in {lines} lines");
+        if !before.is_empty() {
+            let file = dir.path().join(format!("shown.{language}"));
+            std::fs::write(&file, format!("{before}{shown}}}\n")).unwrap();
+            let (compiler, standard) = if language == "c" { ("gcc", "-std=c99") } else { ("g++", "-std=c++17") };
+            let mut check = Command::new(compiler);
+            check.arg(standard).args(STRICT).arg("-fsyntax-only").arg("-I").arg(Path::new(ROOT).join("include"));
+            run(check.arg(file));
+        }
+    }
+}
+
 #[test]
 fn the_shared_library_exports_what_the_header_declares_and_nothing_else() {
     let listing = run(Command::new("nm").args(["--dynamic", "--defined-only", "--extern-only"]).arg(shared_library()));

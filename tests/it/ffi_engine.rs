@@ -281,6 +281,7 @@ fn a_freed_engine_is_closed_to_every_call() {
     let opened = open(&[]);
     apa_engine_free(opened.engine);
     apa_engine_free(opened.engine);
+    let (mut generation, mut feed) = (ptr::null_mut(), ptr::null_mut());
     let (engine, none) = (opened.engine, ptr::null_mut());
     let (mut text, mut count, mut version) = (ptr::null_mut(), 0, 0);
     // SAFETY: a freed handle is looked up, never followed; the rest are locals.
@@ -309,10 +310,155 @@ fn a_freed_engine_is_closed_to_every_call() {
             apa_reward_put(engine, c"x".as_ptr(), 1, 0.0, none),
             apa_http_start(engine, ptr::null(), 0, ptr::null_mut(), none),
             apa_http_stop(engine, none),
+            apa_gen_start(engine, c"{}".as_ptr(), 2, &raw mut generation, none),
+            apa_events_open(engine, &raw mut feed, none),
+            apa_rewards_open(engine, &raw mut feed, none),
+            apa_reward_set(engine, None, ptr::null_mut(), none),
         ]
     };
     assert!(statuses.iter().all(|status| *status == apa_status::APA_ERR_CLOSED), "{statuses:?}");
-    assert!(text.is_null());
+    assert!(text.is_null() && generation.is_null() && feed.is_null());
+}
+
+#[test]
+fn an_engine_that_was_shut_down_refuses_work_and_tells_its_state() {
+    let opened = open(&[]);
+    let (engine, none, request) = (opened.engine, ptr::null_mut(), c(SHORT));
+    let generation = start(engine, SHORT);
+    let (mut feed, mut text, mut version, mut new) = (ptr::null_mut(), ptr::null_mut(), 7, ptr::null_mut());
+    let sample = c(r#"{"prompt": "a", "completion": "b"}"#);
+    // SAFETY: terminated text and locals.
+    unsafe {
+        assert_eq!(apa_events_open(engine, &raw mut feed, none), apa_status::APA_OK);
+        assert_eq!(apa_engine_shutdown(engine, none), apa_status::APA_OK);
+        assert_eq!(apa_engine_shutdown(engine, none), apa_status::APA_OK);
+        let refused = [
+            apa_gen_start(engine, request.as_ptr(), APA_NTS, &raw mut new, none),
+            apa_generate(engine, request.as_ptr(), APA_NTS, None, ptr::null_mut(), ptr::null_mut(), none),
+            apa_feed_next(feed, -1, &raw mut text, none),
+            apa_sample_add(engine, sample.as_ptr(), APA_NTS, ptr::null_mut(), none),
+            apa_forget(engine, c"ann".as_ptr(), APA_NTS, ptr::null_mut(), none),
+            apa_reward_put(engine, c"x".as_ptr(), APA_NTS, 0.0, none),
+            apa_trainer_step(engine, ptr::null_mut(), none),
+            apa_trainer_start(engine, none),
+            apa_trainer_stop(engine, none),
+            apa_policy_activate(engine, 0, none),
+            apa_policy_snapshot(engine, 0, c"x".as_ptr(), APA_NTS, none),
+            apa_policy_restore(engine, c"x".as_ptr(), APA_NTS, &raw mut version, none),
+            apa_events_open(engine, &raw mut feed, none),
+            apa_http_start(engine, ptr::null(), 0, ptr::null_mut(), none),
+        ];
+        assert!(refused.iter().all(|status| *status == apa_status::APA_ERR_CLOSED), "{refused:?}");
+        // What only looks goes on until the free.
+        assert_eq!(apa_policy_sync(engine, &raw mut version, none), apa_status::APA_OK);
+    }
+    let (status, _) = pull_all(generation);
+    assert!(matches!(status, apa_status::APA_ERR_CLOSED | apa_status::APA_DONE), "{status:?}");
+    assert_eq!(version, 0);
+    // SAFETY: locals.
+    assert_eq!(json(|out, error| unsafe { apa_engine_status(engine, out, error) })["running"], 0);
+    apa_gen_free(generation);
+    apa_feed_free(feed);
+}
+
+/// Members of the answers of calls, held against the comments of the header.
+#[test]
+fn the_header_names_every_member_of_what_it_returns() {
+    let header = include_str!("../../include/apa.h");
+    let comment = |function: &str| {
+        let end = header.find(&format!("apa_status {function}(")).unwrap();
+        &header[header[..end].rfind("/**").unwrap()..end]
+    };
+    let named = |function: &str, value: &Value| {
+        for member in value.as_object().unwrap().keys() {
+            assert!(comment(function).contains(&format!("`{member}`")), "{function} doesn't name {member}");
+        }
+    };
+    let opened = open(&[]);
+    let engine = opened.engine;
+    let logprobs = start(engine, r#"{"prompt":"the","max_tokens":4,"logprobs":1}"#);
+    pull_all(logprobs);
+    // SAFETY: locals, and text with its length.
+    unsafe {
+        named("apa_engine_status", &json(|out, error| apa_engine_status(engine, out, error)));
+        named("apa_trainer_status", &json(|out, error| apa_trainer_status(engine, out, error)));
+        named("apa_gen_result", &json(|out, error| apa_gen_result(logprobs, out, error)));
+        named("apa_policy_list", &json(|out, error| apa_policy_list(engine, out, error))[0]);
+        named("apa_trainer_step", &json(|out, error| apa_trainer_step(engine, out, error)));
+        let mut ids = Vec::new();
+        for reward in ["1", "-1"] {
+            let sample = c(&format!(r#"{{"prompt": "a", "completion": "b{reward}", "reward": {reward}}}"#));
+            let receipt = json(|out, error| apa_sample_add(engine, sample.as_ptr(), APA_NTS, out, error));
+            named("apa_sample_add", &receipt);
+            ids.push(receipt["generation_id"].as_str().unwrap().to_owned());
+        }
+        let said = c(&format!(r#"{{"generation_id": "{}", "thumbs": "up"}}"#, ids[0]));
+        named("apa_feedback", &json(|out, error| apa_feedback(engine, said.as_ptr(), APA_NTS, out, error)));
+        let said = c(&format!(r#"{{"chosen_id": "{}", "rejected_id": "{}"}}"#, ids[0], ids[1]));
+        named("apa_preference", &json(|out, error| apa_preference(engine, said.as_ptr(), APA_NTS, out, error)));
+        let mut feed = ptr::null_mut();
+        assert_eq!(apa_events_open(engine, &raw mut feed, ptr::null_mut()), apa_status::APA_OK);
+        named("apa_trainer_step", &json(|out, error| apa_trainer_step(engine, out, error)));
+        for _ in 0..2 {
+            named("apa_events_open", &json(|out, error| apa_feed_next(feed, 10_000, out, error)));
+        }
+        apa_feed_free(feed);
+        let forgotten = json(|out, error| apa_forget(engine, c"ann".as_ptr(), APA_NTS, out, error));
+        named("apa_forget", &forgotten);
+    }
+    apa_gen_free(logprobs);
+}
+
+#[test]
+fn null_is_an_argument_error_for_a_live_engine_too() {
+    let opened = open(&[]);
+    let (engine, none, generation) = (opened.engine, ptr::null_mut(), start(opened.engine, SHORT));
+    pull_all(generation);
+    let (no_text, no_string, text) = (ptr::null::<c_char>(), ptr::null_mut::<*mut apa_string>(), c("{}"));
+    let (mut string, mut count, mut feed, mut new) = (ptr::null_mut(), 0, ptr::null_mut(), ptr::null_mut());
+    // SAFETY: NULL text and results are refused; the others are terminated or locals.
+    let statuses = unsafe {
+        assert_eq!(apa_events_open(engine, &raw mut feed, none), apa_status::APA_OK);
+        [
+            apa_engine_status(engine, ptr::null_mut(), none),
+            apa_engine_metrics(engine, ptr::null_mut(), none),
+            apa_token_count(engine, no_text, 1, &raw mut count, none),
+            apa_token_count(engine, no_text, APA_NTS, &raw mut count, none),
+            apa_token_count(engine, text.as_ptr(), usize::MAX - 1, &raw mut count, none),
+            apa_token_count(engine, text.as_ptr(), 2, ptr::null_mut(), none),
+            apa_chat_render(engine, no_text, 1, &raw mut string, ptr::null_mut(), none),
+            apa_chat_render(engine, text.as_ptr(), 2, ptr::null_mut(), ptr::null_mut(), none),
+            apa_gen_start(engine, no_text, 1, &raw mut new, none),
+            apa_gen_start(engine, text.as_ptr(), 2, ptr::null_mut(), none),
+            apa_gen_id(generation, ptr::null_mut(), none),
+            apa_gen_next(generation, 0, ptr::null_mut(), none),
+            apa_gen_result(generation, ptr::null_mut(), none),
+            apa_generate(engine, no_text, 1, None, ptr::null_mut(), ptr::null_mut(), none),
+            apa_feedback(engine, no_text, 1, no_string, none),
+            apa_preference(engine, no_text, 1, no_string, none),
+            apa_sample_add(engine, no_text, 1, no_string, none),
+            apa_forget(engine, no_text, 1, no_string, none),
+            apa_forget(engine, no_text, 0, no_string, none),
+            apa_trainer_status(engine, ptr::null_mut(), none),
+            apa_policy_sync(engine, ptr::null_mut(), none),
+            apa_policy_list(engine, ptr::null_mut(), none),
+            apa_policy_snapshot(engine, 0, no_text, 1, none),
+            apa_policy_snapshot(engine, 0, no_text, 0, none),
+            apa_policy_restore(engine, no_text, 1, ptr::null_mut(), none),
+            apa_events_open(engine, ptr::null_mut(), none),
+            apa_rewards_open(engine, ptr::null_mut(), none),
+            apa_feed_next(feed, 0, ptr::null_mut(), none),
+            apa_reward_put(engine, no_text, 1, 0.0, none),
+            apa_reward_put(engine, no_text, 0, 0.0, none),
+            apa_http_start(engine, no_text, 1, ptr::null_mut(), none),
+        ]
+    };
+    for (i, status) in statuses.into_iter().enumerate() {
+        assert_eq!(status, apa_status::APA_ERR_ARG, "call {i}");
+    }
+    assert!(string.is_null() && new.is_null() && count == 0);
+    apa_feed_free(feed);
+    apa_gen_free(generation);
 }
 
 unsafe extern "C" fn collect(user_data: *mut c_void, text: *const c_char, text_len: usize) -> i32 {
@@ -461,8 +607,10 @@ fn feedback_is_acknowledged_and_wrong_feedback_explained() {
     assert_eq!(status, apa_status::APA_OK);
     let receipt: Value = serde_json::from_str(&receipt).unwrap();
     assert_eq!((&receipt["generation_id"], &receipt["replaces_earlier"]), (&one.as_str().into(), &false.into()));
-    let (_, receipt) = feedback(opened.engine, &format!(r#"{{"generation_id":"{one}","rating":-0.5}}"#));
+    let (_, receipt) = feedback(opened.engine, &format!(r#"{{"generation_id":"{one}","rating":-0.5,"user":"ann"}}"#));
     assert!(receipt.contains("\"replaces_earlier\":true"), "{receipt}");
+    let (status, _) = feedback(opened.engine, &format!(r#"{{"generation_id":"{one}","signal":"copied"}}"#));
+    assert_eq!(status, apa_status::APA_OK);
     // SAFETY: locals.
     let trainer = json(|out, error| unsafe { apa_trainer_status(opened.engine, out, error) });
     assert!(trainer["pending_ratings"].as_u64().unwrap() >= 1, "{trainer}");

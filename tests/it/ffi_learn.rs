@@ -315,7 +315,14 @@ fn the_service_runs_beside_an_application() {
     let stop = || unsafe { call(|e| apa_http_stop(*engine, e)) };
     assert_eq!((stop(), stop().0), ((OK, String::new()), OK));
     assert!(get("/health").is_none(), "it still answers");
-    assert_eq!(start("nowhere", ptr::null_mut()).0, apa_status::APA_ERR_ARG);
+    for strange in ["nowhere", ":", "127.0.0.1", "127.0.0.1:99999", "[::1", "\0:1", "1.2.3.4.5:1", "http://127.0.0.1:1"]
+    {
+        let (status, text) = start(strange, ptr::null_mut());
+        assert!(
+            matches!(status, apa_status::APA_ERR_ARG | apa_status::APA_ERR_IO) && !text.is_empty(),
+            "{strange}: {text}"
+        );
+    }
     assert_eq!(start("0.0.0.0:0", ptr::null_mut()).0, apa_status::APA_ERR_ARG, "beyond loopback without keys");
     assert_eq!(start("127.0.0.1:0", &raw mut bound).0, OK);
     let address = take(bound);

@@ -197,3 +197,22 @@ async fn a_template_that_throws_and_a_context_too_short_are_the_clients_to_know(
     server.works().await;
     server.close().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_that_takes_too_long_is_told_so_and_makes_room() {
+    let server = Server::of(&tiny(), |c| {
+        (c.serve.context, c.serve.slots, c.serve.request_seconds) = (1 << 18, 1, 1);
+    })
+    .await;
+    let asked = Instant::now();
+    let endless = || server.post("/v1/completions", long(json!({"max_tokens": 250_000})));
+    // One runs, one waits for it.
+    let (running, waiting) = tokio::join!(endless(), endless());
+    for (status, answer) in [running, waiting] {
+        assert_eq!(status, StatusCode::TOO_MANY_REQUESTS, "{answer}");
+        assert!(message(&answer).contains("longer than the 1 seconds"), "{answer}");
+    }
+    assert!(asked.elapsed() < Duration::from_secs(15), "{:?}", asked.elapsed());
+    server.works().await;
+    server.close().await;
+}

@@ -1,7 +1,7 @@
 //! Many swaps under many streams: no answer fails, waits, or is of two versions. `make test-swaps` makes a thousand.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use apa::config::Config;
@@ -64,14 +64,21 @@ fn many_swaps_under_eight_streams_fail_mix_and_stall_nothing() {
     assert_ne!(alone[&(0, 0)], alone[&(2, 0)], "versions that answer alike would prove nothing");
 
     let (done, answers, alone) = (AtomicBool::new(false), AtomicUsize::new(0), &alone);
+    // Longest waits for a token, in microseconds: without swaps, and with.
+    let (swapping, waits) = (AtomicBool::new(false), [AtomicU64::new(0), AtomicU64::new(0)]);
     let mut settled = None;
     std::thread::scope(|threads| {
         let ask = |i: usize| {
             let (engine, prompt) = (&engine, &prompts[i]);
-            let (done, answers) = (&done, &answers);
+            let (done, answers, swapping, waits) = (&done, &answers, &swapping, &waits);
             move || {
                 while !done.load(Ordering::Relaxed) {
+                    let before = swapping.load(Ordering::Relaxed);
                     let (version, tokens, longest) = greedy(engine, prompt).unwrap();
+                    if before == swapping.load(Ordering::Relaxed) {
+                        let micros = u64::try_from(longest.as_micros()).unwrap();
+                        waits[usize::from(before)].fetch_max(micros, Ordering::Relaxed);
+                    }
                     assert_eq!(tokens, alone[&(version.0, i)], "version {version}, stream {i}");
                     assert!(longest < Duration::from_secs(20), "{longest:?}");
                     answers.fetch_add(1, Ordering::Relaxed);
@@ -79,6 +86,9 @@ fn many_swaps_under_eight_streams_fail_mix_and_stall_nothing() {
             }
         };
         let streams: Vec<_> = (0..STREAMS).map(|i| threads.spawn(ask(i))).collect();
+        // As long without swaps as it is likely to take with them, for a thousand; a moment in the quick run.
+        std::thread::sleep(Duration::from_millis(20 * swaps as u64));
+        swapping.store(true, Ordering::Relaxed);
         for swap in 0..swaps {
             if streams.iter().any(|stream| stream.is_finished()) {
                 break;
@@ -92,6 +102,12 @@ fn many_swaps_under_eight_streams_fail_mix_and_stall_nothing() {
         done.store(true, Ordering::Relaxed);
     });
     assert!(answers.into_inner() >= STREAMS);
+    let [without, with] = waits.map(|w| Duration::from_micros(w.into_inner()));
+    eprintln!("longest gap {without:?} without swaps, {with:?} with {swaps}");
+    // On a busy machine a gap of the quick run says more of the machine than of swaps.
+    if swaps >= 1000 {
+        assert!(with <= 2 * without, "longest gap {without:?} without swaps, {with:?} with");
+    }
     // Only runs of many swaps get there; they are alone in their process.
     if let Some(settled) = settled {
         let after = resident_mb();

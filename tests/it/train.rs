@@ -406,6 +406,20 @@ fn fixed_answers_are_learned_from_without_samples_and_measured_by_them() {
 }
 
 #[test]
+fn answers_may_come_from_another_number_format_than_is_trained() {
+    let bench = Bench::new();
+    let gap = |out: &str, kind: &str| {
+        let output = bench.run(VOWELS, out, &["--steps", "1", "--set", &format!("serve.type={kind}")]);
+        assert!(output.status.success(), "{}", said(&output));
+        bench.metrics(out)[0]["serve_train_gap"].as_f64().unwrap()
+    };
+    let (kept, coarse) = (gap("kept", "keep"), gap("coarse", "q4_0"));
+    assert!(coarse > kept && coarse > 0.001, "kept {kept}, coarse {coarse}");
+    fails(&bench.run(VOWELS, "no", &["--set", "serve.type=auto"]), 1, "serve.type is auto");
+    fails(&bench.run(VOWELS, "no", &["--set", "serve.type=q9"]), 1, "serve.type");
+}
+
+#[test]
 fn a_batch_without_signal_is_recorded_as_skipped() {
     let bench = Bench::new();
     let output = bench.run("regex:^", "same", &["--steps", "2"]);

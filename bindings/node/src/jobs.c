@@ -141,24 +141,24 @@ bool queue_job(addon *a, job *j)
 /* Drops what has not begun and waits for what has. Engines that run must be freed before: that ends their calls. */
 void finish_jobs(addon *a)
 {
-    job *j, *dropped = NULL;
+    job *j, *ended;
     int i;
 
     pthread_mutex_lock(&a->lock);
     for (i = 0; i < LANES; i++) {
         while ((j = a->lanes[i].first) != NULL) {
             a->lanes[i].first = j->next;
-            j->next = dropped;
-            dropped = j;
+            j->next = a->done;
+            a->done = j;
         }
         while (a->lanes[i].threads > 0)
             pthread_cond_wait(&a->idle, &a->lock);
     }
-    j = a->done;
+    ended = a->done;
     a->done = NULL;
     pthread_mutex_unlock(&a->lock);
-    for (; j; j = dropped) {
-        dropped = j->next;
+    while ((j = ended) != NULL) {
+        ended = j->next;
         if (j->operation == OPEN || j->operation == CLOSE)
             apa_engine_free(j->engine);
         free_job(j);

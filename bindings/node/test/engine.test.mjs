@@ -51,6 +51,7 @@ test('the whole loop: rate, learn, go back', async (t) => {
     assert.equal(answer.policy_version, 0);
     const receipt = await engine.feedback({ generation_id: answer.id, rating: seed / 2 - 1 });
     assert.equal(receipt.generation_id, answer.id);
+    await engine.feedback({ generation_id: answer.id, signal: 'copied' });
   }
   assert.equal(engine.status().trainer.pending_ratings, 4);
   const step = await engine.trainStep();

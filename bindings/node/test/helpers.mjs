@@ -1,12 +1,19 @@
-// What the tests share: engines on the tiny model that APA_TINY_MODEL names, closed when their test ends.
+// What the tests share: engines on a tiny model (APA_TINY_MODEL, or one that is made), closed when their test ends.
 
 import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { Engine } from '../index.js';
+import { tinyModel } from './tiny.mjs';
 
-export const model = process.env.APA_TINY_MODEL;
-if (!model) throw new Error('APA_TINY_MODEL is not set, expected the path of a small GGUF file');
+export const model = process.env.APA_TINY_MODEL ?? made();
+
+function made() {
+  const dir = mkdtempSync(join(tmpdir(), 'apa-node-model-'));
+  process.once('exit', () => rmSync(dir, { recursive: true, force: true }));
+  tinyModel(join(dir, 'tiny.gguf'));
+  return join(dir, 'tiny.gguf');
+}
 
 export function folder(t) {
   const dir = mkdtempSync(join(tmpdir(), 'apa-node-'));

@@ -10,6 +10,8 @@ export async function uses(signal: AbortSignal): Promise<void> {
   const reason: 'stop' | 'length' | 'cancelled' = result.finish_reason;
   const receipt = await engine.feedback({ generation_id: result.id, thumbs: 'up', comment: reason });
   receipt.replaces_earlier satisfies boolean;
+  await engine.feedback({ generation_id: result.id, signal: 'copied' });
+  await engine.feedback({ generation_id: result.id, comment: 'a remark alone' });
   const step: Step = await engine.trainStep();
   if (step.outcome === 'published') step.version.toFixed();
   else step.reason.trim();
@@ -38,6 +40,8 @@ export async function uses(signal: AbortSignal): Promise<void> {
   await engine.feedback({ generation_id: 'a' });
   // @ts-expect-error: one of them.
   await engine.feedback({ generation_id: 'a', rating: 1, thumbs: 'up' });
+  // @ts-expect-error: one of them.
+  await engine.feedback({ generation_id: 'a', signal: 'copied', thumbs: 'up' });
 }
 
 function told(event: Event): string {

@@ -5,13 +5,13 @@ use std::ffi::{c_int, c_long};
 /// `mi_option_purge_delay` of mimalloc 3 (include/mimalloc.h).
 const PURGE_DELAY: c_int = 15;
 /// Longer than a training step is between two uses of a buffer, short enough that an idle daemon gives its memory back.
-const MILLISECONDS: c_long = 10_000;
+const MILLISECONDS: c_long = 60_000;
 
 unsafe extern "C" {
     fn mi_option_set(option: c_int, value: c_long);
 }
 
-/// Lets freed memory stay with the process for some seconds. At once (mimalloc's 10 ms), the system zeroes every page of a
+/// Lets freed memory stay with the process for a minute. At once (mimalloc's 10 ms), the system zeroes every page of a
 /// training step's buffers again and again: a tenth of the step.
 pub fn keep_freed_memory() {
     // SAFETY: mimalloc is this program's allocator; the call writes one of its options, which it reads whenever it purges.

@@ -9,6 +9,8 @@ use std::sync::OnceLock;
 
 /// Rows of queries (tokens × heads of a group) that meet the keys at once.
 const ROWS: usize = 96;
+/// Most tokens whose queries are one task: a single long sequence has work for every core, and the same parts on any number.
+const PIECE: usize = 128;
 
 /// Gradients of queries, keys and values.
 type Slopes = (Vec<f32>, Vec<f32>, Vec<f32>);
@@ -24,11 +26,14 @@ pub struct Shapes {
     pub scale: f32,
 }
 
-/// One sequence's key head: all query heads that read it belong to one task.
+/// A part of a sequence and one of its key heads: all query heads that read it, of these tokens, with all keys before them.
 struct Task<'a> {
     shapes: &'a Shapes,
+    /// Where the sequence begins.
     start: usize,
-    len: usize,
+    /// The part, in tokens of the sequence.
+    first: usize,
+    count: usize,
     kv: usize,
 }
 
@@ -41,29 +46,53 @@ impl Shapes {
         self.starts.last().copied().unwrap_or(0)
     }
 
+    /// In the order of the tokens, for each part all key heads.
     fn tasks(&self) -> Vec<Task<'_>> {
-        let sequences = self.starts.windows(2).filter(|w| w[1] > w[0]);
-        sequences
-            .flat_map(|w| (0..self.kv_heads).map(|kv| Task { shapes: self, start: w[0], len: w[1] - w[0], kv }))
-            .collect()
+        let mut tasks = Vec::new();
+        for (start, end) in self.starts.windows(2).map(|w| (w[0], w[1])) {
+            for first in (0..end.saturating_sub(start)).step_by(PIECE) {
+                let count = PIECE.min(end - start - first);
+                tasks.extend((0..self.kv_heads).map(|kv| Task { shapes: self, start, first, count, kv }));
+            }
+        }
+        tasks
     }
 
-    /// Lays the tasks' results, each `[heads of the task][len][width]`, out as `[N, heads, width]`.
+    /// Lays the tasks' results, each `[heads of the task][count][width]`, out as `[N, heads, width]`.
     fn gather(&self, tasks: &[Task], parts: &[&[f32]], per_task: usize, width: usize) -> Vec<f32> {
         let heads = per_task * self.kv_heads;
         let mut out = vec![0f32; self.tokens() * heads * width];
         rows(&mut out, heads * width, |first, block| {
-            let mut at = tasks.partition_point(|t| t.start + t.len <= first);
+            let mut at = tasks.partition_point(|t| t.end() <= first);
             for (i, token) in block.chunks_exact_mut(heads * width).enumerate() {
                 let row = first + i;
-                while tasks[at].start + tasks[at].len <= row {
+                while tasks[at].end() <= row {
                     at += 1;
                 }
                 for (h, to) in token.chunks_exact_mut(width).enumerate() {
                     let (kv, member) = (h / per_task, h % per_task);
                     let task = &tasks[at + kv];
-                    let from = (member * task.len + row - task.start) * width;
+                    let from = (member * task.count + row - task.start - task.first) * width;
                     to.copy_from_slice(&parts[at + kv][from..from + width]);
+                }
+            }
+        });
+        out
+    }
+
+    /// Adds up what the tasks say of keys, each `[tokens up to the part's end][dim]`, to `[N, kv heads, dim]`.
+    fn sum(&self, tasks: &[Task], parts: &[&[f32]]) -> Vec<f32> {
+        let width = self.kv_heads * self.dim;
+        let mut out = vec![0f32; self.tokens() * width];
+        rows(&mut out, width, |first, block| {
+            for (i, token) in block.chunks_exact_mut(width).enumerate() {
+                let row = first + i;
+                // A key is read by its own part and the later ones of its sequence.
+                let own = tasks.partition_point(|t| t.end() <= row);
+                let start = tasks[own].start;
+                for (task, part) in tasks[own..].iter().zip(&parts[own..]).take_while(|(t, _)| t.start == start) {
+                    let from = &part[(row - start) * self.dim..][..self.dim];
+                    token[task.kv * self.dim..][..self.dim].iter_mut().zip(from).for_each(|(to, x)| *to += x);
                 }
             }
         });
@@ -72,11 +101,16 @@ impl Shapes {
 }
 
 impl Task<'_> {
-    /// Calls `f(first token, tokens, all query heads of these as one matrix [heads · tokens, dim])` block by block.
+    /// Behind the part's last row of the packed tokens.
+    fn end(&self) -> usize {
+        self.start + self.first + self.count
+    }
+
+    /// Calls `f(first token of the part, tokens, all query heads of these as one matrix [heads · tokens, dim])` block by block.
     fn blocks(&self, q: &Mat, mut f: impl FnMut(usize, usize, &Mat)) {
         let step = (ROWS / self.shapes.group()).max(1);
-        for first in (0..self.len).step_by(step) {
-            let tokens = step.min(self.len - first);
+        for first in (0..self.count).step_by(step) {
+            let tokens = step.min(self.count - first);
             f(first, tokens, &self.queries(q, first, tokens));
         }
     }
@@ -86,68 +120,73 @@ impl Task<'_> {
         let (group, dim) = (self.shapes.group(), self.shapes.dim);
         let mut block = Mat::zeros(q.precision(), group * tokens, dim);
         for member in 0..group {
-            let at = (self.start + first, (self.kv * group + member) * dim);
+            let at = (self.start + self.first + first, (self.kv * group + member) * dim);
             block.copy(member * tokens, q, at, tokens, dim);
         }
         block
     }
 
+    /// Of all tokens that the part sees.
     fn keys(&self, k: &Mat) -> Mat {
-        k.cut((self.start, self.kv * self.shapes.dim), self.len, self.shapes.dim)
+        k.cut((self.start, self.kv * self.shapes.dim), self.first + self.count, self.shapes.dim)
     }
 
-    /// `(output [group][len][dim], log-sums [group][len])`.
+    /// `(output [group][count][dim], log-sums [group][count])`.
     fn forward(&self, q: &Mat, k: &Mat, v: &Mat) -> (Vec<f32>, Vec<f32>) {
-        let (dim, len, group, scale) = (self.shapes.dim, self.len, self.shapes.group(), self.shapes.scale);
+        let (dim, count, group, scale) = (self.shapes.dim, self.count, self.shapes.group(), self.shapes.scale);
         let (k, v) = (self.keys(k), self.keys(v));
-        let mut out = vec![0f32; group * len * dim];
-        let mut log_sums = vec![0f32; group * len];
+        let mut out = vec![0f32; group * count * dim];
+        let mut log_sums = vec![0f32; group * count];
         let (mut scores, mut values) = (Vec::new(), Vec::new());
         self.blocks(q, |first, tokens, q| {
-            let (height, seen) = (q.rows(), first + tokens);
+            let (height, before) = (q.rows(), self.first + first);
+            let seen = before + tokens;
             scores.resize(height * seen, 0.0);
             let keys = k.part(0, seen, dim);
             product(q.all(), &[Right::Transposed(keys)], Begin::Zero, &mut scores, Run::Here);
             let mut sums = vec![0f32; height];
             for (r, row) in scores.chunks_exact_mut(seen).enumerate() {
-                let (row, later) = row.split_at_mut(first + r % tokens + 1);
+                let (row, later) = row.split_at_mut(before + r % tokens + 1);
                 let max = row.iter().fold(f32::NEG_INFINITY, |m, &s| if s * scale > m { s * scale } else { m });
                 row.iter_mut().for_each(|s| *s = exp(*s * scale - max));
                 sums[r] = sum(row.len(), |i| row[i]);
                 later.fill(0.0);
-                log_sums[r / tokens * len + first + r % tokens] = max + sums[r].ln();
+                log_sums[r / tokens * count + first + r % tokens] = max + sums[r].ln();
             }
             let weights = Mat::new(q.precision(), &scores, seen);
             values.resize(height * dim, 0.0);
             product(weights.all(), &[Right::Straight(v.part(0, seen, dim))], Begin::Zero, &mut values, Run::Here);
             for (r, row) in values.chunks_exact(dim).enumerate() {
-                let to = (r / tokens * len + first + r % tokens) * dim;
+                let to = (r / tokens * count + first + r % tokens) * dim;
                 out[to..to + dim].iter_mut().zip(row).for_each(|(o, v)| *o = v / sums[r]);
             }
         });
         (out, log_sums)
     }
 
-    /// `(dq [group][len][dim], dk [len][dim], dv [len][dim])`. Works on transposed scores, `[keys, queries]`, so that the
-    /// three sums over queries and keys read them as they are.
+    /// `(dq [group][count][dim], dk and dv [tokens that the part sees][dim])`. Works on transposed scores, `[keys, queries]`, so
+    /// that the three sums over queries and keys read them as they are.
     fn backward(&self, q: &Mat, k: &Mat, v: &Mat, dout: &Mat, log_sums: &[f32]) -> Slopes {
-        let (dim, len, group, scale) = (self.shapes.dim, self.len, self.shapes.group(), self.shapes.scale);
+        let (dim, count, group, scale) = (self.shapes.dim, self.count, self.shapes.group(), self.shapes.scale);
         let (k, v) = (self.keys(k), self.keys(v));
         let k_t = k.transpose();
-        let mut dq = vec![0f32; group * len * dim];
-        let (mut dk, mut dv) = (vec![0f32; len * dim], vec![0f32; len * dim]);
+        let mut dq = vec![0f32; group * count * dim];
+        let (mut dk, mut dv) = (vec![0f32; k.rows() * dim], vec![0f32; k.rows() * dim]);
         let (mut weights, mut slopes, mut dq_t) = (Vec::new(), Vec::new(), Vec::new());
         self.blocks(q, |first, tokens, q| {
-            let (height, seen) = (q.rows(), first + tokens);
+            let (height, before) = (q.rows(), self.first + first);
+            let seen = before + tokens;
             let dout = self.queries(dout, first, tokens);
             weights.resize(seen * height, 0.0);
             slopes.resize(seen * height, 0.0);
             product(k.part(0, seen, dim), &[Right::Transposed(q.all())], Begin::Zero, &mut weights, Run::Here);
             product(v.part(0, seen, dim), &[Right::Transposed(dout.all())], Begin::Zero, &mut slopes, Run::Here);
             let log_sum: Vec<f32> = (0..height)
-                .map(|r| log_sums[(self.start + first + r % tokens) * self.shapes.heads + self.kv * group + r / tokens])
+                .map(|r| {
+                    log_sums[(self.start + before + r % tokens) * self.shapes.heads + self.kv * group + r / tokens]
+                })
                 .collect();
-            let last_seen: Vec<u32> = (0..height).map(|r| (first + r % tokens) as u32).collect();
+            let last_seen: Vec<u32> = (0..height).map(|r| (before + r % tokens) as u32).collect();
             let mut along = vec![0f32; height];
             for (j, (w, s)) in weights.chunks_exact_mut(height).zip(slopes.chunks_exact(height)).enumerate() {
                 for r in 0..height {
@@ -169,7 +208,7 @@ impl Task<'_> {
             dq_t.resize(dim * height, 0.0);
             product(k_t.part(0, dim, seen), &[Right::Straight(slopes.all())], Begin::Zero, &mut dq_t, Run::Here);
             for r in 0..height {
-                let to = (r / tokens * len + first + r % tokens) * dim;
+                let to = (r / tokens * count + first + r % tokens) * dim;
                 dq[to..to + dim].iter_mut().enumerate().for_each(|(d, x)| *x = dq_t[d * height + r]);
             }
         });
@@ -193,8 +232,8 @@ pub fn backward(shapes: &Shapes, q: &Mat, k: &Mat, v: &Mat, dout: &Mat, log_sums
     let parts: Vec<Slopes> =
         tasks.par_iter().with_max_len(1).map(|task| task.backward(q, k, v, dout, log_sums)).collect();
     let part = |f: fn(&Slopes) -> &[f32]| parts.iter().map(f).collect::<Vec<_>>();
-    let gather = |parts: &[&[f32]], heads| shapes.gather(&tasks, parts, heads, shapes.dim);
-    (gather(&part(|p| &p.0), shapes.group()), gather(&part(|p| &p.1), 1), gather(&part(|p| &p.2), 1))
+    let dq = shapes.gather(&tasks, &part(|p| &p.0), shapes.group(), shapes.dim);
+    (dq, shapes.sum(&tasks, &part(|p| &p.1)), shapes.sum(&tasks, &part(|p| &p.2)))
 }
 
 /// The operation on f32 tensors.

@@ -270,9 +270,13 @@ fn rope_turns_the_rotary_part_and_passes_the_rest() {
 
 #[test]
 fn attention_gives_gradients_and_never_crosses_a_border() {
-    for (starts, h, hkv, d) in
-        [(vec![0, 4, 5, 11], 4, 2, 8), (vec![0, 1], 3, 3, 4), (vec![0, 0, 70], 2, 1, 16), (vec![0, 150], 3, 1, 64)]
-    {
+    for (starts, h, hkv, d) in [
+        (vec![0, 4, 5, 11], 4, 2, 8),
+        (vec![0, 1], 3, 3, 4),
+        (vec![0, 0, 70], 2, 1, 16),
+        (vec![0, 150], 3, 1, 64),
+        (vec![0, 20, 320], 4, 2, 8),
+    ] {
         let n = *starts.last().unwrap();
         let inputs = [tensor(1, &[n, h, d]), tensor(2, &[n, hkv, d]), tensor(3, &[n, hkv, d])];
         let run = |i: &[Tensor]| attention(&i[0], &i[1], &i[2], &starts, 0.4);

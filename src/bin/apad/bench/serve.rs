@@ -230,7 +230,7 @@ impl Measured {
             let mut sorted: Vec<f64> = times.iter().map(|t| t.as_secs_f64() * 1e3).collect();
             sorted.sort_by(f64::total_cmp);
             let at = |part: f64| quantile(&sorted, part).map(|ms| (ms * 100.0).round() / 100.0);
-            json!({"p50": at(0.5), "p99": at(0.99), "max": at(1.0)})
+            json!({"p50": at(0.5), "p95": at(0.95), "p99": at(0.99), "max": at(1.0)})
         };
         json!({
             "url": url, "streams": streams, "prefix": prefix.to_string(), "round": round, "answers": self.answers,

@@ -56,7 +56,9 @@ Prompts are JSON lines: {\"prompt\": [messages]}, {\"prompt\": \"text\"} or {\"t
 Rewards: length:TOKENS (1 for an answer of that length that ends by itself, -1 at 40 tokens off or cut off), regex:PATTERN
 (1 where it matches, else -1), model:PATH (a reward model: a file for the same base, see `apad reward train`, or a classifier's folder), command:SHELL COMMAND (reads {\"prompt\", \"response\"} lines until its input ends, writes a line
 {\"score\": number} each), http:URL (is posted {\"samples\": [{\"prompt\", \"response\"}]}, replies {\"scores\": [numbers]}).
-A dataset has lines {\"prompt\", \"response\", \"reward\"}; samples.jsonl of another run is one. Ctrl-C keeps what was done; --resume goes on, to the same end.
+A dataset has lines {\"prompt\", \"response\", \"reward\"}; samples.jsonl of another run is one.
+--set serve.type=bf16 samples from the weights in that format, which can be much faster; they are trained in their own.
+Ctrl-C keeps what was done; --resume goes on, to the same end.
 DIR gets seed-S/{metrics.jsonl,samples.jsonl,adapter.gguf,checkpoint-N}, curves.png and curves.svg.")]
 pub struct Options {
     /// GGUF file, or the name of a known model (fetched if missing)
