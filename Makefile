@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test build setup header bench-train bench-reward first-experiments bench-serve bench-beside check-cuda test-swaps install fuzz loom memcheck
+.PHONY: help demo test build setup header bench-train bench-reward bench-feedback first-experiments bench-serve bench-beside check-cuda test-swaps install fuzz loom memcheck
 
 # rustup installs here, and a shell that was open before doesn't know it yet.
 export PATH := $(HOME)/.cargo/bin:$(PATH)
@@ -65,8 +65,13 @@ bench-serve: build ## serving against llama-server, in turns; LORA=1 with an ada
 bench-beside: build ## gaps between tokens with and without training beside them, and what serving costs a training step
 	MODEL="$$("$(APAD)" pull "$(MODEL)")" APAD="$(APAD)" scripts/bench-beside.sh $(ARGS)
 
-bench-reward: build ## a reward model against PyTorch and PEFT; PAIRS=FILE, ARGS="--epochs 3"
-	MODEL="$$("$(APAD)" pull "$(MODEL)")" PAIRS="$(PAIRS)" APAD="$(APAD)" scripts/bench-reward.sh $(ARGS)
+bench-reward: build ## a reward model against PyTorch and PEFT; PAIRS=FILE, LIMIT=1000, SPEED=1, ARGS="--epochs 3"
+	MODEL="$$("$(APAD)" pull "$(MODEL)")" PAIRS="$(PAIRS)" LIMIT="$(LIMIT)" SPEED="$(SPEED)" APAD="$(APAD)" scripts/bench-reward.sh $(ARGS)
+
+bench-feedback: setup ## durable feedback of 16 clients, a million generations, a hundred kills
+	cargo test --release --locked --lib ledger::tests::measure_ -- --ignored --nocapture --test-threads 1
+	cargo test --release --locked --test it measure_feedback -- --ignored --nocapture
+	APA_KILL_ROUNDS=100 cargo test --release --locked --lib a_killed_process -- --nocapture
 
 check-cuda: setup ## compiles the trainer for CUDA with its kernels; needs no GPU, installs the compiler from PyPI
 	scripts/check-cuda.sh

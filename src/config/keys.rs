@@ -130,7 +130,10 @@ const DOCS: &[(&str, &str)] = &[
     ("train.micro_batch_tokens", "tokens computed at once: bounds the trainer's memory"),
     ("train.seed", "seeds adapters and the order of minibatches"),
     ("train.keep_versions", "versions kept on disk beside the active one and the initial model; 0 keeps all"),
-    ("reward.model", "a reward model: a file for this base, as `apad reward train` writes it, or the folder of a DeBERTa-v2 or ModernBERT classifier"),
+    (
+        "reward.model",
+        "a reward model: a file for this base, as `apad reward train` writes it, or the folder of a DeBERTa-v2 or ModernBERT classifier",
+    ),
     ("reward.learn", "new preferences and corrections after which the reward model learns; 0 leaves it as it is"),
     (
         "reward.model_weight",

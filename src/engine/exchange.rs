@@ -73,13 +73,15 @@ struct One<'a> {
 impl One<'_> {
     fn pair(&self, prompt: &PromptText, chosen: &str, rejected: &str) -> Result<bool> {
         let prompt = self.prompt(prompt)?;
-        let (chosen, rejected) = (self.answer(&prompt, chosen)?, self.answer(&prompt, rejected)?);
+        let [better, worse] = self.tokenizer.answers(chosen, rejected, prompt.len())?;
+        let (chosen, rejected) = (self.record(&prompt, better, chosen)?, self.record(&prompt, worse, rejected)?);
         let (_, new) = self.ledger.import_preference(&chosen, &rejected, Some(self.user))?;
         Ok(new)
     }
 
     fn rated(&self, prompt: &PromptText, answer: &str, rating: f64) -> Result<bool> {
-        let generation_id = self.answer(&self.prompt(prompt)?, answer)?;
+        let prompt = self.prompt(prompt)?;
+        let generation_id = self.record(&prompt, self.tokenizer.answer(answer, prompt.len())?, answer)?;
         let before = self.ledger.feedback_of(&generation_id)?;
         let said = |f: &crate::ledger::StoredFeedback| {
             f.signal == Signal::Rating(rating) && f.user.as_deref() == Some(self.user)
@@ -105,8 +107,7 @@ impl One<'_> {
     }
 
     /// Records an answer, unless it is on record, and returns its id.
-    fn answer(&self, prompt: &[TokenId], text: &str) -> Result<GenerationId> {
-        let response = self.tokenizer.answer(text, prompt.len())?;
+    fn record(&self, prompt: &[TokenId], response: Vec<TokenId>, text: &str) -> Result<GenerationId> {
         let mut sum = Sha256::new();
         sum.update((prompt.len() as u64).to_le_bytes());
         prompt.iter().chain(&response).for_each(|token| sum.update(token.to_le_bytes()));

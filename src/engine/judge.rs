@@ -176,6 +176,7 @@ impl Judge {
         let broken = scores.iter().filter(|s| !s.is_finite()).count();
         if broken > 0 {
             tracing::warn!(broken, "scores of the reward model are no finite numbers, and left out");
+            self.versions.left_out(broken as u64);
         }
         self.scales.model.update(&scores);
         Ok(scores.into_iter().map(Some).collect())

@@ -32,6 +32,8 @@ pub struct RewardStatus {
     pub pairs: u64,
     /// Accuracy on held-back pairs, of the version in use.
     pub accuracy: Option<f64>,
+    /// Scores that were no finite numbers, and left out.
+    pub not_finite: u64,
     /// What came of the last attempt.
     pub last: Option<String>,
     /// The settings' file that it goes on from.
@@ -76,6 +78,11 @@ impl RewardVersions {
     /// What is known of it.
     pub fn status(&self) -> &RewardStatus {
         &self.status
+    }
+
+    /// Counts scores that judge nothing.
+    pub fn left_out(&mut self, scores: u64) {
+        self.status.not_finite += scores;
     }
 
     fn file(&self) -> Option<PathBuf> {

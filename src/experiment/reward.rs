@@ -11,8 +11,8 @@ use regex::{Regex, RegexBuilder};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
-use crate::policy::Decoder;
 use crate::llama::Model;
+use crate::policy::Decoder;
 use crate::reward::Grader;
 use crate::reward::command;
 #[cfg(feature = "daemon")]

@@ -1,7 +1,7 @@
 //! How much of what is said counts, so that nobody bends the model alone. Everything is kept; marks say what teaches. Never looks
 //! at what an answer says.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 
 use rusqlite::{Connection, OptionalExtension};
@@ -254,21 +254,74 @@ pub(super) fn review(db: &Connection, user: &str, verdict: ReviewVerdict) -> Res
     })
 }
 
+/// A piece of feedback that waits.
+struct Waiting {
+    answer: i64,
+    id: i64,
+    user: Option<String>,
+}
+
 /// Which waiting feedback makes the next batch: rows by answer, the oldest answers first, at most `max` answers.
 pub(super) fn choose(db: &Connection, max: usize, rules: &Rules) -> Result<Vec<(i64, Vec<i64>)>> {
-    let held = held(db, rules)?;
-    if rules.share >= 1.0 || lone(db)? {
-        return scan(db, max, usize::MAX, rules, &held);
-    }
-    // The share is of what the batch comes to be: a smaller batch lowers the cap, which may make it smaller still.
+    let limited = rules.share < 1.0 && !lone(db)?;
+    let cap = |size: usize| if limited { ((rules.share * size as f64) as usize).max(1) } else { usize::MAX };
+    let mut chosen = scan(db, max, cap(max), rules)?;
+    // The share is of what the batch comes to be: a smaller batch lowers the cap, which may make it smaller still. What a lower
+    // cap leaves is a part of what a higher one found.
     let mut size = max;
     loop {
-        let cap = ((rules.share * size as f64) as usize).max(1);
-        let chosen = scan(db, max, cap, rules, &held)?;
-        if chosen.len() >= size || cap == 1 {
-            return Ok(chosen);
+        let found = answers(&chosen);
+        if found >= size || cap(size) == 1 || !limited {
+            break;
         }
-        size = chosen.len();
+        size = found;
+        let (mut left, most) = (Shares::default(), cap(size));
+        chosen.retain(|w| left.take(w.answer, w.user.as_deref(), most));
+    }
+    let mut batch: Vec<(i64, Vec<i64>)> = Vec::new();
+    for Waiting { answer, id, .. } in chosen {
+        match batch.last_mut() {
+            Some((last, ids)) if *last == answer => ids.push(id),
+            _ => batch.push((answer, vec![id])),
+        }
+    }
+    Ok(batch)
+}
+
+/// Different answers among rows that are sorted by them.
+fn answers(rows: &[Waiting]) -> usize {
+    rows.chunk_by(|a, b| a.answer == b.answer).count()
+}
+
+/// Answers that each user has a word in; `None` is whoever gave no name.
+#[derive(Default)]
+struct Shares {
+    named: HashMap<String, (usize, i64)>,
+    unnamed: (usize, i64),
+}
+
+impl Shares {
+    /// Whether this word of a user still fits under the cap: any number of words on one answer are one. Answers come in order.
+    fn take(&mut self, answer: i64, user: Option<&str>, cap: usize) -> bool {
+        let (count, last) = match user {
+            None => &mut self.unnamed,
+            Some(user) => {
+                // Looked up first: most rows are of users that are known, and cost no allocation.
+                if !self.named.contains_key(user) {
+                    self.named.insert(user.to_owned(), (0, 0));
+                }
+                let Some(share) = self.named.get_mut(user) else { return false };
+                share
+            }
+        };
+        if *count > 0 && *last == answer {
+            return true;
+        }
+        if *count >= cap {
+            return false;
+        }
+        (*count, *last) = (*count + 1, answer);
+        true
     }
 }
 
@@ -334,47 +387,28 @@ fn shares(all: &[Candidate], share: f64) -> BTreeMap<Option<String>, usize> {
     }
 }
 
-fn scan(
-    db: &Connection,
-    max: usize,
-    cap: usize,
-    rules: &Rules,
-    held: &BTreeSet<String>,
-) -> Result<Vec<(i64, Vec<i64>)>> {
+/// The waiting rows that count with this cap, by answer, up to `max` answers.
+fn scan(db: &Connection, max: usize, cap: usize, rules: &Rules) -> Result<Vec<Waiting>> {
+    let held = held(db, rules)?;
     let ripe = rows::signed(unix_millis().saturating_sub(rules.delay_ms));
     let mut select = db.prepare_cached(
         "SELECT generation, id, user FROM feedback INDEXED BY feedback_unused
          WHERE teaches = 1 AND batch IS NULL AND created <= ?1 ORDER BY generation, id",
     )?;
     let mut rows = select.query([ripe])?;
-    let mut taken: BTreeMap<Option<String>, usize> = BTreeMap::new();
-    let mut chosen: Vec<(i64, Vec<i64>)> = Vec::new();
-    // Users that this answer was counted for.
-    let mut counted: BTreeSet<Option<String>> = BTreeSet::new();
+    let (mut shares, mut chosen, mut found): (_, Vec<Waiting>, _) = (Shares::default(), Vec::new(), 0);
     while let Some(row) = rows.next()? {
-        let (answer, id, user): (i64, i64, Option<String>) = (row.get(0)?, row.get(1)?, row.get(2)?);
-        let fresh = chosen.last().is_none_or(|(last, _)| *last != answer);
-        if fresh && chosen.len() == max {
+        let answer: i64 = row.get(0)?;
+        let fresh = chosen.last().is_none_or(|last| last.answer != answer);
+        if fresh && found == max {
             break;
         }
-        if user.as_ref().is_some_and(|user| held.contains(user)) {
+        let user = row.get_ref(2)?.as_str_or_null().map_err(rusqlite::Error::from)?;
+        if user.is_some_and(|user| held.contains(user)) || !shares.take(answer, user, cap) {
             continue;
         }
-        if fresh {
-            counted.clear();
-        }
-        if !counted.contains(&user) {
-            let count = taken.entry(user.clone()).or_default();
-            if *count >= cap {
-                continue;
-            }
-            *count += 1;
-            counted.insert(user);
-        }
-        match chosen.last_mut() {
-            Some((_, ids)) if !fresh => ids.push(id),
-            _ => chosen.push((answer, vec![id])),
-        }
+        found += usize::from(fresh);
+        chosen.push(Waiting { answer, id: row.get(1)?, user: user.map(str::to_owned) });
     }
     Ok(chosen)
 }

@@ -121,9 +121,12 @@ impl Texts {
         let bos = self.model.bos();
         let bare = prompt.strip_prefix(bos.as_slice()).filter(|_| bos.is_some()).unwrap_or(prompt);
         let text = self.model.text(bare, true);
-        let within = |(before, after): &(String, String)| text.strip_prefix(before.as_str())?.strip_suffix(after.as_str());
+        let within =
+            |(before, after): &(String, String)| text.strip_prefix(before.as_str())?.strip_suffix(after.as_str());
         match self.frames.iter().find_map(within) {
-            Some(said) => self.between.iter().fold(said.to_owned(), |said, between| said.replace(between.as_str(), TURN)),
+            Some(said) => {
+                self.between.iter().fold(said.to_owned(), |said, between| said.replace(between.as_str(), TURN))
+            }
             None => self.model.text(bare, false),
         }
     }

@@ -68,8 +68,9 @@ impl Default for Settings {
             rank: 16,
             alpha: 32.0,
             epochs: 3,
-            lr: 2e-4,
-            batch: 16,
+            // The head begins at zero, and until it has moved the adapter gets no gradient: small steps are lost ones.
+            lr: 1e-3,
+            batch: 8,
             weight_decay: 1e-2,
             clip_norm: 1.0,
             validation: 0.1,

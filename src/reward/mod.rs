@@ -18,8 +18,8 @@ mod scorer;
 pub mod service;
 
 pub use classifier::Classifier;
-pub use grader::{Grader, Texts};
 pub use formats::{Entry, Judged, Judgements, Refused, read_judgements};
+pub use grader::{Grader, Texts};
 pub use learn::{Ended, Learner, Progress, Settings};
 pub use model::{Manifest, RewardModel};
 pub use pairs::{Pair, Tokenizer, split};

@@ -85,10 +85,13 @@ impl<'a> Tokenizer<'a> {
         Ok(tokens)
     }
 
-    fn pair(&self, line: usize, prompt: &PromptText, chosen: &str, rejected: &str) -> Result<Pair> {
-        let prompt = self.prompt(prompt)?;
-        let (chosen, rejected) = (self.answer(chosen, prompt.len())?, self.answer(rejected, prompt.len())?);
-        let room = self.most - prompt.len();
+    /// Both answers of a pair behind `prompt` tokens.
+    ///
+    /// # Errors
+    /// `Arg` if one has no token, if both would have to be cut, or if they are the same tokens.
+    pub fn answers(&self, chosen: &str, rejected: &str, prompt: usize) -> Result<[Vec<TokenId>; 2]> {
+        let (chosen, rejected) = (self.answer(chosen, prompt)?, self.answer(rejected, prompt)?);
+        let room = self.most.saturating_sub(prompt);
         let cut = |answer: &[TokenId]| answer.len() == room && answer.last().copied() != self.model.turn_end();
         if cut(&chosen) && cut(&rejected) {
             let most = self.most;
@@ -97,6 +100,12 @@ impl<'a> Tokenizer<'a> {
         if chosen == rejected {
             return Err(Error::arg("both answers are the same tokens"));
         }
+        Ok([chosen, rejected])
+    }
+
+    fn pair(&self, line: usize, prompt: &PromptText, chosen: &str, rejected: &str) -> Result<Pair> {
+        let prompt = self.prompt(prompt)?;
+        let [chosen, rejected] = self.answers(chosen, rejected, prompt.len())?;
         Ok(Pair { line, prompt, chosen, rejected })
     }
 

@@ -19,7 +19,8 @@ pub struct Server {
     pub client: reqwest::Client,
     stop: Option<oneshot::Sender<()>>,
     served: JoinHandle<apa::Result<()>>,
-    _folder: TempDir,
+    /// Holds the model and `data`.
+    pub folder: TempDir,
 }
 
 impl Server {
@@ -57,7 +58,7 @@ impl Server {
             async move { http::serve(engine, listener, &config.http, async { drop(stopped.await) }).await }
         });
         let client = reqwest::Client::builder().no_proxy().build().unwrap();
-        Self { engine, url, client, stop: Some(stop), served, _folder: folder }
+        Self { engine, url, client, stop: Some(stop), served, folder }
     }
 
     async fn call(&self, method: Method, path: &str, body: impl Into<reqwest::Body>) -> (StatusCode, Value) {

@@ -9,6 +9,7 @@ mod engine;
 #[cfg(feature = "daemon")]
 mod export;
 mod features;
+mod feedback_http;
 mod ffi;
 mod ffi_engine;
 mod ffi_learn;

@@ -3,11 +3,20 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
 
 use apa::Code;
-use apa::reward::Classifier;
+use apa::config::{Config, Dtype};
+use apa::engine::GenerateRequest;
+use apa::llama::{Model, chat_tokens, template_of};
+use apa::policy::Decoder;
+use apa::reward::{Classifier, Grader, Texts};
+use apa::types::{ChatMessage, NewFeedback, Sampling, Signal};
 use candle_core::Device;
-use serde_json::Value;
+use serde_json::{Value, json};
+
+use crate::engine::{finish, open_with};
+use crate::tiny::{TinySpec, tiny_model};
 
 /// Writes checkpoints and their scores.
 const MAKE: &str = r#"
@@ -87,6 +96,8 @@ fn scores_are_those_of_transformers_and_wrong_folders_are_refused() {
         );
     }
 
+    a_folder_is_a_reward_model_wherever_one_is_named(dir.path());
+
     let folder = dir.path().join("deberta");
     let refusal = |part: &str| {
         let error = Classifier::open(&folder, &Device::Cpu).err().unwrap();
@@ -108,4 +119,105 @@ fn scores_are_those_of_transformers_and_wrong_folders_are_refused() {
     assert_eq!(refusal("its model_type is bert, expected deberta-v2 or modernbert"), Code::Unsupported);
     change("config.json", "\"0\": \"LABEL_0\"", "\"0\": \"LABEL_0\", \"1\": \"LABEL_1\"");
     assert_eq!(refusal("it has 2 outputs"), Code::Unsupported);
+}
+
+fn chat(turns: &[(&str, &str)]) -> Vec<ChatMessage> {
+    turns.iter().map(|(role, content)| ChatMessage { role: (*role).into(), content: (*content).into() }).collect()
+}
+
+fn a_folder_is_a_reward_model_wherever_one_is_named(dir: &Path) {
+    tiny_model(&dir.join("tiny.gguf"), &TinySpec::new("llama")).unwrap();
+    let model = Model::load(&dir.join("tiny.gguf"), 0).unwrap();
+    let decoder = Arc::new(Decoder::load(&dir.join("tiny.gguf"), &Device::Cpu, Dtype::F32).unwrap());
+    let template = template_of(&model).unwrap();
+    let tokens = |turns: &[(&str, &str)]| chat_tokens(&model, &template, &chat(turns)).unwrap();
+    let answer = |text: &str| {
+        let mut tokens = model.tokenize(text, false, false).unwrap();
+        tokens.extend(model.turn_end());
+        tokens
+    };
+    let folder = dir.join("deberta");
+    let (pairs, scores) = expected(&folder);
+
+    // From tokens with a template around them to what was said, and the scores of that.
+    let grader = Grader::open(&decoder, &model, &folder).unwrap();
+    let read: Vec<_> = pairs.iter().map(|(q, a)| (tokens(&[("user", q)]), answer(a))).collect();
+    for (ours, theirs) in grader.score(&read).unwrap().iter().zip(&scores) {
+        assert!((ours - theirs).abs() < 1e-4, "{ours} is not {theirs}");
+    }
+    let talk = [("system", "be kind"), ("user", "why"), ("assistant", "because"), ("user", "please")];
+    let texts = Texts::new(model.clone());
+    assert_eq!(texts.question(&tokens(&talk)), "be kind\n\nwhy\n\nbecause\n\nplease");
+    assert_eq!(texts.question(&tokens(&talk[1..])), "why\n\nbecause\n\nplease");
+    assert_eq!(texts.question(&model.tokenize("the sea", true, false).unwrap()), "the sea");
+    assert_eq!(texts.answer(&answer("thank you")), "thank you");
+
+    // `apad reward score`.
+    let (question, [first, second]) = (&pairs[0].0, [&pairs[0].1, &pairs[1].1]);
+    let line = json!({"prompt": [{"role": "user", "content": question}], "chosen": first, "rejected": second});
+    fs::write(dir.join("pairs.jsonl"), line.to_string()).unwrap();
+    let apad = |args: &[&str]| {
+        let output = Command::new(env!("CARGO_BIN_EXE_apad")).current_dir(dir).args(args).output().unwrap();
+        (
+            output.status.success(),
+            String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr),
+        )
+    };
+    let score = ["reward", "score", "--model", "tiny.gguf", "--reward", "deberta", "--pairs", "pairs.jsonl", "--json"];
+    let (good, said) = apad(&score);
+    let report: Value = serde_json::from_str(&said).unwrap_or_else(|_| panic!("{good} {said}"));
+    let margin = f64::from(scores[0]) - f64::from(scores[1]);
+    assert!((report["margin"]["mean"].as_f64().unwrap() - margin).abs() < 1e-3, "{report} is not {margin}");
+    assert_eq!(report["accuracy"], if margin > 0.0 { 1.0 } else { 0.0 });
+    let (good, said) = apad(&[&score[..], &["--held-back"]].concat());
+    assert!(!good && said.contains("a classifier doesn't say which pairs were held back"), "{said}");
+
+    // `apad train --reward model:FOLDER`.
+    fs::write(dir.join("prompts.jsonl"), json!({"prompt": [{"role": "user", "content": question}]}).to_string())
+        .unwrap();
+    let train = "train --model tiny.gguf --prompts prompts.jsonl --reward model:deberta --steps 1 --batch 4 --minibatch 2 \
+                 --max-new 8 --rank 4 --set train.dtype=f32 --set serve.threads=1 --set train.threads=1 --out run";
+    let (good, said) = apad(&train.split_whitespace().collect::<Vec<_>>());
+    assert!(good, "{said}");
+    let classifier = Classifier::open(&folder, &Device::Cpu).unwrap();
+    let samples = fs::read_to_string(dir.join("run/seed-1/samples.jsonl")).unwrap();
+    for line in samples.lines() {
+        let sample: Value = serde_json::from_str(line).unwrap();
+        let response: Vec<u32> = serde_json::from_value(sample["response_tokens"].clone()).unwrap();
+        let theirs = classifier.score(&[(question, &texts.answer(&response))]).unwrap()[0];
+        assert!((sample["score"].as_f64().unwrap() - f64::from(theirs)).abs() < 1e-4, "{sample} is not {theirs}");
+    }
+    assert_eq!(samples.lines().count(), 4);
+
+    // In the engine.
+    fs::create_dir(dir.join("engine")).unwrap();
+    let engine = open_with(&dir.join("engine"), |c: &mut Config| {
+        (c.train.threads, c.train.device, c.train.dtype) = (1, "cpu".into(), Dtype::F32);
+        c.reward.model = Some(folder.clone());
+    });
+    let engine = engine.unwrap();
+    let prompt = engine.chat_prompt(&chat(&[("user", question)])).unwrap();
+    let answers: Vec<_> = (0..4)
+        .map(|seed| {
+            let sampling = Sampling { seed: Some(seed), ..Sampling::default() };
+            let request = GenerateRequest { prompt: prompt.clone(), sampling, ..GenerateRequest::default() };
+            let g = finish(&engine.generate(request).unwrap()).unwrap().1;
+            let said = NewFeedback {
+                generation_id: g.id.clone(),
+                signal: Signal::Rating(if seed % 2 == 0 { 1.0 } else { -1.0 }),
+                user: None,
+                comment: None,
+            };
+            engine.feedback(said).unwrap();
+            g
+        })
+        .collect();
+    engine.train_step().unwrap();
+    for g in answers {
+        let record = engine.generation_record(&g.id).unwrap().unwrap();
+        let raw = record.samples[0].score.terms.iter().find(|t| t.name == "model").unwrap().raw.unwrap();
+        let theirs = classifier.score(&[(question, &texts.answer(&g.response))]).unwrap()[0];
+        assert!((raw - f64::from(theirs)).abs() < 1e-4, "{raw} is not {theirs}");
+    }
+    engine.shutdown();
 }

@@ -107,7 +107,8 @@ impl Talk {
             ("+", "") => self.rate(1.0).await,
             ("-", "") => self.rate(-1.0).await,
             ("/rate", number) => {
-                self.rate(number.parse().with_context(|| format!("{number:?} is no number, expected /rate -1 to 1"))?).await
+                self.rate(number.parse().with_context(|| format!("{number:?} is no number, expected /rate -1 to 1"))?)
+                    .await
             }
             ("/fix" | "/note" | "/signal", "") => bail!("{word} needs some words"),
             ("/fix", text) => {

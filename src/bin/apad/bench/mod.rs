@@ -1,5 +1,6 @@
 //! `apad bench`: measures the parts as they are used. Never tunes or fakes what it measures.
 
+mod score;
 mod serve;
 mod train;
 
@@ -18,12 +19,14 @@ pub struct Options {
 
 #[derive(Subcommand)]
 enum What {
+    Score(score::Options),
     Serve(serve::Options),
     Train(train::Options),
 }
 
 pub async fn run(options: Options) -> Result<()> {
     match options.what {
+        What::Score(options) => score::run(options).await,
         What::Serve(options) => serve::run(options).await,
         What::Train(options) => train::run(options).await,
     }
