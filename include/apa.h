@@ -289,8 +289,9 @@ void apa_engine_free(apa_engine *engine);
 /**
  * Writes the state of the engine as a JSON object: `model`, `architecture`, `policy_version`, `serving_versions`, `running` and
  * `queued` (requests now), `completed`, `refused` (the queue was full), `generated_tokens`, `prompt_tokens` and `swaps` (since the
- * start), `cached_tokens`, `cache_capacity` (tokens), `first_token` and `gap` (histograms of times, in seconds), `form` (the number
- * format that is served), `trainer` (as `apa_trainer_status`).
+ * start), `cached_tokens`, `cache_capacity` (tokens), `first_token`, `gap` and `gap_training` (histograms of times, in seconds: to the
+ * first token, between two tokens, and those of the latter while the trainer worked), `form` (the number format that is served),
+ * `trainer` (as `apa_trainer_status`).
  *
  * Errors: `APA_ERR_CLOSED` if `engine` was freed.
  */
@@ -513,6 +514,7 @@ apa_status apa_trainer_step(const apa_engine *engine,
 /**
  * Writes the state of the trainer as a JSON object: `state` (`off`, `unsupported`, `loading`, `idle`, `training`), `reason`,
  * `auto` (whether it trains by itself), `pending_ratings`, `batch`, `steps`, `skipped`, `refused` (skipped by the gate), `dropped_steps`,
+ * `seconds` (that it worked), `waited_seconds` (that its threads were ready and waited for a core, all together),
  * `reward` (the reward model that keeps learning), `last` (measurements of the newest step; lengths in tokens, KL in nats, times in
  * seconds).
  *

@@ -45,6 +45,7 @@ pub unsafe extern "C" fn apa_trainer_step(
 
 /// Writes the state of the trainer as a JSON object: `state` (`off`, `unsupported`, `loading`, `idle`, `training`), `reason`,
 /// `auto` (whether it trains by itself), `pending_ratings`, `batch`, `steps`, `skipped`, `refused` (skipped by the gate), `dropped_steps`,
+/// `seconds` (that it worked), `waited_seconds` (that its threads were ready and waited for a core, all together),
 /// `reward` (the reward model that keeps learning), `last` (measurements of the newest step; lengths in tokens, KL in nats, times in
 /// seconds).
 ///
