@@ -13,6 +13,25 @@ use crate::engine::{answer, open_with, rate};
 
 const STREAMS: usize = 8;
 
+/// Where the two best tokens are this near, in nats, which one is said may depend on what else is decoded: ggml's attention sums in
+/// f16, over cells whose order is chance. Seen to happen at 0.0027. Up to there, answers must be the same.
+const NEAR: f32 = 0.01;
+
+/// The tokens of a greedy answer up to the first that was chosen by a hair.
+fn sure(engine: &Engine, prompt: &str) -> Vec<TokenId> {
+    let sampling = Sampling { temperature: 0.0, ..Sampling::default() };
+    let request = GenerateRequest { prompt: engine.tokenize(prompt).unwrap(), sampling, ..GenerateRequest::default() };
+    let stream = engine.generate(GenerateRequest { logprobs: Some(2), ..request }).unwrap();
+    loop {
+        if let Next::Event(Event::Done(generation)) = stream.next(Some(Duration::from_secs(30))).unwrap() {
+            let told = stream.logprobs(0);
+            let margin = |i: usize| told[i].top_logprobs[0].logprob - told[i].top_logprobs[1].logprob;
+            let tokens = generation.response.iter().enumerate();
+            return tokens.take_while(|(i, _)| margin(*i) > NEAR).map(|(_, token)| *token).collect();
+        }
+    }
+}
+
 /// A greedy answer: its version, its tokens, and the longest wait for a piece of it.
 fn greedy(engine: &Engine, prompt: &str) -> Result<(PolicyVersion, Vec<TokenId>, Duration)> {
     let sampling = Sampling { temperature: 0.0, ..Sampling::default() };
@@ -56,9 +75,8 @@ fn many_swaps_under_eight_streams_fail_mix_and_stall_nothing() {
             assert!(matches!(engine.train_step().unwrap(), StepOutcome::Published { .. }));
         }
         for (i, prompt) in prompts.iter().enumerate() {
-            let (of, tokens, _) = greedy(&engine, prompt).unwrap();
-            assert_eq!(of.0, version);
-            alone.insert((version, i), tokens);
+            assert_eq!(greedy(&engine, prompt).unwrap().0.0, version);
+            alone.insert((version, i), sure(&engine, prompt));
         }
     }
     assert_ne!(alone[&(0, 0)], alone[&(2, 0)], "versions that answer alike would prove nothing");
@@ -79,7 +97,8 @@ fn many_swaps_under_eight_streams_fail_mix_and_stall_nothing() {
                         let micros = u64::try_from(longest.as_micros()).unwrap();
                         waits[usize::from(before)].fetch_max(micros, Ordering::Relaxed);
                     }
-                    assert_eq!(tokens, alone[&(version.0, i)], "version {version}, stream {i}");
+                    let expected = &alone[&(version.0, i)];
+                    assert_eq!(&tokens[..expected.len().min(tokens.len())], expected, "version {version}, stream {i}");
                     assert!(longest < Duration::from_secs(20), "{longest:?}");
                     answers.fetch_add(1, Ordering::Relaxed);
                 }
