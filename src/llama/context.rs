@@ -7,6 +7,7 @@ use llama_cpp_sys_2 as sys;
 use super::adapter::Adapter;
 use super::guard::{self, guarded};
 use super::model::{MODEL_WRITES, Model};
+use super::places::Seat;
 use super::threads::Threads;
 use crate::error::{Error, Result};
 use crate::types::TokenId;
@@ -174,6 +175,11 @@ impl Context {
             -2 => Err(Error::nomem("decoding: llama.cpp could not allocate")),
             status => Err(Error::model(format!("decoding failed with llama.cpp's status {status}"))),
         }
+    }
+
+    /// The place of a thread that decodes with contexts of as many threads as this.
+    pub fn seat(&self) -> Seat {
+        Seat::of(&self.threads)
     }
 
     /// Decodes with `count` of the pool's threads from now on; at least one, at most all.

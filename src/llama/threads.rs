@@ -2,6 +2,7 @@
 
 use llama_cpp_sys_2 as sys;
 
+use super::places::Places;
 use crate::error::{Error, Result};
 
 /// Rounds that an idle worker spins before it sleeps (ggml's 0 to 100). One that sleeps between two tokens leaves its core to whoever
@@ -26,6 +27,7 @@ pub fn give_way_to_decoding() {
 /// and the decode would wait for ever.
 pub struct Threads {
     pub(super) raw: sys::ggml_threadpool_t,
+    pub(super) places: Option<Places>,
     count: u32,
 }
 
@@ -44,15 +46,20 @@ impl Threads {
             return Err(Error::arg(format!("{count} threads, expected 1 to 512")));
         }
         // SAFETY: the parameters are ggml's own defaults for a count in range.
-        let raw = unsafe {
+        let start = || unsafe {
             let mut params = sys::ggml_threadpool_params_default(count as i32);
             params.poll = POLL;
-            sys::ggml_threadpool_new(&raw mut params)
+            Pool(sys::ggml_threadpool_new(&raw mut params))
         };
-        if raw.is_null() {
+        let places = Places::of(count);
+        let pool = match &places {
+            Some(places) => places.as_worker(start).map_err(|_| Error::panic("starting threads panicked"))?,
+            None => start(),
+        };
+        if pool.0.is_null() {
             return Err(Error::nomem(format!("can't start {count} threads")));
         }
-        Ok(Threads { raw, count })
+        Ok(Threads { raw: pool.0, places, count })
     }
 
     /// How many there are.
@@ -60,6 +67,12 @@ impl Threads {
         self.count
     }
 }
+
+/// A pool on its way from the thread that started it.
+struct Pool(sys::ggml_threadpool_t);
+
+// SAFETY: as for [`Threads`].
+unsafe impl Send for Pool {}
 
 impl Drop for Threads {
     fn drop(&mut self) {

@@ -180,8 +180,8 @@ impl Scheduler {
         let left = (receiver.clone(), wants.clone());
         let counters = Arc::new(Counters::default());
         let stopping = Arc::new(AtomicBool::new(false));
-        let tuner = if options.tune_threads { Tuner::new(threads) } else { Tuner::fixed(threads) };
         let mut context = Context::new(&model, threads, options.context)?;
+        let tuner = if options.tune_threads { Tuner::new } else { Tuner::fixed }(threads, context.seat());
         swapper::put(&mut context, first.adapter.as_ref())?;
         let core = Core {
             lanes: vec![Lane::new(first.version, context)],

@@ -1,10 +1,12 @@
-//! Chooses how many threads decode, by measuring while they do. Never changes what is computed, but for
+//! Chooses how many threads decode, by measuring while they do, and where the one that leads them runs. Never changes what is computed, but for
 //! its rounding: ggml splits the attention of a lone sequence between the threads there are.
 //!
 //! ggml's threads spin at a barrier after every operation. On idle cores two threads are almost twice as fast as one; when
 //! something else wants a core, each barrier waits for a time slice, and two are ten times slower than one.
 
 use std::time::{Duration, Instant};
+
+use crate::llama::Seat;
 
 /// Decodes with each choice in one trial.
 const ROUNDS: usize = 3;
@@ -24,6 +26,7 @@ pub(super) struct Tuner {
     interval: Duration,
     last_trial: Instant,
     trial: Option<Trial>,
+    seat: Seat,
 }
 
 /// Both choices in turn, on decodes of one size.
@@ -35,18 +38,24 @@ struct Trial {
 
 impl Tuner {
     /// Starts with `all` threads.
-    pub(super) fn new(all: u32) -> Tuner {
-        Tuner { all, trials: all > 1, threads: all, interval: FIRST, last_trial: Instant::now(), trial: None }
+    pub(super) fn new(all: u32, seat: Seat) -> Tuner {
+        Tuner { all, trials: all > 1, threads: all, interval: FIRST, last_trial: Instant::now(), trial: None, seat }
     }
 
     /// Always `all` threads.
-    pub(super) fn fixed(all: u32) -> Tuner {
-        Tuner { trials: false, ..Tuner::new(all) }
+    pub(super) fn fixed(all: u32, seat: Seat) -> Tuner {
+        Tuner { trials: false, ..Tuner::new(all, seat) }
     }
 
-    /// Threads for a decode of `tokens` tokens. Only decodes without prompt parts (`steady`) come one like the other, so only
-    /// they are compared.
+    /// Threads for a decode of `tokens` tokens by the calling thread, which gets its place for it. Only decodes without prompt
+    /// parts (`steady`) come one like the other, so only they are compared.
     pub(super) fn threads(&mut self, tokens: usize, steady: bool) -> u32 {
+        let threads = self.choose(tokens, steady);
+        self.seat.take(threads);
+        threads
+    }
+
+    fn choose(&mut self, tokens: usize, steady: bool) -> u32 {
         if !self.trials || !steady {
             return self.threads;
         }
@@ -113,7 +122,7 @@ mod tests {
 
     #[test]
     fn threads_that_wait_for_each_other_give_way_to_one_and_come_back() {
-        let mut tuner = Tuner::new(2);
+        let mut tuner = Tuner::new(2, Seat::none());
         assert_eq!(tuner.threads(8, true), 2);
         assert_eq!(settle(&mut tuner, |threads| if threads == 2 { 200 } else { 20 }), 1);
         assert_eq!(settle(&mut tuner, |threads| if threads == 2 { 11 } else { 20 }), 2);
@@ -121,13 +130,13 @@ mod tests {
 
     #[test]
     fn a_difference_within_the_noise_changes_nothing() {
-        let mut tuner = Tuner::new(2);
+        let mut tuner = Tuner::new(2, Seat::none());
         assert_eq!(settle(&mut tuner, |threads| if threads == 2 { 21 } else { 20 }), 2);
     }
 
     #[test]
     fn decodes_of_another_size_are_not_compared() {
-        let mut tuner = Tuner::new(2);
+        let mut tuner = Tuner::new(2, Seat::none());
         tuner.last_trial = Instant::now().checked_sub(LONGEST).unwrap();
         for tokens in 1..100 {
             let threads = tuner.threads(tokens, true);
@@ -138,14 +147,14 @@ mod tests {
 
     #[test]
     fn with_one_thread_there_is_nothing_to_choose() {
-        let mut tuner = Tuner::new(1);
+        let mut tuner = Tuner::new(1, Seat::none());
         assert_eq!(settle(&mut tuner, |_| 100), 1);
         assert!(tuner.trial.is_none());
     }
 
     #[test]
     fn a_fixed_number_stays_whatever_it_costs() {
-        let mut tuner = Tuner::fixed(2);
+        let mut tuner = Tuner::fixed(2, Seat::none());
         assert_eq!(settle(&mut tuner, |threads| if threads == 2 { 200 } else { 20 }), 2);
     }
 }

@@ -30,21 +30,23 @@ fn is_sure(engine: &Engine, prompt: &str) -> bool {
     }
 }
 
-/// A greedy answer: its version, its tokens, and the longest wait for a piece of it.
+/// A greedy answer: its version, its tokens, and the longest wait between two of them.
 fn greedy(engine: &Engine, prompt: &str) -> Result<(PolicyVersion, Vec<TokenId>, Duration)> {
     let sampling = Sampling { temperature: 0.0, ..Sampling::default() };
     let prompt = engine.tokenize(prompt)?;
     let stream = engine.generate(GenerateRequest { prompt, sampling, ..GenerateRequest::default() })?;
-    let (mut last, mut longest) = (Instant::now(), Duration::ZERO);
+    let (mut last, mut longest) = (None::<Instant>, Duration::ZERO);
     loop {
-        let next = stream.next(Some(Duration::from_secs(30)))?;
-        longest = longest.max(last.elapsed());
-        last = Instant::now();
-        match next {
+        match stream.next(Some(Duration::from_secs(20)))? {
+            // The record of an answer is on the disk before its end is told: a wait for the disk.
             Next::Event(Event::Done(generation)) => {
                 return Ok((generation.policy_version, generation.response.clone(), longest));
             }
-            Next::Event(Event::Text(_)) => {}
+            Next::Event(Event::Text(_)) => {
+                let now = Instant::now();
+                longest = longest.max(last.map_or(Duration::ZERO, |last| now - last));
+                last = Some(now);
+            }
             other => panic!("{other:?} after {longest:?}"),
         }
     }
@@ -55,9 +57,21 @@ fn resident_mb() -> usize {
     (pages.split(' ').nth(1).unwrap().parse::<usize>().unwrap() * 4096) >> 20
 }
 
+/// Lets glibc give large blocks back when they are freed. By default it keeps more and more of them, up to some limit: from 38 MB the
+/// process grew to 64 within 1,000 swaps, and by 1 more in the next 2,000. That would hide what a swap leaves behind.
+#[cfg(target_env = "gnu")]
+fn give_back_freed_memory() {
+    // SAFETY: sets a number of the allocator.
+    assert_eq!(unsafe { libc::mallopt(libc::M_MMAP_THRESHOLD, 128 * 1024) }, 1);
+}
+
+#[cfg(not(target_env = "gnu"))]
+fn give_back_freed_memory() {}
+
 #[test]
 fn many_swaps_under_eight_streams_fail_mix_and_stall_nothing() {
     let swaps: usize = std::env::var("APA_SWAPS").map_or(50, |n| n.parse().unwrap());
+    give_back_freed_memory();
     let dir = tempfile::tempdir().unwrap();
     // Two threads decode: a context that is made ready must leave those of the others alone.
     let change = |c: &mut Config| (c.serve.context, c.serve.threads, c.train.threads) = (2048, 2, 1);
@@ -86,7 +100,7 @@ fn many_swaps_under_eight_streams_fail_mix_and_stall_nothing() {
     assert_ne!(alone[&(0, 0)], alone[&(2, 0)], "versions that answer alike would prove nothing");
 
     let (done, answers, alone) = (AtomicBool::new(false), AtomicUsize::new(0), &alone);
-    // Longest waits for a token, in microseconds: without swaps, and with.
+    // Longest waits between two tokens, in microseconds: without swaps, and with.
     let (swapping, waits) = (AtomicBool::new(false), [AtomicU64::new(0), AtomicU64::new(0)]);
     let mut settled = None;
     std::thread::scope(|threads| {
@@ -102,7 +116,6 @@ fn many_swaps_under_eight_streams_fail_mix_and_stall_nothing() {
                         waits[usize::from(before)].fetch_max(micros, Ordering::Relaxed);
                     }
                     assert_eq!(tokens, alone[&(version.0, i)], "version {version}, stream {i}");
-                    assert!(longest < Duration::from_secs(20), "{longest:?}");
                     answers.fetch_add(1, Ordering::Relaxed);
                 }
             }
@@ -134,6 +147,6 @@ fn many_swaps_under_eight_streams_fail_mix_and_stall_nothing() {
     if let Some(settled) = settled {
         let after = resident_mb();
         eprintln!("{settled} MB after 200 swaps, {after} MB after {swaps}");
-        assert!(after < settled + settled / 10 + 2, "{settled} MB after 200 swaps, {after} MB after {swaps}");
+        assert!(after <= settled + 2, "{settled} MB after 200 swaps, {after} MB after {swaps}");
     }
 }
