@@ -251,7 +251,22 @@ async fn ratings_and_a_step_publish_a_version_that_answers_until_rolled_back() {
     assert_eq!(server.say(1).await["policy_version"], 0);
     let (status, _) = server.post("/v1/policy/activate", json!({"version": 1})).await;
     assert_eq!(status, StatusCode::OK);
-    assert_eq!(server.say(1).await["policy_version"], 1);
+    let by_adapter = server.say(1).await;
+    assert_eq!(by_adapter["policy_version"], 1);
+
+    // The same version by weights of its own, which another seed's can be told from.
+    let whole = server.folder.path().join("data/whole");
+    let activate = json!({"version": 1, "whole": true});
+    let (status, refused) = server.post("/v1/policy/activate", activate.clone()).await;
+    assert_eq!(status, StatusCode::BAD_REQUEST);
+    assert!(message(&refused).contains("whole/1.gguf"), "{refused}");
+    std::fs::create_dir(&whole).unwrap();
+    tiny_model(&whole.join("1.gguf"), &TinySpec { seed: 8, ..TinySpec::new("llama") }).unwrap();
+    let (status, answer) = server.post("/v1/policy/activate", activate).await;
+    assert_eq!((status, &answer["policy_version"]), (StatusCode::OK, &json!(1)), "{answer}");
+    let by_file = server.say(1).await;
+    assert_eq!(by_file["policy_version"], 1);
+    assert_ne!(by_file["choices"][0], by_adapter["choices"][0]);
     server.close().await;
 }
 

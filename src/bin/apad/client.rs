@@ -207,9 +207,9 @@ impl Client {
         Ok(self.call::<List>(Method::GET, "/v1/policy/versions", None).await?.data)
     }
 
-    /// Serves `version` from now on.
-    pub async fn activate(&self, version: PolicyVersion) -> Result<PolicyVersion> {
-        let body = json!({"version": version});
+    /// Serves `version` from now on, by its adapter or by its `whole` weights.
+    pub async fn activate(&self, version: PolicyVersion, whole: bool) -> Result<PolicyVersion> {
+        let body = json!({"version": version, "whole": whole});
         Ok(self.call::<Activated>(Method::POST, "/v1/policy/activate", Some(body)).await?.policy_version)
     }
 

@@ -30,8 +30,19 @@ enum Action {
     #[command(after_help = "Example:\n  apad versions list --json")]
     List,
     /// Serve this version from now on
-    #[command(after_help = "Example:\n  apad versions activate 3")]
-    Activate { version: u64 },
+    #[command(after_help = "\
+Example:
+  apad versions activate 3
+
+Weights of its own serve a version faster than base and adapter, and take the memory of another model:
+  apad export --model base.gguf --adapter DATA/versions/000003/adapter.gguf --merge --type q8_0 --out DATA/whole/3.gguf
+  apad versions activate 3 --whole")]
+    Activate {
+        version: u64,
+        /// By the merged weights in the daemon's folder, whole/VERSION.gguf, instead of base and adapter
+        #[arg(long)]
+        whole: bool,
+    },
     /// Serve the parent of the active version from now on
     #[command(after_help = "Example:\n  apad versions rollback")]
     Rollback,
@@ -49,7 +60,7 @@ pub async fn run(options: Options) -> Result<()> {
             }
             return Ok(());
         }
-        Action::Activate { version } => client.activate(PolicyVersion(version)).await?,
+        Action::Activate { version, whole } => client.activate(PolicyVersion(version), whole).await?,
         Action::Rollback => client.rollback().await?,
     };
     if options.json {

@@ -186,9 +186,9 @@ async fn see(options: &Options, config: &Config, screen: &Screen, daemon: &Daemo
     let last = daemon.client.status().await?.policy_version;
     let after = users.ask("held-back prompts, last", &held_back).await?;
     // The first version once more, from disk: what was learned is a file, and can be put aside.
-    daemon.client.activate(PolicyVersion::INITIAL).await?;
+    daemon.client.activate(PolicyVersion::INITIAL, false).await?;
     let first = users.ask("the first version again", &held_back[..SHOWN.min(held_back.len())]).await?;
-    daemon.client.activate(last).await?;
+    daemon.client.activate(last, false).await?;
     if one_version(&first)? != PolicyVersion::INITIAL || one_version(&after)? != last {
         bail!("answers came from another version than the active one");
     }
