@@ -1,13 +1,19 @@
 //! Request bodies, bounded in size and time. Parses nothing.
 
 use std::sync::Arc;
+use std::time::Duration;
 
+use axum::body::BodyDataStream;
 use axum::extract::{FromRequest, Request};
 use axum::http::{StatusCode, header};
 use futures_util::StreamExt;
 
 use super::App;
 use super::error::{ApiError, ApiResult};
+
+/// Bytes and time that a body is read on after it was found too large.
+const MOST_THROWN_AWAY: usize = 64 << 20;
+const LONGEST_THROWN_AWAY: Duration = Duration::from_secs(5);
 
 /// The whole body, at most `http.body_limit` bytes, within `http.read_seconds`: one that takes longer holds a connection for
 /// nothing.
@@ -28,24 +34,41 @@ impl FromRequest<Arc<App>> for Body {
 }
 
 async fn read(request: Request, limit: usize) -> ApiResult<Vec<u8>> {
-    let too_large = || {
-        let message = format!("the request body is larger than {limit} bytes (http.body_limit)");
-        ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", message)
-    };
     let declared = request.headers().get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse::<usize>().ok());
+    let asks_first = request.headers().contains_key(header::EXPECT);
+    let mut chunks = request.into_body().into_data_stream();
     if declared.is_some_and(|length| length > limit) {
-        return Err(too_large());
+        return Err(refuse(chunks, asks_first, limit).await);
     }
     let mut body = Vec::with_capacity(declared.unwrap_or(0));
-    let mut chunks = request.into_body().into_data_stream();
     while let Some(chunk) = chunks.next().await {
         let chunk = chunk.map_err(|e| {
             ApiError::new(StatusCode::BAD_REQUEST, "body_incomplete", format!("the request body broke off: {e}"))
         })?;
         if body.len() + chunk.len() > limit {
-            return Err(too_large());
+            return Err(refuse(chunks, false, limit).await);
         }
         body.extend_from_slice(&chunk);
     }
     Ok(body)
+}
+
+/// Reads on for a while, since most clients read no answer before they sent all: a connection that ends under them tells them
+/// nothing. One that asks before it sends is told at once.
+async fn refuse(mut rest: BodyDataStream, asks_first: bool, limit: usize) -> ApiError {
+    let throw_away = async {
+        let mut thrown = 0;
+        while let Some(Ok(chunk)) = rest.next().await {
+            thrown += chunk.len();
+            if thrown > MOST_THROWN_AWAY {
+                return;
+            }
+        }
+    };
+    if !asks_first {
+        // Whoever is slower has no answer to wait for.
+        drop(tokio::time::timeout(LONGEST_THROWN_AWAY, throw_away).await);
+    }
+    let message = format!("the request body is larger than {limit} bytes (http.body_limit)");
+    ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", message)
 }
