@@ -69,7 +69,7 @@ bench-reward: build ## a reward model against PyTorch and PEFT; PAIRS=FILE, LIMI
 	MODEL="$$("$(APAD)" pull "$(MODEL)")" PAIRS="$(PAIRS)" LIMIT="$(LIMIT)" SPEED="$(SPEED)" APAD="$(APAD)" scripts/bench-reward.sh $(ARGS)
 
 bench-feedback: setup ## durable feedback of 16 clients, a million generations, a hundred kills
-	cargo test --release --locked --lib ledger::tests::measure_ -- --ignored --nocapture --test-threads 1
+	cargo test --release --locked --lib ledger::process_tests::measure_ -- --ignored --nocapture --test-threads 1
 	cargo test --release --locked --test it measure_feedback -- --ignored --nocapture
 	APA_KILL_ROUNDS=100 cargo test --release --locked --lib a_killed_process -- --nocapture
 

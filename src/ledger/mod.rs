@@ -5,6 +5,8 @@ mod export;
 mod forget;
 mod limits;
 mod lock;
+#[cfg(test)]
+mod process_tests;
 mod rows;
 #[cfg(test)]
 mod rules_tests;

@@ -1,19 +1,12 @@
 //! What the ledger promises, tried out: on good days, on a full disk, and with the process killed.
 
-use std::collections::{BTreeMap, HashMap};
-use std::io::{BufRead, BufReader, Write};
-use std::process::{Child, Command, Stdio};
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
 
 use super::*;
 use crate::error::Code;
-
-/// Tells a re-executed test binary which folder to work in.
-const CHILD_DIR: &str = "APA_LEDGER_TEST_DIR";
-/// Clients of a process that is killed.
-const CLIENTS: u64 = 16;
 
 pub(super) fn open() -> (tempfile::TempDir, Ledger) {
     let dir = tempfile::tempdir().unwrap();
@@ -54,7 +47,7 @@ pub(super) fn rating(name: &str, rating: f64) -> NewFeedback {
     NewFeedback { generation_id: id(name), signal: Signal::Rating(rating), user: None, comment: None }
 }
 
-fn rate(ledger: &Ledger, name: &str, value: f64) -> FeedbackReceipt {
+pub(super) fn rate(ledger: &Ledger, name: &str, value: f64) -> FeedbackReceipt {
     ledger.add_feedback(&rating(name, value)).unwrap()
 }
 
@@ -488,218 +481,4 @@ proptest! {
             prop_assert_eq!(pending(&ledger), expected);
         }
     }
-}
-
-/// Runs one of the ignored tests below in a process of its own.
-fn spawn(test: &str, dir: &Path) -> Child {
-    Command::new(std::env::current_exe().unwrap())
-        .args([&format!("ledger::tests::{test}"), "--exact", "--ignored", "--nocapture"])
-        .env(CHILD_DIR, dir)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap()
-}
-
-#[test]
-#[ignore = "run by the_second_process_is_told_who_holds_the_folder"]
-fn child_holds_the_folder() {
-    let Some(dir) = std::env::var_os(CHILD_DIR) else { return };
-    let _ledger = Ledger::open(Path::new(&dir)).unwrap();
-    println!("\nheld");
-    let _ = std::io::stdin().read_line(&mut String::new());
-}
-
-#[test]
-fn the_second_process_is_told_who_holds_the_folder() {
-    let dir = tempfile::tempdir().unwrap();
-    let mut child = spawn("child_holds_the_folder", dir.path());
-    let lines = BufReader::new(child.stdout.take().unwrap()).lines();
-    assert!(lines.map_while(Result::ok).any(|line| line == "held"));
-    let error = Ledger::open(dir.path()).err().unwrap();
-    assert_eq!(error.code(), Code::Busy);
-    let expected = format!("the data folder {} is in use by process {}", dir.path().display(), child.id());
-    assert_eq!(error.message(), expected);
-    child.kill().unwrap();
-    child.wait().unwrap();
-    // Killed, not closed: the lock is free all the same.
-    Ledger::open(dir.path()).unwrap();
-}
-
-/// Sixteen clients rate, each answer once; what was acknowledged is printed. A trainer uses ratings up, and prints that too.
-#[test]
-#[ignore = "run by a_killed_process_loses_and_doubles_nothing"]
-fn child_rates_until_killed() {
-    let Some(dir) = std::env::var_os(CHILD_DIR) else { return };
-    let ledger = Ledger::open(Path::new(&dir)).unwrap();
-    let say = |line: String| std::io::stdout().write_all(line.as_bytes()).unwrap();
-    std::thread::scope(|scope| {
-        for client in 0..CLIENTS {
-            let (ledger, say) = (&ledger, &say);
-            scope.spawn(move || {
-                for n in 0.. {
-                    let name = format!("{}-{client}-{n}", std::process::id());
-                    record(ledger, answer(&name)).unwrap();
-                    let receipt = rate(ledger, &name, 0.25);
-                    say(format!("\nrated {} {name}\n", receipt.feedback_id));
-                }
-            });
-        }
-        loop {
-            let used: Vec<u64> = ledger.pending_batch(8).unwrap().into_iter().flat_map(|r| r.feedback_ids).collect();
-            let next = ledger.next_version().unwrap();
-            ledger.commit_version(&version(next.0, next.0 - 1), &used, &[]).unwrap();
-            let used: Vec<String> = used.iter().map(u64::to_string).collect();
-            say(format!("\nused {next} {}\n", used.join(" ")));
-        }
-    });
-}
-
-#[test]
-fn a_killed_process_loses_and_doubles_nothing() {
-    let dir = tempfile::tempdir().unwrap();
-    let (mut rated, mut used) = (HashMap::new(), HashMap::new());
-    let rounds = std::env::var("APA_KILL_ROUNDS").ok().and_then(|n| n.parse().ok()).unwrap_or(5);
-    for round in 0..rounds {
-        let mut child = spawn("child_rates_until_killed", dir.path());
-        let output = BufReader::new(child.stdout.take().unwrap());
-        let reader = std::thread::spawn(move || output.lines().map_while(Result::ok).collect::<Vec<_>>());
-        std::thread::sleep(Duration::from_millis(150 + rand::random_range(0..250)));
-        child.kill().unwrap();
-        child.wait().unwrap();
-        for line in reader.join().unwrap() {
-            let words: Vec<&str> = line.split(' ').collect();
-            match words[..] {
-                ["rated", row, name] => assert!(rated.insert(row.parse::<u64>().unwrap(), name.to_owned()).is_none()),
-                ["used", version, ref rows @ ..] => {
-                    for row in rows.iter().filter(|row| !row.is_empty()) {
-                        let doubled = used.insert(row.parse::<u64>().unwrap(), version.parse::<u64>().unwrap());
-                        assert_eq!(doubled, None, "feedback {row} was used twice");
-                    }
-                }
-                _ => {}
-            }
-        }
-        let ledger = Ledger::open(dir.path()).unwrap();
-        for (row, name) in &rated {
-            let kept = ledger.feedback_of(&id(name)).unwrap();
-            let [kept] = &kept[..] else { panic!("round {round}: {} rows for {name}", kept.len()) };
-            assert_eq!(kept.feedback_id, *row);
-            match (used.get(row), &kept.used_by) {
-                (Some(version), found) => assert_eq!(*found, Some(Use::Version(PolicyVersion(*version)))),
-                // Killed between the commit and the print: at most the child's last words are missing.
-                (None, found) => assert!(!matches!(found, Some(Use::Skipped(_)))),
-            }
-        }
-        let (total, unused): (u64, u64) = ledger
-            .read(|db| {
-                let sql = "SELECT count(*), count(*) FILTER (WHERE batch IS NULL) FROM feedback";
-                let row: (i64, i64) = db.query_row(sql, [], |r| Ok((r.get(0)?, r.get(1)?)))?;
-                Ok((row.0 as u64, row.1 as u64))
-            })
-            .unwrap();
-        assert_eq!(ledger.pending_ratings(), unused);
-        // Beyond what was acknowledged there is at most what was in flight: one a client a round.
-        assert!(total >= rated.len() as u64 && total <= rated.len() as u64 + CLIENTS * (round + 1));
-        let check: String =
-            ledger.read(|db| Ok(db.pragma_query_value(None, "integrity_check", |r| r.get(0))?)).unwrap();
-        assert_eq!(check, "ok");
-    }
-    println!("killed {rounds} times: {} ratings acknowledged, {} used, none lost, none twice", rated.len(), used.len());
-    assert!(rated.len() > 20 && !used.is_empty(), "{} ratings, {} used", rated.len(), used.len());
-}
-
-/// The rules of the default settings.
-fn default_rules() -> Rules {
-    Rules::new(&crate::config::RewardConfig::default()).unwrap()
-}
-
-#[test]
-#[ignore = "a measurement"]
-fn measure_durable_feedback_of_16_clients() {
-    let dir = tempfile::tempdir().unwrap();
-    let ledger = Ledger::open_with(dir.path(), default_rules()).unwrap();
-    let (clients, each) = (16, 1000);
-    for client in 0..clients {
-        for n in 0..each {
-            let response = vec![client, n];
-            let g = Generation { response, ..answer(&format!("{client}-{n}")) };
-            ledger.record_generation(Arc::new(g), Box::new(|outcome| outcome.unwrap())).unwrap();
-        }
-    }
-    let start = Instant::now();
-    let mut waits: Vec<Duration> = std::thread::scope(|scope| {
-        let client = |client: u32| {
-            let ledger = &ledger;
-            move || -> Vec<Duration> {
-                let one = |n| {
-                    let user = Some(format!("user {client}"));
-                    let feedback = NewFeedback { user, ..rating(&format!("{client}-{n}"), 0.5) };
-                    let start = Instant::now();
-                    ledger.add_feedback(&feedback).unwrap();
-                    start.elapsed()
-                };
-                (0..each).map(one).collect()
-            }
-        };
-        let clients: Vec<_> = (0..clients).map(|n| scope.spawn(client(n))).collect();
-        clients.into_iter().flat_map(|c| c.join().unwrap()).collect()
-    });
-    let rate = f64::from(clients * each) / start.elapsed().as_secs_f64();
-    waits.sort();
-    let p99 = waits[waits.len() * 99 / 100];
-    println!("in the ledger: {rate:.0} ratings/s, p50 {:?}, p99 {p99:?}", waits[waits.len() / 2]);
-    assert!(rate >= 2000.0 && p99 < Duration::from_millis(50), "{rate:.0} ratings/s, p99 {p99:?}");
-}
-
-#[test]
-#[ignore = "a measurement: writes a million generations, about 1 GB"]
-fn measure_a_million_generations() {
-    let dir = tempfile::tempdir().unwrap();
-    let rules = default_rules();
-    let ledger = Ledger::open_with(dir.path(), rules.clone()).unwrap();
-    let start = Instant::now();
-    // What limits have to look past: the oldest quarter million ratings are one user's, held for review; then those of one user
-    // who has more than a share; then a thousand users in turn.
-    let user = |n: u32| match n {
-        0..500_000 => "held".into(),
-        500_000..700_000 => "eager".into(),
-        _ => format!("user {}", n % 1000),
-    };
-    for n in 0..1_000_000u32 {
-        let g = Generation { prompt: vec![7; 60], response: vec![n; 60], ..answer(&n.to_string()) };
-        ledger.record_generation(Arc::new(g), Box::new(|outcome| outcome.unwrap())).unwrap();
-        if n % 2 == 0 {
-            let f = NewFeedback { user: Some(user(n)), ..rating(&n.to_string(), 0.5) };
-            // Time's limit would leave most of them out, and with them the work.
-            let rules = Rules { hourly: 0, ..rules.clone() };
-            let work = move |db: &Connection| insert_feedback(db, &f, &rules);
-            ledger.writer.submit(work, |outcome| drop(outcome.unwrap())).unwrap();
-        }
-    }
-    ledger.review("held", ReviewVerdict::Hold).unwrap();
-    drop(ledger);
-    println!("filled in {:?}", start.elapsed());
-    let start = Instant::now();
-    let ledger = Ledger::open_with(dir.path(), rules.clone()).unwrap();
-    let opening = start.elapsed();
-    let choose = |ledger: &Ledger, size: usize| {
-        let start = Instant::now();
-        let batch = ledger.pending_batch(size).unwrap();
-        (batch, start.elapsed())
-    };
-    let (batch, first) = choose(&ledger, 16);
-    let of = |who: &str| batch.iter().filter(|r| user(r.generation.id.0.parse().unwrap()) == who).count();
-    assert_eq!((batch.len(), of("held"), of("eager")), (16, 0, 8));
-    let (_, large) = choose(&ledger, 256);
-    let used: Vec<u64> = batch.iter().flat_map(|r| r.feedback_ids.clone()).collect();
-    let start = Instant::now();
-    ledger.commit_version(&version(1, 0), &used, &[]).unwrap();
-    println!("opening {opening:?}; a batch of 16 {first:?}, of 256 {large:?}; its commit {:?}", start.elapsed());
-    ledger.review("held", ReviewVerdict::Trust).unwrap();
-    let again = choose(&ledger, 16).1;
-    println!("a batch of 16 with nobody held {again:?}");
-    let slowest = first.max(large).max(again);
-    assert!(opening < Duration::from_secs(2) && slowest < Duration::from_millis(50), "{opening:?} {slowest:?}");
 }

@@ -406,6 +406,7 @@ impl Core {
             self.admit(&mut finished);
             self.publish_load();
             for lane in &mut self.lanes {
+                self.tuner.beside_training = self.counters.meters.training.load(Ordering::Relaxed);
                 let turn = lane.turn(&mut self.tuner, &mut finished);
                 self.counters.prompt_tokens.fetch_add(turn.prompt_tokens, Ordering::Relaxed);
                 self.counters.generated_tokens.fetch_add(turn.generated_tokens, Ordering::Relaxed);

@@ -27,6 +27,8 @@ pub(super) struct Tuner {
     last_trial: Instant,
     trial: Option<Trial>,
     seat: Seat,
+    /// Whether the trainer works: one processor is left to it then. Sharing each one with it, every barrier waits for its time slices.
+    pub(super) beside_training: bool,
 }
 
 /// Both choices in turn, on decodes of one size.
@@ -39,7 +41,16 @@ struct Trial {
 impl Tuner {
     /// Starts with `all` threads.
     pub(super) fn new(all: u32, seat: Seat) -> Tuner {
-        Tuner { all, trials: all > 1, threads: all, interval: FIRST, last_trial: Instant::now(), trial: None, seat }
+        Tuner {
+            all,
+            trials: all > 1,
+            threads: all,
+            interval: FIRST,
+            last_trial: Instant::now(),
+            trial: None,
+            seat,
+            beside_training: false,
+        }
     }
 
     /// Always `all` threads.
@@ -50,7 +61,7 @@ impl Tuner {
     /// Threads for a decode of `tokens` tokens by the calling thread, which gets its place for it. Only decodes without prompt
     /// parts (`steady`) come one like the other, so only they are compared.
     pub(super) fn threads(&mut self, tokens: usize, steady: bool) -> u32 {
-        let threads = self.choose(tokens, steady);
+        let threads = if self.beside_training { 1.max(self.all - 1) } else { self.choose(tokens, steady) };
         self.seat.take(threads);
         threads
     }
@@ -143,6 +154,16 @@ mod tests {
             assert_eq!(threads, 2);
             tuner.took(tokens, true, threads, Duration::from_millis(1000));
         }
+    }
+
+    #[test]
+    fn beside_training_a_processor_is_left_to_it() {
+        let mut tuner = Tuner::new(2, Seat::none());
+        tuner.beside_training = true;
+        assert_eq!((tuner.threads(8, true), tuner.threads(100, false)), (1, 1));
+        tuner.beside_training = false;
+        assert_eq!(tuner.threads(8, true), 2);
+        assert_eq!(Tuner { beside_training: true, ..Tuner::fixed(1, Seat::none()) }.threads(8, true), 1);
     }
 
     #[test]

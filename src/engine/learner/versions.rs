@@ -1,0 +1,115 @@
+//! Which version the learner goes on from: activated, restored, loaded into the trainer. Never trains.
+
+use super::*;
+
+impl Worker {
+    /// Takes the trainer's state from the active version's folder, or starts fresh from the initial model.
+    pub(super) fn load_trainer(&mut self) -> Result<()> {
+        let Some(decoder) = &self.decoder else { return Ok(()) };
+        self.trainer = None;
+        let config = &self.config.train;
+        let folder = (self.active != PolicyVersion::INITIAL).then(|| self.store.path(self.active));
+        if let Some(judge) = &mut self.judge {
+            judge.load(folder.as_deref())?;
+        }
+        self.trainer = Some(match self.active {
+            PolicyVersion::INITIAL => Trainer::new(decoder.clone(), config)?,
+            version => Trainer::load(decoder.clone(), config, &self.store.path(version))?,
+        });
+        Ok(())
+    }
+
+    pub(super) fn about(&self, info: &VersionInfo) -> About {
+        let TrainConfig { algorithm, lambda, rank, alpha, .. } = self.config.train;
+        About {
+            parent: info.parent,
+            base_sha256: self.base_sha256.clone(),
+            created: info.created,
+            algorithm,
+            lambda,
+            rank,
+            alpha,
+            metrics: info.metrics.clone(),
+        }
+    }
+
+    pub(super) fn activate(&mut self, version: PolicyVersion, whole: Option<PathBuf>) -> Result<()> {
+        let weights = weights_of(&self.store, version)?;
+        self.scheduler.swap(Weights { whole, ..weights })?;
+        if let Err(error) = self.ledger.set_active(version) {
+            // Serve what is on record, or a restart would change the answers.
+            self.scheduler.swap(weights_of(&self.store, self.active)?)?;
+            return Err(error);
+        }
+        self.active = version;
+        self.reload();
+        self.tell(|| News::VersionActivated { version });
+        tracing::info!(version = version.0, "version activated");
+        Ok(())
+    }
+
+    /// Trains on from the active version, if that can be.
+    fn reload(&mut self) {
+        let version = self.active;
+        if let Err(error) = self.load_trainer() {
+            self.turn_off("off", format!("version {version} is served but can't be trained: {error}"));
+        } else if self.trainer.is_some() {
+            let mut status = self.shared.status();
+            status.state = "idle".into();
+            status.reason = None;
+        }
+    }
+
+    pub(super) fn restore(&mut self, path: &Path) -> Result<PolicyVersion> {
+        let (version, parent) = (self.ledger.next_version()?, self.active);
+        let stage = self.store.stage(version)?;
+        let mut about = stage.unpack(path)?.about;
+        if about.base_sha256 != self.base_sha256 {
+            return Err(Error::model(format!(
+                "the snapshot {} is for another base model (sha256 {:.12}, this one has {:.12})",
+                path.display(),
+                about.base_sha256,
+                self.base_sha256
+            )));
+        }
+        about.parent = Some(parent);
+        let info = VersionInfo {
+            version,
+            parent: Some(parent),
+            active: true,
+            created: unix_millis(),
+            metrics: about.metrics.clone(),
+        };
+        stage.commit(about)?;
+        if let Err(error) = self.ledger.commit_version(&info, &[], &[]) {
+            self.remove_orphans();
+            return Err(error);
+        }
+        if let Err(error) = self.scheduler.swap(weights_of(&self.store, version)?) {
+            // It stays listed, but is not what the next start opens.
+            self.ledger.set_active(parent)?;
+            return Err(error);
+        }
+        self.active = version;
+        self.reload();
+        self.tell(|| News::VersionPublished { version, parent });
+        tracing::info!(version = version.0, "version restored");
+        Ok(version)
+    }
+
+    pub(super) fn remove_orphans(&self) {
+        let known = self.ledger.versions().map(|all| all.iter().map(|v| v.version).collect::<Vec<_>>());
+        if let Err(error) = known.and_then(|known| self.store.remove_orphans(&known)) {
+            tracing::warn!(%error, "a version that was not recorded is still on disk");
+        }
+    }
+
+    /// Removes old versions as configured; never one that is served, nor the one to roll back to.
+    pub(super) fn prune(&self, parent: PolicyVersion) {
+        let mut protected = self.scheduler.load().versions;
+        protected.extend([self.active, parent]);
+        if let Err(error) = self.store.prune(self.config.train.keep_versions, &protected) {
+            tracing::warn!(%error, "old versions not removed");
+        }
+    }
+}
