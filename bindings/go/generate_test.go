@@ -345,8 +345,14 @@ func TestAThousandStreamsEndSoonAfterTheirCancel(t *testing.T) {
 		t.Errorf("an end came after %.0f ms", times[count-1])
 	}
 	status, err := engine.Status()
-	if err != nil || status.Running+status.Queued != 0 || runtime.NumGoroutine() > before {
-		t.Fatalf("%+v, %v, %d goroutines, %d before", status, err, runtime.NumGoroutine(), before)
+	if err != nil || status.Running+status.Queued != 0 {
+		t.Fatalf("%+v, %v", status, err)
+	}
+	// The last ones may be on their way out, and the runtime's own for finalizers may have come.
+	for end := time.Now().Add(patience); runtime.NumGoroutine() > before+2; time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("%d goroutines, %d before", runtime.NumGoroutine(), before)
+		}
 	}
 }
 
