@@ -1,7 +1,8 @@
 #!/bin/bash
 # APA, AWR and PPO on one model, one reward, the same prompts and critic: docs/results/first-experiments.md. For each algorithm the
 # learning rate is the best of three on a seed of its own; then three other seeds. APA with another lambda takes the rate of
-# APA with 0.1, so that one thing changes. Stopped, it goes on where it was when it is started again. Settings by environment: APAD (binary), MODEL, OUT (folder), STEPS and SEARCH_STEPS, RATES, SEEDS, ONLY (names of
+# APA with 0.1, so that one thing changes. A name that ends in @RATE takes that rate. Stopped, it goes on where it was when it is
+# started again. Settings by environment: APAD (binary), MODEL, OUT (folder), STEPS and SEARCH_STEPS, RATES, SEEDS, ONLY (names of
 # experiments, else all).
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -13,7 +14,7 @@ steps=${STEPS:-30}
 search_steps=${SEARCH_STEPS:-15}
 rates=${RATES:-1e-4 3e-4 1e-3}
 seeds=${SEEDS:-1,2,3}
-only=${ONLY:-apa-0.1 apa-1 apa-10 awr ppo}
+only=${ONLY:-apa-0.1 apa-0.1@1e-4 apa-1 apa-10 awr ppo}
 search_seed=100
 
 mkdir -p "$out"
@@ -26,8 +27,8 @@ for line in open("src/bin/apad/demo/prompts.txt"):
 PYTHON
 
 flags() {
-    case $1 in
-    apa-*) echo --algorithm apa --lambda "${1#apa-}" ;;
+    case ${1%@*} in
+    apa-*) echo --algorithm apa --lambda "$(sed 's/^apa-//; s/@.*//' <<<"$1")" ;;
     awr) echo --algorithm awr --lambda 1 ;;
     ppo) echo --algorithm ppo ;;
     *) echo "there is no experiment $1" >&2 && exit 2 ;;
@@ -68,10 +69,14 @@ rate_of() {
 }
 
 for name in $only; do
-    searched=$name
-    [[ $name == apa-* ]] && searched=apa-0.1
-    rate_of "$searched"
-    rate=$(cat "$out/$searched.rate")
+    if [[ $name == *@* ]]; then
+        rate=${name#*@}
+    else
+        searched=$name
+        [[ $name == apa-* ]] && searched=apa-0.1
+        rate_of "$searched"
+        rate=$(cat "$out/$searched.rate")
+    fi
     echo "$name: learning rate $rate"
     run "$name" "$out/$name" "$rate" "$seeds" "$steps"
 done

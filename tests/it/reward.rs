@@ -226,6 +226,8 @@ fn feedback_comes_in_goes_out_and_comes_in_again() {
         json!({"prompt": "one plus one", "completion": " is two", "label": true, "user": "ann"}),
         json!({"prompt": "p", "completion": ""}),
         json!({"chosen": "\n\nHuman: a\n\nAssistant: b", "rejected": "\n\nHuman: a\n\nAssistant: c"}),
+        json!({"prompt": "p", "chosen": "the sea ".repeat(4000), "rejected": "the rain ".repeat(4000)}),
+        json!({"prompt": "the sea ".repeat(4000), "completion": "yes", "label": true}),
     ];
     fs::write(bench.path("in.jsonl"), lines.map(|l| l.to_string()).join("\n")).unwrap();
     let import = |file: &str, data: &str| {
@@ -234,7 +236,8 @@ fn feedback_comes_in_goes_out_and_comes_in_again() {
     };
     let done = import("in.jsonl", "a");
     assert_eq!((&done["ratings"], &done["preferences"], &done["known"]), (&json!(2), &json!(2), &json!(0)));
-    assert_eq!(done["refused"][0]["line"], 4);
+    let refused: Vec<_> = done["refused"].as_array().unwrap().iter().map(|r| r["line"].as_u64().unwrap()).collect();
+    assert_eq!(refused, [4, 6, 7], "{done}");
     assert_eq!(import("in.jsonl", "a")["known"], 4, "twice is once");
 
     let export = |data: &str, out: &str| {
