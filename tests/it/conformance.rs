@@ -124,7 +124,8 @@ fn memcheck_finds_no_error_and_no_leak() {
     let dir = folder();
     let library = std::env::var_os("APA_MEMCHECK_LIB").map(PathBuf::from).expect("APA_MEMCHECK_LIB names a libapa.so");
     let mut memcheck = Command::new("valgrind");
-    memcheck.args(["--quiet", "--leak-check=full", "--errors-for-leak-kinds=definite", "--error-exitcode=9"]);
+    memcheck.args(["--quiet", "--leak-check=full", "--errors-for-leak-kinds=definite,possible", "--error-exitcode=9"]);
+    memcheck.arg(format!("--suppressions={}", file("memcheck.supp").display()));
     memcheck.arg(program("gcc", &["-std=c99"], "run.c", dir.path(), &library));
     conforms("c", &lines_of(memcheck, dir.path()));
 }
