@@ -141,10 +141,10 @@ where
     for (place, (series, line)) in panel.series.iter().zip(&lines).enumerate() {
         let colour = COLOURS[series.colour.unwrap_or(place) % COLOURS.len()];
         if series.thin {
-            chart.draw_series(LineSeries::new(line.iter().copied(), colour.mix(0.4).stroke_width(scale)))?;
+            chart.draw_series(strokes(line, colour.mix(0.4).stroke_width(scale)))?;
             continue;
         }
-        let drawn = chart.draw_series(LineSeries::new(line.iter().copied(), colour.stroke_width(2 * scale)))?;
+        let drawn = chart.draw_series(strokes(line, colour.stroke_width(2 * scale)))?;
         if !series.name.is_empty() {
             drawn.label(&series.name).legend(move |(x, y)| {
                 PathElement::new([(x, y), (x + 16 * scale as i32, y)], colour.stroke_width(2 * scale))
@@ -161,6 +161,12 @@ where
             .draw()?;
     }
     Ok(())
+}
+
+/// A line as one stroke from each point to the next: where a whole one turns sharply, plotters lets its corner stick out, over the whole
+/// panel where it turns back.
+fn strokes(line: &[(f64, f64)], style: ShapeStyle) -> impl Iterator<Item = PathElement<(f64, f64)>> {
+    line.windows(2).map(move |ends| PathElement::new(ends.to_vec(), style))
 }
 
 /// As few digits as tell the marks of an axis apart.
