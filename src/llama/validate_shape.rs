@@ -95,8 +95,9 @@ impl Keys<'_> {
         let head = self.number("attention.key_length")?.unwrap_or(width / first);
         let right = head > 0 && head.is_multiple_of(2);
         self.expect("attention.key_length", right, head, "an even number above 0")?;
-        // Its queries, keys and values are views of one product, as wide as the model and twice its keys.
-        let right = whole || u64::from(head) * u64::from(first) == u64::from(width);
+        // These have queries as wide as the model.
+        let narrow = matches!(self.architecture, "qwen2" | "gptneox");
+        let right = !narrow || u64::from(head) * u64::from(first) == u64::from(width);
         self.expect("attention.key_length", right, head, "embedding_length / head_count")?;
         let values = self.number("attention.value_length")?.unwrap_or(width / first);
         self.expect("attention.value_length", values == head, values, "key_length")?;
@@ -186,6 +187,8 @@ mod tests {
             ("llama.pooling_type", 9u32.into()),
             ("gptneox.attention.head_count", 3u32.into()),
             ("gptneox.attention.key_length", 128u32.into()),
+            ("qwen2.attention.head_count", 3u32.into()),
+            ("qwen2.attention.key_length", 128u32.into()),
         ];
         for (key, value) in cases {
             let architecture = key.split('.').next().unwrap();
