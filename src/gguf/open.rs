@@ -88,7 +88,7 @@ fn parse(path: &Path, file: File) -> Result<Gguf> {
 fn read_metadata<R: Read>(source: &mut Source<R>, count: u64) -> Result<BTreeMap<String, Value>> {
     let mut metadata = BTreeMap::new();
     for index in 0..count {
-        let key = String::decode(source).map_err(|e| e.context(format!("metadata key {index}")))?;
+        let key = name(source).map_err(|e| e.context(format!("metadata key {index}")))?;
         let value = u32::decode(source).and_then(|id| Value::decode(id, source));
         let value = value.map_err(|e| e.context(format!("metadata value of {key:.80}")))?;
         if metadata.insert(key.clone(), value).is_some() {
@@ -98,9 +98,18 @@ fn read_metadata<R: Read>(source: &mut Source<R>, count: u64) -> Result<BTreeMap
     Ok(metadata)
 }
 
+/// Refuses a NUL: C programs, llama.cpp among them, read names up to there, so they would find another one than we do.
+fn name<R: Read>(source: &mut Source<R>) -> Result<String> {
+    let name = String::decode(source)?;
+    if name.contains('\0') {
+        return Err(Error::model(format!("the name {name:.80?} has a NUL in it")));
+    }
+    Ok(name)
+}
+
 /// `offset` is still relative to the data section here.
 fn read_tensor_info<R: Read>(source: &mut Source<R>) -> Result<TensorInfo> {
-    let name = String::decode(source)?;
+    let name = name(source)?;
     if name.is_empty() || name.len() > NAME_BYTES {
         return Err(Error::model(format!("its name has {} bytes, expected 1 to {NAME_BYTES}", name.len())));
     }

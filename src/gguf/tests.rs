@@ -130,6 +130,17 @@ fn files_of_other_kinds_are_refused_with_the_reason() {
 }
 
 #[test]
+fn a_name_with_a_nul_is_refused() {
+    let (_folder, path) = folder();
+    let mut key = sample();
+    key.set("yes\0no", true).write(&path).unwrap();
+    assert!(Gguf::open(&path).unwrap_err().message().contains("\"yes\\0no\" has a NUL"));
+    let mut tensor = sample();
+    tensor.tensor("b\0c", &ramp(&[7])).unwrap().write(&path).unwrap();
+    assert!(Gguf::open(&path).unwrap_err().message().contains("\"b\\0c\" has a NUL"));
+}
+
+#[test]
 fn a_file_cut_anywhere_is_refused() {
     let (_folder, path) = folder();
     sample().write(&path).unwrap();

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 
 use crate::error::{Error, Result};
-use crate::gguf::Gguf;
+use crate::gguf::{Gguf, Value};
 
 /// Checks a model file.
 ///
@@ -17,6 +17,11 @@ pub(super) fn model(file: &Gguf) -> Result<()> {
         return Err(Error::model(format!("{}: it holds a {kind}, expected a model", file.path().display())));
     }
     file.str("general.architecture").map_err(name)?;
+    // llama.cpp reads text up to a NUL, so it would see another value than what is checked here.
+    let cut = |value: &Value| matches!(value, Value::String(text) if text.contains('\0'));
+    if let Some((key, _)) = file.metadata().iter().find(|(_, value)| cut(value)) {
+        return Err(name(Error::model(format!("metadata key {key} has a NUL in its text"))));
+    }
     vocabulary(file).map_err(name)?;
     super::validate_shape::shape(file).map_err(name)
 }
@@ -33,7 +38,9 @@ fn vocabulary(file: &Gguf) -> Result<()> {
         .opt_strings("tokenizer.ggml.tokens")?
         .ok_or_else(|| Error::model("metadata key tokenizer.ggml.tokens is missing"))?;
     let mut seen = HashSet::with_capacity(tokens.len());
-    if let Some(twice) = tokens.iter().find(|t| !seen.insert(t.as_str())) {
+    // As llama.cpp reads them: up to a NUL, and each empty one under a name of its own.
+    let mut texts = tokens.iter().map(|token| token.split('\0').next().unwrap_or_default()).filter(|t| !t.is_empty());
+    if let Some(twice) = texts.find(|text| !seen.insert(*text)) {
         return Err(Error::model(format!("the vocabulary holds the token {twice:?} twice")));
     }
     let length = |key: &str, n: Option<usize>| match n {

@@ -159,14 +159,12 @@ pub(super) fn formats(file: &Gguf) -> Result<()> {
 mod tests {
     use super::*;
     use crate::error::Code;
-    use crate::gguf::Writer;
+    use crate::gguf::{Array, Writer};
     use crate::llama::Model;
     use crate::tiny::{TinySpec, tiny_model};
 
     #[test]
     fn a_model_that_llama_cpp_would_assert_on_is_an_error() {
-        let dir = tempfile::tempdir().unwrap();
-        let (good, bad) = (dir.path().join("good.gguf"), dir.path().join("bad.gguf"));
         let cases: Vec<(&str, Value)> = vec![
             ("llama.block_count", 0u32.into()),
             ("llama.block_count", 513u32.into()),
@@ -192,18 +190,40 @@ mod tests {
         ];
         for (key, value) in cases {
             let architecture = key.split('.').next().unwrap();
-            tiny_model(&good, &TinySpec::new(architecture)).unwrap();
-            let from = Gguf::open(&good).unwrap();
-            let mut file = Writer::new();
-            file.copy_metadata(&from).set(key, value.clone());
-            for tensor in from.tensors() {
-                file.copy_tensor(&from, tensor.name()).unwrap();
-            }
-            file.write(&bad).unwrap();
-            let refused = Model::load(&bad, 0).err().unwrap_or_else(|| panic!("{key} = {value:?} was taken"));
-            assert_eq!(refused.code(), Code::Model, "{refused}");
+            let refused = refusal(architecture, key, |_| value.clone());
             assert!(refused.message().contains(&format!(" {architecture}.")), "{key}: {refused}");
-            assert!(Model::load(&good, 0).is_ok());
         }
+    }
+
+    #[test]
+    fn text_that_llama_cpp_would_cut_at_a_nul_is_an_error_where_that_matters() {
+        let cut = |good: Option<&Value>| {
+            let Some(Value::Array(Array::String(tokens))) = good else { panic!("a vocabulary") };
+            let mut tokens = tokens.clone();
+            tokens[7] = format!("{}\0and more", tokens[8]);
+            Value::from(tokens)
+        };
+        let refused = refusal("llama", "tokenizer.ggml.tokens", cut);
+        assert!(refused.message().contains("twice"), "{refused}");
+        let refused = refusal("llama", "tokenizer.ggml.model", |_| "none\0gpt2".into());
+        assert!(refused.message().contains("tokenizer.ggml.model has a NUL"), "{refused}");
+    }
+
+    /// What is said of a good file in which `key` is as `change` makes it.
+    fn refusal(architecture: &'static str, key: &str, change: impl FnOnce(Option<&Value>) -> Value) -> Error {
+        let dir = tempfile::tempdir().unwrap();
+        let (good, bad) = (dir.path().join("good.gguf"), dir.path().join("bad.gguf"));
+        tiny_model(&good, &TinySpec::new(architecture)).unwrap();
+        let from = Gguf::open(&good).unwrap();
+        let mut file = Writer::new();
+        file.copy_metadata(&from).set(key, change(from.get(key)));
+        for tensor in from.tensors() {
+            file.copy_tensor(&from, tensor.name()).unwrap();
+        }
+        file.write(&bad).unwrap();
+        let refused = Model::load(&bad, 0).err().unwrap_or_else(|| panic!("a changed {key} was taken"));
+        assert_eq!(refused.code(), Code::Model, "{refused}");
+        assert!(Model::load(&good, 0).is_ok());
+        refused
     }
 }
