@@ -306,6 +306,8 @@ pub struct Rollout {
     pub temperature: f32,
     /// Reward before normalization.
     pub score: f64,
+    /// Least advantage of each token, after whitening: of an answer that is to become likelier whatever the critic expects.
+    pub advantage_floor: Option<f64>,
     /// The server's own log-probabilities of the response's tokens (perhaps but the last) at temperature 1, nats, where it told
     /// them. Never trained on: they only show how far the two engines are apart.
     pub served_logprobs: Option<Vec<f32>>,

@@ -199,7 +199,8 @@ pub struct RewardConfig {
     pub rollout_share: f64,
     /// Seconds without a request after which rollouts begin; 0 leaves them to demand.
     pub rollout_idle: u32,
-    /// What a correction is worth as a sample of its own, with the answer as the user would have had it; 0 makes no sample of it.
+    /// What a correction is worth as a sample of its own, with the answer as the user would have had it: its score, and the least
+    /// advantage of its tokens; 0 makes no sample of it.
     pub correction: f64,
     /// Pieces of feedback of one user in a clock hour that count; 0 is no limit. Begins with the second user.
     pub user_hourly: u32,

@@ -185,9 +185,15 @@ impl Judge {
 
 impl Samples {
     fn add(&mut self, g: &Generation, response: Vec<TokenId>, kind: SampleKind, score: Score) {
-        let temperature = g.sampling.temperature;
-        let (prompt, score_of) = (g.prompt.clone(), score.score);
-        self.rollouts.push(Rollout { prompt, response, temperature, score: score_of, served_logprobs: None });
+        self.rollouts.push(Rollout {
+            prompt: g.prompt.clone(),
+            response,
+            temperature: g.sampling.temperature,
+            score: score.score,
+            // Written by a person: good, whatever the critic expects of such a prompt.
+            advantage_floor: (kind == SampleKind::Correction).then_some(score.score),
+            served_logprobs: None,
+        });
         self.records.push(SampleRecord { generation_id: g.id.clone(), kind, score });
     }
 }

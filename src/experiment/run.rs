@@ -257,6 +257,7 @@ fn rollout(answer: &Generation, score: f64, served_logprobs: &Option<Vec<f32>>) 
         response: answer.response.clone(),
         temperature: answer.sampling.temperature,
         score,
+        advantage_floor: None,
         served_logprobs: served_logprobs.clone(),
     }
 }

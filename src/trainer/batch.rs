@@ -17,6 +17,7 @@ pub(super) struct Sample<'a> {
     /// Divides the logits; greedy answers are trained at 1.
     pub temperature: f32,
     pub score: f64,
+    pub advantage_floor: Option<f64>,
     /// The server's, where they say something of this temperature.
     pub served_logprobs: Option<&'a [f32]>,
     pub rows: Range<usize>,
@@ -59,6 +60,7 @@ impl<'a> Batch<'a> {
                 response: &rollout.response,
                 temperature: if rollout.temperature < GREEDY_BELOW { 1.0 } else { rollout.temperature },
                 score: rollout.score,
+                advantage_floor: rollout.advantage_floor,
                 served_logprobs: served_logprobs(rollout),
                 rows: start..start + rollout.response.len(),
             });
@@ -71,9 +73,10 @@ impl<'a> Batch<'a> {
         self.samples.last().map_or(0, |s| s.rows.end)
     }
 
-    /// Whether every score is the same: then nothing tells a good answer from a bad one.
+    /// Whether every score is the same, and none is good by itself: then nothing tells a good answer from a bad one.
     pub fn without_signal(&self) -> bool {
-        self.samples.windows(2).all(|pair| matches!(pair, [a, b] if a.score == b.score))
+        self.samples.iter().all(|s| s.advantage_floor.is_none())
+            && self.samples.windows(2).all(|pair| matches!(pair, [a, b] if a.score == b.score))
     }
 
     /// Splits samples (indices, in this order) into groups of at most `tokens` input tokens; a longer one stands alone.
@@ -142,6 +145,9 @@ fn check(rollout: &Rollout) -> Result<()> {
     if !rollout.score.is_finite() {
         return Err(Error::arg(format!("the score is {}, a finite number is expected", rollout.score)));
     }
+    if let Some(floor) = rollout.advantage_floor.filter(|floor| !floor.is_finite()) {
+        return Err(Error::arg(format!("the advantage is at least {floor}, a finite number is expected")));
+    }
     if !(rollout.temperature.is_finite() && rollout.temperature >= 0.0) {
         return Err(Error::arg(format!("the temperature is {}, a number from 0 is expected", rollout.temperature)));
     }
@@ -153,7 +159,14 @@ mod tests {
     use super::*;
 
     fn rollout(prompt: usize, response: usize, score: f64) -> Rollout {
-        Rollout { prompt: vec![1; prompt], response: vec![2; response], temperature: 1.0, score, served_logprobs: None }
+        Rollout {
+            prompt: vec![1; prompt],
+            response: vec![2; response],
+            temperature: 1.0,
+            score,
+            advantage_floor: None,
+            served_logprobs: None,
+        }
     }
 
     #[test]

@@ -89,7 +89,9 @@ impl Trainer {
         let reason = match batch.samples.first() {
             None if left_out == 0 => "the batch is empty".to_owned(),
             None => format!("all {left_out} samples are longer than {} tokens", self.config.max_tokens),
-            Some(_) if samples == 1 => "a single sample has nothing to be compared with".to_owned(),
+            Some(only) if samples == 1 && only.advantage_floor.is_none() => {
+                "a single sample has nothing to be compared with".to_owned()
+            }
             Some(first) if batch.without_signal() => {
                 format!("all {samples} scores are {}: nothing tells a good answer from a bad one", first.score)
             }
@@ -180,13 +182,13 @@ impl Trainer {
         }
         let flat =
             |padded: &Tensor| -> Result<Vec<f32>> { Ok(batch.flat(padded)?.into_iter().map(|x| x as f32).collect()) };
-        Ok(Fixed {
-            advantages: flat(&advantages)?,
-            returns: flat(&returns)?,
-            ref_logprobs,
-            behavior_logprobs,
-            old_values,
-        })
+        let mut advantages = flat(&advantages)?;
+        for sample in &batch.samples {
+            if let (Some(floor), Some(own)) = (sample.advantage_floor, advantages.get_mut(sample.rows.clone())) {
+                own.iter_mut().for_each(|advantage| *advantage = advantage.max(floor as f32));
+            }
+        }
+        Ok(Fixed { advantages, returns: flat(&returns)?, ref_logprobs, behavior_logprobs, old_values })
     }
 
     /// KL of the policy as it is now to the initial model, by samples of the policy that the batch started from: k3 a token, each

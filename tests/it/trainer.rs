@@ -96,6 +96,7 @@ fn batch() -> Vec<Rollout> {
         response: vec![100 + i; length],
         temperature: 1.0,
         score: if i.is_multiple_of(2) { 1.0 } else { -1.0 },
+        advantage_floor: None,
         served_logprobs: None,
     };
     [5, 9, 1, 14, 7, 3].iter().zip(0..).map(|(length, i)| answer(i, *length)).collect()
@@ -212,6 +213,34 @@ fn a_batch_without_signal_is_skipped_and_changes_nothing() {
     let long = Rollout { prompt: vec![1; 64], ..even[0].clone() };
     assert_eq!(skipped(&mut trainer, &[long.clone(), long]), "all 2 samples are longer than 64 tokens");
     assert!(tiny.files(&trainer) == before);
+}
+
+#[test]
+fn an_answer_whose_advantage_has_a_floor_becomes_likelier_whatever_the_others_got() {
+    let tiny = Tiny::new();
+    // The worst of the batch by its score.
+    let worst = |floor| {
+        let mut samples = batch();
+        samples[3].advantage_floor = floor;
+        samples
+    };
+    let change = |samples: &[Rollout]| {
+        let mut trainer = tiny.trainer(&config());
+        let answer = [Rollout { score: 1.0, ..batch().swap_remove(3) }];
+        let before = tiny.rewarded_logprobs(&trainer, &answer);
+        for _ in 0..4 {
+            step(&mut trainer, samples);
+        }
+        tiny.rewarded_logprobs(&trainer, &answer) - before
+    };
+    let (without, with) = (change(&worst(None)), change(&worst(Some(1.0))));
+    assert!(without < 0.0 && with > 0.0, "{without} without a floor, {with} with one");
+
+    // Alone it has nothing to be compared with, and teaches all the same.
+    assert!(change(&worst(Some(1.0))[3..4]) > 0.0);
+    let odd = worst(Some(f64::NAN));
+    let refused = tiny.trainer(&config()).step(&odd, GO_ON).unwrap_err();
+    assert!(refused.message().contains("sample 3: the advantage is at least NaN"), "{refused}");
 }
 
 #[test]

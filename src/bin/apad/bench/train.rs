@@ -133,6 +133,7 @@ fn rollouts(options: &Options, vocabulary: u32, rng: &mut ChaCha8Rng) -> Vec<Rol
             temperature: 1.0,
             // Different, or there would be nothing to learn.
             score: f64::from(i),
+            advantage_floor: None,
             served_logprobs: None,
         })
         .collect()
