@@ -1,5 +1,5 @@
 // Compiles the addon with the headers of this machine: those beside node, /usr/include/node, or NODE_INCLUDE. APA_LIB_DIR is the
-// folder of libapa.so; APA_INCLUDE that of apa.h. Downloads nothing.
+// folder of libapa.so, which is built first where this is a checkout without one; APA_INCLUDE that of apa.h. Downloads nothing.
 
 import { execFileSync } from 'node:child_process';
 import { existsSync, mkdirSync } from 'node:fs';
@@ -16,7 +16,13 @@ const folder = (name, candidates, file) => {
 };
 
 const include = folder('APA_INCLUDE', [process.env.APA_INCLUDE, join(root, 'include'), '/usr/local/include'], 'apa.h');
-const library = folder('APA_LIB_DIR', [process.env.APA_LIB_DIR, join(root, 'target/release'), '/usr/local/lib'], 'libapa.so');
+const built = resolve(root, process.env.CARGO_TARGET_DIR ?? 'target', 'release');
+const libraries = [process.env.APA_LIB_DIR, built, '/usr/local/lib'];
+if (existsSync(join(root, 'Cargo.toml')) && !libraries.some((at) => at && existsSync(join(at, 'libapa.so')))) {
+  console.error('build: no libapa.so yet; cargo makes it, which takes some ten minutes');
+  execFileSync('cargo', ['build', '--release', '--locked', '--lib'], { cwd: root, stdio: 'inherit' });
+}
+const library = folder('APA_LIB_DIR', libraries, 'libapa.so');
 const node = folder('NODE_INCLUDE', [process.env.NODE_INCLUDE, resolve(process.execPath, '../../include/node'), '/usr/include/node'],
   'node_api.h');
 
