@@ -2,6 +2,7 @@
 // answers are made, and how long cancelled streams live on. The tiny model of the tests is fast enough.
 
 import { Engine } from './index.js';
+import { longestPause } from './test/helpers.mjs';
 
 const [model, data] = process.argv.slice(2);
 const serve = { context: 1024, threads: 1, slots: 8, queue: 2000 };
@@ -31,17 +32,8 @@ async function token() {
   return (spent * 1e3) / read;
 }
 
-async function pause() {
-  let worst = 0;
-  let last = performance.now();
-  const clock = setInterval(() => {
-    worst = Math.max(worst, performance.now() - last);
-    last = performance.now();
-  }, 1);
-  await Promise.all(Array.from({ length: 1000 }, (_, seed) => engine.complete({ prompt: 'the', max_tokens: 4, seed })));
-  clearInterval(clock);
-  return worst;
-}
+const pause = () =>
+  longestPause(() => Promise.all(Array.from({ length: 1000 }, (_, seed) => engine.complete({ prompt: 'the', max_tokens: 4, seed }))));
 
 /** From cancel to end, in milliseconds, smallest first: one after the other, or all at once. */
 async function cancels(together) {

@@ -26,7 +26,8 @@ class Pulled {
   #handle;
   #id;
   #engine;
-  #turn = Promise.resolve();
+  #takers = 0;
+  #last; // The pull of the caller who came last.
   #wake;
   freed = false;
 
@@ -38,27 +39,31 @@ class Pulled {
     forgotten.register(this, { native, handle, ...onAbort }, this);
   }
 
-  /** Pulls: text, or the status that came instead. Callers get their turn in order. */
+  /** Pulls: text, or the status that came instead. Callers get their turn in order; most are alone, and spared a promise. */
   take(interrupted) {
-    const mine = this.#turn.then(() => this.#wait(interrupted));
-    this.#turn = mine.catch(() => {});
-    return mine;
+    const wait = () => this.#wait(interrupted);
+    this.#last = this.#takers++ ? this.#last.then(wait, wait) : wait();
+    return this.#last;
   }
 
   async #wait(interrupted) {
-    for (;;) {
-      const later = turn();
-      if (later) await later;
-      interrupted?.();
-      const got = this.#native.next(this.#handle);
-      if (got !== TIMEOUT) return got;
-      this.#native.hold(1);
-      await new Promise((resolve) => {
-        this.#wake = resolve;
-        waiting.set(this.#id, resolve);
-      });
-      waiting.delete(this.#id);
-      this.#native.hold(-1);
+    try {
+      for (;;) {
+        const later = turn();
+        if (later) await later;
+        interrupted?.();
+        const got = this.#native.next(this.#handle);
+        if (got !== TIMEOUT) return got;
+        this.#native.hold(1);
+        await new Promise((resolve) => {
+          this.#wake = resolve;
+          waiting.set(this.#id, resolve);
+        });
+        waiting.delete(this.#id);
+        this.#native.hold(-1);
+      }
+    } finally {
+      this.#takers -= 1;
     }
   }
 

@@ -40,3 +40,16 @@ export async function long(engine, prompt = 'the') {
 }
 
 export const has = (code) => (error) => error.code === code;
+
+/** Milliseconds that the event loop stood still at most while `work` ran. */
+export async function longestPause(work) {
+  let worst = 0;
+  let last = performance.now();
+  const clock = setInterval(() => {
+    worst = Math.max(worst, performance.now() - last);
+    last = performance.now();
+  }, 1);
+  await work();
+  clearInterval(clock);
+  return worst;
+}

@@ -2,7 +2,7 @@
 
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import { has, long, open } from './helpers.mjs';
+import { has, long, longestPause, open } from './helpers.mjs';
 
 const greedy = { prompt: 'the', max_tokens: 12, temperature: 0 };
 
@@ -81,17 +81,13 @@ test('several pulls at once each get a piece, in order', async (t) => {
 test('a thousand streams leave the event loop and the thread pool free', async (t) => {
   const engine = await open(t, { serve: { context: 2048, threads: 1, slots: 8, queue: 2000 } });
   const { readFile } = await import('node:fs/promises');
-  let worst = 0;
-  let last = performance.now();
-  const clock = setInterval(() => {
-    worst = Math.max(worst, performance.now() - last);
-    last = performance.now();
-  }, 1);
-  const all = Array.from({ length: 1000 }, (_, seed) => engine.complete({ prompt: 'the', max_tokens: 4, seed }));
-  // libuv's pool has four threads; none of them waits for a stream.
-  await Promise.all(Array.from({ length: 16 }, () => readFile(new URL(import.meta.url))));
-  const results = await Promise.all(all);
-  clearInterval(clock);
+  let results;
+  const worst = await longestPause(async () => {
+    const all = Array.from({ length: 1000 }, (_, seed) => engine.complete({ prompt: 'the', max_tokens: 4, seed }));
+    // libuv's pool has four threads; none of them waits for a stream.
+    await Promise.all(Array.from({ length: 16 }, () => readFile(new URL(import.meta.url))));
+    results = await Promise.all(all);
+  });
   assert.equal(new Set(results.map((r) => r.id)).size, 1000);
   t.diagnostic(`the event loop's longest pause was ${worst.toFixed(0)} ms`);
   // Some 15 ms on two cores that others use too; a start of all in one turn is ten times that.
@@ -117,7 +113,8 @@ test('a thousand streams are opened and cancelled, and each ends soon', async (t
   );
   times.sort((a, b) => a - b);
   t.diagnostic(`from cancel to end: median ${times[500].toFixed(1)} ms, worst ${times[999].toFixed(1)} ms`);
-  assert(times[999] < 2000, `an end came after ${times[999]} ms`);
+  // Some 25 to 35 ms on two cores that others use too.
+  assert(times[999] < 250, `an end came after ${times[999]} ms`);
   await until(() => engine.status().running + engine.status().queued === 0);
 });
 
