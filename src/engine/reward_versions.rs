@@ -8,7 +8,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use crate::config::RewardConfig;
-use crate::error::{Error, Result};
+use crate::error::{Code, Error, Result};
 use crate::ledger::{Ledger, PairAnswer, StoredPair};
 use crate::llama::Model;
 use crate::policy::Decoder;
@@ -98,7 +98,7 @@ impl RewardVersions {
     }
 
     /// Learns from all pairs there are, and returns the new reward model if it is adopted. An attempt that was stopped is made
-    /// again.
+    /// again; one that failed, only with more pairs or after a restart: it takes minutes.
     pub fn learn(
         &mut self,
         ledger: &Ledger,
@@ -107,6 +107,23 @@ impl RewardVersions {
         stop: &dyn Fn() -> bool,
     ) -> Result<Option<Grader>> {
         let count = ledger.pair_count()?;
+        let before = (self.status.version, self.status.accuracy);
+        self.attempt(count, ledger, model, decoder, stop).inspect_err(|error| {
+            if error.code() != Code::Closed {
+                (self.status.version, self.status.accuracy) = before;
+                (self.status.pairs, self.status.last) = (count, Some(format!("failed: {error}")));
+            }
+        })
+    }
+
+    fn attempt(
+        &mut self,
+        count: u64,
+        ledger: &Ledger,
+        model: &Arc<Model>,
+        decoder: &Arc<Decoder>,
+        stop: &dyn Fn() -> bool,
+    ) -> Result<Option<Grader>> {
         let settings = Settings { validation: HELD_BACK, seed: self.seed, ..Settings::default() };
         let pairs: Vec<Pair> =
             ledger.pairs()?.iter().filter_map(|pair| tokens(pair, model, settings.max_tokens)).collect();

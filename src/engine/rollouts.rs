@@ -61,6 +61,11 @@ impl Rollouts {
         self.busy.elapsed() >= self.idle
     }
 
+    /// Lets as much time pass as if somebody had just asked.
+    pub fn postpone(&mut self) {
+        self.busy = Instant::now();
+    }
+
     /// Samples `count` answers; they are on record when this returns. `stop` gives up.
     pub fn sample(
         &mut self,

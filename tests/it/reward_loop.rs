@@ -333,6 +333,39 @@ fn the_reward_model_learns_from_preferences_and_corrections_and_is_replaced_only
 }
 
 #[test]
+fn a_reward_model_that_can_not_be_kept_is_not_learned_again_and_again() {
+    let dir = tempfile::tempdir().unwrap();
+    // No folder for versions of it can be made.
+    std::fs::create_dir(dir.path().join("data")).unwrap();
+    std::fs::write(dir.path().join("data/reward"), "in the way").unwrap();
+    let engine = open_with(dir.path(), |c: &mut Config| {
+        (c.train.threads, c.train.device, c.train.dtype, c.train.auto) = (1, "cpu".into(), Dtype::F32, true);
+        c.reward.learn = 60;
+    })
+    .unwrap();
+    for n in 0..60 {
+        let prompt = engine.tokenize(&format!("question {n}")).unwrap();
+        let request = GenerateRequest { prompt, max_tokens: Some(4), ..GenerateRequest::default() };
+        let g = finish(&engine.generate(request).unwrap()).unwrap().1;
+        say(&engine, &g, "ann", Signal::Correction("please".into()));
+    }
+    let began = std::time::Instant::now();
+    let failed = loop {
+        let status = engine.status().trainer;
+        if status.reward.last.is_some() && status.state == "idle" {
+            break status;
+        }
+        assert!(began.elapsed().as_secs() < 60, "{status:?}");
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    };
+    let said = failed.reward.last.as_ref().unwrap();
+    assert!(said.starts_with("failed: ") && failed.reward.version == 0 && failed.seconds > 0.0, "{failed:?}");
+    // The trainer looks every five seconds.
+    std::thread::sleep(std::time::Duration::from_millis(5500));
+    assert_eq!(engine.status().trainer, failed);
+}
+
+#[test]
 fn rollouts_are_sampled_judged_by_the_reward_model_and_trained_on_beside_live_feedback() {
     let dir = tempfile::tempdir().unwrap();
     let file = reward_model(dir.path());

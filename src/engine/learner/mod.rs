@@ -358,17 +358,24 @@ impl Worker {
 
     /// Lets the reward model learn, once enough pairs are in.
     fn learn_reward(&mut self) {
-        let (Some(judge), true) = (&mut self.judge, self.shared.auto.load(Ordering::Acquire)) else { return };
-        if judge.learning_is_due(&self.ledger) {
-            let shared = self.shared.clone();
-            self.shared.set_state("training");
-            match judge.learn(&self.ledger, &|| shared.interrupt.load(Ordering::Acquire)) {
-                Err(error) if error.code() != Code::Closed => tracing::error!(%error, "the reward model did not learn"),
-                _ => {}
-            }
-            self.shared.set_state("idle");
+        if !self.shared.auto.load(Ordering::Acquire) {
+            return;
         }
-        self.shared.status().reward = judge.status().clone();
+        if self.judge.as_ref().is_some_and(|judge| judge.learning_is_due(&self.ledger)) {
+            let work = self.begin();
+            let shared = self.shared.clone();
+            let learned =
+                self.judge.as_mut().map(|j| j.learn(&self.ledger, &|| shared.interrupt.load(Ordering::Acquire)));
+            self.end(work);
+            if let Some(Err(error)) = learned
+                && error.code() != Code::Closed
+            {
+                tracing::error!(%error, "the reward model did not learn");
+            }
+        }
+        if let Some(judge) = &self.judge {
+            self.shared.status().reward = judge.status().clone();
+        }
     }
 
     /// Trains on fresh answers while nobody asks.
@@ -384,7 +391,9 @@ impl Worker {
             tracing::error!(%error, "rollouts failed");
             self.shared.status().reason = Some(error.to_string());
             // Not again at every look.
-            self.rollouts = None;
+            if let Some(rollouts) = &mut self.rollouts {
+                rollouts.postpone();
+            }
         }
     }
 
