@@ -16,6 +16,8 @@ use crate::types::{NewFeedback, Signal, UnixMillis, unix_millis};
 const HOUR_MS: UnixMillis = 3_600_000;
 /// Most earlier ratings of an answer that a new one is compared with.
 const COMPARED: u32 = 16;
+/// Waiting rows that limits leave out before a batch is looked for user by user: some 5 ms.
+const LEFT_OUT_ROWS: usize = 20_000;
 
 /// What counts. The default counts everything. Limits of share and time begin with the second user: where one person is the only
 /// one, there is nobody to protect. Feedback without a user is taken as one user's.
@@ -207,32 +209,40 @@ fn verdict(db: &Connection, user: &str) -> Result<Option<ReviewVerdict>> {
 
 /// Users whose feedback waits for a person: flagged ones and those on hold, with what was decided.
 pub(super) fn reviews(db: &Connection, rules: &Rules) -> Result<Vec<ReviewEntry>> {
+    let mut waiting = db.prepare_cached(
+        "SELECT count(*) FROM feedback INDEXED BY feedback_unused_of_user WHERE user = ?1 AND teaches = 1 AND batch IS NULL",
+    )?;
+    let mut all = on_list(db, rules)?;
+    for entry in &mut all {
+        let count: i64 = waiting.query_row([&entry.user], |row| row.get(0))?;
+        entry.waiting = count.max(0).cast_unsigned();
+    }
+    Ok(all)
+}
+
+/// As [`reviews`], with what waits of theirs not counted.
+fn on_list(db: &Connection, rules: &Rules) -> Result<Vec<ReviewEntry>> {
     let mut select = db.prepare_cached(
         "SELECT user, compared, disagreed FROM agreement
          WHERE ?1 > 0 AND compared >= ?1 AND disagreed > ?2 * compared
          UNION SELECT r.user, coalesce(a.compared, 0), coalesce(a.disagreed, 0)
          FROM (SELECT DISTINCT user FROM reviews) r LEFT JOIN agreement a ON a.user = r.user ORDER BY 1",
     )?;
-    let mut waiting = db.prepare_cached(
-        "SELECT count(*) FROM feedback INDEXED BY feedback_of_user WHERE user = ?1 AND teaches = 1 AND batch IS NULL",
-    )?;
     let mut found = Vec::new();
     let mut rows = select.query((rules.flag_after, rules.flag_share))?;
     while let Some(row) = rows.next()? {
         let user: String = row.get(0)?;
         let (compared, disagreed): (i64, i64) = (row.get(1)?, row.get(2)?);
-        let waiting: i64 = waiting.query_row([&user], |row| row.get(0))?;
         let verdict = verdict(db, &user)?;
         let count = |n: i64| n.max(0).cast_unsigned();
-        let (compared, disagreed, waiting) = (count(compared), count(disagreed), count(waiting));
-        found.push(ReviewEntry { user, compared, disagreed, waiting, verdict });
+        found.push(ReviewEntry { user, compared: count(compared), disagreed: count(disagreed), waiting: 0, verdict });
     }
     Ok(found)
 }
 
 /// Users whose feedback is not used: flagged and not trusted, or on hold.
 pub(super) fn held(db: &Connection, rules: &Rules) -> Result<BTreeSet<String>> {
-    let all = reviews(db, rules)?;
+    let all = on_list(db, rules)?;
     Ok(all.into_iter().filter(|e| e.verdict != Some(ReviewVerdict::Trust)).map(|e| e.user).collect())
 }
 
@@ -389,28 +399,117 @@ fn shares(all: &[Candidate], share: f64) -> BTreeMap<Option<String>, usize> {
 
 /// The waiting rows that count with this cap, by answer, up to `max` answers.
 fn scan(db: &Connection, max: usize, cap: usize, rules: &Rules) -> Result<Vec<Waiting>> {
-    let held = held(db, rules)?;
-    let ripe = rows::signed(unix_millis().saturating_sub(rules.delay_ms));
+    let limits =
+        Limits { max, cap, held: held(db, rules)?, ripe: rows::signed(unix_millis().saturating_sub(rules.delay_ms)) };
+    match scan_answers(db, &limits)? {
+        Some(chosen) => Ok(chosen),
+        None => scan_users(db, &limits),
+    }
+}
+
+/// What a scan keeps to.
+struct Limits {
+    /// Answers.
+    max: usize,
+    /// Answers of a user.
+    cap: usize,
+    /// Users of whom nothing is taken.
+    held: BTreeSet<String>,
+    /// Newest time of what is taken.
+    ripe: i64,
+}
+
+/// Looks at the oldest answers first; `None` if limits leave out nearly all that was seen.
+fn scan_answers(db: &Connection, limits: &Limits) -> Result<Option<Vec<Waiting>>> {
     let mut select = db.prepare_cached(
         "SELECT generation, id, user FROM feedback INDEXED BY feedback_unused
          WHERE teaches = 1 AND batch IS NULL AND created <= ?1 ORDER BY generation, id",
     )?;
-    let mut rows = select.query([ripe])?;
-    let (mut shares, mut chosen, mut found): (_, Vec<Waiting>, _) = (Shares::default(), Vec::new(), 0);
+    let mut rows = select.query([limits.ripe])?;
+    let (mut choice, mut left_out) = (Choice::default(), 0);
     while let Some(row) = rows.next()? {
-        let answer: i64 = row.get(0)?;
-        let fresh = chosen.last().is_none_or(|last| last.answer != answer);
-        if fresh && found == max {
+        let user = row.get_ref(2)?.as_str_or_null().map_err(rusqlite::Error::from)?;
+        match choice.offer(row.get(0)?, row.get(1)?, user, limits) {
+            Offered::Taken => {}
+            Offered::LeftOut if left_out == LEFT_OUT_ROWS => return Ok(None),
+            Offered::LeftOut => left_out += 1,
+            Offered::Full => break,
+        }
+    }
+    Ok(Some(choice.chosen))
+}
+
+/// Finds the same user by user: of each, only as many answers as could be taken are looked at.
+fn scan_users(db: &Connection, limits: &Limits) -> Result<Vec<Waiting>> {
+    let mut next = db.prepare_cached(
+        "SELECT user FROM feedback INDEXED BY feedback_unused_of_user
+         WHERE teaches = 1 AND batch IS NULL AND user >= ?1 ORDER BY user LIMIT 1",
+    )?;
+    let mut select = db.prepare_cached(
+        "SELECT generation, id FROM feedback INDEXED BY feedback_unused_of_user
+         WHERE teaches = 1 AND batch IS NULL AND user IS ?1 AND created <= ?2 ORDER BY generation, id",
+    )?;
+    let mut heads = Vec::new();
+    // First those who gave no name.
+    let mut user: Option<String> = None;
+    loop {
+        if user.as_ref().is_none_or(|user| !limits.held.contains(user)) {
+            let mut rows = select.query((&user, limits.ripe))?;
+            let mut own = Shares::default();
+            while let Some(row) = rows.next()? {
+                let (answer, id) = (row.get(0)?, row.get(1)?);
+                if !own.take(answer, None, limits.cap.min(limits.max)) {
+                    break;
+                }
+                heads.push(Waiting { answer, id, user: user.clone() });
+            }
+        }
+        // No text sorts between a name and the name with a NUL behind it.
+        let from = user.map_or_else(String::new, |last| last + "\0");
+        user = next.query_row([from], |row| row.get(0)).optional()?;
+        if user.is_none() {
             break;
         }
-        let user = row.get_ref(2)?.as_str_or_null().map_err(rusqlite::Error::from)?;
-        if user.is_some_and(|user| held.contains(user)) || !shares.take(answer, user, cap) {
-            continue;
-        }
-        found += usize::from(fresh);
-        chosen.push(Waiting { answer, id: row.get(1)?, user: user.map(str::to_owned) });
     }
-    Ok(chosen)
+    heads.sort_unstable_by_key(|w| (w.answer, w.id));
+    let mut choice = Choice::default();
+    for Waiting { answer, id, user } in heads {
+        if let Offered::Full = choice.offer(answer, id, user.as_deref(), limits) {
+            break;
+        }
+    }
+    Ok(choice.chosen)
+}
+
+/// Rows taken, offered by answer.
+#[derive(Default)]
+struct Choice {
+    shares: Shares,
+    chosen: Vec<Waiting>,
+    answers: usize,
+}
+
+enum Offered {
+    Taken,
+    LeftOut,
+    /// There are as many answers as wanted, and this is of another.
+    Full,
+}
+
+impl Choice {
+    fn offer(&mut self, answer: i64, id: i64, user: Option<&str>, limits: &Limits) -> Offered {
+        let fresh = self.chosen.last().is_none_or(|last| last.answer != answer);
+        if fresh && self.answers == limits.max {
+            return Offered::Full;
+        }
+        let held = user.is_some_and(|user| limits.held.contains(user));
+        if held || !self.shares.take(answer, user, limits.cap) {
+            return Offered::LeftOut;
+        }
+        self.answers += usize::from(fresh);
+        self.chosen.push(Waiting { answer, id, user: user.map(str::to_owned) });
+        Offered::Taken
+    }
 }
 
 /// Whether one user said all there is.
@@ -422,5 +521,42 @@ fn lone(db: &Connection) -> Result<bool> {
     match first {
         Some(user) => Ok(!has_others(db, user.as_deref())?),
         None => Ok(true),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rand::rngs::SmallRng;
+    use rand::{RngExt, SeedableRng};
+
+    use super::*;
+    use crate::ledger::schema::open_writer;
+
+    #[test]
+    fn user_by_user_a_scan_finds_what_it_finds_answer_by_answer() {
+        let dir = tempfile::tempdir().unwrap();
+        let db = open_writer(&dir.path().join("l")).unwrap();
+        let mut rng = SmallRng::seed_from_u64(1);
+        for seq in 0..400 {
+            db.execute("INSERT INTO generations VALUES (?1, ?1, 0, x'', x'', '', '', '', NULL, 0)", [seq]).unwrap();
+        }
+        let names = [None, Some(""), Some("a"), Some("a\0"), Some("ab"), Some("b"), Some("held")];
+        for _ in 0..1500 {
+            // The first answers are nearly all of one user's.
+            let answer = rng.random_range(0..400);
+            let user = if answer < 200 && rng.random_bool(0.9) { Some("b") } else { names[rng.random_range(0..7)] };
+            db.execute(
+                "INSERT INTO feedback (generation, rating, teaches, user, created, batch) VALUES (?1, 1, ?2, ?3, ?4, NULL)",
+                (answer, rng.random_bool(0.9), user, rng.random_range(0..100)),
+            )
+            .unwrap();
+        }
+        for (max, cap) in [(16, 4), (64, 8), (64, usize::MAX), (1000, 3), (1000, usize::MAX), (1, 1)] {
+            let limits = Limits { max, cap, held: ["held".to_owned()].into(), ripe: 80 };
+            let ids = |rows: &[Waiting]| rows.iter().map(|w| (w.answer, w.id)).collect::<Vec<_>>();
+            let (answers, users) = (scan_answers(&db, &limits).unwrap().unwrap(), scan_users(&db, &limits).unwrap());
+            assert_eq!(ids(&answers), ids(&users), "{max} {cap}");
+            assert!(!users.is_empty());
+        }
     }
 }

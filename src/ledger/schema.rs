@@ -123,6 +123,8 @@ const MIGRATIONS: &[&str] = &[
     ) STRICT;
     CREATE INDEX reviews_of_user ON reviews(user);
     CREATE INDEX generations_of_user ON generations(user) WHERE user IS NOT NULL;",
+    // 3. What waits, by who said it.
+    "CREATE INDEX feedback_unused_of_user ON feedback(user, generation, id, created) WHERE teaches = 1 AND batch IS NULL;",
 ];
 
 /// The connection that writes, at this build's format.
