@@ -49,7 +49,7 @@ if [ -z "${SPEED:-}" ]; then
 fi
 for round in 1 2 3; do
     "$apad" bench score --model "$model" --pairs "$work/test.jsonl" --json > "$work/speed-$round.json"
-    "$python" benches/peft_reward.py --model "$model" --pairs "$work/test.jsonl" --speed | tail -n1 > "$work/peer-speed-$round.json"
+    "$python" benches/peft_reward.py --model "$model" --pairs "$work/test.jsonl" --speed --rounds 1 | tail -n1 > "$work/peer-speed-$round.json"
 done
 "$python" - "$work" <<'PYTHON'
 import json, os, statistics, sys
