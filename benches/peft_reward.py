@@ -22,6 +22,7 @@ import time
 
 import torch
 from peft import LoraConfig, get_peft_model
+from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
 from transformers import AutoModel, AutoTokenizer, GgufConfig
 
 LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -127,6 +128,8 @@ def main():
     folder, name = os.path.split(os.path.abspath(args.model))
     source = {"pretrained_model_name_or_path": folder, "gguf_file": name}
     tokenizer = AutoTokenizer.from_pretrained(**source)
+    # The file says "smollm" of this: digits one by one. transformers doesn't read it, and then splits line ends before digits otherwise.
+    tokenizer.backend_tokenizer.pre_tokenizer = Sequence([Digits(individual_digits=True), ByteLevel(add_prefix_space=False)])
     if args.speed:
         pairs = list(read(args.pairs, tokenizer, 1024).values())
         print(json.dumps(speed(Peer(source, args.rank, 2 * args.rank).eval(), pairs, args)))
