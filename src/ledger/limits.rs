@@ -537,6 +537,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let db = open_writer(&dir.path().join("l")).unwrap();
         let mut rng = SmallRng::seed_from_u64(1);
+        db.execute_batch("BEGIN").unwrap();
         for seq in 0..400 {
             db.execute("INSERT INTO generations VALUES (?1, ?1, 0, x'', x'', '', '', '', NULL, 0)", [seq]).unwrap();
         }
@@ -551,6 +552,7 @@ mod tests {
             )
             .unwrap();
         }
+        db.execute_batch("COMMIT").unwrap();
         for (max, cap) in [(16, 4), (64, 8), (64, usize::MAX), (1000, 3), (1000, usize::MAX), (1, 1)] {
             let limits = Limits { max, cap, held: ["held".to_owned()].into(), ripe: 80 };
             let ids = |rows: &[Waiting]| rows.iter().map(|w| (w.answer, w.id)).collect::<Vec<_>>();
@@ -558,5 +560,25 @@ mod tests {
             assert_eq!(ids(&answers), ids(&users), "{max} {cap}");
             assert!(!users.is_empty());
         }
+    }
+
+    #[test]
+    fn a_batch_is_found_behind_more_than_a_scan_by_age_looks_at() {
+        let dir = tempfile::tempdir().unwrap();
+        let db = open_writer(&dir.path().join("l")).unwrap();
+        db.execute_batch(
+            "CREATE TEMP TABLE n AS WITH RECURSIVE n(i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM n LIMIT 20100) SELECT i FROM n;
+             INSERT INTO generations SELECT i, i, 0, x'', x'', '', '', '', NULL, 0 FROM n;
+             INSERT INTO feedback (generation, rating, teaches, user, created)
+             SELECT i, 1, 1, iif(i < 20050, 'held', 'user ' || (i % 4)), 0 FROM n;",
+        )
+        .unwrap();
+        review(&db, "held", ReviewVerdict::Hold).unwrap();
+        let rules = Rules { share: 0.25, ..Rules::default() };
+        let limits = Limits { max: 8, cap: 2, held: held(&db, &rules).unwrap(), ripe: i64::MAX };
+        assert!(scan_answers(&db, &limits).unwrap().is_none());
+        let batch = choose(&db, 8, &rules).unwrap();
+        assert_eq!(batch.iter().map(|(answer, _)| *answer).collect::<Vec<_>>(), (20050..20058).collect::<Vec<_>>());
+        assert_eq!(reviews(&db, &rules).unwrap()[0].waiting, 20050);
     }
 }
