@@ -21,11 +21,11 @@ fn main() {
     // llama-cpp-sys-2 tells where it installed ggml's package; the headers are beside it.
     let headers = env::var("DEP_LLAMA_GGML_CMAKE_DIR").ok();
     let headers = headers.as_deref().and_then(|dir| Path::new(dir).ancestors().nth(2)).map(|dir| dir.join("include"));
-    // Else the file is empty but for three functions that do nothing, and ggml's own kernels serve.
-    if let Some(headers) = headers.filter(|dir| dir.join("ggml.h").exists())
-        && FEATURES.into_iter().chain(["avx512vnni"]).all(has)
-    {
-        kernels.include(headers).define("APA_KERNELS", None).flag("-ffp-contract=off").flag("-mavx512vnni");
+    let headers = headers.filter(|dir| dir.join("ggml.h").exists());
+    kernels.include(headers.expect("ggml's headers are where llama-cpp-sys-2 installs its package"));
+    // Else ggml's own kernels serve, but for those that may not.
+    if FEATURES.into_iter().chain(["avx512vnni"]).all(has) {
+        kernels.define("APA_KERNELS", None).flag("-ffp-contract=off").flag("-mavx512vnni");
         for feature in FEATURES {
             kernels.flag(format!("-m{feature}"));
         }

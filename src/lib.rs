@@ -1,7 +1,7 @@
 //! libapa: serves a language model and keeps aligning it with the people who use it, in one process.
 //!
-//! A request goes one way: scheduler → ledger → trainer → publish → scheduler. [`Engine`] is the composition root; the stages
-//! know only [`types`] and what is below them, never each other.
+//! A request goes one way: scheduler → ledger → trainer → publish → scheduler. [`Engine`] is the composition root; the
+//! stages know only [`types`] and what is below them, never each other.
 //!
 //! ```no_run
 //! use apa::engine::{Event, GenerateRequest, Next};

@@ -25,9 +25,8 @@ pub struct Prompt {
     pub text: PromptText,
 }
 
-/// The prompts of a file of JSON lines, gzipped or not (`{"prompt": [messages]}`, `{"prompt": "text"}` or `{"text": "text"}`), and its
-/// SHA-256, unpacked.
-/// Other fields are left alone; empty lines are skipped.
+/// The prompts of a file of JSON lines, gzipped or not (`{"prompt": [messages]}`, `{"prompt": "text"}` or `{"text":
+/// "text"}`), and its SHA-256, unpacked. Other fields are left alone; empty lines are skipped.
 ///
 /// # Errors
 /// `Io` if the file can't be read, `Arg` naming the line that is no prompt, or if there is none.

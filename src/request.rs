@@ -1,5 +1,5 @@
-//! Reads the JSON bodies that clients send (chat, completion, feedback, preference) into checked values: one mechanism for HTTP
-//! and C. Never runs anything.
+//! Reads the JSON bodies that clients send (chat, completion, feedback, preference) into checked values: one mechanism
+//! for HTTP and C. Never runs anything.
 
 mod learning;
 mod tools;
@@ -117,7 +117,8 @@ impl Prompt {
 /// Reads the body of `POST /v1/chat/completions`.
 ///
 /// # Errors
-/// `Arg` names the field and what was expected; `Unsupported` names a field that would change the answer and can't be honoured.
+/// `Arg` names the field and what was expected; `Unsupported` names a field that would change the answer and can't be
+/// honoured.
 pub fn parse_chat(body: &[u8], unknown: Unknown) -> Result<ParsedRequest> {
     let mut fields = Fields::parse(body, unknown)?;
     let messages = fields.take("messages").ok_or_else(|| Error::arg("messages is missing"))?;
@@ -632,7 +633,8 @@ fn prompt_of(name: &str, value: Value) -> Result<Prompt> {
     }
 }
 
-/// A value as an error message shows it: numbers and flags as they are, the rest by kind, so that no prompt gets into a log.
+/// A value as an error message shows it: numbers and flags as they are, the rest by kind, so that no prompt gets into a
+/// log.
 fn shown(value: &Value) -> String {
     match value {
         Value::Number(number) => number.to_string(),

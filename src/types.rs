@@ -66,8 +66,9 @@ impl fmt::Display for PolicyVersion {
 
 /// How tokens are drawn. Stored with every generation: the trainer needs the temperature.
 ///
-/// Whatever shapes the draw, its tokens are the policy's own and are trained on; their log-probabilities, in training as in what
-/// clients are told, are those of the plain model, without filters, penalties, biases or the mask of a format.
+/// Whatever shapes the draw, its tokens are the policy's own and are trained on; their log-probabilities, in training
+/// as in what clients are told, are those of the plain model, without filters, penalties, biases or the mask of a
+/// format.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Sampling {
@@ -136,7 +137,8 @@ pub struct Alternative {
     pub id: TokenId,
 }
 
-/// A token that was sampled, and those that were most probable there, itself perhaps among them. In JSON as OpenAI has it.
+/// A token that was sampled, and those that were most probable there, itself perhaps among them. In JSON as OpenAI has
+/// it.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct TokenLogprob {
     /// The one that was sampled.
@@ -200,7 +202,8 @@ pub enum Signal {
     Rating(f64),
     /// The answer as the user would have had it.
     Correction(String),
-    /// Something that happened to the answer, by name: `copied`, `regenerated`, `abandoned`. The settings say what it is worth.
+    /// Something that happened to the answer, by name: `copied`, `regenerated`, `abandoned`. The settings say what it
+    /// is worth.
     Named(String),
     /// A remark alone; it is in the comment.
     Comment,
@@ -306,10 +309,11 @@ pub struct Rollout {
     pub temperature: f32,
     /// Reward before normalization.
     pub score: f64,
-    /// Least advantage of each token, after whitening: of an answer that is to become likelier whatever the critic expects.
+    /// Least advantage of each token, after whitening: of an answer that is to become likelier whatever the critic
+    /// expects.
     pub advantage_floor: Option<f64>,
-    /// The server's own log-probabilities of the response's tokens (perhaps but the last) at temperature 1, nats, where it told
-    /// them. Never trained on: they only show how far the two engines are apart.
+    /// The server's own log-probabilities of the response's tokens (perhaps but the last) at temperature 1, nats, where
+    /// it told them. Never trained on: they only show how far the two engines are apart.
     pub served_logprobs: Option<Vec<f32>>,
 }
 
@@ -348,17 +352,17 @@ pub struct StepMetrics {
     pub clip_fraction: f64,
     /// Fraction of tokens on the clipped side of PPO's value loss, mean over steps; 0 for the other losses.
     pub value_clip_fraction: f64,
-    /// KL to the initial model of the policy that training made: k3 over the batch's tokens, weighted by how much likelier it
-    /// makes each than the policy that was trained from, summed over a response, mean over a few responses. None where nobody
-    /// asked for it.
+    /// KL to the initial model of the policy that training made: k3 over the batch's tokens, weighted by how much
+    /// likelier it makes each than the policy that was trained from, summed over a response, mean over a few responses.
+    /// None where nobody asked for it.
     pub candidate_kl_per_response: Option<Nats>,
     /// Entropy of the policy that was trained from, mean over response tokens, at the sampling temperature.
     pub entropy: Nats,
     /// Root of the mean squared distance of the critic's values from the returns before the batch, in scaled rewards.
     #[serde(deserialize_with = "nan_from_null")]
     pub value_error: f64,
-    /// Mean distance of the server's log-probability of a token from the trainer's, over the samples whose server's are known;
-    /// none if there are none.
+    /// Mean distance of the server's log-probability of a token from the trainer's, over the samples whose server's are
+    /// known; none if there are none.
     pub serve_train_gap: Option<Nats>,
     /// Fraction of the returns' variance that the critic explained before the batch.
     #[serde(deserialize_with = "nan_from_null")]

@@ -1,4 +1,5 @@
-//! An adapter file that says odd things of itself: an error, or an adapter that can be used; in llama.cpp and in the trainer.
+//! An adapter file that says odd things of itself: an error, or an adapter that can be used; in llama.cpp and in the
+//! trainer.
 #![no_main]
 
 mod change;

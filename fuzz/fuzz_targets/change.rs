@@ -1,5 +1,5 @@
-//! Changes a good GGUF file as the fuzzer says: a value of its metadata, or bytes of its header. Never its weights' own bytes, which
-//! are only numbers.
+//! Changes a good GGUF file as the fuzzer says: a value of its metadata, or bytes of its header. Never its weights' own
+//! bytes, which are only numbers.
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -1,4 +1,5 @@
-//! Every call of an engine that takes bytes, on a tiny model: what llama.cpp would assert on has to be an error before it gets there.
+//! Every call of an engine that takes bytes, on a tiny model: what llama.cpp would assert on has to be an error before
+//! it gets there.
 #![no_main]
 
 #[path = "../../tests/support/tiny.rs"]

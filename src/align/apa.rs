@@ -7,8 +7,8 @@ use crate::error::Result;
 
 /// APA loss `mean((logprobs − A/λ − ref_logprobs)²)`, docs/APA.md; arXiv 2306.02231. Scalar.
 ///
-/// All of one shape. The target policy is π_init · exp(A/λ), so `lambda` (positive) is the one knob for drift. Gradients flow
-/// to `logprobs` alone.
+/// All of one shape. The target policy is π_init · exp(A/λ), so `lambda` (positive) is the one knob for drift.
+/// Gradients flow to `logprobs` alone.
 ///
 /// # Errors
 /// `Arg` if shapes differ or the mask is empty.
@@ -37,8 +37,8 @@ mod tests {
         shifted.broadcast_sub(&norm).unwrap()
     }
 
-    /// On samples of the current policy, ∇L_apa = 2 (∇KL(π‖π_init) − (1/λ) · policy gradient). Every token is enumerated and
-    /// weighted by its probability, so the expectation is exact.
+    /// On samples of the current policy, ∇L_apa = 2 (∇KL(π‖π_init) − (1/λ) · policy gradient). Every token is
+    /// enumerated and weighted by its probability, so the expectation is exact.
     #[test]
     fn the_gradient_on_policy_is_that_of_kl_minus_reward_over_lambda() {
         let lambda = 0.3;

@@ -7,8 +7,9 @@ use crate::error::{Error, Result};
 
 /// Advantages and returns, both `[batch, time]`, 0 off the mask.
 ///
-/// `δ_t = r_t + γ V(t+1) − V(t)`, `A_t = δ_t + γ λ A_{t+1}`, `R_t = A_t + V(t)`; V and A after a response's last token are 0.
-/// docs/APA.md; Schulman et al., arXiv 1506.02438. Rewards, values and mask are `[batch, time]`, padding on the right.
+/// `δ_t = r_t + γ V(t+1) − V(t)`, `A_t = δ_t + γ λ A_{t+1}`, `R_t = A_t + V(t)`; V and A after a response's last token
+/// are 0. docs/APA.md; Schulman et al., arXiv 1506.02438. Rewards, values and mask are `[batch, time]`, padding on the
+/// right.
 ///
 /// # Errors
 /// `Arg` if a shape is not the mask's or not `[batch, time]` with at least one position.
@@ -30,8 +31,8 @@ pub fn gae(rewards: &Tensor, values: &Tensor, mask: &Tensor, gamma: f64, gae_lam
     Ok((advantages, returns))
 }
 
-/// Rewards `[batch, time]` that are 0 but for each response's last token, which gets its score. `scores` is `[batch]`, the
-/// mask `[batch, time]` with padding on the right.
+/// Rewards `[batch, time]` that are 0 but for each response's last token, which gets its score. `scores` is `[batch]`,
+/// the mask `[batch, time]` with padding on the right.
 ///
 /// # Errors
 /// `Arg` if the shapes do not fit.

@@ -1,5 +1,5 @@
-//! KL divergence to the initial model, estimated right on samples of the policy, and PPO's controller of its penalty. The
-//! names say which estimator; whether a figure is per token or per response is said where it is averaged.
+//! KL divergence to the initial model, estimated right on samples of the policy, and PPO's controller of its penalty.
+//! The names say which estimator; whether a figure is per token or per response is said where it is averaged.
 
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
@@ -8,7 +8,8 @@ use super::same_shape;
 use crate::error::{Error, Result};
 use crate::types::Nats;
 
-/// Estimator k1 of KL(π‖π_init) at each token, `d = logprobs − ref_logprobs`, same shape, nats. Unbiased, can be negative.
+/// Estimator k1 of KL(π‖π_init) at each token, `d = logprobs − ref_logprobs`, same shape, nats. Unbiased, can be
+/// negative.
 ///
 /// # Errors
 /// `Arg` if shapes differ.
@@ -47,8 +48,8 @@ pub struct KlController {
 }
 
 impl KlController {
-    /// `β ← β · (1 + clip(KL/target − 1, −0.2, 0.2) · n / horizon)`, KL per response, n samples. A KL that is not finite
-    /// changes nothing.
+    /// `β ← β · (1 + clip(KL/target − 1, −0.2, 0.2) · n / horizon)`, KL per response, n samples. A KL that is not
+    /// finite changes nothing.
     pub fn update(&mut self, kl_per_response: Nats, target: Nats, samples: usize, horizon: f64) {
         let error = (kl_per_response.0 / target.0 - 1.0).clamp(-0.2, 0.2);
         let factor = 1.0 + error * samples as f64 / horizon;

@@ -1,9 +1,9 @@
 //! The alignment mathematics as pure functions on tensors: no I/O, no clock, no randomness of its own.
 //!
-//! Losses and estimators are elementwise, so they take tensors of any shape: `[batch, time]` with padding on the right, or
-//! response tokens laid end to end, `[tokens]`. `mask` has that shape and float dtype: 1 on a response token, 0 on padding
-//! (any non-negative weights work: every mean is `sum(mask * x) / sum(mask)`). Only GAE and sums over a response need
-//! `[batch, time]`. Formulas and sources: docs/APA.md.
+//! Losses and estimators are elementwise, so they take tensors of any shape: `[batch, time]` with padding on the right,
+//! or response tokens laid end to end, `[tokens]`. `mask` has that shape and float dtype: 1 on a response token, 0 on
+//! padding (any non-negative weights work: every mean is `sum(mask * x) / sum(mask)`). Only GAE and sums over a
+//! response need `[batch, time]`. Formulas and sources: docs/APA.md.
 
 mod apa;
 mod awr;

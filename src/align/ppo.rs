@@ -13,8 +13,8 @@ pub struct Clipped {
     pub clip_fraction: f64,
 }
 
-/// PPO loss `mean(max(−A ρ, −A clip(ρ, 1−ε, 1+ε)))`, ρ = exp(logprobs − behavior_logprobs), docs/APA.md. All of one shape.
-/// Gradients flow to `logprobs` alone.
+/// PPO loss `mean(max(−A ρ, −A clip(ρ, 1−ε, 1+ε)))`, ρ = exp(logprobs − behavior_logprobs), docs/APA.md. All of one
+/// shape. Gradients flow to `logprobs` alone.
 ///
 /// # Errors
 /// `Arg` if shapes differ or the mask is empty.
@@ -33,7 +33,8 @@ pub fn ppo_loss(
     larger(&plain, &clipped, mask)
 }
 
-/// PPO's per-token part of the reward, `−β (behavior_logprobs − ref_logprobs)`, zero off the mask. All of one shape, nats.
+/// PPO's per-token part of the reward, `−β (behavior_logprobs − ref_logprobs)`, zero off the mask. All of one shape,
+/// nats.
 ///
 /// # Errors
 /// `Arg` if shapes differ.
@@ -42,7 +43,8 @@ pub fn kl_penalty(behavior_logprobs: &Tensor, ref_logprobs: &Tensor, mask: &Tens
     Ok(((behavior_logprobs - ref_logprobs)?.mul(mask)? * -kl_coef)?)
 }
 
-/// Masked mean of the elementwise larger one. Where both are equal the gradient is shared, and both sides' gradients agree.
+/// Masked mean of the elementwise larger one. Where both are equal the gradient is shared, and both sides' gradients
+/// agree.
 pub(super) fn larger(plain: &Tensor, clipped: &Tensor, mask: &Tensor) -> Result<Clipped> {
     let loss = masked_mean(&plain.maximum(clipped)?, mask)?;
     let taken = clipped.detach().gt(&plain.detach())?.to_dtype(mask.dtype())?;

@@ -1,4 +1,5 @@
-//! Running scale of the scores: divides by their standard deviation so far, without centring, and clips. Never sees a tensor.
+//! Running scale of the scores: divides by their standard deviation so far, without centring, and clips. Never sees a
+//! tensor.
 
 use serde::{Deserialize, Serialize};
 

@@ -33,8 +33,8 @@ pub fn clipped_value_loss(
     larger(&half_square(values)?, &half_square(&near)?, mask)
 }
 
-/// Fraction of the returns' variance that the values explain, `1 − var(R − V) / var(R)` over the mask: 1 is perfect, 0 is no
-/// better than a constant, below 0 is worse. 0 where the returns do not vary.
+/// Fraction of the returns' variance that the values explain, `1 − var(R − V) / var(R)` over the mask: 1 is perfect, 0
+/// is no better than a constant, below 0 is worse. 0 where the returns do not vary.
 ///
 /// # Errors
 /// `Arg` if shapes differ or the mask is empty.

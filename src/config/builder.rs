@@ -1,5 +1,5 @@
-//! Layers settings: defaults, then a file, variables and options in the order they are given. Never reads the environment
-//! itself; every layer becomes JSON values at dotted names, which are deserialized in one place.
+//! Layers settings: defaults, then a file, variables and options in the order they are given. Never reads the
+//! environment itself; every layer becomes JSON values at dotted names, which are deserialized in one place.
 
 use std::ffi::OsString;
 use std::fmt;

@@ -163,10 +163,11 @@ pub struct PpoConfig {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct RewardConfig {
-    /// A reward model: a file for this base, as `apad reward train` writes it, or the folder of a DeBERTa-v2 or ModernBERT classifier.
+    /// A reward model: a file for this base, as `apad reward train` writes it, or the folder of a DeBERTa-v2 or
+    /// ModernBERT classifier.
     pub model: Option<PathBuf>,
-    /// New preferences and corrections after which the reward model learns, and is replaced if it tells held-back pairs apart at
-    /// least as well; 0 leaves it as it is.
+    /// New preferences and corrections after which the reward model learns, and is replaced if it tells held-back pairs
+    /// apart at least as well; 0 leaves it as it is.
     pub learn: u32,
     /// Weight of the reward model's score, which is centred and divided by its running standard deviation.
     pub model_weight: f64,
@@ -190,17 +191,18 @@ pub struct RewardConfig {
     pub clip: f64,
     /// Answers that nobody rated, added to a batch and judged by the reward model alone; 0 leaves them out.
     pub unrated: u32,
-    /// Versions back from the active one that answers may be from to be trained on; older ones are left out. 0 takes all.
+    /// Versions back from the active one that answers may be from to be trained on; older ones are left out. 0 takes
+    /// all.
     pub staleness: u32,
-    /// Prompts that the policy answers afresh for the reward model to judge, while nobody asks or on demand: a file of JSON lines, or
-    /// `users` for the newest prompts of users. Unset: none.
+    /// Prompts that the policy answers afresh for the reward model to judge, while nobody asks or on demand: a file of
+    /// JSON lines, or `users` for the newest prompts of users. Unset: none.
     pub rollouts: Option<String>,
     /// Largest share of rollouts in a batch; the rest is live feedback, as far as there is some.
     pub rollout_share: f64,
     /// Seconds without a request after which rollouts begin; 0 leaves them to demand.
     pub rollout_idle: u32,
-    /// What a correction is worth as a sample of its own, with the answer as the user would have had it: its score, and the least
-    /// advantage of its tokens; 0 makes no sample of it.
+    /// What a correction is worth as a sample of its own, with the answer as the user would have had it: its score, and
+    /// the least advantage of its tokens; 0 makes no sample of it.
     pub correction: f64,
     /// Pieces of feedback of one user in a clock hour that count; 0 is no limit. Begins with the second user.
     pub user_hourly: u32,
@@ -208,7 +210,8 @@ pub struct RewardConfig {
     pub user_share: f64,
     /// Seconds that feedback waits before it is used.
     pub quarantine: u32,
-    /// Comparisons with other users' ratings of the same answers after which a user who disagrees is held for review; 0 holds nobody.
+    /// Comparisons with other users' ratings of the same answers after which a user who disagrees is held for review; 0
+    /// holds nobody.
     pub flag_after: u32,
     /// Share of those comparisons that must disagree.
     pub flag_share: f64,
@@ -264,7 +267,8 @@ pub struct HttpConfig {
     pub connections: u32,
     /// Seconds for the head or the body of a request to arrive, and for a connection to be kept without one.
     pub read_seconds: u32,
-    /// Origins, separated by commas, whose pages may ask beside those of this machine, like https://chat.example.org; * is all.
+    /// Origins, separated by commas, whose pages may ask beside those of this machine, like https://chat.example.org; *
+    /// is all.
     pub origins: String,
 }
 

@@ -1,4 +1,5 @@
-//! Embeds texts on a thread of its own, which starts with the first of them and gives way to answers. Never decodes an answer.
+//! Embeds texts on a thread of its own, which starts with the first of them and gives way to answers. Never decodes an
+//! answer.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;

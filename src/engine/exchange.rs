@@ -31,8 +31,8 @@ pub struct Imported {
     pub refused: Vec<Refused>,
 }
 
-/// Takes lines in: each answer becomes a generation of the initial model, its judgement feedback on it. What was imported before
-/// is not imported again. Limits of time don't apply: whoever imports decides.
+/// Takes lines in: each answer becomes a generation of the initial model, its judgement feedback on it. What was
+/// imported before is not imported again. Limits of time don't apply: whoever imports decides.
 ///
 /// # Errors
 /// `Io` if the ledger can't be written, `Closed`. A line that can't be used is no error.
@@ -139,8 +139,9 @@ impl One<'_> {
     }
 }
 
-/// One piece of feedback as a line: TRL's fields where TRL has them (`prompt`, `completion`, `label`; `prompt`, `chosen`,
-/// `rejected`), ours beside them. The prompt is the text that the model read, template applied; `prompt_tokens` are exact.
+/// One piece of feedback as a line: TRL's fields where TRL has them (`prompt`, `completion`, `label`; `prompt`,
+/// `chosen`, `rejected`), ours beside them. The prompt is the text that the model read, template applied;
+/// `prompt_tokens` are exact.
 pub fn line(model: &Model, base_sha256: &str, said: &Exported) -> Value {
     let mut line = json!({"prompt": model.text(said.prompt(), true)});
     let text = |answer: &PairAnswer| match answer {

@@ -1,4 +1,5 @@
-//! News for whoever listens: bounded queues, pulled. Never waits for a listener that is slow; it misses the oldest, and is told.
+//! News for whoever listens: bounded queues, pulled. Never waits for a listener that is slow; it misses the oldest, and
+//! is told.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};

@@ -1,5 +1,5 @@
-//! Chooses the number format in which the base model is served, by measuring here what each gains and costs. The trainer's file
-//! stays the original; this one never changes what a version is.
+//! Chooses the number format in which the base model is served, by measuring here what each gains and costs. The
+//! trainer's file stays the original; this one never changes what a version is.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -22,8 +22,8 @@ const AUTO: &str = "auto";
 const WORTH: f64 = 1.05;
 /// Layers of the model on which formats race: enough to tell, and encoded in a moment.
 const SAMPLE_LAYERS: u32 = 4;
-/// Measurements of each side, in turns; the fastest counts, as the one least disturbed. One that is far behind in the first is
-/// measured no more.
+/// Measurements of each side, in turns; the fastest counts, as the one least disturbed. One that is far behind in the
+/// first is measured no more.
 const ROUNDS: usize = 3;
 const FAR_BEHIND: f64 = 0.8;
 /// Decodes of a measurement, one token a slot each, and tokens of the prompt before them.
@@ -70,8 +70,8 @@ struct Found {
     form: ServedForm,
 }
 
-/// Loads the model in the format that the settings ask for. The encoded file and what was measured are kept under the data
-/// folder, so that this takes time once.
+/// Loads the model in the format that the settings ask for. The encoded file and what was measured are kept under the
+/// data folder, so that this takes time once.
 ///
 /// # Errors
 /// As [`Model::load`] and [`quantize`]; `Io` for the disk. Under `auto`, a format that can't be had is passed over.
@@ -134,8 +134,8 @@ impl Shop<'_> {
         Model::load(&path, self.config.serve.gpu_layers)
     }
 
-    /// The fastest within the budget: formats race on a few layers, and the whole model is encoded in the order they came in, until
-    /// one doesn't cost too much.
+    /// The fastest within the budget: formats race on a few layers, and the whole model is encoded in the order they
+    /// came in, until one doesn't cost too much.
     fn choose(&self) -> ServedForm {
         let (started, budget) = (Instant::now(), Nats(self.config.serve.kl_budget));
         let mut measured = Vec::new();

@@ -1,4 +1,5 @@
-//! From what people said to training samples: the one scalar, with the record of how. Never trains and never marks anything used.
+//! From what people said to training samples: the one scalar, with the record of how. Never trains and never marks
+//! anything used.
 
 use std::fs;
 use std::path::Path;

@@ -1,5 +1,5 @@
-//! The composition root: threads, bounded channels, shutdown, and the loop from a rating to new weights. The methods here are
-//! what `ffi` and `http` show.
+//! The composition root: threads, bounded channels, shutdown, and the loop from a rating to new weights. The methods
+//! here are what `ffi` and `http` show.
 
 mod embeddings;
 pub mod exchange;
@@ -44,7 +44,8 @@ use learner::Learner;
 /// Name of an adapter in the folder of its version.
 const ADAPTER_FILE: &str = "adapter.gguf";
 
-/// A serving, learning model. Cheap to clone; every method is safe from any thread. Dropping the last clone shuts it down.
+/// A serving, learning model. Cheap to clone; every method is safe from any thread. Dropping the last clone shuts it
+/// down.
 #[derive(Clone)]
 pub struct Engine {
     inner: Arc<Inner>,
@@ -75,8 +76,8 @@ pub struct GenerateRequest {
     pub max_tokens: Option<u32>,
     /// Strings that end the answer; not part of its text. At most 16.
     pub stop: Vec<String>,
-    /// Tells the log-probabilities of the sampled tokens ([`GenerationStream::logprobs`]) and of this many most probable ones, at
-    /// most 20; `None` computes none.
+    /// Tells the log-probabilities of the sampled tokens ([`GenerationStream::logprobs`]) and of this many most
+    /// probable ones, at most 20; `None` computes none.
     pub logprobs: Option<u32>,
     /// Whom it is for.
     pub user: Option<String>,
@@ -98,8 +99,8 @@ impl Engine {
     /// Opens the model and the data folder, recovers, and starts the threads.
     ///
     /// # Errors
-    /// `Arg` for settings out of range, `Model` for a file that is missing, damaged or of another kind, `Busy` if another
-    /// process holds the data folder (its process id is named), `Io` for the disk.
+    /// `Arg` for settings out of range, `Model` for a file that is missing, damaged or of another kind, `Busy` if
+    /// another process holds the data folder (its process id is named), `Io` for the disk.
     pub fn open(config: Config) -> Result<Engine> {
         config.validate()?;
         if config.model.as_os_str().is_empty() {
@@ -182,8 +183,8 @@ impl Engine {
         template_tokens(&self.inner.model, &template.render_with_tools(messages, tools)?)
     }
 
-    /// Embeddings of texts in tokens, each the mean of the base model's last hidden states, of length 1; the policy's adapter has
-    /// no part in them, so that those of yesterday can be compared with those of today. Waits for them.
+    /// Embeddings of texts in tokens, each the mean of the base model's last hidden states, of length 1; the policy's
+    /// adapter has no part in them, so that those of yesterday can be compared with those of today. Waits for them.
     ///
     /// # Errors
     /// `Arg` for a text without tokens or longer than 2048 tokens or the context; `Busy` if too many wait; `Closed`.
@@ -221,8 +222,8 @@ impl Engine {
     /// Queues a generation.
     ///
     /// # Errors
-    /// `Arg` for an empty prompt, one longer than the context, or settings out of range or a format that can't be used; `Busy` if the queue is full;
-    /// `Closed` after [`Engine::shutdown`].
+    /// `Arg` for an empty prompt, one longer than the context, or settings out of range or a format that can't be used;
+    /// `Busy` if the queue is full; `Closed` after [`Engine::shutdown`].
     pub fn generate(&self, request: GenerateRequest) -> Result<GenerationStream> {
         self.check_open()?;
         let GenerateRequest { prompt, sampling, max_tokens, stop, logprobs, user } = request;
@@ -282,8 +283,9 @@ impl Engine {
         Ok(done)
     }
 
-    /// Deletes a user's words: the answers made for them with their prompts, what anyone said of those, and all they said of
-    /// others' answers. They are overwritten on disk when this returns. What remains are the versions that learned from them.
+    /// Deletes a user's words: the answers made for them with their prompts, what anyone said of those, and all they
+    /// said of others' answers. They are overwritten on disk when this returns. What remains are the versions that
+    /// learned from them.
     ///
     /// # Errors
     /// `Io` if it could not be written, `Closed`.
@@ -311,7 +313,8 @@ impl Engine {
         Ok(())
     }
 
-    /// Trains on the ratings that are in (at most one batch, even a small one), publishes, and returns when it is served.
+    /// Trains on the ratings that are in (at most one batch, even a small one), publishes, and returns when it is
+    /// served.
     ///
     /// # Errors
     /// `Train` or `Unsupported` with the reason; serving goes on.
@@ -320,8 +323,8 @@ impl Engine {
         self.inner.learner.step()
     }
 
-    /// Samples answers of the served version to the prompts of `reward.rollouts`, lets the reward model judge them, trains on them and
-    /// on what feedback is in, publishes, and returns when it is served.
+    /// Samples answers of the served version to the prompts of `reward.rollouts`, lets the reward model judge them,
+    /// trains on them and on what feedback is in, publishes, and returns when it is served.
     ///
     /// # Errors
     /// `Arg` without `reward.rollouts` or a reward model; else as [`Engine::train_step`].
@@ -338,8 +341,8 @@ impl Engine {
         self.inner.ledger.versions()
     }
 
-    /// Serves `version` from now on; running requests end on theirs. Training goes on from it. A training step under way is
-    /// given up; its ratings stay in.
+    /// Serves `version` from now on; running requests end on theirs. Training goes on from it. A training step under
+    /// way is given up; its ratings stay in.
     ///
     /// # Errors
     /// `Arg` for an unknown version, `Io` or `Model` if its files are gone or damaged.
@@ -351,12 +354,13 @@ impl Engine {
         self.inner.learner.activate(version, None)
     }
 
-    /// The same with the version's weights merged into a whole model, which serves without the cost of an adapter: the file
-    /// `whole/VERSION.gguf` of the data folder, as `apad export` writes it. Swapped like an adapter; the next start serves the adapter.
+    /// The same with the version's weights merged into a whole model, which serves without the cost of an adapter: the
+    /// file `whole/VERSION.gguf` of the data folder, as `apad export` writes it. Swapped like an adapter; the next
+    /// start serves the adapter.
     ///
     /// # Errors
-    /// As [`Engine::activate`]; `Arg` if there is no such file or it is of another architecture or vocabulary, `NoMem` if it doesn't
-    /// fit into what memory is free.
+    /// As [`Engine::activate`]; `Arg` if there is no such file or it is of another architecture or vocabulary, `NoMem`
+    /// if it doesn't fit into what memory is free.
     pub fn activate_whole(&self, version: PolicyVersion) -> Result<()> {
         self.check_open()?;
         if !self.versions()?.iter().any(|v| v.version == version) {
@@ -386,14 +390,15 @@ impl Engine {
     /// Writes the files of a version into one, to be carried to another data folder with the same base model.
     ///
     /// # Errors
-    /// `Arg` for an unknown version, or 0, which has no files; `Io` if they are gone or damaged, or `path` can't be written.
+    /// `Arg` for an unknown version, or 0, which has no files; `Io` if they are gone or damaged, or `path` can't be
+    /// written.
     pub fn snapshot(&self, version: PolicyVersion, path: &Path) -> Result<()> {
         self.check_open()?;
         self.inner.store.pack(version, path)
     }
 
-    /// Takes in what [`Engine::snapshot`] wrote as a new version, a child of the active one, and serves it. A training step
-    /// under way is given up; its ratings stay in.
+    /// Takes in what [`Engine::snapshot`] wrote as a new version, a child of the active one, and serves it. A training
+    /// step under way is given up; its ratings stay in.
     ///
     /// # Errors
     /// `Io` if the file can't be read or is damaged, `Model` if it belongs to another base model or can't be served.
@@ -416,7 +421,8 @@ impl Engine {
         Ok(())
     }
 
-    /// Has the engine train only by [`Engine::train_step`] from now on; ratings are kept. A step under way ends, unwaited for.
+    /// Has the engine train only by [`Engine::train_step`] from now on; ratings are kept. A step under way ends,
+    /// unwaited for.
     ///
     /// # Errors
     /// `Closed`.
@@ -445,8 +451,8 @@ impl Engine {
         &self.inner.config
     }
 
-    /// Stops: refuses new requests, ends running ones as `Closed`, wakes every waiter, ends the threads, lets go of the data
-    /// folder. Idempotent.
+    /// Stops: refuses new requests, ends running ones as `Closed`, wakes every waiter, ends the threads, lets go of the
+    /// data folder. Idempotent.
     pub fn shutdown(&self) {
         self.inner.shutdown();
     }

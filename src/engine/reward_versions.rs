@@ -1,5 +1,6 @@
-//! The reward model that keeps learning: enough new preferences and corrections make a new version, which is adopted only if it
-//! tells held-back pairs apart at least as well. Never touches the policy, nor the file that the settings name.
+//! The reward model that keeps learning: enough new preferences and corrections make a new version, which is adopted
+//! only if it tells held-back pairs apart at least as well. Never touches the policy, nor the file that the settings
+//! name.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -97,8 +98,8 @@ impl RewardVersions {
         self.enough > 0 && ledger.pair_count().is_ok_and(|count| count >= self.status.pairs + self.enough)
     }
 
-    /// Learns from all pairs there are, and returns the new reward model if it is adopted. An attempt that was stopped is made
-    /// again; one that failed, only with more pairs or after a restart: it takes minutes.
+    /// Learns from all pairs there are, and returns the new reward model if it is adopted. An attempt that was stopped
+    /// is made again; one that failed, only with more pairs or after a restart: it takes minutes.
     pub fn learn(
         &mut self,
         ledger: &Ledger,

@@ -1,5 +1,5 @@
-//! Fresh answers of the policy in use, for the reward model to judge: to prompts of a file, or to those of users where the settings
-//! allow it. Never judges and never trains.
+//! Fresh answers of the policy in use, for the reward model to judge: to prompts of a file, or to those of users where
+//! the settings allow it. Never judges and never trains.
 
 use std::path::Path;
 use std::sync::Arc;

@@ -36,11 +36,12 @@ pub struct SampleReceipt {
 }
 
 impl Engine {
-    /// Records an answer made elsewhere, and its rating; both are on disk when this returns. It is trained on like others.
+    /// Records an answer made elsewhere, and its rating; both are on disk when this returns. It is trained on like
+    /// others.
     ///
     /// # Errors
-    /// `Arg` for an empty prompt or response, tokens outside the vocabulary, more of them than the context holds, or a reward
-    /// outside [-1, 1]; `Io` if it could not be written; `Closed`.
+    /// `Arg` for an empty prompt or response, tokens outside the vocabulary, more of them than the context holds, or a
+    /// reward outside [-1, 1]; `Io` if it could not be written; `Closed`.
     pub fn add_sample(&self, sample: NewSample) -> Result<SampleReceipt> {
         self.check_open()?;
         let NewSample { prompt, response, reward, temperature, user } = sample;

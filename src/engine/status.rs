@@ -68,7 +68,8 @@ pub struct TrainerStatus {
     /// Seconds that the trainer worked since the start.
     #[serde(default)]
     pub seconds: f64,
-    /// Seconds that its threads were ready and waited for a core, all together: what serving, and whatever else runs here, costs it.
+    /// Seconds that its threads were ready and waited for a core, all together: what serving, and whatever else runs
+    /// here, costs it.
     #[serde(default)]
     pub waited_seconds: f64,
     /// Steps that were skipped since the start.

@@ -34,9 +34,9 @@ struct Fields {
     response_tokens: Option<Vec<TokenId>>,
 }
 
-/// The answers of a file of JSON lines `{"prompt": [messages] or "text", "response": "text", "reward": number}`, each with the
-/// number of its line, and the file's SHA-256. The `samples.jsonl` of a run is such a file; its `score`, `finish` and tokens
-/// are taken as they are, other fields left alone.
+/// The answers of a file of JSON lines `{"prompt": [messages] or "text", "response": "text", "reward": number}`, each
+/// with the number of its line, and the file's SHA-256. The `samples.jsonl` of a run is such a file; its `score`,
+/// `finish` and tokens are taken as they are, other fields left alone.
 ///
 /// # Errors
 /// `Io` if the file can't be read, `Arg` naming the line that is none, or if there are fewer than two.

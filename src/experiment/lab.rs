@@ -1,4 +1,5 @@
-//! What every seed of an experiment shares: the model on both engines, the prompts as tokens, the reward. Changes nothing.
+//! What every seed of an experiment shares: the model on both engines, the prompts as tokens, the reward. Changes
+//! nothing.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -45,8 +46,8 @@ impl Lab {
     /// Loads and checks everything, so that a run fails before its first step or not for want of it.
     ///
     /// # Errors
-    /// `Arg` for a setting out of range or a prompt that can't be used (its line is named), `Model` or `Unsupported` for the
-    /// model, `Io` for files.
+    /// `Arg` for a setting out of range or a prompt that can't be used (its line is named), `Model` or `Unsupported`
+    /// for the model, `Io` for files.
     pub fn open(plan: Plan) -> Result<Lab> {
         plan.validate()?;
         let mut prompts = Vec::new();
@@ -111,7 +112,8 @@ fn sampled_from(config: &Config, threads: u32) -> Result<Arc<Model>> {
             let kind = kind.parse().map_err(|e: Error| e.context("serve.type"))?;
             let path = std::env::temp_dir().join(format!("apad-{}-{kind}.gguf", std::process::id()));
             let encoded = quantize(&config.model, &path, kind, threads).and_then(|()| Model::load(&path, layers));
-            // What is mapped into memory stays there without its name; where that can't be, a file is left in the folder for such.
+            // What is mapped into memory stays there without its name; where that can't be, a file is left in the
+            // folder for such.
             let _ = std::fs::remove_file(&path);
             encoded
         }

@@ -4,8 +4,9 @@ use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha12Rng;
 
-/// Which of `prompts` prompts a run with this seed asks at its places `first..first + count`: each once, in random order,
-/// before any is asked again. A function of its arguments alone, so that a run that goes on needs no memory of it.
+/// Which of `prompts` prompts a run with this seed asks at its places `first..first + count`: each once, in random
+/// order, before any is asked again. A function of its arguments alone, so that a run that goes on needs no memory of
+/// it.
 pub(super) fn order(prompts: usize, seed: u64, first: u64, count: usize) -> Vec<usize> {
     let size = prompts.max(1) as u64;
     let mut shuffled: (Option<u64>, Vec<usize>) = (None, Vec::new());

@@ -106,8 +106,8 @@ impl Plan {
         }
     }
 
-    /// The plan as it will be read back. A run takes this one from its first step, so that one that goes on has the same
-    /// numbers to the last bit.
+    /// The plan as it will be read back. A run takes this one from its first step, so that one that goes on has the
+    /// same numbers to the last bit.
     ///
     /// # Errors
     /// `Arg` if a path is not UTF-8.

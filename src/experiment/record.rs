@@ -114,8 +114,8 @@ impl StepRecord {
         self.sampled_tokens_per_second = finite(tokens / self.sample_seconds.max(1e-9));
     }
 
-    /// Adds what training says. `measured` is of samples that were not trained on; `offline` says that those that were trained
-    /// on are not the policy's own.
+    /// Adds what training says. `measured` is of samples that were not trained on; `offline` says that those that were
+    /// trained on are not the policy's own.
     pub(super) fn trained(&mut self, outcome: &StepOutcome, measured: Option<&StepMetrics>, offline: bool) {
         match outcome {
             StepOutcome::Trained(metrics) => {

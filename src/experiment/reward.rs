@@ -31,18 +31,18 @@ const PATTERN_SIZE: usize = 1 << 20;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum RewardSpec {
-    /// 1 for an answer of so many tokens (its end included) that ends by itself, falling linearly to -1 at 40 tokens off; -1 if
-    /// it was cut off.
+    /// 1 for an answer of so many tokens (its end included) that ends by itself, falling linearly to -1 at 40 tokens
+    /// off; -1 if it was cut off.
     Length(u32),
     /// 1 where the pattern matches the answer's text somewhere, else -1: the mean tells the share that match.
     Regex(String),
     /// A reward model's file, for the same base (see `apad reward train`), or the folder of a classifier.
     Model(PathBuf),
-    /// A shell command that reads a line `{"prompt": .., "response": ".."}` an answer and writes a line `{"score": number}` each,
-    /// in order. Started for each batch; its input then ends.
+    /// A shell command that reads a line `{"prompt": .., "response": ".."}` an answer and writes a line `{"score":
+    /// number}` each, in order. Started for each batch; its input then ends.
     Command(String),
-    /// A service that is posted `{"samples": [{"prompt": .., "response": ".."}]}` and replies `{"scores": [numbers]}`, in order.
-    /// At most 32 samples a request; failures that may pass are tried again.
+    /// A service that is posted `{"samples": [{"prompt": .., "response": ".."}]}` and replies `{"scores": [numbers]}`,
+    /// in order. At most 32 samples a request; failures that may pass are tried again.
     Http(String),
 }
 
@@ -140,7 +140,8 @@ impl Reward {
     /// The score of each answer, all finite.
     ///
     /// # Errors
-    /// `Callback` if a command or service dies, takes too long, or answers anything but scores; `Closed` if `stop` is set meanwhile.
+    /// `Callback` if a command or service dies, takes too long, or answers anything but scores; `Closed` if `stop` is
+    /// set meanwhile.
     pub fn scores(&self, answers: &[(&PromptText, &Generation)], stop: &AtomicBool) -> Result<Vec<f64>> {
         match self {
             Reward::Length(wanted) => Ok(answers.iter().map(|(_, g)| length(*wanted, g)).collect()),

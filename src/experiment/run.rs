@@ -1,5 +1,5 @@
-//! One seed's run: sample → reward → train → write down → serve what was learned. Everything random in a step follows from
-//! the seed and the step's number, so that a run that goes on is the run that was not stopped.
+//! One seed's run: sample → reward → train → write down → serve what was learned. Everything random in a step follows
+//! from the seed and the step's number, so that a run that goes on is the run that was not stopped.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -31,12 +31,12 @@ pub struct Ended {
 }
 
 impl Lab {
-    /// Runs one seed in its folder under `dir`, from its checkpoint if it has one. `watch` sees every step once it is recorded.
-    /// When `stop` is set, the step under way is given up and what was done is kept.
+    /// Runs one seed in its folder under `dir`, from its checkpoint if it has one. `watch` sees every step once it is
+    /// recorded. When `stop` is set, the step under way is given up and what was done is kept.
     ///
     /// # Errors
-    /// `Callback` if the reward fails, `Io` for the disk or a damaged checkpoint, else as the trainer and the scheduler; every step
-    /// that is recorded is in the checkpoint then too, where the disk allows.
+    /// `Callback` if the reward fails, `Io` for the disk or a damaged checkpoint, else as the trainer and the
+    /// scheduler; every step that is recorded is in the checkpoint then too, where the disk allows.
     pub fn run(&self, seed: u64, dir: &Path, stop: &AtomicBool, watch: &mut dyn FnMut(&StepRecord)) -> Result<Ended> {
         let mut run = Run::open(self, seed, dir, stop)?;
         let outcome = run.all(watch);
@@ -211,7 +211,8 @@ impl<'a> Run<'a> {
         asked.into_iter().zip(&streams).map(end).collect()
     }
 
-    /// Serves the trainer's policy. At every step, moved or not: no cache of an earlier one decides how sums are rounded.
+    /// Serves the trainer's policy. At every step, moved or not: no cache of an earlier one decides how sums are
+    /// rounded.
     fn serve(&mut self, step: u64) -> Result<&Scheduler> {
         let adapter = (self.trainer.batches() > 0).then(|| self.folder.adapter());
         let weights = Weights { version: PolicyVersion(step), adapter, whole: None };

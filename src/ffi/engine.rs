@@ -19,7 +19,8 @@ use crate::Engine;
 use crate::error::{Error, Result};
 use crate::request::{Unknown, parse_messages};
 
-/// A serving, learning model. Owned by whoever opened it, who frees it with `apa_engine_free`; every call is safe from any thread.
+/// A serving, learning model. Owned by whoever opened it, who frees it with `apa_engine_free`; every call is safe from
+/// any thread.
 pub struct apa_engine {
     _opaque: [u8; 0],
 }
@@ -70,13 +71,13 @@ pub(super) unsafe fn put_json(out: *mut *mut apa_string, value: &impl Serialize)
     Ok(apa_status::APA_OK)
 }
 
-/// Opens the model and the data folder that the options name, recovers what was running, and starts the engine's threads. Takes
-/// as long as the model takes to load.
+/// Opens the model and the data folder that the options name, recovers what was running, and starts the engine's
+/// threads. Takes as long as the model takes to load.
 ///
-/// Errors: `APA_ERR_ARG` for settings out of range, and without `model`; `APA_ERR_MODEL` for a model file that is missing, damaged or
-/// of another kind, and for a data folder that belongs to another model; `APA_ERR_UNSUPPORTED` for a model that doesn't generate;
-/// `APA_ERR_BUSY` if another engine holds the data folder (the message says who); `APA_ERR_IO` for the disk; `APA_ERR_NOMEM`;
-/// `APA_ERR_CLOSED` if `options` was freed.
+/// Errors: `APA_ERR_ARG` for settings out of range, and without `model`; `APA_ERR_MODEL` for a model file that is
+/// missing, damaged or of another kind, and for a data folder that belongs to another model; `APA_ERR_UNSUPPORTED` for
+/// a model that doesn't generate; `APA_ERR_BUSY` if another engine holds the data folder (the message says who);
+/// `APA_ERR_IO` for the disk; `APA_ERR_NOMEM`; `APA_ERR_CLOSED` if `options` was freed.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn apa_engine_open(
     options: *const apa_options,
@@ -96,8 +97,9 @@ pub unsafe extern "C" fn apa_engine_open(
     }
 }
 
-/// Stops the engine: new calls are refused, running generations end, every waiter wakes with `APA_ERR_CLOSED`. Returns when its
-/// threads have ended and the data folder is free. A second time it does nothing. The handle stays to be freed.
+/// Stops the engine: new calls are refused, running generations end, every waiter wakes with `APA_ERR_CLOSED`. Returns
+/// when its threads have ended and the data folder is free. A second time it does nothing. The handle stays to be
+/// freed.
 ///
 /// Errors: `APA_ERR_CLOSED` if `engine` was freed.
 #[unsafe(no_mangle)]
@@ -111,8 +113,9 @@ pub unsafe extern "C" fn apa_engine_shutdown(engine: *mut apa_engine, error: *mu
     }
 }
 
-/// Shuts the engine down if that was not done, and frees it. Generations that were started on it end with `APA_ERR_CLOSED` and are
-/// freed on their own, before or after. NULL and a second free are harmless. Inside a hook it does not wait.
+/// Shuts the engine down if that was not done, and frees it. Generations that were started on it end with
+/// `APA_ERR_CLOSED` and are freed on their own, before or after. NULL and a second free are harmless. Inside a hook it
+/// does not wait.
 #[unsafe(no_mangle)]
 pub extern "C" fn apa_engine_free(engine: *mut apa_engine) {
     guard_infallible((), || {
@@ -126,11 +129,11 @@ pub extern "C" fn apa_engine_free(engine: *mut apa_engine) {
     });
 }
 
-/// Writes the state of the engine as a JSON object: `model`, `architecture`, `policy_version`, `serving_versions`, `running` and
-/// `queued` (requests now), `completed`, `refused` (the queue was full), `generated_tokens`, `prompt_tokens` and `swaps` (since the
-/// start), `cached_tokens`, `cache_capacity` (tokens), `first_token`, `gap` and `gap_training` (histograms of times, in seconds: to the
-/// first token, between two tokens, and those of the latter while the trainer worked), `form` (the number format that is served),
-/// `trainer` (as `apa_trainer_status`).
+/// Writes the state of the engine as a JSON object: `model`, `architecture`, `policy_version`, `serving_versions`,
+/// `running` and `queued` (requests now), `completed`, `refused` (the queue was full), `generated_tokens`,
+/// `prompt_tokens` and `swaps` (since the start), `cached_tokens`, `cache_capacity` (tokens), `first_token`, `gap` and
+/// `gap_training` (histograms of times, in seconds: to the first token, between two tokens, and those of the latter
+/// while the trainer worked), `form` (the number format that is served), `trainer` (as `apa_trainer_status`).
 ///
 /// Errors: `APA_ERR_CLOSED` if `engine` was freed.
 #[unsafe(no_mangle)]
@@ -189,11 +192,11 @@ pub unsafe extern "C" fn apa_token_count(
     }
 }
 
-/// Applies the model's chat template to a JSON array of messages, `[{"role": "user", "content": "Hi"}]`, and writes the text that
-/// the model would continue. `tokens`, which may be NULL, gets its number of tokens.
+/// Applies the model's chat template to a JSON array of messages, `[{"role": "user", "content": "Hi"}]`, and writes the
+/// text that the model would continue. `tokens`, which may be NULL, gets its number of tokens.
 ///
-/// Errors: `APA_ERR_ARG` for messages that are malformed or that the template refuses; `APA_ERR_UNSUPPORTED` if the model has no
-/// template; `APA_ERR_CLOSED`.
+/// Errors: `APA_ERR_ARG` for messages that are malformed or that the template refuses; `APA_ERR_UNSUPPORTED` if the
+/// model has no template; `APA_ERR_CLOSED`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn apa_chat_render(
     engine: *const apa_engine,

@@ -7,8 +7,8 @@ use super::registry::{self, handle};
 use super::strings::Text;
 use crate::error::{Code, Error};
 
-/// How a call ended. Numbers are stable and never reused. Zero is success; positive is an outcome that is no failure and has no
-/// `apa_error`; negative is a failure.
+/// How a call ended. Numbers are stable and never reused. Zero is success; positive is an outcome that is no failure
+/// and has no `apa_error`; negative is a failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(i32)]
 pub enum apa_status {
@@ -59,8 +59,8 @@ impl From<Code> for apa_status {
     }
 }
 
-/// What went wrong, in one sentence, and its status. Owned by whoever got it, who frees it with `apa_error_free`; it may be
-/// handed to and used from any thread. It says nothing of the text of prompts and answers.
+/// What went wrong, in one sentence, and its status. Owned by whoever got it, who frees it with `apa_error_free`; it
+/// may be handed to and used from any thread. It says nothing of the text of prompts and answers.
 pub struct apa_error {
     _opaque: [u8; 0],
 }

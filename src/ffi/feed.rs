@@ -14,9 +14,9 @@ use super::strings::apa_string;
 use crate::engine::{Feed, Topic};
 use crate::error::Result;
 
-/// A bounded queue of news. It gets what happens from its opening on and keeps the newest 256: whoever pulls too slowly misses the
-/// oldest, and is told how many. Owned by whoever opened it, who frees it with `apa_feed_free`; every call is safe from any
-/// thread, and of several threads in `apa_feed_next` each gets some of the news.
+/// A bounded queue of news. It gets what happens from its opening on and keeps the newest 256: whoever pulls too slowly
+/// misses the oldest, and is told how many. Owned by whoever opened it, who frees it with `apa_feed_free`; every call
+/// is safe from any thread, and of several threads in `apa_feed_next` each gets some of the news.
 pub struct apa_feed {
     _opaque: [u8; 0],
 }
@@ -41,9 +41,10 @@ unsafe fn open(handle: *const apa_engine, topic: Topic, feed: *mut *mut apa_feed
     Ok(apa_status::APA_OK)
 }
 
-/// Opens a feed of what the engine learns. Each piece of news is a JSON object with `event`: `step_done` (`version`, `metrics`),
-/// `step_dropped` (`reason`, `consumed`: a batch changed nothing), `version_published` (`version`, `parent`), `version_activated`
-/// (`version`), `error` (`code`, `message`), `missed` (`count`: the oldest news were dropped).
+/// Opens a feed of what the engine learns. Each piece of news is a JSON object with `event`: `step_done` (`version`,
+/// `metrics`), `step_dropped` (`reason`, `consumed`: a batch changed nothing), `version_published` (`version`,
+/// `parent`), `version_activated` (`version`), `error` (`code`, `message`), `missed` (`count`: the oldest news were
+/// dropped).
 ///
 /// Errors: `APA_ERR_BUSY` if 64 feeds are open on the engine; `APA_ERR_CLOSED`.
 #[unsafe(no_mangle)]
@@ -56,10 +57,10 @@ pub unsafe extern "C" fn apa_events_open(
     unsafe { guard(error, || open(engine, Topic::Learning, feed)) }
 }
 
-/// Opens a feed of answers to be scored: reward jobs. One comes with each answer that ended by itself, once it is on record: a JSON
-/// object with `event` `answer`, `generation_id`, `policy_version`, `prompt` (as the model saw it), `text`, `finish_reason`,
-/// `completion_tokens`, `user`; or `missed` (`count`), as above. A job is done by `apa_reward_put`; one that is not done is an answer
-/// without a reward.
+/// Opens a feed of answers to be scored: reward jobs. One comes with each answer that ended by itself, once it is on
+/// record: a JSON object with `event` `answer`, `generation_id`, `policy_version`, `prompt` (as the model saw it),
+/// `text`, `finish_reason`, `completion_tokens`, `user`; or `missed` (`count`), as above. A job is done by
+/// `apa_reward_put`; one that is not done is an answer without a reward.
 ///
 /// Errors: as `apa_events_open`.
 #[unsafe(no_mangle)]
@@ -121,7 +122,8 @@ pub unsafe extern "C" fn apa_feed_set_wake(
     }
 }
 
-/// Frees `feed`; another thread that waits in `apa_feed_next` gets `APA_ERR_CLOSED`. NULL and a second free are harmless.
+/// Frees `feed`; another thread that waits in `apa_feed_next` gets `APA_ERR_CLOSED`. NULL and a second free are
+/// harmless.
 #[unsafe(no_mangle)]
 pub extern "C" fn apa_feed_free(feed: *mut apa_feed) {
     guard_infallible((), || {

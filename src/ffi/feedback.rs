@@ -12,15 +12,15 @@ use super::strings::apa_string;
 use crate::error::Error;
 use crate::request::{Unknown, parse_feedback, parse_preference, parse_sample};
 
-/// Records feedback; it is durable on disk when this returns. JSON: `generation_id`, one of `rating` (-1 to 1), `thumbs` (`"up"`,
-/// `"down"`), `correction` (the answer as it should have been) and `signal` (the name of something a user did, `"copied"`; the
-/// option `reward.signals` has what each name adds, others are kept only), and optionally `user` and `comment`, which may also
-/// stand alone. All of it is kept; of a user's words of one kind on an answer the last counts, and of several users the mean.
-/// `receipt` (may be NULL) gets `feedback_id`, `generation_id`, `policy_version`, `replaces_earlier`, and, if a limit keeps it from
-/// teaching, the reason in `left_out`.
+/// Records feedback; it is durable on disk when this returns. JSON: `generation_id`, one of `rating` (-1 to 1),
+/// `thumbs` (`"up"`, `"down"`), `correction` (the answer as it should have been) and `signal` (the name of something a
+/// user did, `"copied"`; the option `reward.signals` has what each name adds, others are kept only), and optionally
+/// `user` and `comment`, which may also stand alone. All of it is kept; of a user's words of one kind on an answer the
+/// last counts, and of several users the mean. `receipt` (may be NULL) gets `feedback_id`, `generation_id`,
+/// `policy_version`, `replaces_earlier`, and, if a limit keeps it from teaching, the reason in `left_out`.
 ///
-/// Errors: `APA_ERR_ARG` for an unknown generation or field, a rating out of range, or several things said at once; `APA_ERR_IO` if it could not be written;
-/// `APA_ERR_CLOSED`.
+/// Errors: `APA_ERR_ARG` for an unknown generation or field, a rating out of range, or several things said at once;
+/// `APA_ERR_IO` if it could not be written; `APA_ERR_CLOSED`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn apa_feedback(
     engine: *const apa_engine,
@@ -39,8 +39,8 @@ pub unsafe extern "C" fn apa_feedback(
     }
 }
 
-/// Records that one answer is better than another; it is durable on disk when this returns. JSON: `chosen_id`, `rejected_id`, and
-/// optionally `user`. `receipt` (may be NULL) gets `preference_id`.
+/// Records that one answer is better than another; it is durable on disk when this returns. JSON: `chosen_id`,
+/// `rejected_id`, and optionally `user`. `receipt` (may be NULL) gets `preference_id`.
 ///
 /// Errors: as `apa_feedback`.
 #[unsafe(no_mangle)]
@@ -63,15 +63,15 @@ pub unsafe extern "C" fn apa_preference(
     }
 }
 
-/// Records an answer that was made elsewhere, to be learned from like one of the engine's own; it is durable on disk when this
-/// returns. JSON: `messages` or `prompt` (text or tokens), `completion` (text or tokens; text that answers a chat gets the model's
-/// end-of-turn token), and optionally `reward` (-1 to 1; without it the sample waits for `apa_feedback`), `temperature` (at which it
-/// is trained; 1) and `user`. `receipt` (may be NULL) gets `generation_id`, `feedback_id` (or null) and `policy_version`, the version
-/// served when it came, under which it is recorded.
+/// Records an answer that was made elsewhere, to be learned from like one of the engine's own; it is durable on disk
+/// when this returns. JSON: `messages` or `prompt` (text or tokens), `completion` (text or tokens; text that answers a
+/// chat gets the model's end-of-turn token), and optionally `reward` (-1 to 1; without it the sample waits for
+/// `apa_feedback`), `temperature` (at which it is trained; 1) and `user`. `receipt` (may be NULL) gets `generation_id`,
+/// `feedback_id` (or null) and `policy_version`, the version served when it came, under which it is recorded.
 ///
-/// Errors: `APA_ERR_ARG` for an unknown field, a value out of range, an empty prompt or completion, or more tokens than the context
-/// holds; `APA_ERR_UNSUPPORTED` for a chat with a model that has no template; `APA_ERR_IO` if it could not be written;
-/// `APA_ERR_CLOSED`.
+/// Errors: `APA_ERR_ARG` for an unknown field, a value out of range, an empty prompt or completion, or more tokens than
+/// the context holds; `APA_ERR_UNSUPPORTED` for a chat with a model that has no template; `APA_ERR_IO` if it could not
+/// be written; `APA_ERR_CLOSED`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn apa_sample_add(
     engine: *const apa_engine,
@@ -90,9 +90,10 @@ pub unsafe extern "C" fn apa_sample_add(
     }
 }
 
-/// Deletes a user's words: the answers made for them with their prompts, what anyone said of those, and all they said of others'
-/// answers. They are overwritten on disk when this returns. What remains are the versions that learned from them. `receipt` (may be
-/// NULL) gets how many were deleted: `generations`, `feedback`, `preferences`, `samples`; all 0 for a user who is not known.
+/// Deletes a user's words: the answers made for them with their prompts, what anyone said of those, and all they said
+/// of others' answers. They are overwritten on disk when this returns. What remains are the versions that learned from
+/// them. `receipt` (may be NULL) gets how many were deleted: `generations`, `feedback`, `preferences`, `samples`; all 0
+/// for a user who is not known.
 ///
 /// Errors: `APA_ERR_ARG` for an empty name; `APA_ERR_IO` if it could not be written; `APA_ERR_CLOSED`.
 #[unsafe(no_mangle)]

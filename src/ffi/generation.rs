@@ -20,21 +20,22 @@ use crate::error::{Error, Result};
 use crate::request::{Unknown, parse_request};
 use crate::types::{FinishReason, Generation};
 
-/// A running or ended generation. Owned by whoever started it, who frees it with `apa_gen_free`; every call is safe from any thread,
-/// though of several threads in `apa_gen_next` each gets only some of the text.
+/// A running or ended generation. Owned by whoever started it, who frees it with `apa_gen_free`; every call is safe
+/// from any thread, though of several threads in `apa_gen_next` each gets only some of the text.
 pub struct apa_gen {
     _opaque: [u8; 0],
 }
 
 handle!(apa_gen, 5, GenObject);
 
-/// Called from a thread of the library when a generation has something to be pulled. It should set a flag, write to a pipe or the
-/// like, and return: decoding waits for it. Of this library it may call only `apa_gen_cancel` and the frees.
+/// Called from a thread of the library when a generation has something to be pulled. It should set a flag, write to a
+/// pipe or the like, and return: decoding waits for it. Of this library it may call only `apa_gen_cancel` and the
+/// frees.
 pub type apa_wake_fn = Option<unsafe extern "C" fn(user_data: *mut c_void)>;
 
-/// Called by `apa_generate`, on the thread that called that, with more text: whole codepoints, not NUL-terminated, valid until it
-/// returns. 0 goes on; a positive number ends the generation as cancelled; a negative one ends it with `APA_ERR_CALLBACK`. It may
-/// call anything of this library, and must not leave by an exception or `longjmp`.
+/// Called by `apa_generate`, on the thread that called that, with more text: whole codepoints, not NUL-terminated,
+/// valid until it returns. 0 goes on; a positive number ends the generation as cancelled; a negative one ends it with
+/// `APA_ERR_CALLBACK`. It may call anything of this library, and must not leave by an exception or `longjmp`.
 pub type apa_text_fn =
     Option<unsafe extern "C" fn(user_data: *mut c_void, text: *const c_char, text_len: usize) -> i32>;
 
@@ -124,13 +125,14 @@ fn result_json(generation: &Generation, stream: &GenerationStream) -> serde_json
     result
 }
 
-/// Queues a generation. The request is the JSON body of the HTTP service: `messages` (a chat) or `prompt` (plain text or tokens),
-/// and optionally `max_tokens`, `temperature`, `top_k`, `top_p`, `min_p`, `repeat_penalty`, `frequency_penalty`, `presence_penalty`,
-/// `logit_bias`, `response_format` or `grammar` (GBNF), `logprobs` (with `top_logprobs` in a chat), `seed`, `stop`, `user`, `n` (1),
-/// `model` (any).
+/// Queues a generation. The request is the JSON body of the HTTP service: `messages` (a chat) or `prompt` (plain text
+/// or tokens), and optionally `max_tokens`, `temperature`, `top_k`, `top_p`, `min_p`, `repeat_penalty`,
+/// `frequency_penalty`, `presence_penalty`, `logit_bias`, `response_format` or `grammar` (GBNF), `logprobs` (with
+/// `top_logprobs` in a chat), `seed`, `stop`, `user`, `n` (1), `model` (any).
 ///
-/// Errors: `APA_ERR_ARG` for an unknown field or a value out of range (both named), an empty prompt, one longer than the context, or a grammar that can't be used;
-/// `APA_ERR_BUSY` if the queue is full; `APA_ERR_UNSUPPORTED` for a chat with a model that has no template; `APA_ERR_CLOSED`.
+/// Errors: `APA_ERR_ARG` for an unknown field or a value out of range (both named), an empty prompt, one longer than
+/// the context, or a grammar that can't be used; `APA_ERR_BUSY` if the queue is full; `APA_ERR_UNSUPPORTED` for a chat
+/// with a model that has no template; `APA_ERR_CLOSED`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn apa_gen_start(
     engine: *const apa_engine,
@@ -173,10 +175,11 @@ pub unsafe extern "C" fn apa_gen_id(
 
 /// Waits at most `timeout_ms` milliseconds for more text; 0 only looks, a negative number waits without limit.
 ///
-/// `APA_OK`: `text` holds more, whole codepoints. `APA_TIMEOUT`: nothing yet. `APA_DONE`, `APA_CANCELLED`: it has ended, and
-/// `apa_gen_result` says how; every later call says the same. `text` is written with `APA_OK` only.
+/// `APA_OK`: `text` holds more, whole codepoints. `APA_TIMEOUT`: nothing yet. `APA_DONE`, `APA_CANCELLED`: it has
+/// ended, and `apa_gen_result` says how; every later call says the same. `text` is written with `APA_OK` only.
 ///
-/// Errors: `APA_ERR_CLOSED` if the engine was shut down or `generation` freed, also while waiting; `APA_ERR_MODEL` if decoding failed.
+/// Errors: `APA_ERR_CLOSED` if the engine was shut down or `generation` freed, also while waiting; `APA_ERR_MODEL` if
+/// decoding failed.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn apa_gen_next(
     generation: *mut apa_gen,
@@ -200,10 +203,10 @@ pub unsafe extern "C" fn apa_gen_next(
     }
 }
 
-/// Writes the whole of a generation that has ended as a JSON object: `id`, `policy_version` (the weights that made every token of
-/// it), `text`, `finish_reason` (`stop`, `length` or `cancelled`), `seed`, `usage` (`prompt_tokens`, `completion_tokens`,
-/// `total_tokens`), and, if they were asked for, `logprobs`: an array with an object a token, as in a chat completion's
-/// `logprobs.content`.
+/// Writes the whole of a generation that has ended as a JSON object: `id`, `policy_version` (the weights that made
+/// every token of it), `text`, `finish_reason` (`stop`, `length` or `cancelled`), `seed`, `usage` (`prompt_tokens`,
+/// `completion_tokens`, `total_tokens`), and, if they were asked for, `logprobs`: an array with an object a token, as
+/// in a chat completion's `logprobs.content`.
 ///
 /// Errors: `APA_ERR_BUSY` until `apa_gen_next` has given the end; the error that it ended with; `APA_ERR_CLOSED`.
 #[unsafe(no_mangle)]
@@ -228,8 +231,8 @@ pub unsafe extern "C" fn apa_gen_result(
     }
 }
 
-/// Asks the generation to end. What has been made is kept and can be pulled; then comes `APA_CANCELLED`. From any thread, at any
-/// time, also while another waits in `apa_gen_next`, and from inside a hook. It does not wait.
+/// Asks the generation to end. What has been made is kept and can be pulled; then comes `APA_CANCELLED`. From any
+/// thread, at any time, also while another waits in `apa_gen_next`, and from inside a hook. It does not wait.
 ///
 /// Errors: `APA_ERR_CLOSED` if `generation` was freed.
 #[unsafe(no_mangle)]
@@ -243,9 +246,9 @@ pub unsafe extern "C" fn apa_gen_cancel(generation: *mut apa_gen, error: *mut *m
     }
 }
 
-/// Has `wake` called, with `user_data`, whenever there is something to be pulled, and once now if there is already; then pull with
-/// a timeout of 0 until `APA_TIMEOUT`. It replaces the earlier hook; NULL takes it back. Once this or `apa_gen_free` returns, the
-/// earlier hook is not running and never will be; so these wait for one that is.
+/// Has `wake` called, with `user_data`, whenever there is something to be pulled, and once now if there is already;
+/// then pull with a timeout of 0 until `APA_TIMEOUT`. It replaces the earlier hook; NULL takes it back. Once this or
+/// `apa_gen_free` returns, the earlier hook is not running and never will be; so these wait for one that is.
 ///
 /// Errors: `APA_ERR_CLOSED` if `generation` was freed.
 #[unsafe(no_mangle)]
@@ -268,8 +271,8 @@ pub unsafe extern "C" fn apa_gen_set_wake(
     }
 }
 
-/// Frees `generation`, cancelling it if it still runs; another thread that waits in `apa_gen_next` gets `APA_ERR_CLOSED`. NULL and a second
-/// free are harmless.
+/// Frees `generation`, cancelling it if it still runs; another thread that waits in `apa_gen_next` gets
+/// `APA_ERR_CLOSED`. NULL and a second free are harmless.
 #[unsafe(no_mangle)]
 pub extern "C" fn apa_gen_free(generation: *mut apa_gen) {
     guard_infallible((), || {
@@ -280,8 +283,8 @@ pub extern "C" fn apa_gen_free(generation: *mut apa_gen) {
     });
 }
 
-/// Generates, blocking: `on_text` (may be NULL) is called with each piece on this thread, and `result` (may be NULL) gets the JSON of
-/// `apa_gen_result`. The request is that of `apa_gen_start`.
+/// Generates, blocking: `on_text` (may be NULL) is called with each piece on this thread, and `result` (may be NULL)
+/// gets the JSON of `apa_gen_result`. The request is that of `apa_gen_start`.
 ///
 /// `APA_DONE`: it ended. `APA_CANCELLED`: `on_text` ended it; there is a result all the same.
 ///

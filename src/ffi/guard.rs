@@ -51,7 +51,8 @@ pub(super) fn guard_infallible<T>(fallback: T, body: impl FnOnce() -> T) -> T {
 fn catch<T>(body: impl FnOnce() -> T) -> Result<T> {
     silence_caught_panics();
     DEPTH.set(DEPTH.get() + 1);
-    // The library's own state is behind locks that survive a panic (poison is looked through) or poison for good (engine).
+    // The library's own state is behind locks that survive a panic (poison is looked through) or poison for good
+    // (engine).
     let outcome = panic::catch_unwind(AssertUnwindSafe(body));
     DEPTH.set(DEPTH.get() - 1);
     outcome.map_err(|payload| {
@@ -67,7 +68,8 @@ fn catch<T>(body: impl FnOnce() -> T) -> Result<T> {
     })
 }
 
-/// A library prints nothing: panics that end in a guard leave their place for the error instead. Others go where they went.
+/// A library prints nothing: panics that end in a guard leave their place for the error instead. Others go where they
+/// went.
 fn silence_caught_panics() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {

@@ -37,7 +37,8 @@ impl<F: Copy> Slot<F> {
         Self { state: Mutex::new(State { hook: None, running_on: None }), idle: Condvar::new() }
     }
 
-    /// Replaces the hook. When this returns the earlier one is not running and never will again, except on this very thread.
+    /// Replaces the hook. When this returns the earlier one is not running and never will again, except on this very
+    /// thread.
     pub(super) fn set(&self, hook: Option<(F, UserData)>) {
         let mut state = self.lock();
         state.hook = hook;

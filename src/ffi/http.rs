@@ -40,13 +40,13 @@ impl Service {
     }
 }
 
-/// Serves the engine over HTTP, as `apad serve` does, on threads of its own. `address` is `127.0.0.1:8372` or the like, with port 0
-/// for a free one; empty for the option `http.listen`. Returns once it listens; `bound` (may be NULL) gets the address. Beyond
-/// loopback it wants keys (option `http.keys`).
+/// Serves the engine over HTTP, as `apad serve` does, on threads of its own. `address` is `127.0.0.1:8372` or the like,
+/// with port 0 for a free one; empty for the option `http.listen`. Returns once it listens; `bound` (may be NULL) gets
+/// the address. Beyond loopback it wants keys (option `http.keys`).
 ///
-/// Errors: `APA_ERR_UNSUPPORTED` if the library was built without it (`apa_has("http")`); `APA_ERR_BUSY` if it runs already or the
-/// address is taken; `APA_ERR_ARG` for what is no address, or an address beyond loopback without keys; `APA_ERR_IO`;
-/// `APA_ERR_CLOSED`.
+/// Errors: `APA_ERR_UNSUPPORTED` if the library was built without it (`apa_has("http")`); `APA_ERR_BUSY` if it runs
+/// already or the address is taken; `APA_ERR_ARG` for what is no address, or an address beyond loopback without keys;
+/// `APA_ERR_IO`; `APA_ERR_CLOSED`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn apa_http_start(
     engine: *const apa_engine,
@@ -78,8 +78,8 @@ pub unsafe extern "C" fn apa_http_start(
     }
 }
 
-/// Stops the HTTP service: nothing new is accepted, running answers get 30 seconds. Returns when it has stopped; does nothing if it
-/// does not run. A shutdown of the engine stops it too.
+/// Stops the HTTP service: nothing new is accepted, running answers get 30 seconds. Returns when it has stopped; does
+/// nothing if it does not run. A shutdown of the engine stops it too.
 ///
 /// Errors: `APA_ERR_IO` if the service had failed; `APA_ERR_CLOSED` if `engine` was freed.
 #[unsafe(no_mangle)]

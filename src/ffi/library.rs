@@ -24,8 +24,8 @@ pub extern "C" fn apa_version() -> *const c_char {
     concat!(env!("CARGO_PKG_VERSION"), "\0").as_ptr().cast()
 }
 
-/// 1 if the library was built with a feature, else 0 (for an unknown name too). Names: `train`, `log`, `http` (`apa_http_start`), `train-cuda`
-/// (training on a CUDA device), `serve-cuda` (serving on one).
+/// 1 if the library was built with a feature, else 0 (for an unknown name too). Names: `train`, `log`, `http`
+/// (`apa_http_start`), `train-cuda` (training on a CUDA device), `serve-cuda` (serving on one).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn apa_has(feature: *const c_char, feature_len: usize) -> i32 {
     guard_infallible(0, || {

@@ -1,11 +1,12 @@
-//! The C API of `include/apa.h`, one file a C type. Translates calls to [`crate::Engine`]; never decides anything itself.
+//! The C API of `include/apa.h`, one file a C type. Translates calls to [`crate::Engine`]; never decides anything
+//! itself.
 //!
 //! What every export keeps, settled here once:
 //!
 //! - A handle is a key of `registry`, never an address: it is looked up, not followed. One that was freed gives
 //!   `APA_ERR_CLOSED`, one that never was a handle, or is of another type, gives `APA_ERR_ARG`.
-//! - A pointer that is read or written (text, out-parameters) is checked for NULL in `args`; beyond that the caller keeps what
-//!   C always asks: text is readable for its length, an out-parameter is writable.
+//! - A pointer that is read or written (text, out-parameters) is checked for NULL in `args`; beyond that the caller
+//!   keeps what C always asks: text is readable for its length, an out-parameter is writable.
 //! - An out-parameter is written on success only, an `apa_error **` on failure only.
 //! - Every export runs in `guard`: a panic becomes `APA_ERR_PANIC`.
 //!

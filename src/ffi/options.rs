@@ -12,9 +12,9 @@ use super::registry::{self, handle};
 use crate::config::{Builder, Config};
 use crate::error::{Error, Result};
 
-/// Settings of an engine to be opened. Keys are those of `apad.toml`, the section first: `model`, `data`, `serve.slots`,
-/// `train.lambda`. Owned by whoever made it, who frees it with `apa_options_free`; an engine keeps nothing of it. Safe from any
-/// thread.
+/// Settings of an engine to be opened. Keys are those of `apad.toml`, the section first: `model`, `data`,
+/// `serve.slots`, `train.lambda`. Owned by whoever made it, who frees it with `apa_options_free`; an engine keeps
+/// nothing of it. Safe from any thread.
 pub struct apa_options {
     _opaque: [u8; 0],
 }
@@ -83,8 +83,8 @@ pub unsafe extern "C" fn apa_options_new(options: *mut *mut apa_options, error: 
 
 /// Sets `key` from text as on a command line: `base.gguf`, `0.2`, `true`. The last setting of a key counts.
 ///
-/// Errors: `APA_ERR_ARG` for an unknown key (the nearest known one is named) or a value of another kind; the options are as
-/// before then.
+/// Errors: `APA_ERR_ARG` for an unknown key (the nearest known one is named) or a value of another kind; the options
+/// are as before then.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn apa_options_set(
     options: *mut apa_options,
@@ -105,8 +105,8 @@ pub unsafe extern "C" fn apa_options_set(
     }
 }
 
-/// Sets `key` from JSON: `0.2`, `"cpu"`, `{"lambda": 0.2, "batch": 8}` for a whole section. With an empty key the object holds
-/// sections. The last setting of a key counts.
+/// Sets `key` from JSON: `0.2`, `"cpu"`, `{"lambda": 0.2, "batch": 8}` for a whole section. With an empty key the
+/// object holds sections. The last setting of a key counts.
 ///
 /// Errors: as `apa_options_set`, and `APA_ERR_ARG` for what is not JSON.
 #[unsafe(no_mangle)]

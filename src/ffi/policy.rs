@@ -11,8 +11,8 @@ use super::strings::apa_string;
 use crate::error::{Error, Result};
 use crate::types::PolicyVersion;
 
-/// Writes the version that new requests get. A version that was published is served from then on; there is nothing to be fetched.
-/// 0 is the initial model.
+/// Writes the version that new requests get. A version that was published is served from then on; there is nothing to
+/// be fetched. 0 is the initial model.
 ///
 /// Errors: `APA_ERR_CLOSED` if `engine` was freed.
 #[unsafe(no_mangle)]
@@ -31,10 +31,11 @@ pub unsafe extern "C" fn apa_policy_sync(
     }
 }
 
-/// Serves `version` from now on, and trains on from it. Running generations end on theirs; a training step under way is given up,
-/// and its ratings stay in. Returns when new requests get it.
+/// Serves `version` from now on, and trains on from it. Running generations end on theirs; a training step under way is
+/// given up, and its ratings stay in. Returns when new requests get it.
 ///
-/// Errors: `APA_ERR_ARG` for an unknown version; `APA_ERR_IO` or `APA_ERR_MODEL` if its files are gone or damaged; `APA_ERR_CLOSED`.
+/// Errors: `APA_ERR_ARG` for an unknown version; `APA_ERR_IO` or `APA_ERR_MODEL` if its files are gone or damaged;
+/// `APA_ERR_CLOSED`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn apa_policy_activate(
     engine: *const apa_engine,
@@ -68,11 +69,11 @@ pub unsafe extern "C" fn apa_policy_rollback(
     }
 }
 
-/// Writes the files of `version` into one file, to be carried to another data folder with the same base model. `path` is replaced
-/// if it is there; it is whole or not written.
+/// Writes the files of `version` into one file, to be carried to another data folder with the same base model. `path`
+/// is replaced if it is there; it is whole or not written.
 ///
-/// Errors: `APA_ERR_ARG` for an unknown version, and for 0, which has no files; `APA_ERR_IO` if its files are gone or damaged, or
-/// `path` can't be written; `APA_ERR_CLOSED`.
+/// Errors: `APA_ERR_ARG` for an unknown version, and for 0, which has no files; `APA_ERR_IO` if its files are gone or
+/// damaged, or `path` can't be written; `APA_ERR_CLOSED`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn apa_policy_snapshot(
     engine: *const apa_engine,
@@ -91,11 +92,12 @@ pub unsafe extern "C" fn apa_policy_snapshot(
     }
 }
 
-/// Takes in what `apa_policy_snapshot` wrote as a new version, whose parent is the active one, and serves it from now on.
-/// `version` (may be NULL) gets its number. The file is checked against its own checksums.
+/// Takes in what `apa_policy_snapshot` wrote as a new version, whose parent is the active one, and serves it from now
+/// on. `version` (may be NULL) gets its number. The file is checked against its own checksums.
 ///
-/// Errors: `APA_ERR_IO` if the file can't be read, is damaged, or is none; `APA_ERR_MODEL` if it belongs to another base model
-/// (nothing changes then) or can't be served (it is listed then, and the version before goes on); `APA_ERR_CLOSED`.
+/// Errors: `APA_ERR_IO` if the file can't be read, is damaged, or is none; `APA_ERR_MODEL` if it belongs to another
+/// base model (nothing changes then) or can't be served (it is listed then, and the version before goes on);
+/// `APA_ERR_CLOSED`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn apa_policy_restore(
     engine: *const apa_engine,
@@ -125,7 +127,8 @@ unsafe fn path_of<'a>(path: *const c_char, path_len: usize) -> Result<&'a str> {
     }
 }
 
-/// Writes all versions as a JSON array, oldest first: `version`, `parent`, `active`, `created` (milliseconds since 1970), `metrics`.
+/// Writes all versions as a JSON array, oldest first: `version`, `parent`, `active`, `created` (milliseconds since
+/// 1970), `metrics`.
 ///
 /// Errors: `APA_ERR_IO` if the record can't be read; `APA_ERR_CLOSED`.
 #[unsafe(no_mangle)]

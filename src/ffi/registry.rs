@@ -18,8 +18,8 @@ use std::sync::{
     atomic::{AtomicUsize, Ordering},
 };
 
-/// High bits of every handle. On 64-bit machines no address has them: following a handle faults, and no other allocator's
-/// pointer is ever taken for one.
+/// High bits of every handle. On 64-bit machines no address has them: following a handle faults, and no other
+/// allocator's pointer is ever taken for one.
 const BASE: usize = (0xA9A_u64 << 52) as usize;
 /// Bits that say the type.
 const TAG_BITS: u32 = 3;

@@ -6,8 +6,8 @@ use super::error::{apa_error, apa_status};
 use super::guard::guard;
 use super::strings::apa_string;
 
-/// Lets the engine train by itself whenever `train.batch` new ratings are in, as it does from the start unless the option
-/// `train.auto` is false. Returns at once.
+/// Lets the engine train by itself whenever `train.batch` new ratings are in, as it does from the start unless the
+/// option `train.auto` is false. Returns at once.
 ///
 /// Errors: `APA_ERR_UNSUPPORTED` if training is off (`train.enabled`); `APA_ERR_CLOSED`.
 #[unsafe(no_mangle)]
@@ -16,8 +16,8 @@ pub unsafe extern "C" fn apa_trainer_start(engine: *const apa_engine, error: *mu
     unsafe { guard(error, || self::engine(engine)?.start_trainer().map(|()| apa_status::APA_OK)) }
 }
 
-/// Has the engine train only when `apa_trainer_step` is called, from now on; ratings are kept. A step under way goes on to its end,
-/// and is not waited for.
+/// Has the engine train only when `apa_trainer_step` is called, from now on; ratings are kept. A step under way goes on
+/// to its end, and is not waited for.
 ///
 /// Errors: `APA_ERR_CLOSED`.
 #[unsafe(no_mangle)]
@@ -26,13 +26,13 @@ pub unsafe extern "C" fn apa_trainer_stop(engine: *const apa_engine, error: *mut
     unsafe { guard(error, || self::engine(engine)?.stop_trainer().map(|()| apa_status::APA_OK)) }
 }
 
-/// Trains on the ratings that are in (one batch at most, even a small one), publishes, and returns when the new version is served.
-/// Blocks for as long as that takes, seconds to minutes; generations go on meanwhile. With `train.auto` (the default) the engine
-/// does so by itself whenever `train.batch` new ratings are in. `outcome` (may be NULL) gets a JSON object: `outcome` is
-/// `published`, with `version` and `metrics`, or `skipped`, with `reason` and `consumed`.
+/// Trains on the ratings that are in (one batch at most, even a small one), publishes, and returns when the new version
+/// is served. Blocks for as long as that takes, seconds to minutes; generations go on meanwhile. With `train.auto` (the
+/// default) the engine does so by itself whenever `train.batch` new ratings are in. `outcome` (may be NULL) gets a JSON
+/// object: `outcome` is `published`, with `version` and `metrics`, or `skipped`, with `reason` and `consumed`.
 ///
-/// Errors: `APA_ERR_TRAIN` if training failed; `APA_ERR_UNSUPPORTED` if this model can't be trained, or training is off;
-/// `APA_ERR_CLOSED`. Serving goes on.
+/// Errors: `APA_ERR_TRAIN` if training failed; `APA_ERR_UNSUPPORTED` if this model can't be trained, or training is
+/// off; `APA_ERR_CLOSED`. Serving goes on.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn apa_trainer_step(
     engine: *const apa_engine,
@@ -43,11 +43,11 @@ pub unsafe extern "C" fn apa_trainer_step(
     unsafe { guard(error, || put_json(outcome, &self::engine(engine)?.train_step()?)) }
 }
 
-/// Writes the state of the trainer as a JSON object: `state` (`off`, `unsupported`, `loading`, `idle`, `training`), `reason`,
-/// `auto` (whether it trains by itself), `pending_ratings`, `batch`, `steps`, `skipped`, `refused` (skipped by the gate), `dropped_steps`,
-/// `seconds` (that it worked), `waited_seconds` (that its threads were ready and waited for a core, all together),
-/// `reward` (the reward model that keeps learning), `last` (measurements of the newest step; lengths in tokens, KL in nats, times in
-/// seconds).
+/// Writes the state of the trainer as a JSON object: `state` (`off`, `unsupported`, `loading`, `idle`, `training`),
+/// `reason`, `auto` (whether it trains by itself), `pending_ratings`, `batch`, `steps`, `skipped`, `refused` (skipped
+/// by the gate), `dropped_steps`, `seconds` (that it worked), `waited_seconds` (that its threads were ready and waited
+/// for a core, all together), `reward` (the reward model that keeps learning), `last` (measurements of the newest step;
+/// lengths in tokens, KL in nats, times in seconds).
 ///
 /// Errors: `APA_ERR_CLOSED` if `engine` was freed.
 #[unsafe(no_mangle)]

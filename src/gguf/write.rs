@@ -1,4 +1,5 @@
-//! Writes GGUF files (version 3, alignment 32): adapters, merged models, test models. A file appears whole or not at all.
+//! Writes GGUF files (version 3, alignment 32): adapters, merged models, test models. A file appears whole or not at
+//! all.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};

@@ -15,7 +15,8 @@ use super::error::{ApiError, ApiResult};
 use crate::config::HttpConfig;
 use crate::error::{Error, Result};
 
-/// What tells nothing but whether requests are taken, and which there are: probes and browsers' address lines carry no keys.
+/// What tells nothing but whether requests are taken, and which there are: probes and browsers' address lines carry no
+/// keys.
 const OPEN: [&str; 3] = ["/health", "/openapi.json", "/docs"];
 
 /// Digests of the accepted keys; `None` where everyone on this machine may ask.
@@ -26,7 +27,8 @@ impl Keys {
     /// Reads the key file, one key a line; empty lines and those that start with `#` are skipped.
     ///
     /// # Errors
-    /// `Arg` without keys on an address that other machines reach, or for a file without a key; `Io` if it can't be read.
+    /// `Arg` without keys on an address that other machines reach, or for a file without a key; `Io` if it can't be
+    /// read.
     pub(super) fn load(config: &HttpConfig, address: SocketAddr) -> Result<Self> {
         match &config.keys {
             Some(path) => Ok(Self(Some(read_keys(path)?))),

@@ -15,8 +15,8 @@ use super::error::{ApiError, ApiResult};
 const MOST_THROWN_AWAY: usize = 64 << 20;
 const LONGEST_THROWN_AWAY: Duration = Duration::from_secs(5);
 
-/// The whole body, at most `http.body_limit` bytes, within `http.read_seconds`: one that takes longer holds a connection for
-/// nothing.
+/// The whole body, at most `http.body_limit` bytes, within `http.read_seconds`: one that takes longer holds a
+/// connection for nothing.
 pub(super) struct Body(pub(super) Vec<u8>);
 
 impl FromRequest<Arc<App>> for Body {
@@ -53,8 +53,8 @@ async fn read(request: Request, limit: usize) -> ApiResult<Vec<u8>> {
     Ok(body)
 }
 
-/// Reads on for a while, since most clients read no answer before they sent all: a connection that ends under them tells them
-/// nothing. One that asks before it sends is told at once.
+/// Reads on for a while, since most clients read no answer before they sent all: a connection that ends under them
+/// tells them nothing. One that asks before it sends is told at once.
 async fn refuse(mut rest: BodyDataStream, asks_first: bool, limit: usize) -> ApiError {
     let throw_away = async {
         let mut thrown = 0;

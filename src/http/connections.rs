@@ -47,8 +47,8 @@ impl Connections {
         Self { router, limit, patience, places, silent: VecDeque::new(), closing: watch::Sender::new(false) }
     }
 
-    /// Takes connections until it is dropped. Where all places are taken, the oldest connection that never asked for anything
-    /// gives up its own: who only opens connections keeps nobody out.
+    /// Takes connections until it is dropped. Where all places are taken, the oldest connection that never asked for
+    /// anything gives up its own: who only opens connections keeps nobody out.
     pub(super) async fn accept(&mut self, listener: &TcpListener) {
         loop {
             let stream = match listener.accept().await {

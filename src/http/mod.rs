@@ -1,5 +1,5 @@
-//! The HTTP service: requests to engine calls, and their results to answers in OpenAI's shapes. The only user of axum; holds
-//! no state of its own.
+//! The HTTP service: requests to engine calls, and their results to answers in OpenAI's shapes. The only user of axum;
+//! holds no state of its own.
 
 mod auth;
 mod background;
@@ -75,8 +75,8 @@ pub fn check(config: &HttpConfig, address: SocketAddr) -> Result<()> {
     Keys::load(config, address).map(|_| ())
 }
 
-/// Serves `engine` on `listener` until `shutdown` resolves; then refuses to generate anything new, `/health` says so, and what
-/// runs gets 30 seconds. The engine stays open.
+/// Serves `engine` on `listener` until `shutdown` resolves; then refuses to generate anything new, `/health` says so,
+/// and what runs gets 30 seconds. The engine stays open.
 ///
 /// # Errors
 /// As [`check`], and `Io` if the listener has no address.

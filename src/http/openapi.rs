@@ -1,4 +1,5 @@
-//! What there is to call, as an OpenAPI document and a page to read it. Its types only describe: `request` reads the bodies.
+//! What there is to call, as an OpenAPI document and a page to read it. Its types only describe: `request` reads the
+//! bodies.
 
 use std::collections::BTreeMap;
 use std::sync::OnceLock;
@@ -113,7 +114,8 @@ schemas! {
         /// `{"include_usage": true}`.
         #[schema(value_type = Option<Object>)]
         stream_options: Option<Value>,
-        /// `{"type": "function", "function": {"name", "description", "parameters"}}`, where the model's template knows tools.
+        /// `{"type": "function", "function": {"name", "description", "parameters"}}`, where the model's template knows
+        /// tools.
         #[schema(value_type = Option<Vec<Object>>)]
         tools: Option<Value>,
         /// `none`, `auto`, `required`, or an object that names a function.

@@ -35,8 +35,9 @@ impl Origins {
     }
 }
 
-/// Refuses requests that a browser sends for a page of another site: feedback changes the weights, and on loopback no key stands
-/// before it. A page that comes from where it asks is judged by its name as well: any name can be made to lead to this machine.
+/// Refuses requests that a browser sends for a page of another site: feedback changes the weights, and on loopback no
+/// key stands before it. A page that comes from where it asks is judged by its name as well: any name can be made to
+/// lead to this machine.
 pub(super) async fn guard(State(app): State<Arc<App>>, request: Request, next: Next) -> ApiResult<Response> {
     let Some(origin) = request.headers().get(header::ORIGIN).cloned() else { return Ok(next.run(request).await) };
     if !origin.to_str().is_ok_and(|origin| app.origins.allow(origin)) {

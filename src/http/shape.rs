@@ -165,7 +165,8 @@ impl Shape {
         })
     }
 
-    /// Log-probabilities of a chunk, which may have come to none: text is held back until it is whole, and may be so in groups.
+    /// Log-probabilities of a chunk, which may have come to none: text is held back until it is whole, and may be so in
+    /// groups.
     fn told(&self, choice: &mut Choice, logprobs: &[TokenLogprob]) -> Value {
         if logprobs.is_empty() { Value::Null } else { self.logprobs(logprobs, &mut choice.offset) }
     }

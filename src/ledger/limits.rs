@@ -1,5 +1,5 @@
-//! How much of what is said counts, so that nobody bends the model alone. Everything is kept; marks say what teaches. Never looks
-//! at what an answer says.
+//! How much of what is said counts, so that nobody bends the model alone. Everything is kept; marks say what teaches.
+//! Never looks at what an answer says.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -19,8 +19,8 @@ const COMPARED: u32 = 16;
 /// Waiting rows that limits leave out before a batch is looked for user by user: some 5 ms.
 const LEFT_OUT_ROWS: usize = 20_000;
 
-/// What counts. The default counts everything. Limits of share and time begin with the second user: where one person is the only
-/// one, there is nobody to protect. Feedback without a user is taken as one user's.
+/// What counts. The default counts everything. Limits of share and time begin with the second user: where one person is
+/// the only one, there is nobody to protect. Feedback without a user is taken as one user's.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Rules {
     /// Pieces of feedback of one user in a clock hour that count; 0 is no limit.
@@ -29,7 +29,8 @@ pub struct Rules {
     pub share: f64,
     /// How long feedback waits before it is used, in milliseconds.
     pub delay_ms: u64,
-    /// Whether what a user says again of the same answer to the same prompt, in the same words, counts once while it waits.
+    /// Whether what a user says again of the same answer to the same prompt, in the same words, counts once while it
+    /// waits.
     pub duplicates_once: bool,
     /// Comparisons with others after which a user can be flagged; 0 flags nobody.
     pub flag_after: u32,
@@ -276,8 +277,8 @@ pub(super) fn choose(db: &Connection, max: usize, rules: &Rules) -> Result<Vec<(
     let limited = rules.share < 1.0 && !lone(db)?;
     let cap = |size: usize| if limited { ((rules.share * size as f64) as usize).max(1) } else { usize::MAX };
     let mut chosen = scan(db, max, cap(max), rules)?;
-    // The share is of what the batch comes to be: a smaller batch lowers the cap, which may make it smaller still. What a lower
-    // cap leaves is a part of what a higher one found.
+    // The share is of what the batch comes to be: a smaller batch lowers the cap, which may make it smaller still. What
+    // a lower cap leaves is a part of what a higher one found.
     let mut size = max;
     loop {
         let found = answers(&chosen);
@@ -311,7 +312,8 @@ struct Shares {
 }
 
 impl Shares {
-    /// Whether this word of a user still fits under the cap: any number of words on one answer are one. Answers come in order.
+    /// Whether this word of a user still fits under the cap: any number of words on one answer are one. Answers come in
+    /// order.
     fn take(&mut self, answer: i64, user: Option<&str>, cap: usize) -> bool {
         let (count, last) = match user {
             None => &mut self.unnamed,

@@ -1,5 +1,5 @@
-//! The durable record of generations, feedback and versions, in SQLite. Never forgets what it acknowledged, never changes a
-//! row beyond marking a rating used, and never trains or judges.
+//! The durable record of generations, feedback and versions, in SQLite. Never forgets what it acknowledged, never
+//! changes a row beyond marking a rating used, and never trains or judges.
 
 mod export;
 mod forget;
@@ -58,8 +58,8 @@ impl Ledger {
     /// Opens the ledger of a data folder; both are made if missing.
     ///
     /// # Errors
-    /// `Busy` if another process holds the folder (named with its process id), `Unsupported` if the ledger is of a newer
-    /// format, `Io` if the disk fails or the file is damaged.
+    /// `Busy` if another process holds the folder (named with its process id), `Unsupported` if the ledger is of a
+    /// newer format, `Io` if the disk fails or the file is damaged.
     pub fn open(dir: &Path) -> Result<Ledger> {
         Self::open_with(dir, Rules::default())
     }
@@ -84,12 +84,12 @@ impl Ledger {
         Ok(Ledger { writer, reader: Mutex::new(Some(reader)), pending: Arc::new(pending.into()), rules: rules.into() })
     }
 
-    /// Queues a generation to be recorded; waits only while the queue is full. `done` runs on the ledger's thread after the
-    /// commit: it must be quick, and must not wait for the ledger.
+    /// Queues a generation to be recorded; waits only while the queue is full. `done` runs on the ledger's thread after
+    /// the commit: it must be quick, and must not wait for the ledger.
     ///
     /// # Errors
-    /// `Closed` at once. To `done`: `Arg` for an id that is taken or too long, an unknown version, or sampling settings that
-    /// are not finite; `Io` if it could not be written.
+    /// `Closed` at once. To `done`: `Arg` for an id that is taken or too long, an unknown version, or sampling settings
+    /// that are not finite; `Io` if it could not be written.
     pub fn record_generation(&self, g: Arc<Generation>, done: Box<dyn FnOnce(Result<()>) + Send>) -> Result<()> {
         self.writer.submit(move |db| record(db, &g), done)
     }
@@ -97,8 +97,8 @@ impl Ledger {
     /// Records feedback; it is on disk when this returns.
     ///
     /// # Errors
-    /// `Arg` for an unknown generation, a rating outside [-1, 1] or not a number, or text that is too long; `Io` if it could
-    /// not be written; `Closed`.
+    /// `Arg` for an unknown generation, a rating outside [-1, 1] or not a number, or text that is too long; `Io` if it
+    /// could not be written; `Closed`.
     pub fn add_feedback(&self, f: &NewFeedback) -> Result<FeedbackReceipt> {
         self.put_feedback(f, self.rules.clone())
     }
@@ -123,8 +123,8 @@ impl Ledger {
         Ok(receipt)
     }
 
-    /// Records that one answer is better than another, and returns its row number; it is on disk then. What a user said before
-    /// keeps its row.
+    /// Records that one answer is better than another, and returns its row number; it is on disk then. What a user said
+    /// before keeps its row.
     ///
     /// # Errors
     /// As [`Ledger::add_feedback`]; `Arg` also if both are the same.
@@ -183,9 +183,9 @@ impl Ledger {
         self.pending.load(Ordering::Relaxed)
     }
 
-    /// At most `max` answers with feedback that teaches and is not yet used, the oldest answers first, within the rules. Of
-    /// several ratings of a user the last stands, of several users' their mean, and all are listed. An answer without tokens is
-    /// never offered. Nothing is marked: the same batch comes again until a commit uses it.
+    /// At most `max` answers with feedback that teaches and is not yet used, the oldest answers first, within the
+    /// rules. Of several ratings of a user the last stands, of several users' their mean, and all are listed. An answer
+    /// without tokens is never offered. Nothing is marked: the same batch comes again until a commit uses it.
     ///
     /// # Errors
     /// As [`Ledger::generation`].
@@ -193,7 +193,8 @@ impl Ledger {
         self.read(|db| rows::pending_batch(db, max, &self.rules))
     }
 
-    /// At most `max` answers that nobody said anything of and that no batch had, the newest first, of version `since` or later.
+    /// At most `max` answers that nobody said anything of and that no batch had, the newest first, of version `since`
+    /// or later.
     ///
     /// # Errors
     /// As [`Ledger::generation`].
@@ -201,7 +202,8 @@ impl Ledger {
         self.read(|db| rows::unrated(db, max, since))
     }
 
-    /// The newest prompts that anybody asked, at most `max`, each once. (Rollouts, whose ids begin with `rol-`, are not asked.)
+    /// The newest prompts that anybody asked, at most `max`, each once. (Rollouts, whose ids begin with `rol-`, are not
+    /// asked.)
     ///
     /// # Errors
     /// As [`Ledger::generation`].
@@ -217,9 +219,9 @@ impl Ledger {
         self.read(|db| rows::samples_of(db, id))
     }
 
-    /// Preferences and corrections as pairs for a reward model, oldest first, within the rules: without those of users who are
-    /// held or rejected, what is said again, what is over a user's hour, what is not ripe, and what is over a user's share. What
-    /// was imported is limited by neither hour nor share.
+    /// Preferences and corrections as pairs for a reward model, oldest first, within the rules: without those of users
+    /// who are held or rejected, what is said again, what is over a user's hour, what is not ripe, and what is over a
+    /// user's share. What was imported is limited by neither hour nor share.
     ///
     /// # Errors
     /// As [`Ledger::generation`].
@@ -243,7 +245,8 @@ impl Ledger {
         self.read(|db| limits::reviews(db, &self.rules))
     }
 
-    /// Records a decision about a user; it is on disk when this returns. Rejecting leaves out what waits of theirs, for good.
+    /// Records a decision about a user; it is on disk when this returns. Rejecting leaves out what waits of theirs, for
+    /// good.
     ///
     /// # Errors
     /// `Arg` for a name that is too long, `Io`, `Closed`.
@@ -253,9 +256,9 @@ impl Ledger {
         self.commit_batch(move |db| limits::review(db, &user, verdict))
     }
 
-    /// Deletes a user's words: the answers made for them with their prompts, what anyone said of those, and all they said of
-    /// others' answers. They are overwritten on disk, in the write-ahead log too, when this returns. Versions that learned from
-    /// them remain, and the numbers of batches.
+    /// Deletes a user's words: the answers made for them with their prompts, what anyone said of those, and all they
+    /// said of others' answers. They are overwritten on disk, in the write-ahead log too, when this returns. Versions
+    /// that learned from them remain, and the numbers of batches.
     ///
     /// # Errors
     /// `Io` if it could not be written, `Closed`.
@@ -276,12 +279,12 @@ impl Ledger {
         self.writer.call_then(work, fold)
     }
 
-    /// Records a new version, marks the feedback it used, keeps what its samples were, and makes it the active one: all or nothing. (`v.active` is not
-    /// looked at.)
+    /// Records a new version, marks the feedback it used, keeps what its samples were, and makes it the active one: all
+    /// or nothing. (`v.active` is not looked at.)
     ///
     /// # Errors
-    /// `Arg` if the number is not above every earlier one, the parent is unknown, or feedback was used before or doesn't
-    /// exist; `Io` if it could not be written; `Closed`.
+    /// `Arg` if the number is not above every earlier one, the parent is unknown, or feedback was used before or
+    /// doesn't exist; `Io` if it could not be written; `Closed`.
     pub fn commit_version(&self, v: &VersionInfo, used: &[u64], samples: &[SampleRecord]) -> Result<()> {
         let (v, used, samples) = (v.clone(), used.to_vec(), samples.to_vec());
         self.commit_batch(move |db| {
@@ -341,8 +344,8 @@ impl Ledger {
         self.read(|db| rows::meta(db, META_MODEL_SHA256))
     }
 
-    /// Ties the ledger to its base model, the first time; checks it ever after. (The name is for messages: the same file
-    /// under another name is the same model.)
+    /// Ties the ledger to its base model, the first time; checks it ever after. (The name is for messages: the same
+    /// file under another name is the same model.)
     ///
     /// # Errors
     /// `Model` if it belongs to another one, naming both.
@@ -351,8 +354,8 @@ impl Ledger {
         self.writer.call(move |db| bind(db, &sha256, &name), |()| ())
     }
 
-    /// Writes what is queued and lets go of the folder; every later call is refused as `Closed`. Idempotent; dropping the
-    /// ledger does it too.
+    /// Writes what is queued and lets go of the folder; every later call is refused as `Closed`. Idempotent; dropping
+    /// the ledger does it too.
     pub fn close(&self) {
         // First, so that the writer is the last connection: that one folds the write-ahead log into the file.
         drop(self.reader.lock().unwrap_or_else(PoisonError::into_inner).take());
@@ -484,7 +487,8 @@ fn insert_feedback(db: &Connection, f: &NewFeedback, rules: &Rules) -> Result<(F
     Ok((receipt, teaches && !waiting))
 }
 
-/// Does `change` to a user's feedback, and counts the answers that had something waiting before and have nothing any more.
+/// Does `change` to a user's feedback, and counts the answers that had something waiting before and have nothing any
+/// more.
 fn use_count(db: &Connection, user: &str, change: impl FnOnce(&Connection) -> Result<()>) -> Result<u64> {
     let mut select = db.prepare_cached(
         "SELECT DISTINCT generation FROM feedback INDEXED BY feedback_of_user

@@ -51,7 +51,8 @@ fn the_second_process_is_told_who_holds_the_folder() {
     Ledger::open(dir.path()).unwrap();
 }
 
-/// Sixteen clients rate, each answer once; what was acknowledged is printed. A trainer uses ratings up, and prints that too.
+/// Sixteen clients rate, each answer once; what was acknowledged is printed. A trainer uses ratings up, and prints that
+/// too.
 #[test]
 #[ignore = "run by a_killed_process_loses_and_doubles_nothing"]
 fn child_rates_until_killed() {
@@ -184,8 +185,8 @@ fn measure_a_million_generations() {
     let rules = default_rules();
     let ledger = Ledger::open_with(dir.path(), rules.clone()).unwrap();
     let start = Instant::now();
-    // What limits have to look past: the oldest quarter million ratings are one user's, held for review; then those of one user
-    // who has more than a share; then a thousand users in turn.
+    // What limits have to look past: the oldest quarter million ratings are one user's, held for review; then those of
+    // one user who has more than a share; then a thousand users in turn.
     let user = |n: u32| match n {
         0..500_000 => "held".into(),
         500_000..700_000 => "eager".into(),

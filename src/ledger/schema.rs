@@ -69,9 +69,9 @@ const MIGRATIONS: &[&str] = &[
         user TEXT,
         created INTEGER NOT NULL
     ) STRICT;",
-    // 2. Signals and remarks beside ratings and corrections; what feedback counts for; what a sample was made of. Marks beside
-    // what was said: `teaches` is whether it may train (`left_out` says why not), `batch` what used it up, `content` what
-    // answer it is about, whoever got it: the same tokens to the same prompt.
+    // 2. Signals and remarks beside ratings and corrections; what feedback counts for; what a sample was made of. Marks
+    // beside what was said: `teaches` is whether it may train (`left_out` says why not), `batch` what used it up,
+    // `content` what answer it is about, whoever got it: the same tokens to the same prompt.
     "CREATE TABLE feedback_2 (
         id INTEGER PRIMARY KEY AUTOINCREMENT,
         generation INTEGER NOT NULL REFERENCES generations(seq),

@@ -1,5 +1,5 @@
-//! The one thread that writes: takes what is queued, commits it as one transaction with one fsync, then answers everyone.
-//! Never answers before the commit, and never lets one failing write undo its neighbours.
+//! The one thread that writes: takes what is queued, commits it as one transaction with one fsync, then answers
+//! everyone. Never answers before the commit, and never lets one failing write undo its neighbours.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Mutex, PoisonError};
@@ -87,7 +87,8 @@ impl Writer {
         Ok(Self { queue: Mutex::new(Some(sender)), thread: Mutex::new(Some(thread)) })
     }
 
-    /// Queues `work`; `done` runs on the writer's thread once the outcome is certain. Waits only while the queue is full.
+    /// Queues `work`; `done` runs on the writer's thread once the outcome is certain. Waits only while the queue is
+    /// full.
     pub(super) fn submit<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Connection) -> Result<T> + Send + 'static,

@@ -24,8 +24,8 @@ unsafe impl Send for Adapter {}
 unsafe impl Sync for Adapter {}
 
 impl Adapter {
-    /// Loads an adapter GGUF for `model`. Contexts of the model may decode meanwhile: a decode doesn't look at the model's list
-    /// of adapters, which [`Context::set_adapter`](super::Context::set_adapter) sees to.
+    /// Loads an adapter GGUF for `model`. Contexts of the model may decode meanwhile: a decode doesn't look at the
+    /// model's list of adapters, which [`Context::set_adapter`](super::Context::set_adapter) sees to.
     ///
     /// # Errors
     /// `Model` if the file is missing, damaged, no LoRA adapter, or made for another base.

@@ -1,4 +1,5 @@
-//! A context: the KV cache of some sequences, under one adapter, and the decoding of batches. Never chooses what to decode.
+//! A context: the KV cache of some sequences, under one adapter, and the decoding of batches. Never chooses what to
+//! decode.
 
 use std::sync::Arc;
 
@@ -87,12 +88,14 @@ impl Context {
         Ok(Context { raw, options, model: model.clone(), adapter: None, threads })
     }
 
-    /// Decodes with `adapter` from now on (at scale 1: the file's own alpha / rank), or without one. Forgets every sequence:
-    /// what another adapter computed is not this one's. Afterwards no decode sizes its buffers again: llama.cpp does that at
-    /// the first decode with another adapter, reading the model's list of adapters, and it is done here.
+    /// Decodes with `adapter` from now on (at scale 1: the file's own alpha / rank), or without one. Forgets every
+    /// sequence: what another adapter computed is not this one's. Afterwards no decode sizes its buffers again:
+    /// llama.cpp does that at the first decode with another adapter, reading the model's list of adapters, and it is
+    /// done here.
     ///
     /// # Errors
-    /// `Arg` if the adapter was loaded for another model; `Model` or `NoMem` if llama.cpp fails: the context is of no use then.
+    /// `Arg` if the adapter was loaded for another model; `Model` or `NoMem` if llama.cpp fails: the context is of no
+    /// use then.
     pub fn set_adapter(&mut self, adapter: Option<Arc<Adapter>>) -> Result<()> {
         if adapter.as_ref().is_some_and(|a| !Arc::ptr_eq(&a.model, &self.model)) {
             return Err(Error::arg("the adapter was loaded for another model"));
@@ -163,8 +166,9 @@ impl Context {
             seq_id: seq_ids.as_mut_ptr(),
             logits: batch.outputs.as_ptr().cast_mut(),
         };
-        // SAFETY: all arrays are n_tokens long and outlive the call, which only reads them; tokens, sequences and size are
-        // checked above, so that no assertion of GGML can fail on them. The model outlives what is packed in its name.
+        // SAFETY: all arrays are n_tokens long and outlive the call, which only reads them; tokens, sequences and size
+        // are checked above, so that no assertion of GGML can fail on them. The model outlives what is packed in its
+        // name.
         let decoded = guarded("decoding", || unsafe {
             guard::apa_kernels_owner(self.model.raw.cast());
             guard::llama_decode(self.raw, raw)
@@ -194,8 +198,8 @@ impl Context {
     /// # Errors
     /// `Arg` if that entry has none.
     pub fn logits(&mut self, index: usize) -> Result<&[f32]> {
-        // SAFETY: an index without logits gives null; else a row of the vocabulary's length, valid until the next decode,
-        // which `&mut self` excludes while the slice lives.
+        // SAFETY: an index without logits gives null; else a row of the vocabulary's length, valid until the next
+        // decode, which `&mut self` excludes while the slice lives.
         unsafe {
             let row = sys::llama_get_logits_ith(self.raw, i32::try_from(index).unwrap_or(i32::MAX));
             if row.is_null() {
@@ -205,8 +209,8 @@ impl Context {
         }
     }
 
-    /// Lets a sequence have the positions `range` of another, which stay where they are. Copies nothing. False, and nothing done, if
-    /// the memory can't be shared in parts (recurrent models).
+    /// Lets a sequence have the positions `range` of another, which stay where they are. Copies nothing. False, and
+    /// nothing done, if the memory can't be shared in parts (recurrent models).
     pub fn share(&mut self, from: i32, to: i32, range: std::ops::Range<u32>) -> bool {
         let known = |seq: i32| (0..self.options.sequences as i32).contains(&seq);
         // SAFETY: reads the live model.

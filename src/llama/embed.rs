@@ -1,4 +1,5 @@
-//! Embeddings: the mean of a model's last hidden states over a text, of unit length. Never samples, and knows no adapter.
+//! Embeddings: the mean of a model's last hidden states over a text, of unit length. Never samples, and knows no
+//! adapter.
 
 use std::sync::Arc;
 
@@ -22,7 +23,8 @@ pub struct Embedder {
 unsafe impl Send for Embedder {}
 
 impl Embedder {
-    /// Makes one for texts of at most `room` tokens, that computes with one thread: what embeds gives way to what answers.
+    /// Makes one for texts of at most `room` tokens, that computes with one thread: what embeds gives way to what
+    /// answers.
     ///
     /// # Errors
     /// `Model` or `NoMem` if llama.cpp can't make the context.
@@ -62,8 +64,8 @@ impl Embedder {
             return Err(Error::arg(format!("a text of {} tokens, expected 1 to {}", tokens.len(), self.room)));
         }
         let mut ids = tokens.iter().map(|&t| self.model.token(t).map(|t| t.0)).collect::<Result<Vec<i32>>>()?;
-        // SAFETY: the array outlives the call, which only reads it; tokens and their number are checked above. The model outlives
-        // what is packed in its name.
+        // SAFETY: the array outlives the call, which only reads it; tokens and their number are checked above. The
+        // model outlives what is packed in its name.
         let status = guarded("embedding", || unsafe {
             guard::apa_kernels_owner(self.model.raw.cast());
             sys::llama_memory_clear(sys::llama_get_memory(self.raw), false);

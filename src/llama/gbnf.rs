@@ -1,5 +1,5 @@
-//! Checks a GBNF grammar and says what is wrong with it, before llama.cpp, which only prints that to stderr, and which some
-//! grammars would make overflow its stack or never end. Never samples.
+//! Checks a GBNF grammar and says what is wrong with it, before llama.cpp, which only prints that to stderr, and which
+//! some grammars would make overflow its stack or never end. Never samples.
 
 use std::collections::HashMap;
 

@@ -14,8 +14,8 @@ use super::model::Model;
 use crate::error::{Error, Result};
 use crate::types::{Format, TokenId};
 
-/// One step of a grammar takes no longer: llama.cpp follows every reading of an ambiguous one at once, and their number may
-/// grow with each token.
+/// One step of a grammar takes no longer: llama.cpp follows every reading of an ambiguous one at once, and their number
+/// may grow with each token.
 const STEP: Duration = Duration::from_millis(500);
 /// Longest schema, in bytes of JSON.
 const SCHEMA_BYTES: usize = 64 << 10;
@@ -101,8 +101,8 @@ impl Grammar {
             selected: -1,
             sorted: false,
         };
-        // SAFETY: `LlamaTokenData` is a transparent wrapper of llama.cpp's type; a grammar only lowers the logits of the
-        // array, which outlives the call. No stack of it is empty, which llama.cpp asserts: `accept` failed then.
+        // SAFETY: `LlamaTokenData` is a transparent wrapper of llama.cpp's type; a grammar only lowers the logits of
+        // the array, which outlives the call. No stack of it is empty, which llama.cpp asserts: `accept` failed then.
         guarded("applying the grammar", || unsafe { guard::llama_sampler_apply(self.raw, &raw mut array) })?;
         in_time(start)
     }

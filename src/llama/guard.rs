@@ -51,6 +51,8 @@ unsafe extern "C" {
     pub(super) fn apa_kernels_install();
     pub(super) fn apa_kernels_owner(model: *const c_void);
     pub(super) fn apa_kernels_forget(model: *const c_void);
+    #[cfg(test)]
+    pub(super) fn apa_kernels_leave_out(types: *mut *mut c_void, count: usize) -> usize;
 }
 
 struct Call<'a, T> {
@@ -64,12 +66,13 @@ unsafe extern "C-unwind" fn trampoline<T>(arg: *mut c_void) {
     call.result = Some((call.body)());
 }
 
-/// Calls `body`, which calls llama.cpp. `body` must hold nothing that needs dropping while it calls: a C++ exception skips
-/// its destructors.
+/// Calls `body`, which calls llama.cpp. `body` must hold nothing that needs dropping while it calls: a C++ exception
+/// skips its destructors.
 pub(super) fn guarded<T>(what: &str, mut body: impl FnMut() -> T) -> Result<T> {
     let mut call = Call { body: &mut body, result: None };
     let mut message = [0 as c_char; 256];
-    // SAFETY: the trampoline gets the `Call<T>` it expects; the message buffer is as long as said and stays zero-terminated.
+    // SAFETY: the trampoline gets the `Call<T>` it expects; the message buffer is as long as said and stays
+    // zero-terminated.
     let status = unsafe { apa_cpp_guard(trampoline::<T>, (&raw mut call).cast(), message.as_mut_ptr(), message.len()) };
     match (status, call.result) {
         (0, Some(result)) => Ok(result),

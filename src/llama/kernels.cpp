@@ -4,35 +4,53 @@
 // ggml multiplies Q4_1 and Q8_0 by one token after the other, and its attention looks at every cell of the cache that the sequences
 // share, those of others too. Here sixteen rows are multiplied at once by up to eight tokens, and only the cells of the token's
 // own sequence are looked at. What comes out for a token doesn't depend, to the last bit, on which others are in the batch, nor on the
-// number of threads.
+// number of threads. And on every machine: ggml's kernels that may not serve are taken out of its list.
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
+#include <vector>
+
+#include "ggml-backend.h"
 
 extern "C" {
 void apa_kernels_install(void) noexcept;
 void apa_kernels_owner(const void * model) noexcept;
 void apa_kernels_forget(const void * model) noexcept;
+size_t apa_kernels_leave_out(ggml_backend_buffer_type_t * types, size_t count) noexcept;
+}
+
+std::vector<ggml_backend_buffer_type_t> & ggml_backend_cpu_get_extra_buffer_types();
+
+// Takes what may not serve out of a list and returns how many are left. ggml's AMX kernels end the process with an illegal
+// instruction where a GCC compiled them whose _tile_loadconfig names 8 of the 64 bytes that it reads (12 is one: the stores that
+// fill the configuration are dropped as dead). Which compiler it was can't be seen from here, so they serve nowhere.
+size_t apa_kernels_leave_out(ggml_backend_buffer_type_t * types, size_t count) noexcept {
+    auto faulty = [](ggml_backend_buffer_type_t type) { return type && !std::strcmp(ggml_backend_buft_name(type), "AMX"); };
+    return std::remove_if(types, types + count, faulty) - types;
+}
+
+// Before the first use of ggml's list of places for weights: those in AMX's own layout could be read by nothing else.
+static void leave_out() {
+    auto & types = ggml_backend_cpu_get_extra_buffer_types();
+    types.resize(apa_kernels_leave_out(types.data(), types.size()));
 }
 
 #if defined(APA_KERNELS) && defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__) && defined(__AVX512VNNI__)
 
 #include <immintrin.h>
 
-#include <algorithm>
 #include <cmath>
 #include <cstdlib>
-#include <cstring>
 #include <map>
 #include <mutex>
 #include <new>
-#include <vector>
 
 #if defined(__linux__)
 #include <sys/mman.h>
 #include <unistd.h>
 #endif
 
-#include "ggml-backend.h"
 #include "ggml-cpu.h"
 #include "ggml.h"
 
@@ -72,8 +90,6 @@ class extra_buffer_type {
     virtual tensor_traits * get_tensor_traits(const struct ggml_tensor * op) = 0;
 };
 }  // namespace ggml::cpu
-
-std::vector<ggml_backend_buffer_type_t> & ggml_backend_cpu_get_extra_buffer_types();
 
 namespace {
 
@@ -474,6 +490,7 @@ struct Kernels : ggml::cpu::extra_buffer_type {
 
 void apa_kernels_install(void) noexcept {
     try {
+        leave_out();
         ggml_backend_reg_t cpu = ggml_backend_cpu_reg();
         ggml_backend_dev_t device = ggml_backend_reg_dev_get(cpu, 0);
         // Its list of places for weights is made at the first call. Ours is none, and must not be among them.
@@ -502,7 +519,7 @@ void apa_kernels_forget(const void * model) noexcept {
 
 #else
 
-void apa_kernels_install(void) noexcept {}
+void apa_kernels_install(void) noexcept { leave_out(); }
 void apa_kernels_owner(const void *) noexcept {}
 void apa_kernels_forget(const void *) noexcept {}
 

@@ -1,7 +1,7 @@
 //! Tests of kernels.cpp against ggml's own kernels, on graphs of one operation. Nothing here is part of the library.
 #![cfg(test)]
 
-use std::ffi::c_void;
+use std::ffi::{CStr, c_char, c_void};
 
 use llama_cpp_sys_2 as sys;
 use rand::{RngExt, SeedableRng};
@@ -34,7 +34,8 @@ fn plain(values: &[f32]) -> Vec<u8> {
 /// A tensor to make: type, shape with the row's length first, data.
 type Input = (sys::ggml_type, Vec<i64>, Vec<u8>);
 
-/// Computes one operation of some inputs, the first of which counts as weights, by ggml's reference kernels or those in use.
+/// Computes one operation of some inputs, the first of which counts as weights, by ggml's reference kernels or those in
+/// use.
 fn compute(
     inputs: &[Input],
     threads: i32,
@@ -43,8 +44,8 @@ fn compute(
 ) -> Vec<f32> {
     backend();
     let owner = inputs.as_ptr().cast::<c_void>();
-    // SAFETY: contexts, buffers and the backend are freed after their last use; sizes are those that ggml says; tensors are set
-    // with as many bytes as they have.
+    // SAFETY: contexts, buffers and the backend are freed after their last use; sizes are those that ggml says; tensors
+    // are set with as many bytes as they have.
     unsafe {
         let device = sys::ggml_backend_cpu_init();
         sys::ggml_backend_cpu_set_n_threads(device, threads);
@@ -86,6 +87,44 @@ fn compute(
 fn largest_gap(a: &[f32], b: &[f32]) -> f32 {
     assert_eq!(a.len(), b.len());
     a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+}
+
+/// A list of buffer types as ggml keeps one, each with nothing but its name.
+#[repr(C)]
+struct BufferType {
+    name: unsafe extern "C" fn(*mut BufferType) -> *const c_char,
+    others: [*mut c_void; 9],
+}
+
+#[test]
+fn amx_kernels_of_ggml_serve_on_no_machine() {
+    unsafe extern "C" fn amx(_: *mut BufferType) -> *const c_char {
+        c"AMX".as_ptr()
+    }
+    unsafe extern "C" fn repack(_: *mut BufferType) -> *const c_char {
+        c"CPU_REPACK".as_ptr()
+    }
+    let mut types = [repack, amx, repack].map(|name| BufferType { name, others: [std::ptr::null_mut(); 9] });
+    let planted: Vec<*mut c_void> = types.iter_mut().map(|t| std::ptr::from_mut(t).cast()).collect();
+    let mut list = planted.clone();
+    // SAFETY: as many entries as said; each begins with the function that ggml asks for its name.
+    let left = unsafe { guard::apa_kernels_leave_out(list.as_mut_ptr(), list.len()) };
+    assert_eq!(list[..left], [planted[0], planted[2]]);
+
+    // And in the list that models of this process are loaded with, on a machine that has AMX.
+    backend();
+    // SAFETY: the registry lives as long as the process, its list of buffer types ends with a null.
+    unsafe {
+        let cpu = sys::ggml_backend_cpu_reg();
+        let list = sys::ggml_backend_reg_get_proc_address(cpu, c"ggml_backend_dev_get_extra_bufts".as_ptr());
+        type List = unsafe extern "C" fn(sys::ggml_backend_dev_t) -> *mut sys::ggml_backend_buffer_type_t;
+        let list: List = std::mem::transmute(list);
+        let mut entry = list(sys::ggml_backend_reg_dev_get(cpu, 0));
+        while !(*entry).is_null() {
+            assert_ne!(CStr::from_ptr(sys::ggml_backend_buft_name(*entry)), c"AMX");
+            entry = entry.add(1);
+        }
+    }
 }
 
 #[test]

@@ -39,8 +39,8 @@ pub struct Model {
     gpu_layers: i32,
 }
 
-// SAFETY: the model is read-only after loading. The calls that mutate it (making contexts, adapters) are only made through
-// `Context` and `Adapter`, whose constructors hold `MODEL_WRITES`.
+// SAFETY: the model is read-only after loading. The calls that mutate it (making contexts, adapters) are only made
+// through `Context` and `Adapter`, whose constructors hold `MODEL_WRITES`.
 unsafe impl Send for Model {}
 // SAFETY: as above.
 unsafe impl Sync for Model {}
@@ -52,7 +52,8 @@ impl Model {
     /// Loads a GGUF, memory-mapped. The file must not be rewritten while it is loaded.
     ///
     /// # Errors
-    /// `Model` if it is missing, truncated, not a GGUF, holds an adapter, or is of an architecture that llama.cpp doesn't know.
+    /// `Model` if it is missing, truncated, not a GGUF, holds an adapter, or is of an architecture that llama.cpp
+    /// doesn't know.
     pub fn load(path: &Path, gpu_layers: i32) -> Result<Arc<Model>> {
         backend();
         let file = Gguf::open(path)?;
@@ -149,7 +150,8 @@ impl Model {
         unsafe { sys::llama_model_n_ctx_train(self.raw) }.max(0) as u32
     }
 
-    /// Tokenizes. `special` lets the text name control tokens, as a rendered chat template does; text of users must not.
+    /// Tokenizes. `special` lets the text name control tokens, as a rendered chat template does; text of users must
+    /// not.
     ///
     /// # Errors
     /// `Arg` if the text is too long.
@@ -240,7 +242,8 @@ impl Model {
         TokenId::try_from(unsafe { sys::llama_vocab_eos(self.vocab) }).ok()
     }
 
-    /// The token that ends a turn of a conversation: what the model writes after an answer. Else the end of the sequence.
+    /// The token that ends a turn of a conversation: what the model writes after an answer. Else the end of the
+    /// sequence.
     pub fn turn_end(&self) -> Option<TokenId> {
         // SAFETY: reads the live vocabulary.
         TokenId::try_from(unsafe { sys::llama_vocab_eot(self.vocab) }).ok().or_else(|| self.eos())

@@ -1,13 +1,14 @@
 //! Where decoding threads run when there is one for every processor. Never starts one.
 //!
-//! A thread that waits is woken near the one that wakes it. If the other processor is busy at that moment, both share one; and if it
-//! is idle a moment later, Linux may leave them there for 30 to 130 ms, since threads that wake and sleep all the time make it think
-//! that moving one isn't worth it. Both spin at ggml's barriers meanwhile, and no answer goes on.
+//! A thread that waits is woken near the one that wakes it. If the other processor is busy at that moment, both share
+//! one; and if it is idle a moment later, Linux may leave them there for 30 to 130 ms, since threads that wake and
+//! sleep all the time make it think that moving one isn't worth it. Both spin at ggml's barriers meanwhile, and no
+//! answer goes on.
 
 use super::threads::Threads;
 
-/// Places for a pool with a thread for every processor that the process may use: one for the thread that decodes, the others for
-/// the workers.
+/// Places for a pool with a thread for every processor that the process may use: one for the thread that decodes, the
+/// others for the workers.
 #[derive(Clone, Copy)]
 pub(super) struct Places {
     all: Set,

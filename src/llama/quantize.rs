@@ -1,4 +1,5 @@
-//! Writes a model file anew in another number format. Never touches the file it reads, and a file appears whole or not at all.
+//! Writes a model file anew in another number format. Never touches the file it reads, and a file appears whole or not
+//! at all.
 
 use std::ffi::CString;
 use std::fmt;
@@ -71,11 +72,12 @@ impl fmt::Display for FileType {
     }
 }
 
-/// Writes the model `from` to `to`, its matrices as `kind` says; rows that a format can't hold get a finer one. Values that
-/// were rounded before are rounded again: what `from` had lost stays lost. 0 threads: all cores.
+/// Writes the model `from` to `to`, its matrices as `kind` says; rows that a format can't hold get a finer one. Values
+/// that were rounded before are rounded again: what `from` had lost stays lost. 0 threads: all cores.
 ///
 /// # Errors
-/// `Model` if `from` is no whole model or has numbers that are not finite, `Arg` if `to` is `from`, `Io` if writing fails.
+/// `Model` if `from` is no whole model or has numbers that are not finite, `Arg` if `to` is `from`, `Io` if writing
+/// fails.
 pub fn quantize(from: &Path, to: &Path, kind: FileType, threads: u32) -> Result<()> {
     let doing = format!("writing {} as {kind}", to.display());
     write(from, to, kind, threads, &doing).map_err(|e| e.context(doing))

@@ -31,7 +31,8 @@ impl Sampler {
     /// Builds the chain. `sampling` must have its seed set. Not on the thread that decodes: a grammar takes a while.
     ///
     /// # Errors
-    /// `Arg` naming the setting, its value and its range, the token that the vocabulary lacks, or what is wrong with the grammar.
+    /// `Arg` naming the setting, its value and its range, the token that the vocabulary lacks, or what is wrong with
+    /// the grammar.
     pub fn new(model: &Arc<Model>, sampling: &Sampling) -> Result<Sampler> {
         Self::check(sampling)?;
         if let Some(token) = sampling.logit_bias.keys().find(|t| **t as usize >= model.n_vocab()) {
@@ -121,8 +122,8 @@ impl Sampler {
             Some(token) => token,
             None => self.draw(logits, false)?,
         };
-        // Testing the one that was drawn is a thousand times cheaper than masking all, and to draw again from those allowed
-        // if it isn't gives each the same chance as to draw from those alone.
+        // Testing the one that was drawn is a thousand times cheaper than masking all, and to draw again from those
+        // allowed if it isn't gives each the same chance as to draw from those alone.
         if let Some(grammar) = &mut self.grammar
             && !grammar.allows(token)?
         {
@@ -135,8 +136,8 @@ impl Sampler {
         Ok(token)
     }
 
-    /// The token with the largest logit, biases added; of equals the first. Spares the list of all candidates, which costs as
-    /// much as several layers of a small model.
+    /// The token with the largest logit, biases added; of equals the first. Spares the list of all candidates, which
+    /// costs as much as several layers of a small model.
     fn largest(&self, logits: &[f32]) -> Option<TokenId> {
         let mut best: Option<(usize, f32)> = None;
         let mut begin = 0;

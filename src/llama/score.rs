@@ -41,8 +41,8 @@ pub fn token_logprobs(context: &mut Context, tokens: &[TokenId]) -> Result<Vec<f
     Ok(logprobs)
 }
 
-/// The log-probability of a token under the row that it was sampled from, and of the `top` most probable tokens: of the plain
-/// model at temperature 1, without penalties, biases or grammar. `logits` is [vocabulary], without NaN.
+/// The log-probability of a token under the row that it was sampled from, and of the `top` most probable tokens: of the
+/// plain model at temperature 1, without penalties, biases or grammar. `logits` is [vocabulary], without NaN.
 pub fn sampled_logprob(model: &Model, logits: &[f32], token: TokenId, top: usize) -> TokenLogprob {
     let norm = log_sum_exp(logits);
     let told = |(token, logit): (TokenId, f32)| {

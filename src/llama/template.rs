@@ -1,5 +1,5 @@
-//! The chat template that a GGUF carries, rendered in a sandbox: no files, no environment, bounded work and output. Never
-//! tokenizes.
+//! The chat template that a GGUF carries, rendered in a sandbox: no files, no environment, bounded work and output.
+//! Never tokenizes.
 
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::Kwargs;
@@ -65,8 +65,8 @@ impl ChatTemplate {
         self.write(conversation, None, input)
     }
 
-    /// Renders a conversation that may use tools: messages and tools are JSON as OpenAI has it, but for arguments of calls, which
-    /// are objects.
+    /// Renders a conversation that may use tools: messages and tools are JSON as OpenAI has it, but for arguments of
+    /// calls, which are objects.
     ///
     /// # Errors
     /// As [`ChatTemplate::render`], and `Unsupported` if the template knows no tools.

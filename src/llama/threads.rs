@@ -5,16 +5,16 @@ use llama_cpp_sys_2 as sys;
 use super::places::Places;
 use crate::error::{Error, Result};
 
-/// Rounds that an idle worker spins before it sleeps (ggml's 0 to 100). One that sleeps between two tokens leaves its core to whoever
-/// brings the last one to its client; one that spins keeps them waiting for the clock's next ticks.
+/// Rounds that an idle worker spins before it sleeps (ggml's 0 to 100). One that sleeps between two tokens leaves its
+/// core to whoever brings the last one to its client; one that spins keeps them waiting for the clock's next ticks.
 const POLL: u32 = 0;
 
-/// Niceness of threads that give way: a tenth of a decoding thread's share where both want a core, so that a machine that is
-/// busy with something else slows them without stopping them.
+/// Niceness of threads that give way: a tenth of a decoding thread's share where both want a core, so that a machine
+/// that is busy with something else slows them without stopping them.
 const GIVING_WAY: libc::c_int = 10;
 
-/// Makes the calling thread give way to decoding threads wherever both want a core. ggml's threads spin at a barrier after
-/// every operation: one of them waiting for a core holds up all the others, and with them every answer.
+/// Makes the calling thread give way to decoding threads wherever both want a core. ggml's threads spin at a barrier
+/// after every operation: one of them waiting for a core holds up all the others, and with them every answer.
 pub fn give_way_to_decoding() {
     // SAFETY: no pointers; 0 names the calling thread. A refusal changes nothing and needs no answer.
     #[cfg(target_os = "linux")]
@@ -23,8 +23,8 @@ pub fn give_way_to_decoding() {
     }
 }
 
-/// The pool of one context. Contexts don't share: while one decodes with it, taking it from another would pause it for both,
-/// and the decode would wait for ever.
+/// The pool of one context. Contexts don't share: while one decodes with it, taking it from another would pause it for
+/// both, and the decode would wait for ever.
 pub struct Threads {
     pub(super) raw: sys::ggml_threadpool_t,
     pub(super) places: Option<Places>,

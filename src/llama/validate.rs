@@ -1,4 +1,5 @@
-//! Checks of what llama.cpp asserts: a file that fails them would end the process instead of giving an error. Never loads.
+//! Checks of what llama.cpp asserts: a file that fails them would end the process instead of giving an error. Never
+//! loads.
 
 use std::collections::HashSet;
 

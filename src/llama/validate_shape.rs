@@ -1,4 +1,5 @@
-//! Checks of the numbers that a model file gives its shape by: llama.cpp asserts on them while it loads or decodes. Never loads.
+//! Checks of the numbers that a model file gives its shape by: llama.cpp asserts on them while it loads or decodes.
+//! Never loads.
 
 use crate::error::{Error, Result};
 use crate::gguf::{Array, Gguf, Value};

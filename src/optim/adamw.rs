@@ -16,7 +16,8 @@ pub struct Moments {
     pub second: Tensor,
 }
 
-/// Adam with decoupled weight decay, Loshchilov and Hutter, arXiv 1711.05101. A clone shares the moments' memory: updates make new ones.
+/// Adam with decoupled weight decay, Loshchilov and Hutter, arXiv 1711.05101. A clone shares the moments' memory:
+/// updates make new ones.
 #[derive(Clone)]
 pub struct AdamW {
     /// Updates done, for the bias correction.

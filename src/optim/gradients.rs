@@ -31,8 +31,8 @@ impl Gradients {
         Ok(())
     }
 
-    /// Clips to `clip_norm`, updates the variables, and returns the norm before clipping. Where that is not finite, variables
-    /// and moments are untouched.
+    /// Clips to `clip_norm`, updates the variables, and returns the norm before clipping. Where that is not finite,
+    /// variables and moments are untouched.
     ///
     /// # Errors
     /// As [`AdamW::update`].

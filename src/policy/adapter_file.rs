@@ -42,7 +42,8 @@ impl Lora {
         read.map_err(|e| e.context(format!("adapter {}", path.display())))
     }
 
-    /// Reads the adapter of a file that holds more than it: tensors whose names begin with one of `beside` are left alone.
+    /// Reads the adapter of a file that holds more than it: tensors whose names begin with one of `beside` are left
+    /// alone.
     pub fn read_from(file: &Gguf, decoder: &Decoder, beside: &[&str]) -> Result<Self> {
         read(file, decoder, beside)
     }

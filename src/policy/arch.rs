@@ -1,5 +1,5 @@
-//! What a GGUF file says of its model, checked: sizes, norms, rotary frequencies. Reads no weights beside the frequencies'
-//! factors. A file that declares what the decoder doesn't compute is refused, never computed wrong.
+//! What a GGUF file says of its model, checked: sizes, norms, rotary frequencies. Reads no weights beside the
+//! frequencies' factors. A file that declares what the decoder doesn't compute is refused, never computed wrong.
 
 use super::ops::RopeStyle;
 use crate::error::{Error, Result};

@@ -1,5 +1,5 @@
-//! One differentiable decoder for every architecture: frozen weights from a GGUF file, an adapter on top. Never changes a
-//! weight.
+//! One differentiable decoder for every architecture: frozen weights from a GGUF file, an adapter on top. Never changes
+//! a weight.
 
 use std::collections::HashSet;
 use std::path::Path;

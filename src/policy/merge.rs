@@ -1,4 +1,5 @@
-//! Folds an adapter into its base: a model file that needs no adapter. Never rounds what it changed; that is a later step.
+//! Folds an adapter into its base: a model file that needs no adapter. Never rounds what it changed; that is a later
+//! step.
 
 use std::path::Path;
 
@@ -9,8 +10,8 @@ use crate::error::{Error, Result};
 use crate::gguf::{Gguf, Writer};
 
 impl Lora {
-    /// Writes `base` with W + (alpha / rank) · B A in the place of every weight that the adapter changes, as f32; all else
-    /// stays as it is, metadata included. One weight is in memory at a time. `decoder` was loaded from `base`.
+    /// Writes `base` with W + (alpha / rank) · B A in the place of every weight that the adapter changes, as f32; all
+    /// else stays as it is, metadata included. One weight is in memory at a time. `decoder` was loaded from `base`.
     ///
     /// # Errors
     /// `Arg` if the adapter or the decoder is of another base, `Io` if the file can't be written.

@@ -1,5 +1,5 @@
-//! Adapters in PEFT's form (`adapter_config.json` and `adapter_model.safetensors`), both ways and without loss. Undoes and
-//! redoes what llama.cpp's converter does to the rows of some weights. Never changes a value.
+//! Adapters in PEFT's form (`adapter_config.json` and `adapter_model.safetensors`), both ways and without loss. Undoes
+//! and redoes what llama.cpp's converter does to the rows of some weights. Never changes a value.
 
 use std::collections::{BTreeSet, HashMap};
 use std::fs::{self, File};

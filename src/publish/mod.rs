@@ -1,5 +1,5 @@
-//! Policy versions on disk: a folder each, written aside, synced and renamed. Never edits or overwrites a committed folder,
-//! and never decides which version serves.
+//! Policy versions on disk: a folder each, written aside, synced and renamed. Never edits or overwrites a committed
+//! folder, and never decides which version serves.
 
 mod manifest;
 mod portable;
@@ -73,8 +73,8 @@ impl VersionStore {
     /// The manifest of a version, after checking every file of it.
     ///
     /// # Errors
-    /// `Arg` if there is no such version here, `Io` naming the file that is missing or damaged, `Unsupported` for a manifest
-    /// of a newer format.
+    /// `Arg` if there is no such version here, `Io` naming the file that is missing or damaged, `Unsupported` for a
+    /// manifest of a newer format.
     pub fn verify(&self, version: PolicyVersion) -> Result<Manifest> {
         let path = self.path(version);
         if version == PolicyVersion::INITIAL || !path.is_dir() {
@@ -110,8 +110,8 @@ impl VersionStore {
         Ok(names)
     }
 
-    /// Removes the oldest versions beyond the newest `keep`, not counting `protected` ones, which stay. 0 keeps all. Returns
-    /// what was removed.
+    /// Removes the oldest versions beyond the newest `keep`, not counting `protected` ones, which stay. 0 keeps all.
+    /// Returns what was removed.
     ///
     /// # Errors
     /// `Io` for the disk.
@@ -162,7 +162,8 @@ impl Stage {
     /// Adds the manifest, makes all of it durable, and gives the folder its name. Returns the folder.
     ///
     /// # Errors
-    /// `Arg` if the folder holds no file, or something that is not a plain file; `Io` for the disk. Nothing is left then.
+    /// `Arg` if the folder holds no file, or something that is not a plain file; `Io` for the disk. Nothing is left
+    /// then.
     pub fn commit(mut self, about: About) -> Result<PathBuf> {
         let files = manifest::sum_files(&self.staging)?;
         if files.is_empty() {

@@ -1,5 +1,5 @@
-//! Reward models that others trained: sequence classifiers of the DeBERTa-v2 and ModernBERT families, read from a folder of
-//! safetensors, config.json and tokenizer.json. Never trains one.
+//! Reward models that others trained: sequence classifiers of the DeBERTa-v2 and ModernBERT families, read from a
+//! folder of safetensors, config.json and tokenizer.json. Never trains one.
 
 use std::collections::HashMap;
 use std::fs;
@@ -43,8 +43,8 @@ impl Classifier {
     /// Reads a folder, onto `device`.
     ///
     /// # Errors
-    /// `Model` for a file that is missing or damaged, a tensor that is missing (it is named), or a tokenizer with more tokens than
-    /// the model; `Unsupported` for another family or more than one output.
+    /// `Model` for a file that is missing or damaged, a tensor that is missing (it is named), or a tokenizer with more
+    /// tokens than the model; `Unsupported` for another family or more than one output.
     pub fn open(folder: &Path, device: &Device) -> Result<Self> {
         Self::read(folder, device).map_err(|e| e.context(format!("reward model {}", folder.display())))
     }
@@ -98,7 +98,8 @@ impl Classifier {
         Ok(Self { network, tokenizer, device: device.clone() })
     }
 
-    /// The score of each answer to its question, higher is better. Texts too long for the model are cut, the longer one first.
+    /// The score of each answer to its question, higher is better. Texts too long for the model are cut, the longer one
+    /// first.
     ///
     /// # Errors
     /// `Arg` if a text can't be tokenized, `Train` if nothing can be computed.

@@ -81,9 +81,9 @@ pub struct Judgements {
     pub sha256: String,
 }
 
-/// Reads a file of JSON lines, gzipped or not: preference pairs (TRL's prompt, chosen and rejected as text or messages, with the
-/// prompt in front of both or beside them; HH transcripts) and ratings (TRL's prompt, completion and label; conversations with
-/// thumbs; our own export). Empty lines are skipped.
+/// Reads a file of JSON lines, gzipped or not: preference pairs (TRL's prompt, chosen and rejected as text or messages,
+/// with the prompt in front of both or beside them; HH transcripts) and ratings (TRL's prompt, completion and label;
+/// conversations with thumbs; our own export). Empty lines are skipped.
 ///
 /// # Errors
 /// `Io` if the file can't be read, `Arg` if it is too large. A line that can't be used is no error: it is in `refused`.

@@ -36,8 +36,9 @@ impl Grader {
         Ok(Self::Adapter(Box::new(Scorer::open(decoder.clone(), path)?)))
     }
 
-    /// The score of each answer to its prompt (template applied), as tokens of the base. Higher is better; only differences between
-    /// answers mean something. A score may be NaN or infinite where weights are damaged: it judges nothing.
+    /// The score of each answer to its prompt (template applied), as tokens of the base. Higher is better; only
+    /// differences between answers mean something. A score may be NaN or infinite where weights are damaged: it judges
+    /// nothing.
     ///
     /// # Errors
     /// `Arg` if prompt and answer have no token, or one outside the vocabulary; `Train` if nothing can be computed.

@@ -1,5 +1,5 @@
-//! Teaches a reward model preference pairs: Bradley-Terry, with pairs held back, early stop, and checkpoints that go on bit for
-//! bit. Never reads a text and never decides where the result goes.
+//! Teaches a reward model preference pairs: Bradley-Terry, with pairs held back, early stop, and checkpoints that go on
+//! bit for bit. Never reads a text and never decides where the result goes.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -456,7 +456,8 @@ impl Learner {
     }
 }
 
-/// Mean of `-ln sigmoid(chosen - rejected)` over pairs, a scalar, in nats. (Bradley and Terry, 1952; Christiano et al., 2017)
+/// Mean of `-ln sigmoid(chosen - rejected)` over pairs, a scalar, in nats. (Bradley and Terry, 1952; Christiano et al.,
+/// 2017)
 fn bradley_terry(model: &RewardModel, pairs: &[&Pair]) -> Result<Tensor> {
     let chosen = pairs.iter().map(|p| p.whole(&p.chosen));
     let rejected = pairs.iter().map(|p| p.whole(&p.rejected));

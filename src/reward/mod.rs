@@ -1,8 +1,8 @@
 //! Feedback and reward models into one scalar. Never trains a policy and never decides what is served.
 //!
-//! A reward model is a [`Lora`](crate::policy::Lora) and a scalar head on the frozen base of the policy. [`Learner`] teaches it
-//! preference pairs, [`Scorer`] judges answers with it, [`Report`] tells how well it does. [`Classifier`] is one that others
-//! trained; [`Grader`] is either.
+//! A reward model is a [`Lora`](crate::policy::Lora) and a scalar head on the frozen base of the policy. [`Learner`]
+//! teaches it preference pairs, [`Scorer`] judges answers with it, [`Report`] tells how well it does. [`Classifier`] is
+//! one that others trained; [`Grader`] is either.
 
 mod classifier;
 pub mod command;

@@ -53,7 +53,8 @@ impl<'a> Tokenizer<'a> {
     /// A prompt: conversations through the template, text as it is.
     ///
     /// # Errors
-    /// `Arg` if it leaves no room for an answer or can't be tokenized, `Unsupported` for a conversation without a template.
+    /// `Arg` if it leaves no room for an answer or can't be tokenized, `Unsupported` for a conversation without a
+    /// template.
     pub fn prompt(&self, prompt: &PromptText) -> Result<Vec<TokenId>> {
         let tokens = match prompt {
             PromptText::Chat(messages) => {
@@ -129,7 +130,8 @@ impl<'a> Tokenizer<'a> {
 
 /// Splits pairs into those to train on and those held back, about `share` of them.
 ///
-/// A pair's side follows from its prompt and the seed alone, so pairs of one prompt stay together, and adding pairs moves none.
+/// A pair's side follows from its prompt and the seed alone, so pairs of one prompt stay together, and adding pairs
+/// moves none.
 pub fn split(pairs: Vec<Pair>, share: f64, seed: u64) -> (Vec<Pair>, Vec<Pair>) {
     let held_back = |pair: &Pair| {
         let mut sum = Sha256::new();

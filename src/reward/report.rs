@@ -22,8 +22,8 @@ pub struct Report {
     pub margin: Spread,
     /// Scores of all answers.
     pub score: Spread,
-    /// Expected calibration error: how far `sigmoid(|margin|)` is from the share of pairs that are told right, mean over ten
-    /// bins weighted by their pairs.
+    /// Expected calibration error: how far `sigmoid(|margin|)` is from the share of pairs that are told right, mean
+    /// over ten bins weighted by their pairs.
     pub calibration_error: f64,
     /// The bins that are not empty, by rising confidence.
     pub calibration: Vec<Bin>,

@@ -1,4 +1,5 @@
-//! One scalar from what is known of an answer: terms with weights, each left out where it is missing. Never asks anyone.
+//! One scalar from what is known of an answer: terms with weights, each left out where it is missing. Never asks
+//! anyone.
 
 use std::collections::BTreeMap;
 
@@ -52,8 +53,8 @@ impl Scalar {
         Ok(Self { signals: config.signal_weights()?, config: config.clone() })
     }
 
-    /// Sums the terms. `None` if nothing but the length is known of the answer: that judges nothing. A reward model's score that
-    /// is no finite number is left out.
+    /// Sums the terms. `None` if nothing but the length is known of the answer: that judges nothing. A reward model's
+    /// score that is no finite number is left out.
     pub fn score(&self, known: &Known, scales: &Scales) -> Option<Score> {
         let c = &self.config;
         let mut terms = Vec::new();

@@ -26,8 +26,8 @@ impl Scorer {
     /// Reads the file of a reward model for this base.
     ///
     /// # Errors
-    /// `Model` for a file of another kind or a damaged one, `Arg` for one of another base or with a tensor that is missing or of
-    /// the wrong shape (it is named), `Unsupported` for a newer format.
+    /// `Model` for a file of another kind or a damaged one, `Arg` for one of another base or with a tensor that is
+    /// missing or of the wrong shape (it is named), `Unsupported` for a newer format.
     pub fn open(decoder: Arc<Decoder>, file: &Path) -> Result<Self> {
         let read = || RewardModel::read(&Gguf::open(file)?, decoder, &[]);
         let (model, manifest) = read().map_err(|e| e.context(format!("reward model {}", file.display())))?;
@@ -56,9 +56,9 @@ impl Scorer {
         &self.manifest
     }
 
-    /// The score of each answer to its prompt (template applied), as tokens. Higher is better; only differences between answers
-    /// mean something. An answer that was cut off is judged as if it ended there. A score may be NaN or infinite where weights
-    /// are damaged: it judges nothing.
+    /// The score of each answer to its prompt (template applied), as tokens. Higher is better; only differences between
+    /// answers mean something. An answer that was cut off is judged as if it ended there. A score may be NaN or
+    /// infinite where weights are damaged: it judges nothing.
     ///
     /// # Errors
     /// `Arg` if prompt and answer have no token, or one outside the vocabulary.

@@ -37,7 +37,8 @@ enum Failure {
 /// `timeout` is for all of it.
 ///
 /// # Errors
-/// `Callback` if the service fails, takes too long, or answers anything but scores; `Closed` if `stop` is set meanwhile.
+/// `Callback` if the service fails, takes too long, or answers anything but scores; `Closed` if `stop` is set
+/// meanwhile.
 pub fn scores(
     url: &str,
     answers: &[(&PromptText, &Generation)],

@@ -1,4 +1,5 @@
-//! A lane: one policy version on one context, and the requests that are pinned to it. Builds batches, samples, frees slots.
+//! A lane: one policy version on one context, and the requests that are pinned to it. Builds batches, samples, frees
+//! slots.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -38,7 +39,8 @@ fn shared(other: &[TokenId], prompt: &[TokenId]) -> usize {
     alike.min(prompt.len().saturating_sub(1))
 }
 
-/// Most prompt tokens of a turn in which answers wait for their next one. More reads prompts no faster, and holds up the answers.
+/// Most prompt tokens of a turn in which answers wait for their next one. More reads prompts no faster, and holds up
+/// the answers.
 const CHUNK: usize = 128;
 /// Tokens of a prompt that are rather had from another request that is about to read them.
 const WORTH_WAITING: usize = 16;
@@ -114,8 +116,9 @@ impl Lane {
         None
     }
 
-    /// The idle slot to use, and how much of its cache: the one that shares the longest beginning with the prompt. Where that is but
-    /// a small part of what it holds, another one: the beginning can be had from it all the same ([`Lane::adopt`]).
+    /// The idle slot to use, and how much of its cache: the one that shares the longest beginning with the prompt.
+    /// Where that is but a small part of what it holds, another one: the beginning can be had from it all the same
+    /// ([`Lane::adopt`]).
     fn best_slot(&self, prompt: &[TokenId]) -> Option<(usize, usize)> {
         let idle = || {
             self.slots.iter().enumerate().filter_map(|(i, slot)| match slot {
@@ -167,8 +170,8 @@ impl Lane {
         }
     }
 
-    /// One turn: a token for every running answer, prompt chunks up to a cap, decode, sample. A cache that is full gives up idle
-    /// beginnings, then the chunks get smaller, then the largest request ends.
+    /// One turn: a token for every running answer, prompt chunks up to a cap, decode, sample. A cache that is full
+    /// gives up idle beginnings, then the chunks get smaller, then the largest request ends.
     pub(super) fn turn(&mut self, tuner: &mut Tuner, finished: &mut Vec<Finished>) -> Turn {
         self.drop_cancelled(finished);
         let mut chunk = CHUNK;
@@ -219,8 +222,8 @@ impl Lane {
         }
     }
 
-    /// Fills the batch: a token for every answer under way, then prompts in the order they came, with `chunk` tokens in all where
-    /// answers wait for them.
+    /// Fills the batch: a token for every answer under way, then prompts in the order they came, with `chunk` tokens in
+    /// all where answers wait for them.
     fn fill_batch(&mut self, chunk: usize) -> Filled {
         self.batch.clear();
         let mut filled = Filled::default();

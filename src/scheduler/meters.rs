@@ -12,7 +12,8 @@ pub const BOUNDS_SECONDS: [f64; 12] = [0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Durations {
-    /// How many were at most [`BOUNDS_SECONDS`] long and longer than the bound before; the last is of those beyond all bounds.
+    /// How many were at most [`BOUNDS_SECONDS`] long and longer than the bound before; the last is of those beyond all
+    /// bounds.
     pub counts: [u64; BOUNDS_SECONDS.len() + 1],
     /// Their sum, in seconds.
     pub sum_seconds: f64,

@@ -1,8 +1,8 @@
-//! Decodes requests in batches on one thread that owns every llama.cpp context, and swaps weights under them. Never records
-//! or trains: what ended is handed on.
+//! Decodes requests in batches on one thread that owns every llama.cpp context, and swaps weights under them. Never
+//! records or trains: what ended is handed on.
 //!
-//! A swap is blue/green: the new version is put on an idle context by a thread beside, then takes new requests; running ones
-//! stay pinned to theirs, and a context is idle again when its last request ended.
+//! A swap is blue/green: the new version is put on an idle context by a thread beside, then takes new requests; running
+//! ones stay pinned to theirs, and a context is idle again when its last request ended.
 
 mod lane;
 mod meters;
@@ -76,8 +76,8 @@ pub struct Options {
     pub context: ContextOptions,
     /// Requests that may wait.
     pub queue: u32,
-    /// Let measurements choose how many of the threads decode. Without it the same requests give the same answers, to the last
-    /// bit of their sums.
+    /// Let measurements choose how many of the threads decode. Without it the same requests give the same answers, to
+    /// the last bit of their sums.
     pub tune_threads: bool,
     /// Longest time from the submission of a request to its end.
     pub patience: Option<Duration>,
@@ -226,16 +226,16 @@ impl Scheduler {
     /// Queues a request. `max_tokens` is cut to what the context has room for.
     ///
     /// # Errors
-    /// `Arg` for an empty prompt, one that leaves no room in the context, a token outside the vocabulary, settings out of
-    /// range or a format that can't be used; `Busy` if the queue is full; `Closed` after [`Scheduler::stop`].
+    /// `Arg` for an empty prompt, one that leaves no room in the context, a token outside the vocabulary, settings out
+    /// of range or a format that can't be used; `Busy` if the queue is full; `Closed` after [`Scheduler::stop`].
     pub fn submit(&self, request: Request) -> Result<GenerationStream> {
         let (job, stream) = self.job(request)?;
         self.queue(vec![job])?;
         Ok(stream)
     }
 
-    /// Queues requests as one: an idle scheduler begins with all of them. Which ones share a batch then doesn't depend on how
-    /// fast they came, and the same requests on fresh weights give the same answers.
+    /// Queues requests as one: an idle scheduler begins with all of them. Which ones share a batch then doesn't depend
+    /// on how fast they came, and the same requests on fresh weights give the same answers.
     ///
     /// # Errors
     /// As [`Scheduler::submit`]; none is queued then.
@@ -360,7 +360,8 @@ impl Scheduler {
         self.send(&self.commands, Command::Submit(jobs))
     }
 
-    /// Sends unless it is closed. Never waits for long: submissions are bounded by the queue's count, swaps by their one caller.
+    /// Sends unless it is closed. Never waits for long: submissions are bounded by the queue's count, swaps by their
+    /// one caller.
     fn send<T>(&self, to: &Sender<T>, message: T) -> Result<()> {
         let error = || Error::closed("the engine is closed");
         let closed = self.closed.read().unwrap_or_else(|e| e.into_inner());

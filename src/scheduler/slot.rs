@@ -38,8 +38,8 @@ impl Job {
         )))
     }
 
-    /// Tokens of the cache to hold for it: the prompt, and as much of the answer as is its `fair` share. Few answers are as long as they
-    /// may be.
+    /// Tokens of the cache to hold for it: the prompt, and as much of the answer as is its `fair` share. Few answers
+    /// are as long as they may be.
     pub(super) fn reserve(&self, fair: usize) -> usize {
         self.prompt.len() + (self.max_tokens as usize).min(fair)
     }

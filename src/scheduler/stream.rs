@@ -1,5 +1,5 @@
-//! The two ends of a running generation: the scheduler sends, the client pulls. Bounded by the answer's own length, so that a
-//! slow client holds up nobody.
+//! The two ends of a running generation: the scheduler sends, the client pulls. Bounded by the answer's own length, so
+//! that a slow client holds up nobody.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -128,8 +128,8 @@ impl GenerationStream {
     /// Waits at most `timeout` for the next event (zero polls, `None` waits without limit).
     ///
     /// # Errors
-    /// `Closed` if the engine shut down, `Model` if decoding failed, `Io` if the ledger could not take it; the stream is at
-    /// its end then.
+    /// `Closed` if the engine shut down, `Model` if decoding failed, `Io` if the ledger could not take it; the stream
+    /// is at its end then.
     pub fn next(&self, timeout: Option<Duration>) -> Result<Next> {
         if self.finished.load(Ordering::Acquire) {
             return Ok(Next::Finished);
@@ -160,8 +160,8 @@ impl GenerationStream {
         }
     }
 
-    /// The log-probabilities of the tokens so far, without the first `skip`. Empty unless the request asked for them; the token
-    /// that ended the answer is not among them.
+    /// The log-probabilities of the tokens so far, without the first `skip`. Empty unless the request asked for them;
+    /// the token that ended the answer is not among them.
     pub fn logprobs(&self, skip: usize) -> Vec<TokenLogprob> {
         let logprobs = self.shared.logprobs.lock().unwrap_or_else(|e| e.into_inner());
         logprobs.get(skip..).unwrap_or_default().to_vec()
@@ -172,8 +172,8 @@ impl GenerationStream {
         self.shared.cancelled.store(true, Ordering::Relaxed);
     }
 
-    /// Calls `hook` from the engine's threads whenever an event became ready, and once at once if one is already. For event
-    /// loops: the hook must be quick and must not call back into the engine.
+    /// Calls `hook` from the engine's threads whenever an event became ready, and once at once if one is already. For
+    /// event loops: the hook must be quick and must not call back into the engine.
     pub fn set_wake(&self, hook: Wake) {
         *self.shared.wake.lock().unwrap_or_else(|e| e.into_inner()) = Some(hook.clone());
         if !self.receiver.is_empty() || self.shared.gone.load(Ordering::Acquire) {

@@ -1,5 +1,5 @@
-//! Makes contexts ready for new weights on a thread of its own, so that no stream waits for a file to be read or a context to
-//! be made. Never decodes a request.
+//! Makes contexts ready for new weights on a thread of its own, so that no stream waits for a file to be read or a
+//! context to be made. Never decodes a request.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -71,8 +71,8 @@ impl Swapper {
         }
     }
 
-    /// A context for the newest of what is wanted: an idle one, a new one, or the next that drains. Only the newest weights
-    /// matter; whoever asked for older ones gets at least as new. `None` if the engine closes.
+    /// A context for the newest of what is wanted: an idle one, a new one, or the next that drains. Only the newest
+    /// weights matter; whoever asked for older ones gets at least as new. `None` if the engine closes.
     fn idle_context(
         &mut self,
         weights: &mut Weights,

@@ -1,8 +1,8 @@
-//! Chooses how many threads decode, by measuring while they do, and where the one that leads them runs. Never changes what is computed, but for
-//! its rounding: ggml splits the attention of a lone sequence between the threads there are.
+//! Chooses how many threads decode, by measuring while they do, and where the one that leads them runs. Never changes
+//! what is computed, but for its rounding: ggml splits the attention of a lone sequence between the threads there are.
 //!
-//! ggml's threads spin at a barrier after every operation. On idle cores two threads are almost twice as fast as one; when
-//! something else wants a core, each barrier waits for a time slice, and two are ten times slower than one.
+//! ggml's threads spin at a barrier after every operation. On idle cores two threads are almost twice as fast as one;
+//! when something else wants a core, each barrier waits for a time slice, and two are ten times slower than one.
 
 use std::time::{Duration, Instant};
 
@@ -27,7 +27,8 @@ pub(super) struct Tuner {
     last_trial: Instant,
     trial: Option<Trial>,
     seat: Seat,
-    /// Whether the trainer works: one processor is left to it then. Sharing each one with it, every barrier waits for its time slices.
+    /// Whether the trainer works: one processor is left to it then. Sharing each one with it, every barrier waits for
+    /// its time slices.
     pub(super) beside_training: bool,
 }
 
@@ -58,8 +59,8 @@ impl Tuner {
         Tuner { trials: false, ..Tuner::new(all, seat) }
     }
 
-    /// Threads for a decode of `tokens` tokens by the calling thread, which gets its place for it. Only decodes without prompt
-    /// parts (`steady`) come one like the other, so only they are compared.
+    /// Threads for a decode of `tokens` tokens by the calling thread, which gets its place for it. Only decodes without
+    /// prompt parts (`steady`) come one like the other, so only they are compared.
     pub(super) fn threads(&mut self, tokens: usize, steady: bool) -> u32 {
         let threads = if self.beside_training { 1.max(self.all - 1) } else { self.choose(tokens, steady) };
         self.seat.take(threads);
@@ -87,7 +88,8 @@ impl Tuner {
         let present = self.threads;
         let Some(trial) = self.trial.as_mut().filter(|t| steady && t.tokens == tokens) else { return };
         trial.seconds[usize::from(threads != present)].push(time.as_secs_f64());
-        // A first look that speaks clearly for the present choice is enough: on an idle machine a trial is one slow decode.
+        // A first look that speaks clearly for the present choice is enough: on an idle machine a trial is one slow
+        // decode.
         let clear = matches!(trial.seconds.as_slice(), [a, b] if a.len() == 1 && b.len() == 1 && a[0] * MARGIN < b[0]);
         if trial.seconds[1].len() < ROUNDS && !clear {
             return;

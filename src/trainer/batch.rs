@@ -1,4 +1,5 @@
-//! A batch made ready: checked, too long samples left out, laid out in rows of response tokens. Never computes a forward pass.
+//! A batch made ready: checked, too long samples left out, laid out in rows of response tokens. Never computes a
+//! forward pass.
 
 use std::ops::Range;
 

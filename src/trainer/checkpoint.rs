@@ -1,5 +1,5 @@
-//! A trainer on disk: adapters as llama.cpp reads them, moments and head as safetensors, the rest as JSON. Writes plainly; whoever
-//! calls makes it durable and moves it into place.
+//! A trainer on disk: adapters as llama.cpp reads them, moments and head as safetensors, the rest as JSON. Writes
+//! plainly; whoever calls makes it durable and moves it into place.
 
 use std::collections::HashMap;
 use std::fs;
@@ -76,7 +76,8 @@ impl Trainer {
     /// Goes on from a folder written by [`Trainer::save`], bit for bit where the settings are the same.
     ///
     /// # Errors
-    /// `Io` for a file that is missing or damaged, `Model` for an adapter of another base, `Arg` if rank or alpha are not the configured ones.
+    /// `Io` for a file that is missing or damaged, `Model` for an adapter of another base, `Arg` if rank or alpha are
+    /// not the configured ones.
     pub fn load(decoder: Arc<Decoder>, config: &TrainConfig, dir: &Path) -> Result<Self> {
         let state = read_state(&dir.join(STATE_FILE))?;
         let mut trainer = Self::new(decoder.clone(), config)?;

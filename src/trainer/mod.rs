@@ -1,4 +1,5 @@
-//! Turns rated answers into a better adapter: batch → advantages → steps → candidate. Never judges or publishes what it made.
+//! Turns rated answers into a better adapter: batch → advantages → steps → candidate. Never judges or publishes what it
+//! made.
 
 mod batch;
 mod checkpoint;

@@ -1,5 +1,5 @@
-//! A trainable network: an adapter on the frozen base, the critic's with a scalar head, and its optimizer. Policy and critic
-//! share nothing but the frozen base. Knows no loss.
+//! A trainable network: an adapter on the frozen base, the critic's with a scalar head, and its optimizer. Policy and
+//! critic share nothing but the frozen base. Knows no loss.
 
 use candle_core::{Tensor, Var};
 
@@ -79,7 +79,8 @@ impl Network {
     /// One optimizer step on a minibatch given as micro-batches: the gradient of the mean over all its response tokens,
     /// whatever the split.
     ///
-    /// `loss` gives a micro-batch's mean. Errors of `loss` (`Closed` if the trainer is to stop) leave the weights untouched.
+    /// `loss` gives a micro-batch's mean. Errors of `loss` (`Closed` if the trainer is to stop) leave the weights
+    /// untouched.
     pub fn update<'a, 'b>(
         &mut self,
         micro_batches: &[Vec<&'b Sample<'a>>],

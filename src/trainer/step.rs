@@ -1,5 +1,5 @@
-//! One batch: what is fixed for it (reference, old values, advantages), then epochs of policy and critic steps. Reads no file
-//! and no clock but for the duration it reports.
+//! One batch: what is fixed for it (reference, old values, advantages), then epochs of policy and critic steps. Reads
+//! no file and no clock but for the duration it reports.
 
 use std::time::Instant;
 
@@ -45,7 +45,8 @@ impl Trainer {
     /// Trains on one batch. `cancel` is asked between micro-batches.
     ///
     /// # Errors
-    /// `Arg` for a sample that can't be trained on, `Closed` if cancelled, `Train` otherwise; the trainer is as it was before.
+    /// `Arg` for a sample that can't be trained on, `Closed` if cancelled, `Train` otherwise; the trainer is as it was
+    /// before.
     pub fn step(&mut self, rollouts: &[Rollout], cancel: &dyn Fn() -> bool) -> Result<StepOutcome> {
         let started = Instant::now();
         let batch = Batch::new(rollouts, self.config.max_tokens as usize)?;
@@ -191,8 +192,9 @@ impl Trainer {
         Ok(Fixed { advantages, returns: flat(&returns)?, ref_logprobs, behavior_logprobs, old_values })
     }
 
-    /// KL of the policy as it is now to the initial model, by samples of the policy that the batch started from: k3 a token, each
-    /// weighted by its ratio of probabilities, as PPO weighs it. Over as many samples as the gate asks for, spread over the batch.
+    /// KL of the policy as it is now to the initial model, by samples of the policy that the batch started from: k3 a
+    /// token, each weighted by its ratio of probabilities, as PPO weighs it. Over as many samples as the gate asks for,
+    /// spread over the batch.
     fn candidate_kl(&self, batch: &Batch, fixed: &Fixed, cancel: &dyn Fn() -> bool) -> Result<Option<Nats>> {
         let wanted = (self.config.gate.kl_samples as usize).min(batch.samples.len());
         if wanted == 0 {

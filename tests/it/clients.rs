@@ -52,8 +52,8 @@ impl Drop for Daemon {
     }
 }
 
-/// Where `scripts/setup.sh test` puts the packages. `None`, and a line that says so, where they are not; where they have to be,
-/// that is a failure.
+/// Where `scripts/setup.sh test` puts the packages. `None`, and a line that says so, where they are not; where they
+/// have to be, that is a failure.
 fn packages() -> Option<PathBuf> {
     let home = || PathBuf::from(std::env::var_os("HOME").unwrap_or_default()).join(".cache");
     let cache = std::env::var_os("XDG_CACHE_HOME").map_or_else(home, PathBuf::from);

@@ -1,5 +1,5 @@
-//! What shapes and describes an answer (log-probabilities, biases, formats, several answers) over HTTP and through C, on a tiny
-//! model; and that what can't be done is an error for that request alone.
+//! What shapes and describes an answer (log-probabilities, biases, formats, several answers) over HTTP and through C,
+//! on a tiny model; and that what can't be done is an error for that request alone.
 
 use apa::ffi::{apa_generate, apa_status};
 use reqwest::StatusCode;

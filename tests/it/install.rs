@@ -1,5 +1,5 @@
-//! `make install` as packagers and applications use it: what is there, found by pkg-config and CMake, linked both ways, beside another
-//! llama.cpp. Tests nothing of what the library does.
+//! `make install` as packagers and applications use it: what is there, found by pkg-config and CMake, linked both ways,
+//! beside another llama.cpp. Tests nothing of what the library does.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;

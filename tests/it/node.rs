@@ -1,4 +1,5 @@
-//! The Node package: builds its addon and runs its own tests and example against the library of this build. Tests nothing by itself.
+//! The Node package: builds its addon and runs its own tests and example against the library of this build. Tests
+//! nothing by itself.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;

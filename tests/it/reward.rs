@@ -1,4 +1,5 @@
-//! `apad reward` on a tiny model: it learns pairs that can be learned, refuses what it should, and goes on where it stopped.
+//! `apad reward` on a tiny model: it learns pairs that can be learned, refuses what it should, and goes on where it
+//! stopped.
 
 use std::fs;
 use std::path::PathBuf;

@@ -1,4 +1,5 @@
-//! Reward models of others, against PyPI's transformers on small random checkpoints. Skipped without them: `make test` has them.
+//! Reward models of others, against PyPI's transformers on small random checkpoints. Skipped without them: `make test`
+//! has them.
 
 use std::fs;
 use std::path::{Path, PathBuf};

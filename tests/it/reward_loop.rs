@@ -1,4 +1,5 @@
-//! From feedback of every kind to samples, on a tiny model: what counts, what is on record, and what an attacker can do.
+//! From feedback of every kind to samples, on a tiny model: what counts, what is on record, and what an attacker can
+//! do.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -184,7 +185,8 @@ fn taste(g: &Generation) -> f64 {
     if liked > g.response.len() { 1.0 } else { -1.0 }
 }
 
-/// How much more probable than at the start the policy finds answers that honest users like than those they don't, in nats.
+/// How much more probable than at the start the policy finds answers that honest users like than those they don't, in
+/// nats.
 fn learned(dir: &Path, version: PolicyVersion, answers: &[Arc<Generation>]) -> f64 {
     let decoder = Decoder::load(&dir.join("tiny.gguf"), &Device::Cpu, Dtype::F32).unwrap();
     let adapter = dir.join(format!("data/versions/{:06}", version.0)).join("adapter.gguf");
@@ -212,7 +214,8 @@ struct Attacked {
     share: f64,
 }
 
-/// Seven honest users with sixteen ratings each, and one attacker with three of ten of all ratings, of the opposite taste, or none.
+/// Seven honest users with sixteen ratings each, and one attacker with three of ten of all ratings, of the opposite
+/// taste, or none.
 fn attacked(attack: bool, limits: bool, seed: u64) -> Attacked {
     let dir = tempfile::tempdir().unwrap();
     let engine = open_with(dir.path(), |config: &mut Config| {

@@ -13,8 +13,9 @@ use crate::engine::{answer, open_with, rate};
 
 const STREAMS: usize = 8;
 
-/// Where the two best tokens are this near, in nats, which one is said may depend on what else is decoded: ggml's attention sums in
-/// f16, over cells whose order is chance. Seen to happen at 0.0027. Prompts that any version answers so aren't asked.
+/// Where the two best tokens are this near, in nats, which one is said may depend on what else is decoded: ggml's
+/// attention sums in f16, over cells whose order is chance. Seen to happen at 0.0027. Prompts that any version answers
+/// so aren't asked.
 const NEAR: f32 = 0.01;
 
 /// Whether no token of the greedy answer is chosen by a hair.
@@ -57,8 +58,9 @@ fn resident_mb() -> usize {
     (pages.split(' ').nth(1).unwrap().parse::<usize>().unwrap() * 4096) >> 20
 }
 
-/// Lets glibc give large blocks back when they are freed. By default it keeps more and more of them, up to some limit: from 38 MB the
-/// process grew to 64 within 1,000 swaps, and by 1 more in the next 2,000. That would hide what a swap leaves behind.
+/// Lets glibc give large blocks back when they are freed. By default it keeps more and more of them, up to some limit:
+/// from 38 MB the process grew to 64 within 1,000 swaps, and by 1 more in the next 2,000. That would hide what a swap
+/// leaves behind.
 #[cfg(target_env = "gnu")]
 fn give_back_freed_memory() {
     // SAFETY: sets a number of the allocator.

@@ -14,6 +14,7 @@ unsafe extern "C" {
 /// Lets freed memory stay with the process for a minute. At once (mimalloc's 10 ms), the system zeroes every page of a
 /// training step's buffers again and again: a tenth of the step.
 pub fn keep_freed_memory() {
-    // SAFETY: mimalloc is this program's allocator; the call writes one of its options, which it reads whenever it purges.
+    // SAFETY: mimalloc is this program's allocator; the call writes one of its options, which it reads whenever it
+    // purges.
     unsafe { mi_option_set(PURGE_DELAY, MILLISECONDS) }
 }

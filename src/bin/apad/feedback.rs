@@ -31,8 +31,8 @@ pub struct Import {
 
 #[derive(Subcommand)]
 enum ImportWhat {
-    /// Ratings and preferences: TRL's prompt/chosen/rejected and prompt/completion/label, HH transcripts, messages with thumbs,
-    /// and what `apad export feedback` writes; JSON lines, gzipped or not
+    /// Ratings and preferences: TRL's prompt/chosen/rejected and prompt/completion/label, HH transcripts, messages with
+    /// thumbs, and what `apad export feedback` writes; JSON lines, gzipped or not
     #[command(after_help = "\
 Example:
   apad import feedback thumbs.jsonl.gz --model base.gguf --data apa-data

@@ -163,8 +163,8 @@ where
     Ok(())
 }
 
-/// A line as one stroke from each point to the next: where a whole one turns sharply, plotters lets its corner stick out, over the whole
-/// panel where it turns back.
+/// A line as one stroke from each point to the next: where a whole one turns sharply, plotters lets its corner stick
+/// out, over the whole panel where it turns back.
 fn strokes(line: &[(f64, f64)], style: ShapeStyle) -> impl Iterator<Item = PathElement<(f64, f64)>> {
     line.windows(2).map(move |ends| PathElement::new(ends.to_vec(), style))
 }

@@ -42,8 +42,8 @@ pub struct Options {
     /// Requests decoded together (default: 8)
     #[arg(long, value_name = "N")]
     slots: Option<u32>,
-    /// Number format of the served weights: keep, auto (the fastest here, measured at the first start), q4_0, q8_0, bf16 or
-    /// another of llama.cpp's (default: keep)
+    /// Number format of the served weights: keep, auto (the fastest here, measured at the first start), q4_0, q8_0,
+    /// bf16 or another of llama.cpp's (default: keep)
     #[arg(long, value_name = "TYPE")]
     serve_type: Option<String>,
     #[command(flatten)]

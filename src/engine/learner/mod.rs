@@ -1,5 +1,5 @@
-//! The learning loop on its own thread: ratings → trainer → versions on disk → ledger → scheduler. Never decodes, and never
-//! leaves the policy in memory ahead of the one on record.
+//! The learning loop on its own thread: ratings → trainer → versions on disk → ledger → scheduler. Never decodes, and
+//! never leaves the policy in memory ahead of the one on record.
 
 mod step;
 mod versions;

@@ -1,4 +1,5 @@
-//! One step of the learner: a batch becomes samples, a candidate, a version on record that is served. Never decides when.
+//! One step of the learner: a batch becomes samples, a candidate, a version on record that is served. Never decides
+//! when.
 
 use super::*;
 

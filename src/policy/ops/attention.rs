@@ -1,5 +1,5 @@
-//! Causal attention with grouped heads over packed sequences. Never keeps scores: the backward pass makes them again from
-//! queries, keys and one log-sum a row. Memory grows with the tokens, never with their square.
+//! Causal attention with grouped heads over packed sequences. Never keeps scores: the backward pass makes them again
+//! from queries, keys and one log-sum a row. Memory grows with the tokens, never with their square.
 
 use super::cpu::{Values, exp, result, rows, slice, sum, tensor};
 use super::matrix::{Begin, Mat, Precision, Right, Run, product};
@@ -9,7 +9,8 @@ use std::sync::OnceLock;
 
 /// Rows of queries (tokens × heads of a group) that meet the keys at once.
 const ROWS: usize = 96;
-/// Most tokens whose queries are one task: a single long sequence has work for every core, and the same parts on any number.
+/// Most tokens whose queries are one task: a single long sequence has work for every core, and the same parts on any
+/// number.
 const PIECE: usize = 128;
 
 /// Gradients of queries, keys and values.
@@ -26,7 +27,8 @@ pub struct Shapes {
     pub scale: f32,
 }
 
-/// A part of a sequence and one of its key heads: all query heads that read it, of these tokens, with all keys before them.
+/// A part of a sequence and one of its key heads: all query heads that read it, of these tokens, with all keys before
+/// them.
 struct Task<'a> {
     shapes: &'a Shapes,
     /// Where the sequence begins.
@@ -106,7 +108,8 @@ impl Task<'_> {
         self.start + self.first + self.count
     }
 
-    /// Calls `f(first token of the part, tokens, all query heads of these as one matrix [heads · tokens, dim])` block by block.
+    /// Calls `f(first token of the part, tokens, all query heads of these as one matrix [heads · tokens, dim])` block
+    /// by block.
     fn blocks(&self, q: &Mat, mut f: impl FnMut(usize, usize, &Mat)) {
         let step = (ROWS / self.shapes.group()).max(1);
         for first in (0..self.count).step_by(step) {
@@ -164,8 +167,8 @@ impl Task<'_> {
         (out, log_sums)
     }
 
-    /// `(dq [group][count][dim], dk and dv [tokens that the part sees][dim])`. Works on transposed scores, `[keys, queries]`, so
-    /// that the three sums over queries and keys read them as they are.
+    /// `(dq [group][count][dim], dk and dv [tokens that the part sees][dim])`. Works on transposed scores, `[keys,
+    /// queries]`, so that the three sums over queries and keys read them as they are.
     fn backward(&self, q: &Mat, k: &Mat, v: &Mat, dout: &Mat, log_sums: &[f32]) -> Slopes {
         let (dim, count, group, scale) = (self.shapes.dim, self.count, self.shapes.group(), self.shapes.scale);
         let (k, v) = (self.keys(k), self.keys(v));

@@ -1,8 +1,9 @@
 //! Matrix products of bf16 operands with f32 sums, on AVX512-BF16. Never rounds a sum and never knows a model.
 //!
 //! One micro-kernel makes 14 × 32 results at a time. The right operand is packed panel by panel (32 columns, the
-//! contraction in pairs) just before its use, from row-major bf16 in either direction; a frozen weight is packed once for
-//! both, `x Wᵀ` and `dy W`, since packing it again and again was a tenth of a training step. Every result is one sum in a fixed order: the partition never changes a bit.
+//! contraction in pairs) just before its use, from row-major bf16 in either direction; a frozen weight is packed once
+//! for both, `x Wᵀ` and `dy W`, since packing it again and again was a tenth of a training step. Every result is one
+//! sum in a fixed order: the partition never changes a bit.
 
 use super::matrix::{Begin, Run};
 use rayon::prelude::*;
@@ -205,8 +206,9 @@ pub fn product(a: Rows, rights: &[Packed], begin: Begin, c: &mut [f32], n: usize
         let mut row = start;
         while row < end {
             let rows = ROWS.min(end - row);
-            // SAFETY: features and operands are checked above; rows row..row + rows exist in `a`, with as many pairs as the parts have, and
-            // in `c`, with n values; the kernel writes columns first..first + cols of these rows, which no other task does.
+            // SAFETY: features and operands are checked above; rows row..row + rows exist in `a`, with as many pairs as
+            // the parts have, and in `c`, with n values; the kernel writes columns first..first + cols of these rows,
+            // which no other task does.
             unsafe {
                 let tile = Tile {
                     a: a.data.as_ptr().add(row * a.stride).cast(),

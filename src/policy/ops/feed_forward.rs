@@ -1,5 +1,5 @@
-//! The gated feed-forward block with its norm and residual as one operation. Keeps gate and up in the weights' precision
-//! and makes the rest again in the backward pass.
+//! The gated feed-forward block with its norm and residual as one operation. Keeps gate and up in the weights'
+//! precision and makes the rest again in the backward pass.
 
 use super::activation::swiglu_backward;
 use super::cpu::{Values, result, sigmoid, slice, tensor};

@@ -75,8 +75,8 @@ impl Head {
         (0..v).step_by(WORDS).map(move |first| (first, WORDS.min(v - first)))
     }
 
-    /// Calls `f(index of the first row, hidden rows, their inverse temperatures, their results)` in parallel and collects
-    /// what it returns, in order.
+    /// Calls `f(index of the first row, hidden rows, their inverse temperatures, their results)` in parallel and
+    /// collects what it returns, in order.
     fn by_rows<T: Send>(
         &self,
         hidden: &[f32],

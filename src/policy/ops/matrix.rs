@@ -1,4 +1,5 @@
-//! Matrices as operands of products, f32 or bf16, and the product itself. Never rounds a result and never knows a model.
+//! Matrices as operands of products, f32 or bf16, and the product itself. Never rounds a result and never knows a
+//! model.
 
 use super::bf16;
 use rayon::prelude::*;
@@ -239,8 +240,8 @@ pub enum Run {
     Here,
 }
 
-/// `c [a.rows, n] = a · [right₀; right₁; …]` plus `begin`; the parts lie one below the other along the contraction, each
-/// from an even column of `a` on. A result is one sum in a fixed order, whatever the number of threads.
+/// `c [a.rows, n] = a · [right₀; right₁; …]` plus `begin`; the parts lie one below the other along the contraction,
+/// each from an even column of `a` on. A result is one sum in a fixed order, whatever the number of threads.
 ///
 /// Panics if shapes or precisions do not fit: a bug of the caller.
 pub fn product(a: View, rights: &[Right], begin: Begin, c: &mut [f32], run: Run) {

@@ -1,4 +1,5 @@
-//! The differentiable operations of the decoder, fused on the CPU, plain elsewhere. Never knows an architecture or a loss.
+//! The differentiable operations of the decoder, fused on the CPU, plain elsewhere. Never knows an architecture or a
+//! loss.
 //!
 //! Activations are f32, contiguous, with tokens first: `[tokens, width]` or `[tokens, heads, dim]`. Frozen weights live
 //! inside [`Frozen`] and never get a gradient; the gradients of inputs and LoRA factors are exact for the values used.
@@ -155,7 +156,8 @@ impl RopeTable {
     }
 }
 
-/// `y = x Wᵀ + bias + scale (x Aᵀ) Bᵀ`, `[N, in]` to `[N, out]`. Gradients flow to `x`, `A` and `B`; the bias is frozen.
+/// `y = x Wᵀ + bias + scale (x Aᵀ) Bᵀ`, `[N, in]` to `[N, out]`. Gradients flow to `x`, `A` and `B`; the bias is
+/// frozen.
 pub fn linear(x: &Tensor, w: &Frozen, bias: Option<&Tensor>, lora: Option<LoraPair>) -> Result<Tensor> {
     check_linear(x.dims(), &Adapted { weight: w, bias, lora })?;
     let Some(weight) = w.fused(x) else { return plain::linear(x, w, bias, lora) };
@@ -227,8 +229,8 @@ pub struct FeedForward<'a> {
     pub down: Adapted<'a>,
 }
 
-/// `x + down(silu(gate(n)) · up(n))` with `n = rms_norm(x)`, `[N, E]`: the composition of the operations above, and on the
-/// CPU one operation that keeps a third of their memory.
+/// `x + down(silu(gate(n)) · up(n))` with `n = rms_norm(x)`, `[N, E]`: the composition of the operations above, and on
+/// the CPU one operation that keeps a third of their memory.
 pub fn feed_forward(x: &Tensor, block: &FeedForward) -> Result<Tensor> {
     check_norm("feed_forward", x, block.norm)?;
     let (n, inner) = (x.dims()[0], block.gate.weight.out_features());
@@ -280,8 +282,8 @@ pub struct SelfAttention<'a> {
     pub scale: f32,
 }
 
-/// `x + output(attention(rope(query(n)), rope(key(n)), value(n)))` with `n = rms_norm(x)`, `[N, E]`: the composition of the
-/// operations above, and on the CPU one operation that keeps a third of their memory.
+/// `x + output(attention(rope(query(n)), rope(key(n)), value(n)))` with `n = rms_norm(x)`, `[N, E]`: the composition of
+/// the operations above, and on the CPU one operation that keeps a third of their memory.
 ///
 /// Fused with bf16 weights, scores and mixed heads are products of bf16 operands too.
 pub fn self_attention(x: &Tensor, block: &SelfAttention) -> Result<Tensor> {

@@ -1,5 +1,5 @@
-//! The attention block with its norm, rotations and residual as one operation. Keeps queries, keys, values and the mixed
-//! heads in the weights' precision and makes the rest again in the backward pass.
+//! The attention block with its norm, rotations and residual as one operation. Keeps queries, keys, values and the
+//! mixed heads in the weights' precision and makes the rest again in the backward pass.
 
 use super::attention::{self, Shapes};
 use super::cpu::{Values, result, slice, tensor};
@@ -16,8 +16,8 @@ const KEY: usize = 1;
 const VALUE: usize = 2;
 const OUTPUT: usize = 3;
 
-/// `x + output(attention(rope(query(norm(x))), rope(key(norm(x))), value(norm(x))))`, an operation of `x [N, E]` and the
-/// flat factors.
+/// `x + output(attention(rope(query(norm(x))), rope(key(norm(x))), value(norm(x))))`, an operation of `x [N, E]` and
+/// the flat factors.
 pub struct SelfAttention {
     pub norm: Norm,
     pub layers: Layers, // query, key, value, output

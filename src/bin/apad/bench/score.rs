@@ -1,4 +1,5 @@
-//! `apad bench score`: how fast a reward model scores answers; `benches/peft_reward.py --speed` does the same in PyTorch.
+//! `apad bench score`: how fast a reward model scores answers; `benches/peft_reward.py --speed` does the same in
+//! PyTorch.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

@@ -1,4 +1,5 @@
-//! `apad bench serve`: a closed-loop client for any OpenAI-compatible server; several are measured in turns. Starts none.
+//! `apad bench serve`: a closed-loop client for any OpenAI-compatible server; several are measured in turns. Starts
+//! none.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

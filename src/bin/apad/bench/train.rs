@@ -1,4 +1,5 @@
-//! `apad bench train`: APA updates by the real trainer on random tokens; `benches/peft_step.py` does the same in PyTorch.
+//! `apad bench train`: APA updates by the real trainer on random tokens; `benches/peft_step.py` does the same in
+//! PyTorch.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

@@ -1,4 +1,5 @@
-//! How far a version is from the initial model, measured on its answers with the trainer's own decoder. Changes no weight.
+//! How far a version is from the initial model, measured on its answers with the trainer's own decoder. Changes no
+//! weight.
 
 use anyhow::Result;
 use apa::config::Config;

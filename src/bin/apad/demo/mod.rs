@@ -46,7 +46,8 @@ pub struct Options {
     /// GGUF file, or the name of a known model (fetched if missing)
     #[arg(long, value_name = "PATH|NAME", default_value = "smollm2-135m-instruct")]
     model: PathBuf,
-    /// Keeps the record and the versions in this folder, which must not hold any yet (default: a folder that is removed)
+    /// Keeps the record and the versions in this folder, which must not hold any yet (default: a folder that is
+    /// removed)
     #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,
     /// Folder of the report

@@ -1,4 +1,5 @@
-//! The instructions the demo carries: one set to learn from, one that is only ever used to measure. Never mixes the two.
+//! The instructions the demo carries: one set to learn from, one that is only ever used to measure. Never mixes the
+//! two.
 
 use rand::SeedableRng;
 use rand::seq::SliceRandom;

@@ -39,7 +39,8 @@ pub struct Row {
     pub answers: usize,
     /// Mean rating.
     pub mean_reward: f64,
-    /// KL to the initial model: k1 summed over a response, mean over responses, in nats. Unknown if the trainer skipped.
+    /// KL to the initial model: k1 summed over a response, mean over responses, in nats. Unknown if the trainer
+    /// skipped.
     pub kl_per_response: Option<f64>,
     /// Mean answer length, in tokens.
     pub mean_tokens: f64,

@@ -1,4 +1,5 @@
-//! What the demo shows while it runs: bars on a terminal, log lines elsewhere, and the lines of its table. Decides nothing.
+//! What the demo shows while it runs: bars on a terminal, log lines elsewhere, and the lines of its table. Decides
+//! nothing.
 
 use std::time::Duration;
 

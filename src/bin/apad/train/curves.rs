@@ -1,4 +1,5 @@
-//! The curves of experiments: the mean over the seeds as a line, in the band from the least to the greatest. Reads no file.
+//! The curves of experiments: the mean over the seeds as a line, in the band from the least to the greatest. Reads no
+//! file.
 
 use std::path::Path;
 

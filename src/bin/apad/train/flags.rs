@@ -1,5 +1,5 @@
-//! The numbers of an experiment as flags, each with the default and the paper's value (arXiv 2306.02231). Checks nothing: the
-//! library does.
+//! The numbers of an experiment as flags, each with the default and the paper's value (arXiv 2306.02231). Checks
+//! nothing: the library does.
 
 use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
@@ -44,7 +44,8 @@ pub struct Hyperparameters {
     /// The policy loss (default: apa)
     #[arg(long, value_enum)]
     algorithm: Option<Algorithm>,
-    /// Temperature of the target policy; larger stays closer to the initial model (paper and default: 0.1 for APA, 1 for AWR)
+    /// Temperature of the target policy; larger stays closer to the initial model (paper and default: 0.1 for APA, 1
+    /// for AWR)
     #[arg(long, value_name = "X", allow_negative_numbers = true)]
     lambda: Option<f64>,
     /// Learning rate of the policy's adapter (default: 1e-4; paper, full weights: 1e-6, PPO 8e-6)
