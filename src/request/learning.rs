@@ -1,6 +1,8 @@
 //! Reads what the policy learns from: feedback, preferences, samples, and what is said of users. Never stores anything.
 
-use super::{Fields, Prompt, Unknown, messages_of, prompt_of};
+use super::fields::Fields;
+use super::messages::messages_of;
+use super::{Prompt, Unknown, prompt_of};
 use crate::Engine;
 use crate::engine::NewSample;
 use crate::error::{Error, Result};

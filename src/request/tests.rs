@@ -2,7 +2,8 @@
 
 use super::*;
 use crate::error::Code;
-use crate::types::Signal;
+use crate::types::{Format, Sampling, Signal};
+use serde_json::json;
 
 fn chat(body: &str) -> Result<ParsedRequest> {
     parse_chat(body.as_bytes(), Unknown::Refuse)

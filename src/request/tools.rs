@@ -2,7 +2,8 @@
 
 use serde_json::{Map, Value, json};
 
-use super::{Fields, kind, shown, text_of_part};
+use super::fields::{Fields, kind, shown};
+use super::messages::text_of_part;
 use crate::error::{Error, Result};
 
 /// Most tools of a request.

@@ -1,0 +1,347 @@
+//! Reads a request for an answer: the body of a chat or of a completion. Never samples.
+
+use std::collections::BTreeMap;
+
+use serde_json::{Value, json};
+
+use super::fields::{Fields, shown};
+use super::messages::messages_of;
+use super::{Prompt, Unknown, prompt_of, tools};
+use crate::Engine;
+use crate::engine::GenerateRequest;
+use crate::error::{Error, Result};
+use crate::types::{Format, Sampling, TokenId};
+
+/// Most stop strings of a request.
+const STOP_STRINGS: usize = 16;
+/// Longest stop string, in bytes.
+const STOP_BYTES: usize = 256;
+/// Most answers to one request.
+const CHOICES: u64 = 8;
+/// Most entries of a logit bias.
+const BIASES: usize = 300;
+
+/// Fields of a request beside `messages` and `prompt`, for the nearest name of an unknown one.
+const REQUEST_FIELDS: &[&str] = &[
+    "messages",
+    "prompt",
+    "model",
+    "max_tokens",
+    "max_completion_tokens",
+    "temperature",
+    "top_k",
+    "top_p",
+    "min_p",
+    "repeat_penalty",
+    "frequency_penalty",
+    "presence_penalty",
+    "logit_bias",
+    "response_format",
+    "grammar",
+    "logprobs",
+    "top_logprobs",
+    "seed",
+    "stop",
+    "user",
+    "n",
+    "stream",
+    "stream_options",
+    "tools",
+    "tool_choice",
+    "parallel_tool_calls",
+];
+
+/// Fields of the OpenAI API that would change the answer and are not there: refused unless they ask for nothing.
+const UNSUPPORTED_FIELDS: &[&str] = &["functions", "echo", "suffix", "best_of", "modalities", "audio"];
+
+/// A request for an answer, checked as far as it can be without the model.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ParsedRequest {
+    /// What to continue.
+    pub prompt: Prompt,
+    /// How to sample.
+    pub sampling: Sampling,
+    /// Most tokens to make; the configured default if unset.
+    pub max_tokens: Option<u32>,
+    /// Strings that end the answer.
+    pub stop: Vec<String>,
+    /// Whom it is for.
+    pub user: Option<String>,
+    /// The model the client named.
+    pub model: Option<String>,
+    /// Answers wanted, each a generation of its own.
+    pub n: u32,
+    /// Most probable tokens to tell beside each sampled one, with log-probabilities; `None` tells nothing.
+    pub logprobs: Option<u32>,
+    /// Whether the answer is wanted piece by piece.
+    pub stream: bool,
+    /// Whether the last piece of a stream is to carry the token counts.
+    pub include_usage: bool,
+    /// Names of the tools that the answer may call.
+    pub tools: Vec<String>,
+}
+
+impl ParsedRequest {
+    /// Tokenizes the prompt with the engine's model, and makes what is to be generated for one answer.
+    ///
+    /// # Errors
+    /// As [`Engine::chat_prompt`] and [`Engine::tokenize`].
+    pub fn resolve(self, engine: &Engine) -> Result<GenerateRequest> {
+        let prompt = self.prompt.tokens(engine)?;
+        Ok(GenerateRequest {
+            prompt,
+            sampling: self.sampling,
+            max_tokens: self.max_tokens,
+            stop: self.stop,
+            logprobs: self.logprobs,
+            user: self.user,
+        })
+    }
+}
+
+/// Reads the body of `POST /v1/chat/completions`.
+///
+/// # Errors
+/// `Arg` names the field and what was expected; `Unsupported` names a field that would change the answer and can't be
+/// honoured.
+pub fn parse_chat(body: &[u8], unknown: Unknown) -> Result<ParsedRequest> {
+    let mut fields = Fields::parse(body, unknown)?;
+    let messages = fields.take("messages").ok_or_else(|| Error::arg("messages is missing"))?;
+    let tools = tools::take(&mut fields)?;
+    let prompt = if tools.given.is_empty() && !tools::speak_of_tools(&messages) {
+        Prompt::Chat(messages_of(messages, unknown)?)
+    } else {
+        Prompt::Tools { messages: tools::messages_of(messages)?, tools: tools.given }
+    };
+    let mut request = fields.into_request(prompt)?;
+    request.tools = tools.names;
+    if let Some(schema) = tools.forced {
+        if request.sampling.format.is_some() {
+            return Err(Error::arg("tool_choice demands a call, and response_format or grammar another answer"));
+        }
+        request.sampling.format = Some(Format::JsonSchema(schema));
+    }
+    Ok(request)
+}
+
+/// Reads the body of `POST /v1/completions`.
+///
+/// # Errors
+/// As [`parse_chat`].
+pub fn parse_completion(body: &[u8], unknown: Unknown) -> Result<ParsedRequest> {
+    let mut fields = Fields::parse(body, unknown)?;
+    let prompt = fields.take("prompt").ok_or_else(|| Error::arg("prompt is missing"))?;
+    let prompt = prompt_of("prompt", prompt)?;
+    fields.into_request(prompt)
+}
+
+/// Reads either body: a chat has `messages`, a completion has `prompt`.
+///
+/// # Errors
+/// As [`parse_chat`].
+pub fn parse_request(body: &[u8], unknown: Unknown) -> Result<ParsedRequest> {
+    let fields = Fields::parse(body, unknown)?.map;
+    match (fields.contains_key("messages"), fields.contains_key("prompt")) {
+        (true, false) => parse_chat(body, unknown),
+        (false, true) => parse_completion(body, unknown),
+        (true, true) => Err(Error::arg("the request has both messages and prompt, expected one of them")),
+        (false, false) => Err(Error::arg("the request has neither messages nor prompt, expected one of them")),
+    }
+}
+
+impl Fields {
+    fn into_request(mut self, prompt: Prompt) -> Result<ParsedRequest> {
+        let plain = Sampling::default();
+        let sampling = Sampling {
+            temperature: self.float("temperature", 0.0, 10.0)?.unwrap_or(plain.temperature),
+            top_k: self.integer("top_k", 0, 1 << 20)?.map_or(plain.top_k, |k| k as u32),
+            top_p: self.float("top_p", f64::from(f32::MIN_POSITIVE), 1.0)?.unwrap_or(plain.top_p),
+            min_p: self.float("min_p", 0.0, 1.0)?.unwrap_or(plain.min_p),
+            repeat_penalty: self.float("repeat_penalty", 0.01, 10.0)?.unwrap_or(plain.repeat_penalty),
+            frequency_penalty: self.float("frequency_penalty", -2.0, 2.0)?.unwrap_or(plain.frequency_penalty),
+            presence_penalty: self.float("presence_penalty", -2.0, 2.0)?.unwrap_or(plain.presence_penalty),
+            logit_bias: self.logit_bias()?,
+            format: self.format()?,
+            seed: self.seed()?,
+        };
+        let logprobs = match prompt {
+            Prompt::Chat(_) | Prompt::Tools { .. } => self.chat_logprobs()?,
+            Prompt::Text(_) | Prompt::Tokens(_) => self.integer("logprobs", 0, 5)?.map(|top| top as u32),
+        };
+        let request = ParsedRequest {
+            prompt,
+            sampling,
+            max_tokens: self.max_tokens()?,
+            stop: self.stop()?,
+            user: self.user()?,
+            model: self.string("model")?,
+            n: self.integer("n", 1, CHOICES)?.unwrap_or(1) as u32,
+            logprobs,
+            stream: self.flag("stream")?,
+            include_usage: self.include_usage()?,
+            tools: Vec::new(),
+        };
+        // Whether there is one call or more is for the model to say.
+        self.flag("parallel_tool_calls")?;
+        self.refuse_unsupported()?;
+        self.finish(REQUEST_FIELDS)?;
+        Ok(request)
+    }
+
+    /// Any 64-bit integer; OpenAI's seeds may be negative.
+    fn seed(&mut self) -> Result<Option<u64>> {
+        let Some(value) = self.take("seed") else { return Ok(None) };
+        match value.as_u64().or_else(|| value.as_i64().map(|seed| seed as u64)) {
+            Some(seed) => Ok(Some(seed)),
+            None => Err(Error::arg(format!("seed is {}, expected a 64-bit whole number", shown(&value)))),
+        }
+    }
+
+    /// `max_completion_tokens` is the newer name of the same thing.
+    fn max_tokens(&mut self) -> Result<Option<u32>> {
+        let old = self.integer("max_tokens", 1, u64::from(u32::MAX))?;
+        let new = self.integer("max_completion_tokens", 1, u64::from(u32::MAX))?;
+        Ok(new.or(old).map(|tokens| tokens as u32))
+    }
+
+    fn stop(&mut self) -> Result<Vec<String>> {
+        let wrong = |value: &Value| {
+            Err(Error::arg(format!("stop is {}, expected a string or an array of strings", shown(value))))
+        };
+        let strings = match self.take("stop") {
+            None => Vec::new(),
+            Some(Value::String(text)) => vec![text],
+            Some(Value::Array(items)) => {
+                let mut strings = Vec::new();
+                for item in items {
+                    match item {
+                        Value::String(text) => strings.push(text),
+                        other => return wrong(&other),
+                    }
+                }
+                strings
+            }
+            Some(other) => return wrong(&other),
+        };
+        if strings.len() > STOP_STRINGS {
+            return Err(Error::arg(format!("stop has {} strings, expected at most {STOP_STRINGS}", strings.len())));
+        }
+        if let Some(bad) = strings.iter().find(|text| text.is_empty() || text.len() > STOP_BYTES) {
+            return Err(Error::arg(format!(
+                "stop has a string of {} bytes, expected 1 to {STOP_BYTES} bytes each",
+                bad.len()
+            )));
+        }
+        Ok(strings)
+    }
+
+    fn logit_bias(&mut self) -> Result<BTreeMap<TokenId, f32>> {
+        let entries = match self.take("logit_bias") {
+            None => return Ok(BTreeMap::new()),
+            Some(Value::Object(entries)) => entries,
+            Some(other) => {
+                return Err(Error::arg(format!(
+                    "logit_bias is {}, expected an object of token and bias",
+                    shown(&other)
+                )));
+            }
+        };
+        if entries.len() > BIASES {
+            return Err(Error::arg(format!("logit_bias has {} entries, expected at most {BIASES}", entries.len())));
+        }
+        let entry = |(token, bias): (String, Value)| {
+            let short: String = token.chars().take(32).collect();
+            let id = token
+                .parse()
+                .map_err(|_| Error::arg(format!("logit_bias has {short:?}, expected a token's number")))?;
+            match bias.as_f64() {
+                Some(bias) if (-100.0..=100.0).contains(&bias) => Ok((id, bias as f32)),
+                _ => Err(Error::arg(format!(
+                    "logit_bias of {short} is {}, expected a number from -100 to 100",
+                    shown(&bias)
+                ))),
+            }
+        };
+        entries.into_iter().map(entry).collect()
+    }
+
+    /// What the answer is held to, by `response_format` or `grammar`.
+    fn format(&mut self) -> Result<Option<Format>> {
+        let grammar = self.string("grammar")?.map(Format::Grammar);
+        let format = match self.take("response_format") {
+            None => None,
+            Some(Value::Object(map)) => {
+                let fields = Fields { map, unknown: self.unknown };
+                fields.response_format().map_err(|e| e.context("response_format"))?
+            }
+            Some(other) => return Err(Error::arg(format!("response_format is {}, expected an object", shown(&other)))),
+        };
+        match (grammar, format) {
+            (Some(_), Some(_)) => {
+                Err(Error::arg("the request has both grammar and response_format, expected one of them"))
+            }
+            (grammar, format) => Ok(grammar.or(format)),
+        }
+    }
+
+    fn response_format(mut self) -> Result<Option<Format>> {
+        let format = match self.string("type")?.as_deref() {
+            Some("text") => None,
+            Some("json_object") => Some(Format::JsonSchema(json!({"type": "object"}))),
+            Some("json_schema") => {
+                let Some(Value::Object(map)) = self.take("json_schema") else {
+                    return Err(Error::arg("json_schema is missing, expected an object with a schema"));
+                };
+                match (Fields { map, unknown: Unknown::Ignore }).take("schema") {
+                    Some(schema @ Value::Object(_)) => Some(Format::JsonSchema(schema)),
+                    _ => return Err(Error::arg("json_schema has no schema, expected an object")),
+                }
+            }
+            _ => return Err(Error::arg("type is not known, expected text, json_object or json_schema")),
+        };
+        self.finish(&["type", "json_schema"])?;
+        Ok(format)
+    }
+
+    /// A chat asks with a flag, and for alternatives with a number beside it.
+    fn chat_logprobs(&mut self) -> Result<Option<u32>> {
+        let wanted = self.flag("logprobs")?;
+        match self.integer("top_logprobs", 0, 20)? {
+            Some(top) if top > 0 && !wanted => {
+                Err(Error::arg("top_logprobs is set without logprobs, expected it to be true"))
+            }
+            top => Ok(wanted.then_some(top.unwrap_or(0) as u32)),
+        }
+    }
+
+    fn include_usage(&mut self) -> Result<bool> {
+        match self.take("stream_options") {
+            None => Ok(false),
+            Some(Value::Object(map)) => {
+                let mut options = Fields { map, unknown: self.unknown };
+                let wanted = options.flag("include_usage").map_err(|e| e.context("stream_options"))?;
+                options.finish(&["include_usage"])?;
+                Ok(wanted)
+            }
+            Some(other) => Err(Error::arg(format!("stream_options is {}, expected an object", shown(&other)))),
+        }
+    }
+
+    fn refuse_unsupported(&mut self) -> Result<()> {
+        for key in UNSUPPORTED_FIELDS {
+            let Some(value) = self.take(key) else { continue };
+            let asks_for_nothing = match &value {
+                Value::Bool(flag) => !flag,
+                Value::Number(number) => number.as_u64() == Some(u64::from(*key == "best_of")),
+                Value::String(text) => text.is_empty(),
+                Value::Array(items) => items.is_empty() || (*key == "modalities" && items.iter().all(|m| m == "text")),
+                Value::Object(map) => map.is_empty() || map.get("type").is_some_and(|t| t == "text"),
+                Value::Null => true,
+            };
+            if !asks_for_nothing {
+                return Err(Error::unsupported(format!("{key} is not supported")));
+            }
+        }
+        Ok(())
+    }
+}

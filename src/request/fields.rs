@@ -1,0 +1,139 @@
+//! Takes the members out of a JSON object, checked: a refusal names the field, its value and what was expected. Knows no
+//! request of its own.
+
+use serde_json::{Map, Value};
+
+use super::Unknown;
+use crate::error::{Error, Result};
+use crate::types::GenerationId;
+
+/// Longest name of a user, in bytes.
+const USER_BYTES: usize = 256;
+/// Longest id of a generation, in bytes.
+const ID_BYTES: usize = 64;
+
+/// The members of a JSON object; each is taken out when it is read, so that what is left is what nobody knows.
+pub(super) struct Fields {
+    pub(super) map: Map<String, Value>,
+    pub(super) unknown: Unknown,
+}
+
+impl Fields {
+    pub(super) fn parse(body: &[u8], unknown: Unknown) -> Result<Self> {
+        match json(body)? {
+            Value::Object(map) => Ok(Self { map, unknown }),
+            other => Err(Error::arg(format!("the body is {}, expected a JSON object", kind(&other)))),
+        }
+    }
+
+    /// A member that is there and not null.
+    pub(super) fn take(&mut self, key: &str) -> Option<Value> {
+        self.map.shift_remove(key).filter(|value| !value.is_null())
+    }
+
+    pub(super) fn number(&mut self, key: &str, low: f64, high: f64) -> Result<Option<f64>> {
+        let Some(value) = self.take(key) else { return Ok(None) };
+        match value.as_f64() {
+            Some(number) if number.is_finite() && (low..=high).contains(&number) => Ok(Some(number)),
+            _ if low == f64::from(f32::MIN_POSITIVE) => {
+                Err(Error::arg(format!("{key} is {}, expected a number above 0, at most {high}", shown(&value))))
+            }
+            _ => Err(Error::arg(format!("{key} is {}, expected a number from {low} to {high}", shown(&value)))),
+        }
+    }
+
+    pub(super) fn float(&mut self, key: &str, low: f64, high: f64) -> Result<Option<f32>> {
+        Ok(self.number(key, low, high)?.map(|number| number as f32))
+    }
+
+    pub(super) fn integer(&mut self, key: &str, low: u64, high: u64) -> Result<Option<u64>> {
+        let Some(value) = self.take(key) else { return Ok(None) };
+        match value.as_u64() {
+            Some(number) if (low..=high).contains(&number) => Ok(Some(number)),
+            _ if low == high => Err(Error::arg(format!("{key} is {}, expected {low}", shown(&value)))),
+            _ => Err(Error::arg(format!("{key} is {}, expected a whole number from {low} to {high}", shown(&value)))),
+        }
+    }
+
+    pub(super) fn string(&mut self, key: &str) -> Result<Option<String>> {
+        match self.take(key) {
+            None => Ok(None),
+            Some(Value::String(text)) => Ok(Some(text)),
+            Some(other) => Err(Error::arg(format!("{key} is {}, expected a string", shown(&other)))),
+        }
+    }
+
+    pub(super) fn flag(&mut self, key: &str) -> Result<bool> {
+        match self.take(key) {
+            None => Ok(false),
+            Some(Value::Bool(flag)) => Ok(flag),
+            Some(other) => Err(Error::arg(format!("{key} is {}, expected true or false", shown(&other)))),
+        }
+    }
+
+    pub(super) fn id(&mut self, key: &str) -> Result<GenerationId> {
+        let id = self.string(key)?.ok_or_else(|| Error::arg(format!("{key} is missing")))?;
+        match id.len() {
+            1..=ID_BYTES => Ok(GenerationId(id)),
+            bytes => Err(Error::arg(format!("{key} has {bytes} bytes, expected 1 to {ID_BYTES}"))),
+        }
+    }
+
+    pub(super) fn user(&mut self) -> Result<Option<String>> {
+        match self.string("user")? {
+            Some(user) if user.len() > USER_BYTES => {
+                Err(Error::arg(format!("user has {} bytes, expected at most {USER_BYTES}", user.len())))
+            }
+            user => Ok(user),
+        }
+    }
+
+    /// Errs on what nobody took, unless unknown keys are ignored.
+    pub(super) fn finish(self, known: &[&str]) -> Result<()> {
+        match self.map.keys().next() {
+            Some(key) if self.unknown == Unknown::Refuse => Err(unknown_key(key, known)),
+            _ => Ok(()),
+        }
+    }
+}
+
+fn unknown_key(key: &str, known: &[&str]) -> Error {
+    let nearest = known
+        .iter()
+        .map(|name| (strsim::damerau_levenshtein(key, name), name))
+        .min()
+        .filter(|(distance, name)| *distance <= 1 + name.len() / 3);
+    let key: String = key.chars().take(64).collect();
+    match nearest {
+        Some((0, name)) => Error::arg(format!("{name} does not belong in this kind of request")),
+        Some((_, name)) => Error::arg(format!("unknown field {key:?}, did you mean {name:?}?")),
+        None => Error::arg(format!("unknown field {key:?}, expected one of {}", known.join(", "))),
+    }
+}
+
+pub(super) fn json(body: &[u8]) -> Result<Value> {
+    let text = std::str::from_utf8(body)
+        .map_err(|e| Error::arg(format!("the body is not valid UTF-8 from byte {} on", e.valid_up_to())))?;
+    serde_json::from_str(text).map_err(|e| Error::arg(format!("the body is not valid JSON: {e}")))
+}
+
+/// A value as an error message shows it: numbers and flags as they are, the rest by kind, so that no prompt gets into a
+/// log.
+pub(super) fn shown(value: &Value) -> String {
+    match value {
+        Value::Number(number) => number.to_string(),
+        Value::Bool(flag) => flag.to_string(),
+        other => kind(other).to_owned(),
+    }
+}
+
+pub(super) fn kind(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "a boolean",
+        Value::Number(_) => "a number",
+        Value::String(_) => "a string",
+        Value::Array(_) => "an array",
+        Value::Object(_) => "an object",
+    }
+}

@@ -1,0 +1,87 @@
+//! Reads the JSON bodies that clients send (chat, completion, feedback, preference) into checked values: one mechanism
+//! for HTTP and C. Never runs anything.
+
+mod chat;
+mod embeddings;
+mod fields;
+mod learning;
+mod messages;
+mod tokens;
+mod tools;
+
+#[cfg(test)]
+mod tests;
+
+use serde_json::Value;
+
+use crate::Engine;
+use crate::error::{Error, Result};
+use crate::types::{ChatMessage, TokenId};
+
+pub use chat::{ParsedRequest, parse_chat, parse_completion, parse_request};
+pub use embeddings::{ParsedEmbeddings, parse_embeddings};
+pub use learning::{
+    ParsedSample, Preference, parse_feedback, parse_forget, parse_preference, parse_review, parse_sample,
+};
+pub use messages::parse_messages;
+pub use tokens::{parse_detokenize, parse_tokenize};
+
+use fields::shown;
+
+/// What is done about a key that this library does not know.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unknown {
+    /// It is an error that names the nearest known key: for callers that are compiled against this library.
+    Refuse,
+    /// It is skipped: OpenAI clients send fields that mean nothing here.
+    Ignore,
+}
+
+/// What the model is to continue.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Prompt {
+    /// A conversation, put through the model's chat template.
+    Chat(Vec<ChatMessage>),
+    /// A conversation that may use tools, as the template gets both.
+    Tools {
+        /// Messages, whatever members they have.
+        messages: Vec<Value>,
+        /// Tools that may be called.
+        tools: Vec<Value>,
+    },
+    /// Plain text.
+    Text(String),
+    /// Tokens as they are.
+    Tokens(Vec<TokenId>),
+}
+
+impl Prompt {
+    /// In tokens of the engine's model.
+    pub(crate) fn tokens(self, engine: &Engine) -> Result<Vec<TokenId>> {
+        match self {
+            Prompt::Chat(messages) => engine.chat_prompt(&messages),
+            Prompt::Tools { messages, tools } => engine.tools_prompt(&messages, &tools),
+            Prompt::Text(text) => engine.tokenize(&text),
+            Prompt::Tokens(tokens) => Ok(tokens),
+        }
+    }
+}
+
+fn prompt_of(name: &str, value: Value) -> Result<Prompt> {
+    let expected = "expected a string, an array of one string, or an array of tokens";
+    let wrong = |shown: String| Error::arg(format!("{name} is {shown}, {expected}"));
+    match value {
+        Value::String(text) => Ok(Prompt::Text(text)),
+        Value::Array(mut items) => match items.as_mut_slice() {
+            [Value::String(text)] => Ok(Prompt::Text(std::mem::take(text))),
+            [Value::Number(_), ..] => items
+                .iter()
+                .map(|item| item.as_u64().and_then(|id| TokenId::try_from(id).ok()).ok_or(item))
+                .collect::<Result<Vec<_>, _>>()
+                .map(Prompt::Tokens)
+                .map_err(|item| Error::arg(format!("{name} has {} among its tokens, {expected}", shown(item)))),
+            items => Err(wrong(format!("an array of {} other values", items.len()))),
+        },
+        other => Err(wrong(shown(&other))),
+    }
+}
