@@ -1,7 +1,28 @@
-//! SwiGLU and GELU, fused. Never keep more than their inputs.
+//! SwiGLU and GELU. Never keep more than their inputs.
 
 use super::cpu::{Values, exp, result, rows, sigmoid, slice, tensor};
+use super::{cpu, plain};
+use crate::error::Error;
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor};
+
+/// `silu(gate) · up`.
+pub fn swiglu(gate: &Tensor, up: &Tensor) -> crate::Result<Tensor> {
+    if gate.dims() != up.dims() {
+        return Err(Error::train(format!("swiglu: gate is {:?}, up {:?}, expected one shape", gate.dims(), up.dims())));
+    }
+    if !cpu::takes(gate) {
+        return plain::swiglu(gate, up);
+    }
+    Ok(gate.contiguous()?.apply_op2(&up.contiguous()?, Swiglu)?)
+}
+
+/// GELU in its tanh form, as ggml computes it.
+pub fn gelu(x: &Tensor) -> crate::Result<Tensor> {
+    if !cpu::takes(x) {
+        return plain::gelu(x);
+    }
+    Ok(x.contiguous()?.apply_op1(Gelu)?)
+}
 
 /// Elements a task takes at once.
 const STEP: usize = 1 << 12;

@@ -3,9 +3,45 @@
 
 use super::cpu::{Values, exp, result, rows, slice, sum, tensor};
 use super::matrix::{Begin, Mat, Precision, Right, Run, product};
+use super::{cpu, plain};
+use crate::error::Error;
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 use std::sync::OnceLock;
+
+/// Causal attention inside each sequence: `q [N, H, D]`, `k` and `v [N, Hkv, D]` to `[N, H, D]`.
+///
+/// Sequence `i` is rows `starts[i]..starts[i + 1]`; `starts` begins with 0 and ends with N. H is a multiple of Hkv.
+pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, starts: &[usize], scale: f32) -> crate::Result<Tensor> {
+    let (n, h, d) = match q.dims() {
+        &[n, h, d] => (n, h, d),
+        dims => return Err(Error::train(format!("attention: q is {dims:?}, expected [N, H, D]"))),
+    };
+    match k.dims() {
+        &[kn, kh, kd] if kn == n && kd == d && kh > 0 && h % kh == 0 && v.dims() == k.dims() => {}
+        dims => {
+            return Err(Error::train(format!(
+                "attention: k is {dims:?} and v {:?}, q {:?} expects [{n}, a divisor of {h}, {d}]",
+                v.dims(),
+                q.dims()
+            )));
+        }
+    }
+    check_starts("attention", starts, n)?;
+    if !cpu::takes(q) {
+        return plain::attention(q, k, v, starts, scale);
+    }
+    let shapes = Shapes { starts: starts.to_vec(), heads: h, kv_heads: k.dims()[1], dim: d, scale };
+    let op = Attention { shapes, log_sums: OnceLock::new() };
+    Ok(q.contiguous()?.apply_op3(&k.contiguous()?, &v.contiguous()?, op)?)
+}
+
+pub(super) fn check_starts(op: &str, starts: &[usize], n: usize) -> crate::Result<()> {
+    if starts.first() != Some(&0) || starts.last() != Some(&n) || starts.windows(2).any(|w| w[0] > w[1]) {
+        return Err(Error::train(format!("{op}: sequence borders must rise from 0 to {n}, got {starts:?}")));
+    }
+    Ok(())
+}
 
 /// Rows of queries (tokens × heads of a group) that meet the keys at once.
 const ROWS: usize = 96;

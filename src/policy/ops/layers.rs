@@ -2,9 +2,10 @@
 //! independent tasks. Never knows what a block computes.
 
 use super::cpu;
+use super::frozen::frozen_values;
 use super::linear::{FactorGrads, Factors, Layer, transposed};
 use super::matrix::Precision;
-use super::{Adapted, Frozen, LoraPair, frozen_values};
+use super::{Adapted, LoraPair};
 use crate::error::Result;
 use candle_core::{DType, Tensor};
 use rayon::prelude::*;
@@ -117,11 +118,4 @@ pub fn by_rows<T: Send>(
     f: impl Fn(usize, &mut [f32]) -> T + Sync,
 ) -> Vec<T> {
     out.par_chunks_mut(step * width).enumerate().with_max_len(1).map(|(i, out)| f(i * step, out)).collect()
-}
-
-impl Frozen {
-    /// Whether the two shapes of a layer's input and output are these.
-    pub(super) fn is(&self, out: usize, inp: usize) -> bool {
-        self.out_features() == out && self.in_features() == inp
-    }
 }

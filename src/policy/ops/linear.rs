@@ -4,9 +4,81 @@
 //! `dx = [dy, v] [W; A]` with `v = scale · dy B`.
 
 use super::cpu::{Values, result, slice, tensor};
+use super::frozen::{Frozen, frozen_values};
 use super::matrix::{Begin, Mat, Precision, Right, Run, product};
+use super::plain;
+use crate::error::Error;
 use candle_core::{CpuStorage, CustomOp1, CustomOp3, Layout, Result, Shape, Tensor};
 use std::sync::{Arc, OnceLock};
+
+/// The two factors of a low-rank update: `scale · B A` is added to a frozen weight.
+#[derive(Clone, Copy, Debug)]
+pub struct LoraPair<'a> {
+    /// `[rank, in]`.
+    pub a: &'a Tensor,
+    /// `[out, rank]`.
+    pub b: &'a Tensor,
+    /// Usually alpha / rank.
+    pub scale: f64,
+}
+
+/// A linear layer as [`linear`] takes it.
+#[derive(Clone, Copy, Debug)]
+pub struct Adapted<'a> {
+    /// `[out, in]`.
+    pub weight: &'a Frozen,
+    /// `[out]`, frozen.
+    pub bias: Option<&'a Tensor>,
+    /// Its low-rank update.
+    pub lora: Option<LoraPair<'a>>,
+}
+
+impl Adapted<'_> {
+    pub(super) fn apply(&self, x: &Tensor) -> crate::Result<Tensor> {
+        linear(x, self.weight, self.bias, self.lora)
+    }
+}
+
+/// `y = x Wᵀ + bias + scale (x Aᵀ) Bᵀ`, `[N, in]` to `[N, out]`. Gradients flow to `x`, `A` and `B`; the bias is
+/// frozen.
+pub fn linear(x: &Tensor, w: &Frozen, bias: Option<&Tensor>, lora: Option<LoraPair>) -> crate::Result<Tensor> {
+    check(x.dims(), &Adapted { weight: w, bias, lora })?;
+    let Some(weight) = w.fused(x) else { return plain::linear(x, w, bias, lora) };
+    let bias = bias.map(frozen_values).transpose()?;
+    let layer = Layer { weight: weight.clone(), bias };
+    let x = x.contiguous()?;
+    Ok(match lora {
+        Some(l) if l.a.dims()[0] > 0 => {
+            let op = AdaptedLinear { layer, scale: l.scale as f32, low: OnceLock::new() };
+            x.apply_op3(&l.a.contiguous()?, &l.b.contiguous()?, op)?
+        }
+        _ => x.apply_op1(FrozenLinear(layer))?,
+    })
+}
+
+pub(super) fn check(x: &[usize], layer: &Adapted) -> crate::Result<()> {
+    let (out, inp) = (layer.weight.out_features(), layer.weight.in_features());
+    if x.len() != 2 || x[1] != inp {
+        return Err(Error::train(format!("linear: x is {x:?}, the weight [{out}, {inp}] expects [N, {inp}]")));
+    }
+    if let Some(bias) = layer.bias
+        && bias.dims() != [out]
+    {
+        return Err(Error::train(format!(
+            "linear: bias is {:?}, the weight [{out}, {inp}] expects [{out}]",
+            bias.dims()
+        )));
+    }
+    if let Some(l) = &layer.lora {
+        let (a, b) = (l.a.dims(), l.b.dims());
+        if a.len() != 2 || b.len() != 2 || a[1] != inp || b[0] != out || a[0] != b[1] {
+            return Err(Error::train(format!(
+                "linear: LoRA factors are {a:?} and {b:?}, expected [rank, {inp}] and [{out}, rank]"
+            )));
+        }
+    }
+    Ok(())
+}
 
 /// The part that does not change from call to call.
 #[derive(Clone)]
@@ -127,9 +199,9 @@ pub fn transposed(values: &[f32], cols: usize) -> Vec<f32> {
 }
 
 /// Without an update: an operation of `x` alone.
-pub struct Alone(pub Layer);
+pub struct FrozenLinear(pub Layer);
 
-impl CustomOp1 for Alone {
+impl CustomOp1 for FrozenLinear {
     fn name(&self) -> &'static str {
         "frozen-linear"
     }
@@ -153,14 +225,14 @@ impl CustomOp1 for Alone {
 }
 
 /// With an update: an operation of `x`, `A` and `B`.
-pub struct Adapted {
+pub struct AdaptedLinear {
     pub layer: Layer,
     pub scale: f32,
     /// `u` of the forward pass, `[N, rank]`.
     pub low: OnceLock<Vec<f32>>,
 }
 
-impl CustomOp3 for Adapted {
+impl CustomOp3 for AdaptedLinear {
     fn name(&self) -> &'static str {
         "adapted-linear"
     }

@@ -3,10 +3,93 @@
 //! distribution, is made in the same sweep, so the backward pass needs no product.
 
 use super::cpu::{Values, exp, result, rows, slice, sum, tensor};
+use super::frozen::{Frozen, check_tokens};
 use super::matrix::{Begin, Mat, Right, Run, product};
-use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
+use super::{cpu, plain};
+use crate::error::Error;
+use candle_core::{CpuStorage, CustomOp1, DType, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 use std::sync::{Arc, OnceLock};
+
+/// `log softmax(h Wᵀ / T)[target]` a row, nats. Differentiable in `hidden [M, E]`; `head` is `[V, E]`.
+///
+/// Errors if a target is not below V or a temperature is not positive and finite.
+pub fn token_logprobs(hidden: &Tensor, head: &Frozen, targets: &[u32], temperatures: &[f32]) -> crate::Result<Tensor> {
+    let m = check_head("token_logprobs", hidden, head, temperatures)?;
+    if targets.len() != m {
+        return Err(Error::train(format!("token_logprobs: {} targets for {m} rows", targets.len())));
+    }
+    check_tokens("token_logprobs", targets, head.out_features())?;
+    if m == 0 {
+        return Ok(Tensor::zeros(0, DType::F32, hidden.device())?);
+    }
+    match head.fused(hidden) {
+        Some(weight) => {
+            Ok(hidden.contiguous()?.apply_op1(head_of(weight, targets, temperatures, hidden.track_op()))?)
+        }
+        None => plain::token_logprobs(hidden, head, targets, temperatures),
+    }
+}
+
+/// Entropy of `softmax(h Wᵀ / T)` a row, nats. Gives no gradient.
+pub fn token_entropy(hidden: &Tensor, head: &Frozen, temperatures: &[f32]) -> crate::Result<Tensor> {
+    if check_head("token_entropy", hidden, head, temperatures)? == 0 {
+        return Ok(Tensor::zeros(0, DType::F32, hidden.device())?);
+    }
+    let hidden = hidden.detach().contiguous()?;
+    match head.fused(&hidden) {
+        Some(weight) => {
+            let (_, entropy) = head_of(weight, &[], temperatures, false).measure(&cpu::Values::of(&hidden)?);
+            Ok(cpu::tensor(entropy, temperatures.len())?)
+        }
+        None => plain::token_entropy(&hidden, head, temperatures),
+    }
+}
+
+/// Both of [`token_logprobs`] and [`token_entropy`] for one product with the head. Gives no gradient.
+pub fn token_logprobs_and_entropy(
+    hidden: &Tensor,
+    head: &Frozen,
+    targets: &[u32],
+    temperatures: &[f32],
+) -> crate::Result<(Tensor, Tensor)> {
+    let hidden = hidden.detach().contiguous()?;
+    let checked = check_head("token_logprobs_and_entropy", &hidden, head, temperatures)?;
+    match head.fused(&hidden) {
+        Some(weight) if checked > 0 && targets.len() == checked => {
+            check_tokens("token_logprobs_and_entropy", targets, head.out_features())?;
+            let values = cpu::Values::of(&hidden)?;
+            let (logprobs, entropy) = head_of(weight, targets, temperatures, false).measure(&values);
+            Ok((cpu::tensor(logprobs, checked)?, cpu::tensor(entropy, checked)?))
+        }
+        _ => Ok((token_logprobs(&hidden, head, targets, temperatures)?, token_entropy(&hidden, head, temperatures)?)),
+    }
+}
+
+fn head_of(weight: &Arc<Mat>, targets: &[u32], temperatures: &[f32], keep: bool) -> Head {
+    Head {
+        weight: weight.clone(),
+        targets: targets.to_vec(),
+        inverse_temperatures: temperatures.iter().map(|t| 1.0 / t).collect(),
+        keep,
+        mean_words: OnceLock::new(),
+    }
+}
+
+fn check_head(op: &str, hidden: &Tensor, head: &Frozen, temperatures: &[f32]) -> crate::Result<usize> {
+    let (v, e) = (head.out_features(), head.in_features());
+    let m = match hidden.dims() {
+        &[m, w] if w == e => m,
+        dims => return Err(Error::train(format!("{op}: hidden is {dims:?}, the head [{v}, {e}] expects [M, {e}]"))),
+    };
+    if temperatures.len() != m {
+        return Err(Error::train(format!("{op}: {} temperatures for {m} rows", temperatures.len())));
+    }
+    match temperatures.iter().find(|t| !(t.is_finite() && **t > 0.0)) {
+        Some(t) => Err(Error::train(format!("{op}: temperature {t}, expected a positive number"))),
+        None => Ok(m),
+    }
+}
 
 /// Words a block has.
 const WORDS: usize = 512;

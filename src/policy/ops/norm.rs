@@ -1,7 +1,37 @@
-//! RMSNorm and LayerNorm over the last dimension, fused. Never give their frozen weights a gradient.
+//! RMSNorm and LayerNorm over the last dimension. Never give their frozen weights a gradient.
 
 use super::cpu::{Values, result, rows, slice, sum, tensor};
+use super::frozen::frozen_values;
+use super::{cpu, plain};
+use crate::error::Error;
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
+
+/// `x / sqrt(mean(x²) + eps) · weight` over the last dimension. The weight is frozen.
+pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f32) -> crate::Result<Tensor> {
+    check("rms_norm", x, weight)?;
+    if !cpu::takes(x) {
+        return plain::rms_norm(x, weight, eps);
+    }
+    Ok(x.contiguous()?.apply_op1(Norm { weight: frozen_values(weight)?, bias: None, eps })?)
+}
+
+/// `(x − mean) / sqrt(var + eps) · weight + bias` over the last dimension. Weight and bias are frozen.
+pub fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f32) -> crate::Result<Tensor> {
+    check("layer_norm", x, weight)?;
+    check("layer_norm bias", x, bias)?;
+    if !cpu::takes(x) {
+        return plain::layer_norm(x, weight, bias, eps);
+    }
+    let (weight, bias) = (frozen_values(weight)?, Some(frozen_values(bias)?));
+    Ok(x.contiguous()?.apply_op1(Norm { weight, bias, eps })?)
+}
+
+pub(super) fn check(op: &str, x: &Tensor, weight: &Tensor) -> crate::Result<()> {
+    match (x.dims().last(), weight.dims()) {
+        (Some(width), [w]) if width == w && *w > 0 => Ok(()),
+        (_, w) => Err(Error::train(format!("{op}: x is {:?}, weight {w:?}, expected the width of x", x.dims()))),
+    }
+}
 
 /// A norm with its frozen weight; centred for LayerNorm.
 pub struct Norm {

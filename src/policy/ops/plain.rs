@@ -1,5 +1,5 @@
 //! The operations in ordinary tensor algebra: the reference for the fused ones and the path of every other device.
-//! Never called with shapes that the parent module has not checked.
+//! Never called with shapes that the operation has not checked.
 
 use super::{Frozen, LoraPair, RopeStyle, RopeTable};
 use crate::error::Result;

@@ -1,7 +1,8 @@
 //! Each operation against numeric gradients, and each fused one against its plain form. Never needs a model file.
 
 use super::*;
-use candle_core::Var;
+use crate::error::{Error, Result};
+use candle_core::{DType, Device, Tensor, Var};
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 
 /// Seeded values in -1..1.

@@ -1,0 +1,115 @@
+//! Frozen weights, which never get a gradient, and the rows of one as embeddings. Never multiplies.
+
+use super::bf16;
+use super::cpu;
+use super::matrix::{Mat, Precision};
+use crate::error::{Error, Result};
+use candle_core::{DType, Tensor};
+use std::sync::Arc;
+
+/// A frozen weight matrix `[out, in]`, f32 or bf16. Clones share the values.
+#[derive(Clone, Debug)]
+pub struct Frozen {
+    store: Store,
+}
+
+#[derive(Clone, Debug)]
+enum Store {
+    /// For the fused operations of the CPU.
+    Cpu(Arc<Mat>),
+    /// For tensor algebra on another device.
+    Device(Tensor),
+}
+
+impl Frozen {
+    /// Takes an f32 weight `[out, in]` and keeps it as `dtype` (f32 or bf16) on its device.
+    ///
+    /// A CPU without AVX512-BF16 keeps bf16 values widened to f32, and computes in f32.
+    pub fn new(weight: &Tensor, dtype: DType) -> Result<Self> {
+        let shape = weight.dims2();
+        let (_, inp) =
+            shape.map_err(|_| Error::train(format!("frozen weight: shape {:?}, expected [out, in]", weight.dims())))?;
+        let precision = match dtype {
+            DType::F32 => Precision::F32,
+            DType::BF16 if bf16::available() => Precision::Bf16,
+            DType::BF16 => Precision::F32,
+            _ => return Err(Error::unsupported(format!("frozen weight: dtype {dtype:?}, expected F32 or BF16"))),
+        };
+        let weight = weight.detach().contiguous()?;
+        if !weight.device().is_cpu() {
+            return Ok(Self { store: Store::Device(weight.to_dtype(dtype)?) });
+        }
+        let weight = if precision == Precision::F32 { weight.to_dtype(dtype)? } else { weight };
+        let weight = weight.to_dtype(DType::F32)?;
+        let mat = Mat::new(precision, &cpu::Values::of(&weight)?, inp).frozen();
+        Ok(Self { store: Store::Cpu(Arc::new(mat)) })
+    }
+
+    /// Rows of the matrix: the width of the product.
+    pub fn out_features(&self) -> usize {
+        match &self.store {
+            Store::Cpu(mat) => mat.rows(),
+            Store::Device(t) => t.dims()[0],
+        }
+    }
+
+    /// Columns of the matrix: the width of the input.
+    pub fn in_features(&self) -> usize {
+        match &self.store {
+            Store::Cpu(mat) => mat.cols(),
+            Store::Device(t) => t.dims()[1],
+        }
+    }
+
+    /// The stored values as f32 `[out, in]`.
+    pub fn weight_f32(&self) -> Result<Tensor> {
+        match &self.store {
+            Store::Cpu(mat) => rows_of(mat, 0..mat.rows()),
+            Store::Device(t) => Ok(t.to_dtype(DType::F32)?),
+        }
+    }
+
+    /// The matrix for a fused operation on `x`.
+    pub(super) fn fused(&self, x: &Tensor) -> Option<&Arc<Mat>> {
+        match &self.store {
+            Store::Cpu(mat) if cpu::takes(x) => Some(mat),
+            _ => None,
+        }
+    }
+
+    /// Whether the two shapes of a layer's input and output are these.
+    pub(super) fn is(&self, out: usize, inp: usize) -> bool {
+        self.out_features() == out && self.in_features() == inp
+    }
+}
+
+/// Some rows of a matrix as an f32 tensor.
+fn rows_of(mat: &Mat, rows: impl ExactSizeIterator<Item = usize>) -> Result<Tensor> {
+    let (count, cols) = (rows.len(), mat.cols());
+    let mut values = vec![0f32; count * cols];
+    if cols > 0 {
+        values.chunks_exact_mut(cols).zip(rows).for_each(|(to, row)| mat.read_row(row, to));
+    }
+    Ok(cpu::tensor(values, (count, cols))?)
+}
+
+/// The values of a frozen vector.
+pub(super) fn frozen_values(t: &Tensor) -> Result<Vec<f32>> {
+    Ok(t.flatten_all()?.to_dtype(DType::F32)?.to_vec1()?)
+}
+
+/// Rows of the embedding `[V, E]`: `[N, E]`, the stored values exactly.
+pub fn embed(tokens: &[u32], table: &Frozen) -> Result<Tensor> {
+    check_tokens("embed", tokens, table.out_features())?;
+    match &table.store {
+        Store::Cpu(mat) => rows_of(mat, tokens.iter().map(|&t| t as usize)),
+        Store::Device(t) => Ok(t.index_select(&Tensor::new(tokens, t.device())?, 0)?.to_dtype(DType::F32)?),
+    }
+}
+
+pub(super) fn check_tokens(op: &str, tokens: &[u32], vocabulary: usize) -> Result<()> {
+    match tokens.iter().find(|&&t| t as usize >= vocabulary) {
+        Some(t) => Err(Error::train(format!("{op}: token {t}, the vocabulary has {vocabulary}"))),
+        None => Ok(()),
+    }
+}
