@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test build setup header bench-train bench-reward bench-feedback first-experiments bench-serve bench-beside check-cuda test-swaps install fuzz loom memcheck
+.PHONY: help demo test build setup header bench-train bench-reward bench-feedback first-experiments bench-serve bench-beside check-cuda test-swaps install fuzz loom memcheck docs
 
 # rustup installs here, and a shell that was open before doesn't know it yet.
 export PATH := $(HOME)/.cargo/bin:$(PATH)
@@ -75,6 +75,9 @@ bench-feedback: setup ## durable feedback of 16 clients, a million generations, 
 
 check-cuda: setup ## compiles the trainer for CUDA with its kernels; needs no GPU, installs the compiler from PyPI
 	scripts/check-cuda.sh
+
+docs: build ## writes docs/CONFIG.md anew after a change of the settings
+	"$(APAD)" config --markdown > docs/CONFIG.md
 
 header: setup ## writes include/apa.h anew after a change of the C API
 	APA_UPDATE_HEADER=1 cargo test --release --locked --test it header_is_current

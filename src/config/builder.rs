@@ -1,6 +1,7 @@
 //! Layers settings: defaults, then a file, variables and options in the order they are given. Never reads the
 //! environment itself; every layer becomes JSON values at dotted names, which are deserialized in one place.
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -8,8 +9,9 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::Config;
-use super::keys::{defaults, join, kind, nearest};
+use super::keys::nearest;
+use super::rows::join;
+use super::{Config, Key};
 use crate::error::{Error, Result};
 
 /// Collects settings; what is given later wins.
@@ -30,18 +32,38 @@ pub struct Builder {
     defaults: Value,
     /// The settings so far; always deserializes into a `Config`.
     tree: Value,
+    /// Who set what, by name; what is missing has its default.
+    origins: BTreeMap<String, Origin>,
 }
 
-/// Where a setting came from, for errors.
-enum Origin {
+/// Where a value came from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// Nobody set it.
+    Default,
+    /// A file.
     File(PathBuf),
+    /// An environment variable.
     Variable(String),
+    /// An option of a program: a flag, or a call of [`Builder::set`].
     Option,
+}
+
+/// A setting with the value it has now.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Set {
+    /// What it is.
+    pub key: Key,
+    /// Its value; null is unset.
+    pub value: Value,
+    /// Where that came from.
+    pub origin: Origin,
 }
 
 impl fmt::Display for Origin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Origin::Default => f.write_str("by default"),
             Origin::File(path) => write!(f, "in {}", path.display()),
             Origin::Variable(name) => write!(f, "in the variable {name}"),
             Origin::Option => f.write_str("in the options"),
@@ -52,8 +74,9 @@ impl fmt::Display for Origin {
 impl Config {
     /// Starts from the defaults.
     pub fn builder() -> Builder {
-        let defaults = defaults();
-        Builder { tree: defaults.clone(), defaults }
+        // Settings are plain data: the conversion has no way to fail.
+        let defaults = serde_json::to_value(Config::default()).unwrap_or_default();
+        Builder { tree: defaults.clone(), defaults, origins: BTreeMap::new() }
     }
 }
 
@@ -125,6 +148,16 @@ impl Builder {
         Ok(config)
     }
 
+    /// Every setting with the value it has so far, and where that came from.
+    pub fn settings(&self) -> Vec<Set> {
+        let set = |key: Key| Set {
+            value: find(&self.tree, &key.name).cloned().unwrap_or_default(),
+            origin: self.origins.get(&key.name).cloned().unwrap_or(Origin::Default),
+            key,
+        };
+        Config::keys().into_iter().map(set).collect()
+    }
+
     fn put_text(self, key: &str, text: &str, origin: &Origin) -> Result<Self> {
         let value = match find(&self.defaults, key) {
             Some(Value::Null) if text.is_empty() => Value::Null,
@@ -153,11 +186,14 @@ impl Builder {
             _ => false,
         };
         if !fits {
-            return Err(Error::arg(format!("{key} is {value}, expected {} ({origin})", kind(default))));
+            let known = Config::keys().into_iter().find(|k| k.name == key);
+            let kind = known.map_or("a section", |key| key.kind);
+            return Err(Error::arg(format!("{key} is {value}, expected {kind} ({origin})")));
         }
         if let Some(place) = find_mut(&mut self.tree, key) {
             *place = value;
         }
+        self.origins.insert(key.to_owned(), origin.clone());
         // Tried at once, while the key and its origin are known: words of a choice, range of an integer, list length.
         deserialize(&self.tree).map_err(|e| Error::arg(format!("{key} {origin}: {e}")))?;
         Ok(self)
@@ -223,6 +259,22 @@ mod tests {
         assert_eq!(config.model, PathBuf::from("a.gguf"));
         assert_eq!((config.train.lambda, config.train.batch, config.train.epochs), (0.2, 2, 3));
         assert_eq!((config.train.lr, config.train.rank), (1.0, Config::default().train.rank));
+    }
+
+    #[test]
+    fn each_setting_tells_its_value_and_where_it_came_from() {
+        let (_dir, path) = file("[train]\nlambda = 0.3\nbatch = 8\n");
+        let builder = Config::builder().file(&path).unwrap().env([("APAD_TRAIN_BATCH", "4")]).unwrap();
+        let settings = builder.set("serve.slots", json!(2)).unwrap().settings();
+        let of = |name: &str| {
+            let set = settings.iter().find(|set| set.key.name == name).unwrap();
+            (set.value.clone(), set.origin.clone())
+        };
+        assert_eq!(of("train.lambda"), (json!(0.3), Origin::File(path)));
+        assert_eq!(of("train.batch"), (json!(4), Origin::Variable("APAD_TRAIN_BATCH".into())));
+        assert_eq!(of("serve.slots"), (json!(2), Origin::Option));
+        assert_eq!(of("train.epochs"), (json!(2), Origin::Default));
+        assert_eq!(settings.len(), Config::keys().len());
     }
 
     #[test]

@@ -4,6 +4,7 @@ mod allocator;
 mod bench;
 mod chat;
 mod client;
+mod config;
 mod demo;
 mod export;
 mod feedback;
@@ -50,6 +51,7 @@ enum Command {
     Forget(feedback::Forget),
     Review(feedback::Review),
     Status(status::Options),
+    Config(config::Options),
     Versions(versions::Options),
     Export(export::Options),
     Logprobs(logprobs::Options),
@@ -101,6 +103,7 @@ fn run(cli: Cli) -> Result<()> {
             Command::Forget(options) => feedback::forget(options).await,
             Command::Review(options) => feedback::review(options).await,
             Command::Status(options) => status::run(options).await,
+            Command::Config(options) => config::run(options).await,
             Command::Versions(options) => versions::run(options).await,
             Command::Export(options) => export::run(options).await,
             Command::Logprobs(options) => logprobs::run(options).await,

@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
-use apa::config::Config;
+use apa::config::{Builder, Config};
 use clap::Args;
 use serde_json::Value;
 
@@ -27,13 +27,15 @@ pub struct Overrides {
 impl Overrides {
     /// The settings; `flags` are the command's own, and win over everything but `--set`.
     pub fn build(&self, flags: impl IntoIterator<Item = (&'static str, Option<Value>)>) -> Result<Config> {
-        self.layers(flags).map_err(|e| match e.code() {
-            apa::Code::Arg => WrongUse(e.to_string()).into(),
-            _ => e.into(),
-        })
+        checked(self.builder(flags)?)
     }
 
-    fn layers(&self, flags: impl IntoIterator<Item = (&'static str, Option<Value>)>) -> apa::Result<Config> {
+    /// The settings before they are checked as a whole.
+    pub fn builder(&self, flags: impl IntoIterator<Item = (&'static str, Option<Value>)>) -> Result<Builder> {
+        self.layers(flags).map_err(wrong_use)
+    }
+
+    fn layers(&self, flags: impl IntoIterator<Item = (&'static str, Option<Value>)>) -> apa::Result<Builder> {
         let mut builder = Config::builder();
         let default = Path::new("apad.toml");
         if let Some(file) = self.config.as_deref().or_else(|| default.exists().then_some(default)) {
@@ -48,7 +50,20 @@ impl Overrides {
         for (key, text) in &self.overrides {
             builder = builder.set_text(key, text)?;
         }
-        builder.build()
+        Ok(builder)
+    }
+}
+
+/// The settings that were collected, if they fit together.
+pub fn checked(builder: Builder) -> Result<Config> {
+    builder.build().map_err(wrong_use)
+}
+
+/// A wrong setting is wrong use of the command.
+fn wrong_use(error: apa::Error) -> anyhow::Error {
+    match error.code() {
+        apa::Code::Arg => WrongUse(error.to_string()).into(),
+        _ => error.into(),
     }
 }
 

@@ -1,0 +1,247 @@
+//! Every setting, a row each: name, type, default, range and what it does. The structs, the checks, `apad config` and
+//! docs/CONFIG.md all come from these rows. Never reads one from anywhere.
+
+use std::path::PathBuf;
+
+use super::range::{Given, Range, above, above_to, at_least, from_below, from_to, whole};
+use super::rows::{Leaf, Row, Setting, choices, join, settings};
+
+choices! {
+    /// The policy loss.
+    Algorithm {
+        /// Advantage-Induced Policy Alignment.
+        Apa = "apa",
+        /// Advantage-weighted regression.
+        Awr = "awr",
+        /// Proximal policy optimization.
+        Ppo = "ppo",
+    }
+
+    /// Number format of the frozen weights' matrix products.
+    Dtype {
+        /// bf16 where the processor multiplies it, else f32.
+        Auto = "auto",
+        /// 32-bit floats.
+        F32 = "f32",
+        /// bfloat16 with 32-bit sums.
+        Bf16 = "bf16",
+    }
+}
+
+settings! {
+    /// Settings of an engine.
+    Config {
+        /// GGUF file of the base model.
+        model: PathBuf = PathBuf::new(), Range::Any;
+        /// Folder of the ledger and the policy versions; one engine a folder.
+        data: PathBuf = "apa-data".into(), Range::Text("the path of a folder", |path| path.is_empty().then_some(path));
+        /// Serving.
+        serve: ServeConfig = ServeConfig::default(), Range::Any;
+        /// Learning.
+        train: TrainConfig = TrainConfig::default(), Range::Any;
+        /// What an answer is worth, and whose word counts: one scalar from terms with weights, each left out where an
+        /// answer lacks it.
+        reward: RewardConfig = RewardConfig::default(), Range::Any;
+        /// The HTTP service.
+        http: HttpConfig = HttpConfig::default(), Range::Any;
+    }
+
+    /// Settings of the serving side.
+    ServeConfig {
+        /// Requests decoded together in one batch. (llama.cpp's own limit on sequences of a context is 256.)
+        slots: u32 = 8, whole(1..=256);
+        /// Tokens of context that the slots share.
+        context: u32 = 8192, whole(16..=1 << 24);
+        /// Most tokens of one llama.cpp batch; at least `serve.slots`, since each slot decodes one token.
+        batch: u32 = 512, whole(1..=1 << 16);
+        /// Threads of llama.cpp; 0 takes the number of cores.
+        threads: u32 = 0, whole(0..=1024);
+        /// Requests that may wait; one more is refused as busy.
+        queue: u32 = 64, whole(1..=1 << 16);
+        /// Answer length, in tokens, where a request sets none.
+        max_tokens: u32 = 512, whole(1..=1 << 24);
+        /// Seconds from the submission of a request to its last token, waiting included; 0 is no limit.
+        request_seconds: u32 = 600, whole(0..=86_400);
+        /// Layers kept on the GPU where there is one; -1 is all.
+        gpu_layers: i32 = -1, whole(-1..=i32::MAX);
+        /// Number format of the served weights: `keep` is the file's own, `auto` the fastest here, others are named like
+        /// q4_0, q8_0 and bf16. The trainer keeps the file's own.
+        r#type: String = "keep".into(), Range::Any;
+        /// Most KL to the file's own distribution, in nats a token, that `serve.type` auto accepts.
+        kl_budget: f64 = 0.1, at_least(0.0);
+    }
+
+    /// Settings of the trainer.
+    TrainConfig {
+        /// Whether feedback changes the policy. Without it the trainer's memory is not taken.
+        enabled: bool = true, Range::Any;
+        /// Start a step by itself when `train.batch` new ratings are in.
+        auto: bool = true, Range::Any;
+        /// Where the trainer computes: `auto`, `cpu` or `cuda:N`.
+        device: String = "auto".into(), Range::Text("auto, cpu or cuda:N", no_device);
+        /// Number format of the frozen weights' matrix products; `auto` is bf16 where the processor multiplies it.
+        dtype: Dtype = Dtype::Auto, Range::OneOf(Dtype::WORDS);
+        /// Threads of the trainer; 0 takes the number of cores.
+        threads: u32 = 0, whole(0..=1024);
+        /// The policy loss.
+        algorithm: Algorithm = Algorithm::Apa, Range::OneOf(Algorithm::WORDS);
+        /// What only PPO uses. (Defaults: paper)
+        ppo: PpoConfig = PpoConfig::default(), Range::Any;
+        /// What keeps a trained candidate from being served.
+        gate: GateConfig = GateConfig::default(), Range::Any;
+        /// Temperature of the target policy π_init · exp(A/λ): larger stays closer to the initial model. (APA paper: 0.1)
+        lambda: f64 = 0.1, above(0.0);
+        /// New ratings a batch.
+        batch: u32 = 16, whole(1..=1 << 16);
+        /// Samples an optimizer step.
+        minibatch: u32 = 8, whole(1..=1 << 16);
+        /// Passes over a batch. (paper: 2)
+        epochs: u32 = 2, whole(1..=1000);
+        /// Learning rate of the policy's adapter. (paper, full weights: 1e-6)
+        lr: f64 = 1e-4, above(0.0);
+        /// Learning rate of the critic.
+        critic_lr: f64 = 3e-4, above(0.0);
+        /// Gradient norm that is clipped to.
+        clip_norm: f64 = 1.0, above(0.0);
+        /// AdamW's betas. (paper: 0.9, 0.95)
+        betas: [f64; 2] = [0.9, 0.95], from_below(0.0, 1.0);
+        /// AdamW's decoupled weight decay. (paper: 1e-6)
+        weight_decay: f64 = 1e-6, at_least(0.0);
+        /// Discount γ of later rewards. (paper: 1)
+        gamma: f64 = 1.0, above_to(0.0, 1.0);
+        /// λ of generalized advantage estimation. (paper: 0.95)
+        gae_lambda: f64 = 0.95, from_to(0.0, 1.0);
+        /// Whiten advantages over the batch.
+        whiten: bool = true, Range::Any;
+        /// Scores are divided by a running standard deviation and clipped to ± this.
+        score_clip: f64 = 5.0, above(0.0);
+        /// Rank of the adapters.
+        rank: u32 = 16, whole(1..=4096);
+        /// Scale numerator of the adapters: the update is multiplied by alpha / rank.
+        alpha: f64 = 32.0, above(0.0);
+        /// Longest sample, prompt and response, in tokens; longer ones are left out and counted.
+        max_tokens: u32 = 2048, whole(2..=1 << 24);
+        /// Tokens computed at once: bounds the trainer's memory.
+        micro_batch_tokens: u32 = 1024, whole(1..=1 << 24);
+        /// Seeds adapters and the order of minibatches.
+        seed: u64 = 0, Range::Any;
+        /// Versions kept on disk beside the active one and the initial model; 0 keeps all.
+        keep_versions: u32 = 0, Range::Any;
+    }
+
+    /// Settings of PPO.
+    #[derive(Copy)]
+    PpoConfig {
+        /// The ratio of new to old probability is clipped to 1 ± this.
+        clip_range: f64 = 0.2, above(0.0);
+        /// New values are clipped to old values ± this.
+        value_clip_range: f64 = 0.2, above(0.0);
+        /// First coefficient β of the KL penalty in the rewards.
+        kl_coef: f64 = 0.05, at_least(0.0);
+        /// KL per response, in nats, that β is steered to.
+        kl_target: f64 = 6.0, above(0.0);
+        /// Samples over which β adapts.
+        kl_horizon: f64 = 10_000.0, above(0.0);
+    }
+
+    /// What keeps a trained candidate from being served.
+    #[derive(Copy)]
+    GateConfig {
+        /// Most KL of a version to the initial model, in nats a response; one beyond is not served. Generous: answers
+        /// that far are hardly the model's any more.
+        kl_budget: f64 = 200.0, above(0.0);
+        /// Samples of the batch on which that KL is measured, with a pass of the new policy; 0 measures nothing.
+        kl_samples: u32 = 4, Range::Any;
+        /// Most that the mean rating of a batch may lie below that of the version's own batch.
+        reward_drop: f64 = 1.5, above(0.0);
+    }
+
+    /// Settings of the reward: one scalar from terms with weights, each left out where an answer lacks it.
+    RewardConfig {
+        /// A reward model: a file for this base, as `apad reward train` writes it, or the folder of a DeBERTa-v2 or
+        /// ModernBERT classifier.
+        model: Option<PathBuf> = None, Range::Any;
+        /// New preferences and corrections after which the reward model learns, and is replaced if it tells held-back
+        /// pairs apart at least as well; 0 leaves it as it is.
+        learn: u32 = 100, Range::Any;
+        /// Weight of the reward model's score, which is centred and divided by its running standard deviation.
+        model_weight: f64 = 1.0, at_least(0.0);
+        /// A shell command that judges answers: reads lines `{"prompt", "response"}`, writes lines `{"score": number}`.
+        command: Option<String> = None, Range::Any;
+        /// A service that judges answers: gets `{"samples": [{"prompt", "response"}]}`, gives `{"scores": [numbers]}`.
+        url: Option<String> = None, Range::Any;
+        /// Seconds that the command or the service may take for a batch.
+        external_timeout: u32 = 60, whole(1..=3600);
+        /// Weight of the command's or the service's score, which is centred and divided by its running standard
+        /// deviation.
+        external_weight: f64 = 1.0, at_least(0.0);
+        /// Weight of people's ratings, in [-1, 1].
+        rating_weight: f64 = 1.0, at_least(0.0);
+        /// Weight of the length term: 0 up to `reward.length_free` tokens, -1 from twice as many on.
+        length_weight: f64 = 0.0, at_least(0.0);
+        /// Tokens of an answer that cost nothing.
+        length_free: u32 = 256, whole(1..=1 << 24);
+        /// Named signals and what each adds: `copied=0.3, regenerated=-0.3`.
+        signals: String = "copied=0.3, regenerated=-0.3, abandoned=-0.3".into(), Range::Any;
+        /// The sum of the terms is clipped to ± this.
+        clip: f64 = 5.0, above(0.0);
+        /// Answers that nobody rated, added to a batch and judged by the reward model alone; 0 leaves them out.
+        unrated: u32 = 0, whole(0..=1 << 16);
+        /// Versions back from the active one that answers may be from to be trained on; older ones are left out. 0
+        /// takes all.
+        staleness: u32 = 0, Range::Any;
+        /// Prompts that the policy answers afresh for the reward model to judge, while nobody asks or on demand: a file
+        /// of JSON lines, or `users` for the newest prompts of users. Unset: none.
+        rollouts: Option<String> = None, Range::Any;
+        /// Largest share of rollouts in a batch; the rest is live feedback, as far as there is some.
+        rollout_share: f64 = 0.5, above_to(0.0, 1.0);
+        /// Seconds without a request after which rollouts begin; 0 leaves them to demand.
+        rollout_idle: u32 = 60, Range::Any;
+        /// What a correction is worth as a sample of its own, with the answer as the user would have had it: its score,
+        /// and the least advantage of its tokens; 0 makes no sample of it.
+        correction: f64 = 0.0, from_to(0.0, 1.0);
+        /// Pieces of feedback of one user in a clock hour that count; 0 is no limit. Begins with the second user.
+        user_hourly: u32 = 120, Range::Any;
+        /// Largest share of one user in a batch. Begins with the second user.
+        user_share: f64 = 0.5, above_to(0.0, 1.0);
+        /// Seconds that feedback waits before it is used.
+        quarantine: u32 = 0, Range::Any;
+        /// Comparisons with other users' ratings of the same answers after which a user who disagrees is held for
+        /// review; 0 holds nobody.
+        flag_after: u32 = 10, Range::Any;
+        /// Share of those comparisons that must disagree.
+        flag_share: f64 = 0.6, above_to(0.0, 1.0);
+    }
+
+    /// Settings of the HTTP service.
+    HttpConfig {
+        /// Address and port to listen on.
+        listen: String = "127.0.0.1:8372".into(), Range::Text("an address and a port, such as 127.0.0.1:8372", no_address);
+        /// File with one Bearer key a line; required to listen beyond loopback.
+        keys: Option<PathBuf> = None, Range::Any;
+        /// Largest request body, in bytes.
+        body_limit: usize = 4 << 20, whole(1 << 10..=1 << 30);
+        /// Connections at once. One more takes the place of the oldest that never asked for anything, or waits.
+        connections: u32 = 512, whole(1..=1 << 16);
+        /// Seconds for the head or the body of a request to arrive, and for a connection to be kept without one.
+        read_seconds: u32 = 30, whole(1..=3600);
+        /// Origins, separated by commas, whose pages may ask beside those of this machine, like
+        /// <https://chat.example.org>; * is all.
+        origins: String = String::new(), Range::Text("origins such as https://chat.example.org, or *", no_origin);
+    }
+}
+
+fn no_device(text: &str) -> Option<&str> {
+    let cuda = text.strip_prefix("cuda:").is_some_and(|n| n.parse::<u16>().is_ok());
+    (!cuda && text != "auto" && text != "cpu").then_some(text)
+}
+
+fn no_address(text: &str) -> Option<&str> {
+    let port = text.rsplit_once(':').filter(|(host, _)| !host.is_empty()).map(|(_, port)| port.parse::<u16>());
+    (!matches!(port, Some(Ok(_)))).then_some(text)
+}
+
+fn no_origin(text: &str) -> Option<&str> {
+    let origin = |text: &&str| *text == "*" || text.starts_with("http://") || text.starts_with("https://");
+    text.split(',').map(str::trim).filter(|o| !o.is_empty()).find(|o| !origin(o) || o.ends_with('/'))
+}
