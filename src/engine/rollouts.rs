@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 use crate::config::RewardConfig;
 use crate::error::{Error, Result};
 use crate::ledger::Ledger;
-use crate::llama::{Model, chat_tokens, template_of};
-use crate::prompts::read_prompts;
+use crate::llama::{Model, PromptTokens};
+use crate::prompts::{Prompt, read_prompts};
 use crate::scheduler::{Event, GenerationStream, Load, Next, Request, Scheduler};
 use crate::types::*;
 
@@ -123,10 +123,7 @@ fn end_of(stream: &GenerationStream, stop: &dyn Fn() -> bool) -> Result<Arc<Gene
 
 fn tokens_of(path: &Path, model: &Model) -> Result<Vec<Vec<TokenId>>> {
     let (prompts, _) = read_prompts(path)?;
-    let template = template_of(model);
-    let tokens = |prompt: &crate::experiment::Prompt| match &prompt.text {
-        PromptText::Chat(messages) => chat_tokens(model, template.as_ref().map_err(Clone::clone)?, messages),
-        PromptText::Text(text) => model.tokenize(text, true, false),
-    };
-    prompts.iter().map(|p| tokens(p).map_err(|e| e.context(format!("{}:{}", path.display(), p.line)))).collect()
+    let tokens = PromptTokens::new(model);
+    let of = |p: &Prompt| tokens.of(&p.text).map_err(|e| e.context(format!("{}:{}", path.display(), p.line)));
+    prompts.iter().map(of).collect()
 }
