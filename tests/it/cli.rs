@@ -67,9 +67,9 @@ fn a_first_sigterm_drains_and_a_second_one_stops() {
     use std::io::{BufRead, BufReader, Read, Write};
     let folder = tempfile::tempdir().unwrap();
     let model = folder.path().join("tiny.gguf");
-    crate::tiny::tiny_model(&model, &crate::tiny::TinySpec::new("llama")).unwrap();
+    crate::support::tiny::tiny_model(&model, &crate::support::tiny::TinySpec::new("llama")).unwrap();
     // What ends an answer is banned, so that it is long.
-    let last = crate::tiny::vocabulary().len();
+    let last = crate::support::tiny::vocabulary().len();
     let body = format!(
         r#"{{"prompt": "on", "stream": true, "max_tokens": 60000, "logit_bias": {{"{}": -100, "{}": -100, "{}": -100}}}}"#,
         last - 1,

@@ -1,56 +1,10 @@
 //! What users use, against a real daemon on the tiny model: the `openai` packages of PyPI and npm, and schemathesis.
 
-use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 
-use crate::ffi::run;
-use crate::tiny::{TinySpec, tiny_model};
-
-const TEMPLATE: &str = "{% if tools %}{{ tools | tojson }}{% endif %}{% for message in messages %}{{'<|im_start|>' + \
-    message['role'] + '\n' + message['content']}}{% for call in message.tool_calls %}{{ call | tojson }}{% endfor %}\
-    {{ '<|im_end|>' + '\n'}}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
-
-/// `apad serve` as a process of its own; ended with the test.
-struct Daemon {
-    process: Child,
-    url: String,
-    _folder: tempfile::TempDir,
-}
-
-impl Daemon {
-    fn start() -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let model = folder.path().join("tiny.gguf");
-        tiny_model(&model, &TinySpec { template: TEMPLATE, ..TinySpec::new("llama") }).unwrap();
-        let mut command = Command::new(env!("CARGO_BIN_EXE_apad"));
-        command.current_dir(folder.path()).args(["serve", "--model"]).arg(&model);
-        command.args([
-            "--listen",
-            "127.0.0.1:0",
-            "--slots",
-            "4",
-            "--set",
-            "serve.threads=1",
-            "--set",
-            "serve.context=8192",
-        ]);
-        command.args(["--set", "serve.max_tokens=16", "--set", "train.enabled=false", "--set", "serve.queue=256"]);
-        let mut process = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
-        let mut line = String::new();
-        BufReader::new(process.stdout.take().unwrap()).read_line(&mut line).unwrap();
-        let url = line.trim().rsplit(' ').next().unwrap().to_owned();
-        assert!(url.starts_with("http://"), "{line}");
-        Self { process, url, _folder: folder }
-    }
-}
-
-impl Drop for Daemon {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
-}
+use crate::support::c::run;
+use crate::support::daemon::Daemon;
 
 /// Where `scripts/setup.sh test` puts the packages. `None`, and a line that says so, where they are not; where they
 /// have to be, that is a failure.

@@ -7,10 +7,10 @@ use std::process::Command;
 
 use serde_json::Value;
 
-use crate::ffi::{run, shared_library};
-use crate::go::Go;
-use crate::node::Node;
-use crate::tiny::{TinySpec, tiny_model};
+use crate::support::c::{run, shared_library};
+use crate::support::go::Go;
+use crate::support::node::Node;
+use crate::support::tiny::{TinySpec, tiny_model};
 
 fn file(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/conformance").join(name)

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::process::{Command, Output};
 
-use crate::tiny::{TinySpec, tiny_model};
+use crate::support::tiny::{TinySpec, tiny_model};
 
 fn demo(model: &Path, dir: &Path, more: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_apad"));

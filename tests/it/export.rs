@@ -8,7 +8,8 @@ use apa::llama::{Adapter, Context, ContextOptions, FileType, Model, quantize, to
 use apa::policy::{Decoder, Lora, Packed};
 use candle_core::{Device, Tensor};
 
-use crate::tiny::{TinySpec, tiny_model};
+use crate::support::adapter::lively_adapter;
+use crate::support::tiny::{TinySpec, tiny_model};
 
 const TEXT: &str =
     "A robin sat on the fence and sang until the sun went down. Then it flew home, for the night was cold.";
@@ -28,17 +29,8 @@ fn mean_gap(a: &[f32], b: &[f32]) -> f32 {
     a.iter().zip(b).map(|(a, b)| (a - b).abs()).sum::<f32>() / a.len() as f32
 }
 
-/// An adapter that changes what the model says: fresh ones have B at zero.
 fn adapter(model: &Path, path: &Path) {
-    let decoder = Decoder::load(model, &Device::Cpu, apa::config::Dtype::F32).unwrap();
-    let lora = Lora::new(&decoder, 4, 6.0, None, 3).unwrap();
-    for (name, var) in lora.named() {
-        if name.ends_with("lora_b") {
-            let values = (0..var.elem_count()).map(|i| 0.02 * (i as f32 * 1.7).sin()).collect();
-            var.set(&Tensor::from_vec(values, var.shape(), &Device::Cpu).unwrap()).unwrap();
-        }
-    }
-    lora.write_gguf(path, &[]).unwrap();
+    lively_adapter(model, 6.0, path);
 }
 
 fn export(model: &Path, adapter: &Path, out: &Path, arguments: &[&str]) -> Output {

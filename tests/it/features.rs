@@ -5,8 +5,8 @@ use apa::ffi::{apa_generate, apa_status};
 use reqwest::StatusCode;
 use serde_json::{Value, json};
 
-use crate::ffi_engine;
-use crate::http::{Server, message};
+use crate::support::capi;
+use crate::support::server::{Server, message};
 
 fn chat(members: Value) -> Value {
     let mut body = json!({"messages": [{"role": "user", "content": "hello"}], "seed": 5, "max_tokens": 8});
@@ -204,10 +204,10 @@ async fn text_becomes_tokens_and_back() {
 
 #[test]
 fn a_program_in_c_gets_a_format_and_logprobs() {
-    let opened = ffi_engine::open(&[]);
+    let opened = capi::open(&[]);
     let request = r#"{"prompt":"x","grammar":"root ::= \"yes\" | \"no\"","logprobs":1,"max_tokens":9,"seed":1}"#;
     // SAFETY: text with its length and locals.
-    let result = ffi_engine::json(|out, error| unsafe {
+    let result = capi::json(|out, error| unsafe {
         let status =
             apa_generate(opened.engine, request.as_ptr().cast(), request.len(), None, std::ptr::null_mut(), out, error);
         if status == apa_status::APA_DONE { apa_status::APA_OK } else { status }
@@ -218,9 +218,9 @@ fn a_program_in_c_gets_a_format_and_logprobs() {
     assert_eq!(result["text"], text);
     assert!(told.iter().all(|t| t["logprob"].as_f64().unwrap() < 0.0), "{result}");
 
-    let (status, text) = ffi_engine::try_start(opened.engine, r#"{"prompt":"x","grammar":"root := 1"}"#).unwrap_err();
+    let (status, text) = capi::try_start(opened.engine, r#"{"prompt":"x","grammar":"root := 1"}"#).unwrap_err();
     assert_eq!(status, apa_status::APA_ERR_ARG);
     assert!(text.contains("expected ::="), "{text}");
-    let (_, text) = ffi_engine::try_start(opened.engine, r#"{"prompt":"x","n":2}"#).unwrap_err();
+    let (_, text) = capi::try_start(opened.engine, r#"{"prompt":"x","n":2}"#).unwrap_err();
     assert!(text.contains("n is 2"), "{text}");
 }

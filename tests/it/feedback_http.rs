@@ -8,7 +8,7 @@ use apa::ledger::{Exported, LedgerReader};
 use apa::types::Signal;
 use serde_json::json;
 
-use crate::http::Server;
+use crate::support::server::Server;
 
 /// What a conversation in the terminal printed, and whether it ended well.
 async fn chat(url: &str, lines: &str) -> (bool, String, String) {

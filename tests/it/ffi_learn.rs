@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 use apa::ffi::*;
 use serde_json::{Value, json as object};
 
-use crate::ffi::{c, message, take};
-use crate::ffi_engine::{Opened, json, open, try_start};
+use crate::support::c::{c, message, take};
+use crate::support::capi::{Opened, json, open, try_start};
 
 const OK: apa_status = apa_status::APA_OK;
 

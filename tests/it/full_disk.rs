@@ -9,7 +9,7 @@ use std::process::Command;
 use apa::Code;
 use apa::types::PolicyVersion;
 
-use crate::engine::{answer, open_with, published, rate, rate_some};
+use crate::support::engine::{answer, open_with, published, rate, rate_some};
 
 /// Names the small file system to the test that runs in it.
 const DISK: &str = "APA_TEST_SMALL_DISK";

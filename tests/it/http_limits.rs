@@ -8,8 +8,8 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::http::{Server, message};
-use crate::tiny::{TinySpec, vocabulary};
+use crate::support::server::{Server, message};
+use crate::support::tiny::{TinySpec, vocabulary};
 
 fn tiny() -> TinySpec {
     TinySpec::new("llama")

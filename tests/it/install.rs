@@ -4,8 +4,8 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::ffi::{run, shared_library};
-use crate::tiny::{TinySpec, tiny_model};
+use crate::support::c::{run, shared_library};
+use crate::support::tiny::{TinySpec, tiny_model};
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 

@@ -3,25 +3,14 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use apa::config::Dtype;
 use apa::llama::Model;
-use apa::policy::{Decoder, Lora};
-use candle_core::{Device, Tensor};
 use serde_json::{Value, json};
 
-use crate::tiny::{TinySpec, tiny_model};
+use crate::support::adapter::lively_adapter;
+use crate::support::tiny::{TinySpec, tiny_model};
 
-/// An adapter that changes what the model says: fresh ones have B at zero.
 fn adapter(model: &Path, path: &Path) {
-    let decoder = Decoder::load(model, &Device::Cpu, Dtype::F32).unwrap();
-    let lora = Lora::new(&decoder, 4, 8.0, None, 3).unwrap();
-    for (name, var) in lora.named() {
-        if name.ends_with("lora_b") {
-            let values = (0..var.elem_count()).map(|i| 0.02 * (i as f32 * 1.7).sin()).collect();
-            var.set(&Tensor::from_vec(values, var.shape(), &Device::Cpu).unwrap()).unwrap();
-        }
-    }
-    lora.write_gguf(path, &[]).unwrap();
+    lively_adapter(model, 8.0, path);
 }
 
 fn logprobs(model: &Path, adapter: Option<&Path>, engine: &str, input: &Path) -> Vec<f64> {

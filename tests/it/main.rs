@@ -26,9 +26,9 @@ mod pull;
 mod reward;
 mod reward_classifier;
 mod reward_loop;
+#[path = "../support/mod.rs"]
+mod support;
 mod swaps;
-#[path = "../support/tiny.rs"]
-mod tiny;
 #[cfg(feature = "daemon")]
 mod train;
 mod trainer;

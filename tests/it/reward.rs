@@ -2,7 +2,6 @@
 //! stopped.
 
 use std::fs;
-use std::path::PathBuf;
 use std::process::{Command, Output};
 use std::sync::Arc;
 
@@ -11,29 +10,13 @@ use apa::policy::Decoder;
 use apa::reward::{Learner, Pair, Progress, Scorer, Settings};
 use candle_core::Device;
 use serde_json::{Value, json};
-use tempfile::TempDir;
 
-use crate::tiny::{TinySpec, tiny_model};
-
-struct Bench {
-    dir: TempDir,
-}
+use crate::support::bench::{self, Bench, result, said};
+use crate::support::tiny::{TinySpec, tiny_model};
 
 impl Bench {
-    fn new() -> Self {
-        let bench = Self { dir: tempfile::tempdir().unwrap() };
-        tiny_model(&bench.path("tiny.gguf"), &TinySpec::new("llama")).unwrap();
-        bench
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
-    }
-
-    fn apad(&self, args: &[&str]) -> Output {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_apad"));
-        command.current_dir(self.dir.path()).env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
-        command.arg("reward").args(args).args(["--model", "tiny.gguf", "--threads", "1"]).output().unwrap()
+    fn reward(&self, args: &[&str]) -> Output {
+        self.apad("reward").args(args).args(["--model", "tiny.gguf", "--threads", "1"]).output().unwrap()
     }
 
     /// Answers that say please are better; three lines are bad.
@@ -53,15 +36,6 @@ impl Bench {
     }
 }
 
-fn said(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stderr).into_owned()
-}
-
-fn result(output: &Output) -> Value {
-    assert!(output.status.success(), "{}", said(output));
-    serde_json::from_slice(&output.stdout).unwrap()
-}
-
 #[test]
 fn pairs_are_learned_measured_and_bad_lines_named() {
     let bench = Bench::new();
@@ -69,7 +43,7 @@ fn pairs_are_learned_measured_and_bad_lines_named() {
     bench.write_pairs("others.jsonl", 500, 40);
     let flags = ["--epochs", "4", "--lr", "5e-3", "--batch", "8", "--validation", "0.2", "--rank", "4", "--json"];
     let train =
-        |out: &'static str| bench.apad(&[&["train", "--pairs", "pairs.jsonl", "--out", out], &flags[..]].concat());
+        |out: &'static str| bench.reward(&[&["train", "--pairs", "pairs.jsonl", "--out", out], &flags[..]].concat());
     let output = train("a.gguf");
     let summary = result(&output);
     assert_eq!(summary["refused_lines"], json!([4, 6, 7, 8]), "{summary}");
@@ -88,7 +62,7 @@ fn pairs_are_learned_measured_and_bad_lines_named() {
     assert_eq!(again["manifest"]["validation"], summary["manifest"]["validation"]);
 
     let score = |pairs: &str, more: &[&str]| {
-        result(&bench.apad(&[&["score", "--reward", "a.gguf", "--pairs", pairs], more].concat()))
+        result(&bench.reward(&[&["score", "--reward", "a.gguf", "--pairs", pairs], more].concat()))
     };
     let others = score("others.jsonl", &[]);
     assert_eq!(others["pairs"], 40);
@@ -104,11 +78,7 @@ fn pairs_are_learned_measured_and_bad_lines_named() {
 fn wrong_files_are_refused_with_the_reason() {
     let bench = Bench::new();
     fs::write(bench.path("bad.jsonl"), "nonsense\n").unwrap();
-    let fails = |args: &[&str], code: i32, part: &str| {
-        let output = bench.apad(args);
-        assert_eq!(output.status.code(), Some(code), "{}", said(&output));
-        assert!(said(&output).contains(part), "{}", said(&output));
-    };
+    let fails = |args: &[&str], code: i32, part: &str| bench::fails(&bench.reward(args), code, part);
     let train = ["train", "--pairs", "bad.jsonl", "--out", "a.gguf"];
     fails(&train, 1, "bad.jsonl holds no pair that can be used (1 lines left out)");
     fails(&[&train[..], &["--lr", "0"]].concat(), 2, "lr is 0, expected a number above 0");
@@ -183,21 +153,21 @@ fn manifest(decoder: &Decoder) -> apa::reward::Manifest {
 }
 
 #[test]
-fn a_scorer_reads_back_its_file_and_no_other_base() {
+fn a_reward_model_reads_back_its_file_and_no_other_base() {
     let bench = Bench::new();
     let decoder = decoder(&bench);
     let mut learner = learner(&decoder);
     learner.run(&|| false, &mut |_| ()).unwrap();
     let mut manifest = manifest(&decoder);
     manifest.end_token = Some(280);
-    let scorer = Scorer::new(learner.finish().unwrap(), manifest);
+    let adapter = Scorer::new(learner.finish().unwrap(), manifest);
     let file = bench.path("r.gguf");
-    scorer.save(&file).unwrap();
+    adapter.save(&file).unwrap();
     let answers = [(vec![3, 5], vec![51, 40, 60]), (vec![3, 5], vec![51, 41, 60, 280]), (vec![9; 40], vec![40])];
-    let scores = scorer.score(&answers).unwrap();
+    let scores = adapter.score(&answers).unwrap();
     let read = Scorer::open(decoder.clone(), &file).unwrap();
     assert_eq!(read.score(&answers).unwrap(), scores);
-    assert_eq!(read.manifest(), scorer.manifest());
+    assert_eq!(read.manifest(), adapter.manifest());
     assert!(scores[0] > scores[1], "{scores:?}");
     // Each answer is judged alone, whoever stands beside it; and an end that is missing is put there.
     let alone = read.score(&answers[..1]).unwrap()[0];

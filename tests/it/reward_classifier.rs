@@ -16,8 +16,8 @@ use apa::types::{ChatMessage, NewFeedback, Sampling, Signal};
 use candle_core::Device;
 use serde_json::{Value, json};
 
-use crate::engine::{finish, open_with};
-use crate::tiny::{TinySpec, tiny_model};
+use crate::support::engine::{finish, open_with};
+use crate::support::tiny::{TinySpec, tiny_model};
 
 /// Writes checkpoints and their scores.
 const MAKE: &str = r#"
@@ -141,9 +141,9 @@ fn a_folder_is_a_reward_model_wherever_one_is_named(dir: &Path) {
     let (pairs, scores) = expected(&folder);
 
     // From tokens with a template around them to what was said, and the scores of that.
-    let grader = Grader::open(&decoder, &model, &folder).unwrap();
+    let reward_model = Grader::open(&decoder, &model, &folder).unwrap();
     let read: Vec<_> = pairs.iter().map(|(q, a)| (tokens(&[("user", q)]), answer(a))).collect();
-    for (ours, theirs) in grader.score(&read).unwrap().iter().zip(&scores) {
+    for (ours, theirs) in reward_model.score(&read).unwrap().iter().zip(&scores) {
         assert!((ours - theirs).abs() < 1e-4, "{ours} is not {theirs}");
     }
     let talk = [("system", "be kind"), ("user", "why"), ("assistant", "because"), ("user", "please")];

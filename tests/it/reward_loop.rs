@@ -13,8 +13,8 @@ use apa::types::*;
 use apa::{Code, Engine};
 use candle_core::Device;
 
-use crate::engine::{finish, open_with};
-use crate::tiny::{TinySpec, tiny_model};
+use crate::support::engine::{finish, open_with};
+use crate::support::tiny::{TinySpec, tiny_model};
 
 fn open(dir: &Path, change: impl FnOnce(&mut RewardConfig)) -> apa::Result<Engine> {
     open_with(dir, |config: &mut Config| {

@@ -9,7 +9,7 @@ use apa::engine::{Event, GenerateRequest, Next, StepOutcome};
 use apa::types::{PolicyVersion, Sampling, TokenId, TokenLogprob};
 use apa::{Engine, Result};
 
-use crate::engine::{answer, open_with, rate};
+use crate::support::engine::{answer, open_with, rate};
 
 const STREAMS: usize = 8;
 

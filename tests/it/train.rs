@@ -3,7 +3,7 @@
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpListener;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -13,41 +13,26 @@ use apa::policy::Decoder;
 use apa::reward::Scorer;
 use candle_core::Device;
 use serde_json::{Value, json};
-use tempfile::TempDir;
 
-use crate::tiny::{TinySpec, tiny_model};
+use crate::support::bench::{Bench, fails, said};
 
-struct Bench {
-    dir: TempDir,
+/// A bench with three prompts.
+fn bench() -> Bench {
+    let bench = Bench::new();
+    let prompts = [
+        r#"{"prompt": [{"role": "user", "content": "Why does bread rise?"}]}"#,
+        r#"{"prompt": "The robin sat"}"#,
+        r#"{"text": "To boil an egg"}"#,
+    ];
+    fs::write(bench.path("prompts.jsonl"), prompts.join("\n")).unwrap();
+    bench
 }
 
 impl Bench {
-    fn new() -> Self {
-        let bench = Self { dir: tempfile::tempdir().unwrap() };
-        tiny_model(&bench.path("tiny.gguf"), &TinySpec::new("llama")).unwrap();
-        let prompts = [
-            r#"{"prompt": [{"role": "user", "content": "Why does bread rise?"}]}"#,
-            r#"{"prompt": "The robin sat"}"#,
-            r#"{"text": "To boil an egg"}"#,
-        ];
-        fs::write(bench.path("prompts.jsonl"), prompts.join("\n")).unwrap();
-        bench
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
-    }
-
-    fn apad(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_apad"));
-        command.current_dir(self.dir.path()).env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
-        command.arg("train").args(args);
-        command
-    }
-
     /// Four answers of up to eight tokens a step.
     fn train(&self, reward: &str, out: &str, more: &[&str]) -> Command {
-        let mut command = self.apad(&["--model", "tiny.gguf", "--prompts", "prompts.jsonl", "--batch", "4"]);
+        let mut command = self.apad("train");
+        command.args(["--model", "tiny.gguf", "--prompts", "prompts.jsonl", "--batch", "4"]);
         command.args(["--minibatch", "2", "--max-new", "8", "--lr", "1e-2", "--reward", reward, "--out", out]);
         // A thread waits for nobody on a busy machine.
         command.args(["--set", "serve.threads=1", "--set", "train.threads=1"]).args(more);
@@ -88,15 +73,6 @@ impl Bench {
     }
 }
 
-fn said(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stderr).into_owned()
-}
-
-fn fails(output: &Output, code: i32, part: &str) {
-    assert_eq!(output.status.code(), Some(code), "{}", said(output));
-    assert!(said(output).contains(part), "{}", said(output));
-}
-
 /// Letters answer back: random models write all kinds of bytes, so that rewards differ.
 const VOWELS: &str = "regex:[a-mA-M]";
 
@@ -124,7 +100,7 @@ const MEASURED: [&str; 18] = [
 
 #[test]
 fn two_seeds_write_everything_and_are_compared() {
-    let bench = Bench::new();
+    let bench = bench();
     let output = bench.run("length:6", "a", &["--steps", "3", "--seed", "1,2", "--json"]);
     assert!(output.status.success(), "{}", said(&output));
     let summary: Value = serde_json::from_slice(&output.stdout).unwrap();
@@ -154,17 +130,21 @@ fn two_seeds_write_everything_and_are_compared() {
     // What is there is never written over.
     fails(&bench.run("length:6", "a", &["--steps", "3"]), 1, "--resume a");
 
-    let compared = bench.apad(&["--compare", "a", "a", "--out", "both", "--json"]).output().unwrap();
+    let compared = bench.apad("train").args(["--compare", "a", "a", "--out", "both", "--json"]).output().unwrap();
     assert!(compared.status.success(), "{}", said(&compared));
     let summary: Value = serde_json::from_slice(&compared.stdout).unwrap();
     assert_eq!(summary["experiments"].as_array().map(Vec::len), Some(2));
     assert!(bench.path("both/curves.png").exists() && bench.path("both/curves.svg").exists());
-    fails(&bench.apad(&["--compare", "nowhere", "--out", "both"]).output().unwrap(), 1, "nowhere holds no run");
+    fails(
+        &bench.apad("train").args(["--compare", "nowhere", "--out", "both"]).output().unwrap(),
+        1,
+        "nowhere holds no run",
+    );
 }
 
 #[test]
 fn every_algorithm_moves_the_policy_and_names_its_lambda() {
-    let bench = Bench::new();
+    let bench = bench();
     for (algorithm, lambda) in [("apa", 0.1), ("awr", 1.0), ("ppo", 0.1)] {
         let output = bench.run(VOWELS, algorithm, &["--steps", "2", "--algorithm", algorithm]);
         assert!(output.status.success(), "{}", said(&output));
@@ -176,7 +156,7 @@ fn every_algorithm_moves_the_policy_and_names_its_lambda() {
         }
         // Two engines on one F32 model; where the processor has it, ours multiplies in bf16.
         assert!(last["serve_train_gap"].as_f64().is_some_and(|gap| gap < 0.05), "{last}");
-        let uniform = f64::from(crate::tiny::vocabulary().len() as u32).ln();
+        let uniform = f64::from(crate::support::tiny::vocabulary().len() as u32).ln();
         assert!(last["entropy"].as_f64().is_some_and(|entropy| entropy > 0.0 && entropy < uniform), "{last}");
         assert!(last["kl_k3_per_token"].as_f64().is_some_and(|kl| kl > 0.0), "{algorithm}: {last}");
     }
@@ -184,7 +164,7 @@ fn every_algorithm_moves_the_policy_and_names_its_lambda() {
 
 #[test]
 fn a_run_that_goes_on_is_the_run_that_was_not_stopped() {
-    let bench = Bench::new();
+    let bench = bench();
     let whole = bench.run(VOWELS, "whole", &["--steps", "5", "--checkpoint-every", "2"]);
     assert!(whole.status.success(), "{}", said(&whole));
     let half = bench.run(VOWELS, "half", &["--steps", "3", "--checkpoint-every", "2"]);
@@ -193,14 +173,14 @@ fn a_run_that_goes_on_is_the_run_that_was_not_stopped() {
     let mut metrics = fs::read_to_string(bench.path("half/seed-1/metrics.jsonl")).unwrap();
     metrics.push_str("{\"step\": 4, \"rew");
     fs::write(bench.path("half/seed-1/metrics.jsonl"), metrics).unwrap();
-    let rest = bench.apad(&["--resume", "half", "--steps", "5"]).output().unwrap();
+    let rest = bench.apad("train").args(["--resume", "half", "--steps", "5"]).output().unwrap();
     assert!(rest.status.success(), "{}", said(&rest));
     bench.assert_same("half", "whole");
 
-    fails(&bench.apad(&["--resume", "half", "--steps", "4"]).output().unwrap(), 2, "at least the 5");
-    fails(&bench.apad(&["--resume", "half", "--lr", "1"]).output().unwrap(), 2, "--lr");
+    fails(&bench.apad("train").args(["--resume", "half", "--steps", "4"]).output().unwrap(), 2, "at least the 5");
+    fails(&bench.apad("train").args(["--resume", "half", "--lr", "1"]).output().unwrap(), 2, "--lr");
     fs::write(bench.path("prompts.jsonl"), "{\"text\": \"other\"}").unwrap();
-    fails(&bench.apad(&["--resume", "half"]).output().unwrap(), 1, "has changed since the run began");
+    fails(&bench.apad("train").args(["--resume", "half"]).output().unwrap(), 1, "has changed since the run began");
 }
 
 /// Waits until the run has recorded `steps` steps.
@@ -215,11 +195,11 @@ fn until(child: &mut Child, metrics: &Path, steps: usize) {
 
 #[test]
 fn ctrl_c_keeps_what_was_done_and_a_second_process_keeps_out() {
-    let bench = Bench::new();
+    let bench = bench();
     let mut command = bench.train(VOWELS, "stopped", &["--steps", "100000", "--checkpoint-every", "1000"]);
     let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
     until(&mut child, &bench.path("stopped/seed-1/metrics.jsonl"), 2);
-    fails(&bench.apad(&["--resume", "stopped"]).output().unwrap(), 1, "another process works in");
+    fails(&bench.apad("train").args(["--resume", "stopped"]).output().unwrap(), 1, "another process works in");
     let killed = Command::new("sh").arg("-c").arg(format!("kill -INT {}", child.id())).status().unwrap();
     assert!(killed.success());
     let output = child.wait_with_output().unwrap();
@@ -233,7 +213,7 @@ fn ctrl_c_keeps_what_was_done_and_a_second_process_keeps_out() {
     let text = fs::read_to_string(&plan).unwrap();
     let more = steps + 2;
     fs::write(&plan, text.replace("\"steps\": 100000", &format!("\"steps\": {more}"))).unwrap();
-    let rest = bench.apad(&["--resume", "stopped"]).output().unwrap();
+    let rest = bench.apad("train").args(["--resume", "stopped"]).output().unwrap();
     assert!(rest.status.success(), "{}", said(&rest));
     let whole = bench.run(VOWELS, "whole", &["--steps", &more.to_string()]);
     assert!(whole.status.success(), "{}", said(&whole));
@@ -242,7 +222,7 @@ fn ctrl_c_keeps_what_was_done_and_a_second_process_keeps_out() {
 
 #[test]
 fn a_reward_command_that_fails_is_one_sentence_and_the_steps_before_are_kept() {
-    let bench = Bench::new();
+    let bench = bench();
     // Judges two batches, then does something else; `$1` says what.
     let script = r#"n=$(cat count 2>/dev/null || echo 0); echo $((n + 1)) > count
 if [ "$n" -ge 2 ]; then case "$1" in die) echo "no judge" >&2; exit 3;; hang) sleep 60;; *) echo nonsense; exit 0;; esac; fi
@@ -263,7 +243,7 @@ i=0; while read -r line; do i=$((i + 1)); echo "{\"score\": $i}"; done"#;
     }
     // With a judge that works again, it goes on where it was.
     fs::remove_file(bench.path("count")).unwrap();
-    let rest = bench.apad(&["--resume", "die"]).output().unwrap();
+    let rest = bench.apad("train").args(["--resume", "die"]).output().unwrap();
     assert!(rest.status.success(), "{}", said(&rest));
     assert_eq!(bench.metrics("die").len(), 3);
 }
@@ -302,7 +282,7 @@ fn service(reply: impl Fn(usize, usize) -> Option<(u16, String)> + Send + 'stati
 
 #[test]
 fn a_reward_service_is_asked_again_where_that_helps_and_its_failures_are_one_sentence() {
-    let bench = Bench::new();
+    let bench = bench();
     let scores = |n: usize| format!("{{\"scores\": {:?}}}", (0..n).collect::<Vec<_>>());
     // The first request of a step finds it busy.
     let url =
@@ -331,14 +311,14 @@ fn a_reward_service_is_asked_again_where_that_helps_and_its_failures_are_one_sen
 
 #[test]
 fn a_reward_model_judges_as_it_judges_elsewhere() {
-    let bench = Bench::new();
+    let bench = bench();
     let mut pairs = String::new();
     for i in 0..12 {
         pairs += &format!("{{\"prompt\": \"q {i}\", \"chosen\": \"please {i}\", \"rejected\": \"no {i}\"}}\n");
     }
     fs::write(bench.path("pairs.jsonl"), pairs).unwrap();
-    let mut command = Command::new(env!("CARGO_BIN_EXE_apad"));
-    command.current_dir(bench.dir.path()).args(["reward", "train", "--model", "tiny.gguf", "--pairs", "pairs.jsonl"]);
+    let mut command = bench.apad("reward");
+    command.args(["train", "--model", "tiny.gguf", "--pairs", "pairs.jsonl"]);
     command.args(["--out", "r.gguf", "--epochs", "2", "--lr", "1e-2", "--batch", "4", "--threads", "1"]);
     let output = command.output().unwrap();
     assert!(output.status.success(), "{}", said(&output));
@@ -346,12 +326,12 @@ fn a_reward_model_judges_as_it_judges_elsewhere() {
     assert!(output.status.success(), "{}", said(&output));
 
     let decoder = Decoder::load(&bench.path("tiny.gguf"), &Device::Cpu, Dtype::F32).unwrap();
-    let scorer = Scorer::open(Arc::new(decoder), &bench.path("r.gguf")).unwrap();
+    let adapter = Scorer::open(Arc::new(decoder), &bench.path("r.gguf")).unwrap();
     let tokens = |v: &Value| -> Vec<u32> { serde_json::from_value(v.clone()).unwrap() };
     let mut seen = Vec::new();
     for sample in bench.lines("judged/seed-1/samples.jsonl") {
         let answer = (tokens(&sample["prompt_tokens"]), tokens(&sample["response_tokens"]));
-        let (score, told) = (f64::from(scorer.score(&[answer]).unwrap()[0]), sample["score"].as_f64().unwrap());
+        let (score, told) = (f64::from(adapter.score(&[answer]).unwrap()[0]), sample["score"].as_f64().unwrap());
         assert!((score - told).abs() < 1e-4, "{score} is not {told}");
         seen.push(told);
     }
@@ -362,7 +342,7 @@ fn a_reward_model_judges_as_it_judges_elsewhere() {
 
 #[test]
 fn fixed_answers_are_learned_from_without_samples_and_measured_by_them() {
-    let bench = Bench::new();
+    let bench = bench();
     let mut lines = String::new();
     for i in 0..6 {
         let (text, reward) = if i % 2 == 0 { ("yes, it is", 1.0) } else { ("no, never", -1.0) };
@@ -374,7 +354,7 @@ fn fixed_answers_are_learned_from_without_samples_and_measured_by_them() {
     let common = ["--dataset", "fixed.jsonl", "--batch", "4", "--minibatch", "2", "--lr", "1e-2", "--max-new", "8"];
     let threads = ["--set", "serve.threads=1", "--set", "train.threads=1", "--model", "tiny.gguf"];
     let run = |out: &str, more: &[&str]| {
-        let output = bench.apad(&common).args(threads).args(["--out", out]).args(more).output().unwrap();
+        let output = bench.apad("train").args(common).args(threads).args(["--out", out]).args(more).output().unwrap();
         assert!(output.status.success(), "{}", said(&output));
     };
     run("alone", &["--steps", "4"]);
@@ -398,16 +378,16 @@ fn fixed_answers_are_learned_from_without_samples_and_measured_by_them() {
 
     // The samples of a run are such a file, token for token.
     let again = ["--dataset", "measured/seed-1/samples.jsonl", "--batch", "4", "--out", "again", "--steps", "1"];
-    let output = bench.apad(&again).args(threads).output().unwrap();
+    let output = bench.apad("train").args(again).args(threads).output().unwrap();
     assert!(output.status.success(), "{}", said(&output));
     fs::write(bench.path("fixed.jsonl"), lines.replace("-1.0", "\"bad\"")).unwrap();
-    let output = bench.apad(&common).args(threads).args(["--out", "no"]).output().unwrap();
+    let output = bench.apad("train").args(common).args(threads).args(["--out", "no"]).output().unwrap();
     fails(&output, 1, "fixed.jsonl:2: invalid type: string \"bad\", expected f64");
 }
 
 #[test]
 fn answers_may_come_from_another_number_format_than_is_trained() {
-    let bench = Bench::new();
+    let bench = bench();
     let gap = |out: &str, kind: &str| {
         let output = bench.run(VOWELS, out, &["--steps", "1", "--set", &format!("serve.type={kind}")]);
         assert!(output.status.success(), "{}", said(&output));
@@ -421,7 +401,7 @@ fn answers_may_come_from_another_number_format_than_is_trained() {
 
 #[test]
 fn a_batch_without_signal_is_recorded_as_skipped() {
-    let bench = Bench::new();
+    let bench = bench();
     let output = bench.run("regex:^", "same", &["--steps", "2"]);
     assert!(output.status.success(), "{}", said(&output));
     let metrics = bench.metrics("same");
@@ -432,19 +412,23 @@ fn a_batch_without_signal_is_recorded_as_skipped() {
 
 #[test]
 fn wrong_use_is_said_before_anything_is_written() {
-    let bench = Bench::new();
+    let bench = bench();
     fails(
         &bench.run("judge:x", "no", &[]),
         2,
         "expected one of length:TOKENS, regex:PATTERN, model:PATH, command:SHELL COMMAND",
     );
     fails(&bench.run("length:6", "no", &["--rank", "0"]), 2, "train.rank");
-    fails(&bench.apad(&["--model", "tiny.gguf", "--dataset", "none", "--out", "no"]).output().unwrap(), 1, "none");
+    fails(
+        &bench.apad("train").args(["--model", "tiny.gguf", "--dataset", "none", "--out", "no"]).output().unwrap(),
+        1,
+        "none",
+    );
     fails(&bench.run("length:6", "no", &["--lambda", "-1"]), 2, "train.lambda");
     fails(&bench.run("length:6", "no", &["--temperature", "0"]), 2, "temperature is 0");
     fails(&bench.run("length:6", "no", &["--seed", "1,1"]), 2, "seed 1 is given twice");
-    fails(&bench.apad(&["--model", "tiny.gguf"]).output().unwrap(), 2, "--prompts");
-    let help = bench.apad(&["--help"]).output().unwrap();
+    fails(&bench.apad("train").args(["--model", "tiny.gguf"]).output().unwrap(), 2, "--prompts");
+    let help = bench.apad("train").args(["--help"]).output().unwrap();
     assert!(String::from_utf8_lossy(&help.stdout).contains("apad train --resume"));
     fs::write(bench.path("prompts.jsonl"), "{\"text\": \"a\"}\n{\"question\": \"b\"}\n").unwrap();
     fails(&bench.run("length:6", "no", &[]), 1, "prompts.jsonl:2: no prompt, expected {\"prompt\": [messages]}");

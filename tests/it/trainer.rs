@@ -13,7 +13,7 @@ use apa::types::{Rollout, StepMetrics};
 use candle_core::Device;
 use tempfile::TempDir;
 
-use crate::tiny::{TinySpec, tiny_model};
+use crate::support::tiny::{TinySpec, tiny_model};
 
 struct Tiny {
     dir: TempDir,
