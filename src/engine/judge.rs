@@ -13,7 +13,7 @@ use crate::error::{Error, Result};
 use crate::ledger::Ledger;
 use crate::llama::Model;
 use crate::policy::Decoder;
-use crate::reward::{Grader, Known, Scalar, Scales};
+use crate::reward::{Asked, Grader, Known, RewardModel, Scales, Source, Terms};
 use crate::types::*;
 
 /// Running scales, in the folder of the version that they belong to.
@@ -34,8 +34,10 @@ pub(super) struct Samples {
 /// Judges answers.
 pub(super) struct Judge {
     config: RewardConfig,
-    scalar: Scalar,
-    grader: Option<Grader>,
+    terms: Terms,
+    reward_model: Option<RewardModel>,
+    /// The application's own function.
+    external: Option<Grader>,
     versions: RewardVersions,
     scales: Scales,
     model: Arc<Model>,
@@ -45,14 +47,17 @@ pub(super) struct Judge {
 impl Judge {
     /// Loads the reward model, if the settings name one.
     pub fn new(config: &Config, decoder: &Arc<Decoder>, model: Arc<Model>) -> Result<Self> {
-        let (versions, grader) =
+        let (versions, reward_model) =
             RewardVersions::open(&config.data, &config.reward, config.train.seed, decoder, &model)?;
         let (config, decoder) = (&config.reward, decoder.clone());
-        if grader.is_none() && config.unrated > 0 {
+        if reward_model.is_none() && config.unrated > 0 {
             return Err(Error::arg("reward.unrated is set without reward.model, which would judge those answers"));
         }
-        let (scalar, scales) = (Scalar::new(config)?, Scales::default());
-        Ok(Self { config: config.clone(), scalar, grader, versions, scales, model, decoder })
+        let timeout = Duration::from_secs(u64::from(config.external_timeout));
+        let external = Source::external(config).filter(|_| config.external_weight > 0.0);
+        let external = external.map(|source| source.open(timeout, &decoder, &model)).transpose()?;
+        let (terms, scales) = (Terms::new(config)?, Scales::default());
+        Ok(Self { config: config.clone(), terms, reward_model, external, versions, scales, model, decoder })
     }
 
     /// What is known of the reward model.
@@ -67,8 +72,8 @@ impl Judge {
 
     /// Lets the reward model learn, and takes the new one if it is adopted.
     pub fn learn(&mut self, ledger: &Ledger, stop: &dyn Fn() -> bool) -> Result<()> {
-        if let Some(grader) = self.versions.learn(ledger, &self.model, &self.decoder, stop)? {
-            self.grader = Some(grader);
+        if let Some(reward_model) = self.versions.learn(ledger, &self.model, &self.decoder, stop)? {
+            self.reward_model = Some(reward_model);
             self.renew_scales();
         }
         Ok(())
@@ -89,9 +94,7 @@ impl Judge {
 
     /// Whether anything but people judges answers.
     pub fn judges_alone(&self) -> bool {
-        let c = &self.config;
-        (self.grader.is_some() && c.model_weight > 0.0)
-            || ((c.command.is_some() || c.url.is_some()) && c.external_weight > 0.0)
+        (self.reward_model.is_some() && self.config.model_weight > 0.0) || self.external.is_some()
     }
 
     /// The oldest version whose answers are trained on while `active` serves.
@@ -133,10 +136,10 @@ impl Judge {
             let g = &rated.generation;
             let (rating, signals) = (rated.rating, rated.signals.clone());
             let known = Known { rating, model, external, signals, tokens: g.response.len() };
-            if let Some(score) = self.scalar.score(&known, &self.scales) {
+            if let Some(score) = self.terms.score(&known, &self.scales) {
                 samples.add(g, g.response.clone(), SampleKind::Answer, score);
             }
-            if let (Some(text), Some(score)) = (&rated.correction, self.scalar.correction()) {
+            if let (Some(text), Some(score)) = (&rated.correction, self.terms.correction()) {
                 let mut response = self.model.tokenize(text, false, false)?;
                 response.extend(self.model.turn_end());
                 samples.add(g, response, SampleKind::Correction, score);
@@ -147,33 +150,25 @@ impl Judge {
 
     /// The scores of the application's own function, one an answer.
     fn ask(&mut self, answers: &[&RatedGeneration], stop: &AtomicBool) -> Result<Vec<Option<f64>>> {
-        let c = &self.config;
-        if answers.is_empty() || (c.command.is_none() && c.url.is_none()) || c.external_weight == 0.0 {
+        let Some(grader) = self.external.as_ref().filter(|_| !answers.is_empty()) else {
             return Ok(vec![None; answers.len()]);
-        }
+        };
         let prompt = |r: &&RatedGeneration| PromptText::Text(self.model.text(&r.generation.prompt, true));
         let prompts: Vec<PromptText> = answers.iter().map(prompt).collect();
-        let asked: Vec<(&PromptText, &Generation)> =
-            prompts.iter().zip(answers.iter().map(|r| &r.generation)).collect();
-        let timeout = Duration::from_secs(u64::from(c.external_timeout));
-        let scores = match (&c.command, &c.url) {
-            (Some(command), _) => crate::reward::command::scores(command, &asked, timeout, stop)?,
-            #[cfg(feature = "daemon")]
-            (None, Some(url)) => crate::reward::service::scores(url, &asked, timeout, stop)?,
-            _ => return Err(Error::unsupported("this build asks no HTTP service for rewards (feature daemon)")),
-        };
+        let asked: Vec<Asked> = prompts.iter().zip(answers.iter().map(|r| &r.generation)).collect();
+        let scores = grader.scores(&asked, stop)?;
         self.scales.external.update(&scores);
         Ok(scores.into_iter().map(Some).collect())
     }
 
     /// The reward model's scores, one an answer.
     fn judge(&mut self, answers: &[&RatedGeneration]) -> Result<Vec<Option<f64>>> {
-        let Some(grader) = self.grader.as_ref().filter(|_| self.config.model_weight > 0.0) else {
+        let Some(reward_model) = self.reward_model.as_ref().filter(|_| self.config.model_weight > 0.0) else {
             return Ok(vec![None; answers.len()]);
         };
         let pairs: Vec<(&[TokenId], &[TokenId])> =
             answers.iter().map(|r| (&r.generation.prompt[..], &r.generation.response[..])).collect();
-        let scores: Vec<f64> = grader.score(&pairs)?.into_iter().map(f64::from).collect();
+        let scores: Vec<f64> = reward_model.score(&pairs)?.into_iter().map(f64::from).collect();
         let broken = scores.iter().filter(|s| !s.is_finite()).count();
         if broken > 0 {
             tracing::warn!(broken, "scores of the reward model are no finite numbers, and left out");

@@ -13,7 +13,7 @@ use crate::error::{Code, Error, Result};
 use crate::ledger::{Ledger, PairAnswer, StoredPair};
 use crate::llama::Model;
 use crate::policy::Decoder;
-use crate::reward::{Grader, Learner, Manifest, Pair, Scorer, Settings, split};
+use crate::reward::{Learner, Manifest, Pair, RewardAdapter, RewardModel, Settings, split};
 use crate::types::*;
 
 const FOLDER: &str = "reward";
@@ -58,7 +58,7 @@ impl RewardVersions {
         seed: u64,
         decoder: &Arc<Decoder>,
         model: &Arc<Model>,
-    ) -> Result<(Self, Option<Grader>)> {
+    ) -> Result<(Self, Option<RewardModel>)> {
         let folder = data.join(FOLDER);
         let path = folder.join(STATE_FILE);
         let mut status = RewardStatus { origin: config.model.clone(), ..RewardStatus::default() };
@@ -72,8 +72,8 @@ impl RewardVersions {
             }
         }
         let versions = Self { folder, enough: u64::from(config.learn), seed, status };
-        let grader = versions.file().map(|file| Grader::open(decoder, model, &file)).transpose()?;
-        Ok((versions, grader))
+        let reward_model = versions.file().map(|file| RewardModel::open(decoder, model, &file)).transpose()?;
+        Ok((versions, reward_model))
     }
 
     /// What is known of it.
@@ -106,7 +106,7 @@ impl RewardVersions {
         model: &Arc<Model>,
         decoder: &Arc<Decoder>,
         stop: &dyn Fn() -> bool,
-    ) -> Result<Option<Grader>> {
+    ) -> Result<Option<RewardModel>> {
         let count = ledger.pair_count()?;
         let before = (self.status.version, self.status.accuracy);
         self.attempt(count, ledger, model, decoder, stop).inspect_err(|error| {
@@ -124,7 +124,7 @@ impl RewardVersions {
         model: &Arc<Model>,
         decoder: &Arc<Decoder>,
         stop: &dyn Fn() -> bool,
-    ) -> Result<Option<Grader>> {
+    ) -> Result<Option<RewardModel>> {
         let settings = Settings { validation: HELD_BACK, seed: self.seed, ..Settings::default() };
         let pairs: Vec<Pair> =
             ledger.pairs()?.iter().filter_map(|pair| tokens(pair, model, settings.max_tokens)).collect();
@@ -137,12 +137,12 @@ impl RewardVersions {
         let mut manifest = Manifest::new(settings.clone(), decoder.fingerprint());
         (manifest.trained_pairs, manifest.end_token) = (train.len(), model.turn_end());
         // Read again: the weights in use must not move.
-        let now = self.file().map(|file| Grader::open(decoder, model, &file)).transpose()?;
-        let before = now.as_ref().map(|grader| grader.judge(&held)).transpose()?;
+        let now = self.file().map(|file| RewardModel::open(decoder, model, &file)).transpose()?;
+        let before = now.as_ref().map(|reward_model| reward_model.report(&held)).transpose()?;
         let mut learner = Learner::new(decoder.clone(), &settings, train, held.clone(), "the ledger")?;
         // A classifier of others is a bar to reach, not a place to go on from.
-        if let Some(Grader::Adapter(scorer)) = now {
-            learner = learner.start_from(*scorer)?;
+        if let Some(RewardModel::Adapter(adapter)) = now {
+            learner = learner.start_from(*adapter)?;
         }
         let ended = learner.run(stop, &mut |_| ())?;
         if ended.stopped {
@@ -150,8 +150,8 @@ impl RewardVersions {
         }
         manifest.epochs_done = ended.epochs_done;
         manifest.validation = ended.validation;
-        let scorer = Scorer::new(learner.finish()?, manifest);
-        let after = scorer.judge(&held)?.accuracy;
+        let adapter = RewardAdapter::new(learner.finish()?, manifest);
+        let after = adapter.report(&held)?.accuracy;
         // A coin does as well as no reward model.
         let bar = before.map_or(0.5, |report| report.accuracy);
         if after < bar {
@@ -161,10 +161,10 @@ impl RewardVersions {
         }
         fs::create_dir_all(&self.folder).map_err(|e| Error::from(e).context(self.folder.display()))?;
         let version = self.status.version + 1;
-        scorer.save(&self.folder.join(format!("{version:06}.gguf")))?;
+        adapter.save(&self.folder.join(format!("{version:06}.gguf")))?;
         (self.status.version, self.status.accuracy) = (version, Some(after));
         self.settle(count, format!("adopted: {after:.3} of {} held-back pairs right, {bar:.3} before", held.len()))?;
-        Ok(Some(Grader::Adapter(Box::new(scorer))))
+        Ok(Some(RewardModel::Adapter(Box::new(adapter))))
     }
 
     fn settle(&mut self, pairs: u64, said: String) -> Result<()> {

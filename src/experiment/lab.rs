@@ -6,13 +6,13 @@ use std::time::Duration;
 
 use super::dataset::{FixedAnswer, read_dataset};
 use super::plan::Plan;
-use super::reward::Reward;
 use crate::config::Config;
 use crate::engine::cores_or;
 use crate::error::{Error, Result};
-use crate::llama::{ContextOptions, Model, chat_tokens, quantize, template_of};
+use crate::llama::{ContextOptions, Model, PromptTokens, quantize};
 use crate::policy::{self, Decoder};
 use crate::prompts::{Prompt, read_prompts};
+use crate::reward::Grader;
 use crate::scheduler;
 use crate::types::{PromptText, Rollout, TokenId};
 
@@ -35,7 +35,7 @@ pub struct Lab {
     pub(super) pool: rayon::ThreadPool,
     /// None where nothing is sampled.
     pub(super) prompts: Vec<Asked>,
-    pub(super) reward: Option<Reward>,
+    pub(super) reward: Option<Grader>,
     /// What is trained on in the place of samples, if anything.
     pub(super) dataset: Option<Vec<Rollout>>,
     pub(super) options: scheduler::Options,
@@ -79,7 +79,7 @@ impl Lab {
         let device = policy::device(&config.train.device)?;
         let decoder = Arc::new(pool.install(|| Decoder::load(&config.model, &device, config.train.dtype))?);
         let timeout = Duration::from_secs(plan.reward_timeout);
-        let reward = plan.reward.as_ref().map(|spec| Reward::new(spec, timeout, &decoder, &model)).transpose()?;
+        let reward = plan.reward.as_ref().map(|source| source.open(timeout, &decoder, &model)).transpose()?;
         let options = shape(&plan, &prompts)?;
         Ok(Lab { model, decoder, pool, prompts, reward, dataset, options, threads, plan })
     }
@@ -121,20 +121,14 @@ fn sampled_from(config: &Config, threads: u32) -> Result<Arc<Model>> {
 }
 
 fn tokenize(model: &Model, plan: &Plan, prompts: Vec<Prompt>) -> Result<Vec<Asked>> {
-    let chat = prompts.iter().any(|p| matches!(p.text, PromptText::Chat(_)));
-    let template = chat.then(|| template_of(model)).transpose()?;
+    let read = PromptTokens::new(model);
     let most = plan.config.train.max_tokens.min(model.n_ctx_train().max(1)) as usize;
     let room = most.saturating_sub(plan.max_new as usize);
     let mut asked = Vec::with_capacity(prompts.len());
     let file = plan.prompts.as_ref().map(|input| input.path.display().to_string()).unwrap_or_default();
     for Prompt { line, text } in prompts {
         let at = || format!("{file}:{line}");
-        let tokens = match (&text, &template) {
-            (PromptText::Chat(messages), Some(template)) => chat_tokens(model, template, messages),
-            (PromptText::Text(text), _) => model.tokenize(text, true, false),
-            (PromptText::Chat(_), None) => Err(Error::unsupported("the model carries no chat template")),
-        };
-        let tokens = tokens.map_err(|e| e.context(at()))?;
+        let tokens = read.of(&text).map_err(|e| e.context(at()))?;
         if tokens.is_empty() || tokens.len() > room {
             return Err(Error::arg(format!(
                 "{}: the prompt has {} tokens, expected 1 to {room}: {most} are trained on, {} of them may be new",
@@ -150,15 +144,10 @@ fn tokenize(model: &Model, plan: &Plan, prompts: Vec<Prompt>) -> Result<Vec<Aske
 
 /// Fixed answers as the trainer takes them. One that is told in words ends as the model would end it.
 fn rollouts(model: &Model, plan: &Plan, answers: Vec<(usize, FixedAnswer)>) -> Result<Vec<Rollout>> {
-    let chat = answers.iter().any(|(_, a)| a.tokens.is_none() && matches!(a.prompt, PromptText::Chat(_)));
-    let template = chat.then(|| template_of(model)).transpose()?;
+    let read = PromptTokens::new(model);
     let file = plan.dataset.as_ref().map(|input| input.path.display().to_string()).unwrap_or_default();
     let words = |answer: &FixedAnswer| -> Result<(Vec<TokenId>, Vec<TokenId>)> {
-        let prompt = match (&answer.prompt, &template) {
-            (PromptText::Chat(messages), Some(template)) => chat_tokens(model, template, messages)?,
-            (PromptText::Text(text), _) => model.tokenize(text, true, false)?,
-            (PromptText::Chat(_), None) => return Err(Error::unsupported("the model carries no chat template")),
-        };
+        let prompt = read.of(&answer.prompt)?;
         let mut response = model.tokenize(&answer.response, false, false)?;
         response.extend(model.turn_end().filter(|_| answer.ended));
         Ok((prompt, response))

@@ -11,7 +11,6 @@ mod lab;
 mod order;
 mod plan;
 mod record;
-mod reward;
 mod run;
 
 pub use dataset::{FixedAnswer, read_dataset};
@@ -19,7 +18,6 @@ pub use folder::{ADAPTER_FILE, METRICS_FILE, SAMPLES_FILE, seed_folder};
 pub use lab::Lab;
 pub use plan::{Input, PLAN_FILE, Plan};
 pub use record::StepRecord;
-pub use reward::{RewardSpec, SCHEMES};
 pub use run::Ended;
 
 pub use crate::prompts::{Prompt, read_prompts};

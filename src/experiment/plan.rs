@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::reward::RewardSpec;
 use crate::config::Config;
 use crate::error::{Error, Result};
+use crate::reward::Source;
 
 /// The plan's name in the folder of an experiment.
 pub const PLAN_FILE: &str = "run.json";
@@ -25,7 +25,7 @@ pub struct Plan {
     /// JSON lines of prompts; none where nothing is sampled.
     pub prompts: Option<Input>,
     /// What a sampled answer is worth.
-    pub reward: Option<RewardSpec>,
+    pub reward: Option<Source>,
     /// JSON lines of answers with their rewards: trained on in the place of samples.
     pub dataset: Option<Input>,
     /// With a data set: steps from one batch of samples, which only measure, to the next.

@@ -12,9 +12,11 @@ use rand::seq::SliceRandom;
 use rand_chacha::ChaCha12Rng;
 use serde::{Deserialize, Serialize};
 
-use super::model::{Manifest, RewardModel, groups};
+use super::adapter::RewardAdapter;
+use super::network::{Manifest, RewardNetwork, groups};
 use super::pairs::Pair;
 use super::report::Report;
+use super::settings::Settings;
 use crate::align::scalar;
 use crate::error::{Error, Result};
 use crate::gguf::Gguf;
@@ -29,93 +31,6 @@ const SECOND: &str = "second_moment.";
 const WARMUP: f64 = 0.05;
 /// A checkpoint is written at most this often between two evaluations.
 const CHECKPOINT_EVERY: Duration = Duration::from_secs(60);
-
-/// How a reward model is trained.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Settings {
-    /// Rank of the adapter.
-    pub rank: usize,
-    /// Scale numerator of the adapter: the update is multiplied by alpha / rank.
-    pub alpha: f64,
-    /// Most passes over the pairs.
-    pub epochs: u32,
-    /// Highest learning rate.
-    pub lr: f64,
-    /// Pairs an optimizer step.
-    pub batch: usize,
-    /// AdamW's decoupled weight decay.
-    pub weight_decay: f64,
-    /// Gradient norm that is clipped to.
-    pub clip_norm: f64,
-    /// Share of the pairs held back.
-    pub validation: f64,
-    /// Looks at the held-back pairs, an epoch.
-    pub evaluations: u32,
-    /// Looks without a better loss after which training stops.
-    pub patience: u32,
-    /// Longest prompt with answer, in tokens.
-    pub max_tokens: usize,
-    /// Tokens computed at once: bounds the memory.
-    pub micro_batch_tokens: usize,
-    /// Seeds the adapter, the order of pairs, and which are held back.
-    pub seed: u64,
-}
-
-impl Default for Settings {
-    fn default() -> Self {
-        Self {
-            rank: 16,
-            alpha: 32.0,
-            epochs: 3,
-            // The head begins at zero, and until it has moved the adapter gets no gradient: small steps are lost ones.
-            lr: 1e-3,
-            batch: 8,
-            weight_decay: 1e-2,
-            clip_norm: 1.0,
-            validation: 0.1,
-            evaluations: 2,
-            patience: 3,
-            max_tokens: 1024,
-            micro_batch_tokens: 1024,
-            seed: 1,
-        }
-    }
-}
-
-impl Settings {
-    /// Whether every value is in its range.
-    ///
-    /// # Errors
-    /// `Arg` names the value and what was expected.
-    pub fn validate(&self) -> Result<()> {
-        let counts = [
-            ("epochs", self.epochs as usize),
-            ("batch", self.batch),
-            ("evaluations", self.evaluations as usize),
-            ("patience", self.patience as usize),
-            ("micro_batch_tokens", self.micro_batch_tokens),
-        ];
-        if let Some((name, _)) = counts.iter().find(|(_, n)| *n == 0) {
-            return Err(Error::arg(format!("{name} is 0, expected at least 1")));
-        }
-        if self.max_tokens < 4 {
-            return Err(Error::arg(format!("max_tokens is {}, expected at least 4", self.max_tokens)));
-        }
-        for (name, value) in [("lr", self.lr), ("clip_norm", self.clip_norm)] {
-            if !(value > 0.0 && value.is_finite()) {
-                return Err(Error::arg(format!("{name} is {value}, expected a number above 0")));
-            }
-        }
-        if !(self.weight_decay >= 0.0 && self.weight_decay.is_finite()) {
-            return Err(Error::arg(format!("weight_decay is {}, expected a number of 0 or more", self.weight_decay)));
-        }
-        if !(0.0..=0.9).contains(&self.validation) {
-            return Err(Error::arg(format!("validation is {}, expected a share from 0 to 0.9", self.validation)));
-        }
-        Ok(())
-    }
-}
 
 /// What training says while it runs.
 #[derive(Clone, Debug, PartialEq)]
@@ -173,7 +88,7 @@ struct State {
 
 /// A training under way.
 pub struct Learner {
-    model: RewardModel,
+    model: RewardNetwork,
     vars: Vec<Var>,
     names: Vec<String>,
     optimizer: AdamW,
@@ -209,22 +124,22 @@ impl Learner {
         }
         let lora = Lora::new(&decoder, settings.rank, settings.alpha, None, settings.seed)?;
         let head = ValueHead::new(&decoder)?;
-        let model = RewardModel { decoder, lora, head };
+        let model = RewardNetwork { decoder, lora, head };
         let (mut learner, sha256) = (Self::of(model, settings)?, sha256.to_owned());
         (learner.train, learner.held, learner.sha256) = (train, held, sha256);
         Ok(learner)
     }
 
-    /// Goes on from a trained reward model instead. Its weights move: no other scorer may share them.
+    /// Goes on from a trained reward model instead. Its weights move: nobody else may share them.
     ///
     /// # Errors
     /// `Train` if tensors can't be made.
-    pub fn start_from(self, scorer: super::Scorer) -> Result<Self> {
+    pub fn start_from(self, adapter: RewardAdapter) -> Result<Self> {
         let Self { train, held, sha256, settings, .. } = self;
-        Ok(Self { train, held, sha256, ..Self::of(scorer.into_model(), &settings)? })
+        Ok(Self { train, held, sha256, ..Self::of(adapter.into_network(), &settings)? })
     }
 
-    fn of(model: RewardModel, settings: &Settings) -> Result<Self> {
+    fn of(model: RewardNetwork, settings: &Settings) -> Result<Self> {
         let named = || model.lora.named().into_iter().chain(model.head.named());
         let (names, vars): (Vec<_>, Vec<_>) = named().unzip();
         Ok(Self {
@@ -257,7 +172,7 @@ impl Learner {
     fn go_on(&mut self, path: &Path) -> Result<()> {
         let file = Gguf::open(path)?;
         let beside = [BEST, FIRST, SECOND];
-        let (model, manifest) = RewardModel::read(&file, self.model.decoder.clone(), &beside)?;
+        let (model, manifest) = RewardNetwork::read(&file, self.model.decoder.clone(), &beside)?;
         if manifest.settings != self.settings || manifest.pairs_sha256 != self.sha256 {
             return Err(Error::arg("it was begun with other pairs or settings, expected the same"));
         }
@@ -418,7 +333,7 @@ impl Learner {
     }
 
     fn look(&mut self) -> Result<Progress> {
-        let report = evaluate(&self.model, &self.held, self.settings.micro_batch_tokens)?;
+        let report = self.model.report(&self.held, self.settings.micro_batch_tokens)?;
         let best = report.pairs > 0 && self.state.best.as_ref().is_none_or(|(_, b)| report.loss < b.loss);
         if best {
             self.state.best = Some((self.state.step, report.clone()));
@@ -435,7 +350,7 @@ impl Learner {
     ///
     /// # Errors
     /// `Train` if they can't be copied.
-    pub fn finish(self) -> Result<RewardModel> {
+    pub fn finish(self) -> Result<RewardNetwork> {
         for (var, best) in self.vars.iter().zip(&self.best) {
             var.set(best)?;
         }
@@ -458,7 +373,7 @@ impl Learner {
 
 /// Mean of `-ln sigmoid(chosen - rejected)` over pairs, a scalar, in nats. (Bradley and Terry, 1952; Christiano et al.,
 /// 2017)
-fn bradley_terry(model: &RewardModel, pairs: &[&Pair]) -> Result<Tensor> {
+fn bradley_terry(model: &RewardNetwork, pairs: &[&Pair]) -> Result<Tensor> {
     let chosen = pairs.iter().map(|p| p.whole(&p.chosen));
     let rejected = pairs.iter().map(|p| p.whole(&p.rejected));
     let sequences: Vec<Vec<u32>> = chosen.chain(rejected).collect();
@@ -467,16 +382,4 @@ fn bradley_terry(model: &RewardModel, pairs: &[&Pair]) -> Result<Tensor> {
     // softplus(-margin), without overflow.
     let tail = (margin.abs()?.neg()?.exp()? + 1.0)?.log()?;
     Ok((margin.neg()?.relu()? + tail)?.mean_all()?)
-}
-
-/// Scores pairs and judges the scores.
-///
-/// # Errors
-/// `Train` if nothing can be computed.
-pub(super) fn evaluate(model: &RewardModel, pairs: &[Pair], micro_tokens: usize) -> Result<Report> {
-    let sequences: Vec<Vec<u32>> = pairs.iter().flat_map(|p| [p.whole(&p.chosen), p.whole(&p.rejected)]).collect();
-    let scores = model.scores(&sequences, micro_tokens)?;
-    let (halves, _) = scores.as_chunks::<2>();
-    let (chosen, rejected): (Vec<f32>, Vec<f32>) = halves.iter().map(|[c, r]| (*c, *r)).unzip();
-    Ok(Report::new(&chosen, &rejected))
 }

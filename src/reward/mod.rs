@@ -1,28 +1,35 @@
-//! Feedback and reward models into one scalar. Never trains a policy and never decides what is served.
+//! Feedback and reward models into one number. Never trains a policy and never decides what is served.
 //!
-//! A reward model is a [`Lora`](crate::policy::Lora) and a scalar head on the frozen base of the policy. [`Learner`]
-//! teaches it preference pairs, [`Scorer`] judges answers with it, [`Report`] tells how well it does. [`Classifier`] is
-//! one that others trained; [`Grader`] is either.
+//! A [`Source`] names what gives answers their scores (a reward model, the application's command or service, a rule);
+//! opened, it is a [`Grader`]. A [`RewardModel`] is a [`RewardAdapter`] (a [`Lora`](crate::policy::Lora) and a scalar
+//! head on the frozen base of the policy, which a [`Learner`] taught preference pairs) or a [`Classifier`] that others
+//! trained; a [`Report`] tells how well it does. [`Terms`] sum scores, ratings and signals by their weights.
 
+mod adapter;
 mod classifier;
-pub mod command;
+mod command;
 mod formats;
-mod grader;
 mod learn;
 mod model;
+mod network;
 mod pairs;
 mod report;
-mod scalar;
-mod scorer;
 #[cfg(feature = "daemon")]
-pub mod service;
+mod service;
+mod settings;
+mod source;
+mod terms;
+mod texts;
 
+pub use adapter::RewardAdapter;
 pub use classifier::Classifier;
 pub use formats::{Entry, Judged, Judgements, Refused, read_judgements};
-pub use grader::{Grader, Texts};
-pub use learn::{Ended, Learner, Progress, Settings};
-pub use model::{Manifest, RewardModel};
+pub use learn::{Ended, Learner, Progress};
+pub use model::RewardModel;
+pub use network::{Manifest, RewardNetwork};
 pub use pairs::{Pair, Tokenizer, split};
 pub use report::{Bin, Report, Spread};
-pub use scalar::{Known, Scalar, Scales};
-pub use scorer::Scorer;
+pub use settings::Settings;
+pub use source::{Asked, Grader, SCHEMES, Source};
+pub use terms::{Known, Scales, Terms};
+pub use texts::Texts;

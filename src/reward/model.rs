@@ -1,164 +1,74 @@
-//! A reward model: an adapter and a scalar head on the frozen base. Reads and writes its one file; never trains.
+//! A reward model of either kind, by its path: a folder is somebody's classifier, a file our adapter. Never learns.
 
 use std::path::Path;
 use std::sync::Arc;
 
-use candle_core::Tensor;
-use serde::{Deserialize, Serialize};
-
+use super::adapter::RewardAdapter;
+use super::classifier::Classifier;
+use super::pairs::Pair;
 use super::report::Report;
-use crate::error::{Error, Result};
-use crate::gguf::{Gguf, Writer};
-use crate::policy::{Decoder, Lora, Packed, ValueHead};
-use crate::types::{TokenId, UnixMillis};
+use super::texts::Texts;
+use crate::error::Result;
+use crate::llama::Model;
+use crate::policy::Decoder;
+use crate::types::TokenId;
 
-const KIND: &str = "reward_model";
-const MANIFEST_KEY: &str = "apa.reward.manifest";
-const HEAD_PREFIX: &str = "value_head.";
-/// Format of the manifest that this build writes.
-const FORMAT: u32 = 1;
-
-/// What a reward model's file says of itself.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Manifest {
-    /// Format of the manifest.
-    pub format: u32,
-    /// Version of this crate that wrote it.
-    pub apa_version: String,
-    /// SHA-256 of the base model's file: the reward model is for no other.
-    pub base_sha256: String,
-    /// When it was made.
-    pub created: UnixMillis,
-    /// SHA-256 of the pairs it was trained on, unpacked.
-    pub pairs_sha256: String,
-    /// Pairs trained on.
-    pub trained_pairs: usize,
-    /// Lines of the pairs that were held back.
-    pub held_back: Vec<usize>,
-    /// Pairs that could not be used.
-    pub refused: usize,
-    /// How it was trained.
-    pub settings: super::learn::Settings,
-    /// What ends an answer; put where an answer lacks it.
-    pub end_token: Option<TokenId>,
-    /// Passes over the pairs that the kept weights had had.
-    pub epochs_done: f64,
-    /// On the pairs that were held back.
-    pub validation: Report,
-}
-
-impl Manifest {
-    /// What is known before training.
-    pub fn new(settings: super::learn::Settings, base_sha256: &str) -> Self {
-        Self {
-            format: FORMAT,
-            apa_version: env!("CARGO_PKG_VERSION").into(),
-            base_sha256: base_sha256.to_owned(),
-            created: crate::types::unix_millis(),
-            pairs_sha256: String::new(),
-            trained_pairs: 0,
-            held_back: Vec::new(),
-            refused: 0,
-            settings,
-            end_token: None,
-            epochs_done: 0.0,
-            validation: Report::default(),
-        }
-    }
-}
-
-/// Scores answers. Cheap to clone; clones share the weights.
+/// Gives answers a score each. Cheap to clone; clones share the weights.
 #[derive(Clone)]
-pub struct RewardModel {
-    pub(super) decoder: Arc<Decoder>,
-    pub(super) lora: Lora,
-    pub(super) head: ValueHead,
+pub enum RewardModel {
+    /// A file: an adapter and a head on the base, as `apad reward train` writes it.
+    Adapter(Box<RewardAdapter>),
+    /// A folder: a sequence classifier that reads texts.
+    Classifier {
+        /// The classifier.
+        classifier: Arc<Classifier>,
+        /// From tokens of the base to what it reads.
+        texts: Arc<Texts>,
+    },
 }
 
 impl RewardModel {
-    /// A scalar a sequence, read at its last token, [sequences]. Differentiable unless the adapter is detached.
-    pub(super) fn forward<S: AsRef<[TokenId]>>(&self, sequences: &[S]) -> Result<Tensor> {
-        let packed = Packed::new(sequences)?;
-        let last: Vec<u32> = packed.ranges().map(|range| range.end as u32 - 1).collect();
-        let hidden = self.decoder.hidden(&packed, Some(&self.lora))?; // [tokens, width]
-        let last = Tensor::new(last, self.decoder.device())?;
-        self.head.forward(&hidden.index_select(&last, 0)?)
+    /// Reads the reward model at `path`. `model` and `decoder` are of the base whose answers it scores.
+    ///
+    /// # Errors
+    /// As [`RewardAdapter::open`] for a file, [`Classifier::open`] for a folder.
+    pub fn open(decoder: &Arc<Decoder>, model: &Arc<Model>, path: &Path) -> Result<Self> {
+        if path.is_dir() {
+            let classifier = Arc::new(Classifier::open(path, decoder.device())?);
+            return Ok(Self::Classifier { classifier, texts: Arc::new(Texts::new(model.clone())) });
+        }
+        Ok(Self::Adapter(Box::new(RewardAdapter::open(decoder.clone(), path)?)))
     }
 
-    /// The score of each sequence, `micro_tokens` tokens computed at once; a longer one alone.
-    pub(super) fn scores<S: AsRef<[TokenId]>>(&self, sequences: &[S], micro_tokens: usize) -> Result<Vec<f32>> {
-        let model = Self { lora: self.lora.detached(), ..self.clone() };
-        let mut scores = Vec::with_capacity(sequences.len());
-        for range in groups(sequences.iter().map(|s| s.as_ref().len()), micro_tokens) {
-            let group = sequences.get(range).unwrap_or_default();
-            scores.extend(model.forward(group)?.detach().to_vec1::<f32>()?);
-        }
-        Ok(scores)
-    }
-
-    /// Writes the one file, whole or not at all. `more` adds tensors of the caller's own, `values` metadata.
-    pub(super) fn write(
-        &self,
-        path: &Path,
-        manifest: &Manifest,
-        more: &[(String, Tensor)],
-        values: &[(&str, String)],
-    ) -> Result<()> {
-        let mut file = Writer::new();
-        for (key, value) in values {
-            file.set(key, value.as_str());
-        }
-        file.set("general.type", KIND);
-        self.lora.add_to(&mut file)?;
-        self.head.add_to(&mut file)?;
-        for (name, tensor) in more {
-            file.tensor(name, tensor)?;
-        }
-        let manifest = serde_json::to_string(manifest).map_err(|e| Error::io(e.to_string()))?;
-        file.set(MANIFEST_KEY, manifest.as_str());
-        file.write(path)
-    }
-
-    /// Reads the file of a reward model for this base. Tensors whose names begin with one of `beside` are left alone.
-    pub(super) fn read(file: &Gguf, decoder: Arc<Decoder>, beside: &[&str]) -> Result<(Self, Manifest)> {
-        match file.str("general.type")? {
-            KIND => {}
-            other => return Err(Error::model(format!("its general.type is {other:.40}, expected {KIND}"))),
-        }
-        let text = file.str(MANIFEST_KEY)?;
-        let damaged = |e: serde_json::Error| Error::model(format!("its manifest is damaged: {e}"));
-        #[derive(Deserialize)]
-        struct Format {
-            format: u32,
-        }
-        // The format first: a newer manifest may not have our fields.
-        let Format { format } = serde_json::from_str(text).map_err(damaged)?;
-        if format > FORMAT {
-            return Err(Error::unsupported(format!("its format is {format}, this build knows up to {FORMAT}")));
-        }
-        let manifest: Manifest = serde_json::from_str(text).map_err(damaged)?;
-        let beside: Vec<&str> = beside.iter().copied().chain([HEAD_PREFIX]).collect();
-        let lora = Lora::read_from(file, &decoder, &beside)?;
-        let head = ValueHead::read_from(file, &decoder)?;
-        Ok((Self { decoder, lora, head }, manifest))
-    }
-}
-
-/// Ranges of neighbours with at most `most` tokens together; a longer one stands alone.
-pub(super) fn groups(lengths: impl Iterator<Item = usize>, most: usize) -> Vec<std::ops::Range<usize>> {
-    let mut groups: Vec<std::ops::Range<usize>> = Vec::new();
-    let mut filled = 0usize;
-    for (index, length) in lengths.enumerate() {
-        match groups.last_mut() {
-            Some(group) if filled.saturating_add(length) <= most => {
-                group.end = index + 1;
-                filled += length;
-            }
-            _ => {
-                groups.push(index..index + 1);
-                filled = length;
+    /// The score of each answer to its prompt (template applied), as tokens of the base. Higher is better; only
+    /// differences between answers mean something. A score may be NaN or infinite where weights are damaged: it judges
+    /// nothing.
+    ///
+    /// # Errors
+    /// `Arg` if prompt and answer have no token, or one outside the vocabulary; `Train` if nothing can be computed.
+    pub fn score<P: AsRef<[TokenId]>, A: AsRef<[TokenId]>>(&self, answers: &[(P, A)]) -> Result<Vec<f32>> {
+        match self {
+            Self::Adapter(adapter) => adapter.score(answers),
+            Self::Classifier { classifier, texts } => {
+                let text = |(prompt, answer): &(P, A)| (texts.question(prompt.as_ref()), texts.answer(answer.as_ref()));
+                let read: Vec<(String, String)> = answers.iter().map(text).collect();
+                let read: Vec<(&str, &str)> = read.iter().map(|(q, a)| (q.as_str(), a.as_str())).collect();
+                classifier.score(&read)
             }
         }
     }
-    groups
+
+    /// How well its scores tell the answers of pairs apart.
+    ///
+    /// # Errors
+    /// As [`RewardModel::score`].
+    pub fn report(&self, pairs: &[Pair]) -> Result<Report> {
+        let of = |answer: fn(&Pair) -> &Vec<TokenId>| {
+            self.score(&pairs.iter().map(|pair| (&pair.prompt, answer(pair))).collect::<Vec<_>>())
+        };
+        match self {
+            Self::Adapter(adapter) => adapter.report(pairs),
+            Self::Classifier { .. } => Ok(Report::new(&of(|pair| &pair.chosen)?, &of(|pair| &pair.rejected)?)),
+        }
+    }
 }

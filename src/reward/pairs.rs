@@ -4,7 +4,7 @@ use sha2::{Digest, Sha256};
 
 use super::formats::{Judged, Judgements, Refused};
 use crate::error::{Error, Result};
-use crate::llama::{ChatTemplate, Model, chat_tokens, template_of};
+use crate::llama::{Model, PromptTokens};
 use crate::types::{PromptText, TokenId};
 
 /// A pair as the model reads it.
@@ -35,7 +35,7 @@ impl Pair {
 /// Turns texts into what the model reads.
 pub struct Tokenizer<'a> {
     model: &'a Model,
-    template: Result<ChatTemplate>,
+    prompts: PromptTokens<'a>,
     /// Longest prompt with answer, in tokens.
     most: usize,
 }
@@ -47,7 +47,7 @@ impl<'a> Tokenizer<'a> {
             0 => most,
             trained => trained,
         };
-        Self { model, template: template_of(model), most: most.min(trained) }
+        Self { model, prompts: PromptTokens::new(model), most: most.min(trained) }
     }
 
     /// A prompt: conversations through the template, text as it is.
@@ -56,12 +56,7 @@ impl<'a> Tokenizer<'a> {
     /// `Arg` if it leaves no room for an answer or can't be tokenized, `Unsupported` for a conversation without a
     /// template.
     pub fn prompt(&self, prompt: &PromptText) -> Result<Vec<TokenId>> {
-        let tokens = match prompt {
-            PromptText::Chat(messages) => {
-                chat_tokens(self.model, self.template.as_ref().map_err(Clone::clone)?, messages)?
-            }
-            PromptText::Text(text) => self.model.tokenize(text, true, false)?,
-        };
+        let tokens = self.prompts.of(prompt)?;
         // A token of the answer and its end.
         if tokens.is_empty() || tokens.len() + 2 > self.most {
             let (found, most) = (tokens.len(), self.most);

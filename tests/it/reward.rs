@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use apa::config::Dtype;
 use apa::policy::Decoder;
-use apa::reward::{Learner, Pair, Progress, Scorer, Settings};
+use apa::reward::{Learner, Pair, Progress, RewardAdapter, Settings};
 use candle_core::Device;
 use serde_json::{Value, json};
 
@@ -135,7 +135,7 @@ fn a_run_that_was_stopped_goes_on_as_itself() {
         runs += 1;
         if !outcome.stopped {
             assert_eq!(outcome, ended);
-            let score = |model| Scorer::new(model, manifest(&decoder)).score(&[([1u32], [40u32, 9])]).unwrap();
+            let score = |model| RewardAdapter::new(model, manifest(&decoder)).score(&[([1u32], [40u32, 9])]).unwrap();
             assert_eq!(score(part.finish().unwrap()), score(whole.finish().unwrap()));
             break;
         }
@@ -160,12 +160,12 @@ fn a_reward_model_reads_back_its_file_and_no_other_base() {
     learner.run(&|| false, &mut |_| ()).unwrap();
     let mut manifest = manifest(&decoder);
     manifest.end_token = Some(280);
-    let adapter = Scorer::new(learner.finish().unwrap(), manifest);
+    let adapter = RewardAdapter::new(learner.finish().unwrap(), manifest);
     let file = bench.path("r.gguf");
     adapter.save(&file).unwrap();
     let answers = [(vec![3, 5], vec![51, 40, 60]), (vec![3, 5], vec![51, 41, 60, 280]), (vec![9; 40], vec![40])];
     let scores = adapter.score(&answers).unwrap();
-    let read = Scorer::open(decoder.clone(), &file).unwrap();
+    let read = RewardAdapter::open(decoder.clone(), &file).unwrap();
     assert_eq!(read.score(&answers).unwrap(), scores);
     assert_eq!(read.manifest(), adapter.manifest());
     assert!(scores[0] > scores[1], "{scores:?}");
@@ -177,7 +177,7 @@ fn a_reward_model_reads_back_its_file_and_no_other_base() {
 
     tiny_model(&bench.path("other.gguf"), &TinySpec { seed: 8, ..TinySpec::new("llama") }).unwrap();
     let other = Arc::new(Decoder::load(&bench.path("other.gguf"), &Device::Cpu, Dtype::F32).unwrap());
-    let error = Scorer::open(other, &file).err().unwrap();
+    let error = RewardAdapter::open(other, &file).err().unwrap();
     assert!(error.message().contains("is for base"), "{error}");
     assert!(read.score(&[([0u32], [9999u32])]).unwrap_err().message().contains("outside the vocabulary"));
 }

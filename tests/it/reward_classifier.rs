@@ -11,7 +11,7 @@ use apa::config::{Config, Dtype};
 use apa::engine::GenerateRequest;
 use apa::llama::{Model, chat_tokens, template_of};
 use apa::policy::Decoder;
-use apa::reward::{Classifier, Grader, Texts};
+use apa::reward::{Classifier, RewardModel, Texts};
 use apa::types::{ChatMessage, NewFeedback, Sampling, Signal};
 use candle_core::Device;
 use serde_json::{Value, json};
@@ -141,7 +141,7 @@ fn a_folder_is_a_reward_model_wherever_one_is_named(dir: &Path) {
     let (pairs, scores) = expected(&folder);
 
     // From tokens with a template around them to what was said, and the scores of that.
-    let reward_model = Grader::open(&decoder, &model, &folder).unwrap();
+    let reward_model = RewardModel::open(&decoder, &model, &folder).unwrap();
     let read: Vec<_> = pairs.iter().map(|(q, a)| (tokens(&[("user", q)]), answer(a))).collect();
     for (ours, theirs) in reward_model.score(&read).unwrap().iter().zip(&scores) {
         assert!((ours - theirs).abs() < 1e-4, "{ours} is not {theirs}");

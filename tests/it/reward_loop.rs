@@ -8,7 +8,7 @@ use apa::config::{Config, Dtype, RewardConfig};
 use apa::engine::{GenerateRequest, StepOutcome};
 use apa::ledger::ReviewVerdict;
 use apa::policy::{Decoder, Lora, Packed};
-use apa::reward::{Learner, Manifest, Pair, Scorer, Settings};
+use apa::reward::{Learner, Manifest, Pair, RewardAdapter, Settings};
 use apa::types::*;
 use apa::{Code, Engine};
 use candle_core::Device;
@@ -56,7 +56,7 @@ fn reward_model(dir: &Path) -> std::path::PathBuf {
     let mut learner = Learner::new(decoder, &settings, pairs.clone(), pairs, "pairs").unwrap();
     learner.run(&|| false, &mut |_| ()).unwrap();
     let file = dir.join("reward.gguf");
-    Scorer::new(learner.finish().unwrap(), manifest).save(&file).unwrap();
+    RewardAdapter::new(learner.finish().unwrap(), manifest).save(&file).unwrap();
     file
 }
 

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use apa::config::Dtype;
 use apa::policy::Decoder;
-use apa::reward::Scorer;
+use apa::reward::RewardAdapter;
 use candle_core::Device;
 use serde_json::{Value, json};
 
@@ -326,7 +326,7 @@ fn a_reward_model_judges_as_it_judges_elsewhere() {
     assert!(output.status.success(), "{}", said(&output));
 
     let decoder = Decoder::load(&bench.path("tiny.gguf"), &Device::Cpu, Dtype::F32).unwrap();
-    let adapter = Scorer::open(Arc::new(decoder), &bench.path("r.gguf")).unwrap();
+    let adapter = RewardAdapter::open(Arc::new(decoder), &bench.path("r.gguf")).unwrap();
     let tokens = |v: &Value| -> Vec<u32> { serde_json::from_value(v.clone()).unwrap() };
     let mut seen = Vec::new();
     for sample in bench.lines("judged/seed-1/samples.jsonl") {

@@ -9,7 +9,7 @@ use anyhow::{Result, bail};
 use apa::config::Dtype;
 use apa::llama::Model;
 use apa::policy::{self, Decoder};
-use apa::reward::{Learner, Manifest, Pair, Scorer, Settings, Tokenizer, read_judgements};
+use apa::reward::{Learner, Manifest, Pair, RewardAdapter, Settings, Tokenizer, read_judgements};
 use apa::types::TokenId;
 use candle_core::DType;
 use clap::Args;
@@ -73,14 +73,14 @@ fn measure(options: &Options, path: &Path) -> Result<()> {
     let dtype = if decoder.dtype() == DType::BF16 { "bf16" } else { "f32" };
     let manifest = Manifest { end_token, ..Manifest::new(settings.clone(), decoder.fingerprint()) };
     let fresh = Learner::new(decoder, &settings, pairs.clone(), Vec::new(), "")?.finish()?;
-    let scorer = Scorer::new(fresh, manifest);
+    let adapter = RewardAdapter::new(fresh, manifest);
     let both = |pair: &Pair| [&pair.chosen, &pair.rejected].map(|answer| (pair.prompt.clone(), answer.clone()));
     let answers: Vec<(Vec<TokenId>, Vec<TokenId>)> = pairs.iter().flat_map(both).collect();
     let tokens: usize = pairs.iter().map(Pair::tokens).sum();
     let mut seconds = Vec::new();
     for _ in 0..=options.rounds {
         let started = Instant::now();
-        scorer.score(&answers)?;
+        adapter.score(&answers)?;
         seconds.push(started.elapsed().as_secs_f64());
     }
     let mut counted = seconds.split_off(1);

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use anyhow::{Result, bail};
 use apa::llama::Model;
-use apa::reward::{Grader, Pair, Settings};
+use apa::reward::{Pair, RewardModel, Settings};
 use clap::Args;
 use serde_json::json;
 
@@ -53,10 +53,10 @@ fn score(options: &Options, model: &Path) -> Result<()> {
     let pool = options.compute.pool()?;
     let served = Model::load(model, 0)?;
     let decoder = pool.install(|| options.compute.decoder(model))?;
-    let grader = Grader::open(&decoder, &served, &options.reward)?;
-    let manifest = match &grader {
-        Grader::Adapter(scorer) => Some(scorer.manifest()),
-        Grader::Classifier { .. } => None,
+    let reward_model = RewardModel::open(&decoder, &served, &options.reward)?;
+    let manifest = match &reward_model {
+        RewardModel::Adapter(adapter) => Some(adapter.manifest()),
+        RewardModel::Classifier { .. } => None,
     };
     let most = manifest.map_or(Settings::default().max_tokens, |manifest| manifest.settings.max_tokens);
     let mut prepared = prepare(&served, &options.pairs, most)?;
@@ -71,7 +71,7 @@ fn score(options: &Options, model: &Path) -> Result<()> {
     prepared.pairs.truncate(options.limit.unwrap_or(usize::MAX));
     let tokens: usize = prepared.pairs.iter().map(Pair::tokens).sum();
     let started = Instant::now();
-    let report = pool.install(|| grader.judge(&prepared.pairs))?;
+    let report = pool.install(|| reward_model.report(&prepared.pairs))?;
     let seconds = started.elapsed().as_secs_f64();
     let mut summary = serde_json::to_value(&report)?;
     summary["refused_lines"] = json!(prepared.refused.iter().map(|r| r.line).collect::<Vec<_>>());

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use apa::llama::Model;
-use apa::reward::{self, Learner, Manifest, Progress, Report, Scorer, Settings};
+use apa::reward::{self, Learner, Manifest, Progress, Report, RewardAdapter, Settings};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
@@ -151,11 +151,11 @@ fn train(options: &Options, model: &Path, stop: &AtomicBool) -> Result<()> {
     }
     manifest.epochs_done = ended.epochs_done;
     manifest.validation = ended.validation.clone();
-    let scorer = Scorer::new(learner.finish()?, manifest);
-    scorer.save(&options.out)?;
+    let adapter = RewardAdapter::new(learner.finish()?, manifest);
+    adapter.save(&options.out)?;
     Learner::remove_checkpoint(&checkpoint)?;
 
-    let manifest = scorer.manifest();
+    let manifest = adapter.manifest();
     if options.json {
         let summary = json!({
             "out": options.out, "steps": ended.steps, "dropped_steps": ended.dropped_steps, "early": ended.early,

@@ -1,31 +1,23 @@
-//! `apad train --compare`: the records of experiments, read back and drawn over each other. Runs nothing.
+//! `apad train --compare`: experiments side by side, summed up and drawn over each other. Runs nothing.
 
 use std::path::Path;
 
-use anyhow::{Context, Result, bail};
-use apa::experiment::{METRICS_FILE, Plan, StepRecord, seed_folder};
+use anyhow::{Context, Result};
+use apa::experiment::StepRecord;
 use serde_json::{Value, json};
 
 use super::curves;
+use super::group::Group;
 
 /// Steps at the end of a run whose reward is averaged for a summary.
 const LAST: usize = 5;
 
-/// An experiment: its seeds' records.
-pub struct Group {
-    /// The name of its folder.
-    pub name: String,
-    plan: Plan,
-    /// Each with its steps, in order.
-    pub seeds: Vec<(u64, Vec<StepRecord>)>,
-}
-
 /// Draws the experiments in `dirs` into `out`.
 pub fn run(dirs: &[std::path::PathBuf], out: &Path, json: bool) -> Result<()> {
-    let groups = dirs.iter().map(|dir| read(dir)).collect::<Result<Vec<_>>>()?;
+    let groups = dirs.iter().map(|dir| Group::read(dir)).collect::<Result<Vec<_>>>()?;
     std::fs::create_dir_all(out).with_context(|| format!("creating {}", out.display()))?;
     curves::write(out, &groups)?;
-    let summaries: Vec<Value> = groups.iter().map(Group::summary).collect();
+    let summaries: Vec<Value> = groups.iter().map(summary).collect();
     if json {
         println!("{}", serde_json::to_string_pretty(&json!({"out": out, "experiments": summaries}))?);
         return Ok(());
@@ -54,50 +46,20 @@ fn number(x: Option<f64>) -> String {
     x.map_or_else(|| "-".into(), |x| format!("{x:.3}"))
 }
 
-/// The records of the experiment in `dir`.
-pub fn read(dir: &Path) -> Result<Group> {
-    let plan = Plan::read(dir)?;
-    let mut seeds = Vec::new();
-    for &seed in &plan.seeds {
-        let path = seed_folder(dir, seed).join(METRICS_FILE);
-        let text = match std::fs::read_to_string(&path) {
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => continue,
-            text => text.with_context(|| format!("reading {}", path.display()))?,
-        };
-        let mut records = Vec::new();
-        // A run that goes on may be writing its last line.
-        for (index, line) in text.split_inclusive('\n').enumerate().filter(|(_, l)| l.ends_with('\n')) {
-            let record = serde_json::from_str(line).with_context(|| format!("{}:{}", path.display(), index + 1))?;
-            records.push(record);
-        }
-        if !records.is_empty() {
-            seeds.push((seed, records));
-        }
-    }
-    if seeds.is_empty() {
-        bail!("{} has no step to show", dir.display());
-    }
-    let full = std::path::absolute(dir).unwrap_or_else(|_| dir.to_owned());
-    let name = full.file_name().map_or_else(|| dir.display().to_string(), |n| n.to_string_lossy().into_owned());
-    Ok(Group { name, plan, seeds })
-}
-
-impl Group {
-    /// What came of it, for machines.
-    pub fn summary(&self) -> Value {
-        let train = &self.plan.config.train;
-        let seeds: Vec<Value> = self.seeds.iter().map(|(seed, records)| Summary::of(records).json(*seed)).collect();
-        json!({
-            "name": self.name,
-            "algorithm": train.algorithm,
-            "lambda": train.lambda,
-            "lr": train.lr,
-            "critic_lr": train.critic_lr,
-            "reward": self.plan.reward,
-            "planned_steps": self.plan.steps,
-            "seeds": seeds,
-        })
-    }
+/// What came of an experiment, for machines.
+pub fn summary(group: &Group) -> Value {
+    let train = &group.plan.config.train;
+    let seeds: Vec<Value> = group.seeds.iter().map(|(seed, records)| Summary::of(records).json(*seed)).collect();
+    json!({
+        "name": group.name,
+        "algorithm": train.algorithm,
+        "lambda": train.lambda,
+        "lr": train.lr,
+        "critic_lr": train.critic_lr,
+        "reward": group.plan.reward,
+        "planned_steps": group.plan.steps,
+        "seeds": seeds,
+    })
 }
 
 struct Summary {

@@ -6,7 +6,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use apa::experiment::StepRecord;
 
-use super::compare::Group;
+use super::group::Group;
 use crate::plot::{self, Panel, Series};
 
 const SIZE: (u32, u32) = (1440, 460);

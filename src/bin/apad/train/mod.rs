@@ -3,6 +3,7 @@
 mod compare;
 mod curves;
 mod flags;
+mod group;
 mod screen;
 
 use std::fs::File;
@@ -11,11 +12,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result, bail};
-use apa::experiment::{Input, Lab, PLAN_FILE, Plan, RewardSpec, read_dataset, read_prompts};
+use apa::experiment::{Input, Lab, PLAN_FILE, Plan, read_dataset, read_prompts};
+use apa::reward::Source;
 use clap::Args;
 use serde_json::json;
 
 use self::flags::Hyperparameters;
+use self::group::Group;
 use self::screen::Screen;
 use crate::WrongUse;
 use crate::pull;
@@ -69,7 +72,7 @@ pub struct Options {
     prompts: Option<PathBuf>,
     /// What an answer is worth: length:TOKENS, regex:PATTERN, model:PATH, command:SHELL COMMAND or http:URL
     #[arg(long, value_name = "SPEC", required_unless_present_any = ["resume", "compare", "dataset"])]
-    reward: Option<RewardSpec>,
+    reward: Option<Source>,
     /// Learn from fixed answers and their rewards instead of samples; --prompts and --reward then only measure
     #[arg(long, value_name = "FILE")]
     dataset: Option<PathBuf>,
@@ -165,7 +168,7 @@ async fn planned(options: &Options) -> Result<Plan> {
         prompts,
         reward: match &options.reward {
             // A run that goes on may be started in another folder.
-            Some(RewardSpec::Model(file)) => Some(RewardSpec::Model(absolute(file)?)),
+            Some(Source::Model(file)) => Some(Source::Model(absolute(file)?)),
             reward => reward.clone(),
         },
         dataset,
@@ -208,7 +211,7 @@ impl Job {
         let outcome = self.all_seeds(&lab, &screen);
         screen.finish();
         // What there is is drawn, however it ended.
-        let drawn = compare::read(&self.dir).and_then(|group| {
+        let drawn = Group::read(&self.dir).and_then(|group| {
             curves::write(&self.dir, std::slice::from_ref(&group))?;
             Ok(group)
         });
@@ -216,7 +219,8 @@ impl Job {
         let group = drawn?;
         screen.line(&format!("results: {}", self.dir.display()));
         if self.json {
-            let summary = json!({"out": self.dir, "stopped": stopped_at.is_some(), "experiment": group.summary()});
+            let summary =
+                json!({"out": self.dir, "stopped": stopped_at.is_some(), "experiment": compare::summary(&group)});
             println!("{}", serde_json::to_string_pretty(&summary)?);
         }
         if let Some((seed, steps)) = stopped_at {

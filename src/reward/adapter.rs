@@ -1,10 +1,9 @@
-//! A reward model that is ready to judge answers. Never learns.
+//! A reward model of our own: a trained network with what its file says of it. Never learns.
 
 use std::path::Path;
 use std::sync::Arc;
 
-use super::learn::evaluate;
-use super::model::{Manifest, RewardModel};
+use super::network::{Manifest, RewardNetwork};
 use super::pairs::Pair;
 use super::report::Report;
 use crate::error::Result;
@@ -17,38 +16,38 @@ const MICRO_TOKENS: usize = 1024;
 
 /// A trained reward model. Cheap to clone; clones share the weights.
 #[derive(Clone)]
-pub struct Scorer {
-    model: RewardModel,
+pub struct RewardAdapter {
+    network: RewardNetwork,
     manifest: Manifest,
 }
 
-impl Scorer {
+impl RewardAdapter {
     /// Reads the file of a reward model for this base.
     ///
     /// # Errors
     /// `Model` for a file of another kind or a damaged one, `Arg` for one of another base or with a tensor that is
     /// missing or of the wrong shape (it is named), `Unsupported` for a newer format.
     pub fn open(decoder: Arc<Decoder>, file: &Path) -> Result<Self> {
-        let read = || RewardModel::read(&Gguf::open(file)?, decoder, &[]);
-        let (model, manifest) = read().map_err(|e| e.context(format!("reward model {}", file.display())))?;
-        Ok(Self { model, manifest })
+        let read = || RewardNetwork::read(&Gguf::open(file)?, decoder, &[]);
+        let (network, manifest) = read().map_err(|e| e.context(format!("reward model {}", file.display())))?;
+        Ok(Self { network, manifest })
     }
 
-    /// One of a model that was just trained.
-    pub fn new(model: RewardModel, manifest: Manifest) -> Self {
-        Self { model, manifest }
+    /// Of a network that was just trained.
+    pub fn new(network: RewardNetwork, manifest: Manifest) -> Self {
+        Self { network, manifest }
     }
 
-    pub(super) fn into_model(self) -> RewardModel {
-        self.model
+    pub(super) fn into_network(self) -> RewardNetwork {
+        self.network
     }
 
-    /// Writes the one file that [`Scorer::open`] reads, whole or not at all.
+    /// Writes the one file that [`RewardAdapter::open`] reads, whole or not at all.
     ///
     /// # Errors
     /// `Io` if it can't be written.
     pub fn save(&self, file: &Path) -> Result<()> {
-        self.model.write(file, &self.manifest, &[], &[])
+        self.network.write(file, &self.manifest, &[], &[])
     }
 
     /// What the file says of itself.
@@ -70,14 +69,14 @@ impl Scorer {
             prompt.iter().chain(answer).copied().chain(end).collect::<Vec<TokenId>>()
         };
         let sequences: Vec<Vec<TokenId>> = answers.iter().map(sequence).collect();
-        self.model.scores(&sequences, MICRO_TOKENS)
+        self.network.scores(&sequences, MICRO_TOKENS)
     }
 
-    /// Scores pairs and judges the scores.
+    /// How well its scores tell the answers of pairs apart.
     ///
     /// # Errors
-    /// As [`Scorer::score`].
-    pub fn judge(&self, pairs: &[Pair]) -> Result<Report> {
-        evaluate(&self.model, pairs, MICRO_TOKENS)
+    /// As [`RewardAdapter::score`].
+    pub fn report(&self, pairs: &[Pair]) -> Result<Report> {
+        self.network.report(pairs, MICRO_TOKENS)
     }
 }

@@ -1,4 +1,7 @@
-//! What an answer is worth, in an experiment. Never learns.
+//! The kinds of reward: what gives an answer a score, as it is written (`command:./judge`), and ready to be asked. Never
+//! weighs a score and never learns.
+//!
+//! A new kind is a variant of [`Source`] with its name, its reading, its opening and its scores, all in this file.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -10,16 +13,17 @@ use std::time::Duration;
 use regex::{Regex, RegexBuilder};
 use serde::{Deserialize, Serialize};
 
+use super::command;
+use super::model::RewardModel;
+#[cfg(feature = "daemon")]
+use super::service;
+use crate::config::RewardConfig;
 use crate::error::{Error, Result};
 use crate::llama::Model;
 use crate::policy::Decoder;
-use crate::reward::Grader;
-use crate::reward::command;
-#[cfg(feature = "daemon")]
-use crate::reward::service;
 use crate::types::{FinishReason, Generation, PromptText};
 
-/// The kinds of reward there are.
+/// How each kind is written.
 pub const SCHEMES: [&str; 5] = ["length:TOKENS", "regex:PATTERN", "model:PATH", "command:SHELL COMMAND", "http:URL"];
 
 /// Distance from the wanted length, in tokens, at which an answer is worth -1.
@@ -27,10 +31,10 @@ const WORST_DISTANCE: f64 = 40.0;
 /// Largest compiled pattern, in bytes.
 const PATTERN_SIZE: usize = 1 << 20;
 
-/// Where rewards come from.
+/// What gives answers their scores.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-pub enum RewardSpec {
+pub enum Source {
     /// 1 for an answer of so many tokens (its end included) that ends by itself, falling linearly to -1 at 40 tokens
     /// off; -1 if it was cut off.
     Length(u32),
@@ -46,7 +50,7 @@ pub enum RewardSpec {
     Http(String),
 }
 
-impl FromStr for RewardSpec {
+impl FromStr for Source {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
@@ -56,24 +60,22 @@ impl FromStr for RewardSpec {
             .ok_or_else(|| Error::arg(format!("the reward {text:?} has no scheme, {}", known())))?;
         match scheme {
             "length" => match rest.parse() {
-                Ok(tokens) if tokens > 0 => Ok(RewardSpec::Length(tokens)),
+                Ok(tokens) if tokens > 0 => Ok(Source::Length(tokens)),
                 _ => Err(Error::arg(format!("length is {rest:?}, expected a number of tokens like length:20"))),
             },
             "regex" => {
                 compile(rest)?;
-                Ok(RewardSpec::Regex(rest.to_owned()))
+                Ok(Source::Regex(rest.to_owned()))
             }
             "model" if rest.is_empty() => {
                 Err(Error::arg("the reward model is empty, expected a file like model:reward.gguf"))
             }
-            "model" => Ok(RewardSpec::Model(rest.into())),
+            "model" => Ok(Source::Model(rest.into())),
             "command" if rest.trim().is_empty() => Err(Error::arg("the reward command is empty")),
-            "command" => Ok(RewardSpec::Command(rest.to_owned())),
+            "command" => Ok(Source::Command(rest.to_owned())),
             // `http://host/path` alone is a URL already.
-            "http" if rest.starts_with("//") && rest.len() > 2 => Ok(RewardSpec::Http(text.to_owned())),
-            "http" if rest.starts_with("http://") || rest.starts_with("https://") => {
-                Ok(RewardSpec::Http(rest.to_owned()))
-            }
+            "http" if rest.starts_with("//") && rest.len() > 2 => Ok(Source::Http(text.to_owned())),
+            "http" if rest.starts_with("http://") || rest.starts_with("https://") => Ok(Source::Http(rest.to_owned())),
             "http" => Err(Error::arg(format!(
                 "the reward service is {rest:?}, expected http:URL like http://localhost:80/score"
             ))),
@@ -82,83 +84,91 @@ impl FromStr for RewardSpec {
     }
 }
 
-impl fmt::Display for RewardSpec {
+impl fmt::Display for Source {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            RewardSpec::Length(tokens) => write!(f, "length:{tokens}"),
-            RewardSpec::Regex(pattern) => write!(f, "regex:{pattern}"),
-            RewardSpec::Model(file) => write!(f, "model:{}", file.display()),
-            RewardSpec::Command(command) => write!(f, "command:{command}"),
-            RewardSpec::Http(url) => write!(f, "http:{url}"),
+            Source::Length(tokens) => write!(f, "length:{tokens}"),
+            Source::Regex(pattern) => write!(f, "regex:{pattern}"),
+            Source::Model(file) => write!(f, "model:{}", file.display()),
+            Source::Command(command) => write!(f, "command:{command}"),
+            Source::Http(url) => write!(f, "http:{url}"),
         }
     }
 }
 
-impl TryFrom<String> for RewardSpec {
+impl TryFrom<String> for Source {
     type Error = Error;
     fn try_from(text: String) -> Result<Self> {
         text.parse()
     }
 }
 
-impl From<RewardSpec> for String {
-    fn from(spec: RewardSpec) -> String {
+impl From<Source> for String {
+    fn from(spec: Source) -> String {
         spec.to_string()
     }
 }
 
-/// A reward that is ready to judge.
-pub(super) enum Reward {
-    Length(u32),
-    Regex(Regex),
-    Model(Grader),
-    Command {
-        command: String,
-        timeout: Duration,
-    },
-    #[cfg(feature = "daemon")]
-    Http {
-        url: String,
-        timeout: Duration,
-    },
-}
+/// An answer and the prompt that it answers.
+pub type Asked<'a> = (&'a PromptText, &'a Generation);
 
-impl Reward {
-    pub fn new(spec: &RewardSpec, timeout: Duration, decoder: &Arc<Decoder>, base: &Arc<Model>) -> Result<Self> {
-        Ok(match spec {
-            RewardSpec::Length(tokens) => Reward::Length(*tokens),
-            RewardSpec::Regex(pattern) => Reward::Regex(compile(pattern)?),
-            RewardSpec::Model(path) => Reward::Model(Grader::open(decoder, base, path)?),
-            RewardSpec::Command(command) => Reward::Command { command: command.clone(), timeout },
-            #[cfg(feature = "daemon")]
-            RewardSpec::Http(url) => Reward::Http { url: url.clone(), timeout },
-            #[cfg(not(feature = "daemon"))]
-            RewardSpec::Http(_) => return Err(Error::unsupported("this build has no HTTP, so no reward service")),
-        })
+/// A source that is ready to score answers.
+pub struct Grader(Box<Scores>);
+
+type Scores = dyn Fn(&[Asked], &AtomicBool) -> Result<Vec<f64>> + Send + Sync;
+
+impl Source {
+    /// The kind that the settings name beside the reward model, if they name one.
+    pub fn external(config: &RewardConfig) -> Option<Self> {
+        let command = config.command.clone().map(Source::Command);
+        command.or_else(|| config.url.clone().map(Source::Http))
     }
 
+    /// Loads and compiles what it needs. A command or service may take `timeout` for a batch; `decoder` and `base` are
+    /// the model whose answers are scored.
+    ///
+    /// # Errors
+    /// As [`RewardModel::open`] for a reward model; `Arg` for a wrong pattern; `Unsupported` for a service in a build
+    /// without HTTP.
+    pub fn open(&self, timeout: Duration, decoder: &Arc<Decoder>, base: &Arc<Model>) -> Result<Grader> {
+        Ok(Grader(match self.clone() {
+            Source::Length(wanted) => {
+                Box::new(move |answers, _| Ok(answers.iter().map(|(_, g)| length(wanted, g)).collect()))
+            }
+            Source::Regex(pattern) => {
+                let pattern = compile(&pattern)?;
+                let score = move |text: &str| if pattern.is_match(text) { 1.0 } else { -1.0 };
+                Box::new(move |answers, _| Ok(answers.iter().map(|(_, g)| score(&g.text)).collect()))
+            }
+            Source::Model(path) => {
+                let reward_model = RewardModel::open(decoder, base, &path)?;
+                Box::new(move |answers, _| model(&reward_model, answers))
+            }
+            Source::Command(command) => {
+                Box::new(move |answers, stop| command::scores(&command, answers, timeout, stop))
+            }
+            #[cfg(feature = "daemon")]
+            Source::Http(url) => Box::new(move |answers, stop| service::scores(&url, answers, timeout, stop)),
+            #[cfg(not(feature = "daemon"))]
+            Source::Http(_) => return Err(Error::unsupported("this build has no HTTP, so no reward service")),
+        }))
+    }
+}
+
+impl Grader {
     /// The score of each answer, all finite.
     ///
     /// # Errors
     /// `Callback` if a command or service dies, takes too long, or answers anything but scores; `Closed` if `stop` is
     /// set meanwhile.
-    pub fn scores(&self, answers: &[(&PromptText, &Generation)], stop: &AtomicBool) -> Result<Vec<f64>> {
-        match self {
-            Reward::Length(wanted) => Ok(answers.iter().map(|(_, g)| length(*wanted, g)).collect()),
-            Reward::Regex(pattern) => {
-                Ok(answers.iter().map(|(_, g)| if pattern.is_match(&g.text) { 1.0 } else { -1.0 }).collect())
-            }
-            Reward::Model(grader) => model(grader, answers),
-            Reward::Command { command, timeout } => command::scores(command, answers, *timeout, stop),
-            #[cfg(feature = "daemon")]
-            Reward::Http { url, timeout } => service::scores(url, answers, *timeout, stop),
-        }
+    pub fn scores(&self, answers: &[Asked], stop: &AtomicBool) -> Result<Vec<f64>> {
+        (self.0)(answers, stop)
     }
 }
 
-fn model(grader: &Grader, answers: &[(&PromptText, &Generation)]) -> Result<Vec<f64>> {
+fn model(reward_model: &RewardModel, answers: &[Asked]) -> Result<Vec<f64>> {
     let tokens: Vec<_> = answers.iter().map(|(_, g)| (g.prompt.as_slice(), g.response.as_slice())).collect();
-    let scores = grader.score(&tokens)?;
+    let scores = reward_model.score(&tokens)?;
     match scores.iter().find(|score| !score.is_finite()) {
         Some(score) => {
             Err(Error::callback(format!("the reward model gave the score {score}, expected a finite number")))
@@ -190,7 +200,7 @@ mod tests {
     use super::*;
 
     fn message(text: &str) -> String {
-        text.parse::<RewardSpec>().unwrap_err().message().to_owned()
+        text.parse::<Source>().unwrap_err().message().to_owned()
     }
 
     #[test]
@@ -206,9 +216,9 @@ mod tests {
 
     #[test]
     fn a_reward_is_written_as_it_is_read() {
-        assert_eq!("http://a/b".parse::<RewardSpec>().unwrap().to_string(), "http:http://a/b");
+        assert_eq!("http://a/b".parse::<Source>().unwrap().to_string(), "http:http://a/b");
         for text in ["length:20", r"regex:^a:b\d", "command:jq -c '{score: 1}'", "http:http://a/b", "model:a/b.gguf"] {
-            assert_eq!(text.parse::<RewardSpec>().unwrap().to_string(), text);
+            assert_eq!(text.parse::<Source>().unwrap().to_string(), text);
         }
     }
 }

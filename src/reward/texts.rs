@@ -1,73 +1,9 @@
-//! A reward model of either kind, by its path: a folder is somebody's classifier, a file our adapter. Never learns.
+//! From tokens of the base to the texts that a classifier reads. Never scores one.
 
-use std::path::Path;
 use std::sync::Arc;
 
-use super::{Classifier, Pair, Report, Scorer};
-use crate::error::Result;
 use crate::llama::{Model, template_of};
-use crate::policy::Decoder;
 use crate::types::{ChatMessage, TokenId};
-
-/// What grades answers. Cheap to clone; clones share the weights.
-#[derive(Clone)]
-pub enum Grader {
-    /// A file: an adapter and a head on the base, as `apad reward train` writes it.
-    Adapter(Box<Scorer>),
-    /// A folder: a sequence classifier that reads texts.
-    Classifier {
-        /// It.
-        classifier: Arc<Classifier>,
-        /// From tokens of the base to what it reads.
-        texts: Arc<Texts>,
-    },
-}
-
-impl Grader {
-    /// Reads the reward model at `path`. `model` and `decoder` are of the base whose answers it grades.
-    ///
-    /// # Errors
-    /// As [`Scorer::open`] for a file, [`Classifier::open`] for a folder.
-    pub fn open(decoder: &Arc<Decoder>, model: &Arc<Model>, path: &Path) -> Result<Self> {
-        if path.is_dir() {
-            let classifier = Arc::new(Classifier::open(path, decoder.device())?);
-            return Ok(Self::Classifier { classifier, texts: Arc::new(Texts::new(model.clone())) });
-        }
-        Ok(Self::Adapter(Box::new(Scorer::open(decoder.clone(), path)?)))
-    }
-
-    /// The score of each answer to its prompt (template applied), as tokens of the base. Higher is better; only
-    /// differences between answers mean something. A score may be NaN or infinite where weights are damaged: it judges
-    /// nothing.
-    ///
-    /// # Errors
-    /// `Arg` if prompt and answer have no token, or one outside the vocabulary; `Train` if nothing can be computed.
-    pub fn score<P: AsRef<[TokenId]>, A: AsRef<[TokenId]>>(&self, answers: &[(P, A)]) -> Result<Vec<f32>> {
-        match self {
-            Self::Adapter(scorer) => scorer.score(answers),
-            Self::Classifier { classifier, texts } => {
-                let text = |(prompt, answer): &(P, A)| (texts.question(prompt.as_ref()), texts.answer(answer.as_ref()));
-                let read: Vec<(String, String)> = answers.iter().map(text).collect();
-                let read: Vec<(&str, &str)> = read.iter().map(|(q, a)| (q.as_str(), a.as_str())).collect();
-                classifier.score(&read)
-            }
-        }
-    }
-
-    /// Scores pairs and judges the scores.
-    ///
-    /// # Errors
-    /// As [`Grader::score`].
-    pub fn judge(&self, pairs: &[Pair]) -> Result<Report> {
-        let of = |answer: fn(&Pair) -> &Vec<TokenId>| {
-            self.score(&pairs.iter().map(|pair| (&pair.prompt, answer(pair))).collect::<Vec<_>>())
-        };
-        match self {
-            Self::Adapter(scorer) => scorer.judge(pairs),
-            Self::Classifier { .. } => Ok(Report::new(&of(|pair| &pair.chosen)?, &of(|pair| &pair.rejected)?)),
-        }
-    }
-}
 
 /// Takes off what the base's chat template put around what people said: a classifier was taught questions without it.
 pub struct Texts {

@@ -1,5 +1,5 @@
-//! One scalar from what is known of an answer: terms with weights, each left out where it is missing. Never asks
-//! anyone.
+//! One number from what is known of an answer: a sum of terms with weights, each left out where it is missing. Never
+//! asks anyone.
 
 use std::collections::BTreeMap;
 
@@ -37,14 +37,14 @@ pub struct Scales {
     pub reward_version: u64,
 }
 
-/// Makes scalars by the settings.
+/// The weights of the terms, by the settings.
 #[derive(Clone, Debug)]
-pub struct Scalar {
+pub struct Terms {
     config: RewardConfig,
     signals: BTreeMap<String, f64>,
 }
 
-impl Scalar {
+impl Terms {
     /// Reads the settings.
     ///
     /// # Errors
@@ -105,18 +105,18 @@ impl Scalar {
 mod tests {
     use super::*;
 
-    fn scalar(change: impl FnOnce(&mut RewardConfig)) -> Scalar {
+    fn terms(change: impl FnOnce(&mut RewardConfig)) -> Terms {
         let mut config = RewardConfig::default();
         change(&mut config);
-        Scalar::new(&config).unwrap()
+        Terms::new(&config).unwrap()
     }
 
     #[test]
     fn each_term_is_left_out_where_it_is_missing_and_says_what_it_added() {
         let mut scales = Scales::default();
         scales.model.update(&[1.0, 3.0]);
-        let scalar = scalar(|c| (c.model_weight, c.length_weight, c.length_free) = (0.5, 0.2, 10));
-        let of = |known: Known| scalar.score(&known, &scales);
+        let terms = terms(|c| (c.model_weight, c.length_weight, c.length_free) = (0.5, 0.2, 10));
+        let of = |known: Known| terms.score(&known, &scales);
         assert_eq!(of(Known { tokens: 15, ..Known::default() }), None);
         let rated = of(Known { rating: Some(-0.5), tokens: 10, ..Known::default() }).unwrap();
         assert_eq!((rated.score, rated.terms.len()), (-0.5, 2));
@@ -136,8 +136,8 @@ mod tests {
 
     #[test]
     fn the_sum_is_clipped_and_scores_that_are_no_numbers_are_left_out() {
-        let scalar = scalar(|c| (c.model_weight, c.clip) = (100.0, 2.0));
-        let of = |model: f64| scalar.score(&Known { model: Some(model), ..Known::default() }, &Scales::default());
+        let terms = terms(|c| (c.model_weight, c.clip) = (100.0, 2.0));
+        let of = |model: f64| terms.score(&Known { model: Some(model), ..Known::default() }, &Scales::default());
         assert_eq!(of(7.0).map(|s| s.score), Some(2.0));
         assert_eq!(of(-7.0).map(|s| s.score), Some(-2.0));
         assert_eq!((of(f64::NAN), of(f64::INFINITY)), (None, None));
