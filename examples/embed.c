@@ -77,7 +77,7 @@ int main(int argc, char **argv)
     check(apa_options_set(options, "train.auto", APA_NTS, "false", APA_NTS, &error));
     check(apa_engine_open(options, &engine, &error));
     apa_options_free(options);
-    check(apa_policy_sync(engine, &first, &error));
+    check(apa_policy_version(engine, &first, &error));
 
     for (i = 0; i < ANSWERS; i++) {
         id = talk(engine, "Name a colour.", &length);
@@ -88,7 +88,7 @@ int main(int argc, char **argv)
     check(apa_trainer_step(engine, &outcome, &error));
     printf("training: %s\n", apa_string_data(outcome));
     apa_string_free(outcome);
-    check(apa_policy_sync(engine, &learned, &error));
+    check(apa_policy_version(engine, &learned, &error));
     if (learned == first) {
         fprintf(stderr, "embed: the step published no version\n");
         return 1;

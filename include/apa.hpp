@@ -273,6 +273,12 @@ public:
 
     std::uint64_t policy_version() const {
         std::uint64_t version = 0;
+        detail::check([&](apa_error **e) { return apa_policy_version(get(), &version, e); });
+        return version;
+    }
+    /** Serves the newest version now, and returns it. */
+    std::uint64_t sync() {
+        std::uint64_t version = 0;
         detail::check([&](apa_error **e) { return apa_policy_sync(get(), &version, e); });
         return version;
     }

@@ -51,6 +51,7 @@ impl Code {
 pub struct Error {
     code: Code,
     message: String,
+    unknown_id: bool,
 }
 
 /// The library's result.
@@ -60,7 +61,7 @@ macro_rules! constructors {
     ($($(#[$doc:meta])* $name:ident => $code:ident;)*) => {
         impl Error {
             $($(#[$doc])* pub fn $name(message: impl Into<String>) -> Self {
-                Self { code: Code::$code, message: message.into() }
+                Self { code: Code::$code, message: message.into(), unknown_id: false }
             })*
         }
     };
@@ -90,6 +91,17 @@ constructors! {
 }
 
 impl Error {
+    /// What an id names is not there: `Arg`, as all input that can't be used, and told apart by
+    /// [`Error::is_unknown_id`].
+    pub fn unknown_id(message: impl Into<String>) -> Self {
+        Self { unknown_id: true, ..Self::arg(message) }
+    }
+
+    /// Whether it is that what an id names is not there.
+    pub fn is_unknown_id(&self) -> bool {
+        self.unknown_id
+    }
+
     /// Its class.
     pub fn code(&self) -> Code {
         self.code

@@ -61,8 +61,10 @@ pub mod gate;
 pub mod gguf;
 #[cfg(feature = "daemon")]
 pub mod http;
+mod ids;
 pub mod ledger;
 pub mod llama;
+mod lock;
 pub mod optim;
 pub mod policy;
 mod prompts;
@@ -70,6 +72,7 @@ pub mod publish;
 pub mod request;
 pub mod reward;
 pub mod scheduler;
+mod system;
 pub mod trainer;
 pub mod types;
 

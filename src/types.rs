@@ -124,6 +124,25 @@ pub enum Format {
     Grammar(String),
 }
 
+/// What to generate.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct GenerateRequest {
+    /// Prompt tokens; [`Engine::chat_prompt`](crate::Engine::chat_prompt) and
+    /// [`Engine::tokenize`](crate::Engine::tokenize) make them.
+    pub prompt: Vec<TokenId>,
+    /// How to sample.
+    pub sampling: Sampling,
+    /// Most tokens to make; the configured default if unset.
+    pub max_tokens: Option<u32>,
+    /// Strings that end the answer; not part of its text. At most 16.
+    pub stop: Vec<String>,
+    /// Tells the log-probabilities of the sampled tokens and of this many most probable ones beside each, at most 20;
+    /// `None` computes none.
+    pub logprobs: Option<u32>,
+    /// Whom it is for.
+    pub user: Option<String>,
+}
+
 /// A token that might have been sampled.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Alternative {
@@ -425,10 +444,4 @@ pub enum PromptText {
     Chat(Vec<ChatMessage>),
     /// Goes in as it is.
     Text(String),
-}
-
-/// The present time.
-pub fn unix_millis() -> UnixMillis {
-    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-    since.map_or(0, |d| d.as_millis() as UnixMillis)
 }

@@ -83,6 +83,7 @@ static go_out go_preference(const apa_engine *e, _GoString_ json) {
 }
 static go_out go_trainer_step(const apa_engine *e) { OUT(apa_trainer_step(e, &out.string, &out.error)); }
 static go_out go_trainer_status(const apa_engine *e) { OUT(apa_trainer_status(e, &out.string, &out.error)); }
+static go_out go_policy_version(const apa_engine *e) { OUT(apa_policy_version(e, &out.number, &out.error)); }
 static go_out go_policy_sync(const apa_engine *e) { OUT(apa_policy_sync(e, &out.number, &out.error)); }
 static go_out go_policy_activate(const apa_engine *e, uint64_t version) {
 	OUT(apa_policy_activate(e, version, &out.error));
@@ -237,6 +238,7 @@ func preference(e engineHandle, json string) (string, error) { return done(C.go_
 func trainerStep(e engineHandle) (string, error)             { return done(C.go_trainer_step(e)) }
 func trainerStatus(e engineHandle) (string, error)           { return done(C.go_trainer_status(e)) }
 func policyList(e engineHandle) (string, error)              { return done(C.go_policy_list(e)) }
+func policyVersion(e engineHandle) (uint64, error)           { return number(C.go_policy_version(e)) }
 func policySync(e engineHandle) (uint64, error)              { return number(C.go_policy_sync(e)) }
 func policyRollback(e engineHandle) (uint64, error)          { return number(C.go_policy_rollback(e)) }
 func policyActivate(e engineHandle, version uint64) error {

@@ -166,6 +166,7 @@ func TestAfterCloseEveryCallIsClosed(t *testing.T) {
 		"ActiveVersion": func() error { _, err := engine.ActiveVersion(); return err },
 		"Activate":      func() error { return engine.Activate(background, 0) },
 		"Rollback":      func() error { _, err := engine.Rollback(background); return err },
+		"Sync":          func() error { _, err := engine.Sync(background); return err },
 		"Next":          func() error { _, err := readAll(background, stream); return err },
 	} {
 		if err := wantErr(call(), ErrClosed); err != nil {

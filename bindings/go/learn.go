@@ -195,7 +195,19 @@ func (e *Engine) Versions() ([]Version, error) { return decode[[]Version](e, pol
 // ActiveVersion is the version that new requests get; 0 is the initial model. Errors: [ErrClosed].
 func (e *Engine) ActiveVersion() (uint64, error) {
 	defer runtime.KeepAlive(e)
-	return policySync(e.handle)
+	return policyVersion(e.handle)
+}
+
+// Sync brings the newest version into serving, also after [Engine.Rollback], and returns it; training goes on from it. It does
+// nothing if that is served already, as it is unless somebody went back. When ctx is done it returns at once, and the change goes
+// on.
+//
+// Errors: [ErrIO] or [ErrModel] if its files are gone or damaged; [ErrClosed].
+func (e *Engine) Sync(ctx context.Context) (uint64, error) {
+	return await(ctx, func() (uint64, error) {
+		defer runtime.KeepAlive(e)
+		return policySync(e.handle)
+	}, nil)
 }
 
 // Activate serves version from now on, and trains on from it; running generations end on theirs. When ctx is done it returns at

@@ -283,6 +283,8 @@ export class Engine {
   activate(version: number): Promise<void>;
   /** Activates the parent of the active version, and gives it. */
   rollback(): Promise<number>;
+  /** Serves the newest version now, also after a rollback, and gives it. */
+  sync(): Promise<number>;
   /** Writes a version into one file. */
   snapshot(version: number, path: string): Promise<void>;
   /** Serves what {@link Engine.snapshot} wrote, as a new version. */

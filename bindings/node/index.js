@@ -21,9 +21,9 @@ process.once('exit', () => native.endAll());
 
 // The order of src/addon.h.
 const OPERATIONS = ['open', 'close', 'feedback', 'preference', 'sample', 'forget', 'reward', 'versions', 'step', 'activate',
-  'rollback', 'snapshot', 'restore', 'httpStart', 'httpStop'];
+  'rollback', 'sync', 'snapshot', 'restore', 'httpStart', 'httpStop'];
 const OPERATION = Object.fromEntries(OPERATIONS.map((name, number) => [name, number]));
-const QUESTION = { status: 0, metrics: 1, render: 2, count: 3, sync: 4, trainerStart: 5, trainerStop: 6 };
+const QUESTION = { status: 0, metrics: 1, render: 2, count: 3, version: 4, trainerStart: 5, trainerStop: 6 };
 
 function wrong(message) {
   return errorOf(-1, message);
@@ -182,7 +182,7 @@ export class Engine {
   }
 
   policyVersion() {
-    return this.#ask('sync');
+    return this.#ask('version');
   }
 
   async versions() {
@@ -195,6 +195,10 @@ export class Engine {
 
   async rollback() {
     return this.#call('rollback');
+  }
+
+  async sync() {
+    return this.#call('sync');
   }
 
   async snapshot(version, path) {

@@ -1,13 +1,14 @@
 //! Embeds texts on a thread of its own, which starts with the first of them and gives way to answers. Never decodes an
 //! answer.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 
 use crate::error::{Error, Result};
 use crate::llama::{Embedder, Model, give_way_to_decoding};
+use crate::lock::lock;
 use crate::types::TokenId;
 
 /// Longest text, in tokens: its hidden states are computed at once.
@@ -52,7 +53,7 @@ impl Embeddings {
     }
 
     fn sender(&self, model: &Arc<Model>, room: u32) -> Result<Sender<Work>> {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = lock(&self.state);
         if state.closed {
             return Err(closed());
         }
@@ -76,7 +77,7 @@ impl Embeddings {
     /// Ends the thread after what it has begun. Idempotent.
     pub(super) fn stop(&self) {
         let thread = {
-            let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut state = lock(&self.state);
             state.closed = true;
             state.work = None;
             state.thread.take()

@@ -8,9 +8,11 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result};
+use crate::ids::GenerationKind;
 use crate::ledger::{Exported, Ledger, PairAnswer};
 use crate::llama::Model;
 use crate::reward::{Entry, Judged, Refused, Tokenizer};
+use crate::system::unix_millis;
 use crate::types::*;
 
 /// Longest imported prompt with answer, in tokens.
@@ -42,7 +44,7 @@ pub fn import(ledger: &Ledger, model: &Model, entries: &[Entry], user: Option<&s
     let mut done = Imported::default();
     for entry in entries {
         let user = entry.user.as_deref().or(user).unwrap_or(IMPORTER);
-        let one = One { ledger, tokenizer: &tokenizer, entry, user, base: base.as_deref() };
+        let one = Line { ledger, tokenizer: &tokenizer, entry, user, base: base.as_deref() };
         let outcome = match &entry.judged {
             Judged::Pair { prompt, chosen, rejected } => one.pair(prompt, chosen, rejected).map(|new| (0, 1, new)),
             Judged::Rated { prompt, answer, rating } => one.rated(prompt, answer, *rating).map(|new| (1, 0, new)),
@@ -62,7 +64,7 @@ pub fn import(ledger: &Ledger, model: &Model, entries: &[Entry], user: Option<&s
     Ok(done)
 }
 
-struct One<'a> {
+struct Line<'a> {
     ledger: &'a Ledger,
     tokenizer: &'a Tokenizer<'a>,
     entry: &'a Entry,
@@ -70,7 +72,7 @@ struct One<'a> {
     base: Option<&'a str>,
 }
 
-impl One<'_> {
+impl Line<'_> {
     fn pair(&self, prompt: &PromptText, chosen: &str, rejected: &str) -> Result<bool> {
         let prompt = self.prompt(prompt)?;
         let [better, worse] = self.tokenizer.answers(chosen, rejected, prompt.len())?;
@@ -113,7 +115,7 @@ impl One<'_> {
         prompt.iter().chain(&response).for_each(|token| sum.update(token.to_le_bytes()));
         sum.update(self.user);
         let hex: String = sum.finalize().iter().take(16).map(|byte| format!("{byte:02x}")).collect();
-        let id = GenerationId(format!("imp-{hex}"));
+        let id = GenerationId(format!("{}{hex}", GenerationKind::Import.prefix()));
         if self.ledger.generation(&id)?.is_some() {
             return Ok(id);
         }

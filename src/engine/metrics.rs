@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::Status;
+use super::{Status, TrainerState};
 use crate::scheduler::{BOUNDS_SECONDS, Durations};
 
 impl Status {
@@ -18,31 +18,31 @@ impl Status {
 /// One sample a line, each metric with its help and type.
 fn render(status: &Status) -> String {
     let mut page = Page(String::with_capacity(4096));
-    let t = &status.trainer;
-    page.gauge("apa_requests_running", "Requests being decoded.", status.running as f64);
-    page.gauge("apa_requests_queued", "Requests waiting.", status.queued as f64);
-    page.counter("apa_requests_completed_total", "Requests completed.", status.completed);
-    page.counter("apa_generated_tokens_total", "Tokens generated.", status.generated_tokens);
-    page.counter("apa_prompt_tokens_total", "Prompt tokens evaluated.", status.prompt_tokens);
-    page.counter("apa_swaps_total", "Weight swaps.", status.swaps);
-    page.counter("apa_requests_refused_total", "Requests refused because the queue was full.", status.refused);
-    page.gauge("apa_cache_tokens", "Tokens that the caches hold, idle prefixes included.", status.cached_tokens as f64);
-    page.gauge("apa_cache_capacity_tokens", "Tokens the caches have room for.", status.cache_capacity as f64);
-    page.durations("apa_first_token_seconds", "From submission to the first token.", &status.first_token);
-    page.durations("apa_token_gap_seconds", "Between two tokens of an answer.", &status.gap);
+    let (t, load) = (&status.trainer, &status.load);
+    page.gauge("apa_requests_running", "Requests being decoded.", load.running as f64);
+    page.gauge("apa_requests_queued", "Requests waiting.", load.queued as f64);
+    page.counter("apa_requests_completed_total", "Requests completed.", load.completed);
+    page.counter("apa_generated_tokens_total", "Tokens generated.", load.generated_tokens);
+    page.counter("apa_prompt_tokens_total", "Prompt tokens evaluated.", load.prompt_tokens);
+    page.counter("apa_swaps_total", "Weight swaps.", load.swaps);
+    page.counter("apa_requests_refused_total", "Requests refused because the queue was full.", load.refused);
+    page.gauge("apa_cache_tokens", "Tokens that the caches hold, idle prefixes included.", load.cached_tokens as f64);
+    page.gauge("apa_cache_capacity_tokens", "Tokens the caches have room for.", load.cache_capacity as f64);
+    page.durations("apa_first_token_seconds", "From submission to the first token.", &load.first_token);
+    page.durations("apa_token_gap_seconds", "Between two tokens of an answer.", &load.gap);
     let training = "Between two tokens of an answer, while the trainer worked: what training costs serving.";
-    page.durations("apa_token_gap_training_seconds", training, &status.gap_training);
-    if let Some(form) = status.form.measured.iter().find(|m| m.kind == status.form.kind) {
-        page.gauge("apa_form_speedup", "How many times as fast as the file's own format it serves.", form.speedup);
+    page.durations("apa_token_gap_training_seconds", training, &load.gap_training);
+    if let Some(format) = status.format.measured.iter().find(|m| m.kind == status.format.kind) {
+        page.gauge("apa_form_speedup", "How many times as fast as the file's own format it serves.", format.speedup);
         page.gauge(
             "apa_form_kl_nats_per_token",
             "KL of the file's own distribution to it, a token.",
-            form.kl_per_token.0,
+            format.kl_per_token.0,
         );
     }
     page.gauge("apa_policy_version", "Version that new requests get.", status.policy_version.0 as f64);
-    page.gauge("apa_serving_versions", "Versions with running requests.", status.serving_versions.len() as f64);
-    page.gauge("apa_trainer_training", "1 while a step runs.", f64::from(u8::from(t.state == "training")));
+    page.gauge("apa_serving_versions", "Versions with running requests.", load.versions.len() as f64);
+    page.gauge("apa_trainer_training", "1 while a step runs.", f64::from(u8::from(t.state == TrainerState::Training)));
     page.counter("apa_trainer_seconds_total", "Seconds that the trainer worked.", t.seconds);
     let waited =
         "Seconds that the trainer's threads were ready and waited for a core, all together: what serving costs it.";
@@ -102,7 +102,8 @@ mod tests {
 
     #[test]
     fn every_sample_has_a_name_and_a_number() {
-        let mut status = Status { completed: 3, ..Status::default() };
+        let mut status = Status::default();
+        status.load.completed = 3;
         status.trainer.last = Some(crate::types::StepMetrics { grad_norm: f64::NAN, ..Default::default() });
         let page = render(&status);
         assert!(page.contains("\napa_requests_completed_total 3\n"), "{page}");

@@ -7,10 +7,11 @@ use std::time::{Duration, Instant};
 
 use crate::config::RewardConfig;
 use crate::error::{Error, Result};
+use crate::ids::GenerationKind;
 use crate::ledger::Ledger;
 use crate::llama::{Model, PromptTokens};
 use crate::prompts::{Prompt, read_prompts};
-use crate::scheduler::{Event, GenerationStream, Load, Next, Request, Scheduler};
+use crate::scheduler::{Event, GenerationStream, Load, Next, Scheduler};
 use crate::types::*;
 
 /// What the setting says for prompts of users.
@@ -25,7 +26,6 @@ pub(super) struct Rollouts {
     asked: usize,
     idle: Duration,
     share: f64,
-    max_tokens: u32,
     busy: Instant,
     completed: u64,
 }
@@ -37,7 +37,7 @@ enum Source {
 
 impl Rollouts {
     /// Reads the prompts, if the settings ask for rollouts.
-    pub fn new(config: &RewardConfig, max_tokens: u32, model: &Model) -> Result<Option<Self>> {
+    pub fn new(config: &RewardConfig, model: &Model) -> Result<Option<Self>> {
         let source = match config.rollouts.as_deref() {
             None => return Ok(None),
             Some(USERS) => Source::Users,
@@ -45,7 +45,7 @@ impl Rollouts {
         };
         let idle = Duration::from_secs(u64::from(config.rollout_idle));
         let (share, busy) = (config.rollout_share, Instant::now());
-        Ok(Some(Self { source, asked: 0, idle, share, max_tokens, busy, completed: 0 }))
+        Ok(Some(Self { source, asked: 0, idle, share, busy, completed: 0 }))
     }
 
     /// Of a batch, how many are rollouts.
@@ -81,19 +81,13 @@ impl Rollouts {
             Source::Users => ledger.recent_prompts(count)?,
         };
         self.asked = self.asked.wrapping_add(count);
-        let request = |prompt| Request {
-            id: GenerationId(format!("rol-{:011x}{:016x}", unix_millis(), rand::random::<u64>())),
-            prompt,
+        let ask = |prompt| {
             // The plain policy: what APA trains on.
-            sampling: Sampling::default(),
-            max_tokens: self.max_tokens,
-            stop: Vec::new(),
-            logprobs: None,
-            user: None,
+            let request = GenerateRequest { prompt, ..GenerateRequest::default() };
+            scheduler.submit(GenerationId::new(GenerationKind::Rollout), request)
         };
         // One that no longer fits the context is not asked.
-        let streams: Vec<GenerationStream> =
-            prompts.into_iter().filter_map(|prompt| scheduler.submit(request(prompt)).ok()).collect();
+        let streams: Vec<GenerationStream> = prompts.into_iter().filter_map(|prompt| ask(prompt).ok()).collect();
         let answers = streams.iter().map(|stream| end_of(stream, stop)).collect::<Result<Vec<_>>>();
         if answers.is_err() {
             streams.iter().for_each(GenerationStream::cancel);

@@ -7,6 +7,8 @@ use serde::{Deserialize, Serialize};
 
 use super::Engine;
 use crate::error::{Error, Result};
+use crate::ids::GenerationKind;
+use crate::system::unix_millis;
 use crate::types::*;
 
 /// An answer made elsewhere.
@@ -54,7 +56,7 @@ impl Engine {
         if !(0.0..=10.0).contains(&temperature) {
             return Err(Error::arg(format!("the temperature is {temperature}, expected a number from 0 to 10")));
         }
-        let id = GenerationId(format!("smp-{:011x}{:016x}", unix_millis(), rand::random::<u64>()));
+        let id = GenerationId::new(GenerationKind::Sample);
         let policy_version = self.status().policy_version;
         let generation = Generation {
             id: id.clone(),

@@ -1,11 +1,13 @@
 //! What an engine says of itself. Computes nothing.
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 
-use super::ServedForm;
+use super::WeightFormat;
 use super::reward_versions::RewardStatus;
 use crate::llama::Model;
-use crate::scheduler::{Durations, Load};
+use crate::scheduler::Load;
 use crate::types::{PolicyVersion, StepMetrics};
 
 /// The state of an engine.
@@ -17,44 +19,50 @@ pub struct Status {
     pub architecture: String,
     /// Version that new requests get.
     pub policy_version: PolicyVersion,
-    /// Versions on a context: the active one last, before it those with running requests.
-    pub serving_versions: Vec<PolicyVersion>,
-    /// Requests being decoded.
-    pub running: usize,
-    /// Requests waiting.
-    pub queued: usize,
-    /// Requests completed since the start.
-    pub completed: u64,
-    /// Tokens generated since the start.
-    pub generated_tokens: u64,
-    /// Prompt tokens evaluated since the start.
-    pub prompt_tokens: u64,
-    /// Weight swaps since the start.
-    pub swaps: u64,
-    /// Requests refused because the queue was full, since the start.
-    pub refused: u64,
-    /// Tokens that the caches of the versions in use hold; idle prefixes are among them.
-    pub cached_tokens: usize,
-    /// Tokens they have room for.
-    pub cache_capacity: usize,
-    /// From the submission of a request to its first token, since the start.
-    pub first_token: Durations,
-    /// Between two tokens of an answer, since the start.
-    pub gap: Durations,
-    /// Those of them while the trainer worked: what training costs serving.
-    #[serde(default)]
-    pub gap_training: Durations,
-    /// In which number format the base model is served.
-    pub form: ServedForm,
+    /// The load of the scheduler.
+    #[serde(flatten)]
+    pub load: Load,
+    /// In which weight format the base model is served.
+    #[serde(rename = "form")]
+    pub format: WeightFormat,
     /// The trainer.
     pub trainer: TrainerStatus,
+}
+
+/// What the trainer does, or why it does nothing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TrainerState {
+    /// It does nothing: switched off, or failed until another version is activated.
+    #[default]
+    Off,
+    /// The model can't be trained; it is served all the same.
+    Unsupported,
+    /// It reads the model.
+    Loading,
+    /// It waits for ratings.
+    Idle,
+    /// A batch is under way.
+    Training,
+}
+
+impl fmt::Display for TrainerState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            TrainerState::Off => "off",
+            TrainerState::Unsupported => "unsupported",
+            TrainerState::Loading => "loading",
+            TrainerState::Idle => "idle",
+            TrainerState::Training => "training",
+        })
+    }
 }
 
 /// The state of the trainer.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct TrainerStatus {
-    /// `off`, `unsupported`, `loading`, `idle` or `training`.
-    pub state: String,
+    /// What it does.
+    pub state: TrainerState,
     /// Why it is off or unsupported, or what failed last.
     pub reason: Option<String>,
     /// Whether it trains by itself when a batch is in.
@@ -85,25 +93,13 @@ pub struct TrainerStatus {
     pub last: Option<StepMetrics>,
 }
 
-pub(super) fn snapshot(model: &Model, load: &Load, form: &ServedForm, trainer: TrainerStatus) -> Status {
+pub(super) fn snapshot(model: &Model, load: Load, format: &WeightFormat, trainer: TrainerStatus) -> Status {
     Status {
         model: model.name().to_string(),
         architecture: model.architecture().to_string(),
         policy_version: load.versions.last().copied().unwrap_or_default(),
-        serving_versions: load.versions.clone(),
-        running: load.running,
-        queued: load.queued,
-        completed: load.completed,
-        generated_tokens: load.generated_tokens,
-        prompt_tokens: load.prompt_tokens,
-        swaps: load.swaps,
-        refused: load.refused,
-        cached_tokens: load.cached_tokens,
-        cache_capacity: load.cache_capacity,
-        first_token: load.first_token.clone(),
-        gap: load.gap.clone(),
-        gap_training: load.gap_training.clone(),
-        form: form.clone(),
+        load,
+        format: format.clone(),
         trainer,
     }
 }

@@ -7,13 +7,13 @@ use std::time::Duration;
 use super::dataset::{FixedAnswer, read_dataset};
 use super::plan::Plan;
 use crate::config::Config;
-use crate::engine::cores_or;
 use crate::error::{Error, Result};
 use crate::llama::{ContextOptions, Model, PromptTokens, quantize};
 use crate::policy::{self, Decoder};
 use crate::prompts::{Prompt, read_prompts};
 use crate::reward::Grader;
 use crate::scheduler;
+use crate::system::cores_or;
 use crate::types::{PromptText, Rollout, TokenId};
 
 /// Most tokens of the contexts' caches; more answers than fit wait for their turn.
@@ -182,6 +182,7 @@ fn shape(plan: &Plan, prompts: &[Asked]) -> Result<scheduler::Options> {
         context: ContextOptions { context, batch: tokens, sequences: together, exact: false },
         patience: None,
         queue: batch,
+        max_tokens: plan.max_new,
         tune_threads: false,
     })
 }

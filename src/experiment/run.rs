@@ -14,9 +14,9 @@ use super::order::order;
 use super::record::{Sampled, StepRecord, Times};
 use crate::config::{GateConfig, TrainConfig};
 use crate::error::{Code, Error, Result};
-use crate::scheduler::{Event, Finished, GenerationStream, Next, Request, Scheduler, Weights};
+use crate::scheduler::{Event, Finished, GenerationStream, Next, Scheduler, Source, Weights};
 use crate::trainer::Trainer;
-use crate::types::{Generation, GenerationId, PolicyVersion, Rollout, Sampling};
+use crate::types::{GenerateRequest, Generation, GenerationId, PolicyVersion, Rollout, Sampling};
 
 /// How often a wait looks whether it should stop.
 const LOOK: Duration = Duration::from_millis(50);
@@ -185,19 +185,19 @@ impl<'a> Run<'a> {
         let batch = lab.plan.config.train.batch as usize;
         let places = order(lab.prompts.len(), self.seed, (step - 1) * batch as u64, batch);
         let asked: Vec<&Asked> = places.iter().filter_map(|i| lab.prompts.get(*i)).collect();
-        let requests = asked.iter().zip(0..).map(|(asked, index)| Request {
-            id: GenerationId(format!("seed-{}-step-{step}-{index}", self.seed)),
-            prompt: asked.tokens.clone(),
-            sampling: Sampling {
-                temperature: lab.plan.temperature,
-                seed: Some(dice(self.seed, step, index)),
-                ..Sampling::default()
-            },
-            max_tokens: lab.plan.max_new,
-            stop: Vec::new(),
-            user: None,
-            // Where they can be compared with the trainer's.
-            logprobs: (lab.plan.temperature == 1.0).then_some(0),
+        let requests = asked.iter().zip(0..).map(|(asked, index)| {
+            let request = GenerateRequest {
+                prompt: asked.tokens.clone(),
+                sampling: Sampling {
+                    temperature: lab.plan.temperature,
+                    seed: Some(dice(self.seed, step, index)),
+                    ..Sampling::default()
+                },
+                // Where they can be compared with the trainer's.
+                logprobs: (lab.plan.temperature == 1.0).then_some(0),
+                ..GenerateRequest::default()
+            };
+            (GenerationId(format!("seed-{}-step-{step}-{index}", self.seed)), request)
         });
         let requests = requests.collect();
         let scheduler = self.serve(step)?;
@@ -214,8 +214,9 @@ impl<'a> Run<'a> {
     /// Serves the trainer's policy. At every step, moved or not: no cache of an earlier one decides how sums are
     /// rounded.
     fn serve(&mut self, step: u64) -> Result<&Scheduler> {
-        let adapter = (self.trainer.batches() > 0).then(|| self.folder.adapter());
-        let weights = Weights { version: PolicyVersion(step), adapter, whole: None };
+        let moved = self.trainer.batches() > 0;
+        let source = if moved { Source::Adapter(self.folder.adapter()) } else { Source::Base };
+        let weights = Weights { version: PolicyVersion(step), source };
         let scheduler = match self.scheduler.take() {
             Some(scheduler) => {
                 scheduler.swap(weights)?;

@@ -10,10 +10,10 @@ use super::args;
 use super::error::{apa_error, apa_status};
 use super::guard::{guard, guard_infallible};
 use super::hook;
-use super::http::Service;
 use super::options::apa_options;
 use super::registry::{self, handle};
-use super::reward::Scorer;
+use super::scorer::Scorer;
+use super::service::Service;
 use super::strings::{apa_string, string};
 use crate::Engine;
 use crate::error::{Error, Result};
@@ -133,7 +133,7 @@ pub extern "C" fn apa_engine_free(engine: *mut apa_engine) {
 /// `running` and `queued` (requests now), `completed`, `refused` (the queue was full), `generated_tokens`,
 /// `prompt_tokens` and `swaps` (since the start), `cached_tokens`, `cache_capacity` (tokens), `first_token`, `gap` and
 /// `gap_training` (histograms of times, in seconds: to the first token, between two tokens, and those of the latter
-/// while the trainer worked), `form` (the number format that is served), `trainer` (as `apa_trainer_status`).
+/// while the trainer worked), `form` (the weight format that is served), `trainer` (as `apa_trainer_status`).
 ///
 /// Errors: `APA_ERR_CLOSED` if `engine` was freed.
 #[unsafe(no_mangle)]

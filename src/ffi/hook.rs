@@ -1,8 +1,9 @@
 //! Functions of the application that the library calls from its own threads. Never runs one after it was taken back.
 
+use crate::lock::{lock, unpoisoned};
 use std::cell::Cell;
 use std::ffi::c_void;
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard};
 use std::thread::{self, ThreadId};
 
 thread_local! {
@@ -65,13 +66,11 @@ impl<F: Copy> Slot<F> {
     /// Waits until the hook runs nowhere else.
     fn wait_idle<'a>(&'a self, state: MutexGuard<'a, State<F>>) -> MutexGuard<'a, State<F>> {
         let me = thread::current().id();
-        self.idle
-            .wait_while(state, |state| state.running_on.is_some_and(|other| other != me))
-            .unwrap_or_else(PoisonError::into_inner)
+        unpoisoned(self.idle.wait_while(state, |state| state.running_on.is_some_and(|other| other != me)))
     }
 
     fn lock(&self) -> MutexGuard<'_, State<F>> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 }
 

@@ -1,44 +1,12 @@
-//! The HTTP service inside an embedding application. Never there without the `daemon` feature.
+//! `apa_http_*`: starts and stops the HTTP service inside an embedding application. Never serves itself.
 
 use std::ffi::c_char;
-use std::sync::{Mutex, PoisonError};
 
 use super::args;
 use super::engine::{apa_engine, engine};
 use super::error::{apa_error, apa_status};
 use super::guard::guard;
 use super::strings::{apa_string, string};
-use crate::error::{Error, Result};
-#[cfg(feature = "daemon")]
-use crate::http::Background;
-
-/// What a build without the service has in its place.
-#[cfg(not(feature = "daemon"))]
-struct Background;
-
-#[cfg(not(feature = "daemon"))]
-impl Background {
-    fn start(_: crate::Engine, _: &str) -> Result<Self> {
-        Err(Error::unsupported("this build has no HTTP service, expected the feature daemon"))
-    }
-    fn address(&self) -> &'static str {
-        ""
-    }
-    fn stop(&self) -> Result<()> {
-        Ok(())
-    }
-}
-
-/// The service of an engine, if it runs.
-#[derive(Default)]
-pub(super) struct Service(Mutex<Option<Background>>);
-
-impl Service {
-    pub(super) fn stop(&self) -> Result<()> {
-        let running = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
-        running.map_or(Ok(()), |service| service.stop())
-    }
-}
 
 /// Serves the engine over HTTP, as `apad serve` does, on threads of its own. `address` is `127.0.0.1:8372` or the like,
 /// with port 0 for a free one; empty for the option `http.listen`. Returns once it listens; `bound` (may be NULL) gets
@@ -63,16 +31,10 @@ pub unsafe extern "C" fn apa_http_start(
                 "" => object.config().http.listen.clone(),
                 given => given.to_owned(),
             };
-            let mut service = object.service.0.lock().unwrap_or_else(PoisonError::into_inner);
-            if service.is_some() {
-                return Err(Error::busy("the HTTP service runs already, expected apa_http_stop before"));
-            }
-            object.check_open()?;
-            let started = Background::start((*object).clone(), &address)?;
+            let listening = object.service.start(&object, &address)?;
             if !bound.is_null() {
-                args::put(bound, string(&started.address().to_string())?);
+                args::put(bound, string(&listening)?);
             }
-            *service = Some(started);
             Ok(apa_status::APA_OK)
         })
     }

@@ -9,7 +9,7 @@ use super::guard::guard_infallible;
 pub const APA_NTS: usize = usize::MAX;
 
 /// The version of this header's interface: major in the high 16 bits, minor in the low 16.
-pub const APA_ABI_VERSION: u32 = 0x0001_0001;
+pub const APA_ABI_VERSION: u32 = 0x0001_0002;
 
 /// The interface version of the library that is linked. A program runs with it if the major number is that of
 /// `APA_ABI_VERSION` and the minor number at least that.

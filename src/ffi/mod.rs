@@ -28,6 +28,8 @@ mod options;
 mod policy;
 mod registry;
 mod reward;
+mod scorer;
+mod service;
 mod strings;
 mod trainer;
 

@@ -1,7 +1,7 @@
 //! `apa_options`: settings of an engine by key. Never knows which keys there are; `config` does.
 
 use std::ffi::c_char;
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 
 use serde_json::Value;
 
@@ -11,6 +11,7 @@ use super::guard::{guard, guard_infallible};
 use super::registry::{self, handle};
 use crate::config::{Builder, Config};
 use crate::error::{Error, Result};
+use crate::lock::lock;
 
 /// Settings of an engine to be opened. Keys are those of `apad.toml`, the section first: `model`, `data`,
 /// `serve.slots`, `train.lambda`. Owned by whoever made it, who frees it with `apa_options_free`; an engine keeps
@@ -36,7 +37,7 @@ enum Setting {
 impl OptionsObject {
     /// Adds a setting, once it is known to be one.
     fn add(&self, key: &str, setting: Setting) -> Result<()> {
-        let mut settings = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut settings = lock(&self.0);
         if settings.len() == MOST_SETTINGS {
             return Err(Error::arg(format!("{MOST_SETTINGS} options have been set, expected no more")));
         }
@@ -47,7 +48,7 @@ impl OptionsObject {
 
     /// The whole, checked.
     pub(super) fn config(&self) -> Result<Config> {
-        let settings = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let settings = lock(&self.0);
         let builder = settings.iter().try_fold(Config::builder(), |b, (key, setting)| apply(b, key, setting));
         builder?.build()
     }

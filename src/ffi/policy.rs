@@ -11,12 +11,11 @@ use super::strings::apa_string;
 use crate::error::{Error, Result};
 use crate::types::PolicyVersion;
 
-/// Writes the version that new requests get. A version that was published is served from then on; there is nothing to
-/// be fetched. 0 is the initial model.
+/// Writes the version that new requests get. 0 is the initial model.
 ///
 /// Errors: `APA_ERR_CLOSED` if `engine` was freed.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn apa_policy_sync(
+pub unsafe extern "C" fn apa_policy_version(
     engine: *const apa_engine,
     version: *mut u64,
     error: *mut *mut apa_error,
@@ -26,6 +25,27 @@ pub unsafe extern "C" fn apa_policy_sync(
         guard(error, || {
             args::required("version", version)?;
             args::put(version, self::engine(engine)?.status().policy_version.0);
+            Ok(apa_status::APA_OK)
+        })
+    }
+}
+
+/// Brings the newest trained weights into serving now: new requests get the newest version from when this returns, also
+/// after a rollback, and training goes on from it. Does nothing if they get it already, as they do whenever a version
+/// was published and nobody went back. Running generations end on theirs. Where there is something to do, a training
+/// step under way is given up, and its ratings stay in. `version` (may be NULL) gets the version that is served.
+///
+/// Errors: `APA_ERR_IO` or `APA_ERR_MODEL` if its files are gone or damaged: what was served goes on; `APA_ERR_CLOSED`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn apa_policy_sync(
+    engine: *const apa_engine,
+    version: *mut u64,
+    error: *mut *mut apa_error,
+) -> apa_status {
+    // SAFETY: the out-parameters are NULL or writable, by the header's contract.
+    unsafe {
+        guard(error, || {
+            args::put(version, self::engine(engine)?.sync()?.0);
             Ok(apa_status::APA_OK)
         })
     }

@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::ptr;
-use std::sync::PoisonError;
 
 use crate::error::{Error, Result};
+use crate::lock::unpoisoned;
 
 // tests/loom tries every order in which threads can run this file.
 #[cfg(loom)]
@@ -70,20 +70,20 @@ pub(super) fn insert<H: Handle>(object: H::Object) -> Result<*mut H> {
         return Err(Error::nomem("all handles of this process have been used up"));
     }
     let key = BASE | (serial << TAG_BITS) | H::TAG;
-    let mut objects = H::registry().0.write().unwrap_or_else(PoisonError::into_inner);
+    let mut objects = unpoisoned(H::registry().0.write());
     objects.insert(key, Arc::new(object));
     Ok(ptr::without_provenance_mut(key))
 }
 
 /// The object of a handle; it lives on while it is in use, even if the handle is freed meanwhile.
 pub(super) fn get<H: Handle>(handle: *const H) -> Result<Arc<H::Object>> {
-    let objects = H::registry().0.read().unwrap_or_else(PoisonError::into_inner);
+    let objects = unpoisoned(H::registry().0.read());
     objects.get(&handle.addr()).cloned().ok_or_else(|| not_live::<H>(handle.addr()))
 }
 
 /// Ends a handle. `None` for NULL, a second time, or what never was one.
 pub(super) fn remove<H: Handle>(handle: *const H) -> Option<Arc<H::Object>> {
-    let mut objects = H::registry().0.write().unwrap_or_else(PoisonError::into_inner);
+    let mut objects = unpoisoned(H::registry().0.write());
     objects.remove(&handle.addr())
 }
 

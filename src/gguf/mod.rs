@@ -17,6 +17,7 @@ use candle_core::{Device, Tensor};
 use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result};
+use crate::lock::lock;
 pub use tensor::{TensorInfo, TensorType};
 pub use value::{Array, Value};
 pub use write::Writer;
@@ -188,7 +189,7 @@ impl Gguf {
 
     fn lock(&self) -> std::sync::MutexGuard<'_, File> {
         // The position is set before every read, so a panic elsewhere leaves nothing broken.
-        self.file.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+        lock(&self.file)
     }
 }
 

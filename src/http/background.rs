@@ -1,7 +1,7 @@
 //! The HTTP service beside an application: a thread with a runtime of its own. Never opens or closes the engine.
 
 use std::net::SocketAddr;
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use std::thread::JoinHandle;
 
 use tokio::net::TcpListener;
@@ -9,6 +9,7 @@ use tokio::sync::oneshot;
 
 use crate::engine::Engine;
 use crate::error::{Error, Result};
+use crate::lock::lock;
 
 /// Threads that handle connections; the model is what is slow.
 const THREADS: usize = 2;
@@ -66,7 +67,7 @@ impl Background {
     /// # Errors
     /// `Io` if the service had failed.
     pub fn stop(&self) -> Result<()> {
-        let running = self.running.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let running = lock(&self.running).take();
         let Some(Running { stop, thread }) = running else { return Ok(()) };
         // Fails only if the service has ended by itself.
         let _ = stop.send(());

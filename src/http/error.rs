@@ -41,6 +41,9 @@ impl ApiError {
 
 impl From<Error> for ApiError {
     fn from(e: Error) -> Self {
+        if e.is_unknown_id() {
+            return Self::not_found(e.message());
+        }
         let status = match e.code() {
             // What can't be done here was still the client's to ask: it is no failure of the server.
             Code::Arg | Code::Unsupported => StatusCode::BAD_REQUEST,

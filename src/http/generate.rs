@@ -19,18 +19,20 @@ use super::{App, blocking};
 use crate::engine::{Engine, Event, GenerationStream};
 use crate::error::{Error, Result};
 use crate::request::{ParsedRequest, Unknown, parse_chat, parse_completion};
-use crate::types::unix_millis;
+use crate::system::unix_millis;
 
 /// Answer a conversation; with stream as server-sent events
 #[utoipa::path(post, path = "/v1/chat/completions", request_body = ChatRequest,
-    responses((status = 200, body = Object), (status = 400, body = ErrorBody), (status = 429, body = ErrorBody), (status = 503, body = ErrorBody)))]
+    responses((status = 200, body = Object), (status = 400, body = ErrorBody),
+        (status = 429, body = ErrorBody), (status = 503, body = ErrorBody)))]
 pub(super) async fn chat(State(app): State<Arc<App>>, Body(body): Body) -> ApiResult<Response> {
     answer(app, Kind::Chat, move || parse_chat(&body, Unknown::Ignore)).await
 }
 
 /// Continue a text; with stream as server-sent events
 #[utoipa::path(post, path = "/v1/completions", request_body = CompletionRequest,
-    responses((status = 200, body = Object), (status = 400, body = ErrorBody), (status = 429, body = ErrorBody), (status = 503, body = ErrorBody)))]
+    responses((status = 200, body = Object), (status = 400, body = ErrorBody),
+        (status = 429, body = ErrorBody), (status = 503, body = ErrorBody)))]
 pub(super) async fn completion(State(app): State<Arc<App>>, Body(body): Body) -> ApiResult<Response> {
     answer(app, Kind::Text, move || parse_completion(&body, Unknown::Ignore)).await
 }

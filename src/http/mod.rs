@@ -91,7 +91,7 @@ pub async fn serve(
     let app = Arc::new(App {
         model: engine.status().model,
         engine,
-        started: crate::types::unix_millis() / 1000,
+        started: crate::system::unix_millis() / 1000,
         keys,
         origins: Origins::new(&config.origins),
         body_limit: config.body_limit,
@@ -117,7 +117,7 @@ async fn drain(app: &App) -> Instant {
     app.draining.store(true, Ordering::Release);
     let busy = || {
         let status = app.engine.status();
-        status.running + status.queued > 0
+        status.load.running + status.load.queued > 0
     };
     while busy() {
         if Instant::now() >= deadline {

@@ -194,7 +194,8 @@ impl Shape {
             Kind::Text => "text",
         };
         let choice = json!({
-            "index": choice.index, field: piece, "logprobs": logprobs, "finish_reason": finish, "generation_id": choice.id,
+            "index": choice.index, field: piece, "logprobs": logprobs, "finish_reason": finish,
+            "generation_id": choice.id,
         });
         let mut body = self.body(self.chunk_object(), vec![choice]);
         if self.include_usage {

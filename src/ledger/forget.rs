@@ -3,7 +3,7 @@
 use rusqlite::Connection;
 use serde::{Deserialize, Serialize};
 
-use super::rows;
+use super::waiting;
 use crate::error::{Error, Result};
 
 /// How much was deleted.
@@ -21,7 +21,7 @@ pub struct Forgotten {
 
 /// Deletes, and returns also how many answers have nothing waiting any more.
 pub(super) fn forget(db: &Connection, user: &str) -> Result<(Forgotten, u64)> {
-    let before = rows::pending_count(db)?;
+    let before = waiting::pending_count(db)?;
     let delete = |sql: &str| -> Result<u64> { Ok(db.prepare(sql)?.execute([user])? as u64) };
     const THEIRS: &str = "(SELECT seq FROM generations WHERE user = ?1)";
     // What was taught by a correction of theirs of another's answer is on record there, as a score: no word of it.
@@ -35,7 +35,7 @@ pub(super) fn forget(db: &Connection, user: &str) -> Result<(Forgotten, u64)> {
     };
     delete("DELETE FROM agreement WHERE user = ?1")?;
     delete("DELETE FROM reviews WHERE user = ?1")?;
-    Ok((forgotten, before.saturating_sub(rows::pending_count(db)?)))
+    Ok((forgotten, before.saturating_sub(waiting::pending_count(db)?)))
 }
 
 /// Folds the write-ahead log into the file and empties it: it held the words as well.

@@ -2,12 +2,17 @@
 
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Write};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+use rusqlite::Connection;
 
 use super::tests::{answer, id, rate, rating, record, version};
 use super::*;
 use crate::error::Code;
+use crate::types::*;
 
 /// Clients of a process that is killed.
 const CLIENTS: u64 = 16;
@@ -199,7 +204,7 @@ fn measure_a_million_generations() {
             let f = NewFeedback { user: Some(user(n)), ..rating(&n.to_string(), 0.5) };
             // Time's limit would leave most of them out, and with them the work.
             let rules = Rules { hourly: 0, ..rules.clone() };
-            let work = move |db: &Connection| insert_feedback(db, &f, &rules);
+            let work = move |db: &Connection| write::insert_feedback(db, &f, &rules);
             ledger.writer.submit(work, |outcome| drop(outcome.unwrap())).unwrap();
         }
     }

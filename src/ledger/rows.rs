@@ -1,14 +1,11 @@
 //! Between rows and `types` values. Never decides what may be written.
 
-use std::collections::{BTreeMap, BTreeSet};
-
 use rusqlite::{Connection, OptionalExtension, Row};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::limits::{Candidate, Rules, choose, countable};
-
 use crate::error::{Error, Result};
+use crate::ids::GenerationKind;
 use crate::types::*;
 
 /// A piece of feedback as it is kept.
@@ -75,10 +72,6 @@ pub enum Use {
     Skipped(String),
 }
 
-/// Whether an answer has a rating not yet used.
-pub(super) const WAITING: &str = "SELECT 1 FROM feedback INDEXED BY feedback_unused
-    WHERE generation = ?1 AND teaches = 1 AND batch IS NULL LIMIT 1";
-
 /// What the writer needs to know of an answer.
 pub(super) struct Answer {
     pub(super) row: i64,
@@ -93,12 +86,12 @@ pub(super) fn signed(value: u64) -> i64 {
     i64::try_from(value).unwrap_or(i64::MAX)
 }
 
-fn unsigned(row: &Row<'_>, column: usize) -> Result<u64> {
+pub(super) fn unsigned(row: &Row<'_>, column: usize) -> Result<u64> {
     let value: i64 = row.get(column)?;
     u64::try_from(value).map_err(|_| damaged(format!("{value} where a count is expected")))
 }
 
-fn damaged(what: impl std::fmt::Display) -> Error {
+pub(super) fn damaged(what: impl std::fmt::Display) -> Error {
     Error::io(format!("the ledger is damaged: {what}"))
 }
 
@@ -106,7 +99,7 @@ fn to_blob(tokens: &[TokenId]) -> Vec<u8> {
     tokens.iter().flat_map(|t| t.to_le_bytes()).collect()
 }
 
-fn from_blob(blob: &[u8]) -> Result<Vec<TokenId>> {
+pub(super) fn from_blob(blob: &[u8]) -> Result<Vec<TokenId>> {
     let (tokens, rest) = blob.as_chunks::<4>();
     if !rest.is_empty() {
         return Err(damaged(format!("{} bytes of tokens, expected a multiple of 4", blob.len())));
@@ -228,48 +221,6 @@ fn content(prompt: &[u8], response: &[u8]) -> i64 {
     i64::from_le_bytes(first)
 }
 
-pub(super) fn pending_count(db: &Connection) -> Result<u64> {
-    let mut count = db.prepare_cached(
-        "SELECT count(DISTINCT generation) FROM feedback INDEXED BY feedback_unused WHERE teaches = 1 AND batch IS NULL",
-    )?;
-    let mut rows = count.query([])?;
-    rows.next()?.map_or(Ok(0), |row| unsigned(row, 0))
-}
-
-pub(super) fn pending_batch(db: &Connection, max: usize, rules: &Rules) -> Result<Vec<RatedGeneration>> {
-    let mut select = db.prepare_cached("SELECT user, rating, signal, correction FROM feedback WHERE id = ?1")?;
-    let mut batch = Vec::new();
-    for (answer, ids) in choose(db, max, rules)? {
-        // The last word of each user.
-        let mut ratings: BTreeMap<Option<String>, f64> = BTreeMap::new();
-        let mut signals: BTreeSet<(Option<String>, String)> = BTreeSet::new();
-        let mut last_correction = None;
-        for id in &ids {
-            type Said = (Option<String>, Option<f64>, Option<String>, Option<String>);
-            let (user, rating, signal, correction): Said =
-                select.query_row([id], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?)))?;
-            if let Some(rating) = rating {
-                ratings.insert(user, rating);
-            } else if let Some(signal) = signal {
-                signals.insert((user, signal));
-            } else {
-                last_correction = correction.or(last_correction);
-            }
-        }
-        let generation = generation(db, Which::Row(answer))?
-            .ok_or_else(|| damaged(format!("generation row {answer} is missing")))?;
-        let mean = ratings.values().sum::<f64>() / ratings.len().max(1) as f64;
-        batch.push(RatedGeneration {
-            feedback_ids: ids.into_iter().map(i64::cast_unsigned).collect(),
-            generation,
-            rating: (!ratings.is_empty()).then_some(mean),
-            signals: signals.into_iter().map(|(_, name)| name).collect(),
-            correction: last_correction,
-        });
-    }
-    Ok(batch)
-}
-
 /// Rows looked at for each answer that is wanted: bounds the work where most are rated or taken.
 const LOOKED_AT: usize = 16;
 
@@ -295,10 +246,12 @@ pub(super) fn unrated(db: &Connection, max: usize, since: PolicyVersion) -> Resu
 
 pub(super) fn recent_prompts(db: &Connection, max: usize) -> Result<Vec<Vec<TokenId>>> {
     let mut select = db.prepare_cached(
-        "SELECT DISTINCT prompt FROM (SELECT prompt FROM generations WHERE id NOT LIKE 'rol-%' AND id NOT LIKE 'imp-%'
+        "SELECT DISTINCT prompt FROM (SELECT prompt FROM generations
+         WHERE id NOT LIKE ?3 || '%' AND id NOT LIKE ?4 || '%'
          ORDER BY seq DESC LIMIT ?1) LIMIT ?2",
     )?;
-    let bounds = (signed((max * LOOKED_AT) as u64), signed(max as u64));
+    let (rollouts, imports) = (GenerationKind::Rollout.prefix(), GenerationKind::Import.prefix());
+    let bounds = (signed((max * LOOKED_AT) as u64), signed(max as u64), rollouts, imports);
     let blobs = select.query_map(bounds, |row| row.get(0))?.collect::<Result<Vec<Vec<u8>>, _>>()?;
     blobs.iter().map(|blob| from_blob(blob)).collect()
 }
@@ -339,46 +292,6 @@ pub(super) fn samples_of(db: &Connection, id: &GenerationId) -> Result<Vec<Store
         });
     }
     Ok(all)
-}
-
-pub(super) fn pairs(db: &Connection, rules: &Rules) -> Result<Vec<StoredPair>> {
-    let mut found = Vec::new();
-    let mut select = db.prepare_cached(
-        "SELECT c.prompt, c.response, c.text, r.response, r.text, p.user, p.created, c.id LIKE 'imp-%' AND c.user IS p.user
-         FROM preferences p
-         JOIN generations c ON c.seq = p.chosen JOIN generations r ON r.seq = p.rejected
-         WHERE c.prompt = r.prompt AND length(c.response) > 0 AND length(r.response) > 0
-         AND c.response <> r.response ORDER BY p.id",
-    )?;
-    let blob = |row: &Row<'_>, column: usize| -> Result<Vec<TokenId>> {
-        from_blob(row.get_ref(column)?.as_blob().map_err(rusqlite::Error::from)?)
-    };
-    let mut rows = select.query([])?;
-    while let Some(row) = rows.next()? {
-        let pair = StoredPair {
-            prompt: blob(row, 0)?,
-            chosen: PairAnswer::Tokens(blob(row, 1)?, row.get(2)?),
-            rejected: PairAnswer::Tokens(blob(row, 3)?, row.get(4)?),
-            user: row.get(5)?,
-        };
-        found.push(Candidate { pair, created: unsigned(row, 6)?, imported: row.get(7)? });
-    }
-    let mut select = db.prepare_cached(
-        "SELECT g.prompt, f.correction, g.response, g.text, f.user, f.created FROM feedback f
-         JOIN generations g ON g.seq = f.generation
-         WHERE f.correction IS NOT NULL AND f.correction <> g.text AND length(g.response) > 0 ORDER BY f.id",
-    )?;
-    let mut rows = select.query([])?;
-    while let Some(row) = rows.next()? {
-        let pair = StoredPair {
-            prompt: blob(row, 0)?,
-            chosen: PairAnswer::Text(row.get(1)?),
-            rejected: PairAnswer::Tokens(blob(row, 2)?, row.get(3)?),
-            user: row.get(4)?,
-        };
-        found.push(Candidate { pair, created: unsigned(row, 5)?, imported: false });
-    }
-    countable(db, found, rules)
 }
 
 pub(super) fn pair_count(db: &Connection) -> Result<u64> {
@@ -464,4 +377,28 @@ pub(super) fn newest(db: &Connection) -> Result<PolicyVersion> {
 
 pub(super) fn meta(db: &Connection, key: &str) -> Result<Option<String>> {
     Ok(db.query_row("SELECT value FROM meta WHERE key = ?1", [key], |row| row.get(0)).optional()?)
+}
+
+/// Rating, correction and named signal of a piece of feedback: at most one of them.
+pub(super) fn parts(signal: &Signal) -> (Option<f64>, Option<&str>, Option<&str>) {
+    match signal {
+        Signal::Rating(rating) => (Some(*rating), None, None),
+        Signal::Correction(text) => (None, Some(text), None),
+        Signal::Named(name) => (None, None, Some(name)),
+        Signal::Comment => (None, None, None),
+    }
+}
+
+impl From<rusqlite::Error> for Error {
+    fn from(e: rusqlite::Error) -> Self {
+        use rusqlite::ErrorCode;
+        match e.sqlite_error_code() {
+            Some(ErrorCode::DiskFull) => Error::io("the disk is full"),
+            Some(ErrorCode::OutOfMemory) => Error::nomem("the ledger ran out of memory"),
+            Some(ErrorCode::NotADatabase | ErrorCode::DatabaseCorrupt) => {
+                Error::io(format!("the ledger is damaged or not a database: {e}"))
+            }
+            _ => Error::io(format!("the ledger: {e}")),
+        }
+    }
 }

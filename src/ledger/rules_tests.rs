@@ -1,7 +1,12 @@
 //! Whose word counts, and what is left once somebody is forgotten.
 
+use std::path::Path;
+
+use rusqlite::Connection;
+
 use super::tests::{answer, id, open, rating, record, version};
 use super::*;
+use crate::types::*;
 
 fn ledger(rules: Rules) -> (tempfile::TempDir, Ledger) {
     let dir = tempfile::tempdir().unwrap();

@@ -124,7 +124,8 @@ const MIGRATIONS: &[&str] = &[
     CREATE INDEX reviews_of_user ON reviews(user);
     CREATE INDEX generations_of_user ON generations(user) WHERE user IS NOT NULL;",
     // 3. What waits, by who said it.
-    "CREATE INDEX feedback_unused_of_user ON feedback(user, generation, id, created) WHERE teaches = 1 AND batch IS NULL;",
+    "CREATE INDEX feedback_unused_of_user ON feedback(user, generation, id, created) \
+    WHERE teaches = 1 AND batch IS NULL;",
 ];
 
 /// The connection that writes, at this build's format.
@@ -139,7 +140,10 @@ pub(super) fn open_writer(path: &Path) -> Result<Connection> {
     }
     // An acknowledged write survives a power cut: one fsync a commit.
     // What is forgotten is overwritten.
-    db.execute_batch("PRAGMA secure_delete = ON; PRAGMA synchronous = FULL; PRAGMA fullfsync = ON; PRAGMA checkpoint_fullfsync = ON;")?;
+    db.execute_batch(
+        "PRAGMA secure_delete = ON; PRAGMA synchronous = FULL; PRAGMA fullfsync = ON;
+         PRAGMA checkpoint_fullfsync = ON;",
+    )?;
     db.pragma_update(None, "journal_size_limit", 64 << 20)?;
     migrate(&mut db, MIGRATIONS)?;
     Ok(db)

@@ -1,12 +1,15 @@
 //! What the ledger promises, tried out: on good days, on a full disk, and with the process killed.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
+use rusqlite::Connection;
 
 use super::*;
-use crate::error::Code;
+use crate::error::{Code, Result};
+use crate::types::*;
 
 pub(super) fn open() -> (tempfile::TempDir, Ledger) {
     let dir = tempfile::tempdir().unwrap();

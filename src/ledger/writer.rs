@@ -2,7 +2,7 @@
 //! everyone. Never answers before the commit, and never lets one failing write undo its neighbours.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use std::thread::JoinHandle;
 
 use crossbeam_channel::{Receiver, Sender, bounded};
@@ -10,6 +10,7 @@ use rusqlite::{Connection, Transaction, TransactionBehavior};
 
 use super::lock::FolderLock;
 use crate::error::{Error, Result};
+use crate::lock::lock;
 
 /// Writes that may wait; one more waits in the caller.
 const QUEUE: usize = 1024;
@@ -105,7 +106,7 @@ impl Writer {
     ) -> Result<()> {
         let closed = || Error::closed("the ledger is closed");
         // Cloned, so that waiting for a place does not hold up `close`.
-        let queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner).clone().ok_or_else(closed)?;
+        let queue = lock(&self.queue).clone().ok_or_else(closed)?;
         let outcome = Err(Error::closed("the write was not reached"));
         queue.send(Box::new(Write { work: Some(work), after, done, outcome })).map_err(|_| closed())
     }
@@ -138,8 +139,8 @@ impl Writer {
 
     /// Does what is queued and ends the thread. Idempotent.
     pub(super) fn close(&self) {
-        drop(self.queue.lock().unwrap_or_else(PoisonError::into_inner).take());
-        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        drop(lock(&self.queue).take());
+        let thread = lock(&self.thread).take();
         // A callback that drops the last handle runs on that thread, which can't wait for itself.
         if let Some(thread) = thread.filter(|t| t.thread().id() != std::thread::current().id()) {
             let _ = thread.join(); // Its panics are caught inside.

@@ -11,6 +11,7 @@ use super::model::{MODEL_WRITES, Model};
 use super::validate;
 use crate::error::{Error, Result};
 use crate::gguf::Gguf;
+use crate::lock::lock;
 
 /// A loaded adapter. Freed when the last context that uses it is gone.
 pub struct Adapter {
@@ -36,7 +37,7 @@ impl Adapter {
             .to_str()
             .and_then(|p| CString::new(p).ok())
             .ok_or_else(|| Error::arg(format!("{}: the path is not valid UTF-8", path.display())))?;
-        let _writes = MODEL_WRITES.lock().unwrap_or_else(|e| e.into_inner());
+        let _writes = lock(&MODEL_WRITES);
         let doing = format!("loading adapter {}", path.display());
         // SAFETY: the model is alive, the path terminated, the file validated, other writers are locked out.
         let raw = guarded(&doing, || unsafe { guard::llama_adapter_lora_init(model.raw, c_path.as_ptr()) })?;
@@ -53,7 +54,7 @@ impl Adapter {
 
 impl Drop for Adapter {
     fn drop(&mut self) {
-        let _writes = MODEL_WRITES.lock().unwrap_or_else(|e| e.into_inner());
+        let _writes = lock(&MODEL_WRITES);
         // SAFETY: contexts hold an `Arc` of it, so none uses it any more; the model is still alive.
         unsafe { sys::llama_adapter_lora_free(self.raw) }
     }

@@ -6,11 +6,12 @@ use std::sync::Arc;
 use llama_cpp_sys_2 as sys;
 
 use super::adapter::Adapter;
+use super::affinity::DecoderPin;
 use super::guard::{self, guarded};
 use super::model::{MODEL_WRITES, Model};
-use super::places::Seat;
 use super::threads::Threads;
 use crate::error::{Error, Result};
+use crate::lock::lock;
 use crate::types::TokenId;
 
 /// Shape of a context.
@@ -74,7 +75,7 @@ impl Context {
             params.type_k = sys::GGML_TYPE_F32;
             params.type_v = sys::GGML_TYPE_F32;
         }
-        let _writes = MODEL_WRITES.lock().unwrap_or_else(|e| e.into_inner());
+        let _writes = lock(&MODEL_WRITES);
         // SAFETY: the model is alive; the parameters are llama.cpp's defaults but for checked sizes.
         let raw = guarded("making a context", || unsafe { guard::llama_init_from_model(model.raw, params) })?;
         if raw.is_null() {
@@ -104,7 +105,7 @@ impl Context {
         let n = adapter.iter().map(|a| adapters[0] = a.raw).count();
         let before = std::mem::replace(&mut self.adapter, adapter);
         {
-            let _writes = MODEL_WRITES.lock().unwrap_or_else(|e| e.into_inner());
+            let _writes = lock(&MODEL_WRITES);
             // SAFETY: context and adapter are alive and of the same model; n of each array's elements are set.
             unsafe { sys::llama_set_adapters_lora(self.raw, adapters.as_mut_ptr(), n, scales.as_mut_ptr()) };
             self.settle()?;
@@ -181,9 +182,9 @@ impl Context {
         }
     }
 
-    /// The place of a thread that decodes with contexts of as many threads as this.
-    pub fn seat(&self) -> Seat {
-        Seat::of(&self.threads)
+    /// Pins a thread that decodes with contexts of as many threads as this.
+    pub fn decoder_pin(&self) -> DecoderPin {
+        DecoderPin::of(&self.threads)
     }
 
     /// Decodes with `count` of the pool's threads from now on; at least one, at most all.

@@ -8,6 +8,7 @@ use llama_cpp_sys_2 as sys;
 use super::guard::{self, guarded};
 use super::model::{MODEL_WRITES, Model};
 use crate::error::{Error, Result};
+use crate::lock::lock;
 use crate::types::TokenId;
 
 /// A context of one sequence that gives hidden states. Used by one thread at a time.
@@ -42,7 +43,7 @@ impl Embedder {
         params.embeddings = true;
         params.pooling_type = sys::LLAMA_POOLING_TYPE_MEAN;
         params.no_perf = true;
-        let _writes = MODEL_WRITES.lock().unwrap_or_else(|e| e.into_inner());
+        let _writes = lock(&MODEL_WRITES);
         // SAFETY: the model is alive; the parameters are llama.cpp's defaults but for sizes of at least 1.
         let raw = guarded("making a context", || unsafe { guard::llama_init_from_model(model.raw, params) })?;
         if raw.is_null() {

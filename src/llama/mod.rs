@@ -5,6 +5,7 @@
 //! first.
 
 mod adapter;
+mod affinity;
 mod chat;
 mod context;
 mod embed;
@@ -13,7 +14,6 @@ mod grammar;
 mod guard;
 mod kernels;
 mod model;
-mod places;
 mod prompt_tokens;
 mod quantize;
 mod sampler;
@@ -24,11 +24,11 @@ mod validate;
 mod validate_shape;
 
 pub use adapter::Adapter;
+pub use affinity::DecoderPin;
 pub use chat::{chat_tokens, template_of, template_tokens};
 pub use context::{Batch, Context, ContextOptions};
 pub use embed::Embedder;
 pub use model::{Model, TextDecoder};
-pub use places::Seat;
 pub use prompt_tokens::PromptTokens;
 pub use quantize::{FileType, quantize};
 pub use sampler::Sampler;

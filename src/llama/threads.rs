@@ -2,7 +2,7 @@
 
 use llama_cpp_sys_2 as sys;
 
-use super::places::Places;
+use super::affinity::Affinity;
 use crate::error::{Error, Result};
 
 /// Rounds that an idle worker spins before it sleeps (ggml's 0 to 100). One that sleeps between two tokens leaves its
@@ -27,7 +27,7 @@ pub fn give_way_to_decoding() {
 /// both, and the decode would wait for ever.
 pub struct Threads {
     pub(super) raw: sys::ggml_threadpool_t,
-    pub(super) places: Option<Places>,
+    pub(super) affinity: Option<Affinity>,
     count: u32,
 }
 
@@ -51,15 +51,15 @@ impl Threads {
             params.poll = POLL;
             Pool(sys::ggml_threadpool_new(&raw mut params))
         };
-        let places = Places::of(count);
-        let pool = match &places {
-            Some(places) => places.as_worker(start).map_err(|_| Error::panic("starting threads panicked"))?,
+        let affinity = Affinity::of(count);
+        let pool = match &affinity {
+            Some(affinity) => affinity.as_worker(start).map_err(|_| Error::panic("starting threads panicked"))?,
             None => start(),
         };
         if pool.0.is_null() {
             return Err(Error::nomem(format!("can't start {count} threads")));
         }
-        Ok(Threads { raw: pool.0, places, count })
+        Ok(Threads { raw: pool.0, affinity, count })
     }
 
     /// How many there are.

@@ -57,7 +57,7 @@ impl Manifest {
             format: FORMAT,
             apa_version: env!("CARGO_PKG_VERSION").into(),
             base_sha256: base_sha256.to_owned(),
-            created: crate::types::unix_millis(),
+            created: crate::system::unix_millis(),
             pairs_sha256: String::new(),
             trained_pairs: 0,
             held_back: Vec::new(),

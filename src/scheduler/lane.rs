@@ -25,16 +25,16 @@ impl Slot {
 
 impl Slot {
     /// How many of the prompt's first tokens its cache holds, but for the last, whose logits are needed.
-    fn shares(&self, prompt: &[TokenId]) -> usize {
+    fn prefix_of(&self, prompt: &[TokenId]) -> usize {
         match self {
-            Slot::Idle { cached, .. } => shared(cached, prompt),
-            Slot::Busy(running) => shared(&running.job.prompt, prompt).min(running.evaluated),
+            Slot::Idle { cached, .. } => common_prefix(cached, prompt),
+            Slot::Busy(running) => common_prefix(&running.job.request.prompt, prompt).min(running.evaluated),
         }
     }
 }
 
 /// Tokens that both begin with, at most all but the last of the prompt: its logits are needed.
-fn shared(other: &[TokenId], prompt: &[TokenId]) -> usize {
+fn common_prefix(other: &[TokenId], prompt: &[TokenId]) -> usize {
     let alike = other.iter().zip(prompt).take_while(|(a, b)| a == b).count();
     alike.min(prompt.len().saturating_sub(1))
 }
@@ -94,7 +94,7 @@ impl Lane {
 
     /// Takes the request if there is a slot and room for it; else returns it.
     pub(super) fn admit(&mut self, job: Job) -> Option<Job> {
-        let Some((index, reused)) = self.best_slot(&job.prompt) else {
+        let Some((index, reused)) = self.best_slot(&job.request.prompt) else {
             return Some(job);
         };
         let fair = self.context.options().context as usize / self.slots.len().max(1);
@@ -111,14 +111,14 @@ impl Lane {
             self.context.forget(index as i32, 0);
         }
         self.slots[index] = Slot::Busy(Box::new(Running::new(job, reused)));
-        self.adopt(index);
+        self.share_prefix(index);
         self.evict(capacity.saturating_sub(needed));
         None
     }
 
     /// The idle slot to use, and how much of its cache: the one that shares the longest beginning with the prompt.
     /// Where that is but a small part of what it holds, another one: the beginning can be had from it all the same
-    /// ([`Lane::adopt`]).
+    /// ([`Lane::share_prefix`]).
     fn best_slot(&self, prompt: &[TokenId]) -> Option<(usize, usize)> {
         let idle = || {
             self.slots.iter().enumerate().filter_map(|(i, slot)| match slot {
@@ -126,23 +126,23 @@ impl Lane {
                 Slot::Busy(_) => None,
             })
         };
-        let best =
-            idle().map(|(i, cached, since)| (shared(cached, prompt), std::cmp::Reverse(*since), i, cached.len()));
+        let best = idle()
+            .map(|(i, cached, since)| (common_prefix(cached, prompt), std::cmp::Reverse(*since), i, cached.len()));
         let (alike, _, index, held) = best.max()?;
         if alike * 2 >= held {
             return Some((index, alike));
         }
         idle()
             .min_by_key(|(_, cached, since)| (!cached.is_empty(), **since))
-            .map(|(i, cached, _)| (i, shared(cached, prompt)))
+            .map(|(i, cached, _)| (i, common_prefix(cached, prompt)))
     }
 
-    /// Lets a request that reads its prompt have what any other sequence holds of it.
-    fn adopt(&mut self, index: usize) {
+    /// The prefix cache: a request that reads its prompt gets what any other sequence holds of it.
+    fn share_prefix(&mut self, index: usize) {
         let Slot::Busy(running) = &self.slots[index] else { return };
-        let (prompt, have) = (&running.job.prompt, running.evaluated);
+        let (prompt, have) = (&running.job.request.prompt, running.evaluated);
         let others = self.slots.iter().enumerate().filter(|(i, _)| *i != index);
-        let Some((most, from)) = others.map(|(i, slot)| (slot.shares(prompt), i)).max() else { return };
+        let Some((most, from)) = others.map(|(i, slot)| (slot.prefix_of(prompt), i)).max() else { return };
         if most > have && self.context.share(from as i32, index as i32, have as u32..most as u32) {
             let Slot::Busy(running) = &mut self.slots[index] else { return };
             running.evaluated = most;
@@ -243,11 +243,11 @@ impl Lane {
         }
         // What each sequence holds counts as it was before this batch.
         for &(_, index) in &reading {
-            self.adopt(index);
+            self.share_prefix(index);
         }
         for (place, &(_, index)) in reading.iter().enumerate() {
             // Another one reads the same beginning: it will be had from there.
-            if room == 0 || reading[..place].iter().any(|&(_, before)| self.follows(index, before)) {
+            if room == 0 || reading[..place].iter().any(|&(_, before)| self.reads_same_prefix(index, before)) {
                 continue;
             }
             let before = self.batch.len();
@@ -274,9 +274,9 @@ impl Lane {
     }
 
     /// Whether a prompt goes on like that of `before`, by more than is worth reading twice.
-    fn follows(&self, index: usize, before: usize) -> bool {
+    fn reads_same_prefix(&self, index: usize, before: usize) -> bool {
         let (Slot::Busy(this), Slot::Busy(other)) = (&self.slots[index], &self.slots[before]) else { return false };
-        shared(&other.job.prompt, &this.job.prompt) >= this.evaluated + WORTH_WAITING
+        common_prefix(&other.job.request.prompt, &this.job.request.prompt) >= this.evaluated + WORTH_WAITING
     }
 
     /// Takes back what a batch counted that was not evaluated.

@@ -20,6 +20,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
+use serde::{Deserialize, Serialize};
 
 pub use meters::{BOUNDS_SECONDS, Durations};
 pub use stream::{Event, GenerationStream, Next, Sink, Wake};
@@ -31,7 +32,9 @@ use self::swapper::{MAX_CONTEXTS, Ready, Swapper, Wanted};
 use self::tuner::Tuner;
 use crate::error::{Error, Result};
 use crate::llama::{Context, ContextOptions, Model, Sampler};
-use crate::types::{FinishReason, Generation, GenerationId, PolicyVersion, Sampling, TokenId, UnixMillis, unix_millis};
+use crate::lock::{lock, unpoisoned};
+use crate::system::unix_millis;
+use crate::types::{FinishReason, GenerateRequest, Generation, GenerationId, PolicyVersion, UnixMillis};
 
 /// Swaps that may wait to be looked at; more wait to be sent. Of those that wait, only the newest is made.
 const MAX_WANTED: usize = 8;
@@ -39,24 +42,6 @@ const MAX_WANTED: usize = 8;
 const MAX_STOPS: usize = 16;
 /// Most alternatives to a sampled token.
 const MAX_TOP_LOGPROBS: u32 = 20;
-
-/// A request as the engine hands it in.
-pub struct Request {
-    /// Its name.
-    pub id: GenerationId,
-    /// Prompt tokens.
-    pub prompt: Vec<TokenId>,
-    /// How to sample.
-    pub sampling: Sampling,
-    /// Most tokens to make.
-    pub max_tokens: u32,
-    /// Strings that end the answer.
-    pub stop: Vec<String>,
-    /// Most probable tokens to tell beside each sampled one, with log-probabilities; `None` tells nothing.
-    pub logprobs: Option<u32>,
-    /// Whom it is for.
-    pub user: Option<String>,
-}
 
 /// An answer that ended, and the sink that must be told once it is recorded.
 pub struct Finished {
@@ -76,6 +61,8 @@ pub struct Options {
     pub context: ContextOptions,
     /// Requests that may wait.
     pub queue: u32,
+    /// Most tokens of an answer whose request names no number.
+    pub max_tokens: u32,
     /// Let measurements choose how many of the threads decode. Without it the same requests give the same answers, to
     /// the last bit of their sums.
     pub tune_threads: bool,
@@ -88,10 +75,19 @@ pub struct Options {
 pub struct Weights {
     /// The version.
     pub version: PolicyVersion,
-    /// Its adapter; `None` for the initial model.
-    pub adapter: Option<PathBuf>,
-    /// The whole model with the version's weights merged in, served in place of the base and the adapter.
-    pub whole: Option<PathBuf>,
+    /// Where its weights are.
+    pub source: Source,
+}
+
+/// Where the weights of a version are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// In the base model alone: the initial version.
+    Base,
+    /// In an adapter on the base.
+    Adapter(PathBuf),
+    /// In a whole model with the version's weights merged in, served in place of base and adapter.
+    Whole(PathBuf),
 }
 
 enum Command {
@@ -116,33 +112,35 @@ struct Counters {
 }
 
 /// A snapshot of the load.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Load {
     /// Requests waiting.
     pub queued: usize,
     /// Requests being decoded.
     pub running: usize,
-    /// Requests that ended, however.
+    /// Requests that ended since the start, however.
     pub completed: u64,
-    /// Tokens generated.
+    /// Tokens generated since the start.
     pub generated_tokens: u64,
-    /// Prompt tokens evaluated.
+    /// Prompt tokens evaluated since the start.
     pub prompt_tokens: u64,
-    /// Weight swaps.
+    /// Weight swaps since the start.
     pub swaps: u64,
-    /// Requests refused because the queue was full.
+    /// Requests refused because the queue was full, since the start.
     pub refused: u64,
     /// Tokens that the caches of the versions in use hold; idle prefixes are among them.
     pub cached_tokens: usize,
     /// Tokens they have room for.
     pub cache_capacity: usize,
-    /// From the submission of a request to its first token.
+    /// From the submission of a request to its first token, since the start.
     pub first_token: Durations,
-    /// Between two tokens of an answer.
+    /// Between two tokens of an answer, since the start.
     pub gap: Durations,
-    /// Those of them that began while the trainer worked.
+    /// Those of them that began while the trainer worked: what training costs serving.
+    #[serde(default)]
     pub gap_training: Durations,
-    /// Versions on a context, the active one last.
+    /// Versions on a context: the active one last, before it those with running requests.
+    #[serde(rename = "serving_versions")]
     pub versions: Vec<PolicyVersion>,
 }
 
@@ -180,9 +178,15 @@ impl Scheduler {
         let left = (receiver.clone(), wants.clone());
         let counters = Arc::new(Counters::default());
         let stopping = Arc::new(AtomicBool::new(false));
+        if let Source::Whole(path) = &first.source {
+            let path = path.display();
+            return Err(Error::arg(format!(
+                "{path} can't be the first weights, expected the base or an adapter on it"
+            )));
+        }
         let mut context = Context::new(&model, threads, options.context)?;
-        let tuner = if options.tune_threads { Tuner::new } else { Tuner::fixed }(threads, context.seat());
-        swapper::put(&mut context, first.adapter.as_ref())?;
+        let tuner = if options.tune_threads { Tuner::new } else { Tuner::fixed }(threads, context.decoder_pin());
+        swapper::put(&mut context, &first.source)?;
         let core = Core {
             lanes: vec![Lane::new(first.version, context)],
             tuner,
@@ -219,17 +223,17 @@ impl Scheduler {
             .name(name.into())
             .spawn(body)
             .map_err(|e| Error::nomem(format!("can't start the thread {name}: {e}")))?;
-        self.running.lock().unwrap_or_else(|e| e.into_inner()).push(thread);
+        lock(&self.running).push(thread);
         Ok(())
     }
 
-    /// Queues a request. `max_tokens` is cut to what the context has room for.
+    /// Queues a request under a name that no other has. `max_tokens` is cut to what the context has room for.
     ///
     /// # Errors
     /// `Arg` for an empty prompt, one that leaves no room in the context, a token outside the vocabulary, settings out
     /// of range or a format that can't be used; `Busy` if the queue is full; `Closed` after [`Scheduler::stop`].
-    pub fn submit(&self, request: Request) -> Result<GenerationStream> {
-        let (job, stream) = self.job(request)?;
+    pub fn submit(&self, id: GenerationId, request: GenerateRequest) -> Result<GenerationStream> {
+        let (job, stream) = self.job(id, request)?;
         self.queue(vec![job])?;
         Ok(stream)
     }
@@ -239,15 +243,15 @@ impl Scheduler {
     ///
     /// # Errors
     /// As [`Scheduler::submit`]; none is queued then.
-    pub fn submit_together(&self, requests: Vec<Request>) -> Result<Vec<GenerationStream>> {
-        let all = requests.into_iter().map(|r| self.job(r)).collect::<Result<Vec<_>>>()?;
+    pub fn submit_together(&self, requests: Vec<(GenerationId, GenerateRequest)>) -> Result<Vec<GenerationStream>> {
+        let all = requests.into_iter().map(|(id, request)| self.job(id, request)).collect::<Result<Vec<_>>>()?;
         let (jobs, streams) = all.into_iter().unzip();
         self.queue(jobs)?;
         Ok(streams)
     }
 
     /// Checks a request and makes both ends of its stream.
-    fn job(&self, request: Request) -> Result<(Job, GenerationStream)> {
+    fn job(&self, id: GenerationId, mut request: GenerateRequest) -> Result<(Job, GenerationStream)> {
         let created: UnixMillis = unix_millis();
         let context = self.options.context.context as usize;
         let prompt = &request.prompt;
@@ -263,7 +267,8 @@ impl Scheduler {
         if let Some(token) = prompt.iter().find(|t| **t as usize >= self.model.n_vocab()) {
             return Err(Error::arg(format!("token {token} is outside the vocabulary of {}", self.model.n_vocab())));
         }
-        if request.max_tokens == 0 {
+        let max_tokens = request.max_tokens.unwrap_or(self.options.max_tokens);
+        if max_tokens == 0 {
             return Err(Error::arg("max_tokens is 0, expected at least 1"));
         }
         if request.stop.len() > MAX_STOPS {
@@ -273,21 +278,16 @@ impl Scheduler {
             return Err(Error::arg(format!("top_logprobs is {top}, expected at most {MAX_TOP_LOGPROBS}")));
         }
         let room = u32::try_from(context - prompt.len()).unwrap_or(u32::MAX);
-        let max_tokens = request.max_tokens.min(room);
-        let mut sampling = request.sampling;
-        sampling.seed.get_or_insert_with(rand::random);
-        let sampler = Sampler::new(&self.model, &sampling)?;
+        let max_tokens = max_tokens.min(room);
+        request.sampling.seed.get_or_insert_with(rand::random);
+        let sampler = Sampler::new(&self.model, &request.sampling)?;
 
-        let (sink, stream) = stream::stream(request.id.clone(), max_tokens);
+        let (sink, stream) = stream::stream(id.clone(), max_tokens);
         let job = Job {
-            id: request.id,
-            prompt: request.prompt,
-            sampling,
+            id,
+            request,
             sampler,
-            logprobs: request.logprobs,
             max_tokens,
-            stop: request.stop,
-            user: request.user,
             created,
             submitted: Instant::now(),
             patience: self.options.patience,
@@ -329,15 +329,15 @@ impl Scheduler {
             first_token: c.meters.first_token.read(),
             gap: c.meters.gap.read(),
             gap_training: c.meters.gap_training.read(),
-            versions: c.versions.lock().unwrap_or_else(|e| e.into_inner()).clone(),
+            versions: lock(&c.versions).clone(),
         }
     }
 
     /// Ends the threads: running and waiting requests end as `Closed`. Idempotent.
     pub fn stop(&self) {
-        *self.closed.write().unwrap_or_else(|e| e.into_inner()) = true;
+        *unpoisoned(self.closed.write()) = true;
         self.stopping.store(true, Ordering::Release);
-        for thread in self.running.lock().unwrap_or_else(|e| e.into_inner()).drain(..) {
+        for thread in lock(&self.running).drain(..) {
             let name = thread.thread().name().unwrap_or_default().to_string();
             if thread.join().is_err() {
                 tracing::error!(name, "a thread panicked");
@@ -364,7 +364,7 @@ impl Scheduler {
     /// one caller.
     fn send<T>(&self, to: &Sender<T>, message: T) -> Result<()> {
         let error = || Error::closed("the engine is closed");
-        let closed = self.closed.read().unwrap_or_else(|e| e.into_inner());
+        let closed = unpoisoned(self.closed.read());
         if *closed {
             return Err(error());
         }
@@ -492,7 +492,7 @@ impl Core {
         let (held, room) = self.lanes.iter().map(Lane::cache).fold((0, 0), |(a, b), (held, room)| (a + held, b + room));
         self.counters.cached_tokens.store(held, Ordering::Relaxed);
         self.counters.cache_capacity.store(room, Ordering::Relaxed);
-        let mut versions = self.counters.versions.lock().unwrap_or_else(|e| e.into_inner());
+        let mut versions = lock(&self.counters.versions);
         if !versions.iter().copied().eq(self.lanes.iter().map(|l| l.version)) {
             *versions = self.lanes.iter().map(|l| l.version).collect();
         }

@@ -8,19 +8,17 @@ use super::stop::StopStrings;
 use super::stream::Sink;
 use crate::error::Error;
 use crate::llama::{Model, Sampler, TextDecoder, sampled_logprob};
-use crate::types::{FinishReason, Generation, GenerationId, PolicyVersion, Sampling, TokenId, UnixMillis};
+use crate::types::{FinishReason, GenerateRequest, Generation, GenerationId, PolicyVersion, TokenId, UnixMillis};
 
-/// A request that was accepted and waits or runs. `sampling.seed` is set; `sampler` is at its beginning.
+/// A request that was accepted and waits or runs.
 pub(super) struct Job {
     pub(super) id: GenerationId,
-    pub(super) prompt: Vec<TokenId>,
-    pub(super) sampling: Sampling,
+    /// As it was handed in, but that `sampling.seed` is set.
+    pub(super) request: GenerateRequest,
+    /// At its beginning.
     pub(super) sampler: Sampler,
-    /// Most probable tokens to tell beside each sampled one; `None` tells nothing.
-    pub(super) logprobs: Option<u32>,
+    /// Most tokens to make: what was asked for, as far as the context has room.
     pub(super) max_tokens: u32,
-    pub(super) stop: Vec<String>,
-    pub(super) user: Option<String>,
     pub(super) created: UnixMillis,
     pub(super) submitted: Instant,
     pub(super) patience: Option<Duration>,
@@ -41,7 +39,7 @@ impl Job {
     /// Tokens of the cache to hold for it: the prompt, and as much of the answer as is its `fair` share. Few answers
     /// are as long as they may be.
     pub(super) fn reserve(&self, fair: usize) -> usize {
-        self.prompt.len() + (self.max_tokens as usize).min(fair)
+        self.request.prompt.len() + (self.max_tokens as usize).min(fair)
     }
 }
 
@@ -61,7 +59,7 @@ impl Running {
     /// Begins, with the first `reused` tokens of the prompt in the cache already.
     pub(super) fn new(mut job: Job, reused: usize) -> Running {
         Running {
-            stops: StopStrings::new(std::mem::take(&mut job.stop)),
+            stops: StopStrings::new(std::mem::take(&mut job.request.stop)),
             decoder: TextDecoder::default(),
             response: Vec::new(),
             text: String::new(),
@@ -86,7 +84,7 @@ impl Running {
         if let Some(last) = self.response.last() {
             return (std::slice::from_ref(last), true);
         }
-        let rest = &self.job.prompt[self.evaluated..];
+        let rest = &self.job.request.prompt[self.evaluated..];
         let n = rest.len().min(limit);
         (&rest[..n], n == rest.len())
     }
@@ -103,7 +101,7 @@ impl Running {
         if model.ends(token) {
             return Ok(Some(FinishReason::Stop));
         }
-        if let Some(top) = self.job.logprobs {
+        if let Some(top) = self.job.request.logprobs {
             self.job.sink.logprob(sampled_logprob(model, logits, token, top as usize));
         }
         let mut bytes = Vec::new();
@@ -129,10 +127,10 @@ impl Running {
             rest += &self.stops.finish();
         }
         self.show(rest);
-        let mut cached = self.job.prompt.clone();
+        let mut cached = self.job.request.prompt.clone();
         cached.extend_from_slice(&self.response);
         cached.truncate(self.evaluated);
-        let Job { id, prompt, sampling, user, created, sink, .. } = self.job;
+        let Job { id, request: GenerateRequest { prompt, sampling, user, .. }, created, sink, .. } = self.job;
         let generation = Generation {
             id,
             policy_version: version,

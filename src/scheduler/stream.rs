@@ -8,6 +8,7 @@ use std::time::Duration;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 
 use crate::error::{Error, Result};
+use crate::lock::lock;
 use crate::types::{Generation, GenerationId, TokenLogprob};
 
 /// What a generation says while it runs.
@@ -49,7 +50,7 @@ struct Shared {
 
 impl Shared {
     fn wake(&self) {
-        let hook = self.wake.lock().unwrap_or_else(|e| e.into_inner()).clone();
+        let hook = lock(&self.wake).clone();
         if let Some(hook) = hook {
             hook();
         }
@@ -79,7 +80,7 @@ impl Sink {
 
     /// Tells the log-probabilities of a token, before its text.
     pub(super) fn logprob(&self, token: TokenLogprob) {
-        self.shared.logprobs.lock().unwrap_or_else(|e| e.into_inner()).push(token);
+        lock(&self.shared.logprobs).push(token);
     }
 
     /// Ends it: with the generation once it is recorded, or with what went wrong.
@@ -163,7 +164,7 @@ impl GenerationStream {
     /// The log-probabilities of the tokens so far, without the first `skip`. Empty unless the request asked for them;
     /// the token that ended the answer is not among them.
     pub fn logprobs(&self, skip: usize) -> Vec<TokenLogprob> {
-        let logprobs = self.shared.logprobs.lock().unwrap_or_else(|e| e.into_inner());
+        let logprobs = lock(&self.shared.logprobs);
         logprobs.get(skip..).unwrap_or_default().to_vec()
     }
 
@@ -175,7 +176,7 @@ impl GenerationStream {
     /// Calls `hook` from the engine's threads whenever an event became ready, and once at once if one is already. For
     /// event loops: the hook must be quick and must not call back into the engine.
     pub fn set_wake(&self, hook: Wake) {
-        *self.shared.wake.lock().unwrap_or_else(|e| e.into_inner()) = Some(hook.clone());
+        *lock(&self.shared.wake) = Some(hook.clone());
         if !self.receiver.is_empty() || self.shared.gone.load(Ordering::Acquire) {
             hook();
         }

@@ -1,16 +1,17 @@
 //! Makes contexts ready for new weights on a thread of its own, so that no stream waits for a file to be read or a
 //! context to be made. Never decodes a request.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, select};
 
-use super::{Command, Options, Weights};
+use super::{Command, Options, Source, Weights};
 use crate::error::{Error, Result};
 use crate::llama::{Adapter, Context, Model, Threads, give_way_to_decoding};
+use crate::system::free_memory;
 
 /// Contexts at once: the active one, and those that drain. One more version waits until one is idle.
 pub(super) const MAX_CONTEXTS: usize = 3;
@@ -105,17 +106,17 @@ impl Swapper {
 
     /// Puts the weights on the context. A context on which that failed is given up: another one is made in its place.
     fn prepare(&mut self, context: Context, weights: &Weights) -> Result<Context> {
-        let ready = match &weights.whole {
-            Some(path) => {
+        let ready = match &weights.source {
+            Source::Whole(path) => {
                 // Its memory goes to the one that takes its place.
                 drop(context);
                 self.whole(path)
             }
-            None => {
+            source => {
                 let of_base = Arc::ptr_eq(context.model(), &self.model);
                 let context = if of_base { Ok(context) } else { self.context(self.model.clone()) };
                 context.and_then(|mut context| {
-                    giving_way(|| put(&mut context, weights.adapter.as_ref()))?;
+                    giving_way(|| put(&mut context, source))?;
                     Ok(context)
                 })
             }
@@ -136,7 +137,7 @@ impl Swapper {
             return Err(Error::arg(format!("{} has another architecture or vocabulary than the base", path.display())));
         }
         let mut context = self.context(model)?;
-        giving_way(|| put(&mut context, None))?;
+        giving_way(|| put(&mut context, &Source::Base))?;
         Ok(context)
     }
 
@@ -157,15 +158,12 @@ fn giving_way<T: Send>(work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
     std::thread::scope(|threads| threads.spawn(body).join().unwrap_or_else(panicked))
 }
 
-/// Bytes that could be had without taking them from others. `None` where the system doesn't say.
-fn free_memory() -> Option<u64> {
-    let memory = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = memory.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    line.trim().trim_end_matches("kB").trim().parse::<u64>().ok()?.checked_mul(1024)
-}
-
-/// Loads the adapter and puts it on the context.
-pub(super) fn put(context: &mut Context, adapter: Option<&PathBuf>) -> Result<()> {
-    let adapter = adapter.map(|path| Adapter::load(context.model(), path)).transpose()?;
+/// Loads the adapter, if there is one, and puts it on the context. Of a whole model there is none to load: the context
+/// is of that model.
+pub(super) fn put(context: &mut Context, source: &Source) -> Result<()> {
+    let adapter = match source {
+        Source::Adapter(path) => Some(Adapter::load(context.model(), path)?),
+        Source::Base | Source::Whole(_) => None,
+    };
     context.set_adapter(adapter)
 }

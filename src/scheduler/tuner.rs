@@ -6,7 +6,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::llama::Seat;
+use crate::llama::DecoderPin;
 
 /// Decodes with each choice in one trial.
 const ROUNDS: usize = 3;
@@ -26,7 +26,7 @@ pub(super) struct Tuner {
     interval: Duration,
     last_trial: Instant,
     trial: Option<Trial>,
-    seat: Seat,
+    pin: DecoderPin,
     /// Whether the trainer works: one processor is left to it then. Sharing each one with it, every barrier waits for
     /// its time slices.
     pub(super) beside_training: bool,
@@ -41,7 +41,7 @@ struct Trial {
 
 impl Tuner {
     /// Starts with `all` threads.
-    pub(super) fn new(all: u32, seat: Seat) -> Tuner {
+    pub(super) fn new(all: u32, pin: DecoderPin) -> Tuner {
         Tuner {
             all,
             trials: all > 1,
@@ -49,21 +49,21 @@ impl Tuner {
             interval: FIRST,
             last_trial: Instant::now(),
             trial: None,
-            seat,
+            pin,
             beside_training: false,
         }
     }
 
     /// Always `all` threads.
-    pub(super) fn fixed(all: u32, seat: Seat) -> Tuner {
-        Tuner { trials: false, ..Tuner::new(all, seat) }
+    pub(super) fn fixed(all: u32, pin: DecoderPin) -> Tuner {
+        Tuner { trials: false, ..Tuner::new(all, pin) }
     }
 
     /// Threads for a decode of `tokens` tokens by the calling thread, which gets its place for it. Only decodes without
     /// prompt parts (`steady`) come one like the other, so only they are compared.
     pub(super) fn threads(&mut self, tokens: usize, steady: bool) -> u32 {
         let threads = if self.beside_training { 1.max(self.all - 1) } else { self.choose(tokens, steady) };
-        self.seat.take(threads);
+        self.pin.set(threads);
         threads
     }
 
@@ -135,7 +135,7 @@ mod tests {
 
     #[test]
     fn threads_that_wait_for_each_other_give_way_to_one_and_come_back() {
-        let mut tuner = Tuner::new(2, Seat::none());
+        let mut tuner = Tuner::new(2, DecoderPin::none());
         assert_eq!(tuner.threads(8, true), 2);
         assert_eq!(settle(&mut tuner, |threads| if threads == 2 { 200 } else { 20 }), 1);
         assert_eq!(settle(&mut tuner, |threads| if threads == 2 { 11 } else { 20 }), 2);
@@ -143,13 +143,13 @@ mod tests {
 
     #[test]
     fn a_difference_within_the_noise_changes_nothing() {
-        let mut tuner = Tuner::new(2, Seat::none());
+        let mut tuner = Tuner::new(2, DecoderPin::none());
         assert_eq!(settle(&mut tuner, |threads| if threads == 2 { 21 } else { 20 }), 2);
     }
 
     #[test]
     fn decodes_of_another_size_are_not_compared() {
-        let mut tuner = Tuner::new(2, Seat::none());
+        let mut tuner = Tuner::new(2, DecoderPin::none());
         tuner.last_trial = Instant::now().checked_sub(LONGEST).unwrap();
         for tokens in 1..100 {
             let threads = tuner.threads(tokens, true);
@@ -160,24 +160,24 @@ mod tests {
 
     #[test]
     fn beside_training_a_processor_is_left_to_it() {
-        let mut tuner = Tuner::new(2, Seat::none());
+        let mut tuner = Tuner::new(2, DecoderPin::none());
         tuner.beside_training = true;
         assert_eq!((tuner.threads(8, true), tuner.threads(100, false)), (1, 1));
         tuner.beside_training = false;
         assert_eq!(tuner.threads(8, true), 2);
-        assert_eq!(Tuner { beside_training: true, ..Tuner::fixed(1, Seat::none()) }.threads(8, true), 1);
+        assert_eq!(Tuner { beside_training: true, ..Tuner::fixed(1, DecoderPin::none()) }.threads(8, true), 1);
     }
 
     #[test]
     fn with_one_thread_there_is_nothing_to_choose() {
-        let mut tuner = Tuner::new(1, Seat::none());
+        let mut tuner = Tuner::new(1, DecoderPin::none());
         assert_eq!(settle(&mut tuner, |_| 100), 1);
         assert!(tuner.trial.is_none());
     }
 
     #[test]
     fn a_fixed_number_stays_whatever_it_costs() {
-        let mut tuner = Tuner::fixed(2, Seat::none());
+        let mut tuner = Tuner::fixed(2, DecoderPin::none());
         assert_eq!(settle(&mut tuner, |threads| if threads == 2 { 200 } else { 20 }), 2);
     }
 }

@@ -213,7 +213,7 @@ static apa_status all_null(void)
         apa_generate(NULL, NULL, 0, NULL, NULL, &s, NULL), apa_feedback(NULL, NULL, 0, &s, NULL),
         apa_preference(NULL, NULL, 0, &s, NULL), apa_sample_add(NULL, NULL, 0, &s, NULL), apa_trainer_start(NULL, NULL), apa_forget(NULL, "a", 1, &s, NULL),
         apa_trainer_stop(NULL, NULL), apa_trainer_step(NULL, &s, NULL), apa_trainer_status(NULL, &s, NULL),
-        apa_policy_sync(NULL, &v, NULL), apa_policy_activate(NULL, 0, NULL), apa_policy_rollback(NULL, &v, NULL),
+        apa_policy_version(NULL, &v, NULL), apa_policy_sync(NULL, &v, NULL), apa_policy_activate(NULL, 0, NULL), apa_policy_rollback(NULL, &v, NULL),
         apa_policy_snapshot(NULL, 1, "a", 1, NULL), apa_policy_restore(NULL, "a", 1, &v, NULL), apa_policy_list(NULL, &s, NULL),
         apa_events_open(NULL, &f, NULL), apa_rewards_open(NULL, &f, NULL), apa_feed_next(NULL, 0, &s, NULL),
         apa_feed_set_wake(NULL, NULL, NULL, NULL), apa_reward_put(NULL, NULL, 0, 0.0, NULL), apa_reward_set(NULL, NULL, NULL, NULL),
@@ -288,8 +288,9 @@ static void run(const char *step, outcome *o)
             member = json_member(apa_string_data(o->string), "outcome");
             snprintf(o->value, sizeof o->value, "%.*s", (int)(json_end(member) - member - 2), member + 1);
         }
-    } else if (is(op, "policy") || is(op, "rollback")) {
-        o->status = is(op, "policy") ? apa_policy_sync(engine, &number, &o->error)
+    } else if (is(op, "policy") || is(op, "rollback") || is(op, "sync")) {
+        o->status = is(op, "policy") ? apa_policy_version(engine, &number, &o->error)
+                    : is(op, "sync") ? apa_policy_sync(engine, &number, &o->error)
                                      : apa_policy_rollback(engine, &number, &o->error);
         if (o->status == APA_OK)
             snprintf(o->value, sizeof o->value, "%d", (int)number);

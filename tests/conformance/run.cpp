@@ -165,6 +165,7 @@ outcome run(const char *step)
     }
     if (op == "step") return {member(engine(step).train_step().c_str(), "outcome")};
     if (op == "policy") return {std::to_string(engine(step).policy_version())};
+    if (op == "sync") return {std::to_string(engine(step).sync())};
     if (op == "rollback") return {std::to_string(engine(step).rollback())};
     if (op == "activate") return engine(step).activate(std::stoul(member(step, "version"))), outcome{};
     if (op == "versions") {

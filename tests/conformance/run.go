@@ -188,11 +188,14 @@ func run(s step) (string, string) {
 		if step, err = engine.TrainStep(background); err == nil {
 			value = map[bool]string{true: "published", false: "skipped"}[step.Published]
 		}
-	case "policy", "rollback":
+	case "policy", "rollback", "sync":
 		var version uint64
-		if s.Op == "policy" {
+		switch s.Op {
+		case "policy":
 			version, err = engine.ActiveVersion()
-		} else {
+		case "sync":
+			version, err = engine.Sync(background)
+		default:
 			version, err = engine.Rollback(background)
 		}
 		if err == nil {

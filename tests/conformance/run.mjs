@@ -66,6 +66,7 @@ const operations = {
     return [(await engines[engine].trainStep()).outcome, 'OK'];
   },
   policy: ({ engine }) => [String(engines[engine].policyVersion()), 'OK'],
+  sync: async ({ engine }) => [String(await engines[engine].sync()), 'OK'],
   rollback: async ({ engine }) => [String(await engines[engine].rollback()), 'OK'],
   async activate({ engine, version }) {
     await engines[engine].activate(version);

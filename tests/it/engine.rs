@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use apa::engine::{GenerateRequest, GenerationStream, Next, StepOutcome};
+use apa::engine::{GenerateRequest, GenerationStream, Next, PublishOutcome, TrainerState};
 use apa::gguf::{Gguf, Writer};
 use apa::types::*;
 use apa::{Code, Engine};
@@ -37,7 +37,7 @@ fn a_candidate_over_its_kl_budget_is_recorded_and_never_served() {
     // A budget that the next candidate can't keep.
     let engine = strict(kl.0 / 100.0);
     rate_some(&engine, 16);
-    let StepOutcome::Skipped { reason, consumed } = engine.train_step().unwrap() else { panic!("it was published") };
+    let PublishOutcome::Skipped { reason, consumed } = engine.train_step().unwrap() else { panic!("it was published") };
     assert!(reason.contains("the candidate was refused: its KL to the initial model is"), "{reason}");
     let status = engine.status();
     assert_eq!((consumed, status.policy_version, status.trainer.refused), (16, version, 1));
@@ -67,7 +67,7 @@ fn a_collapse_of_the_ratings_is_not_learned_further() {
     rate_all(14);
     let (version, _) = published(engine.train_step().unwrap());
     rate_all(1);
-    let StepOutcome::Skipped { reason, .. } = engine.train_step().unwrap() else { panic!("it was published") };
+    let PublishOutcome::Skipped { reason, .. } = engine.train_step().unwrap() else { panic!("it was published") };
     assert!(reason.contains("the mean rating fell from 0.75 to -0.88"), "{reason}");
     assert_eq!(engine.status().policy_version, version);
 }
@@ -84,7 +84,7 @@ fn answers_are_streamed_recorded_and_made_together() {
         assert_eq!(engine.generation(stream.id()).unwrap().as_ref(), Some(&*generation));
         assert_eq!(stream.next(None).unwrap(), Next::Finished);
     }
-    assert_eq!(engine.status().completed, 8);
+    assert_eq!(engine.status().load.completed, 8);
 }
 
 #[test]
@@ -94,6 +94,33 @@ fn the_same_seed_gives_the_same_answer() {
     let (first, again, other) = (answer(&engine, "it is", 3), answer(&engine, "it is", 3), answer(&engine, "it is", 4));
     assert_eq!(first.response, again.response);
     assert_ne!(first.response, other.response);
+}
+
+#[test]
+fn sync_serves_the_newest_version_wherever_a_rollback_or_an_activation_went() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open(dir.path());
+    assert_eq!(engine.sync().unwrap(), PolicyVersion::INITIAL, "there is nothing newer");
+    rate_some(&engine, 8);
+    let (first, _) = published(engine.train_step().unwrap());
+    rate_some(&engine, 8);
+    let (second, _) = published(engine.train_step().unwrap());
+    let swaps = engine.status().load.swaps;
+    assert_eq!(engine.sync().unwrap(), second);
+    assert_eq!(engine.status().load.swaps, swaps, "it was served already");
+    for back in [PolicyVersion::INITIAL, first] {
+        engine.activate(back).unwrap();
+        assert_eq!(answer(&engine, "the", 0).policy_version, back);
+        assert_eq!(engine.sync().unwrap(), second);
+        assert_eq!(answer(&engine, "the", 0).policy_version, second);
+    }
+    assert!(engine.versions().unwrap().iter().all(|v| v.active == (v.version == second)));
+    engine.rollback().unwrap();
+    std::fs::remove_file(dir.path().join("data/versions/000002/adapter.gguf")).unwrap();
+    assert!(engine.sync().unwrap_err().message().contains("adapter.gguf"));
+    assert_eq!(answer(&engine, "the", 0).policy_version, first, "what was served goes on");
+    engine.shutdown();
+    assert_eq!(engine.sync().unwrap_err().code(), Code::Closed);
 }
 
 #[test]
@@ -113,7 +140,7 @@ fn a_rated_batch_becomes_a_version_that_is_served_and_that_a_rollback_takes_back
     let after = greedy(&engine);
     assert_eq!(after.policy_version, version);
     assert_eq!(engine.status().trainer.pending_ratings, 0);
-    assert!(matches!(engine.train_step().unwrap(), StepOutcome::Skipped { consumed: 0, .. }));
+    assert!(matches!(engine.train_step().unwrap(), PublishOutcome::Skipped { consumed: 0, .. }));
 
     assert_eq!(engine.rollback().unwrap(), PolicyVersion::INITIAL);
     let back = greedy(&engine);
@@ -145,8 +172,8 @@ fn running_answers_keep_their_version_through_a_swap() {
         assert_eq!(finish(stream).unwrap().1.policy_version, PolicyVersion::INITIAL);
     }
     let deadline = Instant::now() + Duration::from_secs(10);
-    while engine.status().serving_versions != [version] {
-        assert!(Instant::now() < deadline, "{:?}", engine.status().serving_versions);
+    while engine.status().load.versions != [version] {
+        assert!(Instant::now() < deadline, "{:?}", engine.status().load.versions);
         std::thread::sleep(Duration::from_millis(5));
     }
 }
@@ -369,7 +396,7 @@ fn equal_ratings_give_no_signal_and_change_nothing() {
         rate(&engine, &answer(&engine, "the", i).id, 0.5).unwrap();
     }
     let outcome = engine.train_step().unwrap();
-    assert!(matches!(outcome, StepOutcome::Skipped { consumed: 4, .. }), "{outcome:?}");
+    assert!(matches!(outcome, PublishOutcome::Skipped { consumed: 4, .. }), "{outcome:?}");
     assert_eq!(engine.status().policy_version, PolicyVersion::INITIAL);
     assert_eq!(engine.status().trainer.pending_ratings, 0);
 }
@@ -380,7 +407,7 @@ fn without_training_the_engine_serves_and_keeps_ratings() {
     let engine = open_with(dir.path(), |c| c.train.enabled = false).unwrap();
     rate(&engine, &answer(&engine, "the", 0).id, 1.0).unwrap();
     assert!(engine.train_step().is_err());
-    assert_eq!(engine.status().trainer.state, "off");
+    assert_eq!(engine.status().trainer.state, TrainerState::Off);
     assert_eq!(engine.status().trainer.pending_ratings, 1);
 }
 
@@ -432,7 +459,7 @@ fn a_model_that_cannot_be_trained_is_served_and_says_why() {
     assert_eq!(e.code(), Code::Unsupported);
     assert!(e.message().contains("gpt2") && e.message().contains("gptneox"), "{e}");
     let trainer = engine.status().trainer;
-    assert_eq!((trainer.state.as_str(), trainer.pending_ratings), ("unsupported", 2));
+    assert_eq!((trainer.state, trainer.pending_ratings), (TrainerState::Unsupported, 2));
     assert_eq!(answer(&engine, "the", 3).policy_version, PolicyVersion::INITIAL);
 }
 
@@ -441,7 +468,7 @@ fn one_rating_alone_waits_for_others() {
     let dir = tempfile::tempdir().unwrap();
     let engine = open(dir.path());
     rate(&engine, &answer(&engine, "the", 0).id, 1.0).unwrap();
-    assert!(matches!(engine.train_step().unwrap(), StepOutcome::Skipped { consumed: 0, .. }));
+    assert!(matches!(engine.train_step().unwrap(), PublishOutcome::Skipped { consumed: 0, .. }));
     rate(&engine, &answer(&engine, "the", 1).id, -1.0).unwrap();
     published(engine.train_step().unwrap());
 }
@@ -466,7 +493,7 @@ fn a_full_cache_forgets_what_is_idle_and_then_ends_the_largest_answer_alone() {
     let engine = open_with(dir.path(), change).unwrap();
     // Leaves its tokens in the cache.
     finish(&engine.generate(long(&engine, "an idle beginning", 100)).unwrap()).unwrap();
-    let held = engine.status().cached_tokens;
+    let held = engine.status().load.cached_tokens;
     assert!(held > 100, "{held}");
     // Each fits alone; together they come to want three times the cache.
     let streams: Vec<_> =
@@ -484,7 +511,7 @@ fn a_beginning_that_another_sequence_holds_is_not_read_again() {
     let beginning = "the rain in spain stays mainly on the plain, and so on and on. ".repeat(4);
     let ask = |end: &str| engine.generate(long(&engine, &format!("{beginning}{end}"), 8)).unwrap();
     let alone = finish(&ask("who?")).unwrap().1;
-    let read = || engine.status().prompt_tokens;
+    let read = || engine.status().load.prompt_tokens;
     let (before, tokens) = (read(), engine.tokenize(&beginning).unwrap().len() as u64);
     assert!(before >= tokens);
     // All at once, in other slots than the one that holds the beginning.
@@ -541,7 +568,7 @@ fn auto_takes_seconds_keeps_to_its_budget_and_remembers() {
         let started = std::time::Instant::now();
         let engine = open_with(dir.path(), |c| (c.serve.r#type, c.serve.kl_budget) = ("auto".into(), budget)).unwrap();
         assert!(!answer(&engine, "the", 1).response.is_empty());
-        (engine.status().form, started.elapsed())
+        (engine.status().format, started.elapsed())
     };
     // What costs nothing is only the file's own.
     let (form, _) = open(0.0);

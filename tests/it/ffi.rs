@@ -252,6 +252,7 @@ fn null_is_an_argument_error_wherever_it_is_not_allowed() {
             apa_preference(engine, text, 1, string, none),
             apa_trainer_step(engine, string, none),
             apa_trainer_status(engine, string, none),
+            apa_policy_version(engine, &raw mut version, none),
             apa_policy_sync(engine, &raw mut version, none),
             apa_policy_activate(engine, 0, none),
             apa_policy_rollback(engine, &raw mut version, none),

@@ -250,6 +250,7 @@ fn a_freed_engine_is_closed_to_every_call() {
             apa_preference(engine, c"{}".as_ptr(), 2, ptr::null_mut(), none),
             apa_trainer_step(engine, ptr::null_mut(), none),
             apa_trainer_status(engine, &raw mut text, none),
+            apa_policy_version(engine, &raw mut version, none),
             apa_policy_sync(engine, &raw mut version, none),
             apa_policy_activate(engine, 0, none),
             apa_policy_rollback(engine, ptr::null_mut(), none),
@@ -299,12 +300,13 @@ fn an_engine_that_was_shut_down_refuses_work_and_tells_its_state() {
             apa_policy_activate(engine, 0, none),
             apa_policy_snapshot(engine, 0, c"x".as_ptr(), APA_NTS, none),
             apa_policy_restore(engine, c"x".as_ptr(), APA_NTS, &raw mut version, none),
+            apa_policy_sync(engine, &raw mut version, none),
             apa_events_open(engine, &raw mut feed, none),
             apa_http_start(engine, ptr::null(), 0, ptr::null_mut(), none),
         ];
         assert!(refused.iter().all(|status| *status == apa_status::APA_ERR_CLOSED), "{refused:?}");
         // What only looks goes on until the free.
-        assert_eq!(apa_policy_sync(engine, &raw mut version, none), apa_status::APA_OK);
+        assert_eq!(apa_policy_version(engine, &raw mut version, none), apa_status::APA_OK);
     }
     let (status, _) = pull_all(generation);
     assert!(matches!(status, apa_status::APA_ERR_CLOSED | apa_status::APA_DONE), "{status:?}");
@@ -394,7 +396,7 @@ fn null_is_an_argument_error_for_a_live_engine_too() {
             apa_forget(engine, no_text, 1, no_string, none),
             apa_forget(engine, no_text, 0, no_string, none),
             apa_trainer_status(engine, ptr::null_mut(), none),
-            apa_policy_sync(engine, ptr::null_mut(), none),
+            apa_policy_version(engine, ptr::null_mut(), none),
             apa_policy_list(engine, ptr::null_mut(), none),
             apa_policy_snapshot(engine, 0, no_text, 1, none),
             apa_policy_snapshot(engine, 0, no_text, 0, none),
@@ -598,8 +600,12 @@ fn the_initial_version_is_listed_and_there_is_nothing_before_it() {
     let mut version = 9;
     // SAFETY: locals.
     unsafe {
+        assert_eq!(apa_policy_version(opened.engine, &raw mut version, ptr::null_mut()), apa_status::APA_OK);
+        assert_eq!(version, 0);
+        version = 9;
         assert_eq!(apa_policy_sync(opened.engine, &raw mut version, ptr::null_mut()), apa_status::APA_OK);
         assert_eq!(version, 0);
+        assert_eq!(apa_policy_sync(opened.engine, ptr::null_mut(), ptr::null_mut()), apa_status::APA_OK);
         version = 9;
         assert_eq!(apa_policy_activate(opened.engine, 41, ptr::null_mut()), apa_status::APA_ERR_ARG);
         assert_eq!(apa_policy_rollback(opened.engine, &raw mut version, ptr::null_mut()), apa_status::APA_ERR_ARG);

@@ -7,6 +7,7 @@ use std::path::Path;
 use std::process::Command;
 
 use apa::Code;
+use apa::engine::TrainerState;
 use apa::types::PolicyVersion;
 
 use crate::support::engine::{answer, open_with, published, rate, rate_some};
@@ -67,7 +68,7 @@ fn inside_a_small_disk() {
     assert!(error.message().contains("the disk is full"), "{error}");
     let status = engine.status();
     assert_eq!((status.policy_version, status.trainer.pending_ratings), (PolicyVersion::INITIAL, 8));
-    assert_eq!(status.trainer.state, "idle");
+    assert_eq!(status.trainer.state, TrainerState::Idle);
     assert_eq!(fs::read_dir(data.join("versions")).unwrap().count(), 0, "a half-written version stayed");
 
     fs::remove_file(disk.join("ballast")).unwrap();

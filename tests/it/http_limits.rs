@@ -82,7 +82,7 @@ async fn a_full_queue_says_when_to_come_again() {
     let ask = |body: Value| server.client.post(format!("{}/v1/completions", server.url)).body(body.to_string()).send();
     let running = ask(long(json!({"stream": true, "max_tokens": 60_000}))).await.unwrap();
     let until = Instant::now() + Duration::from_secs(20);
-    while server.engine.status().running == 0 {
+    while server.engine.status().load.running == 0 {
         assert!(Instant::now() < until);
         tokio::time::sleep(Duration::from_millis(5)).await;
     }

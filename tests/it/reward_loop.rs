@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use apa::config::{Config, Dtype, RewardConfig};
-use apa::engine::{GenerateRequest, StepOutcome};
+use apa::engine::{GenerateRequest, PublishOutcome, TrainerState};
 use apa::ledger::ReviewVerdict;
 use apa::policy::{Decoder, Lora, Packed};
 use apa::reward::{Learner, Manifest, Pair, RewardAdapter, Settings};
@@ -39,8 +39,8 @@ fn say(engine: &Engine, g: &Generation, user: &str, signal: Signal) -> FeedbackR
 
 fn publish(engine: &Engine) -> PolicyVersion {
     match engine.train_step().unwrap() {
-        StepOutcome::Published { version, .. } => version,
-        StepOutcome::Skipped { reason, .. } => panic!("skipped: {reason}"),
+        PublishOutcome::Published { version, .. } => version,
+        PublishOutcome::Skipped { reason, .. } => panic!("skipped: {reason}"),
     }
 }
 
@@ -170,7 +170,7 @@ fn forgetting_and_reviews_reach_through_the_engine() {
     let flagged: Vec<String> = engine.reviews().unwrap().into_iter().map(|e| e.user).collect();
     assert_eq!(flagged, ["ann", "mallory"], "two who disagree: a person must decide");
     match engine.train_step().unwrap() {
-        StepOutcome::Skipped { consumed: 0, .. } => {}
+        PublishOutcome::Skipped { consumed: 0, .. } => {}
         other => panic!("trained on held feedback: {other:?}"),
     }
     engine.review("ann", ReviewVerdict::Trust).unwrap();
@@ -355,7 +355,7 @@ fn a_reward_model_that_can_not_be_kept_is_not_learned_again_and_again() {
     let began = std::time::Instant::now();
     let failed = loop {
         let status = engine.status().trainer;
-        if status.reward.last.is_some() && status.state == "idle" {
+        if status.reward.last.is_some() && status.state == TrainerState::Idle {
             break status;
         }
         assert!(began.elapsed().as_secs() < 60, "{status:?}");
@@ -384,7 +384,9 @@ fn rollouts_are_sampled_judged_by_the_reward_model_and_trained_on_beside_live_fe
     for g in &rated {
         say(&engine, g, "ann", Signal::Rating(taste(g)));
     }
-    let StepOutcome::Published { version, metrics } = engine.roll_out().unwrap() else { panic!("nothing published") };
+    let PublishOutcome::Published { version, metrics } = engine.roll_out().unwrap() else {
+        panic!("nothing published")
+    };
     assert_eq!(metrics.samples, 8, "six rollouts and two of three ratings");
     assert_eq!(engine.status().trainer.pending_ratings, 1);
     let taught: Vec<usize> =

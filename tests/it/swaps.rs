@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use apa::config::Config;
-use apa::engine::{Event, GenerateRequest, Next, StepOutcome};
+use apa::engine::{Event, GenerateRequest, Next, PublishOutcome};
 use apa::types::{PolicyVersion, Sampling, TokenId, TokenLogprob};
 use apa::{Engine, Result};
 
@@ -86,7 +86,7 @@ fn many_swaps_under_eight_streams_fail_mix_and_stall_nothing() {
                 let rated = answer(&engine, "the", seed);
                 rate(&engine, &rated.id, if seed % 2 == 0 { 1.0 } else { -1.0 }).unwrap();
             }
-            assert!(matches!(engine.train_step().unwrap(), StepOutcome::Published { .. }));
+            assert!(matches!(engine.train_step().unwrap(), PublishOutcome::Published { .. }));
         }
         prompts.retain(|prompt| is_sure(&engine, prompt));
         for prompt in &prompts {

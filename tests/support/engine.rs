@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use apa::Engine;
 use apa::config::Config;
-use apa::engine::{Event, GenerateRequest, GenerationStream, Next, StepOutcome};
+use apa::engine::{Event, GenerateRequest, GenerationStream, Next, PublishOutcome};
 use apa::types::*;
 
 use super::tiny::{TinySpec, tiny_model};
@@ -63,9 +63,9 @@ pub fn rate_some(engine: &Engine, n: u64) {
     }
 }
 
-pub fn published(outcome: StepOutcome) -> (PolicyVersion, StepMetrics) {
+pub fn published(outcome: PublishOutcome) -> (PolicyVersion, StepMetrics) {
     match outcome {
-        StepOutcome::Published { version, metrics } => (version, metrics),
-        StepOutcome::Skipped { reason, .. } => panic!("skipped: {reason}"),
+        PublishOutcome::Published { version, metrics } => (version, metrics),
+        PublishOutcome::Skipped { reason, .. } => panic!("skipped: {reason}"),
     }
 }

@@ -365,7 +365,7 @@ static napi_value call(napi_env env, napi_callback_info info)
     return promise;
 }
 
-typedef enum { STATUS, METRICS, RENDER, COUNT, SYNC, TRAINER_START, TRAINER_STOP } question;
+typedef enum { STATUS, METRICS, RENDER, COUNT, VERSION, TRAINER_START, TRAINER_STOP } question;
 
 /* ask(question, engine, text): text or a number, at once. */
 static napi_value ask(napi_env env, napi_callback_info info)
@@ -397,8 +397,8 @@ static napi_value ask(napi_env env, napi_callback_info info)
     case COUNT:
         status = apa_token_count(engine, text, length, &count, &error);
         break;
-    case SYNC:
-        status = apa_policy_sync(engine, &version, &error);
+    case VERSION:
+        status = apa_policy_version(engine, &version, &error);
         break;
     case TRAINER_START:
         status = apa_trainer_start(engine, &error);

@@ -37,6 +37,7 @@ typedef enum {
     STEP,
     ACTIVATE,
     ROLLBACK,
+    SYNC,
     SNAPSHOT,
     RESTORE,
     HTTP_START,

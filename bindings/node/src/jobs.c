@@ -47,6 +47,9 @@ static apa_status run(job *j)
     case ROLLBACK:
         j->has_version = true;
         return apa_policy_rollback(engine, &j->version, &j->error);
+    case SYNC:
+        j->has_version = true;
+        return apa_policy_sync(engine, &j->version, &j->error);
     case SNAPSHOT:
         return apa_policy_snapshot(engine, (uint64_t)j->number, j->text, j->text_len, &j->error);
     case RESTORE:

@@ -65,6 +65,9 @@ test('the whole loop: rate, learn, go back', async (t) => {
   await engine.snapshot(1, file);
   assert(existsSync(file));
   assert.equal(await engine.rollback(), 0);
+  assert.equal(await engine.sync(), 1);
+  assert.equal(engine.policyVersion(), 1);
+  assert.equal(await engine.rollback(), 0);
   assert.equal(await engine.restore(file), 2);
   await engine.activate(1);
   assert.deepEqual((await engine.versions()).map((v) => [v.version, v.active]), [[0, false], [1, true], [2, false]]);

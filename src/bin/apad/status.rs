@@ -1,7 +1,7 @@
 //! `apad status`: what a running daemon does.
 
 use anyhow::Result;
-use apa::engine::{ServedForm, Status};
+use apa::engine::{Status, WeightFormat};
 use clap::Args;
 
 use crate::client::Daemon;
@@ -28,14 +28,14 @@ pub async fn run(options: Options) -> Result<()> {
 }
 
 fn table(status: &Status) -> String {
-    let t = &status.trainer;
+    let (t, load) = (&status.trainer, &status.load);
     let reason = t.reason.as_ref().map(|r| format!(" ({r})")).unwrap_or_default();
     let mut rows = vec![
         ("model", format!("{} ({})", status.model, status.architecture)),
-        ("served as", form(&status.form)),
+        ("served as", served_as(&status.format)),
         ("policy version", status.policy_version.to_string()),
-        ("requests", format!("{} running, {} waiting, {} done", status.running, status.queued, status.completed)),
-        ("tokens", format!("{} generated, {} of prompts", status.generated_tokens, status.prompt_tokens)),
+        ("requests", format!("{} running, {} waiting, {} done", load.running, load.queued, load.completed)),
+        ("tokens", format!("{} generated, {} of prompts", load.generated_tokens, load.prompt_tokens)),
         ("trainer", format!("{}{reason}", t.state)),
         ("ratings", format!("{} of {} for the next step", t.pending_ratings, t.batch)),
         ("steps", format!("{} published, {} skipped", t.steps, t.skipped)),
@@ -47,19 +47,21 @@ fn table(status: &Status) -> String {
     rows.iter().map(|(name, value)| format!("{name:15} {value}\n")).collect()
 }
 
-fn form(form: &ServedForm) -> String {
-    let Some(of_it) = form.measured.iter().find(|m| m.kind == form.kind) else { return form.kind.clone() };
-    format!("{} ({:.2} times as fast as the file, KL {} a token)", form.kind, of_it.speedup, of_it.kl_per_token)
+fn served_as(format: &WeightFormat) -> String {
+    let Some(of_it) = format.measured.iter().find(|m| m.kind == format.kind) else { return format.kind.clone() };
+    format!("{} ({:.2} times as fast as the file, KL {} a token)", format.kind, of_it.speedup, of_it.kl_per_token)
 }
 
 #[cfg(test)]
 mod tests {
+    use apa::engine::TrainerState;
+
     use super::*;
 
     #[test]
     fn the_table_says_why_the_trainer_is_off() {
         let mut status = Status { model: "tiny".into(), ..Status::default() };
-        status.trainer.state = "unsupported".into();
+        status.trainer.state = TrainerState::Unsupported;
         status.trainer.reason = Some("no trainer for mamba".into());
         assert!(table(&status).contains("trainer         unsupported (no trainer for mamba)\n"));
     }

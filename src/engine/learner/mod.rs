@@ -15,24 +15,26 @@ use serde::{Deserialize, Serialize};
 
 use super::feed::{Hub, News, Topic};
 use super::judge::{Judge, Samples};
+use super::open::weights_of;
 use super::rollouts::Rollouts;
-use super::status::TrainerStatus;
-use super::{cores_or, weights_of};
+use super::status::{TrainerState, TrainerStatus};
 use crate::config::{Config, TrainConfig};
 use crate::error::{Code, Error, Result};
 use crate::gate::{self, Candidate};
 use crate::ledger::Ledger;
 use crate::llama::{Model, give_way_to_decoding};
+use crate::lock::lock;
 use crate::policy::{self, Decoder};
 use crate::publish::{About, VersionStore};
-use crate::scheduler::{Scheduler, Weights};
+use crate::scheduler::{Scheduler, Source};
+use crate::system::{cores_or, unix_millis};
 use crate::trainer::{self, Trainer};
 use crate::types::*;
 
-/// What came of a training step.
+/// What came of a training step that was asked for, or that ratings started.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "outcome", rename_all = "snake_case")]
-pub enum StepOutcome {
+pub enum PublishOutcome {
     /// A new version was trained, published and activated.
     Published {
         /// The new version.
@@ -56,11 +58,13 @@ enum Order {
     /// Train while full batches are in.
     Due,
     /// Train one batch, even a small one.
-    Step(Sender<Result<StepOutcome>>),
+    Step(Sender<Result<PublishOutcome>>),
     /// Train a batch with fresh answers in it.
-    RollOut(Sender<Result<StepOutcome>>),
+    RollOut(Sender<Result<PublishOutcome>>),
     /// Serve a version, by its adapter or by a file of its whole weights.
     Activate(PolicyVersion, Option<PathBuf>, Sender<Result<()>>),
+    /// Serve the newest version.
+    Sync(Sender<Result<PolicyVersion>>),
     /// Take in a snapshot and serve it.
     Restore(PathBuf, Sender<Result<PolicyVersion>>),
 }
@@ -88,16 +92,20 @@ struct Shared {
 
 impl Shared {
     fn status(&self) -> MutexGuard<'_, TrainerStatus> {
-        self.status.lock().unwrap_or_else(|e| e.into_inner())
+        lock(&self.status)
     }
 
-    fn set_state(&self, state: &str) {
-        self.status().state = state.to_string();
+    fn set_state(&self, state: TrainerState) {
+        self.status().state = state;
+    }
+
+    fn interrupted(&self) -> bool {
+        self.interrupt.load(Ordering::Acquire)
     }
 }
 
 /// The handle to the learning thread.
-pub(super) struct Learner {
+pub(super) struct LearningLoop {
     orders: Sender<Order>,
     due: Sender<Order>,
     /// Gives an error once the thread has ended; an order it left in its channel is never answered.
@@ -107,15 +115,21 @@ pub(super) struct Learner {
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
-impl Learner {
+impl LearningLoop {
     /// Starts the thread. The trainer is built on it, so that serving doesn't wait.
-    pub(super) fn start(config: &Config, base_sha256: String, parts: Parts, active: PolicyVersion) -> Result<Learner> {
+    pub(super) fn start(
+        config: &Config,
+        base_sha256: String,
+        parts: Parts,
+        active: PolicyVersion,
+    ) -> Result<LearningLoop> {
         let Parts { ledger, store, scheduler, model, hub } = parts;
         let (orders, inbox) = bounded(16);
         // One reminder is as good as many.
         let (due, reminders) = bounded(1);
         let (running, ended) = bounded(0);
-        let status = TrainerStatus { state: "loading".into(), batch: config.train.batch, ..TrainerStatus::default() };
+        let status =
+            TrainerStatus { state: TrainerState::Loading, batch: config.train.batch, ..TrainerStatus::default() };
         let shared = Arc::new(Shared {
             status: Mutex::new(status),
             interrupt: AtomicBool::new(false),
@@ -132,10 +146,7 @@ impl Learner {
             shared: shared.clone(),
             active,
             model,
-            decoder: None,
-            judge: None,
-            rollouts: None,
-            trainer: None,
+            ready: None,
             threads: Arc::default(),
         };
         let thread = std::thread::Builder::new()
@@ -145,7 +156,7 @@ impl Learner {
                 worker.run(&inbox, &reminders);
             })
             .map_err(|e| Error::nomem(format!("can't start the trainer's thread: {e}")))?;
-        Ok(Learner { orders, due, ended, shared, ledger, thread: Mutex::new(Some(thread)) })
+        Ok(LearningLoop { orders, due, ended, shared, ledger, thread: Mutex::new(Some(thread)) })
     }
 
     /// Tells the thread that a batch is in. Never waits.
@@ -155,13 +166,13 @@ impl Learner {
     }
 
     /// Trains one batch and returns what came of it.
-    pub(super) fn step(&self) -> Result<StepOutcome> {
+    pub(super) fn step(&self) -> Result<PublishOutcome> {
         let (reply, answer) = bounded(1);
         self.ask(Order::Step(reply), &answer)
     }
 
     /// Trains one batch with fresh answers in it.
-    pub(super) fn roll_out(&self) -> Result<StepOutcome> {
+    pub(super) fn roll_out(&self) -> Result<PublishOutcome> {
         let (reply, answer) = bounded(1);
         self.ask(Order::RollOut(reply), &answer)
     }
@@ -171,6 +182,13 @@ impl Learner {
         let (reply, answer) = bounded(1);
         self.shared.interrupt.store(true, Ordering::Release);
         self.ask(Order::Activate(version, whole, reply), &answer)
+    }
+
+    /// Serves the newest version and goes on from it; interrupts a step under way.
+    pub(super) fn sync(&self) -> Result<PolicyVersion> {
+        let (reply, answer) = bounded(1);
+        self.shared.interrupt.store(true, Ordering::Release);
+        self.ask(Order::Sync(reply), &answer)
     }
 
     /// Serves a snapshot as a new version and goes on from it; interrupts a step under way.
@@ -215,7 +233,7 @@ impl Learner {
     /// Ends the thread. Idempotent.
     pub(super) fn stop(&self) {
         self.interrupt();
-        if let Some(thread) = self.thread.lock().unwrap_or_else(|e| e.into_inner()).take()
+        if let Some(thread) = lock(&self.thread).take()
             && thread.join().is_err()
         {
             tracing::error!("the trainer's thread panicked");
@@ -234,14 +252,21 @@ struct Worker {
     shared: Arc<Shared>,
     active: PolicyVersion,
     model: Arc<Model>,
-    decoder: Option<Arc<Decoder>>,
-    /// Makes rewards of what people say; there whenever the trainer is.
-    judge: Option<Judge>,
-    rollouts: Option<Rollouts>,
-    /// The state that belongs to `active`. `None` while training is off, or after a failure until it is loaded again.
-    trainer: Option<Trainer>,
+    /// What training takes. `None` while the model is read, where training is off, and for a model that can't be
+    /// trained.
+    ready: Option<Ready>,
     /// Its threads, as names under `/proc`.
     threads: Arc<Mutex<Vec<PathBuf>>>,
+}
+
+/// What training takes, once the frozen base is read.
+struct Ready {
+    decoder: Arc<Decoder>,
+    /// Makes rewards of what people say.
+    judge: Judge,
+    /// The state that belongs to the active version. `None` after a failure, until another version is activated.
+    trainer: Option<Trainer>,
+    rollouts: Option<Rollouts>,
 }
 
 /// The trainer at work, for the meters.
@@ -252,7 +277,7 @@ struct Work {
 
 impl Worker {
     fn begin(&self) -> Work {
-        self.shared.set_state("training");
+        self.shared.set_state(TrainerState::Training);
         self.scheduler.beside_training(true);
         Work { since: Instant::now(), waited: self.waited() }
     }
@@ -261,14 +286,14 @@ impl Worker {
         self.scheduler.beside_training(false);
         let waited = self.waited() - work.waited;
         let mut status = self.shared.status();
-        status.state = "idle".into();
+        status.state = TrainerState::Idle;
         status.seconds += work.since.elapsed().as_secs_f64();
         status.waited_seconds += waited;
     }
 
     /// Seconds that the trainer's threads have been ready without a core. 0 where the system doesn't say.
     fn waited(&self) -> f64 {
-        let threads = self.threads.lock().unwrap_or_else(|e| e.into_inner());
+        let threads = lock(&self.threads);
         let of = |name: &PathBuf| -> Option<f64> {
             let line = std::fs::read_to_string(Path::new("/proc").join(name).join("schedstat")).ok()?;
             line.split_whitespace().nth(1)?.parse().ok()
@@ -284,12 +309,14 @@ impl Worker {
             .thread_name(|i| format!("apa-train-{i}"))
             .start_handler(move |_| {
                 give_way_to_decoding();
-                started.lock().unwrap_or_else(|e| e.into_inner()).extend(std::fs::read_link("/proc/thread-self").ok());
+                lock(&started).extend(std::fs::read_link("/proc/thread-self").ok());
             })
             .build();
         let pool = match pool {
             Ok(pool) => pool,
-            Err(error) => return self.turn_off("unsupported", format!("can't start the trainer's threads: {error}")),
+            Err(error) => {
+                return self.turn_off(TrainerState::Unsupported, format!("can't start the trainer's threads: {error}"));
+            }
         };
         pool.install(|| self.prepare());
         loop {
@@ -317,16 +344,20 @@ impl Worker {
                 let _ = reply.send(self.roll_out());
             }
             Order::Activate(version, whole, reply) => {
-                self.go_on();
+                self.take_back_interrupt();
                 let _ = reply.send(self.activate(version, whole));
             }
+            Order::Sync(reply) => {
+                self.take_back_interrupt();
+                let _ = reply.send(self.sync());
+            }
             Order::Restore(path, reply) => {
-                self.go_on();
+                self.take_back_interrupt();
                 let _ = reply.send(self.restore(&path));
             }
         }
         self.learn(orders);
-        if orders.is_empty() && !self.interrupted() {
+        if orders.is_empty() && !self.shared.interrupted() {
             self.learn_reward();
             self.roll_out_if_idle();
         }
@@ -334,12 +365,15 @@ impl Worker {
 
     /// Trains while full batches are in; orders come between two of them.
     fn learn(&mut self, orders: &Receiver<Order>) {
-        while self.shared.auto.load(Ordering::Acquire) && self.full_batch() && orders.is_empty() && !self.interrupted()
+        while self.shared.auto.load(Ordering::Acquire)
+            && self.full_batch()
+            && orders.is_empty()
+            && !self.shared.interrupted()
         {
             let full = self.config.train.batch as usize;
             let outcome = self.step(full);
             // Enough is in, but limits or a quarantine hold it back: what comes next tries again.
-            if let Ok(StepOutcome::Skipped { reason, consumed: 0 }) = outcome {
+            if let Ok(PublishOutcome::Skipped { reason, consumed: 0 }) = outcome {
                 self.shared.status().reason = Some(reason);
                 return;
             }
@@ -361,28 +395,26 @@ impl Worker {
         if !self.shared.auto.load(Ordering::Acquire) {
             return;
         }
-        if self.judge.as_ref().is_some_and(|judge| judge.learning_is_due(&self.ledger)) {
+        let Some(mut ready) = self.ready.take() else { return };
+        if ready.judge.learning_is_due(&self.ledger) {
             let work = self.begin();
-            let shared = self.shared.clone();
-            let learned =
-                self.judge.as_mut().map(|j| j.learn(&self.ledger, &|| shared.interrupt.load(Ordering::Acquire)));
+            let learned = ready.judge.learn(&self.ledger, &|| self.shared.interrupted());
             self.end(work);
-            if let Some(Err(error)) = learned
+            if let Err(error) = learned
                 && error.code() != Code::Closed
             {
                 tracing::error!(%error, "the reward model did not learn");
             }
         }
-        if let Some(judge) = &self.judge {
-            self.shared.status().reward = judge.status().clone();
-        }
+        self.shared.status().reward = ready.judge.status().clone();
+        self.ready = Some(ready);
     }
 
     /// Trains on fresh answers while nobody asks.
     fn roll_out_if_idle(&mut self) {
-        let load = self.scheduler.load();
-        let due = self.rollouts.as_mut().is_some_and(|r| r.due(&load)) && self.config.reward.rollout_idle > 0;
-        if !due || self.trainer.is_none() || !self.shared.auto.load(Ordering::Acquire) {
+        let Some(Ready { trainer, rollouts: Some(rollouts), .. }) = &mut self.ready else { return };
+        let due = rollouts.due(&self.scheduler.load()) && self.config.reward.rollout_idle > 0;
+        if !due || trainer.is_none() || !self.shared.auto.load(Ordering::Acquire) {
             return;
         }
         if let Err(error) = self.roll_out()
@@ -391,22 +423,21 @@ impl Worker {
             tracing::error!(%error, "rollouts failed");
             self.shared.status().reason = Some(error.to_string());
             // Not again at every look.
-            if let Some(rollouts) = &mut self.rollouts {
+            if let Some(Ready { rollouts: Some(rollouts), .. }) = &mut self.ready {
                 rollouts.postpone();
             }
         }
     }
 
-    fn roll_out(&mut self) -> Result<StepOutcome> {
-        let (Some(rollouts), Some(judge)) = (&mut self.rollouts, &self.judge) else {
+    fn roll_out(&mut self) -> Result<PublishOutcome> {
+        let Some(Ready { rollouts: Some(rollouts), judge, .. }) = &mut self.ready else {
             return Err(Error::arg("reward.rollouts is not set, expected a file of prompts or users"));
         };
         if !judge.judges_alone() {
             return Err(Error::arg("nothing judges rollouts, expected reward.model, reward.command or reward.url"));
         }
         let size = self.config.train.batch as usize;
-        let shared = self.shared.clone();
-        let stop = || shared.interrupt.load(Ordering::Acquire);
+        let stop = || self.shared.interrupted();
         let fresh = rollouts.sample(rollouts.share_of(size), &self.scheduler, &self.ledger, &stop)?;
         let mut batch = self.ledger.pending_batch(size.saturating_sub(fresh.len()))?;
         batch.extend(fresh);
@@ -414,48 +445,49 @@ impl Worker {
     }
 
     fn full_batch(&self) -> bool {
-        self.trainer.is_some() && self.ledger.pending_ratings() >= u64::from(self.config.train.batch)
+        self.trainer().is_some() && self.ledger.pending_ratings() >= u64::from(self.config.train.batch)
     }
 
     /// Takes back the interruption by an order that has come.
-    fn go_on(&self) {
+    fn take_back_interrupt(&self) {
         self.shared.interrupt.store(self.shared.stopping.load(Ordering::Acquire), Ordering::Release);
     }
 
-    fn interrupted(&self) -> bool {
-        self.shared.interrupt.load(Ordering::Acquire)
+    fn turn_off(&self, state: TrainerState, reason: String) {
+        let mut status = self.shared.status();
+        status.state = state;
+        status.reason = Some(reason);
     }
 
-    fn turn_off(&self, state: &str, reason: String) {
-        let mut status = self.shared.status();
-        status.state = state.into();
-        status.reason = Some(reason);
+    /// The trainer, if it has the active version's state.
+    fn trainer(&self) -> Option<&Trainer> {
+        self.ready.as_ref()?.trainer.as_ref()
     }
 
     /// Loads the frozen base and the state of the active version. What can't be trained is served all the same.
     fn prepare(&mut self) {
         if !self.config.train.enabled {
-            return self.turn_off("off", "training is switched off (train.enabled)".into());
+            return self.turn_off(TrainerState::Off, "training is switched off (train.enabled)".into());
         }
-        let TrainConfig { device, dtype, .. } = &self.config.train;
-        let loaded = policy::device(device)
-            .and_then(|device| Decoder::load(&self.config.model, &device, *dtype))
-            .and_then(|decoder| {
-                let decoder = Arc::new(decoder);
-                let most = self.config.serve.max_tokens;
-                self.rollouts = Rollouts::new(&self.config.reward, most, &self.model)?;
-                self.judge = Some(Judge::new(&self.config, &decoder, self.model.clone())?);
-                self.decoder = Some(decoder);
-                self.load_trainer()
-            });
-        match loaded {
-            Ok(()) => self.shared.set_state("idle"),
+        match self.load_base() {
+            Ok(ready) => {
+                self.ready = Some(ready);
+                self.reload();
+            }
             Err(error) => {
                 tracing::warn!(%error, "this model is served but not trained");
-                self.decoder = None;
-                self.turn_off("unsupported", error.to_string());
+                self.turn_off(TrainerState::Unsupported, error.to_string());
             }
         }
+    }
+
+    /// The frozen base and what judges answers, without a trainer.
+    fn load_base(&self) -> Result<Ready> {
+        let TrainConfig { device, dtype, .. } = &self.config.train;
+        let decoder = Arc::new(Decoder::load(&self.config.model, &policy::device(device)?, *dtype)?);
+        let rollouts = Rollouts::new(&self.config.reward, &self.model)?;
+        let judge = Judge::new(&self.config, &decoder, self.model.clone())?;
+        Ok(Ready { decoder, judge, trainer: None, rollouts })
     }
 
     fn tell(&self, news: impl FnOnce() -> News) {

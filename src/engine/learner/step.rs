@@ -3,13 +3,15 @@
 
 use super::*;
 
+const NOT_READY: &str = "the trainer is not ready";
+
 impl Worker {
     /// One batch of at least `least` answers: train, publish, commit, serve.
-    pub(super) fn step(&mut self, least: usize) -> Result<StepOutcome> {
-        if self.trainer.is_none() {
+    pub(super) fn step(&mut self, least: usize) -> Result<PublishOutcome> {
+        if self.trainer().is_none() {
             let status = self.shared.status().clone();
-            let reason = status.reason.unwrap_or_else(|| "the trainer is not ready".into());
-            let unsupported = status.state == "unsupported" || !self.config.train.enabled;
+            let reason = status.reason.unwrap_or_else(|| NOT_READY.into());
+            let unsupported = status.state == TrainerState::Unsupported || !self.config.train.enabled;
             return Err(if unsupported { Error::unsupported(reason) } else { Error::train(reason) });
         }
         let batch = self.ledger.pending_batch(self.config.train.batch as usize)?;
@@ -18,15 +20,16 @@ impl Worker {
                 0 => "there is no new feedback that counts yet",
                 1 if least == 2 => "one rating alone can't be told from the mean, so it waits for others",
                 _ => {
-                    "less feedback than a batch counts yet: limits of users, a review or a quarantine hold the rest back"
+                    "less feedback than a batch counts yet: limits of users, a review or a quarantine hold the rest \
+                     back"
                 }
             };
-            return Ok(StepOutcome::Skipped { reason: reason.into(), consumed: 0 });
+            return Ok(PublishOutcome::Skipped { reason: reason.into(), consumed: 0 });
         }
         self.work(batch)
     }
 
-    pub(super) fn work(&mut self, batch: Vec<RatedGeneration>) -> Result<StepOutcome> {
+    pub(super) fn work(&mut self, batch: Vec<RatedGeneration>) -> Result<PublishOutcome> {
         let work = self.begin();
         let outcome = self.samples(batch).and_then(|samples| self.train(&samples));
         self.end(work);
@@ -35,7 +38,10 @@ impl Worker {
             Err(error) => {
                 // The weights in memory may be ahead of those on record: go back to them.
                 if let Err(again) = self.load_trainer() {
-                    self.turn_off("off", format!("{error}; and version {} can't be loaded: {again}", self.active));
+                    self.turn_off(
+                        TrainerState::Off,
+                        format!("{error}; and version {} can't be loaded: {again}", self.active),
+                    );
                 }
                 if error.code() != Code::Closed {
                     self.tell(|| News::Error { code: error.code().as_str(), message: error.to_string() });
@@ -46,13 +52,13 @@ impl Worker {
         self.announce(&outcome);
         let mut status = self.shared.status();
         match &outcome {
-            StepOutcome::Published { metrics, .. } => {
+            PublishOutcome::Published { metrics, .. } => {
                 status.steps += 1;
                 status.dropped_steps += metrics.dropped_steps as u64;
                 status.last = Some(metrics.clone());
                 status.reason = None;
             }
-            StepOutcome::Skipped { reason, .. } => {
+            PublishOutcome::Skipped { reason, .. } => {
                 status.skipped += 1;
                 status.reason = Some(reason.clone());
             }
@@ -61,12 +67,12 @@ impl Worker {
         Ok(outcome)
     }
 
-    fn announce(&self, outcome: &StepOutcome) {
+    fn announce(&self, outcome: &PublishOutcome) {
         match outcome {
-            StepOutcome::Published { version, metrics } => {
+            PublishOutcome::Published { version, metrics } => {
                 self.tell(|| News::StepDone { version: *version, metrics: metrics.clone() });
             }
-            StepOutcome::Skipped { reason, consumed } => {
+            PublishOutcome::Skipped { reason, consumed } => {
                 self.tell(|| News::StepDropped { reason: reason.clone(), consumed: *consumed });
             }
         }
@@ -74,34 +80,35 @@ impl Worker {
 
     /// What the batch teaches, with answers that nobody rated where the settings ask for them.
     fn samples(&mut self, mut batch: Vec<RatedGeneration>) -> Result<Samples> {
-        let Some(judge) = &mut self.judge else { return Err(Error::train("the trainer is not ready")) };
+        let Some(Ready { judge, .. }) = &mut self.ready else { return Err(Error::train(NOT_READY)) };
         if judge.unrated() > 0 {
             batch.extend(self.ledger.unrated(judge.unrated(), judge.oldest(self.active))?);
         }
         judge.samples(&batch, self.active, &self.shared.interrupt)
     }
 
-    fn train(&mut self, samples: &Samples) -> Result<StepOutcome> {
-        let Some(trainer) = &mut self.trainer else { return Err(Error::train("the trainer is not ready")) };
+    fn train(&mut self, samples: &Samples) -> Result<PublishOutcome> {
+        let Some(Ready { trainer: Some(trainer), .. }) = &mut self.ready else { return Err(Error::train(NOT_READY)) };
         let Samples { rollouts, records, used, stale } = samples;
         if *stale > 0 {
             tracing::info!(stale, "answers of versions too old are left out");
         }
-        let shared = self.shared.clone();
-        let metrics = match trainer.step(rollouts, &|| shared.interrupt.load(Ordering::Acquire))? {
+        let metrics = match trainer.step(rollouts, &|| self.shared.interrupted())? {
             trainer::StepOutcome::Trained(metrics) => metrics,
             trainer::StepOutcome::Skipped { reason, dropped_steps } => {
                 self.shared.status().dropped_steps += dropped_steps as u64;
                 self.ledger.commit_skipped(&reason, used)?;
                 tracing::warn!(reason, ratings = used.len(), "training step skipped");
-                return Ok(StepOutcome::Skipped { reason, consumed: used.len() });
+                return Ok(PublishOutcome::Skipped { reason, consumed: used.len() });
             }
         };
         let finite = trainer.is_finite()?;
         if let Verdict::Refused { reason } = self.judge(&metrics, finite)? {
             return self.refuse(reason, used);
         }
-        let Some(trainer) = &self.trainer else { return Err(Error::train("the trainer is not ready")) };
+        let Some(Ready { trainer: Some(trainer), judge, .. }) = &self.ready else {
+            return Err(Error::train(NOT_READY));
+        };
         let version = self.ledger.next_version()?;
         let info = VersionInfo {
             version,
@@ -112,9 +119,7 @@ impl Worker {
         };
         let stage = self.store.stage(version)?;
         trainer.save(stage.path())?;
-        if let Some(judge) = &self.judge {
-            judge.save(stage.path())?;
-        }
+        judge.save(stage.path())?;
         stage.commit(self.about(&info))?;
         if let Err(error) = self.ledger.commit_version(&info, used, records) {
             // Its number is not taken: the folder must not stand in the way of the next try.
@@ -133,7 +138,7 @@ impl Worker {
         );
         self.tell(|| News::VersionPublished { version, parent: info.parent.unwrap_or_default() });
         self.prune(info.parent.unwrap_or_default());
-        Ok(StepOutcome::Published { version, metrics })
+        Ok(PublishOutcome::Published { version, metrics })
     }
 
     fn judge(&self, metrics: &StepMetrics, finite: bool) -> Result<Verdict> {
@@ -144,12 +149,12 @@ impl Worker {
     }
 
     /// Records that a batch made a candidate that may not be served, and goes back to the version that is.
-    fn refuse(&mut self, reason: String, used: &[u64]) -> Result<StepOutcome> {
+    fn refuse(&mut self, reason: String, used: &[u64]) -> Result<PublishOutcome> {
         let reason = format!("the candidate was refused: {reason}");
         self.ledger.commit_skipped(&reason, used)?;
         self.shared.status().refused += 1;
         tracing::warn!(reason, ratings = used.len(), "candidate refused");
         self.load_trainer()?;
-        Ok(StepOutcome::Skipped { reason, consumed: used.len() })
+        Ok(PublishOutcome::Skipped { reason, consumed: used.len() })
     }
 }

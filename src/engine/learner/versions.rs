@@ -5,16 +5,14 @@ use super::*;
 impl Worker {
     /// Takes the trainer's state from the active version's folder, or starts fresh from the initial model.
     pub(super) fn load_trainer(&mut self) -> Result<()> {
-        let Some(decoder) = &self.decoder else { return Ok(()) };
-        self.trainer = None;
-        let config = &self.config.train;
+        let Some(Ready { decoder, judge, trainer, .. }) = &mut self.ready else { return Ok(()) };
+        *trainer = None;
+        let (decoder, config) = (decoder.clone(), &self.config.train);
         let folder = (self.active != PolicyVersion::INITIAL).then(|| self.store.path(self.active));
-        if let Some(judge) = &mut self.judge {
-            judge.load(folder.as_deref())?;
-        }
-        self.trainer = Some(match self.active {
-            PolicyVersion::INITIAL => Trainer::new(decoder.clone(), config)?,
-            version => Trainer::load(decoder.clone(), config, &self.store.path(version))?,
+        judge.load(folder.as_deref())?;
+        *trainer = Some(match folder {
+            None => Trainer::new(decoder, config)?,
+            Some(folder) => Trainer::load(decoder, config, &folder)?,
         });
         Ok(())
     }
@@ -34,8 +32,11 @@ impl Worker {
     }
 
     pub(super) fn activate(&mut self, version: PolicyVersion, whole: Option<PathBuf>) -> Result<()> {
-        let weights = weights_of(&self.store, version)?;
-        self.scheduler.swap(Weights { whole, ..weights })?;
+        let mut weights = weights_of(&self.store, version)?;
+        if let Some(path) = whole {
+            weights.source = Source::Whole(path);
+        }
+        self.scheduler.swap(weights)?;
         if let Err(error) = self.ledger.set_active(version) {
             // Serve what is on record, or a restart would change the answers.
             self.scheduler.swap(weights_of(&self.store, self.active)?)?;
@@ -48,14 +49,24 @@ impl Worker {
         Ok(())
     }
 
+    /// Serves the newest version on record. Asked here again which that is: a step may have made one meanwhile.
+    pub(super) fn sync(&mut self) -> Result<PolicyVersion> {
+        let newest = self.ledger.newest()?;
+        if self.scheduler.load().versions.last() != Some(&newest) {
+            self.activate(newest, None)?;
+        }
+        Ok(newest)
+    }
+
     /// Trains on from the active version, if that can be.
-    fn reload(&mut self) {
+    pub(super) fn reload(&mut self) {
         let version = self.active;
         if let Err(error) = self.load_trainer() {
-            self.turn_off("off", format!("version {version} is served but can't be trained: {error}"));
-        } else if self.trainer.is_some() {
+            tracing::warn!(version = version.0, %error, "this version is served but not trained");
+            self.turn_off(TrainerState::Off, format!("version {version} is served but can't be trained: {error}"));
+        } else if self.trainer().is_some() {
             let mut status = self.shared.status();
-            status.state = "idle".into();
+            status.state = TrainerState::Idle;
             status.reason = None;
         }
     }

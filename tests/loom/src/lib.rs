@@ -23,6 +23,10 @@ mod error {
     pub type Result<T> = std::result::Result<T, Error>;
 }
 
+#[path = "../../../src/lock.rs"]
+#[allow(dead_code)]
+mod lock;
+
 #[path = "."]
 mod ffi {
     #[path = "../../../src/ffi/registry.rs"]

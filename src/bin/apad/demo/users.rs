@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use apa::engine::TrainerStatus;
+use apa::engine::{TrainerState, TrainerStatus};
 use apa::types::{ChatMessage, PolicyVersion};
 use futures_util::{StreamExt, TryStreamExt, stream};
 
@@ -106,10 +106,10 @@ impl Users<'_> {
             if now.steps > before.steps || now.skipped > before.skipped {
                 return Ok(());
             }
-            if matches!(now.state.as_str(), "off" | "unsupported") {
+            if matches!(now.state, TrainerState::Off | TrainerState::Unsupported) {
                 bail!("the trainer is {}: {}", now.state, now.reason.unwrap_or_default());
             }
-            if now.state != "idle" {
+            if now.state != TrainerState::Idle {
                 working = Instant::now();
             }
             if working.elapsed() > IDLE_LIMIT || start.elapsed() > STEP_LIMIT {

@@ -1,4 +1,4 @@
-//! Where decoding threads run when there is one for every processor. Never starts one.
+//! CPU affinity of the threads that decode, when there is one for every processor. Never starts a thread.
 //!
 //! A thread that waits is woken near the one that wakes it. If the other processor is busy at that moment, both share
 //! one; and if it is idle a moment later, Linux may leave them there for 30 to 130 ms, since threads that wake and
@@ -7,90 +7,91 @@
 
 use super::threads::Threads;
 
-/// Places for a pool with a thread for every processor that the process may use: one for the thread that decodes, the
+/// The processors of a pool with a thread for each one that the process may use: one for the thread that decodes, the
 /// others for the workers.
 #[derive(Clone, Copy)]
-pub(super) struct Places {
-    all: Set,
-    decoder: Set,
-    workers: Set,
+pub(super) struct Affinity {
+    all: CpuSet,
+    decoder: CpuSet,
+    workers: CpuSet,
 }
 
-impl Places {
-    /// `None` where threads are fewer than processors, or more, or places can't be chosen: they find their own.
-    pub(super) fn of(threads: u32) -> Option<Places> {
-        let all = Set::allowed()?;
+impl Affinity {
+    /// `None` where threads are fewer than processors, or more, or can't be pinned: the system places them.
+    pub(super) fn of(threads: u32) -> Option<Affinity> {
+        let all = CpuSet::allowed()?;
         if threads < 2 || all.count() != threads {
             return None;
         }
         let last = all.last()?;
-        Some(Places { all, decoder: all.keep(|cpu| cpu == last), workers: all.keep(|cpu| cpu != last) })
+        Some(Affinity { all, decoder: all.keep(|cpu| cpu == last), workers: all.keep(|cpu| cpu != last) })
     }
 
-    /// Does work in the places of the workers, on a thread of its own: threads that it starts stay there.
+    /// Does work with the affinity of the workers, on a thread of its own: threads that it starts inherit it.
     pub(super) fn as_worker<T: Send>(&self, work: impl FnOnce() -> T + Send) -> std::thread::Result<T> {
         let body = || {
-            self.workers.take();
+            self.workers.pin();
             work()
         };
         std::thread::scope(|threads| threads.spawn(body).join())
     }
 }
 
-/// The place of the thread that decodes: one of its own while its pool works with it, any while it decodes alone.
-pub struct Seat {
-    places: Option<Places>,
-    seated: bool,
+/// Pins the thread that decodes: to a processor of its own while its pool works with it, to none while it decodes
+/// alone.
+pub struct DecoderPin {
+    affinity: Option<Affinity>,
+    pinned: bool,
 }
 
-impl Seat {
+impl DecoderPin {
     /// For the thread that decodes with such pools as this.
-    pub fn of(threads: &Threads) -> Seat {
-        Seat { places: threads.places, seated: false }
+    pub fn of(threads: &Threads) -> DecoderPin {
+        DecoderPin { affinity: threads.affinity, pinned: false }
     }
 
-    /// A seat that leaves the thread where it is.
+    /// One that leaves the thread where it is.
     #[cfg(test)]
-    pub fn none() -> Seat {
-        Seat { places: None, seated: false }
+    pub fn none() -> DecoderPin {
+        DecoderPin { affinity: None, pinned: false }
     }
 
     /// To be called by the thread that decodes, before it does so with `threads` threads.
-    pub fn take(&mut self, threads: u32) {
-        let Some(places) = &self.places else { return };
+    pub fn set(&mut self, threads: u32) {
+        let Some(affinity) = &self.affinity else { return };
         let together = threads > 1;
-        if together != self.seated {
+        if together != self.pinned {
             if together {
-                places.decoder.take()
+                affinity.decoder.pin()
             } else {
-                places.all.take()
+                affinity.all.pin()
             }
-            self.seated = together;
+            self.pinned = together;
         }
     }
 }
 
 #[cfg(target_os = "linux")]
-use linux::Set;
+use linux::CpuSet;
 
 #[cfg(target_os = "linux")]
 mod linux {
     /// A set of processors.
     #[derive(Clone, Copy)]
-    pub(super) struct Set(libc::cpu_set_t);
+    pub(super) struct CpuSet(libc::cpu_set_t);
 
     const SIZE: usize = std::mem::size_of::<libc::cpu_set_t>();
     const MOST: usize = 8 * SIZE;
 
-    impl Set {
-        fn empty() -> Set {
+    impl CpuSet {
+        fn empty() -> CpuSet {
             // SAFETY: all zero is the empty set.
-            Set(unsafe { std::mem::zeroed() })
+            CpuSet(unsafe { std::mem::zeroed() })
         }
 
         /// Those that the calling thread may use. `None` if the system won't tell, or has more than a set can name.
-        pub(super) fn allowed() -> Option<Set> {
-            let mut set = Set::empty();
+        pub(super) fn allowed() -> Option<CpuSet> {
+            let mut set = CpuSet::empty();
             // SAFETY: writes at most SIZE bytes of the set; 0 names the calling thread.
             (unsafe { libc::sched_getaffinity(0, SIZE, &raw mut set.0) } == 0).then_some(set)
         }
@@ -108,15 +109,15 @@ mod linux {
             self.each().last()
         }
 
-        pub(super) fn keep(&self, which: impl Fn(usize) -> bool) -> Set {
-            let mut kept = Set::empty();
+        pub(super) fn keep(&self, which: impl Fn(usize) -> bool) -> CpuSet {
+            let mut kept = CpuSet::empty();
             // SAFETY: as above.
             self.each().filter(|&cpu| which(cpu)).for_each(|cpu| unsafe { libc::CPU_SET(cpu, &mut kept.0) });
             kept
         }
 
-        /// Keeps the calling thread to it. A refusal leaves the thread where it is, which is but slower.
-        pub(super) fn take(&self) {
+        /// Pins the calling thread to it. A refusal leaves the thread where it is, which is but slower.
+        pub(super) fn pin(&self) {
             // SAFETY: reads SIZE bytes of the set; 0 names the calling thread.
             unsafe { libc::sched_setaffinity(0, SIZE, &raw const self.0) };
         }
@@ -124,16 +125,16 @@ mod linux {
 }
 
 #[cfg(not(target_os = "linux"))]
-use elsewhere::Set;
+use elsewhere::CpuSet;
 
 #[cfg(not(target_os = "linux"))]
 mod elsewhere {
     /// No system but Linux is told where threads run.
     #[derive(Clone, Copy)]
-    pub(super) struct Set;
+    pub(super) struct CpuSet;
 
-    impl Set {
-        pub(super) fn allowed() -> Option<Set> {
+    impl CpuSet {
+        pub(super) fn allowed() -> Option<CpuSet> {
             None
         }
 
@@ -145,11 +146,11 @@ mod elsewhere {
             None
         }
 
-        pub(super) fn keep(&self, _which: impl Fn(usize) -> bool) -> Set {
-            Set
+        pub(super) fn keep(&self, _which: impl Fn(usize) -> bool) -> CpuSet {
+            CpuSet
         }
 
-        pub(super) fn take(&self) {}
+        pub(super) fn pin(&self) {}
     }
 }
 
@@ -158,22 +159,22 @@ mod tests {
     use super::*;
 
     fn cpus() -> usize {
-        Set::allowed().unwrap().count() as usize
+        CpuSet::allowed().unwrap().count() as usize
     }
 
     #[test]
-    fn a_thread_that_decodes_with_others_has_a_place_of_its_own_and_alone_it_has_all() {
+    fn a_thread_that_decodes_with_others_has_a_processor_of_its_own_and_alone_it_has_all() {
         let all = cpus();
         if all < 2 {
-            return assert!(Places::of(all as u32).is_none());
+            return assert!(Affinity::of(all as u32).is_none());
         }
-        let places = Places::of(all as u32).unwrap();
-        let workers = places.as_worker(cpus).unwrap();
+        let affinity = Affinity::of(all as u32).unwrap();
+        let workers = affinity.as_worker(cpus).unwrap();
         assert_eq!((workers, cpus()), (all - 1, all));
-        let mut seat = Seat { places: Some(places), seated: false };
+        let mut pin = DecoderPin { affinity: Some(affinity), pinned: false };
         let seen = std::thread::spawn(move || {
             [all as u32, 1].map(|threads| {
-                seat.take(threads);
+                pin.set(threads);
                 cpus()
             })
         });
@@ -182,10 +183,12 @@ mod tests {
     }
 
     #[test]
-    fn threads_fewer_or_more_than_processors_find_their_own_places() {
+    fn threads_fewer_or_more_than_processors_are_not_pinned() {
         let all = cpus() as u32;
         assert!(
-            Places::of(1).is_none() && Places::of(all + 1).is_none() && (all == 2 || Places::of(all - 1).is_none())
+            Affinity::of(1).is_none()
+                && Affinity::of(all + 1).is_none()
+                && (all == 2 || Affinity::of(all - 1).is_none())
         );
     }
 }

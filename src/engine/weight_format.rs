@@ -1,4 +1,4 @@
-//! Chooses the number format in which the base model is served, by measuring here what each gains and costs. The
+//! Chooses the weight format in which the base model is served, by measuring here what each gains and costs. The
 //! trainer's file stays the original; this one never changes what a version is.
 
 use std::path::{Path, PathBuf};
@@ -36,22 +36,22 @@ const KL_TOKENS: usize = 256;
 /// Tokens whose distributions are computed at once.
 const KL_CHUNK: usize = 32;
 /// The text that is carried along to measure on.
-const TEXT: &str = include_str!("form.txt");
+const TEXT: &str = include_str!("weight_format.txt");
 
-/// In which number format the base model is served, and what was measured of it.
+/// The weight format in which the base model is served, and what was measured of it.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
-pub struct ServedForm {
+pub struct WeightFormat {
     /// The format: `keep` is the file's own.
     pub kind: String,
     /// What was measured; empty where there was nothing to choose.
-    pub measured: Vec<FormMeasurement>,
+    pub measured: Vec<FormatMeasurement>,
 }
 
-/// A number format against the file's own.
+/// A weight format against the file's own.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
-pub struct FormMeasurement {
+pub struct FormatMeasurement {
     /// The format.
     pub kind: String,
     /// How many times as fast it serves all slots at once, reading prompts and writing answers.
@@ -67,7 +67,9 @@ struct Found {
     wanted: String,
     slots: u32,
     threads: u32,
-    form: ServedForm,
+    /// Named so in files that are there.
+    #[serde(rename = "form")]
+    format: WeightFormat,
 }
 
 /// Loads the model in the format that the settings ask for. The encoded file and what was measured are kept under the
@@ -75,7 +77,7 @@ struct Found {
 ///
 /// # Errors
 /// As [`Model::load`] and [`quantize`]; `Io` for the disk. Under `auto`, a format that can't be had is passed over.
-pub(super) fn load(config: &Config, fingerprint: &str, threads: u32) -> Result<(Arc<Model>, ServedForm)> {
+pub(super) fn load(config: &Config, fingerprint: &str, threads: u32) -> Result<(Arc<Model>, WeightFormat)> {
     let layers = config.serve.gpu_layers;
     let wanted = config.serve.r#type.to_ascii_lowercase();
     if wanted != KEEP && wanted != AUTO {
@@ -83,32 +85,32 @@ pub(super) fn load(config: &Config, fingerprint: &str, threads: u32) -> Result<(
     }
     let original = Model::load(&config.model, layers)?;
     if wanted == KEEP || !original.is_decoder() {
-        return Ok((original, ServedForm { kind: KEEP.into(), measured: Vec::new() }));
+        return Ok((original, WeightFormat { kind: KEEP.into(), measured: Vec::new() }));
     }
     let folder = config.data.join("serving");
     std::fs::create_dir_all(&folder)?;
-    let shop = Shop { config, original, folder, fingerprint, threads };
-    let notes = shop.folder.join("measured.json");
-    let asked = |form| {
+    let formats = Formats { config, original, folder, fingerprint, threads };
+    let notes = formats.folder.join("measured.json");
+    let asked = |format| {
         let budget = config.serve.kl_budget;
         let wanted = format!("{wanted} at most {budget}");
-        Found { fingerprint: fingerprint.into(), wanted, slots: config.serve.slots, threads, form }
+        Found { fingerprint: fingerprint.into(), wanted, slots: config.serve.slots, threads, format }
     };
     let known = std::fs::read(&notes).ok().and_then(|bytes| serde_json::from_slice::<Found>(&bytes).ok());
-    if let Some(found) = known.filter(|f| *f == asked(f.form.clone())) {
-        return Ok((shop.model(&found.form.kind)?, found.form));
+    if let Some(found) = known.filter(|f| *f == asked(f.format.clone())) {
+        return Ok((formats.model(&found.format.kind)?, found.format));
     }
-    let form = match wanted.as_str() {
-        AUTO => shop.choose(),
-        kind => ServedForm { kind: kind.into(), measured: vec![shop.measure(kind)?] },
+    let format = match wanted.as_str() {
+        AUTO => formats.choose(),
+        kind => WeightFormat { kind: kind.into(), measured: vec![formats.measure(kind)?] },
     };
-    tracing::info!(kind = form.kind, measured = ?form.measured, "number format of the served weights");
-    write(&notes, &serde_json::to_vec_pretty(&asked(form.clone())).unwrap_or_default())?;
-    shop.tidy(&form.kind);
-    Ok((shop.model(&form.kind)?, form))
+    tracing::info!(kind = format.kind, measured = ?format.measured, "weight format of the served weights");
+    write(&notes, &serde_json::to_vec_pretty(&asked(format.clone())).unwrap_or_default())?;
+    formats.tidy(&format.kind);
+    Ok((formats.model(&format.kind)?, format))
 }
 
-struct Shop<'a> {
+struct Formats<'a> {
     config: &'a Config,
     original: Arc<Model>,
     folder: PathBuf,
@@ -116,7 +118,7 @@ struct Shop<'a> {
     threads: u32,
 }
 
-impl Shop<'_> {
+impl Formats<'_> {
     fn path(&self, kind: &str) -> PathBuf {
         let short: String = self.fingerprint.chars().take(16).collect();
         self.folder.join(format!("{short}-{kind}.gguf"))
@@ -136,7 +138,7 @@ impl Shop<'_> {
 
     /// The fastest within the budget: formats race on a few layers, and the whole model is encoded in the order they
     /// came in, until one doesn't cost too much.
-    fn choose(&self) -> ServedForm {
+    fn choose(&self) -> WeightFormat {
         let (started, budget) = (Instant::now(), Nats(self.config.serve.kl_budget));
         let mut measured = Vec::new();
         for (kind, speedup) in self.race_samples(started) {
@@ -148,13 +150,13 @@ impl Shop<'_> {
                     let chosen = measurement.kl_per_token <= budget && measurement.speedup >= WORTH;
                     measured.push(measurement);
                     if chosen {
-                        return ServedForm { kind: kind.into(), measured };
+                        return WeightFormat { kind: kind.into(), measured };
                     }
                 }
-                Err(error) => tracing::warn!(kind, %error, "a number format can't be had"),
+                Err(error) => tracing::warn!(kind, %error, "a weight format can't be had"),
             }
         }
-        ServedForm { kind: KEEP.into(), measured }
+        WeightFormat { kind: KEEP.into(), measured }
     }
 
     /// How many times as fast as the original each candidate is on a few layers, the fastest first.
@@ -178,10 +180,10 @@ impl Shop<'_> {
             });
             match speedup {
                 Ok(speedup) => raced.push((kind, speedup)),
-                Err(error) => tracing::warn!(kind, %error, "a number format can't be had"),
+                Err(error) => tracing::warn!(kind, %error, "a weight format can't be had"),
             }
         }
-        tracing::info!(?raced, seconds = started.elapsed().as_secs_f64(), "number formats on a few layers");
+        tracing::info!(?raced, seconds = started.elapsed().as_secs_f64(), "weight formats on a few layers");
         raced.sort_by(|a, b| b.1.total_cmp(&a.1));
         raced
     }
@@ -206,10 +208,10 @@ impl Shop<'_> {
     }
 
     /// A format of the whole model against the original.
-    fn measure(&self, kind: &str) -> Result<FormMeasurement> {
+    fn measure(&self, kind: &str) -> Result<FormatMeasurement> {
         let model = self.model(kind)?;
         let (speedup, kl_per_token) = (self.race(&self.original, &model)?, self.kl(&model)?);
-        Ok(FormMeasurement { kind: kind.into(), speedup, kl_per_token })
+        Ok(FormatMeasurement { kind: kind.into(), speedup, kl_per_token })
     }
 
     /// How many times as fast `other` is.
@@ -272,11 +274,11 @@ struct Runner {
 }
 
 impl Runner {
-    fn new(shop: &Shop<'_>, model: &Arc<Model>) -> Result<Runner> {
-        let sequences = shop.config.serve.slots;
-        let batch = shop.config.serve.batch.max(sequences);
+    fn new(formats: &Formats<'_>, model: &Arc<Model>) -> Result<Runner> {
+        let sequences = formats.config.serve.slots;
+        let batch = formats.config.serve.batch.max(sequences);
         let options = ContextOptions { context: sequences * (PROMPT + TURNS), batch, sequences, exact: false };
-        let mut runner = Runner { context: Context::new(model, shop.threads, options)?, tokens: Batch::default() };
+        let mut runner = Runner { context: Context::new(model, formats.threads, options)?, tokens: Batch::default() };
         // What a first decode prepares doesn't count.
         runner.add(0, 0, 0, true);
         decode(&mut runner.context, &mut runner.tokens)?;
@@ -318,7 +320,7 @@ impl Runner {
 fn decode(context: &mut Context, tokens: &mut Batch) -> Result<()> {
     let decoded = context.decode(tokens)?;
     tokens.clear();
-    if decoded { Ok(()) } else { Err(Error::nomem("measuring number formats: the context is full")) }
+    if decoded { Ok(()) } else { Err(Error::nomem("measuring weight formats: the context is full")) }
 }
 
 fn write(path: &Path, bytes: &[u8]) -> Result<()> {

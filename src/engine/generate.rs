@@ -1,0 +1,82 @@
+//! From text to tokens and from tokens to an answer. Never records one, never says what it is worth.
+
+use super::Engine;
+use crate::error::Result;
+use crate::ids::GenerationKind;
+use crate::llama::{chat_tokens, template_tokens};
+use crate::scheduler::GenerationStream;
+use crate::types::*;
+
+impl Engine {
+    /// Applies the model's own chat template and tokenizes, ready for [`GenerateRequest::prompt`].
+    ///
+    /// # Errors
+    /// `Unsupported` without a template, `Arg` if the template refuses the messages.
+    pub fn chat_prompt(&self, messages: &[ChatMessage]) -> Result<Vec<TokenId>> {
+        let template = self.inner.template.as_ref().map_err(Clone::clone)?;
+        chat_tokens(&self.inner.model, template, messages)
+    }
+
+    /// The same for a conversation that may use tools: messages and tools are JSON as the template gets them.
+    ///
+    /// # Errors
+    /// As [`Engine::chat_prompt`], and `Unsupported` if the template knows no tools.
+    pub fn tools_prompt(&self, messages: &[serde_json::Value], tools: &[serde_json::Value]) -> Result<Vec<TokenId>> {
+        let template = self.inner.template.as_ref().map_err(Clone::clone)?;
+        template_tokens(&self.inner.model, &template.render_with_tools(messages, tools)?)
+    }
+
+    /// Tokenizes plain text, with the model's beginning-of-sequence token where it wants one.
+    ///
+    /// # Errors
+    /// `Arg` if the text is too long to be tokenized.
+    pub fn tokenize(&self, text: &str) -> Result<Vec<TokenId>> {
+        self.inner.model.tokenize(text, true, false)
+    }
+
+    /// Tokenizes plain text as it is, without a beginning-of-sequence token.
+    ///
+    /// # Errors
+    /// As [`Engine::tokenize`].
+    pub fn tokenize_bare(&self, text: &str) -> Result<Vec<TokenId>> {
+        self.inner.model.tokenize(text, false, false)
+    }
+
+    /// Number of tokens of the model's vocabulary.
+    pub fn vocabulary(&self) -> usize {
+        self.inner.model.n_vocab()
+    }
+
+    /// The text of tokens; invalid UTF-8 is replaced.
+    pub fn detokenize(&self, tokens: &[TokenId]) -> String {
+        self.inner.model.text(tokens, true)
+    }
+
+    /// Embeddings of texts in tokens, each the mean of the base model's last hidden states, of length 1; the policy's
+    /// adapter has no part in them, so that those of yesterday can be compared with those of today. Waits for them.
+    ///
+    /// # Errors
+    /// `Arg` for a text without tokens or longer than 2048 tokens or the context; `Busy` if too many wait; `Closed`.
+    pub fn embed(&self, texts: Vec<Vec<TokenId>>) -> Result<Vec<Vec<f32>>> {
+        self.check_open()?;
+        self.inner.embeddings.embed(&self.inner.model, self.inner.config.serve.context, texts)
+    }
+
+    /// Queues a generation.
+    ///
+    /// # Errors
+    /// `Arg` for an empty prompt, one longer than the context, or settings out of range or a format that can't be used;
+    /// `Busy` if the queue is full; `Closed` after [`Engine::shutdown`].
+    pub fn generate(&self, request: GenerateRequest) -> Result<GenerationStream> {
+        self.check_open()?;
+        self.inner.scheduler.submit(GenerationId::new(GenerationKind::Request), request)
+    }
+
+    /// A generation from the ledger.
+    ///
+    /// # Errors
+    /// `Io` if the ledger can't be read.
+    pub fn generation(&self, id: &GenerationId) -> Result<Option<Generation>> {
+        self.inner.ledger.generation(id)
+    }
+}

@@ -1,0 +1,137 @@
+//! Opens an engine: model, ledger, versions and threads, in the order in which each needs the ones before. Never serves
+//! or trains itself.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+use super::embeddings::Embeddings;
+use super::feed::{Answer, Hub, News, Topic};
+use super::learner::{self, LearningLoop};
+use super::{Engine, Inner, weight_format};
+use crate::config::Config;
+use crate::error::{Error, Result};
+use crate::gguf::Gguf;
+use crate::ledger::{Ledger, Rules};
+use crate::llama::{ContextOptions, Model, template_of};
+use crate::publish::VersionStore;
+use crate::scheduler::{self, Finished, OnFinished, Scheduler, Source, Weights};
+use crate::system::cores_or;
+use crate::trainer::ADAPTER_FILE;
+use crate::types::{FinishReason, Generation, PolicyVersion};
+
+impl Engine {
+    /// Opens the model and the data folder, recovers, and starts the threads.
+    ///
+    /// # Errors
+    /// `Arg` for settings out of range, `Model` for a file that is missing, damaged or of another kind, `Busy` if
+    /// another process holds the data folder (its process id is named), `Io` for the disk.
+    pub fn open(config: Config) -> Result<Engine> {
+        config.validate()?;
+        if config.model.as_os_str().is_empty() {
+            return Err(Error::arg("model is not set, expected the path of a GGUF file"));
+        }
+        let ledger = Arc::new(Ledger::open_with(&config.data, Rules::new(&config.reward)?)?);
+        let threads = cores_or(config.serve.threads);
+        let fingerprint = Gguf::open(&config.model)?.fingerprint()?;
+        let (model, format) = weight_format::load(&config, &fingerprint, threads)?;
+        if !model.is_decoder() {
+            let kind = model.architecture();
+            return Err(Error::unsupported(format!("{kind} models don't generate text token by token")));
+        }
+        ledger.bind_model(&fingerprint, model.name())?;
+        let store = VersionStore::open(&config.data)?;
+        let known: Vec<PolicyVersion> = ledger.versions()?.iter().map(|v| v.version).collect();
+        store.remove_orphans(&known)?;
+        let active = ledger.active()?;
+        let weights = weights_of(&store, active).map_err(|e| {
+            e.context(format!("version {active} was served last, and another can be activated only once it opens"))
+        })?;
+
+        let options = scheduler::Options {
+            context: ContextOptions {
+                context: config.serve.context,
+                batch: config.serve.batch.min(config.serve.context),
+                sequences: config.serve.slots,
+                exact: false,
+            },
+            queue: config.serve.queue,
+            max_tokens: config.serve.max_tokens,
+            tune_threads: true,
+            patience: Some(Duration::from_secs(config.serve.request_seconds.into())).filter(|time| !time.is_zero()),
+        };
+        let hub = Arc::new(Hub::default());
+        let recorder = record_in(ledger.clone(), model.clone(), hub.clone());
+        let scheduler = Arc::new(Scheduler::start(model.clone(), threads, options, weights, recorder)?);
+        let parts = learner::Parts {
+            ledger: ledger.clone(),
+            store: store.clone(),
+            scheduler: scheduler.clone(),
+            model: model.clone(),
+            hub: hub.clone(),
+        };
+        let learner = LearningLoop::start(&config, fingerprint, parts, active)?;
+        let template = template_of(&model);
+        let closed = AtomicBool::new(false);
+        let inner = Inner {
+            config,
+            model,
+            template,
+            scheduler,
+            ledger,
+            learner,
+            store,
+            hub,
+            format,
+            embeddings: Embeddings::default(),
+            closed,
+        };
+        let engine = Engine { inner: Arc::new(inner) };
+        engine.learn_if_due();
+        Ok(engine)
+    }
+}
+
+/// The file of a version's weights, checked against its manifest.
+pub(super) fn weights_of(store: &VersionStore, version: PolicyVersion) -> Result<Weights> {
+    if version == PolicyVersion::INITIAL {
+        return Ok(Weights { version, source: Source::Base });
+    }
+    store.verify(version)?;
+    Ok(Weights { version, source: Source::Adapter(store.path(version).join(ADAPTER_FILE)) })
+}
+
+/// Records what ended, then tells its client: an id that a client knows is always on record.
+fn record_in(ledger: Arc<Ledger>, model: Arc<Model>, hub: Arc<Hub>) -> OnFinished {
+    Box::new(move |Finished { outcome, sink }| {
+        let generation = match outcome {
+            Ok(generation) => generation,
+            Err(error) => return sink.finish(Err(error)),
+        };
+        let recorded = generation.clone();
+        let (hub, model) = (hub.clone(), model.clone());
+        let done = Box::new(move |written: Result<()>| {
+            if written.is_ok() && recorded.finish != FinishReason::Cancelled && !recorded.response.is_empty() {
+                hub.send(Topic::Answers, || News::Answer(Box::new(answer_of(&recorded, &model))));
+            }
+            sink.finish(written.map(|()| recorded));
+        });
+        // A closed ledger drops `done`, and with it the sink: the client is told that the engine closed.
+        if let Err(error) = ledger.record_generation(generation, done) {
+            tracing::warn!(%error, "an answer was not recorded");
+        }
+    })
+}
+
+/// What an application that scores answers is told.
+fn answer_of(generation: &Generation, model: &Model) -> Answer {
+    Answer {
+        generation_id: generation.id.clone(),
+        policy_version: generation.policy_version,
+        prompt: model.text(&generation.prompt, true),
+        text: generation.text.clone(),
+        finish_reason: generation.finish,
+        completion_tokens: generation.response.len(),
+        user: generation.user.clone(),
+    }
+}

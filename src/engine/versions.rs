@@ -1,0 +1,145 @@
+//! Training on demand, and which version is served. Never trains on the caller's thread.
+
+use std::path::Path;
+
+use super::{Engine, PublishOutcome};
+use crate::error::{Error, Result};
+use crate::types::{PolicyVersion, VersionInfo};
+
+impl Engine {
+    /// Trains on the ratings that are in (at most one batch, even a small one), publishes, and returns when it is
+    /// served.
+    ///
+    /// # Errors
+    /// `Train` or `Unsupported` with the reason; serving goes on.
+    pub fn train_step(&self) -> Result<PublishOutcome> {
+        self.check_open()?;
+        self.inner.learner.step()
+    }
+
+    /// Samples answers of the served version to the prompts of `reward.rollouts`, lets the reward model judge them,
+    /// trains on them and on what feedback is in, publishes, and returns when it is served.
+    ///
+    /// # Errors
+    /// `Arg` without `reward.rollouts` or a reward model; else as [`Engine::train_step`].
+    pub fn roll_out(&self) -> Result<PublishOutcome> {
+        self.check_open()?;
+        self.inner.learner.roll_out()
+    }
+
+    /// Lets the engine train by itself whenever a batch of ratings is in, as with `train.auto`.
+    ///
+    /// # Errors
+    /// `Unsupported` if training is switched off, `Closed`.
+    pub fn start_trainer(&self) -> Result<()> {
+        self.check_open()?;
+        if !self.inner.config.train.enabled {
+            return Err(Error::unsupported("training is switched off (train.enabled)"));
+        }
+        self.inner.learner.set_auto(true);
+        self.learn_if_due();
+        Ok(())
+    }
+
+    /// Has the engine train only by [`Engine::train_step`] from now on; ratings are kept. A step under way ends,
+    /// unwaited for.
+    ///
+    /// # Errors
+    /// `Closed`.
+    pub fn stop_trainer(&self) -> Result<()> {
+        self.check_open()?;
+        self.inner.learner.set_auto(false);
+        Ok(())
+    }
+
+    /// All versions, oldest first.
+    ///
+    /// # Errors
+    /// `Io` if the ledger can't be read.
+    pub fn versions(&self) -> Result<Vec<VersionInfo>> {
+        self.inner.ledger.versions()
+    }
+
+    /// Serves `version` from now on; running requests end on theirs. Training goes on from it. A training step under
+    /// way is given up; its ratings stay in.
+    ///
+    /// # Errors
+    /// `Arg` for an unknown version, `Io` or `Model` if its files are gone or damaged.
+    pub fn activate(&self, version: PolicyVersion) -> Result<()> {
+        self.check_open()?;
+        self.check_version(version)?;
+        self.inner.learner.activate(version, None)
+    }
+
+    /// The same with the version's weights merged into a whole model, which serves without the cost of an adapter: the
+    /// file `whole/VERSION.gguf` of the data folder, as `apad export` writes it. Swapped like an adapter; the next
+    /// start serves the adapter.
+    ///
+    /// # Errors
+    /// As [`Engine::activate`]; `Arg` if there is no such file or it is of another architecture or vocabulary, `NoMem`
+    /// if it doesn't fit into what memory is free.
+    pub fn activate_whole(&self, version: PolicyVersion) -> Result<()> {
+        self.check_open()?;
+        self.check_version(version)?;
+        let path = self.inner.config.data.join("whole").join(format!("{version}.gguf"));
+        if !path.is_file() {
+            return Err(Error::arg(format!("there is no file whole/{version}.gguf in the data folder")));
+        }
+        self.inner.learner.activate(version, Some(path))
+    }
+
+    fn check_version(&self, version: PolicyVersion) -> Result<()> {
+        match self.versions()?.iter().any(|v| v.version == version) {
+            true => Ok(()),
+            false => Err(Error::unknown_id(format!("there is no policy version {version}"))),
+        }
+    }
+
+    /// Brings the newest version on record into serving, and returns it. Does nothing if it is served already; else as
+    /// [`Engine::activate`].
+    ///
+    /// # Errors
+    /// `Io` or `Model` if its files are gone or damaged: what was served goes on. `Closed`.
+    pub fn sync(&self) -> Result<PolicyVersion> {
+        self.check_open()?;
+        let newest = self.inner.ledger.newest()?;
+        if self.status().policy_version == newest {
+            return Ok(newest);
+        }
+        self.inner.learner.sync()
+    }
+
+    /// Activates the parent of the active version and returns it.
+    ///
+    /// # Errors
+    /// `Arg` if the initial model is active; else as [`Engine::activate`].
+    pub fn rollback(&self) -> Result<PolicyVersion> {
+        let versions = self.versions()?;
+        let active = versions.iter().find(|v| v.active);
+        let parent = active
+            .and_then(|v| v.parent)
+            .ok_or_else(|| Error::arg("the initial model is active, there is nothing to roll back to"))?;
+        self.activate(parent)?;
+        Ok(parent)
+    }
+
+    /// Writes the files of a version into one, to be carried to another data folder with the same base model.
+    ///
+    /// # Errors
+    /// `Arg` for an unknown version, or 0, which has no files; `Io` if they are gone or damaged, or `path` can't be
+    /// written.
+    pub fn snapshot(&self, version: PolicyVersion, path: &Path) -> Result<()> {
+        self.check_open()?;
+        self.inner.store.pack(version, path)
+    }
+
+    /// Takes in what [`Engine::snapshot`] wrote as a new version, a child of the active one, and serves it. A training
+    /// step under way is given up; its ratings stay in.
+    ///
+    /// # Errors
+    /// `Io` if the file can't be read or is damaged, `Model` if it belongs to another base model or can't be served.
+    pub fn restore(&self, path: &Path) -> Result<PolicyVersion> {
+        self.check_open()?;
+        self.inner.learner.restore(path)
+    }
+}

@@ -1,0 +1,360 @@
+//! The handle: every call of the ledger, sent to the thread that writes or to a connection that reads. Never decides
+//! what may be written or what counts.
+
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+
+use rusqlite::Connection;
+
+use super::forget::{self, Forgotten};
+use super::limits::{self, ReviewEntry, ReviewVerdict, Rules};
+use super::lock::FolderLock;
+use super::rows::{self, StoredFeedback, StoredPair, StoredSample};
+use super::writer::Writer;
+use super::{MAX_USER, META_MODEL_SHA256, schema, waiting, write};
+use crate::error::{Error, Result};
+use crate::lock::lock;
+use crate::types::*;
+
+/// An open ledger. One process a folder; every method is safe from any thread.
+///
+/// A generation must be of a version that is on record: commit a version before it serves.
+pub struct Ledger {
+    pub(super) writer: Writer,
+    /// Reads see what is committed, and never wait for a write.
+    reader: Mutex<Option<Connection>>,
+    /// Answers with feedback that teaches and is not yet used. Changed on the writer's thread, after a commit.
+    pending: Arc<AtomicU64>,
+    /// How much of what is said counts.
+    rules: Arc<Rules>,
+}
+
+impl Ledger {
+    /// Opens the ledger of a data folder; both are made if missing.
+    ///
+    /// # Errors
+    /// `Busy` if another process holds the folder (named with its process id), `Unsupported` if the ledger is of a
+    /// newer format, `Io` if the disk fails or the file is damaged.
+    pub fn open(dir: &Path) -> Result<Ledger> {
+        Self::open_with(dir, Rules::default())
+    }
+
+    /// The same, with rules of what counts.
+    ///
+    /// # Errors
+    /// As [`Ledger::open`].
+    pub fn open_with(dir: &Path, rules: Rules) -> Result<Ledger> {
+        std::fs::create_dir_all(dir).map_err(|e| Error::from(e).context(format!("creating {}", dir.display())))?;
+        let lock = FolderLock::take(dir)?;
+        let path = dir.join("ledger.sqlite3");
+        let open = || -> Result<_> {
+            let db = schema::open_writer(&path)?;
+            // The name of a new file must survive a power cut as well.
+            #[cfg(unix)]
+            std::fs::File::open(dir)?.sync_all()?;
+            let pending = waiting::pending_count(&db)?;
+            Ok((schema::open_reader(&path)?, Writer::start(db, lock)?, pending))
+        };
+        let (reader, writer, pending) = open().map_err(|e| e.context(format!("opening {}", path.display())))?;
+        Ok(Ledger { writer, reader: Mutex::new(Some(reader)), pending: Arc::new(pending.into()), rules: rules.into() })
+    }
+
+    /// Queues a generation to be recorded; waits only while the queue is full. `done` runs on the ledger's thread after
+    /// the commit: it must be quick, and must not wait for the ledger.
+    ///
+    /// # Errors
+    /// `Closed` at once. To `done`: `Arg` for an id that is taken or too long, an unknown version, or sampling settings
+    /// that are not finite; `Io` if it could not be written.
+    pub fn record_generation(&self, g: Arc<Generation>, done: Box<dyn FnOnce(Result<()>) + Send>) -> Result<()> {
+        self.writer.submit(move |db| write::record(db, &g), done)
+    }
+
+    /// Records feedback; it is on disk when this returns.
+    ///
+    /// # Errors
+    /// `Arg` for an unknown generation, a rating outside [-1, 1] or not a number, or text that is too long; `Io` if it
+    /// could not be written; `Closed`.
+    pub fn add_feedback(&self, f: &NewFeedback) -> Result<FeedbackReceipt> {
+        self.put_feedback(f, self.rules.clone())
+    }
+
+    /// The same without limits of time: for what an operator brings in.
+    ///
+    /// # Errors
+    /// As [`Ledger::add_feedback`].
+    pub fn import_feedback(&self, f: &NewFeedback) -> Result<FeedbackReceipt> {
+        self.put_feedback(f, Rules { hourly: 0, ..(*self.rules).clone() }.into())
+    }
+
+    fn put_feedback(&self, f: &NewFeedback, rules: Arc<Rules>) -> Result<FeedbackReceipt> {
+        write::check_feedback(f)?;
+        let (f, pending) = (f.clone(), self.pending.clone());
+        let work = move |db: &Connection| write::insert_feedback(db, &f, &rules);
+        let (receipt, _) = self.writer.call(work, move |(_, first)| {
+            if *first {
+                pending.fetch_add(1, Ordering::Relaxed);
+            }
+        })?;
+        Ok(receipt)
+    }
+
+    /// Records that one answer is better than another, and returns its row number; it is on disk then. What a user said
+    /// before keeps its row.
+    ///
+    /// # Errors
+    /// As [`Ledger::add_feedback`]; `Arg` also if both are the same.
+    pub fn add_preference(&self, chosen: &GenerationId, rejected: &GenerationId, user: Option<&str>) -> Result<u64> {
+        Ok(self.import_preference(chosen, rejected, user)?.0)
+    }
+
+    /// The same; says also whether it is new.
+    ///
+    /// # Errors
+    /// As [`Ledger::add_preference`].
+    pub fn import_preference(
+        &self,
+        chosen: &GenerationId,
+        rejected: &GenerationId,
+        user: Option<&str>,
+    ) -> Result<(u64, bool)> {
+        write::check_length("the user's name", user, MAX_USER)?;
+        if chosen == rejected {
+            return Err(Error::arg("chosen and rejected are the same generation, expected two"));
+        }
+        let (chosen, rejected, user) = (chosen.clone(), rejected.clone(), user.map(str::to_owned));
+        let work = move |db: &Connection| write::insert_preference(db, &chosen, &rejected, user.as_deref());
+        self.writer.call(work, |_| ())
+    }
+
+    /// A generation, if it is on record.
+    ///
+    /// # Errors
+    /// `Io` if the ledger can't be read, `Closed`.
+    pub fn generation(&self, id: &GenerationId) -> Result<Option<Generation>> {
+        self.read(|db| rows::generation(db, rows::Which::Id(id)))
+    }
+
+    /// All feedback on an answer, oldest first; empty for an unknown one.
+    ///
+    /// # Errors
+    /// As [`Ledger::generation`].
+    pub fn feedback_of(&self, id: &GenerationId) -> Result<Vec<StoredFeedback>> {
+        self.read(|db| rows::feedback_of(db, id))
+    }
+
+    /// Answers that [`Ledger::pending_batch`] would offer. Costs nothing.
+    pub fn pending_ratings(&self) -> u64 {
+        self.pending.load(Ordering::Relaxed)
+    }
+
+    /// At most `max` answers with feedback that teaches and is not yet used, the oldest answers first, within the
+    /// rules. Of several ratings of a user the last stands, of several users' their mean, and all are listed. An answer
+    /// without tokens is never offered. Nothing is marked: the same batch comes again until a commit uses it.
+    ///
+    /// # Errors
+    /// As [`Ledger::generation`].
+    pub fn pending_batch(&self, max: usize) -> Result<Vec<RatedGeneration>> {
+        self.read(|db| limits::pending_batch(db, max, &self.rules))
+    }
+
+    /// At most `max` answers that nobody said anything of and that no batch had, the newest first, of version `since`
+    /// or later.
+    ///
+    /// # Errors
+    /// As [`Ledger::generation`].
+    pub fn unrated(&self, max: usize, since: PolicyVersion) -> Result<Vec<RatedGeneration>> {
+        self.read(|db| rows::unrated(db, max, since))
+    }
+
+    /// The newest prompts that anybody asked, at most `max`, each once. (Rollouts, whose ids begin with `rol-`, are not
+    /// asked.)
+    ///
+    /// # Errors
+    /// As [`Ledger::generation`].
+    pub fn recent_prompts(&self, max: usize) -> Result<Vec<Vec<TokenId>>> {
+        self.read(|db| rows::recent_prompts(db, max))
+    }
+
+    /// What taught from an answer: the samples it gave, oldest first.
+    ///
+    /// # Errors
+    /// As [`Ledger::generation`].
+    pub fn samples_of(&self, id: &GenerationId) -> Result<Vec<StoredSample>> {
+        self.read(|db| rows::samples_of(db, id))
+    }
+
+    /// Preferences and corrections as pairs for a reward model, oldest first, within the rules: without those of users
+    /// who are held or rejected, what is said again, what is over a user's hour, what is not ripe, and what is over a
+    /// user's share. What was imported is limited by neither hour nor share.
+    ///
+    /// # Errors
+    /// As [`Ledger::generation`].
+    pub fn pairs(&self) -> Result<Vec<StoredPair>> {
+        self.read(|db| limits::pairs(db, &self.rules))
+    }
+
+    /// How many there are of those pairs, users not looked at. Cheap.
+    ///
+    /// # Errors
+    /// As [`Ledger::generation`].
+    pub fn pair_count(&self) -> Result<u64> {
+        self.read(rows::pair_count)
+    }
+
+    /// Users whose feedback waits for a person, and those that one has decided about.
+    ///
+    /// # Errors
+    /// As [`Ledger::generation`].
+    pub fn reviews(&self) -> Result<Vec<ReviewEntry>> {
+        self.read(|db| limits::reviews(db, &self.rules))
+    }
+
+    /// Records a decision about a user; it is on disk when this returns. Rejecting leaves out what waits of theirs, for
+    /// good.
+    ///
+    /// # Errors
+    /// `Arg` for a name that is too long, `Io`, `Closed`.
+    pub fn review(&self, user: &str, verdict: ReviewVerdict) -> Result<()> {
+        write::check_length("the user's name", Some(user), MAX_USER)?;
+        let user = user.to_owned();
+        self.commit_batch(move |db| limits::review(db, &user, verdict))
+    }
+
+    /// Deletes a user's words: the answers made for them with their prompts, what anyone said of those, and all they
+    /// said of others' answers. They are overwritten on disk, in the write-ahead log too, when this returns. Versions
+    /// that learned from them remain, and the numbers of batches.
+    ///
+    /// # Errors
+    /// `Io` if it could not be written, `Closed`.
+    pub fn forget(&self, user: &str) -> Result<Forgotten> {
+        let (user, pending) = (user.to_owned(), self.pending.clone());
+        let gone = Arc::new(AtomicU64::new(0));
+        let settled = gone.clone();
+        let work = move |db: &Connection| {
+            let (forgotten, answers) = forget::forget(db, &user)?;
+            gone.store(answers, Ordering::Relaxed);
+            Ok(forgotten)
+        };
+        let fold = move |db: &Connection| {
+            // Whatever becomes of the log: they are deleted.
+            pending.fetch_sub(settled.load(Ordering::Relaxed), Ordering::Relaxed);
+            forget::fold_log(db)
+        };
+        self.writer.call_then(work, fold)
+    }
+
+    /// Records a new version, marks the feedback it used, keeps what its samples were, and makes it the active one: all
+    /// or nothing. (`v.active` is not looked at.)
+    ///
+    /// # Errors
+    /// `Arg` if the number is not above every earlier one, the parent is unknown, or feedback was used before or
+    /// doesn't exist; `Io` if it could not be written; `Closed`.
+    pub fn commit_version(&self, v: &VersionInfo, used: &[u64], samples: &[SampleRecord]) -> Result<()> {
+        let (v, used, samples) = (v.clone(), used.to_vec(), samples.to_vec());
+        self.commit_batch(move |db| {
+            write::insert_version(db, &v)?;
+            let settled = write::use_up(db, &used, &samples, Some(v.version), None)?;
+            write::activate(db, v.version)?;
+            Ok(settled)
+        })
+    }
+
+    /// Marks feedback as used up by a batch that made no version.
+    ///
+    /// # Errors
+    /// As [`Ledger::commit_version`].
+    pub fn commit_skipped(&self, reason: &str, used: &[u64]) -> Result<()> {
+        let (reason, used) = (reason.to_owned(), used.to_vec());
+        self.commit_batch(move |db| write::use_up(db, &used, &[], None, Some(&reason)))
+    }
+
+    /// Makes a version the active one.
+    ///
+    /// # Errors
+    /// `Arg` for an unknown version, `Io`, `Closed`.
+    pub fn set_active(&self, v: PolicyVersion) -> Result<()> {
+        self.writer.call(move |db| write::activate(db, v), |()| ())
+    }
+
+    /// The version that was made active last.
+    ///
+    /// # Errors
+    /// As [`Ledger::generation`].
+    pub fn active(&self) -> Result<PolicyVersion> {
+        self.read(rows::active)
+    }
+
+    /// All versions, oldest first; the first is the initial model.
+    ///
+    /// # Errors
+    /// As [`Ledger::generation`].
+    pub fn versions(&self) -> Result<Vec<VersionInfo>> {
+        self.read(rows::versions)
+    }
+
+    /// The version that was made last, whichever is active.
+    ///
+    /// # Errors
+    /// As [`Ledger::generation`].
+    pub fn newest(&self) -> Result<PolicyVersion> {
+        self.read(rows::newest)
+    }
+
+    /// The number that the next version gets.
+    ///
+    /// # Errors
+    /// As [`Ledger::generation`].
+    pub fn next_version(&self) -> Result<PolicyVersion> {
+        Ok(PolicyVersion(self.newest()?.0 + 1))
+    }
+
+    /// SHA-256 of the base model that the ledger belongs to, if it belongs to one yet.
+    ///
+    /// # Errors
+    /// As [`Ledger::generation`].
+    pub fn model_fingerprint(&self) -> Result<Option<String>> {
+        self.read(|db| rows::meta(db, META_MODEL_SHA256))
+    }
+
+    /// Ties the ledger to its base model, the first time; checks it ever after. (The name is for messages: the same
+    /// file under another name is the same model.)
+    ///
+    /// # Errors
+    /// `Model` if it belongs to another one, naming both.
+    pub fn bind_model(&self, sha256: &str, name: &str) -> Result<()> {
+        let (sha256, name) = (sha256.to_owned(), name.to_owned());
+        self.writer.call(move |db| write::bind(db, &sha256, &name), |()| ())
+    }
+
+    /// Writes what is queued and lets go of the folder; every later call is refused as `Closed`. Idempotent; dropping
+    /// the ledger does it too.
+    pub fn close(&self) {
+        // First, so that the writer is the last connection: that one folds the write-ahead log into the file.
+        drop(lock(&self.reader).take());
+        self.writer.close();
+    }
+
+    pub(super) fn read<T>(&self, query: impl FnOnce(&Connection) -> Result<T>) -> Result<T> {
+        let reader = lock(&self.reader);
+        let db = reader.as_ref().ok_or_else(|| Error::closed("the ledger is closed"))?;
+        // One snapshot for all the selects of a query.
+        let snapshot = db.unchecked_transaction()?;
+        query(&snapshot)
+    }
+
+    /// `work` returns how many answers have no rating waiting any more.
+    fn commit_batch(&self, work: impl FnOnce(&Connection) -> Result<u64> + Send + 'static) -> Result<()> {
+        let pending = self.pending.clone();
+        let settle = move |settled: &u64| {
+            pending.fetch_sub(*settled, Ordering::Relaxed);
+        };
+        self.writer.call(work, settle).map(drop)
+    }
+}
+
+impl Drop for Ledger {
+    fn drop(&mut self) {
+        self.close();
+    }
+}

@@ -1,0 +1,15 @@
+//! How much of what is said counts, so that nobody bends the model alone. Everything is kept; marks say what teaches.
+//! Never looks at what an answer says.
+
+mod batch;
+mod intake;
+mod pairs;
+mod review;
+mod rules;
+
+pub(super) use batch::pending_batch;
+pub(super) use intake::left_out;
+pub(super) use pairs::pairs;
+pub use review::{ReviewEntry, ReviewVerdict};
+pub(super) use review::{compare, review, reviews};
+pub use rules::Rules;

@@ -1,0 +1,118 @@
+//! Which preferences and corrections make the pairs of a reward model, within the rules. Never trains on one.
+
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::hash::{DefaultHasher, Hash, Hasher};
+
+use rusqlite::{Connection, Row};
+
+use super::review::held;
+use super::rules::{HOUR_MS, Rules};
+use crate::error::Result;
+use crate::ids::GenerationKind;
+use crate::ledger::rows::{self, PairAnswer, StoredPair};
+use crate::system::unix_millis;
+use crate::types::{TokenId, UnixMillis};
+
+/// A pair, and what decides whether it counts.
+struct PairRow {
+    pair: StoredPair,
+    created: UnixMillis,
+    /// An operator brought it in.
+    imported: bool,
+}
+
+/// All pairs that count, preferences before corrections, each kind oldest first.
+pub(in crate::ledger) fn pairs(db: &Connection, rules: &Rules) -> Result<Vec<StoredPair>> {
+    let mut found = Vec::new();
+    let mut select = db.prepare_cached(
+        "SELECT c.prompt, c.response, c.text, r.response, r.text, p.user, p.created,
+         c.id LIKE ?1 || '%' AND c.user IS p.user
+         FROM preferences p
+         JOIN generations c ON c.seq = p.chosen JOIN generations r ON r.seq = p.rejected
+         WHERE c.prompt = r.prompt AND length(c.response) > 0 AND length(r.response) > 0
+         AND c.response <> r.response ORDER BY p.id",
+    )?;
+    let blob = |row: &Row<'_>, column: usize| -> Result<Vec<TokenId>> {
+        rows::from_blob(row.get_ref(column)?.as_blob().map_err(rusqlite::Error::from)?)
+    };
+    let mut rows = select.query([GenerationKind::Import.prefix()])?;
+    while let Some(row) = rows.next()? {
+        let pair = StoredPair {
+            prompt: blob(row, 0)?,
+            chosen: PairAnswer::Tokens(blob(row, 1)?, row.get(2)?),
+            rejected: PairAnswer::Tokens(blob(row, 3)?, row.get(4)?),
+            user: row.get(5)?,
+        };
+        found.push(PairRow { pair, created: rows::unsigned(row, 6)?, imported: row.get(7)? });
+    }
+    let mut select = db.prepare_cached(
+        "SELECT g.prompt, f.correction, g.response, g.text, f.user, f.created FROM feedback f
+         JOIN generations g ON g.seq = f.generation
+         WHERE f.correction IS NOT NULL AND f.correction <> g.text AND length(g.response) > 0 ORDER BY f.id",
+    )?;
+    let mut rows = select.query([])?;
+    while let Some(row) = rows.next()? {
+        let pair = StoredPair {
+            prompt: blob(row, 0)?,
+            chosen: PairAnswer::Text(row.get(1)?),
+            rejected: PairAnswer::Tokens(blob(row, 2)?, row.get(3)?),
+            user: row.get(4)?,
+        };
+        found.push(PairRow { pair, created: rows::unsigned(row, 5)?, imported: false });
+    }
+    countable(db, found, rules)
+}
+
+/// The pairs that count, in their order.
+fn countable(db: &Connection, mut all: Vec<PairRow>, rules: &Rules) -> Result<Vec<StoredPair>> {
+    let (held, ripe) = (held(db, rules)?, unix_millis().saturating_sub(rules.delay_ms));
+    let mut said = HashSet::new();
+    all.retain(|c| {
+        let StoredPair { prompt, chosen, rejected, user } = &c.pair;
+        let mut words = DefaultHasher::new();
+        (user, prompt, chosen, rejected).hash(&mut words);
+        c.created <= ripe
+            && user.as_ref().is_none_or(|user| !held.contains(user))
+            && (!rules.duplicates_once || said.insert(words.finish()))
+    });
+    let users: BTreeSet<&Option<String>> = all.iter().map(|c| &c.pair.user).collect();
+    if users.len() > 1 {
+        let mut hours: BTreeMap<(Option<String>, UnixMillis), u32> = BTreeMap::new();
+        all.retain(|c| {
+            let counted = hours.entry((c.pair.user.clone(), c.created / HOUR_MS)).or_default();
+            *counted += u32::from(!c.imported);
+            c.imported || rules.hourly == 0 || *counted <= rules.hourly
+        });
+        let mut left = shares(&all, rules.share);
+        // The newest of each, where not all fit.
+        all.reverse();
+        all.retain(|c| {
+            let Some(left) = left.get_mut(&c.pair.user).filter(|_| !c.imported) else { return c.imported };
+            let fits = *left > 0;
+            *left = left.saturating_sub(1);
+            fits
+        });
+        all.reverse();
+    }
+    Ok(all.into_iter().map(|c| c.pair).collect())
+}
+
+/// How many pairs each user has in a set of which none has more than `share`.
+fn shares(all: &[PairRow], share: f64) -> BTreeMap<Option<String>, usize> {
+    let mut counts: BTreeMap<Option<String>, usize> = BTreeMap::new();
+    for c in all.iter().filter(|c| !c.imported) {
+        *counts.entry(c.pair.user.clone()).or_default() += 1;
+    }
+    let imported = all.iter().filter(|c| c.imported).count();
+    let mut size = all.len();
+    // As for a batch: the share is of what the set comes to be.
+    loop {
+        let cap = if share >= 1.0 { usize::MAX } else { ((share * size as f64) as usize).max(1) };
+        counts.values_mut().for_each(|count| *count = (*count).min(cap));
+        let now = imported + counts.values().sum::<usize>();
+        if now >= size || cap == 1 {
+            return counts;
+        }
+        size = now;
+    }
+}

@@ -1,0 +1,97 @@
+//! What counts, as values: the settings of limits, and the two questions about users that they begin with. Never
+//! changes a row.
+
+use std::collections::BTreeSet;
+
+use rusqlite::{Connection, OptionalExtension};
+
+use crate::config::RewardConfig;
+use crate::error::Result;
+use crate::types::UnixMillis;
+
+/// The clock hour of the limits.
+pub(super) const HOUR_MS: UnixMillis = 3_600_000;
+
+/// What counts. The default counts everything. Limits of share and time begin with the second user: where one person is
+/// the only one, there is nobody to protect. Feedback without a user is taken as one user's.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Rules {
+    /// Pieces of feedback of one user in a clock hour that count; 0 is no limit.
+    pub hourly: u32,
+    /// Largest share of one user in a batch; 1 is no limit.
+    pub share: f64,
+    /// How long feedback waits before it is used, in milliseconds.
+    pub delay_ms: u64,
+    /// Whether what a user says again of the same answer to the same prompt, in the same words, counts once while it
+    /// waits.
+    pub duplicates_once: bool,
+    /// Comparisons with others after which a user can be flagged; 0 flags nobody.
+    pub flag_after: u32,
+    /// Share of comparisons that must disagree.
+    pub flag_share: f64,
+    /// Named signals that teach.
+    pub signals: BTreeSet<String>,
+    /// Whether corrections teach as samples.
+    pub corrections: bool,
+}
+
+impl Default for Rules {
+    fn default() -> Self {
+        Self {
+            hourly: 0,
+            share: 1.0,
+            delay_ms: 0,
+            duplicates_once: false,
+            flag_after: 0,
+            flag_share: 1.0,
+            signals: BTreeSet::new(),
+            corrections: false,
+        }
+    }
+}
+
+impl Rules {
+    /// What counts, by the settings.
+    ///
+    /// # Errors
+    /// `Arg` for signals that are not names with weights.
+    pub fn new(config: &RewardConfig) -> Result<Self> {
+        let signals = config.signal_weights()?.into_iter();
+        Ok(Self {
+            hourly: config.user_hourly,
+            share: config.user_share,
+            delay_ms: u64::from(config.quarantine) * 1000,
+            duplicates_once: true,
+            flag_after: config.flag_after,
+            flag_share: config.flag_share,
+            signals: signals.filter(|(_, weight)| *weight != 0.0).map(|(name, _)| name).collect(),
+            corrections: config.correction > 0.0,
+        })
+    }
+}
+
+/// Whether anyone but `user` ever said anything.
+pub(super) fn has_others(db: &Connection, user: Option<&str>) -> Result<bool> {
+    for order in ["ASC", "DESC"] {
+        let end: Option<Option<String>> = db
+            .prepare_cached(&format!("SELECT user FROM feedback ORDER BY user {order} LIMIT 1"))?
+            .query_row([], |row| row.get(0))
+            .optional()?;
+        if end.is_some_and(|end| end.as_deref() != user) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// Whether one user said all there is.
+pub(super) fn lone(db: &Connection) -> Result<bool> {
+    let first: Option<Option<String>> = db
+        .prepare_cached("SELECT user FROM feedback ORDER BY user LIMIT 1")?
+        .query_row([], |row| row.get(0))
+        .optional()?;
+    match first {
+        Some(user) => Ok(!has_others(db, user.as_deref())?),
+        None => Ok(true),
+    }
+}

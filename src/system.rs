@@ -1,0 +1,25 @@
+//! What the machine says: the time, its cores, its free memory. Never changes anything on it.
+
+use std::sync::OnceLock;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use crate::types::UnixMillis;
+
+/// The present time.
+pub(crate) fn unix_millis() -> UnixMillis {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_millis() as UnixMillis)
+}
+
+/// A number of threads, 0 standing for one a core.
+pub(crate) fn cores_or(threads: u32) -> u32 {
+    static CORES: OnceLock<u32> = OnceLock::new();
+    let cores = || std::thread::available_parallelism().map_or(1, |n| n.get() as u32);
+    if threads == 0 { *CORES.get_or_init(cores) } else { threads }
+}
+
+/// Bytes that could be had without taking them from others. `None` where the system doesn't say.
+pub(crate) fn free_memory() -> Option<u64> {
+    let memory = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = memory.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    line.trim().trim_end_matches("kB").trim().parse::<u64>().ok()?.checked_mul(1024)
+}
