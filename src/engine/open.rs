@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::embeddings::Embeddings;
 use super::feed::{Answer, Hub, News, Topic};
-use super::learner::{self, LearningLoop};
+use super::learner::{self, LearningLoop, weights_of};
 use super::{Engine, Inner, weight_format};
 use crate::config::Config;
 use crate::error::{Error, Result};
@@ -15,9 +15,8 @@ use crate::gguf::Gguf;
 use crate::ledger::{Ledger, Rules};
 use crate::llama::{ContextOptions, Model, template_of};
 use crate::publish::VersionStore;
-use crate::scheduler::{self, Finished, OnFinished, Scheduler, Source, Weights};
+use crate::scheduler::{self, Finished, OnFinished, Scheduler};
 use crate::system::cores_or;
-use crate::trainer::ADAPTER_FILE;
 use crate::types::{FinishReason, Generation, PolicyVersion};
 
 impl Engine {
@@ -90,15 +89,6 @@ impl Engine {
         engine.learn_if_due();
         Ok(engine)
     }
-}
-
-/// The file of a version's weights, checked against its manifest.
-pub(super) fn weights_of(store: &VersionStore, version: PolicyVersion) -> Result<Weights> {
-    if version == PolicyVersion::INITIAL {
-        return Ok(Weights { version, source: Source::Base });
-    }
-    store.verify(version)?;
-    Ok(Weights { version, source: Source::Adapter(store.path(version).join(ADAPTER_FILE)) })
 }
 
 /// Records what ended, then tells its client: an id that a client knows is always on record.

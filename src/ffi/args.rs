@@ -4,8 +4,10 @@ use std::ffi::{CStr, c_char};
 use std::slice;
 use std::time::Duration;
 
-use super::library::APA_NTS;
 use crate::error::{Error, Result};
+
+/// Length of text that ends at its NUL, for any `_len` parameter.
+pub const APA_NTS: usize = usize::MAX;
 
 /// The bytes of a text argument. NULL is allowed for an empty one of length 0.
 ///

@@ -1,19 +1,11 @@
-//! Keeps panics inside: what every export runs in. Never lets one print or cross into C.
-
-use std::cell::{Cell, RefCell};
-use std::panic::{self, AssertUnwindSafe};
-use std::sync::Once;
+//! What every fallible export runs in: a hook may not come in, and how it ends becomes a status and an error. Never lets
+//! a panic cross into C.
 
 use super::error::{apa_error, apa_status, report};
 use super::hook;
+use super::panics::catch;
+pub(super) use super::panics::guard_infallible;
 use crate::error::{Error, Result};
-
-thread_local! {
-    /// How many guards this thread is in.
-    static DEPTH: Cell<u32> = const { Cell::new(0) };
-    /// Where the panic that is being caught came from.
-    static PLACE: RefCell<Option<String>> = const { RefCell::new(None) };
-}
 
 /// Runs a fallible export. Hooks may not come in here: they run on threads that the call could wait for.
 ///
@@ -42,52 +34,13 @@ pub(super) unsafe fn guard_in_hook(
     outcome.unwrap_or_else(|e| catch(|| unsafe { report(&e, error) }).unwrap_or(apa_status::APA_ERR_PANIC))
 }
 
-/// Runs an export that can't fail; `fallback` is its value if it panics all the same.
-pub(super) fn guard_infallible<T>(fallback: T, body: impl FnOnce() -> T) -> T {
-    catch(body).unwrap_or(fallback)
-}
-
-/// Runs `body`, its panic made an error that says where it was.
-fn catch<T>(body: impl FnOnce() -> T) -> Result<T> {
-    silence_caught_panics();
-    DEPTH.set(DEPTH.get() + 1);
-    // The library's own state is behind locks that survive a panic (poison is looked through) or poison for good
-    // (engine).
-    let outcome = panic::catch_unwind(AssertUnwindSafe(body));
-    DEPTH.set(DEPTH.get() - 1);
-    outcome.map_err(|payload| {
-        let what = match (payload.downcast_ref::<&str>(), payload.downcast_ref::<String>()) {
-            (Some(text), _) => (*text).to_owned(),
-            (_, Some(text)) => text.clone(),
-            _ => "an unknown panic".to_owned(),
-        };
-        // A foreign payload's destructor could panic again.
-        std::mem::forget(payload);
-        let place = PLACE.take().unwrap_or_else(|| "an unknown place".to_owned());
-        Error::panic(format!("a bug in the library, at {place}: {what}"))
-    })
-}
-
-/// A library prints nothing: panics that end in a guard leave their place for the error instead. Others go where they
-/// went.
-fn silence_caught_panics() {
-    static ONCE: Once = Once::new();
-    ONCE.call_once(|| {
-        let others = panic::take_hook();
-        panic::set_hook(Box::new(move |info| match DEPTH.get() {
-            0 => others(info),
-            _ => drop(PLACE.replace(info.location().map(ToString::to_string))),
-        }));
-    });
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::ffi::{apa_error_code, apa_error_free, apa_error_message};
     use std::ffi::CStr;
-    use std::ptr;
     use std::sync::atomic::{AtomicU32, Ordering};
+    use std::{panic, ptr};
 
     #[test]
     fn a_panic_becomes_an_error_that_says_where() {

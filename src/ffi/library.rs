@@ -5,9 +5,6 @@ use std::ffi::c_char;
 use super::args;
 use super::guard::guard_infallible;
 
-/// Length of text that ends at its NUL, for any `_len` parameter.
-pub const APA_NTS: usize = usize::MAX;
-
 /// The version of this header's interface: major in the high 16 bits, minor in the low 16.
 pub const APA_ABI_VERSION: u32 = 0x0001_0002;
 

@@ -25,6 +25,7 @@ mod http;
 mod library;
 mod log;
 mod options;
+mod panics;
 mod policy;
 mod registry;
 mod reward;
@@ -33,6 +34,7 @@ mod service;
 mod strings;
 mod trainer;
 
+pub use args::APA_NTS;
 pub use engine::*;
 pub use error::*;
 pub use feed::*;

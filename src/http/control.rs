@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use super::body::Body;
 use super::error::{ApiError, ApiResult};
-use super::openapi::*;
+use super::schemas::*;
 use super::{App, blocking};
 use crate::engine::{GenerationRecord, PublishOutcome, Status, TrainerStatus};
 use crate::error::Error;

@@ -13,7 +13,7 @@ use serde_json::Value;
 use super::body::Body;
 use super::error::{ApiError, ApiResult};
 use super::events::Events;
-use super::openapi::*;
+use super::schemas::*;
 use super::shape::{Choice, Kind, Shape};
 use super::{App, blocking};
 use crate::engine::{Engine, Event, GenerationStream};

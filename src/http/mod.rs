@@ -11,8 +11,9 @@ mod events;
 mod generate;
 mod openapi;
 mod origin;
+mod schemas;
 mod shape;
-mod tools;
+mod tool_calls;
 
 use std::net::SocketAddr;
 use std::sync::Arc;

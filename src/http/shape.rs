@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value, json};
 
-use super::tools::{Call, Reader};
+use super::tool_calls::{Call, Reader};
 use crate::types::{Generation, GenerationId, TokenLogprob};
 
 /// Which of the two APIs.

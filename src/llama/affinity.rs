@@ -5,8 +5,6 @@
 //! sleep all the time make it think that moving one isn't worth it. Both spin at ggml's barriers meanwhile, and no
 //! answer goes on.
 
-use super::threads::Threads;
-
 /// The processors of a pool with a thread for each one that the process may use: one for the thread that decodes, the
 /// others for the workers.
 #[derive(Clone, Copy)]
@@ -45,9 +43,9 @@ pub struct DecoderPin {
 }
 
 impl DecoderPin {
-    /// For the thread that decodes with such pools as this.
-    pub fn of(threads: &Threads) -> DecoderPin {
-        DecoderPin { affinity: threads.affinity, pinned: false }
+    /// For the thread that decodes with pools of this affinity.
+    pub(super) fn new(affinity: Option<Affinity>) -> DecoderPin {
+        DecoderPin { affinity, pinned: false }
     }
 
     /// One that leaves the thread where it is.

@@ -184,7 +184,7 @@ impl Context {
 
     /// Pins a thread that decodes with contexts of as many threads as this.
     pub fn decoder_pin(&self) -> DecoderPin {
-        DecoderPin::of(&self.threads)
+        DecoderPin::new(self.threads.affinity)
     }
 
     /// Decodes with `count` of the pool's threads from now on; at least one, at most all.

@@ -163,13 +163,13 @@ impl Learner {
     /// `Arg` if it is of other pairs or settings, `Io` or `Model` if it is damaged.
     pub fn checkpoint(mut self, path: &Path, resume: bool) -> Result<Self> {
         if resume && path.exists() {
-            self.go_on(path).map_err(|e| e.context(format!("checkpoint {}", path.display())))?;
+            self.resume(path).map_err(|e| e.context(format!("checkpoint {}", path.display())))?;
         }
         self.checkpoint = Some(path.to_owned());
         Ok(self)
     }
 
-    fn go_on(&mut self, path: &Path) -> Result<()> {
+    fn resume(&mut self, path: &Path) -> Result<()> {
         let file = Gguf::open(path)?;
         let beside = [BEST, FIRST, SECOND];
         let (model, manifest) = RewardNetwork::read(&file, self.model.decoder.clone(), &beside)?;

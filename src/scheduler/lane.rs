@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::Finished;
+use super::finished::Finished;
 use super::slot::{Job, Running};
 use super::tuner::Tuner;
 use crate::error::{Error, Result};

@@ -8,9 +8,9 @@ use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, select};
 
-use super::{Command, Options, Source, Weights};
+use super::weights::{Source, Weights};
 use crate::error::{Error, Result};
-use crate::llama::{Adapter, Context, Model, Threads, give_way_to_decoding};
+use crate::llama::{Adapter, Context, ContextOptions, Model, Threads, give_way_to_decoding};
 use crate::system::free_memory;
 
 /// Contexts at once: the active one, and those that drain. One more version waits until one is idle.
@@ -34,7 +34,8 @@ pub(super) struct Ready {
 pub(super) struct Swapper {
     pub(super) model: Arc<Model>,
     pub(super) threads: u32,
-    pub(super) options: Options,
+    /// Shape of each context.
+    pub(super) shape: ContextOptions,
     /// Layers on the GPU of models that are loaded here.
     pub(super) gpu_layers: i32,
     /// Contexts that exist, wherever they are.
@@ -42,7 +43,8 @@ pub(super) struct Swapper {
     pub(super) wanted: Receiver<Wanted>,
     /// Contexts that drained.
     pub(super) idle: Receiver<Context>,
-    pub(super) ready: Sender<Command>,
+    /// Takes what is ready.
+    pub(super) ready: Box<dyn Fn(Ready) + Send + Sync>,
 }
 
 impl Swapper {
@@ -63,7 +65,7 @@ impl Swapper {
             let prepared = context.and_then(|context| self.prepare(context, &weights));
             match prepared {
                 // If the scheduler has gone, the replies go with the message, and whoever waits learns that.
-                Ok(context) => drop(self.ready.send(Command::Swap(Box::new(Ready { weights, context, replies })))),
+                Ok(context) => (self.ready)(Ready { weights, context, replies }),
                 Err(error) => {
                     tracing::error!(version = weights.version.0, %error, "weights not swapped");
                     replies.iter().for_each(|r| drop(r.send(Err(error.clone()))));
@@ -144,7 +146,7 @@ impl Swapper {
     /// A new context. Its threads are started here, since they are as nice as who starts them.
     fn context(&self, model: Arc<Model>) -> Result<Context> {
         let threads = Threads::new(self.threads)?;
-        giving_way(|| Context::with(&model, threads, self.options.context))
+        giving_way(|| Context::with(&model, threads, self.shape))
     }
 }
 

@@ -4,6 +4,8 @@
 mod step;
 mod versions;
 
+pub(super) use versions::weights_of;
+
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -15,7 +17,6 @@ use serde::{Deserialize, Serialize};
 
 use super::feed::{Hub, News, Topic};
 use super::judge::{Judge, Samples};
-use super::open::weights_of;
 use super::rollouts::Rollouts;
 use super::status::{TrainerState, TrainerStatus};
 use crate::config::{Config, TrainConfig};
@@ -26,9 +27,9 @@ use crate::llama::{Model, give_way_to_decoding};
 use crate::lock::lock;
 use crate::policy::{self, Decoder};
 use crate::publish::{About, VersionStore};
-use crate::scheduler::{Scheduler, Source};
+use crate::scheduler::{Scheduler, Source, Weights};
 use crate::system::{cores_or, unix_millis};
-use crate::trainer::{self, Trainer};
+use crate::trainer::{self, ADAPTER_FILE, Trainer};
 use crate::types::*;
 
 /// What came of a training step that was asked for, or that ratings started.

@@ -2,6 +2,15 @@
 
 use super::*;
 
+/// The file of a version's weights, checked against its manifest.
+pub(in crate::engine) fn weights_of(store: &VersionStore, version: PolicyVersion) -> Result<Weights> {
+    if version == PolicyVersion::INITIAL {
+        return Ok(Weights { version, source: Source::Base });
+    }
+    store.verify(version)?;
+    Ok(Weights { version, source: Source::Adapter(store.path(version).join(ADAPTER_FILE)) })
+}
+
 impl Worker {
     /// Takes the trainer's state from the active version's folder, or starts fresh from the initial model.
     pub(super) fn load_trainer(&mut self) -> Result<()> {

@@ -1,0 +1,154 @@
+//! The bodies of requests and errors as OpenAPI describes them. Only describes: `request` reads the bodies.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+use serde_json::Value;
+use utoipa::ToSchema;
+
+macro_rules! schemas {
+    ($($(#[$doc:meta])* $name:ident { $($(#[$field_doc:meta])* $field:ident: $type:ty,)* })*) => {
+        $(
+            $(#[$doc])*
+            #[derive(Serialize, ToSchema)]
+            #[allow(dead_code)]
+            pub(super) struct $name { $($(#[$field_doc])* $field: $type,)* }
+        )*
+    };
+}
+
+schemas! {
+    /// A chat; fields of the OpenAI API that are not named here are ignored.
+    ChatRequest {
+        messages: Vec<ChatMessageBody>,
+        model: Option<String>,
+        /// The configured length if unset.
+        #[schema(minimum = 1)]
+        max_tokens: Option<u32>,
+        /// The newer name of `max_tokens`.
+        #[schema(minimum = 1)]
+        max_completion_tokens: Option<u32>,
+        #[schema(minimum = 0, maximum = 10)]
+        temperature: Option<f32>,
+        #[schema(minimum = 0, maximum = 1_048_576)]
+        top_k: Option<u32>,
+        #[schema(exclusive_minimum = 0, maximum = 1)]
+        top_p: Option<f32>,
+        #[schema(minimum = 0, maximum = 1)]
+        min_p: Option<f32>,
+        #[schema(minimum = 0.01, maximum = 10)]
+        repeat_penalty: Option<f32>,
+        #[schema(minimum = -2, maximum = 2)]
+        frequency_penalty: Option<f32>,
+        #[schema(minimum = -2, maximum = 2)]
+        presence_penalty: Option<f32>,
+        /// From a token's number to what is added to its logit, -100 to 100.
+        logit_bias: Option<BTreeMap<String, f32>>,
+        /// `{"type": "json_object"}`, or `{"type": "json_schema", "json_schema": {"schema": ...}}`.
+        #[schema(value_type = Option<Object>)]
+        response_format: Option<Value>,
+        /// A GBNF grammar, whose first symbol is `root`.
+        grammar: Option<String>,
+        logprobs: Option<bool>,
+        #[schema(minimum = 0, maximum = 20)]
+        top_logprobs: Option<u32>,
+        seed: Option<i64>,
+        /// A string or up to 16.
+        #[schema(value_type = Option<Vec<String>>)]
+        stop: Option<Value>,
+        user: Option<String>,
+        #[schema(minimum = 1, maximum = 8)]
+        n: Option<u32>,
+        stream: Option<bool>,
+        /// `{"include_usage": true}`.
+        #[schema(value_type = Option<Object>)]
+        stream_options: Option<Value>,
+        /// `{"type": "function", "function": {"name", "description", "parameters"}}`, where the model's template knows
+        /// tools.
+        #[schema(value_type = Option<Vec<Object>>)]
+        tools: Option<Value>,
+        /// `none`, `auto`, `required`, or an object that names a function.
+        #[schema(value_type = Option<String>)]
+        tool_choice: Option<Value>,
+    }
+
+    ChatMessageBody {
+        role: String,
+        content: String,
+    }
+
+    /// A text to continue; takes what a chat takes, but for tools.
+    CompletionRequest {
+        prompt: String,
+        model: Option<String>,
+        #[schema(minimum = 1)]
+        max_tokens: Option<u32>,
+        #[schema(minimum = 0, maximum = 10)]
+        temperature: Option<f32>,
+        #[schema(exclusive_minimum = 0, maximum = 1)]
+        top_p: Option<f32>,
+        #[schema(minimum = 0, maximum = 5)]
+        logprobs: Option<u32>,
+        seed: Option<i64>,
+        #[schema(value_type = Option<Vec<String>>)]
+        stop: Option<Value>,
+        user: Option<String>,
+        #[schema(minimum = 1, maximum = 8)]
+        n: Option<u32>,
+        stream: Option<bool>,
+    }
+
+    EmbeddingsRequest {
+        /// A text or up to 256, each a string or tokens.
+        #[schema(value_type = Vec<String>)]
+        input: Value,
+        model: Option<String>,
+        /// `float` or `base64`.
+        encoding_format: Option<String>,
+        user: Option<String>,
+    }
+
+    TokenizeRequest {
+        content: String,
+        /// Begin with what the model begins with.
+        add_special: Option<bool>,
+    }
+
+    DetokenizeRequest {
+        tokens: Vec<u32>,
+    }
+
+    /// One of `rating`, `thumbs` and `correction`.
+    FeedbackRequest {
+        generation_id: String,
+        #[schema(minimum = -1, maximum = 1)]
+        rating: Option<f64>,
+        /// `up` or `down`.
+        thumbs: Option<String>,
+        correction: Option<String>,
+        user: Option<String>,
+        comment: Option<String>,
+    }
+
+    PreferenceRequest {
+        chosen_id: String,
+        rejected_id: String,
+        user: Option<String>,
+    }
+
+    ActivateRequest {
+        version: u64,
+        whole: Option<bool>,
+    }
+
+    ErrorBody {
+        error: ErrorDetail,
+    }
+
+    ErrorDetail {
+        message: String,
+        r#type: String,
+        param: Option<String>,
+        code: String,
+    }
+}

@@ -1,0 +1,276 @@
+//! The handle: checks requests, queues them, asks for swaps, ends the threads. Never decodes.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, RwLock};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, Sender, bounded};
+
+use super::core::{Command, Core};
+use super::finished::OnFinished;
+use super::lane::Lane;
+use super::load::{Counters, Load};
+use super::slot::Job;
+use super::stream::{GenerationStream, stream};
+use super::swapper::{self, MAX_CONTEXTS, Swapper, Wanted};
+use super::tuner::Tuner;
+use super::weights::{Source, Weights};
+use crate::error::{Error, Result};
+use crate::llama::{Context, ContextOptions, Model, Sampler};
+use crate::lock::{lock, unpoisoned};
+use crate::system::unix_millis;
+use crate::types::{GenerateRequest, GenerationId, UnixMillis};
+
+/// Swaps that may wait to be looked at; more wait to be sent. Of those that wait, only the newest is made.
+const MAX_WANTED: usize = 8;
+/// Stop strings of one request.
+const MAX_STOPS: usize = 16;
+/// Most alternatives to a sampled token.
+const MAX_TOP_LOGPROBS: u32 = 20;
+
+/// Shape of the service.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// Shape of each context; `sequences` is the number of requests decoded together.
+    pub context: ContextOptions,
+    /// Requests that may wait.
+    pub queue: u32,
+    /// Most tokens of an answer whose request names no number.
+    pub max_tokens: u32,
+    /// Let measurements choose how many of the threads decode. Without it the same requests give the same answers, to
+    /// the last bit of their sums.
+    pub tune_threads: bool,
+    /// Longest time from the submission of a request to its end.
+    pub patience: Option<Duration>,
+}
+
+/// The handle to the scheduler's thread.
+pub struct Scheduler {
+    model: Arc<Model>,
+    options: Options,
+    commands: Sender<Command>,
+    wanted: Sender<Wanted>,
+    counters: Arc<Counters>,
+    stopping: Arc<AtomicBool>,
+    /// Nothing is sent once it is set. A command left in a channel would keep its client waiting.
+    closed: RwLock<bool>,
+    /// Other ends of the channels, for what the threads leave in them.
+    left: (Receiver<Command>, Receiver<Wanted>),
+    running: Mutex<Vec<JoinHandle<()>>>,
+}
+
+impl Scheduler {
+    /// Loads the first weights and starts the thread.
+    ///
+    /// # Errors
+    /// `Model` or `NoMem` if the context or the adapter can't be made.
+    pub fn start(
+        model: Arc<Model>,
+        threads: u32,
+        options: Options,
+        first: Weights,
+        on_finished: OnFinished,
+    ) -> Result<Scheduler> {
+        // The queue's own count bounds the submissions; a few more places are for swaps.
+        let (commands, receiver) = bounded(options.queue as usize + 8);
+        let (wanted, wants) = bounded(MAX_WANTED);
+        let (drained, idle) = bounded(MAX_CONTEXTS);
+        let left = (receiver.clone(), wants.clone());
+        let counters = Arc::new(Counters::default());
+        let stopping = Arc::new(AtomicBool::new(false));
+        if let Source::Whole(path) = &first.source {
+            let path = path.display();
+            return Err(Error::arg(format!(
+                "{path} can't be the first weights, expected the base or an adapter on it"
+            )));
+        }
+        let mut context = Context::new(&model, threads, options.context)?;
+        let tuner = if options.tune_threads { Tuner::new } else { Tuner::fixed }(threads, context.decoder_pin());
+        swapper::put(&mut context, &first.source)?;
+        let core = Core {
+            lanes: vec![Lane::new(first.version, context)],
+            tuner,
+            drained,
+            waiting: VecDeque::new(),
+            on_finished,
+            counters: counters.clone(),
+        };
+        core.publish_load();
+        let to_core = commands.clone();
+        // Nobody takes it only when the engine closes; the replies go with it, and whoever waits learns that.
+        let ready = Box::new(move |ready| drop(to_core.send(Command::Swap(Box::new(ready)))));
+        let gpu_layers = model.gpu_layers();
+        let swapper = Swapper {
+            model: model.clone(),
+            threads,
+            shape: options.context,
+            gpu_layers,
+            made: 1,
+            wanted: wants,
+            idle,
+            ready,
+        };
+        let scheduler = Scheduler {
+            model,
+            options,
+            commands,
+            wanted,
+            counters,
+            stopping,
+            closed: RwLock::new(false),
+            left,
+            running: Mutex::default(),
+        };
+        let stop = scheduler.stopping.clone();
+        scheduler.spawn("apa-scheduler", move || core.run(&receiver, &stop))?;
+        let stop = scheduler.stopping.clone();
+        scheduler.spawn("apa-swapper", move || swapper.run(&stop))?;
+        Ok(scheduler)
+    }
+
+    fn spawn(&self, name: &str, body: impl FnOnce() + Send + 'static) -> Result<()> {
+        let thread = std::thread::Builder::new()
+            .name(name.into())
+            .spawn(body)
+            .map_err(|e| Error::nomem(format!("can't start the thread {name}: {e}")))?;
+        lock(&self.running).push(thread);
+        Ok(())
+    }
+
+    /// Queues a request under a name that no other has. `max_tokens` is cut to what the context has room for.
+    ///
+    /// # Errors
+    /// `Arg` for an empty prompt, one that leaves no room in the context, a token outside the vocabulary, settings out
+    /// of range or a format that can't be used; `Busy` if the queue is full; `Closed` after [`Scheduler::stop`].
+    pub fn submit(&self, id: GenerationId, request: GenerateRequest) -> Result<GenerationStream> {
+        let (job, stream) = self.job(id, request)?;
+        self.queue(vec![job])?;
+        Ok(stream)
+    }
+
+    /// Queues requests as one: an idle scheduler begins with all of them. Which ones share a batch then doesn't depend
+    /// on how fast they came, and the same requests on fresh weights give the same answers.
+    ///
+    /// # Errors
+    /// As [`Scheduler::submit`]; none is queued then.
+    pub fn submit_together(&self, requests: Vec<(GenerationId, GenerateRequest)>) -> Result<Vec<GenerationStream>> {
+        let all = requests.into_iter().map(|(id, request)| self.job(id, request)).collect::<Result<Vec<_>>>()?;
+        let (jobs, streams) = all.into_iter().unzip();
+        self.queue(jobs)?;
+        Ok(streams)
+    }
+
+    /// Checks a request and makes both ends of its stream.
+    fn job(&self, id: GenerationId, mut request: GenerateRequest) -> Result<(Job, GenerationStream)> {
+        let created: UnixMillis = unix_millis();
+        let context = self.options.context.context as usize;
+        let prompt = &request.prompt;
+        if prompt.is_empty() {
+            return Err(Error::arg("the prompt is empty"));
+        }
+        if prompt.len() >= context {
+            return Err(Error::arg(format!(
+                "the prompt has {} tokens, the context of {context} leaves no room for an answer",
+                prompt.len()
+            )));
+        }
+        if let Some(token) = prompt.iter().find(|t| **t as usize >= self.model.n_vocab()) {
+            return Err(Error::arg(format!("token {token} is outside the vocabulary of {}", self.model.n_vocab())));
+        }
+        let max_tokens = request.max_tokens.unwrap_or(self.options.max_tokens);
+        if max_tokens == 0 {
+            return Err(Error::arg("max_tokens is 0, expected at least 1"));
+        }
+        if request.stop.len() > MAX_STOPS {
+            return Err(Error::arg(format!("{} stop strings, at most {MAX_STOPS} are allowed", request.stop.len())));
+        }
+        if let Some(top) = request.logprobs.filter(|top| *top > MAX_TOP_LOGPROBS) {
+            return Err(Error::arg(format!("top_logprobs is {top}, expected at most {MAX_TOP_LOGPROBS}")));
+        }
+        let room = u32::try_from(context - prompt.len()).unwrap_or(u32::MAX);
+        let max_tokens = max_tokens.min(room);
+        request.sampling.seed.get_or_insert_with(rand::random);
+        let sampler = Sampler::new(&self.model, &request.sampling)?;
+
+        let (sink, stream) = stream(id.clone(), max_tokens);
+        let job = Job {
+            id,
+            request,
+            sampler,
+            max_tokens,
+            created,
+            submitted: Instant::now(),
+            patience: self.options.patience,
+            meters: self.counters.meters.clone(),
+            sink,
+        };
+        Ok((job, stream))
+    }
+
+    /// Serves other weights to requests from now on, and returns when new ones get them. Requests go on meanwhile.
+    ///
+    /// # Errors
+    /// `Model` if the adapter can't be loaded: the old weights stay. `Closed` after [`Scheduler::stop`].
+    pub fn swap(&self, weights: Weights) -> Result<()> {
+        let closed = || Error::closed("the engine is closed");
+        let (reply, answer) = bounded(1);
+        self.send(&self.wanted, Wanted { weights, reply })?;
+        answer.recv().map_err(|_| closed())?
+    }
+
+    /// Tells whether the trainer works from now on: the gaps between tokens are counted apart then.
+    pub fn beside_training(&self, training: bool) {
+        self.counters.meters.training.store(training, Ordering::Relaxed);
+    }
+
+    /// The present load.
+    pub fn load(&self) -> Load {
+        self.counters.load()
+    }
+
+    /// Ends the threads: running and waiting requests end as `Closed`. Idempotent.
+    pub fn stop(&self) {
+        *unpoisoned(self.closed.write()) = true;
+        self.stopping.store(true, Ordering::Release);
+        for thread in lock(&self.running).drain(..) {
+            let name = thread.thread().name().unwrap_or_default().to_string();
+            if thread.join().is_err() {
+                tracing::error!(name, "a thread panicked");
+            }
+        }
+        // Dropped, they tell whoever waits for them that the engine closed.
+        self.left.0.try_iter().for_each(drop);
+        self.left.1.try_iter().for_each(drop);
+    }
+
+    /// Takes places in the queue, all or none, and hands the jobs on.
+    fn queue(&self, jobs: Vec<Job>) -> Result<()> {
+        let limit = self.options.queue as usize;
+        let more = |n: usize| n.checked_add(jobs.len()).filter(|sum| *sum <= limit);
+        let taken = self.counters.queued.fetch_update(Ordering::AcqRel, Ordering::Relaxed, more);
+        taken.map_err(|_| {
+            self.counters.meters.refused.fetch_add(jobs.len() as u64, Ordering::Relaxed);
+            Error::busy(format!("{limit} requests are waiting already"))
+        })?;
+        self.send(&self.commands, Command::Submit(jobs))
+    }
+
+    /// Sends unless it is closed. Never waits for long: submissions are bounded by the queue's count, swaps by their
+    /// one caller.
+    fn send<T>(&self, to: &Sender<T>, message: T) -> Result<()> {
+        let error = || Error::closed("the engine is closed");
+        let closed = unpoisoned(self.closed.read());
+        if *closed {
+            return Err(error());
+        }
+        to.send(message).map_err(|_| error())
+    }
+}
+
+impl Drop for Scheduler {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}

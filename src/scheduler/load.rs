@@ -1,0 +1,80 @@
+//! Counts what the scheduler does, and shows it. Decides nothing.
+
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+
+use serde::{Deserialize, Serialize};
+
+use super::meters::{Durations, Meters};
+use crate::lock::lock;
+use crate::types::PolicyVersion;
+
+/// Counts since the start, and the present load.
+#[derive(Default)]
+pub(super) struct Counters {
+    pub(super) queued: AtomicUsize,
+    pub(super) running: AtomicUsize,
+    pub(super) completed: AtomicU64,
+    pub(super) generated_tokens: AtomicU64,
+    pub(super) prompt_tokens: AtomicU64,
+    pub(super) swaps: AtomicU64,
+    /// Tokens that the caches of all contexts hold, and have room for.
+    pub(super) cached_tokens: AtomicUsize,
+    pub(super) cache_capacity: AtomicUsize,
+    pub(super) meters: Arc<Meters>,
+    pub(super) versions: Mutex<Vec<PolicyVersion>>,
+}
+
+impl Counters {
+    /// The present load.
+    pub(super) fn load(&self) -> Load {
+        Load {
+            queued: self.queued.load(Ordering::Relaxed),
+            running: self.running.load(Ordering::Relaxed),
+            completed: self.completed.load(Ordering::Relaxed),
+            generated_tokens: self.generated_tokens.load(Ordering::Relaxed),
+            prompt_tokens: self.prompt_tokens.load(Ordering::Relaxed),
+            swaps: self.swaps.load(Ordering::Relaxed),
+            refused: self.meters.refused.load(Ordering::Relaxed),
+            cached_tokens: self.cached_tokens.load(Ordering::Relaxed),
+            cache_capacity: self.cache_capacity.load(Ordering::Relaxed),
+            first_token: self.meters.first_token.read(),
+            gap: self.meters.gap.read(),
+            gap_training: self.meters.gap_training.read(),
+            versions: lock(&self.versions).clone(),
+        }
+    }
+}
+
+/// A snapshot of the load.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Load {
+    /// Requests waiting.
+    pub queued: usize,
+    /// Requests being decoded.
+    pub running: usize,
+    /// Requests that ended since the start, however.
+    pub completed: u64,
+    /// Tokens generated since the start.
+    pub generated_tokens: u64,
+    /// Prompt tokens evaluated since the start.
+    pub prompt_tokens: u64,
+    /// Weight swaps since the start.
+    pub swaps: u64,
+    /// Requests refused because the queue was full, since the start.
+    pub refused: u64,
+    /// Tokens that the caches of the versions in use hold; idle prefixes are among them.
+    pub cached_tokens: usize,
+    /// Tokens they have room for.
+    pub cache_capacity: usize,
+    /// From the submission of a request to its first token, since the start.
+    pub first_token: Durations,
+    /// Between two tokens of an answer, since the start.
+    pub gap: Durations,
+    /// Those of them that began while the trainer worked: what training costs serving.
+    #[serde(default)]
+    pub gap_training: Durations,
+    /// Versions on a context: the active one last, before it those with running requests.
+    #[serde(rename = "serving_versions")]
+    pub versions: Vec<PolicyVersion>,
+}
