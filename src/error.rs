@@ -54,7 +54,7 @@ pub struct Error {
     unknown_id: bool,
 }
 
-/// The library's result.
+/// The result of every fallible call of the library.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 macro_rules! constructors {
@@ -91,23 +91,22 @@ constructors! {
 }
 
 impl Error {
-    /// What an id names is not there: `Arg`, as all input that can't be used, and told apart by
-    /// [`Error::is_unknown_id`].
+    /// Nothing has the id that was given: `Arg`, as all input that can't be used; [`Error::is_unknown_id`] tells it apart.
     pub fn unknown_id(message: impl Into<String>) -> Self {
         Self { unknown_id: true, ..Self::arg(message) }
     }
 
-    /// Whether it is that what an id names is not there.
+    /// Whether the error is that nothing has the id that was given.
     pub fn is_unknown_id(&self) -> bool {
         self.unknown_id
     }
 
-    /// Its class.
+    /// The class of the failure.
     pub fn code(&self) -> Code {
         self.code
     }
 
-    /// The sentence.
+    /// What went wrong, in one sentence.
     pub fn message(&self) -> &str {
         &self.message
     }

@@ -146,13 +146,13 @@ pub struct GenerateRequest {
 /// A token that might have been sampled.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Alternative {
-    /// Its text; bytes that are not UTF-8 by themselves are replaced.
+    /// The text of the token; bytes that are not UTF-8 by themselves are replaced.
     pub token: String,
-    /// Its log-probability under the plain model at temperature 1, in nats; at least -9999.
+    /// The log-probability of the token under the plain model at temperature 1, in nats; at least -9999.
     pub logprob: f32,
-    /// Its bytes.
+    /// The bytes of the token.
     pub bytes: Vec<u8>,
-    /// Its number.
+    /// The token.
     pub id: TokenId,
 }
 
@@ -193,7 +193,7 @@ impl FinishReason {
 /// One answer as it was made: the exact tokens, settings and weights.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Generation {
-    /// Its name.
+    /// The id that feedback names.
     pub id: GenerationId,
     /// The weights that made every token of it.
     pub policy_version: PolicyVersion,
@@ -205,7 +205,7 @@ pub struct Generation {
     pub text: String,
     /// How it was sampled, `seed` filled in.
     pub sampling: Sampling,
-    /// Why it ended.
+    /// Why the answer ended.
     pub finish: FinishReason,
     /// Whom the client said it was for.
     pub user: Option<String>,
@@ -291,11 +291,11 @@ pub struct Term {
 pub struct Score {
     /// The scalar that the trainer gets: the clipped sum of the terms.
     pub score: f64,
-    /// Its terms.
+    /// The terms of the sum.
     pub terms: Vec<Term>,
 }
 
-/// What a sample was.
+/// What a training sample is made of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum SampleKind {
@@ -310,9 +310,9 @@ pub enum SampleKind {
 pub struct SampleRecord {
     /// The answer it is about.
     pub generation_id: GenerationId,
-    /// What it was.
+    /// Whether the answer itself or a correction was trained on.
     pub kind: SampleKind,
-    /// Its reward.
+    /// The reward it got.
     #[serde(flatten)]
     pub score: Score,
 }
@@ -403,11 +403,11 @@ fn nan_from_null<'de, D: Deserializer<'de>>(from: D) -> Result<f64, D::Error> {
 /// Whether a candidate may be served.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// It may.
+    /// The candidate may be served.
     Accepted,
-    /// It may not.
+    /// The candidate may not be served.
     Refused {
-        /// One sentence.
+        /// Why not, in one sentence.
         reason: String,
     },
 }

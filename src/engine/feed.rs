@@ -34,12 +34,12 @@ pub enum News {
     StepDone {
         /// The version it made.
         version: PolicyVersion,
-        /// What it measured.
+        /// What the batch measured.
         metrics: StepMetrics,
     },
     /// A batch changed nothing, and is used up.
     StepDropped {
-        /// One sentence.
+        /// Why, in one sentence.
         reason: String,
         /// Ratings that were used up.
         consumed: usize,
@@ -60,14 +60,14 @@ pub enum News {
     Error {
         /// Its class, as in JSON errors.
         code: &'static str,
-        /// One sentence.
+        /// What failed, in one sentence.
         message: String,
     },
     /// An answer ended by itself and is on record.
     Answer(Box<Answer>),
     /// The feed was not pulled in time: the oldest news were dropped.
     Missed {
-        /// How many.
+        /// How many were dropped.
         count: u64,
     },
 }
@@ -85,7 +85,7 @@ impl News {
 /// An answer to be scored.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Answer {
-    /// Its name.
+    /// The id of the answer, for feedback.
     pub generation_id: GenerationId,
     /// The weights that made it.
     pub policy_version: PolicyVersion,

@@ -31,7 +31,7 @@ pub(super) struct Samples {
     pub stale: usize,
 }
 
-/// Judges answers.
+/// Makes one scalar of what is known of an answer: ratings, signals, the reward model, the application's function.
 pub(super) struct Judge {
     config: RewardConfig,
     terms: Terms,

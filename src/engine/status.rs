@@ -15,7 +15,7 @@ use crate::types::{PolicyVersion, StepMetrics};
 pub struct Status {
     /// The base model's name, from its metadata or file name.
     pub model: String,
-    /// Its architecture.
+    /// The architecture of the base model.
     pub architecture: String,
     /// Version that new requests get.
     pub policy_version: PolicyVersion,
@@ -61,7 +61,7 @@ impl fmt::Display for TrainerState {
 /// The state of the trainer.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct TrainerStatus {
-    /// What it does.
+    /// What the trainer does.
     pub state: TrainerState,
     /// Why it is off or unsupported, or what failed last.
     pub reason: Option<String>,

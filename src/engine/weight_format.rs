@@ -13,9 +13,9 @@ use crate::gguf::{Gguf, Writer};
 use crate::llama::{Batch, Context, ContextOptions, FileType, Model, quantize, row_kl};
 use crate::types::{Nats, TokenId};
 
-/// What `auto` tries.
+/// Formats that `auto` tries.
 const CANDIDATES: [&str; 4] = ["q4_0", "iq4_nl", "q8_0", "bf16"];
-/// The file's own.
+/// Serves the weights as the file has them.
 const KEEP: &str = "keep";
 const AUTO: &str = "auto";
 /// A format must be faster by this factor to be worth its cost.
@@ -52,7 +52,7 @@ pub struct WeightFormat {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct FormatMeasurement {
-    /// The format.
+    /// The name of the format.
     pub kind: String,
     /// How many times as fast it serves all slots at once, reading prompts and writing answers.
     pub speedup: f64,

@@ -15,9 +15,9 @@ const PAGE: usize = 256;
 /// Something that was said.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Exported {
-    /// Of one answer.
+    /// Feedback on one answer.
     Feedback(Box<Generation>, StoredFeedback),
-    /// Of two.
+    /// A preference between two.
     Preference(StoredPair),
 }
 

@@ -33,7 +33,7 @@ pub struct StoredFeedback {
 pub struct StoredSample {
     /// The version it taught; `None` if its batch made none.
     pub version: Option<PolicyVersion>,
-    /// What it was.
+    /// Whether the answer itself or a correction was trained on.
     pub kind: SampleKind,
     /// Its reward and the terms that made it.
     #[serde(flatten)]

@@ -58,7 +58,7 @@ pub(super) struct Meters {
     pub(super) gap: Meter,
     /// Those while the trainer works.
     pub(super) gap_training: Meter,
-    /// Whether it does.
+    /// Whether the trainer works.
     pub(super) training: AtomicBool,
     /// Requests refused because the queue was full.
     pub(super) refused: AtomicU64,

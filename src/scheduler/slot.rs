@@ -15,7 +15,7 @@ pub(super) struct Job {
     pub(super) id: GenerationId,
     /// As it was handed in, but that `sampling.seed` is set.
     pub(super) request: GenerateRequest,
-    /// At its beginning.
+    /// The sampler of this request, before its first token.
     pub(super) sampler: Sampler,
     /// Most tokens to make: what was asked for, as far as the context has room.
     pub(super) max_tokens: u32,

@@ -121,7 +121,7 @@ pub struct GenerationStream {
 }
 
 impl GenerationStream {
-    /// Its name.
+    /// The id of the generation.
     pub fn id(&self) -> &GenerationId {
         &self.id
     }

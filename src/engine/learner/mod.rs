@@ -45,7 +45,7 @@ pub enum PublishOutcome {
     },
     /// Nothing was changed, for the reason given.
     Skipped {
-        /// One sentence.
+        /// Why, in one sentence.
         reason: String,
         /// Ratings that were used up by it.
         consumed: usize,
@@ -85,9 +85,9 @@ struct Shared {
     status: Mutex<TrainerStatus>,
     /// Gives up the step under way: set while an activation or the end waits for the thread.
     interrupt: AtomicBool,
-    /// Trains by itself.
+    /// Whether the thread trains by itself when a batch is in.
     auto: AtomicBool,
-    /// Ends the thread.
+    /// Tells the thread to end.
     stopping: AtomicBool,
 }
 

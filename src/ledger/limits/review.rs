@@ -19,11 +19,11 @@ const COMPARED: u32 = 16;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ReviewVerdict {
-    /// Their feedback counts, whatever others say.
+    /// The user's feedback counts, whatever others say.
     Trust,
-    /// It waits.
+    /// The user's feedback waits.
     Hold,
-    /// What waits is left out, and what comes later too.
+    /// The user's feedback is left out: what waits, and what comes later.
     Reject,
 }
 
@@ -40,13 +40,13 @@ impl ReviewVerdict {
 /// A user on the review list.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReviewEntry {
-    /// Who.
+    /// The name of the user.
     pub user: String,
     /// Ratings that could be compared with another user's of the same answer.
     pub compared: u64,
-    /// Those of the other sign.
+    /// Of those, ratings of the other sign.
     pub disagreed: u64,
-    /// Pieces of their feedback that wait.
+    /// Pieces of the user's feedback that wait.
     pub waiting: u64,
     /// What was decided last; `None` if nobody has looked.
     pub verdict: Option<ReviewVerdict>,

@@ -22,8 +22,8 @@ pub struct Rules {
     pub share: f64,
     /// How long feedback waits before it is used, in milliseconds.
     pub delay_ms: u64,
-    /// Whether what a user says again of the same answer to the same prompt, in the same words, counts once while it
-    /// waits.
+    /// Count a user's repeated feedback once while it is pending: the same words about the same answer to the same
+    /// prompt.
     pub duplicates_once: bool,
     /// Comparisons with others after which a user can be flagged; 0 flags nobody.
     pub flag_after: u32,
