@@ -22,8 +22,6 @@
 /** Length of text that ends at its NUL, for any `_len` parameter. */
 #define APA_NTS SIZE_MAX
 
-
-
 /**
  * The version of this header's interface: major in the high 16 bits, minor in the low 16.
  */
