@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use apa::config::Dtype;
-use apa::llama::{Batch, ChatTemplate, Context, ContextOptions, Model, template_of};
+use apa::llama::{Batch, Context, ContextOptions, Model, template_of};
 use apa::policy::{Decoder, Packed};
 use candle_core::Device;
 use tiny::{TinySpec, tiny_model};
@@ -35,9 +35,6 @@ fn serve(path: &Path) {
     let tokens = model.tokenize("the <|im_end|> \u{1f30d}", true, true).unwrap_or_default();
     let _ = model.text(&tokens, true);
     let _ = (model.bos(), model.eos(), model.turn_end(), model.name(), model.n_ctx_train(), template_of(&model));
-    if let Some(template) = model.chat_template() {
-        let _ = ChatTemplate::new(template, String::new(), String::new());
-    }
     if !model.is_decoder() {
         return;
     }

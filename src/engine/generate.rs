@@ -3,27 +3,33 @@
 use super::Engine;
 use crate::error::Result;
 use crate::ids::GenerationKind;
-use crate::llama::{chat_tokens, template_tokens};
+use crate::llama::{Conversation, conversation_tokens, turn_end};
 use crate::scheduler::GenerationStream;
 use crate::types::*;
 
 impl Engine {
-    /// Applies the model's own chat template and tokenizes, ready for [`GenerateRequest::prompt`].
+    /// Applies the model's own chat template and tokenizes, ready for [`GenerateRequest::prompt`]. What the messages say
+    /// names no control token.
     ///
     /// # Errors
-    /// `Unsupported` without a template, `Arg` if the template refuses the messages.
+    /// As [`Engine::conversation_prompt`].
     pub fn chat_prompt(&self, messages: &[ChatMessage]) -> Result<Vec<TokenId>> {
-        let template = self.inner.template.as_ref().map_err(Clone::clone)?;
-        chat_tokens(&self.inner.model, template, messages)
+        self.conversation_prompt(&messages.into())
     }
 
-    /// The same for a conversation that may use tools: messages and tools are JSON as the template gets them.
+    /// The same for a conversation that may use tools, end otherwise, or name control tokens.
     ///
     /// # Errors
-    /// As [`Engine::chat_prompt`], and `Unsupported` if the template knows no tools.
-    pub fn tools_prompt(&self, messages: &[serde_json::Value], tools: &[serde_json::Value]) -> Result<Vec<TokenId>> {
+    /// `Unsupported` without a template, or with one that can't do what is asked; `Arg` if the template refuses the
+    /// messages.
+    pub fn conversation_prompt(&self, conversation: &Conversation) -> Result<Vec<TokenId>> {
         let template = self.inner.template.as_ref().map_err(Clone::clone)?;
-        template_tokens(&self.inner.model, &template.render_with_tools(messages, tools)?)
+        conversation_tokens(&self.inner.model, template, conversation)
+    }
+
+    /// The token that ends a turn of the assistant, if there is one.
+    pub fn turn_end(&self) -> Option<TokenId> {
+        turn_end(&self.inner.model, self.inner.template.as_ref().ok())
     }
 
     /// Tokenizes plain text, with the model's beginning-of-sequence token where it wants one.

@@ -91,7 +91,9 @@ impl Engine {
     /// As [`Engine::tokenize`].
     pub fn completion_tokens(&self, text: &str, ends_turn: bool) -> Result<Vec<TokenId>> {
         let mut tokens = self.tokenize_bare(text)?;
-        tokens.extend(self.inner.model.eos().filter(|_| ends_turn));
+        if ends_turn {
+            tokens.extend(self.turn_end());
+        }
         Ok(tokens)
     }
 

@@ -1,23 +1,34 @@
 //! From conversations to tokens, by the template that the model carries. Never decodes.
 
-use super::{ChatTemplate, Model};
+use super::template::{ChatTemplate, Conversation, Rendered};
+use super::Model;
 use crate::error::{Error, Result};
 use crate::types::{ChatMessage, TokenId};
 
-/// A conversation as the model's own template writes it, ready for the assistant's answer, in tokens.
+/// Messages as the model's own template writes them, ready for the assistant's answer, in tokens. What they say names
+/// no control token: only the template does.
 ///
 /// # Errors
 /// `Arg` if the template refuses the messages or the text is too long.
 pub fn chat_tokens(model: &Model, template: &ChatTemplate, messages: &[ChatMessage]) -> Result<Vec<TokenId>> {
-    template_tokens(model, &template.render(messages)?)
+    conversation_tokens(model, template, &messages.into())
+}
+
+/// A conversation as the model's own template writes it, in tokens.
+///
+/// # Errors
+/// As [`ChatTemplate::render`]; `Arg` if the text is too long.
+pub fn conversation_tokens(
+    model: &Model,
+    template: &ChatTemplate,
+    conversation: &Conversation,
+) -> Result<Vec<TokenId>> {
+    rendered_tokens(model, &template.render(conversation)?)
 }
 
 /// What a template has written, in tokens.
-///
-/// # Errors
-/// `Arg` if the text is too long.
-pub fn template_tokens(model: &Model, text: &str) -> Result<Vec<TokenId>> {
-    let mut tokens = model.tokenize(text, true, true)?;
+fn rendered_tokens(model: &Model, rendered: &Rendered) -> Result<Vec<TokenId>> {
+    let mut tokens = model.tokenize_rendered(rendered)?;
     // Templates often write the beginning-of-sequence token themselves.
     if let Some(bos) = model.bos()
         && tokens.len() > 1
@@ -28,12 +39,27 @@ pub fn template_tokens(model: &Model, text: &str) -> Result<Vec<TokenId>> {
     Ok(tokens)
 }
 
-/// The chat template that the model carries.
+/// The token that ends a turn of the assistant: what the template writes behind its answers, or what the vocabulary
+/// names for it where the template writes none or there is no template.
+pub fn turn_end(model: &Model, template: Option<&ChatTemplate>) -> Option<TokenId> {
+    let behind = |template: &ChatTemplate| {
+        let tokens = model.tokenize(&template.behind_an_answer()?, false, true).ok()?;
+        tokens.into_iter().find(|token| model.ends(*token))
+    };
+    template.and_then(behind).or_else(|| model.turn_end())
+}
+
+/// The chat template that the model carries. If it can't write the simplest conversation, the log says why.
 ///
 /// # Errors
 /// `Unsupported` if it carries none, or one that doesn't parse.
 pub fn template_of(model: &Model) -> Result<ChatTemplate> {
     let source = model.chat_template().ok_or_else(|| Error::unsupported("the model carries no chat template"))?;
     let text = |token: Option<TokenId>| token.map(|t| model.text(&[t], true)).unwrap_or_default();
-    ChatTemplate::new(source, text(model.bos()), text(model.eos()))
+    let template = ChatTemplate::new(source, text(model.bos()), text(model.eos()), model.specials())?;
+    let simplest = [ChatMessage { role: "user".into(), content: "Hi".into() }];
+    if let Err(error) = template.render(&simplest[..].into()) {
+        tracing::warn!(%error, "the chat template fails on one message of a user: chats will be refused");
+    }
+    Ok(template)
 }

@@ -1,11 +1,16 @@
 //! The chat template that a GGUF carries, rendered in a sandbox: no files, no environment, bounded work and output.
 //! Never tokenizes.
 
-use minijinja::syntax::SyntaxConfig;
-use minijinja::value::Kwargs;
-use minijinja::{Environment, ErrorKind, State, UndefinedBehavior, Value, context};
-use minijinja_contrib::pycompat;
+use std::collections::HashSet;
 
+use minijinja::syntax::SyntaxConfig;
+use minijinja::{Environment, UndefinedBehavior, context};
+use minijinja_contrib::pycompat;
+use serde_json::{Value as Json, json};
+
+use super::control::{Marker, Specials};
+use super::stack::with_stack;
+use super::{jinja, python};
 use crate::error::{Error, Result};
 use crate::types::ChatMessage;
 
@@ -15,134 +20,276 @@ const FUEL: u64 = 2_000_000;
 const RECURSION: usize = 64;
 /// Bytes that a rendering may produce beyond four times its input.
 const OUTPUT_SLACK: usize = 1 << 16;
+/// Longest template, in bytes. Those of today's models have at most some ten thousand.
+const SOURCE_BYTES: usize = 1 << 18;
+/// Stack for a byte of the source: a chain of two bytes a link (`x|e|e`) is compiled and dropped by recursion.
+const STACK_A_BYTE: usize = 1 << 10;
+/// Stack for what a source of no length takes.
+const STACK_AT_LEAST: usize = 4 << 20;
+/// Stack of a rendering: values that a template nests as deep as its instructions allow are dropped by recursion.
+const STACK_TO_RENDER: usize = 256 << 20;
 
-/// Bytes of JSON that a rendering may write on the way: that work takes no instructions.
-const JSON_BYTES: u64 = 16 << 20;
-/// Under which name a rendering counts them.
-const JSON_SPENT: &str = "json_spent";
+/// Longest part of an engine's message that is passed on, in characters.
+const MESSAGE_CHARS: usize = 300;
+
+/// Characters that stand in for others while a template works on them: a plane that is left to private use.
+pub(super) const STAND_INS: std::ops::RangeInclusive<char> = '\u{f0000}'..='\u{ffffd}';
+
+/// How a rendered conversation ends.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Ending {
+    /// Where the assistant's answer begins.
+    #[default]
+    Answer,
+    /// With the last message, as the template ends it.
+    Closed,
+    /// Within the last message, which is to go on.
+    Open,
+}
+
+/// What a template is to write.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Conversation {
+    /// Messages as OpenAI has them, but content is text and arguments of calls are objects.
+    pub messages: Vec<Json>,
+    /// Tools that may be called, as OpenAI has them.
+    pub tools: Vec<Json>,
+    /// How it ends.
+    pub ending: Ending,
+    /// Whether texts of the messages and tools may name control tokens. They mean what the template's own mean then.
+    pub parse_special: bool,
+}
+
+impl From<&[ChatMessage]> for Conversation {
+    fn from(messages: &[ChatMessage]) -> Self {
+        let message = |m: &ChatMessage| json!({"role": m.role, "content": m.content});
+        Conversation { messages: messages.iter().map(message).collect(), ..Conversation::default() }
+    }
+}
+
+/// What a template wrote.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Rendered {
+    /// The text.
+    pub text: String,
+    /// Where characters stand that were given and could begin a control token: they must not. [bytes, ascending]
+    pub(super) marks: Vec<usize>,
+}
 
 /// A compiled chat template.
 pub struct ChatTemplate {
     environment: Environment<'static>,
+    source: String,
     bos: String,
     eos: String,
     knows_tools: bool,
+    /// The strings that it names: roles of its own among them.
+    literals: HashSet<String>,
+    marker: Marker,
 }
 
 impl ChatTemplate {
     /// Compiles the template. `bos` and `eos` are the texts of the model's own tokens, which templates name.
     ///
     /// # Errors
-    /// `Unsupported` if it doesn't parse.
-    pub fn new(source: &str, bos: String, eos: String) -> Result<ChatTemplate> {
-        let mut environment = Environment::new();
-        environment.set_undefined_behavior(UndefinedBehavior::Lenient);
-        environment.set_fuel(Some(FUEL));
-        environment.set_recursion_limit(RECURSION);
-        let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
-        environment.set_syntax(syntax.map_err(|e| Error::unsupported(e.to_string()))?);
-        environment.set_unknown_method_callback(pycompat::unknown_method_callback);
-        environment.add_filter("tojson", plain_json);
-        environment.add_function("raise_exception", |message: String| -> Result<String, minijinja::Error> {
-            Err(minijinja::Error::new(ErrorKind::InvalidOperation, message))
-        });
-        environment
-            .add_template_owned("chat", source.to_string())
-            .map_err(|e| Error::unsupported(format!("the model's chat template can't be parsed: {e}")))?;
-        Ok(ChatTemplate { environment, bos, eos, knows_tools: source.contains("tools") })
+    /// `Unsupported` if it doesn't parse or is longer than any.
+    pub(super) fn new(source: &str, bos: String, eos: String, specials: &Specials) -> Result<ChatTemplate> {
+        if source.len() > SOURCE_BYTES {
+            let bytes = source.len();
+            return Err(Error::unsupported(format!(
+                "the model's chat template has {bytes} bytes, expected at most {SOURCE_BYTES}"
+            )));
+        }
+        let jinja::Source { text, literals } = jinja::read(source);
+        let environment = with_stack(STACK_AT_LEAST + STACK_A_BYTE * text.len(), || compile(text))??;
+        Ok(ChatTemplate {
+            environment,
+            bos,
+            eos,
+            knows_tools: source.contains("tools"),
+            marker: Marker::new(specials, &literals),
+            literals: literals.into_iter().collect(),
+            source: source.to_owned(),
+        })
     }
 
-    /// Renders a conversation, ready for the assistant's answer.
+    /// Writes a conversation.
     ///
     /// # Errors
-    /// `Arg` without messages, or with what the template says of them.
-    pub fn render(&self, messages: &[ChatMessage]) -> Result<String> {
-        let input = messages.iter().map(|m| m.role.len() + m.content.len()).sum();
-        let conversation: Vec<Value> = messages
-            .iter()
-            .map(|m| Value::from_pairs([("role", m.role.as_str()), ("content", m.content.as_str())]))
-            .collect();
-        self.write(conversation, None, input)
-    }
-
-    /// Renders a conversation that may use tools: messages and tools are JSON as OpenAI has it, but for arguments of
-    /// calls, which are objects.
-    ///
-    /// # Errors
-    /// As [`ChatTemplate::render`], and `Unsupported` if the template knows no tools.
-    pub fn render_with_tools(&self, messages: &[serde_json::Value], tools: &[serde_json::Value]) -> Result<String> {
+    /// `Arg` without messages, for a role that neither OpenAI nor the template knows, or with what the template says of
+    /// them; `Unsupported` if the template knows no tools, or ends a message that is to go on.
+    pub fn render(&self, conversation: &Conversation) -> Result<Rendered> {
+        let Conversation { messages, tools, ending, parse_special } = conversation;
+        if messages.is_empty() {
+            return Err(Error::arg("messages is empty, expected at least one"));
+        }
         if !tools.is_empty() && !self.knows_tools {
             return Err(Error::unsupported("the model's chat template knows no tools"));
         }
-        let input = messages.iter().chain(tools).map(|value| value.to_string().len()).sum();
-        let values = |all: &[serde_json::Value]| all.iter().map(value_of).collect::<Vec<_>>();
-        self.write(values(messages), (!tools.is_empty()).then(|| values(tools)), input)
+        let messages = messages.iter().enumerate().map(|(i, m)| self.message(i, m)).collect::<Result<Vec<_>>>()?;
+        let stand_ins = StandIns::new(&self.source, &self.marker, messages.iter().chain(tools));
+        let text = self.write(messages, tools, *ending, *parse_special, &stand_ins)?;
+        stand_ins.take_out(match ending {
+            Ending::Open => text.split_once(stand_ins.end).ok_or_else(open)?.0,
+            Ending::Answer | Ending::Closed => &text,
+        })
     }
 
-    fn write(&self, conversation: Vec<Value>, tools: Option<Vec<Value>>, input: usize) -> Result<String> {
-        if conversation.is_empty() {
-            return Err(Error::arg("messages is empty, expected at least one"));
+    /// What the template writes behind an assistant's answer, before anything else: what ends its turn.
+    pub(super) fn behind_an_answer(&self) -> Option<String> {
+        let messages = vec![json!({"role": "user", "content": "Hi"}), json!({"role": "assistant", "content": "Hi"})];
+        let stand_ins = StandIns::new(&self.source, &self.marker, messages.iter());
+        let text = self.write(messages, &[], Ending::Open, false, &stand_ins).ok()?;
+        stand_ins.take_out(text.split_once(stand_ins.end)?.1).ok().map(|rendered| rendered.text)
+    }
+
+    /// A message as the template knows it.
+    fn message(&self, place: usize, message: &Json) -> Result<Json> {
+        let Some(role) = message["role"].as_str() else {
+            return Err(Error::arg(format!("messages[{place}]: role is missing, expected a string")));
+        };
+        let role = match role {
+            "system" | "user" | "assistant" | "tool" => return Ok(message.clone()),
+            "developer" if !self.literals.contains(role) => "system",
+            "function" if !self.literals.contains(role) => "tool",
+            role if self.literals.contains(role) && is_name(role) => return Ok(message.clone()),
+            role => {
+                let role: String = role.chars().take(32).collect();
+                return Err(Error::arg(format!(
+                    "messages[{place}]: role is {role:?}, which the model's chat template does not know, expected \
+                     system, developer, user, assistant or tool"
+                )));
+            }
+        };
+        let mut message = message.clone();
+        message["role"] = role.into();
+        Ok(message)
+    }
+
+    /// Renders; with [`Ending::Open`] the end of the last message's content is marked.
+    fn write(
+        &self,
+        mut messages: Vec<Json>,
+        tools: &[Json],
+        ending: Ending,
+        parse_special: bool,
+        stand_ins: &StandIns,
+    ) -> Result<String> {
+        let input: usize = messages.iter().chain(tools).map(|value| value.to_string().len()).sum();
+        if ending == Ending::Open {
+            match messages.last_mut().and_then(|m| m.get_mut("content")) {
+                Some(Json::String(content)) => content.push(stand_ins.end),
+                _ => return Err(open()),
+            }
         }
-        let refused = |e: minijinja::Error| Error::arg(format!("the model's chat template refused the messages: {e}"));
-        let template = self.environment.get_template("chat").map_err(refused)?;
-        let mut output = Bounded { text: Vec::new(), limit: 4 * input + OUTPUT_SLACK };
+        let mark = |text: &str| match parse_special || self.marker.is_idle() {
+            true => text.to_owned(),
+            false => self.marker.mark(text, |c| stand_ins.of(c)),
+        };
+        let values = |all: &[Json]| all.iter().map(|one| python::value(one, &mark)).collect::<Vec<_>>();
         let known = context! {
-            messages => conversation,
-            tools => tools,
-            add_generation_prompt => true,
+            messages => values(&messages),
+            tools => (!tools.is_empty()).then(|| values(tools)),
+            add_generation_prompt => ending == Ending::Answer,
             bos_token => &self.bos,
             eos_token => &self.eos,
         };
-        template.render_captured_to(known, &mut output).map_err(refused)?;
+        let refused =
+            |e: minijinja::Error| Error::arg(format!("the model's chat template refused the messages: {}", shown(&e)));
+        let mut output = Bounded { text: Vec::new(), limit: 4 * input + OUTPUT_SLACK };
+        // What the template made is dropped there too.
+        with_stack(STACK_TO_RENDER, || {
+            let template = self.environment.get_template("chat")?;
+            template.render_captured_to(known, &mut output).map(drop)
+        })?
+        .map_err(refused)?;
         String::from_utf8(output.text).map_err(|_| Error::arg("the model's chat template gave invalid UTF-8"))
     }
 }
 
-/// `tojson` as templates expect it: Python's `json.dumps`. The engine's own also escapes what HTML would need.
-fn plain_json(state: &mut State, value: &Value, options: Kwargs) -> Result<Value, minijinja::Error> {
-    let text = minijinja::filters::tojson(value, None, options)?.to_string();
-    let spent = state.get_temp(JSON_SPENT).and_then(|v| u64::try_from(v).ok()).unwrap_or(0) + text.len() as u64;
-    if spent > JSON_BYTES {
-        return Err(minijinja::Error::new(ErrorKind::InvalidOperation, "it writes more JSON than any prompt"));
-    }
-    state.set_temp(JSON_SPENT, spent.into());
-    let mut plain = String::with_capacity(text.len());
-    let mut rest = text.as_str();
-    while let Some((before, after)) = rest.split_once('\\') {
-        plain.push_str(before);
-        let escaped = [("u003c", '<'), ("u003e", '>'), ("u0026", '&'), ("u0027", '\'')];
-        let known = escaped.iter().find_map(|(code, c)| Some((after.strip_prefix(code)?, *c)));
-        rest = match known {
-            Some((behind, c)) => {
-                plain.push(c);
-                behind
-            }
-            // Another escape, which may be of a backslash: it stays with the character after it.
-            None => {
-                let length = after.chars().next().map_or(0, char::len_utf8);
-                plain.push('\\');
-                plain.push_str(&after[..length]);
-                &after[length..]
-            }
-        };
-    }
-    plain.push_str(rest);
-    Ok(Value::from_safe_string(plain))
+fn compile(source: String) -> Result<Environment<'static>> {
+    let mut environment = Environment::new();
+    environment.set_undefined_behavior(UndefinedBehavior::Lenient);
+    environment.set_fuel(Some(FUEL));
+    environment.set_recursion_limit(RECURSION);
+    let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
+    environment.set_syntax(syntax.map_err(|e| Error::unsupported(e.to_string()))?);
+    environment.set_unknown_method_callback(pycompat::unknown_method_callback);
+    python::install(&mut environment);
+    environment
+        .add_template_owned("chat", source)
+        .map_err(|e| Error::unsupported(format!("the model's chat template can't be parsed: {}", shown(&e))))?;
+    Ok(environment)
 }
 
-/// JSON as templates see it. What is parsed is nested 128 deep at most.
-fn value_of(json: &serde_json::Value) -> Value {
-    match json {
-        serde_json::Value::Null => Value::from(()),
-        serde_json::Value::Bool(flag) => Value::from(*flag),
-        serde_json::Value::Number(n) => match (n.as_i64(), n.as_u64()) {
-            (Some(n), _) => Value::from(n),
-            (None, Some(n)) => Value::from(n),
-            (None, None) => Value::from(n.as_f64().unwrap_or(0.0)),
-        },
-        serde_json::Value::String(text) => Value::from(text),
-        serde_json::Value::Array(items) => items.iter().map(value_of).collect::<Vec<_>>().into(),
-        serde_json::Value::Object(map) => Value::from_pairs(map.iter().map(|(k, v)| (k.as_str(), value_of(v)))),
+/// What the engine says of an error, in one line of bounded length: it may quote the template.
+fn shown(error: &minijinja::Error) -> String {
+    let text = error.to_string();
+    let line = text.lines().next().unwrap_or_default();
+    line.chars().filter(|c| !c.is_control()).take(MESSAGE_CHARS).collect()
+}
+
+fn open() -> Error {
+    Error::unsupported("the model's chat template does not let the last message go on (continue_final_message)")
+}
+
+/// Whether it could be a role's name.
+fn is_name(text: &str) -> bool {
+    !text.is_empty() && text.len() <= 64 && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-')
+}
+
+/// Characters that are in neither the template nor the messages, and what they stand for while the template works.
+struct StandIns {
+    of: Vec<(char, char)>,
+    /// Stands where the last message's content ends.
+    end: char,
+}
+
+impl StandIns {
+    fn new<'a>(source: &str, marker: &Marker, given: impl Iterator<Item = &'a Json>) -> StandIns {
+        let mut taken = HashSet::new();
+        let mut note = |text: &str| taken.extend(text.chars().filter(|c| STAND_INS.contains(c)));
+        note(source);
+        given.for_each(|value| texts(value, &mut note));
+        let mut free = STAND_INS.filter(|c| !taken.contains(c));
+        let end = free.next().unwrap_or(*STAND_INS.start());
+        let of = marker.characters().zip(free).collect();
+        StandIns { of, end }
+    }
+
+    fn of(&self, c: char) -> char {
+        self.of.iter().find_map(|(of, stand_in)| (*of == c).then_some(*stand_in)).unwrap_or(c)
+    }
+
+    /// Puts back what they stand for, and says where.
+    fn take_out(&self, text: &str) -> Result<Rendered> {
+        let mut rendered = Rendered { text: String::with_capacity(text.len()), marks: Vec::new() };
+        for c in text.chars() {
+            if c == self.end || c == python::BIG {
+                continue;
+            }
+            match self.of.iter().find(|(_, stand_in)| *stand_in == c) {
+                Some((of, _)) => {
+                    rendered.marks.push(rendered.text.len());
+                    rendered.text.push(*of);
+                }
+                None => rendered.text.push(c),
+            }
+        }
+        Ok(rendered)
+    }
+}
+
+/// Shows `look` every text of a value, keys too.
+fn texts(value: &Json, look: &mut impl FnMut(&str)) {
+    match value {
+        Json::String(text) => look(text),
+        Json::Array(items) => items.iter().for_each(|item| texts(item, look)),
+        Json::Object(map) => map.iter().for_each(|(key, value)| {
+            look(key);
+            texts(value, look);
+        }),
+        Json::Null | Json::Bool(_) | Json::Number(_) => {}
     }
 }
 
@@ -166,61 +313,5 @@ impl std::io::Write for Bounded {
 }
 
 #[cfg(test)]
-mod tests {
-    use serde_json::json;
-
-    use super::*;
-
-    fn message(role: &str, content: &str) -> ChatMessage {
-        ChatMessage { role: role.into(), content: content.into() }
-    }
-
-    fn template(source: &str) -> ChatTemplate {
-        ChatTemplate::new(source, "<s>".into(), "</s>".into()).unwrap()
-    }
-
-    #[test]
-    fn chatml_renders_as_the_model_expects() {
-        let t = template(
-            "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + message['content'].strip() + '<|im_end|>' \
-             + '\n'}}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}",
-        );
-        let text = t.render(&[message("user", " hi ")]).unwrap();
-        assert_eq!(text, "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n");
-    }
-
-    #[test]
-    fn tools_are_written_as_python_writes_json() {
-        let t = template("{% for tool in tools %}{{ tool | tojson }}{% endfor %}|{{ messages[0].content }}");
-        let text = t.render_with_tools(
-            &[json!({"role": "user", "content": "a<b"})],
-            &[json!({"x": ["<'\\u003c", 1], "y": null})],
-        );
-        assert_eq!(text.unwrap(), "{\"x\": [\"<'\\\\u003c\", 1], \"y\": null}|a<b");
-        let e = template("{{ messages }}").render_with_tools(&[json!({})], &[json!({})]).unwrap_err();
-        assert_eq!(e.code(), crate::Code::Unsupported);
-    }
-
-    #[test]
-    fn a_template_that_throws_says_what_it_said() {
-        let e = template("{{ raise_exception('roles must alternate') }}").render(&[message("user", "hi")]).unwrap_err();
-        assert!(e.message().contains("roles must alternate"), "{e}");
-    }
-
-    #[test]
-    fn a_template_that_does_not_end_is_stopped() {
-        let endless = template("{% for a in range(9999) %}{% for b in range(9999) %}x{% endfor %}{% endfor %}");
-        assert!(endless.render(&[message("user", "hi")]).is_err());
-    }
-
-    #[test]
-    fn a_template_has_no_files_to_include() {
-        assert!(template("{% include '/etc/passwd' %}").render(&[message("user", "hi")]).is_err());
-    }
-
-    #[test]
-    fn a_template_that_does_not_parse_is_unsupported() {
-        let e = ChatTemplate::new("{% for %}", String::new(), String::new()).err().unwrap();
-        assert_eq!(e.code(), crate::Code::Unsupported);
-    }
-}
+#[path = "template_tests.rs"]
+mod tests;

@@ -16,6 +16,7 @@ use serde_json::Value;
 
 use crate::Engine;
 use crate::error::{Error, Result};
+use crate::llama::Conversation;
 use crate::types::{ChatMessage, TokenId};
 
 pub use chat::{ParsedRequest, parse_chat, parse_completion, parse_request};
@@ -60,7 +61,9 @@ impl Prompt {
     pub(crate) fn tokens(self, engine: &Engine) -> Result<Vec<TokenId>> {
         match self {
             Prompt::Chat(messages) => engine.chat_prompt(&messages),
-            Prompt::Tools { messages, tools } => engine.tools_prompt(&messages, &tools),
+            Prompt::Tools { messages, tools } => {
+                engine.conversation_prompt(&Conversation { messages, tools, ..Conversation::default() })
+            }
             Prompt::Text(text) => engine.tokenize(&text),
             Prompt::Tokens(tokens) => Ok(tokens),
         }

@@ -24,7 +24,7 @@ impl Texts {
         let rendered = |roles: &[&str]| -> Option<Vec<String>> {
             let message = |(role, mark): (&&str, &&str)| ChatMessage { role: (*role).into(), content: (*mark).into() };
             let messages: Vec<ChatMessage> = roles.iter().zip(&MARKS).map(message).collect();
-            let mut rest = template_of(&model).ok()?.render(&messages).ok()?;
+            let mut rest = template_of(&model).ok()?.render(&messages[..].into()).ok()?.text;
             // Tokens don't say whether the template or the tokenizer put it there.
             if let Some(bos) = model.bos().map(|bos| model.text(&[bos], true)) {
                 rest = rest.strip_prefix(bos.as_str()).map(str::to_owned).unwrap_or(rest);
