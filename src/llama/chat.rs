@@ -1,7 +1,7 @@
 //! From conversations to tokens, by the template that the model carries. Never decodes.
 
-use super::template::{ChatTemplate, Conversation, Rendered};
 use super::Model;
+use super::template::{ChatTemplate, Conversation, Rendered};
 use crate::error::{Error, Result};
 use crate::types::{ChatMessage, TokenId};
 
@@ -63,3 +63,7 @@ pub fn template_of(model: &Model) -> Result<ChatTemplate> {
     }
     Ok(template)
 }
+
+#[cfg(test)]
+#[path = "chat_tests.rs"]
+mod tests;

@@ -212,14 +212,8 @@ mod tests {
         let text = "<a>x<a><t> <rstrip> \n y<ab";
         assert!(!specials.named_by(text, &[3]) && specials.named_by(text, &[5]));
         let parts = specials.part(text, &[4]);
-        let wanted = [
-            Part::Token(0),
-            Part::Text(3..7),
-            Part::Token(2),
-            Part::Text(10..11),
-            Part::Token(3),
-            Part::Text(22..26),
-        ];
+        let wanted =
+            [Part::Token(0), Part::Text(3..7), Part::Token(2), Part::Text(10..11), Part::Token(3), Part::Text(22..26)];
         assert_eq!(parts, wanted);
     }
 
@@ -228,6 +222,9 @@ mod tests {
         let specials = specials(&["<|end|>", "[INST]", "stop"]);
         let marker = Marker::new(&specials, &["</think>".into(), "\n<|".into(), "<|end|>".into(), "[".into()]);
         let marked = marker.mark("</think><think>\n<|end|> [INST] nonstop", |c| if c == 's' { '5' } else { '%' });
-        assert_eq!(marked, "</think>%think>\n%|end|> [INST] nonstop".replace("[INST]", "[INST%").replace("nons", "non5"));
+        assert_eq!(
+            marked,
+            "</think>%think>\n%|end|> [INST] nonstop".replace("[INST]", "[INST%").replace("nons", "non5")
+        );
     }
 }

@@ -3,6 +3,8 @@
 
 use std::ops::Range;
 
+use crate::error::{Error, Result};
+
 /// A source as the engine can take it, and what the source itself says.
 pub(super) struct Source {
     /// The rewritten source.
@@ -11,12 +13,25 @@ pub(super) struct Source {
     pub(super) literals: Vec<String>,
 }
 
+/// Most words and signs of one `{{ }}` or `{% %}`. What the engine does with a chain grows with its length's square.
+const MOST_TOKENS: usize = 8192;
+
 /// Rewrites `{% generation %}` blocks, which mark the assistant's text for training and change nothing in it, and
 /// Python's `"%s" % value`, which becomes the filter `percent`.
-pub(super) fn read(source: &str) -> Source {
+///
+/// # Errors
+/// `Unsupported` for an expression longer than any.
+pub(super) fn read(source: &str) -> Result<Source> {
     let mut edits: Vec<(Range<usize>, &'static str)> = Vec::new();
     let mut literals = Vec::new();
     for block in blocks(source) {
+        if block.len() > MOST_TOKENS {
+            return Err(Error::unsupported(format!(
+                "the model's chat template can't be parsed: it has an expression of {} words and signs, expected at most \
+                 {MOST_TOKENS}",
+                block.len()
+            )));
+        }
         literals.extend(block.iter().filter(|t| t.kind == Kind::Text).map(|t| literal(&source[t.at.clone()])));
         let words: Vec<&str> = block.iter().map(|t| &source[t.at.clone()]).collect();
         match words.as_slice() {
@@ -33,7 +48,7 @@ pub(super) fn read(source: &str) -> Source {
         done = at.end;
     }
     text.push_str(&source[done..]);
-    Source { text, literals }
+    Ok(Source { text, literals })
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -271,7 +286,7 @@ mod tests {
     use super::*;
 
     fn rewritten(source: &str) -> String {
-        read(source).text
+        read(source).unwrap().text
     }
 
     #[test]
@@ -284,7 +299,10 @@ mod tests {
     fn percent_signs_between_values_become_a_filter() {
         for (source, wanted) in [
             ("{{ '%s' % x }}", "{{ '%s' |percent( x) }}"),
-            ("{{ 'a' + '%s-%d' % (m.role, m['n'][0]) + 'b' }}", "{{ 'a' + '%s-%d' |percent( (m.role, m['n'][0])) + 'b' }}"),
+            (
+                "{{ 'a' + '%s-%d' % (m.role, m['n'][0]) + 'b' }}",
+                "{{ 'a' + '%s-%d' |percent( (m.role, m['n'][0])) + 'b' }}",
+            ),
             ("{{ '%s' % ('%d' % x | int) }}", "{{ '%s' |percent( ('%d' |percent( x | int))) }}"),
             ("{{ f(x).y['%'] % z.w(1)|upper ~ 'c' }}", "{{ f(x).y['%'] |percent( z.w(1)|upper) ~ 'c' }}"),
             ("{% if (a == 'u') != (loop.index0 % 2 == 0) %}", "{% if (a == 'u') != (loop.index0 |percent( 2) == 0) %}"),
@@ -294,7 +312,14 @@ mod tests {
             assert_eq!(rewritten(source), wanted);
         }
         // Where it would bind otherwise than the operator it stays one.
-        for same in ["{{ a * b % c }}", "{{ -a % b }}", "{{ a % -b }}", "{{ a % b ** c }}", "{{ 'x %} %' }}", "100 % {# a % b #}"] {
+        for same in [
+            "{{ a * b % c }}",
+            "{{ -a % b }}",
+            "{{ a % -b }}",
+            "{{ a % b ** c }}",
+            "{{ 'x %} %' }}",
+            "100 % {# a % b #}",
+        ] {
             assert_eq!(rewritten(same), same);
         }
     }
@@ -302,13 +327,24 @@ mod tests {
     #[test]
     fn literals_are_those_of_code_alone() {
         let source = "'no' {# 'no' #}{% raw %}{{ 'no' }}{% endraw %}{{- 'a\\n\\'b' -}}{% if \"c\" in x %}don't{% endif %}{{ {'k': {'v': 'é}}'}} }}";
-        assert_eq!(read(source).literals, ["a\n'b", "c", "k", "v", "é}}"]);
+        assert_eq!(read(source).unwrap().literals, ["a\n'b", "c", "k", "v", "é}}"]);
     }
 
     #[test]
     fn a_source_that_breaks_off_is_read_to_its_end() {
-        for source in ["{{", "{% '", "{{ 'a\\", "{#", "{{ ((( % ", "{% raw %}{{ é", "{{ a % }}", "{{ % }}", "{{ ) % ( }}", "{{ a | % b }}"] {
-            read(source);
+        for source in [
+            "{{",
+            "{% '",
+            "{{ 'a\\",
+            "{#",
+            "{{ ((( % ",
+            "{% raw %}{{ é",
+            "{{ a % }}",
+            "{{ % }}",
+            "{{ ) % ( }}",
+            "{{ a | % b }}",
+        ] {
+            read(source).unwrap();
         }
     }
 }

@@ -46,7 +46,7 @@ pub struct Model {
 }
 
 /// Longest text that is tokenized, in bytes.
-const TEXT_BYTES: usize = 16 << 20;
+pub(super) const TEXT_BYTES: usize = 16 << 20;
 /// Stack for a byte of text: where llama.cpp splits words by `std::regex`, a word takes a frame of 320 bytes for each of
 /// its characters (measured with GCC 12 at -O2 and -O3 on x86-64).
 const STACK_A_BYTE: usize = 512;
@@ -266,6 +266,11 @@ impl Model {
             self.drop_added_end(&mut tokens);
             return Ok(tokens);
         }
+        self.tokenize_parts(text, marks)
+    }
+
+    /// The same, part by part.
+    pub(super) fn tokenize_parts(&self, text: &str, marks: &[usize]) -> Result<Vec<TokenId>> {
         let mut tokens = self.tokenize("", true, false)?;
         self.drop_added_end(&mut tokens);
         for part in self.specials.part(text, marks) {

@@ -108,9 +108,8 @@ impl Dumps {
             ValueKind::Number => out.push_str(&number(given)),
             ValueKind::Seq | ValueKind::Iterable => {
                 let items: Vec<Value> = given.try_iter()?.collect();
-                return self.all(['[', ']'], items.len(), depth, out, |how, i, out| {
-                    how.write(&items[i], depth + 1, out)
-                });
+                return self
+                    .all(['[', ']'], items.len(), depth, out, |how, i, out| how.write(&items[i], depth + 1, out));
             }
             ValueKind::Map => {
                 let mut keys: Vec<Value> = given.try_iter()?.collect();
@@ -170,10 +169,8 @@ impl Dumps {
     }
 
     fn spend(&mut self, bytes: usize) -> Result<(), Error> {
-        self.left = self
-            .left
-            .checked_sub(bytes as u64)
-            .ok_or_else(|| refused("it writes more JSON than any prompt"))?;
+        self.left =
+            self.left.checked_sub(bytes as u64).ok_or_else(|| refused("it writes more JSON than any prompt"))?;
         Ok(())
     }
 

@@ -100,7 +100,7 @@ impl ChatTemplate {
                 "the model's chat template has {bytes} bytes, expected at most {SOURCE_BYTES}"
             )));
         }
-        let jinja::Source { text, literals } = jinja::read(source);
+        let jinja::Source { text, literals } = jinja::read(source)?;
         let environment = with_stack(STACK_AT_LEAST + STACK_A_BYTE * text.len(), || compile(text))??;
         Ok(ChatTemplate {
             environment,
@@ -216,6 +216,9 @@ fn compile(source: String) -> Result<Environment<'static>> {
     environment.set_syntax(syntax.map_err(|e| Error::unsupported(e.to_string()))?);
     environment.set_unknown_method_callback(pycompat::unknown_method_callback);
     python::install(&mut environment);
+    // They write deeply nested values in a time that no count of instructions bounds, for people alone.
+    environment.remove_filter("pprint");
+    environment.remove_global("debug");
     environment
         .add_template_owned("chat", source)
         .map_err(|e| Error::unsupported(format!("the model's chat template can't be parsed: {}", shown(&e))))?;

@@ -88,6 +88,8 @@ fn a_template_that_does_not_parse_is_unsupported() {
 
 #[test]
 fn chains_and_nests_of_any_length_never_overflow_the_stack() {
+    // The longest expressions that are taken, and sources as long as they may be.
+    let most = |open: &str, link: &str, close: &str, links: usize| format!("{open}{}{close}", link.repeat(links));
     let long = |open: &str, link: &str, close: &str| {
         let room = SOURCE_BYTES - open.len() - close.len();
         format!("{open}{}{close}", link.repeat(room / link.len()))
@@ -95,6 +97,16 @@ fn chains_and_nests_of_any_length_never_overflow_the_stack() {
     let sources = [
         format!("{{{{ messages{} }}}}", "|list".repeat(16_000)),
         long("{{ x", "|e", " }}"),
+        most("{{ x", "|e", " }}", 4_000),
+        most("{{ x", ".y", " }}", 4_000),
+        most("{{ x", "+x", " }}", 4_000),
+        most("{{ x", "()", " }}", 4_000),
+        most("{{ x", "[0]", " }}", 2_500),
+        most("{{ x", " and x", " }}", 4_000),
+        most("{{ x", "==x", " }}", 4_000),
+        most("{{ x", " is x", " }}", 4_000),
+        most("{{ x", " if x else x", " }}", 2_000),
+        most("{{ [", "1,", "] }}", 4_000),
         long("{{ x", ".y", " }}"),
         long("{{ x", "+x", " }}"),
         long("{{ x", "~x", " }}"),
@@ -120,7 +132,9 @@ fn chains_and_nests_of_any_length_never_overflow_the_stack() {
         long("{% set x", "=x", " %}"),
         long("{% set x", ",x", "=1 %}"),
         long("{{ x(", "y=x(", " }}"),
+        long("", "{{ x|e|e|e|e|e|e|e|e }}", ""),
     ];
+    let started = std::time::Instant::now();
     for source in sources {
         // Whatever it is, both are an answer: it is compiled, or it can't be parsed.
         match ChatTemplate::new(&source, String::new(), String::new(), &specials(&[])) {
@@ -128,6 +142,7 @@ fn chains_and_nests_of_any_length_never_overflow_the_stack() {
             Err(e) => assert!(e.message().contains("can't be parsed"), "{e}"),
         }
     }
+    assert!(started.elapsed().as_secs() < 120, "{:?}", started.elapsed());
 }
 
 #[test]
@@ -164,15 +179,28 @@ fn what_a_template_nests_as_it_runs_never_overflows_the_stack() {
 fn what_other_engines_know_is_known_here() {
     for (source, wanted) in [
         ("{% generation %}{{ messages[0].content }}{% endgeneration %}", "hi"),
-        ("{{ 'a%s-%02d' % (messages[0].content, 7) }}{{ '%s' % messages[0].role }}{{ 7 % 4 }}{{ -7 % 4 }}", "ahi-07user31"),
-        ("{% set f = '%s!' %}{{ f % 'x' }}{{ (messages | length) % 2 == 1 }}{{ 7.5 % 2 }}", "x!true1.5"),
-        ("{{ {'b': 'é', 'a': [1, 2.0]} | tojson(separators=(',', ':'), ensure_ascii=True, sort_keys=True) }}",
-         "{\"a\":[1,2.0],\"b\":\"\\u00e9\"}"),
-        ("{{ {'a': ['é🙂'], 'b': {}} | tojson(indent=2, ensure_ascii=False) }}", "{\n  \"a\": [\n    \"é🙂\"\n  ],\n  \"b\": {}\n}"),
-        ("{{ '🙂' | tojson(ensure_ascii=true) }}{{ 1e22 | tojson }}{{ 0.00001 | tojson }}{{ none | tojson(indent=none) }}",
-         "\"\\ud83d\\ude42\"1e+221e-05null"),
+        (
+            "{{ 'a%s-%02d' % (messages[0].content, 7) }}{{ '%s' % messages[0].role }}{{ 7 % 4 }}{{ -7 % 4 }}",
+            "ahi-07user31",
+        ),
+        ("{% set f = '%s!' %}{{ f % 'x' }}{{ (messages | length) % 2 == 1 }}{{ 7.5 % 2 }}", "x!True1.5"),
+        (
+            "{{ {'b': 'é', 'a': [1, 2.0]} | tojson(separators=(',', ':'), ensure_ascii=True, sort_keys=True) }}",
+            "{\"a\":[1,2.0],\"b\":\"\\u00e9\"}",
+        ),
+        (
+            "{{ {'a': ['é🙂'], 'b': {}} | tojson(indent=2, ensure_ascii=False) }}",
+            "{\n  \"a\": [\n    \"é🙂\"\n  ],\n  \"b\": {}\n}",
+        ),
+        (
+            "{{ '🙂' | tojson(ensure_ascii=true) }}{{ 1e22 | tojson }}{{ 0.00001 | tojson }}{{ none | tojson(indent=none) }}",
+            "\"\\ud83d\\ude42\"1e+221e-05null",
+        ),
         ("{{ strftime_now('%Y')[:2] }}{{ strftime_now('%d %b %Y') | length }}", "2011"),
-        ("{{ messages[::-1][0].content.upper()[:1] }}{{ 'x' in messages[0] }}{{ messages[0].get('y', 'z') }}", "Hfalsez"),
+        (
+            "{{ messages[::-1][0].content.upper()[:1] }}{{ 'x' in messages[0] }}{{ messages[0].get('y', 'z') }}",
+            "HFalsez",
+        ),
     ] {
         assert_eq!(one(source).unwrap(), wanted, "{source}");
     }
@@ -197,7 +225,9 @@ fn roles_are_those_of_openai_and_of_the_template() {
         let e = of(&plain, role).unwrap_err();
         assert!(e.message().starts_with("messages[0]: role is \"") && e.code() == crate::Code::Arg, "{e}");
     }
-    let own = template("{% if messages[0].role == 'developer' or messages[0].role == 'ipython' %}{{ messages[0].role }}{% endif %}");
+    let own = template(
+        "{% if messages[0].role == 'developer' or messages[0].role == 'ipython' %}{{ messages[0].role }}{% endif %}",
+    );
     assert_eq!((of(&own, "developer").unwrap(), of(&own, "ipython").unwrap()), ("developer".into(), "ipython".into()));
 }
 
@@ -219,46 +249,70 @@ fn templates() -> Vec<(ChatTemplate, Specials, Vec<&'static str>)> {
     let sources: [(&str, &[&'static str]); 9] = [
         (CHATML, &CHATML_TOKENS),
         // SmolLM2: a system turn of its own.
-        ("{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}{{ '<|im_start|>system\nYou are \
+        (
+            "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}{{ '<|im_start|>system\nYou are \
           helpful<|im_end|>\n' }}{% endif %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + \
-          '\n'}}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}", &CHATML_TOKENS),
+          '\n'}}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}",
+            &CHATML_TOKENS,
+        ),
         // Llama 3.
-        ("{% for message in messages %}{% set content = '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n'+ \
+        (
+            "{% for message in messages %}{% set content = '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n'+ \
           message['content'] | trim + '<|eot_id|>' %}{% if loop.index0 == 0 %}{% set content = bos_token + content %}{% endif \
           %}{{ content }}{% endfor %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}",
-         &["<s>", "</s>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|begin_of_text|>"]),
+            &["<s>", "</s>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|begin_of_text|>"],
+        ),
         // Mistral.
-        ("{{ bos_token }}{% for message in messages %}{% if message['role'] == 'user' %}{{ '[INST] ' + message['content'] + \
+        (
+            "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'user' %}{{ '[INST] ' + message['content'] + \
           '[/INST]' }}{% else %}{{ ' ' + message['content'] + eos_token }}{% endif %}{% endfor %}",
-         &["<s>", "</s>", "[INST]", "[/INST]", "[TOOL_CALLS]"]),
+            &["<s>", "</s>", "[INST]", "[/INST]", "[TOOL_CALLS]"],
+        ),
         // Qwen 2.5, with tools.
-        ("{%- if tools %}{{- '<|im_start|>system\n# Tools\n<tools>' }}{%- for tool in tools %}{{- \"\n\" }}{{- tool | tojson \
+        (
+            "{%- if tools %}{{- '<|im_start|>system\n# Tools\n<tools>' }}{%- for tool in tools %}{{- \"\n\" }}{{- tool | tojson \
           }}{%- endfor %}{{- \"\n</tools><|im_end|>\n\" }}{%- endif %}{%- for message in messages %}{%- if message.role == \
           \"tool\" %}{{- '<|im_start|>user\n<tool_response>\n' + message.content + '\n</tool_response><|im_end|>\n' }}{%- elif \
           message.tool_calls %}{{- '<|im_start|>' + message.role }}{%- for tool_call in message.tool_calls %}{{- \
           '\n<tool_call>\n{\"name\": \"' }}{{- tool_call.function.name }}{{- '\", \"arguments\": ' }}{{- \
           tool_call.function.arguments | tojson }}{{- '}\n</tool_call>' }}{%- endfor %}{{- '<|im_end|>\n' }}{%- else %}{{- \
           '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>' + '\n' }}{%- endif %}{%- endfor %}{{- \
-          '<|im_start|>assistant\n' }}", &CHATML_TOKENS),
+          '<|im_start|>assistant\n' }}",
+            &CHATML_TOKENS,
+        ),
         // Qwen 3: looks into the content.
-        ("{%- for message in messages %}{%- set content = message.content %}{%- if '</think>' in content %}{%- set content = \
+        (
+            "{%- for message in messages %}{%- set content = message.content %}{%- if '</think>' in content %}{%- set content = \
           content.split('</think>')[-1].lstrip('\n') %}{%- endif %}{%- if content.startswith('<tool_response>') %}{%- set \
           content = content[15:] %}{%- endif %}{{- '<|im_start|>' + message.role + '\n' + content | upper + '<|im_end|>\n' \
-          }}{%- endfor %}", &CHATML_TOKENS),
+          }}{%- endfor %}",
+            &CHATML_TOKENS,
+        ),
         // Gemma.
-        ("{{ bos_token }}{% for message in messages %}{% if (message['role'] == 'assistant') %}{% set role = 'model' %}{% \
+        (
+            "{{ bos_token }}{% for message in messages %}{% if (message['role'] == 'assistant') %}{% set role = 'model' %}{% \
           else %}{% set role = message['role'] %}{% endif %}{{ '<start_of_turn>' + role + '\n' + message['content'] | trim + \
           '<end_of_turn>\n' }}{% endfor %}{{'<start_of_turn>model\n'}}",
-         &["<s>", "</s>", "<start_of_turn>", "<end_of_turn>", "<pad>"]),
+            &["<s>", "</s>", "<start_of_turn>", "<end_of_turn>", "<pad>"],
+        ),
         // DeepSeek.
-        ("{{ bos_token }}{% for message in messages %}{% if message['role'] == 'user' %}{{'<｜User｜>' + message['content']}}{% \
+        (
+            "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'user' %}{{'<｜User｜>' + message['content']}}{% \
           else %}{{'<｜Assistant｜>' + message['content'].replace('<think>', '') + '<｜end▁of▁sentence｜>'}}{% endif %}{% endfor \
-          %}{{'<｜Assistant｜>'}}", &["<s>", "</s>", "<｜User｜>", "<｜Assistant｜>", "<｜end▁of▁sentence｜>", "stopword"]),
+          %}{{'<｜Assistant｜>'}}",
+            &["<s>", "</s>", "<｜User｜>", "<｜Assistant｜>", "<｜end▁of▁sentence｜>", "stopword"],
+        ),
         // Phi 3: control tokens are put together of parts.
-        ("{% for message in messages %}{{'<|' + message['role'] + '|>' + '\n' + message['content'] + '<|end|>\n' }}{% endfor \
-          %}{{ '<|assistant|>\n' }}", &["<|user|>", "<|assistant|>", "<|system|>", "<|tool|>", "<|end|>", "<|endoftext|>"]),
+        (
+            "{% for message in messages %}{{'<|' + message['role'] + '|>' + '\n' + message['content'] + '<|end|>\n' }}{% endfor \
+          %}{{ '<|assistant|>\n' }}",
+            &["<|user|>", "<|assistant|>", "<|system|>", "<|tool|>", "<|end|>", "<|endoftext|>"],
+        ),
     ];
-    sources.into_iter().map(|(source, controls)| (with_controls(source, controls), specials(controls), controls.into())).collect()
+    sources
+        .into_iter()
+        .map(|(source, controls)| (with_controls(source, controls), specials(controls), controls.into()))
+        .collect()
 }
 
 /// Control tokens, in order, that a rendering names by itself.

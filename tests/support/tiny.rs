@@ -35,6 +35,10 @@ pub struct TinySpec {
     pub format: GgmlDType,
     /// The chat template.
     pub template: &'static str,
+    /// Name of what splits text into words; `None` names nothing.
+    pub pre: Option<&'static str>,
+    /// The token that ends a text: [`END`], which ends a turn, or the one that ends nothing else.
+    pub eos: &'static str,
 }
 
 impl TinySpec {
@@ -59,6 +63,8 @@ impl TinySpec {
             parallel_residual: true,
             format: GgmlDType::F32,
             template: TEMPLATE,
+            pre: Some("smollm"),
+            eos: END,
         }
     }
 }
@@ -155,10 +161,14 @@ fn metadata(file: &mut Writer<'_>, spec: &TinySpec) {
     let plain = tokens.len() - CONTROL.len();
     let types: Vec<i32> = (0..tokens.len()).map(|id| if id < plain { 1 } else { 3 }).collect();
     let merges: Vec<String> = MERGES.split(',').map(String::from).collect();
-    file.set("tokenizer.ggml.model", "gpt2").set("tokenizer.ggml.pre", "smollm");
+    let eos = tokens.iter().position(|token| token == spec.eos).expect("eos is a token") as u32;
+    file.set("tokenizer.ggml.model", "gpt2");
+    if let Some(pre) = spec.pre {
+        file.set("tokenizer.ggml.pre", pre);
+    }
     file.set("tokenizer.ggml.tokens", tokens).set("tokenizer.ggml.token_type", types);
     file.set("tokenizer.ggml.merges", merges).set("tokenizer.ggml.add_bos_token", false);
-    file.set("tokenizer.ggml.bos_token_id", plain as u32 + 1).set("tokenizer.ggml.eos_token_id", plain as u32 + 2);
+    file.set("tokenizer.ggml.bos_token_id", plain as u32 + 1).set("tokenizer.ggml.eos_token_id", eos);
     file.set("tokenizer.ggml.unknown_token_id", plain as u32).set("tokenizer.chat_template", spec.template);
 }
 
