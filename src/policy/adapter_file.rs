@@ -27,7 +27,7 @@ impl Lora {
 
     /// Adds the adapter to a file that holds more than it.
     pub fn add_to(&self, file: &mut Writer<'_>) -> Result<()> {
-        file.set("general.architecture", self.architecture.as_str());
+        file.set("general.architecture", self.architecture);
         file.set("adapter.type", "lora").set(ALPHA_KEY, self.alpha as f32).set(BASE_KEY, self.base.as_str());
         for (name, var) in self.named() {
             file.tensor(&name, var.as_tensor())?;
@@ -51,7 +51,7 @@ impl Lora {
 
 fn read(file: &Gguf, decoder: &Decoder, beside: &[&str]) -> Result<Lora> {
     expect(file, "adapter.type", "lora")?;
-    expect(file, "general.architecture", &decoder.shape().architecture)?;
+    expect(file, "general.architecture", decoder.shape().architecture.name)?;
     // Adapters made elsewhere don't name their base; then the shapes must tell.
     if let Some(base) = file.opt_str(BASE_KEY)?
         && base != decoder.fingerprint()

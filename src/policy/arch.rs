@@ -1,12 +1,49 @@
 //! What a GGUF file says of its model, checked: sizes, norms, rotary frequencies. Reads no weights beside the
 //! frequencies' factors. A file that declares what the decoder doesn't compute is refused, never computed wrong.
 
+use std::fmt;
+
 use super::ops::RopeStyle;
 use crate::error::{Error, Result};
 use crate::gguf::{Gguf, Value};
 
-/// Architectures that can be trained, by GGUF's names. `llama` covers SmolLM, Llama 2 and 3, Mistral and their like.
-pub const KNOWN_ARCHITECTURES: &[&str] = &["llama", "qwen2", "qwen3", "gptneox"];
+/// The architectures that can be trained. One that is put together from the same parts is a row here, with a case in
+/// `policy/tests` and in `tests/support/tiny.rs`; another block goes into `blocks.rs` and `loader.rs` as well.
+static ARCHITECTURES: &[Architecture] = &[
+    // SmolLM, Llama 2 and 3, Mistral and their like.
+    Architecture { rope_style: RopeStyle::Interleaved, rope_factors: true, ..Architecture::gated("llama") },
+    Architecture::gated("qwen2"),
+    Architecture { head_norms: true, ..Architecture::gated("qwen3") },
+    Architecture { classic: true, ..Architecture::gated("gptneox") },
+];
+
+/// What the decoders of an architecture have in common.
+#[derive(Debug, PartialEq)]
+pub struct Architecture {
+    /// GGUF's name.
+    pub name: &'static str,
+    /// LayerNorm, GELU, and queries, keys and values in one projection, in place of RMSNorm, SwiGLU and three
+    /// projections.
+    pub classic: bool,
+    /// RMSNorm of each query and key head.
+    pub head_norms: bool,
+    /// Which values of a head rotate together: llama.cpp's `llama_model_rope_type`.
+    pub rope_style: RopeStyle,
+    /// Whether `rope_freqs.weight` divides the rotary frequencies. Elsewhere it is left unread, and so refused.
+    pub rope_factors: bool,
+}
+
+impl Architecture {
+    const fn gated(name: &'static str) -> Self {
+        Self { name, classic: false, head_norms: false, rope_style: RopeStyle::Halves, rope_factors: false }
+    }
+}
+
+impl fmt::Display for Architecture {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name)
+    }
+}
 
 /// Keys, after the architecture's prefix, of features that change the computation and are not computed here. A zero,
 /// `false` or `none` means that the feature is absent.
@@ -30,8 +67,8 @@ const MOST_LAYERS: usize = 512;
 /// Sizes and constants of a decoder.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Shape {
-    /// GGUF's name of the architecture.
-    pub architecture: String,
+    /// What it has in common with others.
+    pub architecture: &'static Architecture,
     /// Values of a hidden state.
     pub width: usize,
     /// Blocks.
@@ -50,12 +87,6 @@ pub struct Shape {
     pub eps: f32,
     /// Attention and feed-forward read the same input.
     pub parallel_residual: bool,
-    /// LayerNorm and GELU (gptneox) in place of RMSNorm and SwiGLU.
-    pub classic: bool,
-    /// RMSNorm of each query and key head.
-    pub head_norms: bool,
-    /// Which values of a head rotate together.
-    pub rope_style: RopeStyle,
     /// Angle a position, for each rotated pair; factors applied.
     pub inv_freq: Vec<f32>,
 }
@@ -63,16 +94,15 @@ pub struct Shape {
 impl Shape {
     /// Reads the metadata. Errors name the key; an unknown architecture or feature is [`crate::Code::Unsupported`].
     pub fn read(file: &Gguf) -> Result<Self> {
-        let architecture = file.str("general.architecture")?.to_owned();
-        if !KNOWN_ARCHITECTURES.contains(&architecture.as_str()) {
-            return Err(Error::unsupported(format!(
-                "architecture {architecture:.40} can't be trained; known are {}",
-                KNOWN_ARCHITECTURES.join(", ")
-            )));
-        }
-        let keys = Keys { file, architecture: &architecture };
+        let name = file.str("general.architecture")?;
+        let architecture = ARCHITECTURES.iter().find(|known| known.name == name).ok_or_else(|| {
+            let known: Vec<&str> = ARCHITECTURES.iter().map(|known| known.name).collect();
+            let known = known.join(", ");
+            Error::unsupported(format!("architecture {name:.40} can't be trained; known are {known}"))
+        })?;
+        let keys = Keys { file, architecture };
         keys.refuse_what_is_not_computed()?;
-        let classic = architecture == "gptneox";
+        let classic = architecture.classic;
         let width = keys.size("embedding_length")?;
         let heads = keys.size("attention.head_count")?;
         let kv_heads = keys.optional_size("attention.head_count_kv")?.unwrap_or(heads);
@@ -81,7 +111,7 @@ impl Shape {
         let layers = keys.size("block_count")?;
         let rotary = keys.optional_size("rope.dimension_count")?.unwrap_or(head_dim);
         let eps = if classic { "attention.layer_norm_epsilon" } else { "attention.layer_norm_rms_epsilon" };
-        let parallel = if classic { file.bool("gptneox.use_parallel_residual")? } else { false };
+        let parallel = if classic { file.bool(&keys.name("use_parallel_residual"))? } else { false };
         for (fine, complaint) in [
             (layers <= MOST_LAYERS, format!("it has {layers} blocks, the most is {MOST_LAYERS}")),
             (heads % kv_heads == 0, format!("{kv_heads} key heads don't divide {heads} query heads")),
@@ -106,10 +136,6 @@ impl Shape {
             context: keys.size("context_length")?,
             eps: file.f32(&keys.name(eps))?,
             parallel_residual: parallel,
-            classic,
-            head_norms: architecture == "qwen3",
-            // llama.cpp's llama_model_rope_type.
-            rope_style: if architecture == "llama" { RopeStyle::Interleaved } else { RopeStyle::Halves },
             inv_freq: keys.inverse_frequencies(rotary)?,
             architecture,
         })
@@ -118,7 +144,7 @@ impl Shape {
 
 struct Keys<'a> {
     file: &'a Gguf,
-    architecture: &'a str,
+    architecture: &'static Architecture,
 }
 
 impl Keys<'_> {
@@ -168,9 +194,8 @@ impl Keys<'_> {
             None | Some("linear") => self.linear_scale()?,
             Some(kind) => return Err(self.unsupported(&format!("rotary scaling of type {kind:.40}"))),
         };
-        // Only the llama graph reads them; elsewhere the tensor is left unread, and so refused.
         let factors = match self.file.tensor("rope_freqs.weight") {
-            Some(_) if self.architecture == "llama" => {
+            Some(_) if self.architecture.rope_factors => {
                 let factors = self.file.values("rope_freqs.weight")?;
                 if factors.len() != rotary / 2 {
                     let (found, expected) = (factors.len(), rotary / 2);

@@ -100,7 +100,7 @@ impl Gated {
             heads: shape.heads,
             kv_heads: shape.kv_heads,
             rope: &pass.rope,
-            style: shape.rope_style,
+            style: shape.architecture.rope_style,
             starts: pass.starts,
             scale: pass.attention_scale(),
         };
@@ -138,13 +138,13 @@ impl Classic {
     }
 
     fn attention(&self, x: &Tensor, pass: &Pass<'_>) -> Result<Tensor> {
-        let Shape { heads, kv_heads, head_dim, rope_style, .. } = *pass.shape;
+        let Shape { heads, kv_heads, head_dim, architecture, .. } = *pass.shape;
         let tokens = x.dims2()?.0;
         let qkv = self.attn_qkv.forward(x, pass)?.reshape((tokens, heads + 2 * kv_heads, head_dim))?;
         let part = |from, count| qkv.narrow(1, from, count)?.contiguous();
         let (q, k, v) = (part(0, heads)?, part(heads, kv_heads)?, part(heads + kv_heads, kv_heads)?);
-        let q = ops::rope(&q, &pass.rope, rope_style)?;
-        let k = ops::rope(&k, &pass.rope, rope_style)?;
+        let q = ops::rope(&q, &pass.rope, architecture.rope_style)?;
+        let k = ops::rope(&k, &pass.rope, architecture.rope_style)?;
         let mixed = ops::attention(&q, &k, &v, pass.starts, pass.attention_scale())?; // [tokens, heads, head_dim]
         self.attn_output.forward(&mixed.reshape((tokens, heads * head_dim))?, pass)
     }

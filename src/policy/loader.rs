@@ -35,10 +35,10 @@ impl Loader<'_> {
     }
 
     pub(super) fn block(&mut self, layer: usize) -> Result<Block> {
-        let Shape { width, heads, kv_heads, head_dim, feed_forward, classic, head_norms, .. } = *self.shape;
+        let Shape { width, heads, kv_heads, head_dim, feed_forward, architecture, .. } = *self.shape;
         let (q, kv) = (heads * head_dim, kv_heads * head_dim);
         let name = |part: &str| format!("blk.{layer}.{part}");
-        if classic {
+        if architecture.classic {
             return Ok(Block::Classic(Box::new(Classic {
                 attn_norm: self.norm(&name("attn_norm"))?,
                 attn_qkv: self.linear(layer, "attn_qkv", q + 2 * kv, width)?,
@@ -50,7 +50,7 @@ impl Loader<'_> {
         }
         let mut vector = |part: &str, size: usize| self.read(&format!("{}.weight", name(part)), &[size]);
         let (attn_norm, ffn_norm) = (vector("attn_norm", width)?, vector("ffn_norm", width)?);
-        let head_norms = match head_norms {
+        let head_norms = match architecture.head_norms {
             true => Some((vector("attn_q_norm", head_dim)?, vector("attn_k_norm", head_dim)?)),
             false => None,
         };
@@ -82,7 +82,7 @@ impl Loader<'_> {
     pub(super) fn norm(&mut self, name: &str) -> Result<Norm> {
         let width = self.shape.width;
         let weight = self.read(&format!("{name}.weight"), &[width])?;
-        let bias = self.shape.classic.then(|| self.read(&format!("{name}.bias"), &[width])).transpose()?;
+        let bias = self.shape.architecture.classic.then(|| self.read(&format!("{name}.bias"), &[width])).transpose()?;
         Ok(Norm { weight, bias, eps: self.shape.eps })
     }
 
@@ -103,7 +103,7 @@ impl Loader<'_> {
 
     pub(super) fn refuse_unused(&self) -> Result<()> {
         // Its values are in the shape's frequencies.
-        let factors = |name: &str| name == "rope_freqs.weight" && self.shape.architecture == "llama";
+        let factors = |name: &str| name == "rope_freqs.weight" && self.shape.architecture.rope_factors;
         let mut names = self.file.tensors().iter().map(|info| info.name());
         match names.find(|name| !self.used.contains(*name) && !factors(name)) {
             Some(name) => Err(Error::unsupported(format!(

@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 /// A low-rank update of some linear layers: W + (alpha / rank) · B A.
 #[derive(Clone)]
 pub struct Lora {
-    pub(super) architecture: String,
+    pub(super) architecture: &'static str,
     /// SHA-256 of the base it belongs to.
     pub(super) base: String,
     pub(super) rank: usize,
@@ -86,7 +86,7 @@ impl Lora {
         if layers.iter().all(Option::is_none) {
             return Err(Error::arg("the adapter changes no layer, expected at least one"));
         }
-        let (architecture, base) = (decoder.shape().architecture.clone(), decoder.fingerprint().to_owned());
+        let (architecture, base) = (decoder.shape().architecture.name, decoder.fingerprint().to_owned());
         Ok(Self { architecture, base, rank, alpha, layers, detached: Vec::new() })
     }
 

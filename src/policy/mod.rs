@@ -19,7 +19,7 @@ use candle_core::Device;
 
 use crate::error::{Error, Result};
 
-pub use arch::{KNOWN_ARCHITECTURES, Shape};
+pub use arch::{Architecture, Shape};
 pub use decoder::{Decoder, LinearInfo};
 pub use lora::Lora;
 pub use packed::{Packed, Targets};

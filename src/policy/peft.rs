@@ -10,6 +10,7 @@ use candle_core::{DType, Tensor};
 use serde::{Deserialize, Serialize};
 
 use super::adapter_file::factors;
+use super::ops::RopeStyle;
 use super::{Decoder, LinearInfo, Lora, Shape};
 use crate::error::{Error, Result};
 
@@ -165,7 +166,7 @@ fn weight_name(module: &str, factor: &str) -> String {
 
 /// The layer's name in transformers, as in `model.layers.0.self_attn.q_proj`.
 fn module(shape: &Shape, linear: &LinearInfo) -> Result<String> {
-    let part = match (shape.classic, linear.part) {
+    let part = match (shape.architecture.classic, linear.part) {
         (false, "attn_q") => "self_attn.q_proj",
         (false, "attn_k") => "self_attn.k_proj",
         (false, "attn_v") => "self_attn.v_proj",
@@ -178,11 +179,11 @@ fn module(shape: &Shape, linear: &LinearInfo) -> Result<String> {
         (true, "ffn_up") => "mlp.dense_h_to_4h",
         (true, "ffn_down") => "mlp.dense_4h_to_h",
         (_, part) => {
-            let architecture = &shape.architecture;
+            let architecture = shape.architecture;
             return Err(Error::unsupported(format!("{part} of a {architecture} file has no counterpart in PEFT")));
         }
     };
-    let layers = if shape.classic { "gpt_neox.layers" } else { "model.layers" };
+    let layers = if shape.architecture.classic { "gpt_neox.layers" } else { "model.layers" };
     let layer = linear.tensor.split('.').nth(1).unwrap_or_default();
     Ok(format!("{layers}.{layer}.{part}"))
 }
@@ -193,12 +194,12 @@ fn module(shape: &Shape, linear: &LinearInfo) -> Result<String> {
 /// become all q, all k, all v (`GPTNeoXModel.modify_tensors`). Others stay. Source: llama.cpp's convert_hf_to_gguf.py.
 fn rows(shape: &Shape, linear: &LinearInfo) -> Option<Vec<u32>> {
     let (dim, half) = (shape.head_dim, shape.head_dim / 2);
-    let row: Box<dyn Fn(usize) -> usize> = match (shape.architecture.as_str(), linear.part) {
-        ("llama", "attn_q" | "attn_k") => Box::new(|row| {
+    let row: Box<dyn Fn(usize) -> usize> = match (shape.architecture.rope_style, linear.part) {
+        (RopeStyle::Interleaved, "attn_q" | "attn_k") => Box::new(|row| {
             let (head, pair, side) = (row / dim, row % dim / 2, row % 2);
             head * dim + side * half + pair
         }),
-        ("gptneox", "attn_qkv") => Box::new(|row| {
+        (_, "attn_qkv") => Box::new(|row| {
             let (which, head, value) = (row / (shape.heads * dim), row / dim % shape.heads, row % dim);
             (head * 3 + which) * dim + value
         }),
