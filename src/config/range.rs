@@ -97,6 +97,8 @@ impl fmt::Display for Range {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Range::Any => f.write_str("any"),
+            // The limit of the type, which nobody reaches.
+            Range::Whole(low, high) if *high >= i32::MAX.into() => write!(f, "{low} or more"),
             Range::Whole(low, high) => write!(f, "{low} to {high}"),
             Range::Number(Bound::Included(low), Bound::Included(high)) => write!(f, "{low} to {high}"),
             Range::Number(low, high) => {

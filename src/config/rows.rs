@@ -24,7 +24,7 @@ pub(super) struct Row<'a> {
 }
 
 impl Row<'_> {
-    /// Whether the value is in the range.
+    /// Checks the value against the range.
     ///
     /// # Errors
     /// `Arg`: `train.lambda is -1, expected a number above 0`.

@@ -39,8 +39,7 @@ settings! {
         serve: ServeConfig = ServeConfig::default(), Range::Any;
         /// Learning.
         train: TrainConfig = TrainConfig::default(), Range::Any;
-        /// What an answer is worth, and whose word counts: one scalar from terms with weights, each left out where an
-        /// answer lacks it.
+        /// What an answer is worth, and whose feedback counts.
         reward: RewardConfig = RewardConfig::default(), Range::Any;
         /// The HTTP service.
         http: HttpConfig = HttpConfig::default(), Range::Any;
@@ -52,11 +51,11 @@ settings! {
         slots: u32 = 8, whole(1..=256);
         /// Tokens of context that the slots share.
         context: u32 = 8192, whole(16..=1 << 24);
-        /// Most tokens of one llama.cpp batch; at least `serve.slots`, since each slot decodes one token.
+        /// Largest number of tokens in one llama.cpp batch; at least `serve.slots`, since each slot decodes one token.
         batch: u32 = 512, whole(1..=1 << 16);
         /// Threads of llama.cpp; 0 takes the number of cores.
         threads: u32 = 0, whole(0..=1024);
-        /// Requests that may wait; one more is refused as busy.
+        /// Number of requests that may wait; one more is refused as busy.
         queue: u32 = 64, whole(1..=1 << 16);
         /// Answer length, in tokens, where a request sets none.
         max_tokens: u32 = 512, whole(1..=1 << 24);
@@ -64,18 +63,18 @@ settings! {
         request_seconds: u32 = 600, whole(0..=86_400);
         /// Layers kept on the GPU where there is one; -1 is all.
         gpu_layers: i32 = -1, whole(-1..=i32::MAX);
-        /// Number format of the served weights: `keep` is the file's own, `auto` the fastest here, others are named like
-        /// q4_0, q8_0 and bf16. The trainer keeps the file's own.
+        /// Number format of the served weights: `keep` is the file's own, `auto` the fastest here, others are named
+        /// like q4_0, q8_0 and bf16. The trainer keeps the file's own.
         r#type: String = "keep".into(), Range::Any;
-        /// Most KL to the file's own distribution, in nats a token, that `serve.type` auto accepts.
+        /// Largest KL to the file's own distribution, in nats per token, that `serve.type` auto accepts.
         kl_budget: f64 = 0.1, at_least(0.0);
     }
 
     /// Settings of the trainer.
     TrainConfig {
-        /// Whether feedback changes the policy. Without it the trainer's memory is not taken.
+        /// Whether the policy learns from feedback. Without it no memory is taken for the trainer.
         enabled: bool = true, Range::Any;
-        /// Start a step by itself when `train.batch` new ratings are in.
+        /// Starts a training step when `train.batch` new ratings are in.
         auto: bool = true, Range::Any;
         /// Where the trainer computes: `auto`, `cpu` or `cuda:N`.
         device: String = "auto".into(), Range::Text("auto, cpu or cuda:N", no_device);
@@ -89,19 +88,20 @@ settings! {
         ppo: PpoConfig = PpoConfig::default(), Range::Any;
         /// What keeps a trained candidate from being served.
         gate: GateConfig = GateConfig::default(), Range::Any;
-        /// Temperature of the target policy π_init · exp(A/λ): larger stays closer to the initial model. (APA paper: 0.1)
+        /// Temperature of the target policy π_init · exp(A/λ): larger stays closer to the initial model. (APA paper:
+        /// 0.1)
         lambda: f64 = 0.1, above(0.0);
-        /// New ratings a batch.
+        /// New ratings per batch.
         batch: u32 = 16, whole(1..=1 << 16);
-        /// Samples an optimizer step.
+        /// Samples per optimizer step.
         minibatch: u32 = 8, whole(1..=1 << 16);
-        /// Passes over a batch. (paper: 2)
+        /// Epochs: passes over a batch. (paper: 2)
         epochs: u32 = 2, whole(1..=1000);
         /// Learning rate of the policy's adapter. (paper, full weights: 1e-6)
         lr: f64 = 1e-4, above(0.0);
         /// Learning rate of the critic.
         critic_lr: f64 = 3e-4, above(0.0);
-        /// Gradient norm that is clipped to.
+        /// Largest gradient norm; larger gradients are scaled down to it.
         clip_norm: f64 = 1.0, above(0.0);
         /// AdamW's betas. (paper: 0.9, 0.95)
         betas: [f64; 2] = [0.9, 0.95], from_below(0.0, 1.0);
@@ -125,7 +125,7 @@ settings! {
         micro_batch_tokens: u32 = 1024, whole(1..=1 << 24);
         /// Seeds adapters and the order of minibatches.
         seed: u64 = 0, Range::Any;
-        /// Versions kept on disk beside the active one and the initial model; 0 keeps all.
+        /// Number of versions kept on disk, beside the active one and the initial model; 0 keeps all.
         keep_versions: u32 = 0, Range::Any;
     }
 
@@ -147,22 +147,22 @@ settings! {
     /// What keeps a trained candidate from being served.
     #[derive(Copy)]
     GateConfig {
-        /// Most KL of a version to the initial model, in nats a response; one beyond is not served. Generous: answers
-        /// that far are hardly the model's any more.
+        /// Largest KL of a version to the initial model, in nats per response; a version beyond it is not served.
+        /// Generous: answers that far away are hardly the model's any more.
         kl_budget: f64 = 200.0, above(0.0);
         /// Samples of the batch on which that KL is measured, with a pass of the new policy; 0 measures nothing.
         kl_samples: u32 = 4, Range::Any;
-        /// Most that the mean rating of a batch may lie below that of the version's own batch.
+        /// How far the mean rating of a batch may fall below that of the batch that the version was trained on.
         reward_drop: f64 = 1.5, above(0.0);
     }
 
-    /// Settings of the reward: one scalar from terms with weights, each left out where an answer lacks it.
+    /// Settings of the reward: a weighted sum of terms, each left out where it is not known for an answer.
     RewardConfig {
         /// A reward model: a file for this base, as `apad reward train` writes it, or the folder of a DeBERTa-v2 or
         /// ModernBERT classifier.
         model: Option<PathBuf> = None, Range::Any;
-        /// New preferences and corrections after which the reward model learns, and is replaced if it tells held-back
-        /// pairs apart at least as well; 0 leaves it as it is.
+        /// Number of new preferences and corrections after which the reward model is trained again; the new one replaces
+        /// it if it ranks held-back pairs at least as well. 0 leaves it as it is.
         learn: u32 = 100, Range::Any;
         /// Weight of the reward model's score, which is centred and divided by its running standard deviation.
         model_weight: f64 = 1.0, at_least(0.0);
@@ -179,35 +179,35 @@ settings! {
         rating_weight: f64 = 1.0, at_least(0.0);
         /// Weight of the length term: 0 up to `reward.length_free` tokens, -1 from twice as many on.
         length_weight: f64 = 0.0, at_least(0.0);
-        /// Tokens of an answer that cost nothing.
+        /// Length, in tokens, up to which an answer is not penalized.
         length_free: u32 = 256, whole(1..=1 << 24);
         /// Named signals and what each adds: `copied=0.3, regenerated=-0.3`.
         signals: String = "copied=0.3, regenerated=-0.3, abandoned=-0.3".into(), Range::Any;
         /// The sum of the terms is clipped to ± this.
         clip: f64 = 5.0, above(0.0);
-        /// Answers that nobody rated, added to a batch and judged by the reward model alone; 0 leaves them out.
+        /// Number of unrated answers added to a batch and judged by the reward model alone; 0 adds none.
         unrated: u32 = 0, whole(0..=1 << 16);
-        /// Versions back from the active one that answers may be from to be trained on; older ones are left out. 0
-        /// takes all.
+        /// How many versions before the active one an answer may come from and still be trained on; older answers are
+        /// left out. 0 takes all.
         staleness: u32 = 0, Range::Any;
-        /// Prompts that the policy answers afresh for the reward model to judge, while nobody asks or on demand: a file
+        /// Prompts that the policy answers for the reward model to judge, when the engine is idle or on demand: a file
         /// of JSON lines, or `users` for the newest prompts of users. Unset: none.
         rollouts: Option<String> = None, Range::Any;
         /// Largest share of rollouts in a batch; the rest is live feedback, as far as there is some.
         rollout_share: f64 = 0.5, above_to(0.0, 1.0);
-        /// Seconds without a request after which rollouts begin; 0 leaves them to demand.
+        /// Seconds without a request after which rollouts begin; 0 makes them on demand only.
         rollout_idle: u32 = 60, Range::Any;
-        /// What a correction is worth as a sample of its own, with the answer as the user would have had it: its score,
-        /// and the least advantage of its tokens; 0 makes no sample of it.
+        /// Score of a correction as a training sample, whose answer is the user's text, and the least advantage of its
+        /// tokens; 0 trains on no correction.
         correction: f64 = 0.0, from_to(0.0, 1.0);
-        /// Pieces of feedback of one user in a clock hour that count; 0 is no limit. Begins with the second user.
+        /// How many pieces of feedback of one user count in a clock hour; 0 is no limit. Applies from the second user on.
         user_hourly: u32 = 120, Range::Any;
-        /// Largest share of one user in a batch. Begins with the second user.
+        /// Largest share of one user in a batch. Applies from the second user on.
         user_share: f64 = 0.5, above_to(0.0, 1.0);
         /// Seconds that feedback waits before it is used.
         quarantine: u32 = 0, Range::Any;
-        /// Comparisons with other users' ratings of the same answers after which a user who disagrees is held for
-        /// review; 0 holds nobody.
+        /// Number of comparisons with other users' ratings of the same answers after which a user who disagrees is held
+        /// for review; 0 holds nobody.
         flag_after: u32 = 10, Range::Any;
         /// Share of those comparisons that must disagree.
         flag_share: f64 = 0.6, above_to(0.0, 1.0);
@@ -216,17 +216,19 @@ settings! {
     /// Settings of the HTTP service.
     HttpConfig {
         /// Address and port to listen on.
-        listen: String = "127.0.0.1:8372".into(), Range::Text("an address and a port, such as 127.0.0.1:8372", no_address);
+        listen: String = "127.0.0.1:8372".into(),
+            Range::Text("an address and a port, such as 127.0.0.1:8372", no_address);
         /// File with one Bearer key a line; required to listen beyond loopback.
         keys: Option<PathBuf> = None, Range::Any;
         /// Largest request body, in bytes.
         body_limit: usize = 4 << 20, whole(1 << 10..=1 << 30);
-        /// Connections at once. One more takes the place of the oldest that never asked for anything, or waits.
+        /// Largest number of connections at once. One more takes the place of the oldest one that never sent a request,
+        /// or waits.
         connections: u32 = 512, whole(1..=1 << 16);
-        /// Seconds for the head or the body of a request to arrive, and for a connection to be kept without one.
+        /// Seconds within which the head or the body of a request has to arrive, and for which an idle connection is kept.
         read_seconds: u32 = 30, whole(1..=3600);
-        /// Origins, separated by commas, whose pages may ask beside those of this machine, like
-        /// <https://chat.example.org>; * is all.
+        /// Origins, separated by commas, whose pages may send requests, beside those of this machine, like
+        /// `https://chat.example.org`; `*` is all.
         origins: String = String::new(), Range::Text("origins such as https://chat.example.org, or *", no_origin);
     }
 }

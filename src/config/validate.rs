@@ -1,5 +1,5 @@
-//! Checks the settings: each against its range, then those that depend on each other. Never changes a setting, and never
-//! touches a file or a device.
+//! Checks the settings: each against its range, then those that depend on each other. Never changes a setting, and
+//! never touches a file or a device.
 
 use super::range::Range;
 use super::rows::Setting;

@@ -55,7 +55,8 @@ fn a_port_in_use_is_said_so() {
 #[test]
 fn every_command_has_an_example() {
     let nested = [&["versions", "activate"][..], &["bench", "train"]];
-    for command in [&["pull"][..], &["serve"], &["chat"], &["status"], &["versions"], &["bench"]].into_iter().chain(nested) {
+    let plain = [&["pull"][..], &["serve"], &["chat"], &["status"], &["config"], &["versions"], &["bench"]];
+    for command in plain.into_iter().chain(nested) {
         let output = apad(&[command, &["--help"]].concat());
         let help = String::from_utf8_lossy(&output.stdout);
         assert!(output.status.success() && help.contains("Example"), "{command:?}: {help}");
@@ -71,7 +72,8 @@ fn a_first_sigterm_drains_and_a_second_one_stops() {
     // What ends an answer is banned, so that it is long.
     let last = crate::support::tiny::vocabulary().len();
     let body = format!(
-        r#"{{"prompt": "on", "stream": true, "max_tokens": 60000, "logit_bias": {{"{}": -100, "{}": -100, "{}": -100}}}}"#,
+        r#"{{"prompt": "on", "stream": true, "max_tokens": 60000,
+            "logit_bias": {{"{}": -100, "{}": -100, "{}": -100}}}}"#,
         last - 1,
         last - 2,
         last - 3
@@ -121,4 +123,48 @@ fn a_first_sigterm_drains_and_a_second_one_stops() {
         drop(client);
         assert_eq!(daemon.wait().unwrap().code(), Some(0));
     }
+}
+
+#[test]
+fn config_lists_every_setting_with_its_value_and_where_it_came_from() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("apad.toml"), "[train]\nlambda = 0.2\nbatch = 8\n").unwrap();
+    let config = |args: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_apad"));
+        command.arg("config").args(args).current_dir(folder.path()).env_clear().env("APAD_TRAIN_BATCH", "4");
+        command.output().unwrap()
+    };
+    let listed = config(&["--json", "--set", "train.epochs=3"]);
+    let listed: serde_json::Value = serde_json::from_slice(&listed.stdout).unwrap();
+    let of = |name: &str| listed.as_array().unwrap().iter().find(|s| s["name"] == name).unwrap().clone();
+    for (name, value, from) in [
+        ("train.lambda", 0.2.into(), "apad.toml"),
+        ("train.batch", serde_json::json!(4), "APAD_TRAIN_BATCH"),
+        ("train.epochs", 3.into(), "--set"),
+        ("train.minibatch", 8.into(), "default"),
+    ] {
+        assert_eq!((&of(name)["value"], &of(name)["from"]), (&value, &from.into()), "{name}");
+    }
+    let lambda = of("train.lambda");
+    assert_eq!((&lambda["variable"], &lambda["type"]), (&"APAD_TRAIN_LAMBDA".into(), &"a number".into()));
+    assert_eq!((&lambda["range"], &lambda["default"]), (&"above 0".into(), &0.1.into()));
+    assert_eq!(listed.as_array().unwrap().len(), apa::config::Config::keys().len());
+
+    let one = String::from_utf8(config(&["train.lambda"]).stdout).unwrap();
+    assert!(one.starts_with("train.lambda = 0.2  (apad.toml)\n"), "{one}");
+    assert!(one.ends_with("    APAD_TRAIN_LAMBDA; a number: above 0; default 0.1\n\n"), "{one}");
+    let wrong = config(&["train.lambda", "--set", "train.lambda=-1"]);
+    assert_eq!(wrong.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&wrong.stdout).starts_with("train.lambda = -1"), "what is wrong is shown too");
+    assert!(String::from_utf8_lossy(&wrong.stderr).contains("train.lambda is -1, expected a number above 0"));
+    let unknown = config(&["train.lamda"]);
+    assert_eq!(unknown.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&unknown.stderr).contains("did you mean train.lambda?"));
+}
+
+#[test]
+fn the_document_of_the_settings_is_current() {
+    let now = String::from_utf8(apad(&["config", "--markdown"]).stdout).unwrap();
+    let document = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/CONFIG.md")).unwrap();
+    assert!(now == document, "docs/CONFIG.md is not what `apad config --markdown` says: run make docs");
 }

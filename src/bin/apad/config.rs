@@ -7,7 +7,7 @@ use apa::config::{Config, Key, Origin, Set};
 use clap::Args;
 use serde_json::{Value, json};
 
-use crate::settings::Overrides;
+use crate::settings::{Overrides, checked, wrong_use};
 
 /// Every setting: variable, type, default, range, value now and where it came from
 ///
@@ -37,7 +37,8 @@ pub async fn run(options: Options) -> Result<()> {
         let within = |set: &Set| set.key.name == *name || set.key.name.starts_with(&format!("{name}."));
         settings.retain(within);
         if settings.is_empty() {
-            return Err(crate::WrongUse(format!("there is no setting {name}; apad config lists all")).into());
+            // As for any other wrong name, with the nearest known one.
+            builder.clone().set(name, Value::Null).map_err(wrong_use)?;
         }
     }
     if options.json {
@@ -46,7 +47,7 @@ pub async fn run(options: Options) -> Result<()> {
         settings.iter().for_each(|set| print!("{}", as_text(set)));
     }
     // What is out of range is listed as it is, and then said.
-    crate::settings::checked(builder)?;
+    checked(builder)?;
     Ok(())
 }
 
@@ -77,6 +78,8 @@ fn from(origin: &Origin) -> String {
 fn accepted(key: &Key) -> String {
     match key.range.as_str() {
         "any" => key.kind.to_owned(),
+        // Words and forms say that they are text.
+        range if key.kind.starts_with("text") || key.kind.starts_with("a path") => range.to_owned(),
         range => format!("{}: {range}", key.kind),
     }
 }

@@ -60,7 +60,7 @@ pub fn checked(builder: Builder) -> Result<Config> {
 }
 
 /// A wrong setting is wrong use of the command.
-fn wrong_use(error: apa::Error) -> anyhow::Error {
+pub fn wrong_use(error: apa::Error) -> anyhow::Error {
     match error.code() {
         apa::Code::Arg => WrongUse(error.to_string()).into(),
         _ => error.into(),
