@@ -21,7 +21,7 @@ const GZIP: [u8; 2] = [0x1f, 0x8b];
 pub struct Prompt {
     /// Its line in the file, from 1.
     pub line: usize,
-    /// What it says.
+    /// The prompt.
     pub text: PromptText,
 }
 

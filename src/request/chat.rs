@@ -12,16 +12,16 @@ use crate::engine::GenerateRequest;
 use crate::error::{Error, Result};
 use crate::types::{Format, Sampling, TokenId};
 
-/// Most stop strings of a request.
+/// Largest number of stop strings.
 const STOP_STRINGS: usize = 16;
 /// Longest stop string, in bytes.
 const STOP_BYTES: usize = 256;
-/// Most answers to one request.
+/// Largest number of answers to one request.
 const CHOICES: u64 = 8;
-/// Most entries of a logit bias.
+/// Largest number of entries in a logit bias.
 const BIASES: usize = 300;
 
-/// Fields of a request beside `messages` and `prompt`, for the nearest name of an unknown one.
+/// Known fields, among which the nearest name of an unknown one is looked for.
 const REQUEST_FIELDS: &[&str] = &[
     "messages",
     "prompt",
@@ -51,38 +51,39 @@ const REQUEST_FIELDS: &[&str] = &[
     "parallel_tool_calls",
 ];
 
-/// Fields of the OpenAI API that would change the answer and are not there: refused unless they ask for nothing.
+/// Fields of the OpenAI API that would change the answer and are not implemented: refused unless they have no effect.
 const UNSUPPORTED_FIELDS: &[&str] = &["functions", "echo", "suffix", "best_of", "modalities", "audio"];
 
-/// A request for an answer, checked as far as it can be without the model.
+/// A request for an answer, checked as far as possible without the model.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ParsedRequest {
     /// What to continue.
     pub prompt: Prompt,
-    /// How to sample.
+    /// How tokens are sampled.
     pub sampling: Sampling,
-    /// Most tokens to make; the configured default if unset.
+    /// Largest number of tokens to generate; the configured default if unset.
     pub max_tokens: Option<u32>,
     /// Strings that end the answer.
     pub stop: Vec<String>,
-    /// Whom it is for.
+    /// The user it is for.
     pub user: Option<String>,
     /// The model the client named.
     pub model: Option<String>,
-    /// Answers wanted, each a generation of its own.
+    /// Number of answers, each a generation of its own.
     pub n: u32,
-    /// Most probable tokens to tell beside each sampled one, with log-probabilities; `None` tells nothing.
+    /// How many of the most probable tokens are reported beside each sampled one, with log-probabilities; `None`
+    /// reports no log-probabilities.
     pub logprobs: Option<u32>,
-    /// Whether the answer is wanted piece by piece.
+    /// Whether the answer is streamed.
     pub stream: bool,
-    /// Whether the last piece of a stream is to carry the token counts.
+    /// Whether the last piece of a stream carries the token counts.
     pub include_usage: bool,
     /// Names of the tools that the answer may call.
     pub tools: Vec<String>,
 }
 
 impl ParsedRequest {
-    /// Tokenizes the prompt with the engine's model, and makes what is to be generated for one answer.
+    /// Tokenizes the prompt with the engine's model; the result generates one answer.
     ///
     /// # Errors
     /// As [`Engine::chat_prompt`] and [`Engine::tokenize`].
@@ -102,8 +103,8 @@ impl ParsedRequest {
 /// Reads the body of `POST /v1/chat/completions`.
 ///
 /// # Errors
-/// `Arg` names the field and what was expected; `Unsupported` names a field that would change the answer and can't be
-/// honoured.
+/// `Arg` names the field and what was expected; `Unsupported` names a field that would change the answer and is not
+/// implemented.
 pub fn parse_chat(body: &[u8], unknown: Unknown) -> Result<ParsedRequest> {
     let mut fields = Fields::parse(body, unknown)?;
     let messages = fields.take("messages").ok_or_else(|| Error::arg("messages is missing"))?;
@@ -135,7 +136,7 @@ pub fn parse_completion(body: &[u8], unknown: Unknown) -> Result<ParsedRequest> 
     fields.into_request(prompt)
 }
 
-/// Reads either body: a chat has `messages`, a completion has `prompt`.
+/// Reads either kind of body: a chat has `messages`, a completion has `prompt`.
 ///
 /// # Errors
 /// As [`parse_chat`].
@@ -265,7 +266,7 @@ impl Fields {
         entries.into_iter().map(entry).collect()
     }
 
-    /// What the answer is held to, by `response_format` or `grammar`.
+    /// The format that constrains the answer, by `response_format` or `grammar`.
     fn format(&mut self) -> Result<Option<Format>> {
         let grammar = self.string("grammar")?.map(Format::Grammar);
         let format = match self.take("response_format") {
@@ -303,7 +304,7 @@ impl Fields {
         Ok(format)
     }
 
-    /// A chat asks with a flag, and for alternatives with a number beside it.
+    /// A chat asks for log-probabilities with a flag, and for alternatives with a number beside it.
     fn chat_logprobs(&mut self) -> Result<Option<u32>> {
         let wanted = self.flag("logprobs")?;
         match self.integer("top_logprobs", 0, 20)? {

@@ -6,13 +6,13 @@ use super::fields::Fields;
 use super::{Prompt, Unknown, prompt_of};
 use crate::error::{Error, Result};
 
-/// Most texts of one request for embeddings.
+/// Largest number of texts in one request.
 const EMBEDDINGS: usize = 256;
 
-/// Texts to embed, and how the numbers are wanted.
+/// Texts to embed, and the encoding of the result.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ParsedEmbeddings {
-    /// Each a text or tokens.
+    /// The texts, each as text or as tokens.
     pub input: Vec<Prompt>,
     /// As base64 of little-endian 32-bit floats instead of a list.
     pub base64: bool,

@@ -1,5 +1,5 @@
-//! Takes the members out of a JSON object, checked: a refusal names the field, its value and what was expected. Knows no
-//! request of its own.
+//! Takes the members out of a JSON object, checked: a refusal names the field, its value and what was expected. Knows
+//! no request of its own.
 
 use serde_json::{Map, Value};
 
@@ -12,7 +12,7 @@ const USER_BYTES: usize = 256;
 /// Longest id of a generation, in bytes.
 const ID_BYTES: usize = 64;
 
-/// The members of a JSON object; each is taken out when it is read, so that what is left is what nobody knows.
+/// The members of a JSON object. Each is removed when it is read, so that only unknown ones remain.
 pub(super) struct Fields {
     pub(super) map: Map<String, Value>,
     pub(super) unknown: Unknown,
@@ -26,7 +26,7 @@ impl Fields {
         }
     }
 
-    /// A member that is there and not null.
+    /// Takes a member out; null counts as missing.
     pub(super) fn take(&mut self, key: &str) -> Option<Value> {
         self.map.shift_remove(key).filter(|value| !value.is_null())
     }
@@ -88,7 +88,7 @@ impl Fields {
         }
     }
 
-    /// Errs on what nobody took, unless unknown keys are ignored.
+    /// Refuses members that nobody took, unless unknown fields are ignored.
     pub(super) fn finish(self, known: &[&str]) -> Result<()> {
         match self.map.keys().next() {
             Some(key) if self.unknown == Unknown::Refuse => Err(unknown_key(key, known)),

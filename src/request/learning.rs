@@ -1,4 +1,4 @@
-//! Reads what the policy learns from: feedback, preferences, samples, and what is said of users. Never stores anything.
+//! Reads what the policy learns from (feedback, preferences, samples), and decisions about users. Never stores anything.
 
 use super::fields::Fields;
 use super::messages::messages_of;
@@ -9,18 +9,18 @@ use crate::error::{Error, Result};
 use crate::ledger::ReviewVerdict;
 use crate::types::{GenerationId, NewFeedback, Signal};
 
-/// An answer made elsewhere, checked as far as it can be without the model.
+/// An answer that was made elsewhere, checked as far as possible without the model.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ParsedSample {
-    /// What was answered.
+    /// The prompt.
     pub prompt: Prompt,
     /// The answer: text or tokens. Text that answers a chat ends with the model's end-of-turn token.
     pub completion: Prompt,
-    /// What it is worth.
+    /// Its reward, in [-1, 1].
     pub reward: Option<f64>,
     /// The temperature at which it is trained; 1 if unset.
     pub temperature: Option<f32>,
-    /// Whom it was for.
+    /// The user it was for.
     pub user: Option<String>,
 }
 
@@ -45,14 +45,14 @@ impl ParsedSample {
     }
 }
 
-/// One answer that was liked better than another.
+/// A preference: one answer is better than another.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Preference {
-    /// The better one.
+    /// The better answer.
     pub chosen: GenerationId,
-    /// The other one.
+    /// The worse answer.
     pub rejected: GenerationId,
-    /// Who said so.
+    /// The user who gave it.
     pub user: Option<String>,
 }
 
@@ -105,7 +105,7 @@ pub fn parse_preference(body: &[u8], unknown: Unknown) -> Result<Preference> {
     Ok(Preference { chosen, rejected, user })
 }
 
-/// Reads `{user}`: whose words are to be deleted.
+/// Reads `{user}`: the user whose data is deleted.
 ///
 /// # Errors
 /// `Arg` names the field and what was expected.
@@ -116,7 +116,7 @@ pub fn parse_forget(body: &[u8], unknown: Unknown) -> Result<String> {
     Ok(user)
 }
 
-/// Reads `{user, verdict}`: what was decided about a user's feedback, `trust`, `hold` or `reject`.
+/// Reads `{user, verdict}`: a decision about a user's feedback, `trust`, `hold` or `reject`.
 ///
 /// # Errors
 /// `Arg` names the field and what was expected.

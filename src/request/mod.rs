@@ -29,23 +29,23 @@ pub use tokens::{parse_detokenize, parse_tokenize};
 
 use fields::shown;
 
-/// What is done about a key that this library does not know.
+/// What to do with a field that this library does not know.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unknown {
-    /// It is an error that names the nearest known key: for callers that are compiled against this library.
+    /// Return an error that names the nearest known field: for callers that are compiled against this library.
     Refuse,
-    /// It is skipped: OpenAI clients send fields that mean nothing here.
+    /// Skip it: OpenAI clients send fields that mean nothing here.
     Ignore,
 }
 
-/// What the model is to continue.
+/// The text that the model continues.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Prompt {
-    /// A conversation, put through the model's chat template.
+    /// A conversation; the model's chat template turns it into text.
     Chat(Vec<ChatMessage>),
-    /// A conversation that may use tools, as the template gets both.
+    /// A conversation that may use tools; the chat template gets both.
     Tools {
-        /// Messages, whatever members they have.
+        /// The messages, with all their members.
         messages: Vec<Value>,
         /// Tools that may be called.
         tools: Vec<Value>,
@@ -57,7 +57,7 @@ pub enum Prompt {
 }
 
 impl Prompt {
-    /// In tokens of the engine's model.
+    /// The prompt in tokens of the engine's model.
     pub(crate) fn tokens(self, engine: &Engine) -> Result<Vec<TokenId>> {
         match self {
             Prompt::Chat(messages) => engine.chat_prompt(&messages),
@@ -70,6 +70,7 @@ impl Prompt {
     }
 }
 
+/// Reads a prompt that is not a chat: text or tokens.
 fn prompt_of(name: &str, value: Value) -> Result<Prompt> {
     let expected = "expected a string, an array of one string, or an array of tokens";
     let wrong = |shown: String| Error::arg(format!("{name} is {shown}, {expected}"));

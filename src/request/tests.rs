@@ -21,7 +21,8 @@ fn a_chat_body_is_read_with_every_field() {
         r#"{"model":"m","messages":[{"role":"system","content":"be brief"},
             {"role":"user","content":[{"type":"text","text":"a"},{"type":"text","text":"b"}]}],
             "max_tokens":7,"temperature":0.5,"top_p":0.9,"top_k":40,"min_p":0.05,"repeat_penalty":1.1,
-            "frequency_penalty":-1,"presence_penalty":1.5,"seed":-1,"stop":["x","y"],"user":"ann","n":3,"logit_bias":{"7":-100},"logprobs":true,"top_logprobs":2,
+            "frequency_penalty":-1,"presence_penalty":1.5,"seed":-1,"stop":["x","y"],"user":"ann","n":3,
+            "logit_bias":{"7":-100},"logprobs":true,"top_logprobs":2,
             "stream":true,"stream_options":{"include_usage":true},"tools":[],"response_format":{"type":"text"}}"#,
     )
     .unwrap();
@@ -99,7 +100,8 @@ fn a_format_is_a_grammar_or_a_schema() {
     assert_eq!(format(r#""grammar":"root ::= \"a\"""#), Some(Format::Grammar("root ::= \"a\"".into())));
     let object = Some(Format::JsonSchema(json!({"type": "object"})));
     assert_eq!(format(r#""response_format":{"type":"json_object"}"#), object);
-    let schema = r#""response_format":{"type":"json_schema","json_schema":{"name":"x","strict":true,"schema":{"type":"object"}}}"#;
+    let schema = r#""response_format":{"type":"json_schema",
+        "json_schema":{"name":"x","strict":true,"schema":{"type":"object"}}}"#;
     assert_eq!(format(schema), object);
 }
 

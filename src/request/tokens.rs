@@ -7,7 +7,7 @@ use super::fields::{Fields, shown};
 use crate::error::{Error, Result};
 use crate::types::TokenId;
 
-/// Reads `{content, add_special?}`: a text to tokenize, and whether with what the model begins with.
+/// Reads `{content, add_special?}`: a text to tokenize, and whether to put the beginning-of-sequence token in front.
 ///
 /// # Errors
 /// `Arg` names the field and what was expected.
@@ -19,7 +19,7 @@ pub fn parse_tokenize(body: &[u8], unknown: Unknown) -> Result<(String, bool)> {
     Ok((content, add_special))
 }
 
-/// Reads `{tokens}`: tokens to give the text of.
+/// Reads `{tokens}`: tokens to turn back into text.
 ///
 /// # Errors
 /// As [`parse_tokenize`].

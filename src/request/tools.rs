@@ -6,20 +6,20 @@ use super::fields::{Fields, kind, shown};
 use super::messages::text_of_part;
 use crate::error::{Error, Result};
 
-/// Most tools of a request.
+/// Largest number of tools in a request.
 const TOOLS: usize = 64;
 /// Longest name of a tool, in bytes.
 const NAME_BYTES: usize = 64;
-/// Members of a message that a template may want.
+/// Members of a message that a template may use.
 const KEPT: [&str; 4] = ["role", "name", "tool_call_id", "reasoning_content"];
 
-/// What a request says of tools.
+/// The tools of a request.
 #[derive(Default)]
 pub(super) struct Tools {
-    /// As the template gets them.
+    /// The tools as the template gets them.
     pub(super) given: Vec<Value>,
     pub(super) names: Vec<String>,
-    /// The schema of a call, where one is demanded.
+    /// The schema of a call, where `tool_choice` demands one.
     pub(super) forced: Option<Value>,
 }
 
@@ -87,7 +87,7 @@ fn function(tool: &Value) -> Result<(String, Value)> {
     }
 }
 
-/// Whether a message holds what only conversations with tools hold.
+/// Whether a message is a tool's result or calls one.
 pub(super) fn speak_of_tools(messages: &Value) -> bool {
     let Value::Array(items) = messages else { return false };
     items.iter().any(|m| m["role"] == "tool" || m["tool_calls"].as_array().is_some_and(|calls| !calls.is_empty()))

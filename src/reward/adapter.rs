@@ -50,7 +50,7 @@ impl RewardAdapter {
         self.network.write(file, &self.manifest, &[], &[])
     }
 
-    /// What the file says of itself.
+    /// The metadata of its file.
     pub fn manifest(&self) -> &Manifest {
         &self.manifest
     }
@@ -72,7 +72,7 @@ impl RewardAdapter {
         self.network.scores(&sequences, MICRO_TOKENS)
     }
 
-    /// How well its scores tell the answers of pairs apart.
+    /// How well its scores rank the answers of pairs.
     ///
     /// # Errors
     /// As [`RewardAdapter::score`].

@@ -14,11 +14,11 @@ use serde_json::json;
 use crate::error::{Error, Result};
 use crate::types::{Generation, PromptText};
 
-/// Most bytes of output an answer.
+/// Largest output, in bytes per answer.
 const LINE_BYTES: usize = 1 << 16;
-/// Bytes of the command's complaints that are kept: the last ones.
+/// How many of the last bytes of stderr are kept.
 const KEPT_COMPLAINT: usize = 4096;
-/// How often a wait looks whether it should stop.
+/// How often a wait checks whether it should stop.
 const LOOK: Duration = Duration::from_millis(20);
 
 #[derive(Deserialize)]
@@ -26,7 +26,7 @@ struct Line {
     score: f64,
 }
 
-/// A score an answer, from one run of the command, all finite.
+/// One score per answer from one run of the command, all finite.
 ///
 /// # Errors
 /// `Callback` if the command dies, takes too long, or answers anything but scores; `Closed` if `stop` is set meanwhile.

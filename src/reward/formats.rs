@@ -18,42 +18,43 @@ const LINE_BYTES: u64 = 16 << 20;
 const FILE_BYTES: u64 = 4 << 30;
 const GZIP: [u8; 2] = [0x1f, 0x8b];
 
-const EXPECTED: &str = "expected prompt, chosen and rejected; chosen and rejected transcripts or conversations; prompt, \
+const EXPECTED: &str = "expected prompt, chosen and rejected; chosen and rejected transcripts or conversations; \
+    prompt, \
                         completion and label or rating; or messages with rating or thumbs";
 
-/// What a line says.
+/// The content of a line.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Judged {
     /// One answer is better than another.
     Pair {
-        /// What both answer.
+        /// The prompt of both.
         prompt: PromptText,
-        /// The better one.
+        /// The better answer.
         chosen: String,
-        /// The worse one.
+        /// The worse answer.
         rejected: String,
     },
     /// An answer and how good it is.
     Rated {
-        /// What it answers.
+        /// The prompt.
         prompt: PromptText,
         /// The answer.
         answer: String,
-        /// In [-1, 1].
+        /// The rating, in [-1, 1].
         rating: f64,
     },
 }
 
-/// A line and whom it is from.
+/// A line and its origin.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Entry {
     /// Its number in the file, from 1.
     pub line: usize,
-    /// What it says.
+    /// Its content.
     pub judged: Judged,
-    /// Who said it, where the file tells.
+    /// The user, where the file names one.
     pub user: Option<String>,
-    /// A remark, where there is one.
+    /// The comment, if there is one.
     pub comment: Option<String>,
     /// The prompt's exact tokens, where our own export wrote the line.
     pub prompt_tokens: Option<Vec<TokenId>>,
@@ -66,16 +67,16 @@ pub struct Entry {
 pub struct Refused {
     /// Its number in the file, from 1.
     pub line: usize,
-    /// Why.
+    /// The reason.
     pub reason: String,
 }
 
 /// A file's lines.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Judgements {
-    /// Those that can be read.
+    /// The lines that can be used.
     pub entries: Vec<Entry>,
-    /// Those that can't.
+    /// The lines that can't.
     pub refused: Vec<Refused>,
     /// SHA-256 of the unpacked file.
     pub sha256: String,

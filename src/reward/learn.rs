@@ -32,7 +32,7 @@ const WARMUP: f64 = 0.05;
 /// A checkpoint is written at most this often between two evaluations.
 const CHECKPOINT_EVERY: Duration = Duration::from_secs(60);
 
-/// What training says while it runs.
+/// Progress of a training.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Progress {
     /// An optimizer step was taken, or dropped because something was not finite (then `loss` is NaN).
@@ -41,18 +41,18 @@ pub enum Progress {
         step: u64,
         /// Mean loss of its pairs, in nats.
         loss: f64,
-        /// Pair tokens a second of this step.
+        /// Tokens of pairs per second.
         tokens_per_second: f64,
     },
-    /// The held-back pairs were looked at.
+    /// The held-back pairs were evaluated.
     Evaluated {
         /// Steps taken.
         step: u64,
-        /// Mean loss of the steps since the last look, in nats.
+        /// Mean loss of the steps since the last evaluation, in nats.
         train_loss: f64,
-        /// What was seen.
+        /// The result.
         report: Report,
-        /// Whether these are the weights to keep so far.
+        /// Whether these weights are the best so far.
         best: bool,
     },
 }
@@ -68,9 +68,9 @@ pub struct Ended {
     pub stopped: bool,
     /// Whether it ended before its epochs, because the held-back pairs got no better.
     pub early: bool,
-    /// Passes over the pairs that the kept weights had had.
+    /// Epochs after which the kept weights were reached.
     pub epochs_done: f64,
-    /// On the held-back pairs, with the kept weights.
+    /// The kept weights on the held-back pairs.
     pub validation: Report,
 }
 
@@ -82,11 +82,11 @@ struct State {
     dropped: u64,
     stale: u32,
     best: Option<(u64, Report)>,
-    /// Sum and number of the losses since the last look.
+    /// Sum and number of the losses since the last evaluation.
     losses: (f64, u64),
 }
 
-/// A training under way.
+/// A training in progress.
 pub struct Learner {
     model: RewardNetwork,
     vars: Vec<Var>,
@@ -103,7 +103,7 @@ pub struct Learner {
 }
 
 impl Learner {
-    /// A fresh one: a reward model that scores everything 0. `sha256` names the pairs in checkpoints.
+    /// Starts from a reward model that scores everything 0. `sha256` identifies the pairs in checkpoints.
     ///
     /// # Errors
     /// `Arg` for settings out of range, or without pairs to learn from or to hold back.
@@ -130,7 +130,7 @@ impl Learner {
         Ok(learner)
     }
 
-    /// Goes on from a trained reward model instead. Its weights move: nobody else may share them.
+    /// Starts from a trained reward model instead. Its weights change, so nobody else may share them.
     ///
     /// # Errors
     /// `Train` if tensors can't be made.
@@ -157,7 +157,7 @@ impl Learner {
         })
     }
 
-    /// Writes checkpoints to `path`. If one is there and `resume` is set, goes on from it.
+    /// Writes checkpoints to `path`. With `resume`, continues from the one that is there, if any.
     ///
     /// # Errors
     /// `Arg` if it is of other pairs or settings, `Io` or `Model` if it is damaged.
@@ -219,7 +219,7 @@ impl Learner {
         self.model.write(path, &manifest, &more, &[(STATE_KEY, state)])
     }
 
-    /// Optimizer steps of an epoch.
+    /// Optimizer steps per epoch.
     fn steps_an_epoch(&self) -> u64 {
         self.train.len().div_ceil(self.settings.batch) as u64
     }
@@ -292,7 +292,7 @@ impl Learner {
         order
     }
 
-    /// A function of the step alone, so that a run that goes on needs no memory of it.
+    /// The learning rate: a function of the step alone, so that a resumed run needs no state for it.
     fn lr(&self, planned: u64) -> f64 {
         let at = (self.state.step as f64 + 1.0) / planned as f64;
         let factor = if at < WARMUP { at / WARMUP } else { (1.0 - at) / (1.0 - WARMUP) };
@@ -346,7 +346,7 @@ impl Learner {
         Ok(Progress::Evaluated { step: self.state.step, train_loss: sum / count.max(1) as f64, report, best })
     }
 
-    /// The weights to keep: the best on the held-back pairs, or the last where none are held back.
+    /// The final weights: the best on the held-back pairs, or the last where none are held back.
     ///
     /// # Errors
     /// `Train` if they can't be copied.

@@ -13,7 +13,7 @@ use crate::llama::Model;
 use crate::policy::Decoder;
 use crate::types::TokenId;
 
-/// Gives answers a score each. Cheap to clone; clones share the weights.
+/// Scores answers. Cheap to clone; clones share the weights.
 #[derive(Clone)]
 pub enum RewardModel {
     /// A file: an adapter and a head on the base, as `apad reward train` writes it.
@@ -22,13 +22,13 @@ pub enum RewardModel {
     Classifier {
         /// The classifier.
         classifier: Arc<Classifier>,
-        /// From tokens of the base to what it reads.
+        /// Turns tokens of the base into the texts it reads.
         texts: Arc<Texts>,
     },
 }
 
 impl RewardModel {
-    /// Reads the reward model at `path`. `model` and `decoder` are of the base whose answers it scores.
+    /// Reads the reward model at `path`. `model` and `decoder` are the base whose answers it scores.
     ///
     /// # Errors
     /// As [`RewardAdapter::open`] for a file, [`Classifier::open`] for a folder.
@@ -58,7 +58,7 @@ impl RewardModel {
         }
     }
 
-    /// How well its scores tell the answers of pairs apart.
+    /// How well its scores rank the answers of pairs.
     ///
     /// # Errors
     /// As [`RewardModel::score`].

@@ -21,7 +21,7 @@ const HEAD_PREFIX: &str = "value_head.";
 /// Format of the manifest that this build writes.
 const FORMAT: u32 = 1;
 
-/// What a reward model's file says of itself.
+/// The metadata of a reward model's file.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Manifest {
     /// Format of the manifest.
@@ -42,16 +42,16 @@ pub struct Manifest {
     pub refused: usize,
     /// How it was trained.
     pub settings: Settings,
-    /// What ends an answer; put where an answer lacks it.
+    /// The token that ends an answer; added to answers that lack it.
     pub end_token: Option<TokenId>,
-    /// Passes over the pairs that the kept weights had had.
+    /// Epochs after which the kept weights were reached.
     pub epochs_done: f64,
-    /// On the pairs that were held back.
+    /// Results on the held-back pairs.
     pub validation: Report,
 }
 
 impl Manifest {
-    /// What is known before training.
+    /// The metadata before training.
     pub fn new(settings: Settings, base_sha256: &str) -> Self {
         Self {
             format: FORMAT,
@@ -79,7 +79,7 @@ pub struct RewardNetwork {
 }
 
 impl RewardNetwork {
-    /// A scalar a sequence, read at its last token, [sequences]. Differentiable unless the adapter is detached.
+    /// One scalar per sequence, at its last token, [sequences]. Differentiable unless the adapter is detached.
     pub(super) fn forward<S: AsRef<[TokenId]>>(&self, sequences: &[S]) -> Result<Tensor> {
         let packed = Packed::new(sequences)?;
         let last: Vec<u32> = packed.ranges().map(|range| range.end as u32 - 1).collect();
@@ -99,7 +99,7 @@ impl RewardNetwork {
         Ok(scores)
     }
 
-    /// How well its scores tell the answers of pairs apart.
+    /// How well its scores rank the answers of pairs.
     pub(super) fn report(&self, pairs: &[Pair], micro_tokens: usize) -> Result<Report> {
         let sequences: Vec<Vec<TokenId>> =
             pairs.iter().flat_map(|p| [p.whole(&p.chosen), p.whole(&p.rejected)]).collect();

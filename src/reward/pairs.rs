@@ -7,16 +7,16 @@ use crate::error::{Error, Result};
 use crate::llama::{Model, PromptTokens};
 use crate::types::{PromptText, TokenId};
 
-/// A pair as the model reads it.
+/// A preference pair in tokens.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pair {
-    /// Its line in the file, from 1; 0 for one that is from no file.
+    /// Its line in the file, from 1; 0 if it is from no file.
     pub line: usize,
-    /// What both answer, template applied.
+    /// The prompt of both answers, chat template applied.
     pub prompt: Vec<TokenId>,
-    /// The better answer, with what ends a turn.
+    /// The better answer, with the end-of-turn token.
     pub chosen: Vec<TokenId>,
-    /// The worse one.
+    /// The worse answer.
     pub rejected: Vec<TokenId>,
 }
 
@@ -32,7 +32,7 @@ impl Pair {
     }
 }
 
-/// Turns texts into what the model reads.
+/// Tokenizes pairs.
 pub struct Tokenizer<'a> {
     model: &'a Model,
     prompts: PromptTokens<'a>,
@@ -41,7 +41,7 @@ pub struct Tokenizer<'a> {
 }
 
 impl<'a> Tokenizer<'a> {
-    /// One for this model; `most` tokens are the longest that is trained on.
+    /// For this model; `most` is the longest prompt with answer that is trained on, in tokens.
     pub fn new(model: &'a Model, most: usize) -> Self {
         let trained = match model.n_ctx_train() as usize {
             0 => most,
@@ -67,7 +67,7 @@ impl<'a> Tokenizer<'a> {
         Ok(tokens)
     }
 
-    /// An answer and what ends it, cut off (without an end) where it would not fit behind `prompt` tokens.
+    /// An answer and its end-of-turn token, truncated where it would not fit behind `prompt` tokens.
     ///
     /// # Errors
     /// `Arg` if it has no token.

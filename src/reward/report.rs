@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 /// Bins of the calibration error.
 const BINS: usize = 10;
 
-/// Measured on pairs. A margin is the chosen answer's score minus the rejected one's.
+/// How well scores rank pairs. A margin is the chosen answer's score minus the rejected one's.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Report {
     /// Pairs that were measured.
@@ -43,16 +43,16 @@ pub struct Spread {
 /// Pairs of about the same confidence.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Bin {
-    /// Mean of what the model says: `sigmoid(|margin|)`.
+    /// Mean confidence: `sigmoid(|margin|)`.
     pub confidence: f64,
-    /// Share told right.
+    /// Share of pairs ranked right.
     pub accuracy: f64,
-    /// Pairs in it.
+    /// Number of pairs.
     pub pairs: usize,
 }
 
 impl Report {
-    /// Judges the scores of chosen and rejected answers, a pair each.
+    /// Evaluates the scores of chosen and rejected answers, pair by pair.
     pub fn new(chosen: &[f32], rejected: &[f32]) -> Self {
         let pairs = || chosen.iter().zip(rejected).map(|(c, r)| (f64::from(*c), f64::from(*r)));
         let finite = |(c, r): &(f64, f64)| c.is_finite() && r.is_finite();

@@ -10,14 +10,14 @@ use serde_json::{Value, json};
 use crate::error::{Error, Result};
 use crate::types::{Generation, PromptText};
 
-/// Answers a request holds at most.
+/// Largest number of answers in a request.
 const TOGETHER: usize = 32;
-/// Most bytes of a reply, for each answer.
+/// Largest reply, in bytes per answer.
 const REPLY_BYTES: usize = 1 << 12;
-/// Tries of a request whose failure may pass; the waits between them double from the first.
+/// Attempts at a request whose failure may be temporary; the wait doubles each time.
 const TRIES: u32 = 4;
 const FIRST_WAIT: Duration = Duration::from_millis(250);
-/// How often a wait looks whether it should stop.
+/// How often a wait checks whether it should stop.
 const LOOK: Duration = Duration::from_millis(20);
 
 #[derive(Deserialize)]
@@ -25,16 +25,16 @@ struct Reply {
     scores: Vec<f64>,
 }
 
-/// Why a try failed.
+/// Why an attempt failed.
 enum Failure {
-    /// Another try may go well: nobody listens, the service is busy.
+    /// Temporary: nobody listens, or the service is busy.
     Passing(Error),
-    /// Nothing will change it.
+    /// Permanent.
     Lasting(Error),
 }
 
-/// A score an answer, in order: `{"samples": [{"prompt", "response"}]}` is posted, `{"scores": [numbers]}` comes back.
-/// `timeout` is for all of it.
+/// One score per answer, in order: `{"samples": [{"prompt", "response"}]}` is posted, `{"scores": [numbers]}` comes back.
+/// `timeout` is for all requests together.
 ///
 /// # Errors
 /// `Callback` if the service fails, takes too long, or answers anything but scores; `Closed` if `stop` is set

@@ -12,21 +12,21 @@ pub struct Settings {
     pub rank: usize,
     /// Scale numerator of the adapter: the update is multiplied by alpha / rank.
     pub alpha: f64,
-    /// Most passes over the pairs.
+    /// Largest number of passes over the pairs.
     pub epochs: u32,
     /// Highest learning rate.
     pub lr: f64,
-    /// Pairs an optimizer step.
+    /// Pairs per optimizer step.
     pub batch: usize,
     /// AdamW's decoupled weight decay.
     pub weight_decay: f64,
-    /// Gradient norm that is clipped to.
+    /// Largest gradient norm; larger gradients are scaled down to it.
     pub clip_norm: f64,
     /// Share of the pairs held back.
     pub validation: f64,
-    /// Looks at the held-back pairs, an epoch.
+    /// Evaluations on the held-back pairs per epoch.
     pub evaluations: u32,
-    /// Looks without a better loss after which training stops.
+    /// Evaluations without a better loss after which training stops.
     pub patience: u32,
     /// Longest prompt with answer, in tokens.
     pub max_tokens: usize,
@@ -58,7 +58,7 @@ impl Default for Settings {
 }
 
 impl Settings {
-    /// Whether every value is in its range.
+    /// Checks that every value is in its range.
     ///
     /// # Errors
     /// `Arg` names the value and what was expected.

@@ -1,5 +1,5 @@
-//! The kinds of reward: what gives an answer a score, as it is written (`command:./judge`), and ready to be asked. Never
-//! weighs a score and never learns.
+//! The kinds of reward: what gives an answer a score, as it is written (`command:./judge`), and ready to be asked.
+//! Never weighs a score and never learns.
 //!
 //! A new kind is a variant of [`Source`] with its name, its reading, its opening and its scores, all in this file.
 
@@ -31,14 +31,14 @@ const WORST_DISTANCE: f64 = 40.0;
 /// Largest compiled pattern, in bytes.
 const PATTERN_SIZE: usize = 1 << 20;
 
-/// What gives answers their scores.
+/// A kind of reward: gives answers their scores.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum Source {
     /// 1 for an answer of so many tokens (its end included) that ends by itself, falling linearly to -1 at 40 tokens
     /// off; -1 if it was cut off.
     Length(u32),
-    /// 1 where the pattern matches the answer's text somewhere, else -1: the mean tells the share that match.
+    /// 1 if the pattern matches somewhere in the answer's text, else -1: the mean tells the share that match.
     Regex(String),
     /// A reward model's file, for the same base (see `apad reward train`), or the folder of a classifier.
     Model(PathBuf),
@@ -118,7 +118,7 @@ pub struct Grader(Box<Scores>);
 type Scores = dyn Fn(&[Asked], &AtomicBool) -> Result<Vec<f64>> + Send + Sync;
 
 impl Source {
-    /// The kind that the settings name beside the reward model, if they name one.
+    /// The command or service that the settings name, if they name one.
     pub fn external(config: &RewardConfig) -> Option<Self> {
         let command = config.command.clone().map(Source::Command);
         command.or_else(|| config.url.clone().map(Source::Http))

@@ -25,7 +25,7 @@ pub struct Known {
     pub tokens: usize,
 }
 
-/// Scales that learn from what passes. Kept with each policy version: going back to one brings back its scales.
+/// Running scales of scores. Kept with each policy version: going back to one brings back its scales.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Scales {
@@ -33,7 +33,7 @@ pub struct Scales {
     pub model: RewardScale,
     /// Of the scores of the application's own function.
     pub external: RewardScale,
-    /// Version of the reward model that gave them; another one's begin anew.
+    /// Version of the reward model whose scores they are; another version starts new ones.
     pub reward_version: u64,
 }
 
@@ -53,8 +53,8 @@ impl Terms {
         Ok(Self { signals: config.signal_weights()?, config: config.clone() })
     }
 
-    /// Sums the terms. `None` if nothing but the length is known of the answer: that judges nothing. A reward model's
-    /// score that is no finite number is left out.
+    /// Sums the terms. `None` if only the length of the answer is known: that alone says nothing about it. A score that
+    /// is not a finite number is left out.
     pub fn score(&self, known: &Known, scales: &Scales) -> Option<Score> {
         let c = &self.config;
         let mut terms = Vec::new();
@@ -88,7 +88,7 @@ impl Terms {
         Some(self.sum(terms))
     }
 
-    /// The score of a correction as a sample, if corrections are samples.
+    /// The score of a correction as a sample, if corrections are trained on.
     pub fn correction(&self) -> Option<Score> {
         let value = self.config.correction;
         let term = || Term { name: "correction".into(), value, weight: 1.0, raw: None };
