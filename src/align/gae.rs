@@ -92,7 +92,8 @@ mod tests {
             let tensor = |v: &[f64]| Tensor::from_slice(v, shape, &Device::Cpu).unwrap();
             // Padding is full of numbers on purpose: the mask must keep them out.
             let (rewards, values) = (&numbers[..n], &numbers[n..2 * n]);
-            let mask: Vec<f64> = lengths.iter().flat_map(|l| (0..time).map(move |t| f64::from(u8::from(t < *l)))).collect();
+            let of_row = |l: &usize| (0..time).map(|t| f64::from(u8::from(t < *l))).collect::<Vec<f64>>();
+            let mask: Vec<f64> = lengths.iter().flat_map(of_row).collect();
             let (a, r) = gae(&tensor(rewards), &tensor(values), &tensor(&mask), gamma, lambda).unwrap();
             let (a, r) = (a.to_vec2::<f64>().unwrap(), r.to_vec2::<f64>().unwrap());
             for (i, length) in lengths.iter().enumerate() {

@@ -57,7 +57,10 @@ mod tests {
 
     proptest! {
         #[test]
-        fn batches_in_any_split_give_the_variance_of_all_scores(scores in prop::collection::vec(-50.0..50.0f64, 2..60), cut in 0usize..60) {
+        fn batches_in_any_split_give_the_variance_of_all_scores(
+            scores in prop::collection::vec(-50.0..50.0f64, 2..60),
+            cut in 0usize..60,
+        ) {
             let cut = cut.min(scores.len());
             let mut scale = RewardScale::default();
             scale.update(&scores[..cut]);

@@ -72,7 +72,8 @@ mod tests {
     fn both_names_of_the_reward_and_a_run_s_own_samples_are_read() {
         let plain = parse(br#"{"prompt": "a", "response": "b", "reward": 0.5, "id": 7}"#).unwrap();
         assert_eq!((plain.score, plain.ended, plain.tokens), (0.5, true, None));
-        let own = br#"{"step":1,"prompt":"a","response":"b","score":-1,"finish":"length","prompt_tokens":[1],"response_tokens":[2,3]}"#;
+        let own = br#"{"step":1,"prompt":"a","response":"b","score":-1,"finish":"length","prompt_tokens":[1],
+            "response_tokens":[2,3]}"#;
         let own = parse(own).unwrap();
         assert_eq!((own.score, own.ended, own.tokens), (-1.0, false, Some((vec![1], vec![2, 3]))));
     }

@@ -106,7 +106,8 @@ fn sampled_from(config: &Config, threads: u32) -> Result<Arc<Model>> {
     match kind.as_str() {
         "keep" => Model::load(&config.model, layers),
         "auto" => Err(Error::arg(
-            "serve.type is auto, expected keep or a format: what an experiment gives must not follow from a measurement",
+            "serve.type is auto, expected keep or a format: what an experiment gives must not follow from a \
+             measurement",
         )),
         kind => {
             let kind = kind.parse().map_err(|e: Error| e.context("serve.type"))?;

@@ -33,8 +33,8 @@ pub fn judge(candidate: &Candidate, config: &GateConfig) -> Verdict {
         let drop = parent.mean_reward - metrics.mean_reward;
         if drop > config.reward_drop {
             return refused(format!(
-                "the mean rating fell from {:.2} to {:.2}, by more than {} (train.gate.reward_drop): the version it was \
-                 trained from may have collapsed",
+                "the mean rating fell from {:.2} to {:.2}, by more than {} (train.gate.reward_drop): the version it \
+                was trained from may have collapsed",
                 parent.mean_reward, metrics.mean_reward, config.reward_drop
             ));
         }

@@ -36,7 +36,10 @@ pub struct Gguf {
 }
 
 macro_rules! accessors {
-    ($($(#[$doc:meta])* $name:ident, $optional:ident, $variant:ident($bound:ident) => $ty:ty, $value:expr, $word:literal;)*) => {
+    ($(
+        $(#[$doc:meta])*
+        $name:ident, $optional:ident, $variant:ident($bound:ident) => $ty:ty, $value:expr, $word:literal;
+    )*) => {
         $($(#[$doc])*
         /// Errors if it is missing or of another type.
         pub fn $name(&self, key: &str) -> Result<$ty> {

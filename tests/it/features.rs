@@ -112,7 +112,8 @@ async fn an_answer_keeps_to_its_schema_or_grammar_and_ends_with_it() {
     let object = server.chat_ok(json!({"response_format": {"type": "json_object"}, "max_tokens": 4})).await;
     assert!(content(&object).starts_with('{'), "{object}");
 
-    let body = json!({"prompt": "x", "grammar": "root ::= \"é\" [a-c]{3} \"!\"", "temperature": 0, "stream": true, "max_tokens": 30});
+    let grammar = "root ::= \"é\" [a-c]{3} \"!\"";
+    let body = json!({"prompt": "x", "grammar": grammar, "temperature": 0, "stream": true, "max_tokens": 30});
     let chunks = server.chunks("/v1/completions", body).await;
     let text: String = chunks.iter().filter_map(|c| c["choices"][0]["text"].as_str()).collect();
     let middle = text.strip_prefix('é').and_then(|t| t.strip_suffix('!')).unwrap_or_else(|| panic!("{text:?}"));

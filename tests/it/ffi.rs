@@ -51,7 +51,8 @@ fn header_is_clean_c99_and_cpp11() {
     let dir = tempfile::tempdir().unwrap();
     // Twice: the guard. A use of each kind of thing: the types are complete enough.
     let source = "#include <apa.h>\n#include <apa.h>\n\
-        int main(void) { apa_error *e = 0; apa_status s = apa_options_new(0, &e); apa_error_free(e); return s == APA_OK; }\n";
+        int main(void) { apa_error *e = 0; apa_status s = apa_options_new(0, &e); apa_error_free(e); return s == \
+        APA_OK; }\n";
     let (c, cpp) = (dir.path().join("use.c"), dir.path().join("use.cpp"));
     std::fs::write(&c, source).unwrap();
     std::fs::write(&cpp, source).unwrap();
@@ -86,8 +87,10 @@ fn the_readme_shows_each_language_in_ten_lines_that_compile() {
     let setup = [
         (
             "c",
-            "#include <apa.h>\n#include <stdio.h>\nvoid shown(void);\nvoid shown(void) {\napa_options *options = NULL; apa_engine \
-             *engine = NULL; apa_gen *gen = NULL;\napa_string *id = NULL, *piece = NULL, *outcome = NULL; apa_error *error = NULL;\n",
+            "#include <apa.h>\n#include <stdio.h>\nvoid shown(void);\nvoid shown(void) {\napa_options *options = \
+            NULL; apa_engine \
+             *engine = NULL; apa_gen *gen = NULL;\napa_string *id = NULL, *piece = NULL, *outcome = NULL; apa_error \
+             *error = NULL;\n",
         ),
         ("cpp", "#include <apa.hpp>\n#include <iostream>\nvoid shown();\nvoid shown() {\n"),
         ("go", ""),

@@ -29,6 +29,7 @@ mod reward_loop;
 #[path = "../support/mod.rs"]
 mod support;
 mod swaps;
+mod tidy;
 #[cfg(feature = "daemon")]
 mod train;
 mod trainer;

@@ -176,8 +176,8 @@ fn a_folder_is_a_reward_model_wherever_one_is_named(dir: &Path) {
     // `apad train --reward model:FOLDER`.
     fs::write(dir.join("prompts.jsonl"), json!({"prompt": [{"role": "user", "content": question}]}).to_string())
         .unwrap();
-    let train = "train --model tiny.gguf --prompts prompts.jsonl --reward model:deberta --steps 1 --batch 4 --minibatch 2 \
-                 --max-new 8 --rank 4 --set train.dtype=f32 --set serve.threads=1 --set train.threads=1 --out run";
+    let train = "train --model tiny.gguf --prompts prompts.jsonl --reward model:deberta --steps 1 --batch 4 \
+    --minibatch 2 --max-new 8 --rank 4 --set train.dtype=f32 --set serve.threads=1 --set train.threads=1 --out run";
     let (good, said) = apad(&train.split_whitespace().collect::<Vec<_>>());
     assert!(good, "{said}");
     let classifier = Classifier::open(&folder, &Device::Cpu).unwrap();

@@ -225,7 +225,8 @@ fn a_reward_command_that_fails_is_one_sentence_and_the_steps_before_are_kept() {
     let bench = bench();
     // Judges two batches, then does something else; `$1` says what.
     let script = r#"n=$(cat count 2>/dev/null || echo 0); echo $((n + 1)) > count
-if [ "$n" -ge 2 ]; then case "$1" in die) echo "no judge" >&2; exit 3;; hang) sleep 60;; *) echo nonsense; exit 0;; esac; fi
+if [ "$n" -ge 2 ]; then case "$1" in
+    die) echo "no judge" >&2; exit 3;; hang) sleep 60;; *) echo nonsense; exit 0;; esac; fi
 i=0; while read -r line; do i=$((i + 1)); echo "{\"score\": $i}"; done"#;
     fs::write(bench.path("judge.sh"), script).unwrap();
     for (how, why) in [

@@ -37,8 +37,8 @@ enum ImportWhat {
 Example:
   apad import feedback thumbs.jsonl.gz --model base.gguf --data apa-data
 
-The daemon of the data folder must not run meanwhile. Lines that can't be used are named and left out; what was imported before
-is not imported again.")]
+The daemon of the data folder must not run meanwhile. Lines that can't be used are named and left out; what was
+imported before is not imported again.")]
     Feedback(ImportFeedback),
 }
 
@@ -142,10 +142,10 @@ Examples:
   apad forget --user ann
   apad forget --user ann --data apa-data
 
-Deletes the answers made for the user with their prompts, what anyone said of those, and all they said of others' answers, from
-a running daemon, or from the folder of one that doesn't run. It is overwritten on disk when the command ends. What remains are
-the policy versions that learned from it, and backups that you made; to be rid of those versions as well, activate one from
-before.")]
+Deletes the answers made for the user with their prompts, what anyone said of those, and all they said of others'
+answers, from a running daemon, or from the folder of one that doesn't run. It is overwritten on disk when the
+command ends. What remains are the policy versions that learned from it, and backups that you made; to be rid of
+those versions as well, activate one from before.")]
 pub struct Forget {
     /// The user's name, as it was given with requests and feedback
     #[arg(long, value_name = "NAME")]
@@ -188,8 +188,8 @@ Examples:
   apad review
   apad review --user ann trust
 
-A user whose ratings disagree with others' of the same answers is held until someone decides: trust (it counts), hold (it
-waits), reject (what waits and what comes is left out; it is kept all the same).")]
+A user whose ratings disagree with others' of the same answers is held until someone decides: trust (it counts),
+hold (it waits), reject (what waits and what comes is left out; it is kept all the same).")]
 pub struct Review {
     /// Whom to decide about
     #[arg(long, value_name = "NAME", requires = "verdict")]

@@ -9,9 +9,8 @@ use clap::{Args, Subcommand};
 
 /// Measure speed and memory on this machine
 #[derive(Args)]
-#[command(
-    after_help = "Examples:\n  apad bench serve --url http://127.0.0.1:8372\n  apad bench train --model smollm2-135m-instruct"
-)]
+#[command(after_help = "Examples:\n  apad bench serve --url http://127.0.0.1:8372\n  \
+        apad bench train --model smollm2-135m-instruct")]
 pub struct Options {
     #[command(subcommand)]
     what: What,

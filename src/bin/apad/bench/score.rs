@@ -23,8 +23,8 @@ use crate::pull;
 Example:
   apad bench score --model smollm2-135m-instruct --pairs pairs.jsonl.gz --answers 64 --json
 
-Scores both answers of the first pairs with an adapter that was never trained: speed does not depend on its weights. Seconds are
-the median of the rounds after the first.")]
+Scores both answers of the first pairs with an adapter that was never trained: speed does not depend on its weights.
+Seconds are the median of the rounds after the first.")]
 pub struct Options {
     /// GGUF file, or the name of a known model (fetched if missing)
     #[arg(long, value_name = "PATH|NAME")]
@@ -89,7 +89,8 @@ fn measure(options: &Options, path: &Path) -> Result<()> {
     let (answers, speed) = (answers.len(), tokens as f64 / median);
     if options.json {
         let line = json!({
-            "peer": "apad", "dtype": dtype, "answers": answers, "tokens": tokens, "seconds": median, "tokens_per_second": speed,
+            "peer": "apad", "dtype": dtype, "answers": answers, "tokens": tokens, "seconds": median,
+            "tokens_per_second": speed,
         });
         println!("{line}");
     } else {

@@ -23,10 +23,10 @@ Examples:
   apad bench serve --url http://127.0.0.1:8372
   apad bench serve --url http://127.0.0.1:8372 --url http://127.0.0.1:8080 --rounds 3 --json
 
-Each stream asks its next question when its last answer has ended. A cold prompt shares nothing with any other but what the
-chat template writes; shared ones begin alike and differ in their last words. Several servers are measured in turns, setting by
-setting, so that a busy machine troubles them alike. The time to the first token is that to the first text; gaps are those
-between two pieces of text of one answer.")]
+Each stream asks its next question when its last answer has ended. A cold prompt shares nothing with any other but
+what the chat template writes; shared ones begin alike and differ in their last words. Several servers are measured
+in turns, setting by setting, so that a busy machine troubles them alike. The time to the first token is that to the
+first text; gaps are those between two pieces of text of one answer.")]
 pub struct Options {
     /// Address of an OpenAI-compatible server (may be given often)
     #[arg(long = "url", value_name = "URL", default_value = "http://127.0.0.1:8372")]
@@ -35,7 +35,8 @@ pub struct Options {
     #[arg(long, env = "APAD_KEY", hide_env_values = true, value_name = "KEY")]
     key: Option<String>,
     /// Numbers of streams to measure
-    #[arg(long, value_delimiter = ',', default_values_t = [1, 2, 4, 8], value_parser = clap::value_parser!(u32).range(1..=1024))]
+    #[arg(long, value_delimiter = ',', default_values_t = [1, 2, 4, 8],
+        value_parser = clap::value_parser!(u32).range(1..=1024))]
     streams: Vec<u32>,
     /// Beginnings of the prompts to measure
     #[arg(long, value_enum, value_delimiter = ',', default_values_t = [Prefix::Cold, Prefix::Shared])]

@@ -24,10 +24,10 @@ use crate::{WrongUse, pull};
 Example:
   apad bench train --model smollm2-135m-instruct --batch 4 --seq 256 --prompt 64 --json
 
-An update is what the trainer does with a batch of ratings: log-probabilities of the initial model and of the policy, old
-values, advantages, then two epochs of one policy and one critic step each, LoRA on every linear layer, AdamW. Tokens are
-random: speed does not depend on them. Tokens per second are batch x seq x epochs / time, the median of the updates after
-the first; memory is the process's peak, loading included.")]
+An update is what the trainer does with a batch of ratings: log-probabilities of the initial model and of the
+policy, old values, advantages, then two epochs of one policy and one critic step each, LoRA on every linear layer,
+AdamW. Tokens are random: speed does not depend on them. Tokens per second are batch x seq x epochs / time, the
+median of the updates after the first; memory is the process's peak, loading included.")]
 pub struct Options {
     /// GGUF file, or the name of a known model (fetched if missing)
     #[arg(long, value_name = "PATH|NAME")]

@@ -40,8 +40,8 @@ Examples:
   apad demo --model smollm2-135m-instruct
   apad demo --model base.gguf --batches 40 --seed 2 --data kept --out report --set train.lambda=0.2
 
-The report goes to DIR: report.html, curves.png, report.json. Exit code 1 if the mean reward of held-back prompts did not
-rise by 0.5.")]
+The report goes to DIR: report.html, curves.png, report.json. Exit code 1 if the mean reward of held-back prompts
+did not rise by 0.5.")]
 pub struct Options {
     /// GGUF file, or the name of a known model (fetched if missing)
     #[arg(long, value_name = "PATH|NAME", default_value = "smollm2-135m-instruct")]

@@ -11,9 +11,10 @@ use crate::plot::{self, Panel, Series};
 
 const SIZE: (u32, u32) = (1100, 760);
 
-const STYLE: &str = "body{font:15px/1.5 sans-serif;max-width:1100px;margin:2rem auto;padding:0 1rem;color:#222;background:#fff}\
-    table{border-collapse:collapse;margin:1rem 0}th,td{padding:.25rem .8rem;border-bottom:1px solid #ddd;vertical-align:top}\
-    td.n,th.n{text-align:right;font-variant-numeric:tabular-nums}svg{width:100%;height:auto}\
+const STYLE: &str = "body{font:15px/1.5 sans-serif;max-width:1100px;margin:2rem auto;padding:0 \
+    1rem;color:#222;background:#fff}\
+    table{border-collapse:collapse;margin:1rem 0}th,td{padding:.25rem .8rem;border-bottom:1px solid \
+    #ddd;vertical-align:top}td.n,th.n{text-align:right;font-variant-numeric:tabular-nums}svg{width:100%;height:auto}\
     .answers td{width:33%}.dim{color:#666}.result{font-weight:bold}";
 
 /// Writes `curves.png`, `report.html` and `report.json` into `dir`.
@@ -70,7 +71,8 @@ fn panels(report: &Report) -> Vec<Panel> {
 fn html(report: &Report, curves: &str) -> String {
     let mut page = format!(
         "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">\
-         <meta name=\"viewport\" content=\"width=device-width\"><title>apad demo</title><style>{STYLE}</style></head><body>\n\
+         <meta name=\"viewport\" content=\"width=device-width\"><title>apad \
+         demo</title><style>{STYLE}</style></head><body>\n\
          <h1>A model that learns from its users</h1>\n<p class=\"result\">{}</p>\n\
          <p>Model: {}. Seed {}. The simulated users' taste: {}.</p>\n{curves}\n",
         escape(&report.last_line()),
@@ -78,8 +80,8 @@ fn html(report: &Report, curves: &str) -> String {
         report.seed,
         escape(&report.taste),
     );
-    page += "<h2>Versions</h2>\n<p class=\"dim\">Each line is a policy version and the answers that were rated before the next \
-             one was trained from it. KL: estimator k1, summed over a response, mean over responses.</p>\n\
+    page += "<h2>Versions</h2>\n<p class=\"dim\">Each line is a policy version and the answers that were rated before \
+    the next one was trained from it. KL: estimator k1, summed over a response, mean over responses.</p>\n\
              <table><tr><th class=\"n\">version</th><th class=\"n\">mean reward</th><th class=\"n\">KL, nats</th>\
              <th class=\"n\">tokens</th><th class=\"n\">cut off</th><th class=\"n\">answering, s</th>\
              <th class=\"n\">training, s</th></tr>\n";
@@ -95,17 +97,17 @@ fn html(report: &Report, curves: &str) -> String {
         ];
         page += &numbers(&cells);
     }
-    page += "</table>\n<h2>Held-back prompts</h2>\n<p class=\"dim\">Never trained on; the same prompts and seeds for both \
-             versions.</p>\n<table><tr><th class=\"n\">version</th><th class=\"n\">prompts</th><th class=\"n\">mean reward</th>\
-             <th class=\"n\">standard error</th><th class=\"n\">tokens</th><th class=\"n\">cut off</th>\
+    page += "</table>\n<h2>Held-back prompts</h2>\n<p class=\"dim\">Never trained on; the same prompts and seeds for \
+    both versions.</p>\n<table><tr><th class=\"n\">version</th><th class=\"n\">prompts</th><th class=\"n\">mean \
+             reward</th><th class=\"n\">standard error</th><th class=\"n\">tokens</th><th class=\"n\">cut off</th>\
              <th class=\"n\">KL, nats</th></tr>\n";
     for measured in [&report.before, &report.after] {
         page += &held_back_row(measured);
     }
     let _ = write!(
         page,
-        "</table>\n<h2>Side by side</h2>\n<table class=\"answers\"><tr><th>prompt</th><th>version {}</th><th>version {}</th>\
-         </tr>\n",
+        "</table>\n<h2>Side by side</h2>\n<table class=\"answers\"><tr><th>prompt</th><th>version {}</th><th>version \
+        {}</th></tr>\n",
         report.before.version, report.after.version
     );
     for pair in &report.side_by_side {

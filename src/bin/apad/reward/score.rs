@@ -19,8 +19,8 @@ use crate::pull;
 Example:
   apad reward score --model base.gguf --reward reward.gguf --pairs pairs.jsonl.gz --held-back --json
 
-Prints JSON: accuracy (a tie counts half), the loss, margins and scores with percentiles, the calibration error and its bins,
-and the lines that were left out. A margin is the chosen answer's score minus the rejected one's.")]
+Prints JSON: accuracy (a tie counts half), the loss, margins and scores with percentiles, the calibration error and
+its bins, and the lines that were left out. A margin is the chosen answer's score minus the rejected one's.")]
 pub struct Options {
     /// GGUF file, or the name of a known model (fetched if missing)
     #[arg(long, value_name = "PATH|NAME")]

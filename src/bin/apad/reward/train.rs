@@ -25,9 +25,10 @@ const LINE_EVERY: Duration = Duration::from_secs(20);
 Example:
   apad reward train --model base.gguf --pairs pairs.jsonl.gz --out reward.gguf --epochs 3 --seed 1
 
-Pairs are JSON lines, gzipped or not: {\"prompt\": [messages] or text, \"chosen\": .., \"rejected\": ..} (TRL), or chosen and
-rejected as whole conversations or HH transcripts. A line that can't be used is named and left out. A share of the pairs is
-held back, by prompt and seed; the weights that do best on them are kept. Ctrl-C writes FILE.checkpoint; --resume goes on.")]
+Pairs are JSON lines, gzipped or not: {\"prompt\": [messages] or text, \"chosen\": .., \"rejected\": ..} (TRL), or
+chosen and rejected as whole conversations or HH transcripts. A line that can't be used is named and left out. A
+share of the pairs is held back, by prompt and seed; the weights that do best on them are kept. Ctrl-C writes
+FILE.checkpoint; --resume goes on.")]
 pub struct Options {
     /// GGUF file, or the name of a known model (fetched if missing)
     #[arg(long, value_name = "PATH|NAME")]

@@ -55,11 +55,13 @@ Examples:
   apad train --resume runs/apa
   apad train --compare runs/apa runs/awr --out runs/both
 
-Prompts are JSON lines: {\"prompt\": [messages]}, {\"prompt\": \"text\"} or {\"text\": \"text\"}; text goes in as it is.
-Rewards: length:TOKENS (1 for an answer of that length that ends by itself, -1 at 40 tokens off or cut off), regex:PATTERN
-(1 where it matches, else -1), model:PATH (a reward model: a file for the same base, see `apad reward train`, or a classifier's folder), command:SHELL COMMAND (reads {\"prompt\", \"response\"} lines until its input ends, writes a line
-{\"score\": number} each), http:URL (is posted {\"samples\": [{\"prompt\", \"response\"}]}, replies {\"scores\": [numbers]}).
-A dataset has lines {\"prompt\", \"response\", \"reward\"}; samples.jsonl of another run is one.
+Prompts are JSON lines: {\"prompt\": [messages]}, {\"prompt\": \"text\"} or {\"text\": \"text\"}; text goes in as it
+is. Rewards: length:TOKENS (1 for an answer of that length that ends by itself, -1 at 40 tokens off or cut off),
+regex:PATTERN (1 where it matches, else -1), model:PATH (a reward model: a file for the same base, see `apad reward
+train`, or a classifier's folder), command:SHELL COMMAND (reads {\"prompt\", \"response\"} lines until its input
+ends, writes a line {\"score\": number} each), http:URL (is posted {\"samples\": [{\"prompt\", \"response\"}]},
+replies {\"scores\": [numbers]}). A dataset has lines {\"prompt\", \"response\", \"reward\"}; samples.jsonl of
+another run is one.
 --set serve.type=bf16 samples from the weights in that format, which can be much faster; they are trained in their own.
 Ctrl-C keeps what was done; --resume goes on, to the same end.
 DIR gets seed-S/{metrics.jsonl,samples.jsonl,adapter.gguf,checkpoint-N}, curves.png and curves.svg.")]
@@ -104,7 +106,8 @@ pub struct Options {
     #[arg(long, value_name = "DIR", conflicts_with_all = FIXED.into_iter().chain(flags::NAMES))]
     resume: Option<PathBuf>,
     /// Draw the curves of finished or running experiments over each other
-    #[arg(long, value_name = "DIR", num_args = 1.., conflicts_with_all = ["model", "prompts", "reward", "dataset", "algorithm", "steps"])]
+    #[arg(long, value_name = "DIR", num_args = 1..,
+        conflicts_with_all = ["model", "prompts", "reward", "dataset", "algorithm", "steps"])]
     compare: Vec<PathBuf>,
     /// Print a summary as JSON on stdout, everything else on stderr
     #[arg(long)]
