@@ -161,8 +161,8 @@ settings! {
         /// A reward model: a file for this base, as `apad reward train` writes it, or the folder of a DeBERTa-v2 or
         /// ModernBERT classifier.
         model: Option<PathBuf> = None, Range::Any;
-        /// Number of new preferences and corrections after which the reward model is trained again; the new one replaces
-        /// it if it ranks held-back pairs at least as well. 0 leaves it as it is.
+        /// Number of new preferences and corrections after which the reward model is trained again; the new one
+        /// replaces it if it ranks held-back pairs at least as well. 0 leaves it as it is.
         learn: u32 = 100, Range::Any;
         /// Weight of the reward model's score, which is centred and divided by its running standard deviation.
         model_weight: f64 = 1.0, at_least(0.0);
@@ -200,7 +200,8 @@ settings! {
         /// Score of a correction as a training sample, whose answer is the user's text, and the least advantage of its
         /// tokens; 0 trains on no correction.
         correction: f64 = 0.0, from_to(0.0, 1.0);
-        /// How many pieces of feedback of one user count in a clock hour; 0 is no limit. Applies from the second user on.
+        /// How many pieces of feedback of one user count in a clock hour; 0 is no limit. Applies from the second user
+        /// on.
         user_hourly: u32 = 120, Range::Any;
         /// Largest share of one user in a batch. Applies from the second user on.
         user_share: f64 = 0.5, above_to(0.0, 1.0);
@@ -225,7 +226,8 @@ settings! {
         /// Largest number of connections at once. One more takes the place of the oldest one that never sent a request,
         /// or waits.
         connections: u32 = 512, whole(1..=1 << 16);
-        /// Seconds within which the head or the body of a request has to arrive, and for which an idle connection is kept.
+        /// Seconds within which the head or the body of a request has to arrive, and for which an idle connection is
+        /// kept.
         read_seconds: u32 = 30, whole(1..=3600);
         /// Origins, separated by commas, whose pages may send requests, beside those of this machine, like
         /// `https://chat.example.org`; `*` is all.

@@ -1,4 +1,4 @@
-//! Adapters as GGUF files, the form that llama.cpp loads (src/llama-adapter.cpp). Checks all it reads against the base.
+//! Adapters as GGUF files, the form that llama.cpp loads (its llama-adapter.cpp). Checks all it reads against the base.
 
 use std::path::Path;
 

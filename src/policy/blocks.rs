@@ -1,4 +1,4 @@
-//! The two kinds of decoder block, computed as llama.cpp's graphs do (src/models/{llama,qwen2,qwen3,gptneox}.cpp).
+//! The two kinds of decoder block, computed as llama.cpp's graphs do (its models/{llama,qwen2,qwen3,gptneox}.cpp).
 //! Reads no file and changes no weight.
 
 use candle_core::Tensor;

@@ -1,4 +1,5 @@
-//! Reads what the policy learns from (feedback, preferences, samples), and decisions about users. Never stores anything.
+//! Reads what the policy learns from (feedback, preferences, samples), and decisions about users. Never stores
+//! anything.
 
 use super::fields::Fields;
 use super::messages::messages_of;

@@ -33,7 +33,8 @@ enum Failure {
     Lasting(Error),
 }
 
-/// One score per answer, in order: `{"samples": [{"prompt", "response"}]}` is posted, `{"scores": [numbers]}` comes back.
+/// One score per answer, in order: `{"samples": [{"prompt", "response"}]}` is posted, `{"scores": [numbers]}` comes
+/// back.
 /// `timeout` is for all requests together.
 ///
 /// # Errors

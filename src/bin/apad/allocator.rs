@@ -2,7 +2,7 @@
 
 use std::ffi::{c_int, c_long};
 
-/// `mi_option_purge_delay` of mimalloc 3 (include/mimalloc.h).
+/// `mi_option_purge_delay` of mimalloc 3 (its mimalloc.h).
 const PURGE_DELAY: c_int = 15;
 /// Longer than a training step is between two uses of a buffer, short enough that an idle daemon gives its memory back.
 const MILLISECONDS: c_long = 60_000;

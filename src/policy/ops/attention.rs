@@ -1,8 +1,9 @@
 //! Causal attention with grouped heads over packed sequences. Never keeps scores: the backward pass makes them again
 //! from queries, keys and one log-sum a row. Memory grows with the tokens, never with their square.
 
+use super::accumulate::{Begin, Run};
 use super::cpu::{Values, exp, result, rows, slice, sum, tensor};
-use super::matrix::{Begin, Mat, Precision, Right, Run, product};
+use super::matrix::{Mat, Precision, Right, product};
 use super::{cpu, plain};
 use crate::error::Error;
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor};

@@ -5,7 +5,7 @@
 //! for both, `x Wᵀ` and `dy W`, since packing it again and again was a tenth of a training step. Every result is one
 //! sum in a fixed order: the partition never changes a bit.
 
-use super::matrix::{Begin, Run};
+use super::accumulate::{Begin, Run};
 use rayon::prelude::*;
 use std::arch::x86_64::*;
 

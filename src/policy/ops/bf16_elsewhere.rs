@@ -1,6 +1,6 @@
 //! Stands in for the bf16 products where the processor cannot have them. Never computes.
 
-use super::matrix::{Begin, Run};
+use super::accumulate::{Begin, Run};
 
 pub fn available() -> bool {
     false

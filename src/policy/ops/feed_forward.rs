@@ -1,12 +1,13 @@
 //! The gated feed-forward block with its norm and residual as one operation. Keeps gate and up in the weights'
 //! precision and makes the rest again in the backward pass.
 
+use super::accumulate::{Begin, Run};
 use super::activation::{swiglu, swiglu_backward};
 use super::cpu::{Values, result, sigmoid, slice, tensor};
 use super::frozen::frozen_values;
 use super::layers::{Layers, by_rows, task_rows};
 use super::linear::{self, Adapted, Factors};
-use super::matrix::{Begin, Mat, Run};
+use super::matrix::Mat;
 use super::norm::{self, Norm, rms_norm};
 use crate::error::Error;
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};

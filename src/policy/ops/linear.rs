@@ -3,9 +3,10 @@
 //! The update rides on the same product: `y = [x, u] [W, B]ᵀ` with `u = scale · x Aᵀ`, and backward
 //! `dx = [dy, v] [W; A]` with `v = scale · dy B`.
 
+use super::accumulate::{Begin, Run};
 use super::cpu::{Values, result, slice, tensor};
 use super::frozen::{Frozen, frozen_values};
-use super::matrix::{Begin, Mat, Precision, Right, Run, product};
+use super::matrix::{Mat, Precision, Right, product};
 use super::plain;
 use crate::error::Error;
 use candle_core::{CpuStorage, CustomOp1, CustomOp3, Layout, Result, Shape, Tensor};

@@ -2,9 +2,10 @@
 //! for one block of rows and words at a time. The gradient's only large part, the mean of the head's rows under each
 //! distribution, is made in the same sweep, so the backward pass needs no product.
 
+use super::accumulate::{Begin, Run};
 use super::cpu::{Values, exp, result, rows, slice, sum, tensor};
 use super::frozen::{Frozen, check_tokens};
-use super::matrix::{Begin, Mat, Right, Run, product};
+use super::matrix::{Mat, Right, product};
 use super::{cpu, plain};
 use crate::error::Error;
 use candle_core::{CpuStorage, CustomOp1, DType, Layout, Result, Shape, Tensor, bail};

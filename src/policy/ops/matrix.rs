@@ -1,6 +1,7 @@
 //! Matrices as operands of products, f32 or bf16, and the product itself. Never rounds a result and never knows a
 //! model.
 
+use super::accumulate::{Begin, Run};
 use super::bf16;
 use rayon::prelude::*;
 
@@ -221,23 +222,6 @@ impl<'a> Right<'a> {
             Right::Straight(v) => v.cols,
         }
     }
-}
-
-/// What becomes of the values that are already in the result.
-#[derive(Clone, Copy, Debug)]
-pub enum Begin<'a> {
-    Zero,
-    /// One value a column.
-    Bias(&'a [f32]),
-    /// The product is added to what is there.
-    Add,
-}
-
-/// Whether a product uses the ambient pool or stays on its thread.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Run {
-    Parallel,
-    Here,
 }
 
 /// `c [a.rows, n] = a · [right₀; right₁; …]` plus `begin`; the parts lie one below the other along the contraction,

@@ -4,6 +4,7 @@
 //! Activations are f32, contiguous, with tokens first: `[tokens, width]` or `[tokens, heads, dim]`. Frozen weights live
 //! inside [`Frozen`] and never get a gradient; the gradients of inputs and LoRA factors are exact for the values used.
 
+mod accumulate;
 mod activation;
 mod attention;
 #[cfg_attr(not(target_arch = "x86_64"), path = "bf16_elsewhere.rs")]

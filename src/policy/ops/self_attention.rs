@@ -1,12 +1,13 @@
 //! The attention block with its norm, rotations and residual as one operation. Keeps queries, keys, values and the
 //! mixed heads in the weights' precision and makes the rest again in the backward pass.
 
+use super::accumulate::{Begin, Run};
 use super::attention::{self, Shapes};
 use super::cpu::{Values, result, slice, tensor};
 use super::frozen::frozen_values;
 use super::layers::{Layers, by_rows, task_rows};
 use super::linear::{self, Adapted, Factors};
-use super::matrix::{Begin, Mat, Run};
+use super::matrix::Mat;
 use super::norm::{self, Norm, rms_norm};
 use super::rope::{self, Rope, RopeStyle, RopeTable};
 use crate::error::Error;
