@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test build setup header bench-train bench-reward bench-feedback first-experiments bench-serve bench-beside check-cuda test-swaps install fuzz loom memcheck docs
+.PHONY: help demo test build setup header bench-train bench-promotion bench-reward bench-feedback first-experiments bench-serve bench-beside check-cuda test-swaps install fuzz loom memcheck docs
 
 # rustup installs here, and a shell that was open before doesn't know it yet.
 export PATH := $(HOME)/.cargo/bin:$(PATH)
@@ -64,6 +64,9 @@ bench-serve: build ## serving against llama-server, in turns; LORA=1 with an ada
 
 bench-beside: build ## gaps between tokens with and without training beside them, and what serving costs a training step
 	MODEL="$$("$(APAD)" pull "$(MODEL)")" APAD="$(APAD)" scripts/bench-beside.sh $(ARGS)
+
+bench-promotion: build ## trials of candidates of a known effect by users that are made up, two minutes; ARGS="--seed 1" goes to apad bench promotion
+	"$(APAD)" bench promotion $(ARGS)
 
 bench-reward: build ## a reward model against PyTorch and PEFT; PAIRS=FILE, LIMIT=1000, SPEED=1, ARGS="--epochs 3"
 	MODEL="$$("$(APAD)" pull "$(MODEL)")" PAIRS="$(PAIRS)" LIMIT="$(LIMIT)" SPEED="$(SPEED)" APAD="$(APAD)" scripts/bench-reward.sh $(ARGS)

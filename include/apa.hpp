@@ -283,6 +283,10 @@ public:
         return version;
     }
     std::string policy_versions() const { return text<apa_policy_list>(); }
+    /// A version with the verdict over it, as JSON.
+    std::string policy_show(std::uint64_t version) const {
+        return detail::text([&](apa_string **out, apa_error **e) { return apa_policy_show(get(), version, out, e); });
+    }
     void activate(std::uint64_t version) {
         detail::check([&](apa_error **e) { return apa_policy_activate(get(), version, e); });
     }

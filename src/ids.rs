@@ -10,6 +10,8 @@ pub(crate) enum GenerationKind {
     Request,
     /// The engine asked itself, to learn from it.
     Rollout,
+    /// The engine asked itself, to judge a candidate. Never on record and never trained on.
+    Examination,
     /// It was made elsewhere, and handed in by the application.
     Sample,
     /// It was made elsewhere, and came in with a file of feedback.
@@ -22,6 +24,7 @@ impl GenerationKind {
         match self {
             GenerationKind::Request => "gen-",
             GenerationKind::Rollout => "rol-",
+            GenerationKind::Examination => "exm-",
             GenerationKind::Sample => "smp-",
             GenerationKind::Import => "imp-",
         }
@@ -29,6 +32,11 @@ impl GenerationKind {
 }
 
 impl GenerationId {
+    /// Whether it is of that kind.
+    pub(crate) fn is(&self, kind: GenerationKind) -> bool {
+        self.0.starts_with(kind.prefix())
+    }
+
     /// A name that nobody has had: of the kind, the time, and chance.
     pub(crate) fn new(kind: GenerationKind) -> GenerationId {
         GenerationId(format!("{}{:011x}{:016x}", kind.prefix(), unix_millis(), rand::random::<u64>()))

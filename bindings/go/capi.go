@@ -90,6 +90,9 @@ static go_out go_policy_activate(const apa_engine *e, uint64_t version) {
 }
 static go_out go_policy_rollback(const apa_engine *e) { OUT(apa_policy_rollback(e, &out.number, &out.error)); }
 static go_out go_policy_list(const apa_engine *e) { OUT(apa_policy_list(e, &out.string, &out.error)); }
+static go_out go_policy_show(const apa_engine *e, uint64_t version) {
+	OUT(apa_policy_show(e, version, &out.string, &out.error));
+}
 static go_out go_policy_snapshot(const apa_engine *e, uint64_t version, _GoString_ path) {
 	OUT(apa_policy_snapshot(e, version, TEXT(path), &out.error));
 }
@@ -238,6 +241,9 @@ func preference(e engineHandle, json string) (string, error) { return done(C.go_
 func trainerStep(e engineHandle) (string, error)             { return done(C.go_trainer_step(e)) }
 func trainerStatus(e engineHandle) (string, error)           { return done(C.go_trainer_status(e)) }
 func policyList(e engineHandle) (string, error)              { return done(C.go_policy_list(e)) }
+func policyShow(e engineHandle, version uint64) (string, error) {
+	return done(C.go_policy_show(e, C.uint64_t(version)))
+}
 func policyVersion(e engineHandle) (uint64, error)           { return number(C.go_policy_version(e)) }
 func policySync(e engineHandle) (uint64, error)              { return number(C.go_policy_sync(e)) }
 func policyRollback(e engineHandle) (uint64, error)          { return number(C.go_policy_rollback(e)) }

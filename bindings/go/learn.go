@@ -120,9 +120,10 @@ func (m *Metrics) UnmarshalJSON(body []byte) error {
 // Step is what came of a training step.
 type Step struct {
 	Published bool    // Whether a new version was published, and is served.
-	Version   uint64  // The new version.
+	Version   uint64  // The new version; 0 if there is none.
+	Ruling    string  // "trial" or "proposed" for a new version that doesn't serve everyone yet.
 	Metrics   Metrics // What its batch measured.
-	Reason    string  // Why nothing was published.
+	Reason    string  // Why nothing is served that wasn't before.
 	Consumed  int     // Ratings that were used up without a version.
 }
 
@@ -131,12 +132,13 @@ func (s *Step) UnmarshalJSON(body []byte) error {
 	var o struct {
 		Outcome  string
 		Version  uint64
+		Ruling   string
 		Metrics  Metrics
 		Reason   string
 		Consumed int
 	}
 	err := json.Unmarshal(body, &o)
-	*s = Step{o.Outcome == "published", o.Version, o.Metrics, o.Reason, o.Consumed}
+	*s = Step{o.Outcome == "published", o.Version, o.Ruling, o.Metrics, o.Reason, o.Consumed}
 	return err
 }
 
@@ -191,6 +193,39 @@ func (v *Version) UnmarshalJSON(body []byte) error {
 
 // Versions lists all versions, oldest first. Errors: [ErrIO] if the record can't be read; [ErrClosed].
 func (e *Engine) Versions() ([]Version, error) { return decode[[]Version](e, policyList) }
+
+// Verdict is what was decided about a candidate, and why.
+type Verdict struct {
+	Parent uint64          `json:"parent"` // The version that it was compared with.
+	Ruling string          `json:"ruling"` // promoted, refused, trial, proposed or rolled_back.
+	Record json.RawMessage `json:"record"` // JSON: reason, examination, trial.
+}
+
+// VersionRecord is a version with the verdict over it.
+type VersionRecord struct {
+	Version
+	Lineage []uint64 // The versions it goes back to, its parent first.
+	Verdict *Verdict // nil for a version that no gate has judged.
+}
+
+// UnmarshalJSON reads a version as the library shows it.
+func (v *VersionRecord) UnmarshalJSON(body []byte) error {
+	var o struct {
+		Lineage []uint64
+		Verdict *Verdict
+	}
+	if err := json.Unmarshal(body, &o); err != nil {
+		return err
+	}
+	v.Lineage, v.Verdict = o.Lineage, o.Verdict
+	return json.Unmarshal(body, &v.Version)
+}
+
+// Version shows a version with the verdict over it. Errors: [ErrArg] for an unknown version; [ErrIO] if the record can't be
+// read; [ErrClosed].
+func (e *Engine) Version(version uint64) (VersionRecord, error) {
+	return decode[VersionRecord](e, func(handle engineHandle) (string, error) { return policyShow(handle, version) })
+}
 
 // ActiveVersion is the version that new requests get; 0 is the initial model. Errors: [ErrClosed].
 func (e *Engine) ActiveVersion() (uint64, error) {

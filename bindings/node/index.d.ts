@@ -159,8 +159,24 @@ export interface SampleReceipt {
 /** What a batch measured: lengths in tokens, KL in nats, times in seconds; null where there was nothing to measure. */
 export type Metrics = Record<string, number | null>;
 
+/** What was decided about a candidate, and why. */
+export interface Verdict {
+  /** The version that it was compared with. */
+  parent: number;
+  ruling: 'promoted' | 'refused' | 'trial' | 'proposed' | 'rolled_back';
+  record: { reason: string; examination?: object; seconds?: number; trial?: object };
+}
+
+export interface VersionRecord extends Version {
+  /** The versions it goes back to, its parent first. */
+  lineage: number[];
+  verdict: Verdict | null;
+}
+
 export type Step =
   | { outcome: 'published'; version: number; metrics: Metrics }
+  /** Trained, but not yet served to everyone. */
+  | { outcome: 'pending'; version: number; ruling: 'trial' | 'proposed'; reason: string; metrics: Metrics }
   | { outcome: 'skipped'; reason: string; consumed: number };
 
 export interface TrainerStatus {
@@ -280,6 +296,8 @@ export class Engine {
   /** The version that new requests get; 0 is the initial model. */
   policyVersion(): number;
   versions(): Promise<Version[]>;
+  /** A version with the verdict over it. */
+  version(version: number): Promise<VersionRecord>;
   activate(version: number): Promise<void>;
   /** Activates the parent of the active version, and gives it. */
   rollback(): Promise<number>;

@@ -20,7 +20,7 @@ native.setup(errorOf, pull);
 process.once('exit', () => native.endAll());
 
 // The order of src/addon.h.
-const OPERATIONS = ['open', 'close', 'feedback', 'preference', 'sample', 'forget', 'reward', 'versions', 'step', 'activate',
+const OPERATIONS = ['open', 'close', 'feedback', 'preference', 'sample', 'forget', 'reward', 'show', 'versions', 'step', 'activate',
   'rollback', 'sync', 'snapshot', 'restore', 'httpStart', 'httpStop'];
 const OPERATION = Object.fromEntries(OPERATIONS.map((name, number) => [name, number]));
 const QUESTION = { status: 0, metrics: 1, render: 2, count: 3, version: 4, trainerStart: 5, trainerStop: 6 };
@@ -187,6 +187,10 @@ export class Engine {
 
   async versions() {
     return JSON.parse(await this.#call('versions'));
+  }
+
+  async version(version) {
+    return JSON.parse(await this.#call('show', undefined, versionNumber(version)));
   }
 
   async activate(version) {

@@ -16,7 +16,8 @@ use crate::error::{Error, Result};
 pub use builder::{Builder, Origin, Set};
 pub use keys::Key;
 pub use settings::{
-    Algorithm, Config, Dtype, GateConfig, HttpConfig, PpoConfig, RewardConfig, ServeConfig, TrainConfig,
+    Algorithm, Config, Dtype, GateConfig, HttpConfig, PpoConfig, Promotion, PromotionConfig, RewardConfig, ServeConfig,
+    TrainConfig, Undecided,
 };
 
 impl RewardConfig {

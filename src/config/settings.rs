@@ -28,6 +28,28 @@ choices! {
     }
 }
 
+choices! {
+    /// What becomes of a candidate that no limit speaks against.
+    Promotion {
+        /// It serves; where enough users rate, one that was not shown to be as good is tried on a share of them first.
+        Auto = "auto",
+        /// It serves.
+        Serve = "serve",
+        /// It is tried on a share of the users first, unless it was shown to be as good.
+        Canary = "canary",
+        /// It waits for a person to promote it.
+        Propose = "propose",
+    }
+
+    /// Which version serves after a trial that decided nothing.
+    Undecided {
+        /// The one that served before.
+        Parent = "parent",
+        /// The one that was tried.
+        Candidate = "candidate",
+    }
+}
+
 settings! {
     /// Settings of an engine.
     Config {
@@ -39,6 +61,8 @@ settings! {
         serve: ServeConfig = ServeConfig::default(), Range::Any;
         /// Learning.
         train: TrainConfig = TrainConfig::default(), Range::Any;
+        /// What a trained candidate must show before it serves.
+        gate: PromotionConfig = PromotionConfig::default(), Range::Any;
         /// What an answer is worth, and whose feedback counts.
         reward: RewardConfig = RewardConfig::default(), Range::Any;
         /// The HTTP service.
@@ -154,6 +178,66 @@ settings! {
         kl_samples: u32 = 4, Range::Any;
         /// How far the mean rating of a batch may fall below that of the batch that the version was trained on.
         reward_drop: f64 = 1.5, above(0.0);
+    }
+
+    /// Settings of the judgement over candidates. First it and its parent answer the same prompts with the same dice;
+    /// then a share of the users may get it, and their ratings decide.
+    PromotionConfig {
+        /// Judge each candidate by its own answers before it serves.
+        examine: bool = true, Range::Any;
+        /// Prompts of the examination, never trained on: a file of JSON lines, or `users` for the newest prompts of
+        /// users. Unset: a few general ones.
+        prompts: Option<String> = None, Range::Any;
+        /// Prompts whose answers must hold: a file of JSON lines `{"prompt", "name", "regex" or "command"}`.
+        /// A candidate that fails one that its parent holds is refused.
+        anchors: Option<PathBuf> = None, Range::Any;
+        /// Text whose probability must stay; unset, a paragraph of plain English.
+        text: Option<PathBuf> = None, Range::Any;
+        /// Prompts of an examination.
+        count: u32 = 16, whole(2..=1024);
+        /// Longest answer of the examination, in tokens.
+        max_tokens: u32 = 64, whole(1..=1 << 16);
+        /// How much lower the mean score of the examination may be, in units of its spread over the parent's answers.
+        margin: f64 = 0.1, at_least(0.0);
+        /// Most KL of a candidate's own answers to the initial model, in nats a response.
+        kl_budget: f64 = 40.0, above(0.0);
+        /// The same to its parent.
+        kl_step: f64 = 20.0, above(0.0);
+        /// How many more of its answers may be cut off, as a share of them.
+        cut_off: f64 = 0.25, from_to(0.0, 1.0);
+        /// How many times longer or shorter its answers may be.
+        length: f64 = 3.0, above(1.0);
+        /// How much more of its answers may be repetition, as a share of their runs of four tokens.
+        repetition: f64 = 0.15, from_to(0.0, 1.0);
+        /// Least share of the parent's entropy that must be left.
+        entropy: f64 = 0.25, from_to(0.0, 1.0);
+        /// How much less likely than to the initial model the text may be, in nats a token.
+        text_loss: f64 = 0.5, at_least(0.0);
+        /// What becomes of a candidate that no limit speaks against: `auto` serves it, but tries it on a share of the
+        /// users first where `gate.users` of them rate and it was not shown to be as good.
+        mode: Promotion = Promotion::Auto, Range::OneOf(Promotion::WORDS);
+        /// Users who rated within the last 30 days from which on `auto` tries candidates on a share of them.
+        users: u32 = 20, Range::Any;
+        /// Shares of the users that get a candidate on trial, one after the other.
+        shares: [f64; 2] = [0.05, 0.25], above_to(0.0, 0.5);
+        /// How much lower the mean rating of a candidate on trial may be and still be promoted.
+        trial_margin: f64 = 0.1, at_least(0.0);
+        /// How many more of its answers may be regenerated or corrected, or how many fewer rated, as a share of them.
+        rate_margin: f64 = 0.05, from_to(0.0, 1.0);
+        /// Probability that a trial promotes a candidate that is worse than that, over all looks at it.
+        alpha: f64 = 0.01, above_to(0.0, 0.5);
+        /// Ratings after which a trial ends undecided.
+        ratings: u32 = 2000, whole(2..=u32::MAX);
+        /// Hours after which a trial ends undecided.
+        hours: u32 = 168, whole(1..=1 << 20);
+        /// Ratings of one user that count in a trial.
+        user_ratings: u32 = 20, whole(1..=u32::MAX);
+        /// Seconds after which an answer is taken to be rated, regenerated or corrected, or none of these.
+        settle: u32 = 600, Range::Any;
+        /// Which version serves after a trial that decided nothing.
+        undecided: Undecided = Undecided::Parent, Range::OneOf(Undecided::WORDS);
+        /// Go back to the version before when ratings show that the one that serves has fallen below it.
+        watch: bool = true, Range::Any;
     }
 
     /// Settings of the reward: a weighted sum of terms, each left out where it is not known for an answer.

@@ -56,6 +56,38 @@ pub enum News {
         /// The version.
         version: PolicyVersion,
     },
+    /// A share of the users gets a candidate from now on.
+    TrialStarted {
+        /// The candidate.
+        version: PolicyVersion,
+        /// The version that serves.
+        parent: PolicyVersion,
+        /// Share of the users.
+        share: f64,
+    },
+    /// A larger share of the users gets the candidate.
+    TrialAdvanced {
+        /// The candidate.
+        version: PolicyVersion,
+        /// Share of the users.
+        share: f64,
+    },
+    /// A candidate may not serve.
+    VersionRefused {
+        /// Its version, if it became one.
+        version: Option<PolicyVersion>,
+        /// One sentence.
+        reason: String,
+    },
+    /// A version fell below the one before it, which serves again.
+    VersionRolledBack {
+        /// The version that fell.
+        version: PolicyVersion,
+        /// The one that serves.
+        parent: PolicyVersion,
+        /// One sentence.
+        reason: String,
+    },
     /// Something failed that no caller was told of.
     Error {
         /// Its class, as in JSON errors.

@@ -73,8 +73,9 @@ impl Engine {
     /// # Errors
     /// `Arg` for an empty prompt, one longer than the context, or settings out of range or a format that can't be used;
     /// `Busy` if the queue is full; `Closed` after [`Engine::shutdown`].
-    pub fn generate(&self, request: GenerateRequest) -> Result<GenerationStream> {
+    pub fn generate(&self, mut request: GenerateRequest) -> Result<GenerationStream> {
         self.check_open()?;
+        self.inner.routes.choose(&mut request);
         self.inner.scheduler.submit(GenerationId::new(GenerationKind::Request), request)
     }
 

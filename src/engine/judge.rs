@@ -148,6 +148,33 @@ impl Judge {
         Ok(samples)
     }
 
+    /// What the reward model and the application's own function make of answers, on the scales of what was trained on
+    /// so far, which learn nothing from them. `None` where neither is there.
+    pub fn score_alone(&self, answers: &[&Generation], stop: &AtomicBool) -> Result<Vec<Option<f64>>> {
+        let model = match &self.reward_model {
+            Some(model) if self.config.model_weight > 0.0 => {
+                let pairs: Vec<(&[TokenId], &[TokenId])> =
+                    answers.iter().map(|g| (&g.prompt[..], &g.response[..])).collect();
+                model.score(&pairs)?.into_iter().map(|s| Some(f64::from(s)).filter(|s| s.is_finite())).collect()
+            }
+            _ => vec![None; answers.len()],
+        };
+        let external = match &self.external {
+            Some(grader) if !answers.is_empty() => {
+                let text = |g: &&Generation| PromptText::Text(self.model.text(&g.prompt, true));
+                let prompts: Vec<PromptText> = answers.iter().map(text).collect();
+                let asked: Vec<Asked> = prompts.iter().zip(answers.iter().copied()).collect();
+                grader.scores(&asked, stop)?.into_iter().map(Some).collect()
+            }
+            _ => vec![None; answers.len()],
+        };
+        let score = |((g, model), external): ((&&Generation, Option<f64>), Option<f64>)| {
+            let known = Known { model, external, tokens: g.response.len(), ..Known::default() };
+            self.terms.score(&known, &self.scales).map(|s| s.score)
+        };
+        Ok(answers.iter().zip(model).zip(external).map(score).collect())
+    }
+
     /// The scores of the application's own function, one an answer.
     fn ask(&mut self, answers: &[&RatedGeneration], stop: &AtomicBool) -> Result<Vec<Option<f64>>> {
         let Some(grader) = self.external.as_ref().filter(|_| !answers.is_empty()) else {

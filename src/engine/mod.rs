@@ -2,6 +2,7 @@
 //! here are what `ffi` and `http` show.
 
 mod embeddings;
+mod examiner;
 pub mod exchange;
 mod feed;
 mod feedback;
@@ -12,6 +13,7 @@ mod metrics;
 mod open;
 mod reward_versions;
 mod rollouts;
+mod routes;
 mod sample;
 mod status;
 mod versions;
@@ -31,15 +33,17 @@ pub use crate::scheduler::{Event, GenerationStream, Load, Next, Wake};
 pub use crate::types::GenerateRequest;
 pub use feed::{Answer, Feed, News, Topic};
 pub use feedback::GenerationRecord;
-pub use learner::PublishOutcome;
+pub use learner::{PublishOutcome, VerdictRecord};
 pub use reward_versions::RewardStatus;
 pub use sample::{NewSample, SampleReceipt};
-pub use status::{Status, TrainerState, TrainerStatus};
+pub use status::{Status, TrainerState, TrainerStatus, TrialStatus};
+pub use versions::VersionRecord;
 pub use weight_format::{FormatMeasurement, WeightFormat};
 
 use embeddings::Embeddings;
 use feed::Hub;
 use learner::LearningLoop;
+use routes::Routes;
 
 /// A serving, learning model. Cheap to clone; every method is safe from any thread. Dropping the last clone shuts it
 /// down.
@@ -57,6 +61,8 @@ struct Inner {
     learner: LearningLoop,
     store: VersionStore,
     hub: Arc<Hub>,
+    /// Which version answers whom while one is on trial.
+    routes: Arc<Routes>,
     format: WeightFormat,
     embeddings: Embeddings,
     closed: AtomicBool,

@@ -8,10 +8,12 @@ use std::time::Duration;
 use super::embeddings::Embeddings;
 use super::feed::{Answer, Hub, News, Topic};
 use super::learner::{self, LearningLoop, weights_of};
+use super::routes::Routes;
 use super::{Engine, Inner, weight_format};
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::gguf::Gguf;
+use crate::ids::GenerationKind;
 use crate::ledger::{Ledger, Rules};
 use crate::llama::{ContextOptions, Model, template_of};
 use crate::publish::VersionStore;
@@ -60,6 +62,7 @@ impl Engine {
             patience: Some(Duration::from_secs(config.serve.request_seconds.into())).filter(|time| !time.is_zero()),
         };
         let hub = Arc::new(Hub::default());
+        let routes = Arc::new(Routes::default());
         let recorder = record_in(ledger.clone(), model.clone(), hub.clone());
         let scheduler = Arc::new(Scheduler::start(model.clone(), threads, options, weights, recorder)?);
         let parts = learner::Parts {
@@ -68,6 +71,7 @@ impl Engine {
             scheduler: scheduler.clone(),
             model: model.clone(),
             hub: hub.clone(),
+            routes: routes.clone(),
         };
         let learner = LearningLoop::start(&config, fingerprint, parts, active)?;
         let template = template_of(&model);
@@ -81,6 +85,7 @@ impl Engine {
             learner,
             store,
             hub,
+            routes,
             format,
             embeddings: Embeddings::default(),
             closed,
@@ -98,6 +103,9 @@ fn record_in(ledger: Arc<Ledger>, model: Arc<Model>, hub: Arc<Hub>) -> OnFinishe
             Ok(generation) => generation,
             Err(error) => return sink.finish(Err(error)),
         };
+        if generation.id.is(GenerationKind::Examination) {
+            return sink.finish(Ok(generation));
+        }
         let recorded = generation.clone();
         let (hub, model) = (hub.clone(), model.clone());
         let done = Box::new(move |written: Result<()>| {

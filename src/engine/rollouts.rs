@@ -103,19 +103,21 @@ impl Rollouts {
     }
 }
 
-fn end_of(stream: &GenerationStream, stop: &dyn Fn() -> bool) -> Result<Arc<Generation>> {
+/// Waits for the end of an answer; `stop` gives up.
+pub(super) fn end_of(stream: &GenerationStream, stop: &dyn Fn() -> bool) -> Result<Arc<Generation>> {
     loop {
         match stream.next(Some(LOOK))? {
             Next::Event(Event::Done(generation)) => return Ok(generation),
             Next::Event(_) => {}
-            Next::Timeout if stop() => return Err(Error::closed("rollouts were stopped")),
+            Next::Timeout if stop() => return Err(Error::closed("the engine stopped asking itself")),
             Next::Timeout => {}
-            Next::Finished => return Err(Error::closed("a rollout ended without an answer")),
+            Next::Finished => return Err(Error::closed("an answer ended without a word")),
         }
     }
 }
 
-fn tokens_of(path: &Path, model: &Model) -> Result<Vec<Vec<TokenId>>> {
+/// The prompts of a file, in tokens.
+pub(super) fn tokens_of(path: &Path, model: &Model) -> Result<Vec<Vec<TokenId>>> {
     let (prompts, _) = read_prompts(path)?;
     let tokens = PromptTokens::new(model);
     let of = |p: &Prompt| tokens.of(&p.text).map_err(|e| e.context(format!("{}:{}", path.display(), p.line)));

@@ -6,9 +6,10 @@ use serde::{Deserialize, Serialize};
 
 use super::WeightFormat;
 use super::reward_versions::RewardStatus;
+use crate::gate::TrialRecord;
 use crate::llama::Model;
 use crate::scheduler::Load;
-use crate::types::{PolicyVersion, StepMetrics};
+use crate::types::{PolicyVersion, StepMetrics, UnixMillis};
 
 /// The state of an engine.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -82,8 +83,14 @@ pub struct TrainerStatus {
     pub waited_seconds: f64,
     /// Steps that were skipped since the start.
     pub skipped: u64,
-    /// Of those, candidates that the gate refused.
+    /// Candidates that were refused since the start.
     pub refused: u64,
+    /// Versions that were taken back since the start, because ratings fell.
+    #[serde(default)]
+    pub rolled_back: u64,
+    /// The candidate that a share of the users gets.
+    #[serde(default)]
+    pub trial: Option<TrialStatus>,
     /// Optimizer steps dropped because something was not finite, since the start.
     pub dropped_steps: u64,
     /// The reward model that keeps learning.
@@ -91,6 +98,21 @@ pub struct TrainerStatus {
     pub reward: RewardStatus,
     /// Measurements of the newest step.
     pub last: Option<StepMetrics>,
+}
+
+/// A candidate on trial.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TrialStatus {
+    /// The candidate.
+    pub version: PolicyVersion,
+    /// The version that serves.
+    pub parent: PolicyVersion,
+    /// When it began.
+    pub started: UnixMillis,
+    /// Share of the users that get the candidate.
+    pub share: f64,
+    /// What they said so far.
+    pub record: Option<TrialRecord>,
 }
 
 pub(super) fn snapshot(model: &Model, load: Load, format: &WeightFormat, trainer: TrainerStatus) -> Status {

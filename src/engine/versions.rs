@@ -2,9 +2,23 @@
 
 use std::path::Path;
 
+use serde::{Deserialize, Serialize};
+
 use super::{Engine, PublishOutcome};
 use crate::error::{Error, Result};
-use crate::types::{PolicyVersion, VersionInfo};
+use crate::types::{PolicyVersion, StoredVerdict, VersionInfo};
+
+/// A version, whole.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct VersionRecord {
+    /// Its line in the list.
+    #[serde(flatten)]
+    pub info: VersionInfo,
+    /// The versions that it goes back to, its parent first.
+    pub lineage: Vec<PolicyVersion>,
+    /// The verdict over it; none over what no gate has judged, like the initial model.
+    pub verdict: Option<StoredVerdict>,
+}
 
 impl Engine {
     /// Trains on the ratings that are in (at most one batch, even a small one), publishes, and returns when it is
@@ -60,6 +74,33 @@ impl Engine {
         self.inner.ledger.versions()
     }
 
+    /// A version with the verdict over it and where it comes from.
+    ///
+    /// # Errors
+    /// `Arg` for an unknown version, `Io` if the ledger can't be read.
+    pub fn version(&self, version: PolicyVersion) -> Result<VersionRecord> {
+        let versions = self.versions()?;
+        let find = |version| versions.iter().find(|v| v.version == version);
+        let info = find(version).ok_or_else(|| Error::unknown_id(format!("there is no policy version {version}")))?;
+        let mut lineage = Vec::new();
+        let mut parent = info.parent;
+        while let Some(before) = parent.and_then(find) {
+            lineage.push(before.version);
+            parent = before.parent;
+        }
+        let verdict = self.inner.ledger.verdict_of(version)?;
+        Ok(VersionRecord { info: info.clone(), lineage, verdict })
+    }
+
+    /// The newest verdicts over candidates, at most `max`, the newest first; those over candidates that were refused
+    /// before they became a version too.
+    ///
+    /// # Errors
+    /// `Io` if the ledger can't be read.
+    pub fn verdicts(&self, max: usize) -> Result<Vec<StoredVerdict>> {
+        self.inner.ledger.verdicts(max)
+    }
+
     /// Serves `version` from now on; running requests end on theirs. Training goes on from it. A training step under
     /// way is given up; its ratings stay in.
     ///
@@ -102,7 +143,7 @@ impl Engine {
     /// `Io` or `Model` if its files are gone or damaged: what was served goes on. `Closed`.
     pub fn sync(&self) -> Result<PolicyVersion> {
         self.check_open()?;
-        let newest = self.inner.ledger.newest()?;
+        let newest = self.inner.ledger.newest_servable()?;
         if self.status().policy_version == newest {
             return Ok(newest);
         }

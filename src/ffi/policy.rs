@@ -147,6 +147,27 @@ unsafe fn path_of<'a>(path: *const c_char, path_len: usize) -> Result<&'a str> {
     }
 }
 
+/// Writes a version as a JSON object: the fields of `apa_policy_list`, its `lineage` (the versions it goes back to, its
+/// parent first) and the `verdict` over it: `ruling` (`promoted`, `refused`, `trial`, `proposed`, `rolled_back`) and
+/// `record` with `reason`, `examination` and `trial`; null for a version that no gate has judged.
+///
+/// Errors: `APA_ERR_ARG` for an unknown version; `APA_ERR_IO` if the record can't be read; `APA_ERR_CLOSED`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn apa_policy_show(
+    engine: *const apa_engine,
+    version: u64,
+    json: *mut *mut apa_string,
+    error: *mut *mut apa_error,
+) -> apa_status {
+    // SAFETY: the out-parameters are NULL or writable, by the header's contract.
+    unsafe {
+        guard(error, || {
+            args::required("json", json)?;
+            put_json(json, &self::engine(engine)?.version(PolicyVersion(version))?)
+        })
+    }
+}
+
 /// Writes all versions as a JSON array, oldest first: `version`, `parent`, `active`, `created` (milliseconds since
 /// 1970), `metrics`.
 ///

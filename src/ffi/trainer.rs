@@ -29,7 +29,8 @@ pub unsafe extern "C" fn apa_trainer_stop(engine: *const apa_engine, error: *mut
 /// Trains on the ratings that are in (one batch at most, even a small one), publishes, and returns when the new version
 /// is served. Blocks for as long as that takes, seconds to minutes; generations go on meanwhile. With `train.auto` (the
 /// default) the engine does so by itself whenever `train.batch` new ratings are in. `outcome` (may be NULL) gets a JSON
-/// object: `outcome` is `published`, with `version` and `metrics`, or `skipped`, with `reason` and `consumed`.
+/// object: `outcome` is `published`, with `version` and `metrics`; `pending`, with `version`, `ruling` (`trial` or
+/// `proposed`), `reason` and `metrics`; or `skipped`, with `reason` and `consumed`.
 ///
 /// Errors: `APA_ERR_TRAIN` if training failed; `APA_ERR_UNSUPPORTED` if this model can't be trained, or training is
 /// off; `APA_ERR_CLOSED`. Serving goes on.
@@ -44,10 +45,11 @@ pub unsafe extern "C" fn apa_trainer_step(
 }
 
 /// Writes the state of the trainer as a JSON object: `state` (`off`, `unsupported`, `loading`, `idle`, `training`),
-/// `reason`, `auto` (whether it trains by itself), `pending_ratings`, `batch`, `steps`, `skipped`, `refused` (skipped
-/// by the gate), `dropped_steps`, `seconds` (that it worked), `waited_seconds` (that its threads were ready and waited
-/// for a core, all together), `reward` (the reward model that keeps learning), `last` (measurements of the newest step;
-/// lengths in tokens, KL in nats, times in seconds).
+/// `reason`, `auto` (whether it trains by itself), `pending_ratings`, `batch`, `steps`, `skipped`, `rolled_back`
+/// (versions taken back because ratings fell), `trial` (the candidate that a share of the users gets, or null),
+/// `refused` (skipped by the gate), `dropped_steps`, `seconds` (that it worked), `waited_seconds` (that its threads
+/// were ready and waited for a core, all together), `reward` (the reward model that keeps learning), `last`
+/// (measurements of the newest step; lengths in tokens, KL in nats, times in seconds).
 ///
 /// Errors: `APA_ERR_CLOSED` if `engine` was freed.
 #[unsafe(no_mangle)]

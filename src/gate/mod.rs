@@ -1,5 +1,13 @@
 //! Judges candidates: whether a trained adapter may be served. Never trains, writes or publishes one.
 
+mod bounds;
+mod examination;
+mod trial;
+
+pub use bounds::{Arm, Difference, Interval, MeanBounds};
+pub use examination::{AnchorResult, Compared, Examination, Limits, Measured, Outcome, Papers, examine, repetition};
+pub use trial::{Fate, Plan, Standing, Trial, TrialRecord, Watch};
+
 use crate::config::GateConfig;
 use crate::types::{Nats, StepMetrics, Verdict};
 

@@ -15,7 +15,7 @@ use super::body::Body;
 use super::error::{ApiError, ApiResult};
 use super::schemas::*;
 use super::{App, blocking};
-use crate::engine::{GenerationRecord, PublishOutcome, Status, TrainerStatus};
+use crate::engine::{GenerationRecord, PublishOutcome, Status, TrainerStatus, VersionRecord};
 use crate::error::Error;
 use crate::ledger::Forgotten;
 use crate::request::{self, Unknown};
@@ -167,6 +167,23 @@ pub(super) async fn review(State(app): Shared, Body(body): Body) -> ApiResult<Js
 pub(super) async fn versions(State(app): Shared) -> ApiResult<Json<Value>> {
     let versions = blocking(move || Ok(app.engine.versions()?)).await?;
     Ok(Json(json!({"object": "list", "data": versions})))
+}
+
+/// A version with the verdict over it and the versions it goes back to
+#[utoipa::path(get, path = "/v1/policy/versions/{version}", params(("version" = u64, Path)),
+    responses((status = 200, body = Object), (status = 400, body = ErrorBody), (status = 404, body = ErrorBody)))]
+pub(super) async fn version(State(app): Shared, path: PathText) -> ApiResult<Json<VersionRecord>> {
+    let given = text(path)?;
+    let number = given.parse().map_err(|_| Error::arg(format!("the version is {given:?}, expected a whole number")))?;
+    blocking(move || Ok(Json(app.engine.version(PolicyVersion(number))?))).await
+}
+
+/// The newest verdicts over candidates, at most 100, the newest first
+#[utoipa::path(get, path = "/v1/policy/verdicts",
+    responses((status = 200, body = Object)))]
+pub(super) async fn verdicts(State(app): Shared) -> ApiResult<Json<Value>> {
+    let verdicts = blocking(move || Ok(app.engine.verdicts(100)?)).await?;
+    Ok(Json(json!({"object": "list", "data": verdicts})))
 }
 
 /// Serve a version from now on

@@ -147,6 +147,8 @@ fn router(app: Arc<App>) -> Router {
         .route("/v1/feedback/reviews", get(control::reviews).post(control::review))
         .route("/v1/forget", post(control::forget))
         .route("/v1/policy/versions", get(control::versions))
+        .route("/v1/policy/versions/{version}", get(control::version))
+        .route("/v1/policy/verdicts", get(control::verdicts))
         .route("/v1/policy/activate", post(control::activate))
         .route("/v1/policy/rollback", post(control::rollback))
         .route("/v1/trainer", get(control::trainer))

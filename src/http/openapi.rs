@@ -41,6 +41,8 @@ pub(super) async fn page() -> impl IntoResponse {
         control::review,
         control::forget,
         control::versions,
+        control::version,
+        control::verdicts,
         control::activate,
         control::rollback,
         control::trainer,

@@ -12,7 +12,7 @@ use super::limits::{self, ReviewEntry, ReviewVerdict, Rules};
 use super::lock::FolderLock;
 use super::rows::{self, StoredFeedback, StoredPair, StoredSample};
 use super::writer::Writer;
-use super::{MAX_USER, META_MODEL_SHA256, schema, waiting, write};
+use super::{MAX_USER, META_MODEL_SHA256, schema, verdicts, waiting, write};
 use crate::error::{Error, Result};
 use crate::lock::lock;
 use crate::types::*;
@@ -244,8 +244,8 @@ impl Ledger {
         self.writer.call_then(work, fold)
     }
 
-    /// Records a new version, marks the feedback it used, keeps what its samples were, and makes it the active one: all
-    /// or nothing. (`v.active` is not looked at.)
+    /// Records a new version, marks the feedback it used, keeps what its samples were, and makes it the active one if
+    /// it says that it is: all or nothing.
     ///
     /// # Errors
     /// `Arg` if the number is not above every earlier one, the parent is unknown, or feedback was used before or
@@ -255,7 +255,9 @@ impl Ledger {
         self.commit_batch(move |db| {
             write::insert_version(db, &v)?;
             let settled = write::use_up(db, &used, &samples, Some(v.version), None)?;
-            write::activate(db, v.version)?;
+            if v.active {
+                write::activate(db, v.version)?;
+            }
             Ok(settled)
         })
     }
@@ -299,6 +301,99 @@ impl Ledger {
     /// As [`Ledger::generation`].
     pub fn newest(&self) -> Result<PolicyVersion> {
         self.read(rows::newest)
+    }
+
+    /// The newest version that may serve: none that was refused, is on trial or waits for a person.
+    ///
+    /// # Errors
+    /// As [`Ledger::generation`].
+    pub fn newest_servable(&self) -> Result<PolicyVersion> {
+        self.read(verdicts::newest_servable)
+    }
+
+    /// Puts a verdict on record and returns its number. Of a candidate that never became a version, `version` is
+    /// `None`.
+    ///
+    /// # Errors
+    /// `Io`, `Closed`.
+    pub fn add_verdict(
+        &self,
+        version: Option<PolicyVersion>,
+        parent: PolicyVersion,
+        ruling: Ruling,
+        record: serde_json::Value,
+    ) -> Result<u64> {
+        self.writer.call(move |db| verdicts::insert(db, version, parent, ruling, &record), |_| ())
+    }
+
+    /// Changes how a verdict stands.
+    ///
+    /// # Errors
+    /// `Arg` for an unknown number, `Io`, `Closed`.
+    pub fn set_verdict(&self, id: u64, ruling: Ruling, record: serde_json::Value) -> Result<()> {
+        self.writer.call(move |db| verdicts::update(db, id, ruling, &record), |()| ())
+    }
+
+    /// The verdict over a version, if there is one.
+    ///
+    /// # Errors
+    /// As [`Ledger::generation`].
+    pub fn verdict_of(&self, version: PolicyVersion) -> Result<Option<StoredVerdict>> {
+        self.read(|db| verdicts::of(db, version))
+    }
+
+    /// The newest verdicts, at most `max`, the newest first; those over candidates that never became a version too.
+    ///
+    /// # Errors
+    /// As [`Ledger::generation`].
+    pub fn verdicts(&self, max: usize) -> Result<Vec<StoredVerdict>> {
+        self.read(|db| verdicts::newest(db, max))
+    }
+
+    /// The trial that is under way.
+    ///
+    /// # Errors
+    /// As [`Ledger::generation`].
+    pub fn trial(&self) -> Result<Option<StoredVerdict>> {
+        self.read(verdicts::trial)
+    }
+
+    /// Ratings that count, of answers of either version made since a moment, in their order; at most `max`, those
+    /// after row `after`.
+    ///
+    /// # Errors
+    /// As [`Ledger::generation`].
+    pub fn ratings_of(
+        &self,
+        versions: (PolicyVersion, PolicyVersion),
+        since: UnixMillis,
+        after: u64,
+        max: usize,
+    ) -> Result<Vec<TrialRating>> {
+        self.read(|db| verdicts::ratings(db, versions, since, after, max))
+    }
+
+    /// What became of answers that somebody asked for, of either version, made between two moments; at most `max`,
+    /// those after row `after`.
+    ///
+    /// # Errors
+    /// As [`Ledger::generation`].
+    pub fn answers_of(
+        &self,
+        versions: (PolicyVersion, PolicyVersion),
+        times: (UnixMillis, UnixMillis),
+        after: u64,
+        max: usize,
+    ) -> Result<Vec<TrialAnswer>> {
+        self.read(|db| verdicts::answers(db, versions, times, after, max))
+    }
+
+    /// How many users rated since a moment; no more than `max` are counted.
+    ///
+    /// # Errors
+    /// As [`Ledger::generation`].
+    pub fn raters(&self, since: UnixMillis, max: usize) -> Result<usize> {
+        self.read(|db| verdicts::raters(db, since, max))
     }
 
     /// The number that the next version gets.

@@ -14,6 +14,7 @@ mod rules_tests;
 mod schema;
 #[cfg(test)]
 mod tests;
+mod verdicts;
 mod waiting;
 mod write;
 mod writer;

@@ -126,6 +126,20 @@ const MIGRATIONS: &[&str] = &[
     // 3. What waits, by who said it.
     "CREATE INDEX feedback_unused_of_user ON feedback(user, generation, id, created) \
     WHERE teaches = 1 AND batch IS NULL;",
+    // 4. Verdicts over candidates, those that never became a version included; `decided` is empty while one is on trial
+    // or waits for a person.
+    "CREATE TABLE verdicts (
+        id INTEGER PRIMARY KEY,
+        version INTEGER REFERENCES versions(version),
+        parent INTEGER NOT NULL,
+        ruling TEXT NOT NULL,
+        created INTEGER NOT NULL,
+        decided INTEGER,
+        record TEXT NOT NULL
+    ) STRICT;
+    CREATE INDEX verdicts_of_version ON verdicts(version) WHERE version IS NOT NULL;
+    CREATE INDEX verdicts_undecided ON verdicts(ruling) WHERE decided IS NULL;
+    CREATE INDEX generations_of_version ON generations(policy_version, seq);",
 ];
 
 /// The connection that writes, at this build's format.

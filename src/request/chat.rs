@@ -88,9 +88,12 @@ impl ParsedRequest {
     /// # Errors
     /// As [`Engine::chat_prompt`] and [`Engine::tokenize`].
     pub fn resolve(self, engine: &Engine) -> Result<GenerateRequest> {
+        let conversation = self.prompt.conversation();
         let prompt = self.prompt.tokens(engine)?;
         Ok(GenerateRequest {
             prompt,
+            conversation,
+            version: None,
             sampling: self.sampling,
             max_tokens: self.max_tokens,
             stop: self.stop,

@@ -13,6 +13,7 @@ mod tools;
 mod tests;
 
 use serde_json::Value;
+use sha2::{Digest, Sha256};
 
 use crate::Engine;
 use crate::error::{Error, Result};
@@ -57,6 +58,28 @@ pub enum Prompt {
 }
 
 impl Prompt {
+    /// What all turns of one conversation share: a hash of its messages up to the first of the user. `None` for what is
+    /// no conversation.
+    pub(crate) fn conversation(&self) -> Option<u64> {
+        let mut hash = Sha256::new();
+        let mut add = |role: &str, content: &str| {
+            for part in [role, content] {
+                hash.update((part.len() as u64).to_le_bytes());
+                hash.update(part);
+            }
+            role == "user"
+        };
+        match self {
+            Prompt::Chat(messages) => drop(messages.iter().any(|m| add(&m.role, &m.content))),
+            Prompt::Tools { messages, .. } => drop(messages.iter().any(|m| {
+                let role = m.get("role").and_then(Value::as_str).unwrap_or_default();
+                add(role, &m.get("content").map(Value::to_string).unwrap_or_default())
+            })),
+            Prompt::Text(_) | Prompt::Tokens(_) => return None,
+        }
+        hash.finalize().first_chunk().map(|first| u64::from_le_bytes(*first))
+    }
+
     /// The prompt in tokens of the engine's model.
     pub(crate) fn tokens(self, engine: &Engine) -> Result<Vec<TokenId>> {
         match self {

@@ -12,23 +12,27 @@ use super::finished::{Finished, OnFinished};
 use super::lane::Lane;
 use super::load::Counters;
 use super::slot::{Job, Running};
-use super::swapper::Ready;
+use super::swapper::{Ready, Role};
 use super::tuner::Tuner;
 use crate::error::Error;
 use crate::llama::Context;
 use crate::lock::lock;
-use crate::types::FinishReason;
+use crate::types::{FinishReason, PolicyVersion};
 
 /// What the thread is told.
 pub(super) enum Command {
     Submit(Vec<Job>),
     Swap(Box<Ready>),
+    /// Serve this version no longer beside the active one.
+    Leave(PolicyVersion),
 }
 
 /// What the thread owns.
 pub(super) struct Core {
-    /// The versions on a context; the last one is active and takes new requests.
+    /// The versions on a context; the last one is active and takes new requests, but for those that name another.
     pub(super) lanes: Vec<Lane>,
+    /// Those that are served beside it.
+    pub(super) beside: Vec<PolicyVersion>,
     pub(super) tuner: Tuner,
     /// Takes contexts whose last request ended, for the next swap.
     pub(super) drained: Sender<Context>,
@@ -79,38 +83,57 @@ impl Core {
         match command {
             Command::Submit(jobs) => self.waiting.extend(jobs.into_iter().map(Box::new)),
             Command::Swap(ready) => self.swap(*ready),
+            Command::Leave(version) => self.beside.retain(|v| *v != version),
         }
     }
 
-    /// Moves waiting requests into free slots of the active lane, in order.
+    /// Moves waiting requests into free slots of their lanes, in order. One that finds no room holds up those of its
+    /// lane alone.
     fn admit(&mut self, finished: &mut Vec<Finished>) {
         let before = self.waiting.len();
-        let Some(active) = self.lanes.last_mut() else { return };
+        let mut full = Vec::new();
         for job in std::mem::take(&mut self.waiting) {
+            let index = self.lane_of(&job);
+            let Some(lane) = self.lanes.get_mut(index) else { continue };
             if job.sink.cancelled() {
                 let unborn = Running::new(*job, 0);
-                let (generation, sink, _) = unborn.finish(FinishReason::Cancelled, active.version);
+                let (generation, sink, _) = unborn.finish(FinishReason::Cancelled, lane.version);
                 finished.push(Finished { outcome: Ok(generation), sink });
             } else if let Some(error) = job.late() {
                 finished.push(Finished { outcome: Err(error), sink: job.sink });
-            } else {
+            } else if full.contains(&index) {
                 self.waiting.push_back(job);
-            }
-        }
-        while let Some(job) = self.waiting.pop_front() {
-            if let Some(refused) = active.admit(*job) {
-                self.waiting.push_front(Box::new(refused));
-                break;
+            } else if let Some(refused) = lane.admit(*job) {
+                full.push(index);
+                self.waiting.push_back(Box::new(refused));
             }
         }
         self.counters.queued.fetch_sub(before - self.waiting.len(), Ordering::AcqRel);
     }
 
-    /// Makes the prepared weights those that new requests get.
+    /// The lane of the version that a request names, if it is served; else the active one.
+    fn lane_of(&self, job: &Job) -> usize {
+        let active = self.lanes.len().saturating_sub(1);
+        let named = job.request.version.filter(|v| self.beside.contains(v));
+        named.and_then(|v| self.lanes.iter().position(|l| l.version == v)).unwrap_or(active)
+    }
+
+    /// Makes the prepared weights those that new requests get, all of them or those that name them.
     fn swap(&mut self, ready: Ready) {
-        self.lanes.push(Lane::new(ready.weights.version, ready.context));
-        self.counters.swaps.fetch_add(1, Ordering::Relaxed);
-        tracing::info!(version = ready.weights.version.0, "serving");
+        let version = ready.weights.version;
+        let lane = Lane::new(version, ready.context);
+        match ready.role {
+            Role::Active => {
+                self.lanes.push(lane);
+                self.counters.swaps.fetch_add(1, Ordering::Relaxed);
+                tracing::info!(version = version.0, "serving");
+            }
+            Role::Beside => {
+                self.lanes.insert(self.lanes.len().saturating_sub(1), lane);
+                self.beside.push(version);
+                tracing::info!(version = version.0, "serving beside");
+            }
+        }
         self.retire();
         self.publish_load();
         ready.replies.iter().for_each(|r| drop(r.send(Ok(()))));
@@ -120,7 +143,7 @@ impl Core {
     fn retire(&mut self) {
         let active = self.lanes.len().saturating_sub(1);
         for index in (0..active).rev() {
-            if self.lanes[index].running() == 0 {
+            if self.lanes[index].running() == 0 && !self.beside.contains(&self.lanes[index].version) {
                 // There is a place for each context; nobody takes it only when the engine closes.
                 let _ = self.drained.try_send(self.lanes.remove(index).into_context());
             }

@@ -14,14 +14,14 @@ use super::lane::Lane;
 use super::load::{Counters, Load};
 use super::slot::Job;
 use super::stream::{GenerationStream, stream};
-use super::swapper::{self, MAX_CONTEXTS, Swapper, Wanted};
+use super::swapper::{self, MAX_CONTEXTS, Role, Swapper, Wanted};
 use super::tuner::Tuner;
 use super::weights::{Source, Weights};
 use crate::error::{Error, Result};
 use crate::llama::{Context, ContextOptions, Model, Sampler};
 use crate::lock::{lock, unpoisoned};
 use crate::system::unix_millis;
-use crate::types::{GenerateRequest, GenerationId, UnixMillis};
+use crate::types::{GenerateRequest, GenerationId, PolicyVersion, UnixMillis};
 
 /// Swaps that may wait to be looked at; more wait to be sent. Of those that wait, only the newest is made.
 const MAX_WANTED: usize = 8;
@@ -91,6 +91,7 @@ impl Scheduler {
         swapper::put(&mut context, &first.source)?;
         let core = Core {
             lanes: vec![Lane::new(first.version, context)],
+            beside: Vec::new(),
             tuner,
             drained,
             waiting: VecDeque::new(),
@@ -214,9 +215,30 @@ impl Scheduler {
     /// # Errors
     /// `Model` if the adapter can't be loaded: the old weights stay. `Closed` after [`Scheduler::stop`].
     pub fn swap(&self, weights: Weights) -> Result<()> {
+        self.want(weights, Role::Active)
+    }
+
+    /// Serves other weights beside the active ones, to the requests that name their version, and returns when those get
+    /// them. They stay until [`Scheduler::leave`].
+    ///
+    /// # Errors
+    /// As [`Scheduler::swap`].
+    pub fn serve_beside(&self, weights: Weights) -> Result<()> {
+        self.want(weights, Role::Beside)
+    }
+
+    /// Ends that: running requests end on their weights, new ones that name them get the active ones.
+    ///
+    /// # Errors
+    /// `Closed` after [`Scheduler::stop`].
+    pub fn leave(&self, version: PolicyVersion) -> Result<()> {
+        self.send(&self.commands, Command::Leave(version))
+    }
+
+    fn want(&self, weights: Weights, role: Role) -> Result<()> {
         let closed = || Error::closed("the engine is closed");
         let (reply, answer) = bounded(1);
-        self.send(&self.wanted, Wanted { weights, reply })?;
+        self.send(&self.wanted, Wanted { weights, role, reply })?;
         answer.recv().map_err(|_| closed())?
     }
 

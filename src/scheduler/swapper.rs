@@ -18,15 +18,26 @@ pub(super) const MAX_CONTEXTS: usize = 3;
 /// Time between two looks whether to stop.
 const LOOK: Duration = Duration::from_millis(50);
 
+/// Who gets weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Role {
+    /// All new requests that name no other version.
+    Active,
+    /// Those that name them.
+    Beside,
+}
+
 /// Weights that somebody waits to be served.
 pub(super) struct Wanted {
     pub(super) weights: Weights,
+    pub(super) role: Role,
     pub(super) reply: Sender<Result<()>>,
 }
 
 /// A context with its adapter on, for the scheduler's thread to use, and who is told then.
 pub(super) struct Ready {
     pub(super) weights: Weights,
+    pub(super) role: Role,
     pub(super) context: Context,
     pub(super) replies: Vec<Sender<Result<()>>>,
 }
@@ -57,15 +68,16 @@ impl Swapper {
                 Err(_) if stopping.load(Ordering::Acquire) => return,
                 Err(_) => continue,
             };
-            let (mut weights, mut replies) = (first.weights, vec![first.reply]);
+            let (mut weights, mut replies) = ((first.weights, first.role), vec![first.reply]);
             let Some(context) = self.idle_context(&mut weights, &mut replies, stopping) else {
                 replies.iter().for_each(|r| drop(r.send(Err(Error::closed("the engine is closing")))));
                 return;
             };
+            let (weights, role) = weights;
             let prepared = context.and_then(|context| self.prepare(context, &weights));
             match prepared {
                 // If the scheduler has gone, the replies go with the message, and whoever waits learns that.
-                Ok(context) => (self.ready)(Ready { weights, context, replies }),
+                Ok(context) => (self.ready)(Ready { weights, role, context, replies }),
                 Err(error) => {
                     tracing::error!(version = weights.version.0, %error, "weights not swapped");
                     replies.iter().for_each(|r| drop(r.send(Err(error.clone()))));
@@ -78,12 +90,12 @@ impl Swapper {
     /// weights matter; whoever asked for older ones gets at least as new. `None` if the engine closes.
     fn idle_context(
         &mut self,
-        weights: &mut Weights,
+        weights: &mut (Weights, Role),
         replies: &mut Vec<Sender<Result<()>>>,
         stopping: &AtomicBool,
     ) -> Option<Result<Context>> {
         let mut newest = |wanted: Wanted| {
-            *weights = wanted.weights;
+            *weights = (wanted.weights, wanted.role);
             replies.push(wanted.reply);
         };
         while let Ok(wanted) = self.wanted.try_recv() {

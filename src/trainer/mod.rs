@@ -3,6 +3,7 @@
 
 mod batch;
 mod checkpoint;
+mod measure;
 mod network;
 mod step;
 
@@ -14,6 +15,7 @@ use crate::error::Result;
 use crate::policy::{Decoder, Lora, ValueHead};
 use crate::types::StepMetrics;
 pub use checkpoint::ADAPTER_FILE;
+pub use measure::Weighed;
 use network::{Network, Saved};
 
 /// Policy and critic on one frozen base, and all state that learning carries from batch to batch.

@@ -21,6 +21,7 @@ mod http_limits;
 mod install;
 mod logprobs;
 mod node;
+mod promotion;
 mod pull;
 #[cfg(feature = "daemon")]
 mod reward;

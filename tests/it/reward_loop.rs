@@ -40,6 +40,7 @@ fn say(engine: &Engine, g: &Generation, user: &str, signal: Signal) -> FeedbackR
 fn publish(engine: &Engine) -> PolicyVersion {
     match engine.train_step().unwrap() {
         PublishOutcome::Published { version, .. } => version,
+        PublishOutcome::Pending { reason, .. } => panic!("pending: {reason}"),
         PublishOutcome::Skipped { reason, .. } => panic!("skipped: {reason}"),
     }
 }
@@ -222,6 +223,8 @@ fn attacked(attack: bool, limits: bool, seed: u64) -> Attacked {
         (config.train.threads, config.train.device, config.train.dtype) = (1, "cpu".into(), Dtype::F32);
         // Answers of one token: what is learned of one is learned of all that are alike.
         config.serve.max_tokens = 1;
+        // An examination asks for longer ones than were ever trained on.
+        config.gate.examine = false;
         (config.train.batch, config.train.epochs, config.train.lambda, config.train.seed) = (256, 4, 0.5, seed);
         let c = &mut config.reward;
         match limits {

@@ -66,6 +66,7 @@ pub fn rate_some(engine: &Engine, n: u64) {
 pub fn published(outcome: PublishOutcome) -> (PolicyVersion, StepMetrics) {
     match outcome {
         PublishOutcome::Published { version, metrics } => (version, metrics),
+        PublishOutcome::Pending { reason, .. } => panic!("pending: {reason}"),
         PublishOutcome::Skipped { reason, .. } => panic!("skipped: {reason}"),
     }
 }

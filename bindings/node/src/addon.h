@@ -33,6 +33,7 @@ typedef enum {
     SAMPLE,
     FORGET,
     REWARD,
+    SHOW,
     VERSIONS,
     STEP,
     ACTIVATE,

@@ -38,6 +38,8 @@ static apa_status run(job *j)
         return apa_forget(engine, j->text, j->text_len, &j->string, &j->error);
     case REWARD:
         return apa_reward_put(engine, j->text, j->text_len, j->number, &j->error);
+    case SHOW:
+        return apa_policy_show(engine, (uint64_t)j->number, &j->string, &j->error);
     case VERSIONS:
         return apa_policy_list(engine, &j->string, &j->error);
     case STEP:

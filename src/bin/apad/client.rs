@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
-use apa::engine::{Status, TrainerStatus};
+use apa::engine::{Status, TrainerStatus, VersionRecord};
 use apa::ledger::{Forgotten, ReviewEntry};
 use apa::types::{ChatMessage, FeedbackReceipt, PolicyVersion, VersionInfo};
 use clap::Args;
@@ -205,6 +205,11 @@ impl Client {
             data: Vec<VersionInfo>,
         }
         Ok(self.call::<List>(Method::GET, "/v1/policy/versions", None).await?.data)
+    }
+
+    /// A version with the verdict over it.
+    pub async fn version(&self, version: PolicyVersion) -> Result<VersionRecord> {
+        self.call(Method::GET, &format!("/v1/policy/versions/{version}"), None).await
     }
 
     /// Serves `version` from now on, by its adapter or by its `whole` weights.

@@ -1,6 +1,7 @@
 //! `apad versions`: the published versions of a running daemon, and which one serves.
 
 use anyhow::Result;
+use apa::engine::{VerdictRecord, VersionRecord};
 use apa::types::{PolicyVersion, VersionInfo};
 use clap::{Args, Subcommand};
 use serde_json::json;
@@ -12,6 +13,7 @@ use crate::client::Daemon;
 #[command(after_help = "\
 Examples:
   apad versions
+  apad versions show 3
   apad versions activate 3
   apad versions rollback")]
 pub struct Options {
@@ -29,6 +31,9 @@ enum Action {
     /// All versions, oldest first (what `apad versions` does alone)
     #[command(after_help = "Example:\n  apad versions list --json")]
     List,
+    /// A version with the verdict over it: what was measured, and why it serves or doesn't
+    #[command(after_help = "Example:\n  apad versions show 3 --json")]
+    Show { version: u64 },
     /// Serve this version from now on
     #[command(after_help = "\
 Example:
@@ -60,6 +65,15 @@ pub async fn run(options: Options) -> Result<()> {
             }
             return Ok(());
         }
+        Action::Show { version } => {
+            let record = client.version(PolicyVersion(version)).await?;
+            if options.json {
+                println!("{}", serde_json::to_string_pretty(&record)?);
+            } else {
+                print!("{}", shown(&record));
+            }
+            return Ok(());
+        }
         Action::Activate { version, whole } => client.activate(PolicyVersion(version), whole).await?,
         Action::Rollback => client.rollback().await?,
     };
@@ -83,6 +97,55 @@ fn table(versions: &[VersionInfo]) -> String {
             text += &format!("  {:>7}  {reward:>+7.3}  {length:>6.1}  {kl:>18.3}", m.samples);
         }
         text.push('\n');
+    }
+    text
+}
+
+/// A version for people to read.
+fn shown(record: &VersionRecord) -> String {
+    let lineage: Vec<String> = record.lineage.iter().map(|v| v.to_string()).collect();
+    let mut text = format!("version {}{}\n", record.info.version, if record.info.active { ", active" } else { "" });
+    if !lineage.is_empty() {
+        text += &format!("goes back to {}\n", lineage.join(", "));
+    }
+    let Some(verdict) = &record.verdict else { return text + "no gate has judged it\n" };
+    let said: VerdictRecord = serde_json::from_value(verdict.record.clone()).unwrap_or_default();
+    let ruling = serde_json::to_value(verdict.ruling).unwrap_or_default();
+    text += &format!("{}: {}\n", ruling.as_str().unwrap_or_default().replace('_', " "), said.reason);
+    if let Some(examination) = &said.examination {
+        let seconds = said.seconds.map_or(String::new(), |s| format!(" in {s:.1} s"));
+        text += &format!("\nexamination on {} prompts{seconds}\n", examination.prompts);
+        text += "  measure                parent  candidate  difference (95%)          limit\n";
+        for c in &examination.compared {
+            let d = &c.difference;
+            let limit = c.limit.map_or("-".to_owned(), |limit| format!("{limit:.3}"));
+            text += &format!(
+                "{} {:<18}  {:>8.3}  {:>9.3}",
+                if c.crossed { '!' } else { ' ' },
+                c.name,
+                c.parent,
+                c.candidate
+            );
+            text += &format!("  {:>+7.3} [{:+.3}, {:+.3}]  {limit:>8}\n", d.mean, d.lower, d.upper);
+        }
+        for anchor in &examination.anchors {
+            text += &format!("  anchor {}: {}\n", anchor.name, if anchor.held { "holds" } else { "does not hold" });
+        }
+    }
+    if let Some(trial) = &said.trial {
+        let share = 100.0 * trial.share;
+        text += &format!(
+            "\ntrial with {share:.0}% of the users; {} ratings of its answers, {} of the parent's\n",
+            trial.candidate_ratings, trial.parent_ratings
+        );
+        for (name, i) in [
+            ("mean rating", &trial.rating),
+            ("share rated", &trial.rated),
+            ("regenerated", &trial.regenerated),
+            ("corrected", &trial.corrected),
+        ] {
+            text += &format!("  {name:<18}  {:>+7.3} [{:+.3}, {:+.3}]\n", i.mean, i.lower, i.upper);
+        }
     }
     text
 }

@@ -2,6 +2,7 @@
 //! never leaves the policy in memory ahead of the one on record.
 
 mod step;
+mod trial;
 mod versions;
 
 pub(super) use versions::weights_of;
@@ -15,10 +16,14 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender, bounded};
 use serde::{Deserialize, Serialize};
 
+pub use trial::VerdictRecord;
+
+use super::examiner::Examiner;
 use super::feed::{Hub, News, Topic};
 use super::judge::{Judge, Samples};
 use super::rollouts::Rollouts;
-use super::status::{TrainerState, TrainerStatus};
+use super::routes::Routes;
+use super::status::{TrainerState, TrainerStatus, TrialStatus};
 use crate::config::{Config, TrainConfig};
 use crate::error::{Code, Error, Result};
 use crate::gate::{self, Candidate};
@@ -40,6 +45,17 @@ pub enum PublishOutcome {
     Published {
         /// The new version.
         version: PolicyVersion,
+        /// What its batch measured.
+        metrics: StepMetrics,
+    },
+    /// A new version was trained that doesn't serve everyone yet.
+    Pending {
+        /// The new version.
+        version: PolicyVersion,
+        /// What becomes of it: a trial by users, or a proposal to a person.
+        ruling: Ruling,
+        /// One sentence.
+        reason: String,
         /// What its batch measured.
         metrics: StepMetrics,
     },
@@ -78,6 +94,7 @@ pub(super) struct Parts {
     /// For the tokens of corrections.
     pub(super) model: Arc<Model>,
     pub(super) hub: Arc<Hub>,
+    pub(super) routes: Arc<Routes>,
 }
 
 /// What the thread and its handle share.
@@ -124,7 +141,7 @@ impl LearningLoop {
         parts: Parts,
         active: PolicyVersion,
     ) -> Result<LearningLoop> {
-        let Parts { ledger, store, scheduler, model, hub } = parts;
+        let Parts { ledger, store, scheduler, model, hub, routes } = parts;
         let (orders, inbox) = bounded(16);
         // One reminder is as good as many.
         let (due, reminders) = bounded(1);
@@ -147,6 +164,9 @@ impl LearningLoop {
             shared: shared.clone(),
             active,
             model,
+            routes,
+            trial: None,
+            watched: None,
             ready: None,
             threads: Arc::default(),
         };
@@ -253,6 +273,12 @@ struct Worker {
     shared: Arc<Shared>,
     active: PolicyVersion,
     model: Arc<Model>,
+    /// Which version answers whom.
+    routes: Arc<Routes>,
+    /// The candidate that is tried by users.
+    trial: Option<trial::OnTrial>,
+    /// The version that serves, if it is watched.
+    watched: Option<trial::Watched>,
     /// What training takes. `None` while the model is read, where training is off, and for a model that can't be
     /// trained.
     ready: Option<Ready>,
@@ -268,6 +294,8 @@ struct Ready {
     /// The state that belongs to the active version. `None` after a failure, until another version is activated.
     trainer: Option<Trainer>,
     rollouts: Option<Rollouts>,
+    /// Holds examinations of candidates, where the settings want them.
+    examiner: Option<Examiner>,
 }
 
 /// The trainer at work, for the meters.
@@ -320,6 +348,10 @@ impl Worker {
             }
         };
         pool.install(|| self.prepare());
+        self.resume_trial();
+        if let Err(error) = self.begin_watch() {
+            tracing::error!(%error, "the active version is not watched");
+        }
         loop {
             let order = crossbeam_channel::select! {
                 recv(orders) -> order => order,
@@ -357,6 +389,7 @@ impl Worker {
                 let _ = reply.send(self.restore(&path));
             }
         }
+        self.look_at_versions();
         self.learn(orders);
         if orders.is_empty() && !self.shared.interrupted() {
             self.learn_reward();
@@ -364,9 +397,18 @@ impl Worker {
         }
     }
 
+    /// What ratings say of the version that serves and of the one on trial.
+    fn look_at_versions(&mut self) {
+        if let Err(error) = self.look_at_trial().and_then(|()| self.look_back()) {
+            tracing::error!(%error, "versions could not be compared");
+            self.shared.status().reason = Some(error.to_string());
+        }
+    }
+
     /// Trains while full batches are in; orders come between two of them.
     fn learn(&mut self, orders: &Receiver<Order>) {
         while self.shared.auto.load(Ordering::Acquire)
+            && self.trial.is_none()
             && self.full_batch()
             && orders.is_empty()
             && !self.shared.interrupted()
@@ -488,7 +530,8 @@ impl Worker {
         let decoder = Arc::new(Decoder::load(&self.config.model, &policy::device(device)?, *dtype)?);
         let rollouts = Rollouts::new(&self.config.reward, &self.model)?;
         let judge = Judge::new(&self.config, &decoder, self.model.clone())?;
-        Ok(Ready { decoder, judge, trainer: None, rollouts })
+        let examiner = Examiner::new(&self.config, &decoder, &self.model)?;
+        Ok(Ready { decoder, judge, trainer: None, rollouts, examiner })
     }
 
     fn tell(&self, news: impl FnOnce() -> News) {

@@ -1,7 +1,9 @@
 //! One step of the learner: a batch becomes samples, a candidate, a version on record that is served. Never decides
 //! when.
 
+use super::trial::VerdictRecord;
 use super::*;
+use crate::gate::{Examination, Outcome};
 
 const NOT_READY: &str = "the trainer is not ready";
 
@@ -13,6 +15,11 @@ impl Worker {
             let reason = status.reason.unwrap_or_else(|| NOT_READY.into());
             let unsupported = status.state == TrainerState::Unsupported || !self.config.train.enabled;
             return Err(if unsupported { Error::unsupported(reason) } else { Error::train(reason) });
+        }
+        if let Some(on) = &self.trial {
+            let reason =
+                format!("version {} is on trial; what is rated meanwhile is learned from afterwards", on.candidate);
+            return Ok(PublishOutcome::Skipped { reason, consumed: 0 });
         }
         let batch = self.ledger.pending_batch(self.config.train.batch as usize)?;
         if batch.len() < least {
@@ -52,7 +59,7 @@ impl Worker {
         self.announce(&outcome);
         let mut status = self.shared.status();
         match &outcome {
-            PublishOutcome::Published { metrics, .. } => {
+            PublishOutcome::Published { metrics, .. } | PublishOutcome::Pending { metrics, .. } => {
                 status.steps += 1;
                 status.dropped_steps += metrics.dropped_steps as u64;
                 status.last = Some(metrics.clone());
@@ -69,7 +76,7 @@ impl Worker {
 
     fn announce(&self, outcome: &PublishOutcome) {
         match outcome {
-            PublishOutcome::Published { version, metrics } => {
+            PublishOutcome::Published { version, metrics } | PublishOutcome::Pending { version, metrics, .. } => {
                 self.tell(|| News::StepDone { version: *version, metrics: metrics.clone() });
             }
             PublishOutcome::Skipped { reason, consumed } => {
@@ -109,35 +116,57 @@ impl Worker {
         let Some(Ready { trainer: Some(trainer), judge, .. }) = &self.ready else {
             return Err(Error::train(NOT_READY));
         };
-        let version = self.ledger.next_version()?;
-        let info = VersionInfo {
-            version,
-            parent: Some(self.active),
-            active: true,
-            created: unix_millis(),
-            metrics: metrics.clone(),
-        };
+        let (version, parent) = (self.ledger.next_version()?, self.active);
         let stage = self.store.stage(version)?;
         trainer.save(stage.path())?;
         judge.save(stage.path())?;
+        let (examination, seconds) = self.examine(version, stage.path())?.unzip();
+        if let Some(Examination { outcome: Outcome::Refused, reason, .. }) = &examination {
+            let record =
+                VerdictRecord { reason: reason.clone(), examination: examination.clone(), seconds, trial: None };
+            self.ledger.add_verdict(None, parent, Ruling::Refused, record.json())?;
+            self.tell(|| News::VersionRefused { version: None, reason: reason.clone() });
+            return self.refuse(reason.clone(), used);
+        }
+        let (ruling, reason) = self.ruling(examination.as_ref())?;
+        let active = ruling == Ruling::Promoted;
+        let info =
+            VersionInfo { version, parent: Some(parent), active, created: unix_millis(), metrics: metrics.clone() };
         stage.commit(self.about(&info))?;
         if let Err(error) = self.ledger.commit_version(&info, used, records) {
             // Its number is not taken: the folder must not stand in the way of the next try.
             self.remove_orphans();
             return Err(error);
         }
-        // From here on it is on record: whatever fails later, a restart serves it.
-        self.active = version;
-        self.scheduler.swap(weights_of(&self.store, version)?)?;
+        let record = VerdictRecord { reason: reason.clone(), examination, seconds, trial: None };
+        let verdict = self.ledger.add_verdict(Some(version), parent, ruling, record.json())?;
+        if active {
+            // From here on it is on record: whatever fails later, a restart serves it.
+            self.active = version;
+            self.scheduler.swap(weights_of(&self.store, version)?)?;
+            self.begin_watch()?;
+        } else {
+            // The trainer goes on from what serves.
+            self.load_trainer()?;
+            if ruling == Ruling::Trial
+                && let Some(verdict) = self.ledger.trial()?.filter(|v| v.id == verdict)
+            {
+                self.begin_trial(&verdict)?;
+            }
+        }
         tracing::info!(
             version = version.0,
+            ?ruling,
             mean_reward = metrics.mean_reward,
             kl_nats = metrics.kl_per_response.0,
             seconds = metrics.seconds,
             "policy published"
         );
-        self.tell(|| News::VersionPublished { version, parent: info.parent.unwrap_or_default() });
-        self.prune(info.parent.unwrap_or_default());
+        if !active {
+            return Ok(PublishOutcome::Pending { version, ruling, reason, metrics });
+        }
+        self.tell(|| News::VersionPublished { version, parent });
+        self.prune(parent);
         Ok(PublishOutcome::Published { version, metrics })
     }
 

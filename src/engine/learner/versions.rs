@@ -1,6 +1,7 @@
 //! Which version the learner goes on from: activated, restored, loaded into the trainer. Never trains.
 
 use super::*;
+use crate::gate::{Examination, Outcome};
 
 /// The file of a version's weights, checked against its manifest.
 pub(in crate::engine) fn weights_of(store: &VersionStore, version: PolicyVersion) -> Result<Weights> {
@@ -40,7 +41,22 @@ impl Worker {
         }
     }
 
+    /// Serves a version because a person says so.
     pub(super) fn activate(&mut self, version: PolicyVersion, whole: Option<PathBuf>) -> Result<()> {
+        self.serve_as(version, whole)?;
+        if let Some(verdict) = self.ledger.verdict_of(version)?.filter(|v| v.ruling == Ruling::Proposed) {
+            self.settle(&verdict, Ruling::Promoted, "a person promoted it")?;
+        }
+        self.trial_overruled(version)?;
+        self.begin_watch()
+    }
+
+    /// Serves a version by its adapter, and goes on from it.
+    pub(super) fn serve(&mut self, version: PolicyVersion) -> Result<()> {
+        self.serve_as(version, None)
+    }
+
+    fn serve_as(&mut self, version: PolicyVersion, whole: Option<PathBuf>) -> Result<()> {
         let mut weights = weights_of(&self.store, version)?;
         if let Some(path) = whole {
             weights.source = Source::Whole(path);
@@ -60,7 +76,7 @@ impl Worker {
 
     /// Serves the newest version on record. Asked here again which that is: a step may have made one meanwhile.
     pub(super) fn sync(&mut self) -> Result<PolicyVersion> {
-        let newest = self.ledger.newest()?;
+        let newest = self.ledger.newest_servable()?;
         if self.scheduler.load().versions.last() != Some(&newest) {
             self.activate(newest, None)?;
         }
@@ -93,6 +109,13 @@ impl Worker {
             )));
         }
         about.parent = Some(parent);
+        let (examination, seconds) = self.examine(version, stage.path())?.unzip();
+        if let Some(Examination { outcome: Outcome::Refused, reason, .. }) = &examination {
+            let record =
+                VerdictRecord { reason: reason.clone(), examination: examination.clone(), seconds, trial: None };
+            self.ledger.add_verdict(None, parent, Ruling::Refused, record.json())?;
+            return Err(Error::model(format!("the snapshot {} was refused: {reason}", path.display())));
+        }
         let info = VersionInfo {
             version,
             parent: Some(parent),
@@ -112,6 +135,8 @@ impl Worker {
         }
         self.active = version;
         self.reload();
+        self.trial_overruled(version)?;
+        self.begin_watch()?;
         self.tell(|| News::VersionPublished { version, parent });
         tracing::info!(version = version.0, "version restored");
         Ok(version)

@@ -1,5 +1,6 @@
 //! `apad bench`: measures the parts as they are used. Never tunes or fakes what it measures.
 
+mod promotion;
 mod score;
 mod serve;
 mod train;
@@ -18,6 +19,7 @@ pub struct Options {
 
 #[derive(Subcommand)]
 enum What {
+    Promotion(promotion::Options),
     Score(score::Options),
     Serve(serve::Options),
     Train(train::Options),
@@ -25,6 +27,7 @@ enum What {
 
 pub async fn run(options: Options) -> Result<()> {
     match options.what {
+        What::Promotion(options) => promotion::run(options).await,
         What::Score(options) => score::run(options).await,
         What::Serve(options) => serve::run(options).await,
         What::Train(options) => train::run(options).await,

@@ -1,0 +1,336 @@
+//! Lets a candidate and its parent answer the same prompts with the same dice, and gathers what was measured of their
+//! answers. Never decides about them; they are neither recorded nor trained on.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::judge::Judge;
+use super::rollouts::{end_of, tokens_of};
+use crate::config::{Config, PromotionConfig};
+use crate::error::{Error, Result};
+use crate::gate::{AnchorResult, Limits, Measured, Papers, repetition};
+use crate::ids::GenerationKind;
+use crate::ledger::Ledger;
+use crate::llama::{Model, PromptTokens};
+use crate::policy::{Decoder, Lora};
+use crate::prompts::{prompt_of, read_lines};
+use crate::reward::{Asked, Grader, Source};
+use crate::scheduler::{GenerationStream, Scheduler};
+use crate::trainer::Trainer;
+use crate::types::*;
+
+/// What the setting says for prompts of users.
+const USERS: &str = "users";
+/// Prompts where the settings name none.
+const PROMPTS: &str = include_str!("examination_prompts.txt");
+/// Text where the settings name none.
+const TEXT: &str = include_str!("examination_text.txt");
+/// Tokens of the text that are looked at.
+const TEXT_TOKENS: usize = 512;
+/// Prompts that both answer at a time while nobody else asks.
+const TOGETHER: usize = 4;
+/// How often a wait for others looks again, and how long it waits at most before each part.
+const LOOK: Duration = Duration::from_millis(20);
+const PATIENCE: Duration = Duration::from_secs(30);
+/// Seconds that an anchor's command may take.
+const ANCHOR_TIME: Duration = Duration::from_secs(60);
+
+/// What examinations are held with.
+pub(super) struct Examiner {
+    config: PromotionConfig,
+    prompts: Vec<Vec<TokenId>>,
+    text: Vec<TokenId>,
+    anchors: Vec<Anchor>,
+}
+
+struct Anchor {
+    name: String,
+    prompt: Vec<TokenId>,
+    text: PromptText,
+    grader: Grader,
+}
+
+/// A line of the file of anchors, beside its prompt.
+#[derive(Deserialize)]
+struct Line {
+    name: Option<String>,
+    regex: Option<String>,
+    command: Option<String>,
+}
+
+/// Who is examined, and what by.
+pub(super) struct Hall<'a> {
+    pub scheduler: &'a Scheduler,
+    pub ledger: &'a Ledger,
+    /// Computes what versions think of answers.
+    pub trainer: &'a Trainer,
+    pub judge: &'a Judge,
+    /// The parent's adapter; none for the initial model.
+    pub parent: Option<Lora>,
+    /// The candidate's.
+    pub adapter: &'a Lora,
+    /// The candidate; its weights are served beside the parent's.
+    pub candidate: PolicyVersion,
+    pub stop: &'a AtomicBool,
+}
+
+impl Hall<'_> {
+    fn stopped(&self) -> bool {
+        self.stop.load(Ordering::Acquire)
+    }
+}
+
+impl Examiner {
+    /// Reads prompts, text and anchors, if candidates are examined.
+    pub fn new(config: &Config, decoder: &Arc<Decoder>, model: &Arc<Model>) -> Result<Option<Self>> {
+        let gate = &config.gate;
+        if !gate.examine {
+            return Ok(None);
+        }
+        let tokens = PromptTokens::new(model);
+        let prompts = match gate.prompts.as_deref() {
+            Some(USERS) => Vec::new(),
+            Some(path) => tokens_of(Path::new(path), model)?,
+            None => PROMPTS
+                .lines()
+                .filter(|line| !line.is_empty())
+                .map(|line| asked(line, &tokens))
+                .collect::<Result<_>>()?,
+        };
+        let text = match &gate.text {
+            Some(path) => std::fs::read_to_string(path).map_err(|e| Error::from(e).context(path.display()))?,
+            None => TEXT.to_owned(),
+        };
+        let mut text = model.tokenize(&text, true, false)?;
+        text.truncate(TEXT_TOKENS.min(config.train.max_tokens as usize));
+        if gate.text.is_some() && text.len() < 2 {
+            return Err(Error::arg("gate.text names a file without words"));
+        }
+        let anchors = match &gate.anchors {
+            Some(path) => anchors(path, &tokens, decoder, model)?,
+            None => Vec::new(),
+        };
+        Ok(Some(Self { config: gate.clone(), prompts, text, anchors }))
+    }
+
+    /// The limits that the settings draw.
+    pub fn limits(&self) -> Limits {
+        let c = &self.config;
+        Limits {
+            margin: c.margin,
+            kl_initial: c.kl_budget,
+            kl_parent: c.kl_step,
+            cut_off: c.cut_off,
+            length: c.length,
+            repetition: c.repetition,
+            entropy: c.entropy,
+            held_back: c.text_loss,
+            ..Limits::default()
+        }
+    }
+
+    /// Asks both and measures.
+    ///
+    /// # Errors
+    /// `Closed` if it was stopped; whatever keeps answers from being made, scored or read.
+    pub fn papers(&self, hall: &Hall) -> Result<Papers> {
+        let recent = match self.config.prompts.as_deref() {
+            Some(USERS) => hall.ledger.recent_prompts(self.config.count as usize)?,
+            _ => Vec::new(),
+        };
+        let prompts = if self.config.prompts.as_deref() == Some(USERS) { &recent } else { &self.prompts };
+        let asked = prompts.iter().take(self.config.count as usize);
+        let requests: Vec<GenerateRequest> = asked.zip(0..).map(|(prompt, dice)| self.request(prompt, dice)).collect();
+        let answers = self.answer(hall, &requests)?;
+        let measured = self.measure(hall, &answers)?;
+        Ok(Papers { answers: measured, held_back: self.held_back(hall)?, anchors: self.hold(hall)? })
+    }
+
+    fn request(&self, prompt: &[TokenId], dice: u64) -> GenerateRequest {
+        GenerateRequest {
+            prompt: prompt.to_vec(),
+            // The plain policy: what was trained.
+            sampling: Sampling { seed: Some(dice), ..Sampling::default() },
+            max_tokens: Some(self.config.max_tokens),
+            ..GenerateRequest::default()
+        }
+    }
+
+    /// The answers of parent and candidate to each request. One that neither context has room for is left out.
+    fn answer(&self, hall: &Hall, requests: &[GenerateRequest]) -> Result<Vec<(Arc<Generation>, Arc<Generation>)>> {
+        let stop = || hall.stopped();
+        let mut answers = Vec::with_capacity(requests.len());
+        let mut rest = requests;
+        while !rest.is_empty() {
+            let busy = wait_for_quiet(hall.scheduler, &stop)?;
+            let (part, later) = rest.split_at(if busy { 1 } else { TOGETHER.min(rest.len()) });
+            rest = later;
+            let submit = |request: &GenerateRequest, version| {
+                let request = GenerateRequest { version, ..request.clone() };
+                hall.scheduler.submit(GenerationId::new(GenerationKind::Examination), request)
+            };
+            let mut streams: Vec<(GenerationStream, GenerationStream)> = Vec::new();
+            for request in part {
+                match (submit(request, None), submit(request, Some(hall.candidate))) {
+                    (Ok(parent), Ok(candidate)) => streams.push((parent, candidate)),
+                    (Err(error), _) | (_, Err(error)) => {
+                        tracing::warn!(%error, "a prompt of the examination was left out")
+                    }
+                }
+            }
+            let ends =
+                streams.iter().map(|(p, c)| Ok((end_of(p, &stop)?, end_of(c, &stop)?))).collect::<Result<Vec<_>>>();
+            if ends.is_err() {
+                streams.iter().for_each(|(p, c)| {
+                    p.cancel();
+                    c.cancel();
+                });
+            }
+            answers.extend(ends?);
+        }
+        if let Some((_, other)) = answers.iter().find(|(_, c)| c.policy_version != hall.candidate) {
+            let version = other.policy_version;
+            return Err(Error::train(format!("version {version} answered in place of candidate {}", hall.candidate)));
+        }
+        if answers.is_empty() {
+            return Err(Error::train("no prompt of the examination could be answered"));
+        }
+        Ok(answers)
+    }
+
+    fn measure(
+        &self,
+        hall: &Hall,
+        answers: &[(Arc<Generation>, Arc<Generation>)],
+    ) -> Result<Vec<(Measured, Measured)>> {
+        // An answer without a token has nothing to be weighed.
+        let whole: Vec<_> = answers.iter().filter(|(p, c)| !p.response.is_empty() && !c.response.is_empty()).collect();
+        let parents: Vec<&Generation> = whole.iter().map(|(p, _)| &**p).collect();
+        let candidates: Vec<&Generation> = whole.iter().map(|(_, c)| &**c).collect();
+        let both: Vec<&Generation> = parents.iter().chain(&candidates).copied().collect();
+        let scores = hall.judge.score_alone(&both, hall.stop)?;
+        let cancel = || hall.stopped();
+        let weigh = |answers: &[&Generation], adapter: Option<&Lora>| {
+            let pairs: Vec<(&[TokenId], &[TokenId])> =
+                answers.iter().map(|g| (&g.prompt[..], &g.response[..])).collect();
+            hall.trainer.weigh(&pairs, adapter, &cancel)
+        };
+        let initial = weigh(&both, None)?;
+        let by_parent = match &hall.parent {
+            Some(parent) => weigh(&both, Some(parent))?,
+            // Of the initial model itself only the entropy is missing: an adapter that changes nothing tells it.
+            None => weigh(&both, Some(&Lora::new(hall.trainer.decoder(), 1, 1.0, None, 0)?))?,
+        };
+        let by_candidate = weigh(&candidates, Some(hall.adapter))?;
+        let of = |g: &Generation, score: Option<f64>| Measured {
+            score,
+            cut_off: g.finish == FinishReason::Length,
+            tokens: g.response.len(),
+            repetition: repetition(&g.response),
+            ..Measured::default()
+        };
+        let (mut first, mut second) = (Vec::new(), Vec::new());
+        for (i, (g, score)) in both.iter().zip(scores).enumerate() {
+            let (Some(initial), Some(parent)) = (initial.get(i), by_parent.get(i)) else { continue };
+            match i.checked_sub(parents.len()).and_then(|i| by_candidate.get(i)) {
+                None => first.push(Measured {
+                    kl_initial: parent.logprob - initial.logprob,
+                    entropy: parent.entropy,
+                    ..of(g, score)
+                }),
+                Some(candidate) => second.push(Measured {
+                    kl_initial: candidate.logprob - initial.logprob,
+                    kl_parent: candidate.logprob - parent.logprob,
+                    entropy: candidate.entropy,
+                    ..of(g, score)
+                }),
+            }
+        }
+        Ok(first.into_iter().zip(second).collect())
+    }
+
+    /// Mean log-probability a token of the text: of the initial model, the parent, the candidate.
+    fn held_back(&self, hall: &Hall) -> Result<Option<(f64, f64, f64)>> {
+        let Some((first, rest)) = self.text.split_first().filter(|(_, rest)| !rest.is_empty()) else { return Ok(None) };
+        let cancel = || hall.stopped();
+        let text: [(&[TokenId], &[TokenId]); 1] = [(std::slice::from_ref(first), rest)];
+        let mean = |adapter: Option<&Lora>| -> Result<f64> {
+            let weighed = hall.trainer.weigh(&text, adapter, &cancel)?;
+            Ok(weighed.iter().map(|w| w.logprob).sum::<f64>() / rest.len() as f64)
+        };
+        let initial = mean(None)?;
+        let parent = hall.parent.as_ref().map_or(Ok(initial), |parent| mean(Some(parent)))?;
+        Ok(Some((initial, parent, mean(Some(hall.adapter))?)))
+    }
+
+    /// Whether the anchors hold, with the most probable answers of both.
+    fn hold(&self, hall: &Hall) -> Result<Vec<AnchorResult>> {
+        let greedy = |anchor: &Anchor| GenerateRequest {
+            sampling: Sampling { temperature: 0.0, ..Sampling::default() },
+            ..self.request(&anchor.prompt, 0)
+        };
+        if self.anchors.is_empty() {
+            return Ok(Vec::new());
+        }
+        let requests: Vec<GenerateRequest> = self.anchors.iter().map(greedy).collect();
+        let answers = self.answer(hall, &requests)?;
+        if answers.len() != self.anchors.len() {
+            return Err(Error::train("an anchor's prompt leaves no room for an answer in serve.context"));
+        }
+        let mut results = Vec::with_capacity(answers.len());
+        for (anchor, (parent, candidate)) in self.anchors.iter().zip(&answers) {
+            let asked: [Asked; 2] = [(&anchor.text, parent), (&anchor.text, candidate)];
+            let scores = anchor.grader.scores(&asked, hall.stop)?;
+            let held = |i: usize| scores.get(i).is_some_and(|score| *score > 0.0);
+            results.push(AnchorResult { name: anchor.name.clone(), held: held(1), held_before: held(0) });
+        }
+        Ok(results)
+    }
+}
+
+/// A question as users ask one: a conversation where the model has a template for it, else plain text.
+fn asked(line: &str, tokens: &PromptTokens) -> Result<Vec<TokenId>> {
+    let message = ChatMessage { role: "user".into(), content: line.to_owned() };
+    tokens.of(&PromptText::Chat(vec![message])).or_else(|_| tokens.of(&PromptText::Text(line.to_owned())))
+}
+
+fn anchors(path: &Path, tokens: &PromptTokens, decoder: &Arc<Decoder>, model: &Arc<Model>) -> Result<Vec<Anchor>> {
+    let (lines, _) = read_lines(path, |line| {
+        let value: Value = serde_json::from_slice(line).map_err(|e| Error::arg(format!("no JSON ({e})")))?;
+        let text = prompt_of(&value)?;
+        let line: Line = serde_json::from_value(value).map_err(|e| Error::arg(e.to_string()))?;
+        let source = match (line.regex, line.command) {
+            (Some(regex), None) => format!("regex:{regex}").parse::<Source>()?,
+            (None, Some(command)) => format!("command:{command}").parse::<Source>()?,
+            _ => return Err(Error::arg("an anchor has either \"regex\" or \"command\"")),
+        };
+        Ok((line.name, text, source))
+    })?;
+    let anchor = |(number, (name, text, source)): (usize, (Option<String>, PromptText, Source))| {
+        let name = name.unwrap_or_else(|| format!("line {number}"));
+        let prompt = tokens.of(&text)?;
+        let grader = source.open(ANCHOR_TIME, decoder, model)?;
+        Ok(Anchor { name, prompt, text, grader })
+    };
+    lines.into_iter().map(anchor).collect()
+}
+
+/// Waits while others' requests wait, for a time; says whether somebody else is still answered.
+fn wait_for_quiet(scheduler: &Scheduler, stop: &dyn Fn() -> bool) -> Result<bool> {
+    let since = Instant::now();
+    loop {
+        let load = scheduler.load();
+        if load.queued == 0 || since.elapsed() > PATIENCE {
+            return Ok(load.running > 0);
+        }
+        if stop() {
+            return Err(Error::closed("the examination was stopped"));
+        }
+        std::thread::sleep(LOOK);
+    }
+}

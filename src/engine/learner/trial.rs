@@ -1,0 +1,321 @@
+//! What becomes of a candidate: examined before anyone sees it, tried by a share of the users, watched once it serves.
+//! Never trains.
+
+use std::collections::HashMap;
+
+use super::*;
+use crate::config::{Promotion, Undecided};
+use crate::engine::examiner::Hall;
+use crate::engine::routes::Split;
+use crate::gate::{Arm, Examination, Fate, Outcome, Plan, Standing, Trial, TrialRecord, Watch, examine};
+use crate::policy::Lora;
+use crate::scheduler::Weights;
+use crate::trainer::ADAPTER_FILE;
+
+/// Rows that are read of the ledger at a look. What is left is read at the next.
+const ROWS: usize = 10_000;
+/// How far back `gate.users` looks for users who rate, in milliseconds.
+const MONTH: u64 = 30 * 24 * 3600 * 1000;
+
+/// What a verdict rests on, as it is kept with it.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct VerdictRecord {
+    /// One sentence.
+    pub reason: String,
+    /// What candidate and parent answered to the same prompts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub examination: Option<Examination>,
+    /// What that took, in seconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub seconds: Option<f64>,
+    /// What users said.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub trial: Option<TrialRecord>,
+}
+
+impl VerdictRecord {
+    pub(super) fn json(&self) -> serde_json::Value {
+        serde_json::to_value(self).unwrap_or_default()
+    }
+
+    /// Of what is on record; what an older build wrote otherwise counts as nothing.
+    fn of(verdict: &StoredVerdict) -> VerdictRecord {
+        serde_json::from_value(verdict.record.clone()).unwrap_or_default()
+    }
+}
+
+/// A candidate that a share of the users gets.
+pub(super) struct OnTrial {
+    verdict: u64,
+    pub(super) candidate: PolicyVersion,
+    pub(super) parent: PolicyVersion,
+    started: UnixMillis,
+    record: VerdictRecord,
+    trial: Trial,
+    /// Rows of the ledger up to which it has heard what was said, and what became of answers.
+    heard: (u64, u64),
+    /// Ratings of each user that counted.
+    users: HashMap<String, u32>,
+}
+
+/// A version that serves, watched against the one before it.
+pub(super) struct Watched {
+    verdict: StoredVerdict,
+    version: PolicyVersion,
+    since: UnixMillis,
+    watch: Watch,
+    heard: u64,
+}
+
+impl Worker {
+    /// Candidate, whose files are in a folder, and parent answer the same prompts. `None` where the settings want no
+    /// examination.
+    pub(super) fn examine(&self, candidate: PolicyVersion, folder: &Path) -> Result<Option<(Examination, f64)>> {
+        let Some(Ready { trainer: Some(trainer), judge, examiner: Some(examiner), .. }) = &self.ready else {
+            return Ok(None);
+        };
+        let adapter = &Lora::read_gguf(&folder.join(ADAPTER_FILE), trainer.decoder())?;
+        let started = Instant::now();
+        let parent = match self.active {
+            PolicyVersion::INITIAL => None,
+            active => Some(Lora::read_gguf(&self.store.path(active).join(ADAPTER_FILE), trainer.decoder())?),
+        };
+        self.scheduler
+            .serve_beside(Weights { version: candidate, source: Source::Adapter(folder.join(ADAPTER_FILE)) })?;
+        let hall = Hall {
+            scheduler: &self.scheduler,
+            ledger: &self.ledger,
+            trainer,
+            judge,
+            parent,
+            adapter,
+            candidate,
+            stop: &self.shared.interrupt,
+        };
+        let papers = examiner.papers(&hall);
+        self.scheduler.leave(candidate)?;
+        let examination = examine(&papers?, &examiner.limits());
+        let seconds = started.elapsed().as_secs_f64();
+        let Examination { outcome, reason, .. } = &examination;
+        tracing::info!(candidate = candidate.0, ?outcome, reason, seconds, "examined");
+        Ok(Some((examination, seconds)))
+    }
+
+    /// What becomes of a candidate that was not refused.
+    pub(super) fn ruling(&self, examination: Option<&Examination>) -> Result<(Ruling, String)> {
+        let gate = &self.config.gate;
+        let passed = examination.is_some_and(|e| e.outcome == Outcome::Passed);
+        let said = examination.map_or("it was not examined".to_owned(), |e| e.reason.clone());
+        let tried = match gate.mode {
+            Promotion::Propose => return Ok((Ruling::Proposed, format!("{said}; a person decides (gate.mode)"))),
+            Promotion::Serve => false,
+            Promotion::Canary => !passed,
+            Promotion::Auto if passed => false,
+            Promotion::Auto => {
+                let enough = gate.users as usize;
+                self.ledger.raters(unix_millis().saturating_sub(MONTH), enough.max(1))? >= enough.max(1)
+            }
+        };
+        Ok((if tried { Ruling::Trial } else { Ruling::Promoted }, said))
+    }
+
+    fn plan(&self) -> Plan {
+        let gate = &self.config.gate;
+        Plan {
+            shares: gate.shares.to_vec(),
+            margin: gate.trial_margin,
+            rate_margin: gate.rate_margin,
+            alpha: gate.alpha,
+            most_ratings: gate.ratings.into(),
+            most_hours: gate.hours.into(),
+            ..Plan::default()
+        }
+    }
+
+    /// Serves a candidate beside its parent, as its verdict on record says.
+    pub(super) fn begin_trial(&mut self, verdict: &StoredVerdict) -> Result<()> {
+        let Some(candidate) = verdict.version else { return Err(Error::train("a trial without a version")) };
+        self.scheduler.serve_beside(weights_of(&self.store, candidate)?)?;
+        let trial = OnTrial {
+            verdict: verdict.id,
+            candidate,
+            parent: verdict.parent,
+            started: verdict.created,
+            record: VerdictRecord::of(verdict),
+            trial: Trial::new(self.plan()),
+            heard: (0, 0),
+            users: HashMap::new(),
+        };
+        let share = trial.trial.share();
+        self.routes.set(Some(Split { candidate, share }));
+        tracing::info!(candidate = candidate.0, parent = verdict.parent.0, share, "on trial");
+        self.tell(|| News::TrialStarted { version: candidate, parent: verdict.parent, share });
+        self.trial = Some(trial);
+        self.show_trial();
+        Ok(())
+    }
+
+    /// Goes on with what was on trial when the engine closed.
+    pub(super) fn resume_trial(&mut self) {
+        let begun = self.ledger.trial().and_then(|open| match open {
+            Some(verdict) if verdict.parent == self.active => self.begin_trial(&verdict),
+            Some(verdict) => self.settle(&verdict, Ruling::Refused, "another version was activated meanwhile"),
+            None => Ok(()),
+        });
+        if let Err(error) = begun {
+            tracing::error!(%error, "the trial can't go on");
+            if let Ok(Some(verdict)) = self.ledger.trial() {
+                let done = self.settle(&verdict, Ruling::Refused, &format!("its trial could not go on: {error}"));
+                done.unwrap_or_else(|error| tracing::error!(%error, "the trial's end is not on record"));
+            }
+        }
+    }
+
+    pub(super) fn settle(&self, verdict: &StoredVerdict, ruling: Ruling, reason: &str) -> Result<()> {
+        let record = VerdictRecord { reason: reason.into(), ..VerdictRecord::of(verdict) };
+        self.ledger.set_verdict(verdict.id, ruling, record.json())
+    }
+
+    /// Hears what was said since the last look, and ends the trial if that decides it.
+    pub(super) fn look_at_trial(&mut self) -> Result<()> {
+        let gate = &self.config.gate;
+        let (settle, most) = (u64::from(gate.settle) * 1000, gate.user_ratings);
+        let Some(on) = &mut self.trial else { return Ok(()) };
+        let (versions, now) = ((on.parent, on.candidate), unix_millis());
+        let (share, candidate) = (on.trial.share(), on.candidate);
+        let arm = |version| if version == candidate { Arm::Candidate } else { Arm::Parent };
+        for said in self.ledger.ratings_of(versions, on.started, on.heard.0, ROWS)? {
+            on.heard.0 = said.id;
+            // One voice must not outweigh many. Users who are not named can't be told apart.
+            if let Some(user) = said.user {
+                let count = on.users.entry(user).or_default();
+                *count += 1;
+                if *count > most {
+                    continue;
+                }
+            }
+            on.trial.rating(arm(said.version), said.rating);
+        }
+        let times = (on.started, now.saturating_sub(settle));
+        for answer in self.ledger.answers_of(versions, times, on.heard.1, ROWS)? {
+            on.heard.1 = answer.id;
+            let fate = Fate { rated: answer.rated, regenerated: answer.regenerated, corrected: answer.corrected };
+            on.trial.answer(arm(answer.version), fate);
+        }
+        let hours = now.saturating_sub(on.started) as f64 / 3.6e6;
+        let record = on.trial.look(hours);
+        let (standing, reason) = (record.standing, record.reason.clone());
+        let changed = on.record.trial.as_ref() != Some(&record);
+        on.record.trial = Some(record);
+        if standing == Standing::Open {
+            let now = on.trial.share();
+            if now != share {
+                self.routes.set(Some(Split { candidate, share: now }));
+                tracing::info!(candidate = candidate.0, share = now, "trial goes on with more users");
+                self.tell(|| News::TrialAdvanced { version: candidate, share: now });
+            }
+            if changed && let Some(on) = &self.trial {
+                self.ledger.set_verdict(on.verdict, Ruling::Trial, on.record.json())?;
+                self.show_trial();
+            }
+            return Ok(());
+        }
+        let kept = self.config.gate.undecided == Undecided::Candidate;
+        let promoted = standing == Standing::Better || (standing == Standing::Ended && kept);
+        self.end_trial(if promoted { Ruling::Promoted } else { Ruling::Refused }, reason)
+    }
+
+    /// Ends the trial, if there is one: the candidate takes the parent's place, or leaves.
+    pub(super) fn end_trial(&mut self, ruling: Ruling, reason: String) -> Result<()> {
+        let Some(on) = self.trial.take() else { return Ok(()) };
+        let record = VerdictRecord { reason: reason.clone(), ..on.record };
+        let ended = if ruling == Ruling::Promoted { self.serve(on.candidate) } else { Ok(()) };
+        self.routes.set(None);
+        self.scheduler.leave(on.candidate)?;
+        self.show_trial();
+        if let Err(error) = ended {
+            let reason = format!("it could not be served: {error}");
+            self.ledger.set_verdict(on.verdict, Ruling::Refused, VerdictRecord { reason, ..record }.json())?;
+            return Err(error);
+        }
+        self.ledger.set_verdict(on.verdict, ruling, record.json())?;
+        tracing::info!(candidate = on.candidate.0, ?ruling, reason, "trial ended");
+        match ruling {
+            Ruling::Promoted => {
+                self.tell(|| News::VersionPublished { version: on.candidate, parent: on.parent });
+                self.begin_watch()?;
+            }
+            _ => {
+                self.shared.status().refused += 1;
+                self.tell(|| News::VersionRefused { version: Some(on.candidate), reason });
+            }
+        }
+        Ok(())
+    }
+
+    /// A person chose what serves: that ends a trial too.
+    pub(super) fn trial_overruled(&mut self, version: PolicyVersion) -> Result<()> {
+        let Some(on) = self.trial.take_if(|on| on.candidate != version) else {
+            // Whoever promotes the candidate by hand has decided.
+            if let Some(on) = self.trial.take() {
+                self.routes.set(None);
+                self.scheduler.leave(on.candidate)?;
+                self.show_trial();
+                let record = VerdictRecord { reason: "a person promoted it".into(), ..on.record };
+                self.ledger.set_verdict(on.verdict, Ruling::Promoted, record.json())?;
+            }
+            return Ok(());
+        };
+        self.routes.set(None);
+        self.scheduler.leave(on.candidate)?;
+        self.show_trial();
+        let record = VerdictRecord { reason: format!("a person chose version {version}"), ..on.record };
+        self.ledger.set_verdict(on.verdict, Ruling::Refused, record.json())
+    }
+
+    /// Watches the active version against its parent, if it was promoted and the settings want that.
+    pub(super) fn begin_watch(&mut self) -> Result<()> {
+        self.watched = None;
+        if !self.config.gate.watch {
+            return Ok(());
+        }
+        let promoted = self.ledger.verdict_of(self.active)?.filter(|v| v.ruling == Ruling::Promoted);
+        let versions = self.ledger.versions()?;
+        let since = |v: PolicyVersion| versions.iter().find(|i| i.version == v).map(|i| i.created);
+        self.watched = promoted.and_then(|verdict| {
+            let since = since(verdict.parent)?;
+            let watch = Watch::new(self.config.gate.alpha);
+            Some(Watched { verdict, version: self.active, since, watch, heard: 0 })
+        });
+        Ok(())
+    }
+
+    /// Hears how the active version is rated, and goes back to its parent if it has fallen below it.
+    pub(super) fn look_back(&mut self) -> Result<()> {
+        let Some(watched) = &mut self.watched else { return Ok(()) };
+        let (version, parent) = (watched.version, watched.verdict.parent);
+        for said in self.ledger.ratings_of((parent, version), watched.since, watched.heard, ROWS)? {
+            watched.heard = said.id;
+            watched.watch.rating(if said.version == version { Arm::Candidate } else { Arm::Parent }, said.rating);
+        }
+        let Some(reason) = watched.watch.fell() else { return Ok(()) };
+        let Some(watched) = self.watched.take() else { return Ok(()) };
+        tracing::warn!(version = version.0, parent = parent.0, reason, "rolled back");
+        self.serve(parent)?;
+        self.settle(&watched.verdict, Ruling::RolledBack, &reason)?;
+        self.shared.status().rolled_back += 1;
+        self.tell(|| News::VersionRolledBack { version, parent, reason });
+        Ok(())
+    }
+
+    fn show_trial(&self) {
+        let shown = self.trial.as_ref().map(|on| TrialStatus {
+            version: on.candidate,
+            parent: on.parent,
+            started: on.started,
+            share: on.trial.share(),
+            record: on.record.trial.clone(),
+        });
+        self.shared.status().trial = shown;
+    }
+}

@@ -1,0 +1,171 @@
+//! Which of two versions answers a request while one of them is on trial: users stay with theirs, and so do
+//! conversations. Never decides about a version.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Mutex;
+
+use sha2::{Digest, Sha256};
+
+use crate::lock::lock;
+use crate::types::{GenerateRequest, PolicyVersion, TokenId};
+
+/// Conversations that are remembered; of more, the oldest begin anew.
+const MOST: usize = 1 << 14;
+
+/// A trial as requests see it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Split {
+    pub candidate: PolicyVersion,
+    /// Share of the users that get it.
+    pub share: f64,
+}
+
+/// The trial under way and the conversations that it has met.
+#[derive(Default)]
+pub(super) struct Routes(Mutex<State>);
+
+#[derive(Default)]
+struct State {
+    split: Option<Split>,
+    /// Whether a conversation is the candidate's.
+    met: HashMap<u64, bool>,
+    order: VecDeque<u64>,
+}
+
+impl Routes {
+    /// Begins, changes or ends a trial. Conversations keep their version while the candidate is the same.
+    pub(super) fn set(&self, split: Option<Split>) {
+        let mut state = lock(&self.0);
+        if state.split.map(|s| s.candidate) != split.map(|s| s.candidate) {
+            state.met.clear();
+            state.order.clear();
+        }
+        state.split = split;
+    }
+
+    /// Names the candidate in a request that it is to answer. One that names a version stays as it is.
+    pub(super) fn choose(&self, request: &mut GenerateRequest) {
+        let mut state = lock(&self.0);
+        let Some(Split { candidate, share }) = state.split else { return };
+        if request.version.is_some() {
+            return;
+        }
+        // Two users may begin alike.
+        let conversation =
+            key(request.user.as_deref(), request.conversation.unwrap_or_else(|| of_prompt(&request.prompt)));
+        let known = state.met.get(&conversation).copied();
+        let theirs = known.unwrap_or_else(|| {
+            let conversation = conversation.to_le_bytes();
+            number(candidate, request.user.as_deref().map_or(&conversation[..], str::as_bytes)) < share
+        });
+        if known.is_none() {
+            if state.order.len() == MOST
+                && let Some(oldest) = state.order.pop_front()
+            {
+                state.met.remove(&oldest);
+            }
+            state.met.insert(conversation, theirs);
+            state.order.push_back(conversation);
+        }
+        if theirs {
+            request.version = Some(candidate);
+        }
+    }
+}
+
+fn of_prompt(prompt: &[TokenId]) -> u64 {
+    let mut hash = Sha256::new();
+    prompt.iter().for_each(|token| hash.update(token.to_le_bytes()));
+    first(hash)
+}
+
+fn key(user: Option<&str>, conversation: u64) -> u64 {
+    let Some(user) = user else { return conversation };
+    let mut hash = Sha256::new();
+    hash.update(conversation.to_le_bytes());
+    hash.update(user);
+    first(hash)
+}
+
+/// A number from 0 to 1 that belongs to who asks and to the candidate: other users try the next one first.
+fn number(candidate: PolicyVersion, who: &[u8]) -> f64 {
+    let mut hash = Sha256::new();
+    hash.update(candidate.0.to_le_bytes());
+    hash.update(who);
+    first(hash) as f64 / u64::MAX as f64
+}
+
+fn first(hash: Sha256) -> u64 {
+    hash.finalize().first_chunk().map_or(0, |first| u64::from_le_bytes(*first))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request(user: Option<&str>, conversation: u64) -> GenerateRequest {
+        GenerateRequest {
+            user: user.map(str::to_owned),
+            conversation: Some(conversation),
+            prompt: vec![1],
+            ..GenerateRequest::default()
+        }
+    }
+
+    fn version(routes: &Routes, user: Option<&str>, conversation: u64) -> Option<PolicyVersion> {
+        let mut request = request(user, conversation);
+        routes.choose(&mut request);
+        request.version
+    }
+
+    fn split(share: f64) -> Option<Split> {
+        Some(Split { candidate: PolicyVersion(7), share })
+    }
+
+    #[test]
+    fn as_many_users_get_the_candidate_as_the_share_says_and_always_the_same() {
+        let routes = Routes::default();
+        routes.set(split(0.25));
+        let theirs = |user: u64| version(&routes, Some(&format!("user {user}")), user);
+        let first: Vec<_> = (0..2000).map(theirs).collect();
+        let count = first.iter().filter(|v| v.is_some()).count();
+        assert!((440..560).contains(&count), "{count} of 2000");
+        // In other conversations too.
+        for user in 0..200 {
+            assert_eq!(version(&routes, Some(&format!("user {user}")), user + 5000), first[user as usize]);
+        }
+    }
+
+    #[test]
+    fn a_conversation_stays_with_its_version_when_the_share_grows() {
+        let routes = Routes::default();
+        routes.set(split(0.05));
+        let before: Vec<_> = (0..500).map(|c| version(&routes, None, c)).collect();
+        routes.set(split(0.25));
+        assert_eq!(before, (0..500).map(|c| version(&routes, None, c)).collect::<Vec<_>>());
+        assert!((500..1000).filter(|c| version(&routes, None, *c).is_some()).count() > 80);
+    }
+
+    #[test]
+    fn without_a_trial_and_for_requests_that_name_a_version_nothing_is_chosen() {
+        let routes = Routes::default();
+        assert_eq!(version(&routes, None, 1), None);
+        routes.set(split(1.0));
+        let mut named = GenerateRequest { version: Some(PolicyVersion(3)), ..request(None, 1) };
+        routes.choose(&mut named);
+        assert_eq!(named.version, Some(PolicyVersion(3)));
+        assert_eq!(version(&routes, None, 2), Some(PolicyVersion(7)));
+        routes.set(None);
+        assert_eq!(version(&routes, None, 2), None);
+    }
+
+    #[test]
+    fn conversations_that_are_remembered_are_bounded() {
+        let routes = Routes::default();
+        routes.set(split(0.5));
+        for conversation in 0..MOST as u64 + 10 {
+            version(&routes, None, conversation);
+        }
+        assert_eq!(lock(&routes.0).met.len(), MOST);
+    }
+}

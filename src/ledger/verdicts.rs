@@ -1,0 +1,171 @@
+//! Verdicts over candidates: what was measured, how a trial by users stands, how it ended. And what users said of two
+//! versions, for whoever decides. Never decides.
+
+use rusqlite::{Connection, OptionalExtension, Row};
+
+use super::rows::{damaged, signed, unsigned};
+use crate::error::{Error, Result};
+use crate::system::unix_millis;
+use crate::types::{PolicyVersion, Ruling, StoredVerdict, TrialAnswer, TrialRating, UnixMillis};
+
+const COLUMNS: &str = "id, version, parent, ruling, created, decided, record";
+
+/// The words of the column `ruling`.
+const WORDS: [(Ruling, &str); 5] = [
+    (Ruling::Promoted, "promoted"),
+    (Ruling::Refused, "refused"),
+    (Ruling::Trial, "trial"),
+    (Ruling::Proposed, "proposed"),
+    (Ruling::RolledBack, "rolled_back"),
+];
+
+fn word(ruling: Ruling) -> &'static str {
+    WORDS.iter().find(|(known, _)| *known == ruling).map_or("", |(_, word)| word)
+}
+
+/// The time of a decision, where the ruling is one.
+fn decided(ruling: Ruling) -> Option<i64> {
+    (!matches!(ruling, Ruling::Trial | Ruling::Proposed)).then(|| signed(unix_millis()))
+}
+
+fn verdict(row: &Row) -> Result<StoredVerdict> {
+    let ruling: String = row.get(3)?;
+    let known = WORDS.iter().find(|(_, word)| *word == ruling).map(|(known, _)| *known);
+    let record: String = row.get(6)?;
+    let version = |column| -> Result<Option<PolicyVersion>> {
+        Ok(row.get::<_, Option<i64>>(column)?.map(|v| PolicyVersion(v.cast_unsigned())))
+    };
+    Ok(StoredVerdict {
+        id: unsigned(row, 0)?,
+        version: version(1)?,
+        parent: version(2)?.unwrap_or_default(),
+        ruling: known.ok_or_else(|| damaged(format!("a verdict's ruling is {ruling:?}")))?,
+        created: unsigned(row, 4)?,
+        decided: row.get::<_, Option<i64>>(5)?.map(i64::cast_unsigned),
+        record: serde_json::from_str(&record).map_err(|e| damaged(format!("a verdict's record: {e}")))?,
+    })
+}
+
+/// Adds a verdict and returns its number. One that ends nothing (`Ruling::Trial`, `Ruling::Proposed`) stays undecided.
+pub(super) fn insert(
+    db: &Connection,
+    version: Option<PolicyVersion>,
+    parent: PolicyVersion,
+    ruling: Ruling,
+    record: &serde_json::Value,
+) -> Result<u64> {
+    let now = signed(unix_millis());
+    db.prepare_cached(
+        "INSERT INTO verdicts (version, parent, ruling, created, decided, record) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+    )?
+    .execute((
+        version.map(|v| signed(v.0)),
+        signed(parent.0),
+        word(ruling),
+        now,
+        decided(ruling),
+        record.to_string(),
+    ))?;
+    Ok(db.last_insert_rowid().cast_unsigned())
+}
+
+/// Changes how it stands.
+pub(super) fn update(db: &Connection, id: u64, ruling: Ruling, record: &serde_json::Value) -> Result<()> {
+    let changed = db
+        .prepare_cached("UPDATE verdicts SET ruling = ?2, decided = ?3, record = ?4 WHERE id = ?1")?
+        .execute((signed(id), word(ruling), decided(ruling), record.to_string()))?;
+    if changed == 1 { Ok(()) } else { Err(Error::unknown_id(format!("verdict {id} is not on record"))) }
+}
+
+/// The newest verdict over a version.
+pub(super) fn of(db: &Connection, version: PolicyVersion) -> Result<Option<StoredVerdict>> {
+    let sql = format!("SELECT {COLUMNS} FROM verdicts WHERE version = ?1 ORDER BY id DESC LIMIT 1");
+    db.prepare_cached(&sql)?.query_row([signed(version.0)], |row| Ok(verdict(row))).optional()?.transpose()
+}
+
+/// The newest verdicts, at most `max`, the newest first.
+pub(super) fn newest(db: &Connection, max: usize) -> Result<Vec<StoredVerdict>> {
+    let sql = format!("SELECT {COLUMNS} FROM verdicts ORDER BY id DESC LIMIT ?1");
+    let mut select = db.prepare_cached(&sql)?;
+    let rows = select.query_map([signed(max as u64)], |row| Ok(verdict(row)))?;
+    rows.map(|row| row?).collect()
+}
+
+/// The trial that is under way. There is one at most.
+pub(super) fn trial(db: &Connection) -> Result<Option<StoredVerdict>> {
+    let sql = format!("SELECT {COLUMNS} FROM verdicts WHERE ruling = ?1 ORDER BY id DESC LIMIT 1");
+    db.prepare_cached(&sql)?.query_row([word(Ruling::Trial)], |row| Ok(verdict(row))).optional()?.transpose()
+}
+
+/// The newest version that may serve: none that was refused, is on trial or waits for a person.
+pub(super) fn newest_servable(db: &Connection) -> Result<PolicyVersion> {
+    let sql = "SELECT max(version) FROM versions v WHERE NOT EXISTS
+               (SELECT 1 FROM verdicts d WHERE d.version = v.version AND d.ruling <> ?1)";
+    let version = db.prepare_cached(sql)?.query_row([word(Ruling::Promoted)], |row| Ok(unsigned(row, 0)))?;
+    Ok(PolicyVersion(version?))
+}
+
+/// Ratings that count, of answers of either version made since a moment, in the order in which they were given; at most
+/// `max`, those after row `after`.
+pub(super) fn ratings(
+    db: &Connection,
+    versions: (PolicyVersion, PolicyVersion),
+    since: UnixMillis,
+    after: u64,
+    max: usize,
+) -> Result<Vec<TrialRating>> {
+    let mut select = db.prepare_cached(
+        "SELECT f.id, g.policy_version, f.rating, f.user FROM feedback f JOIN generations g ON g.seq = f.generation
+         WHERE f.id > ?1 AND f.teaches = 1 AND f.rating IS NOT NULL
+         AND g.policy_version IN (?2, ?3) AND g.created >= ?4 ORDER BY f.id LIMIT ?5",
+    )?;
+    let bounds = (signed(after), signed(versions.0.0), signed(versions.1.0), signed(since), signed(max as u64));
+    let mut rows = select.query(bounds)?;
+    let mut found = Vec::new();
+    while let Some(row) = rows.next()? {
+        let (id, version) = (unsigned(row, 0)?, PolicyVersion(unsigned(row, 1)?));
+        found.push(TrialRating { id, version, rating: row.get(2)?, user: row.get(3)? });
+    }
+    Ok(found)
+}
+
+/// What became of answers that somebody asked for, of either version, made since a moment and before another; at most
+/// `max`, those after row `after`.
+pub(super) fn answers(
+    db: &Connection,
+    versions: (PolicyVersion, PolicyVersion),
+    times: (UnixMillis, UnixMillis),
+    after: u64,
+    max: usize,
+) -> Result<Vec<TrialAnswer>> {
+    let mut select = db.prepare_cached(
+        "SELECT g.seq, g.policy_version,
+         EXISTS (SELECT 1 FROM feedback f WHERE f.generation = g.seq AND f.rating IS NOT NULL),
+         EXISTS (SELECT 1 FROM feedback f WHERE f.generation = g.seq AND f.signal = 'regenerated'),
+         EXISTS (SELECT 1 FROM feedback f WHERE f.generation = g.seq AND f.correction IS NOT NULL)
+         FROM generations g WHERE g.seq > ?1 AND g.policy_version IN (?2, ?3) AND g.created >= ?4 AND g.created < ?5
+         AND g.id LIKE ?6 || '%' ORDER BY g.seq LIMIT ?7",
+    )?;
+    let asked = crate::ids::GenerationKind::Request.prefix();
+    let (a, b) = (signed(versions.0.0), signed(versions.1.0));
+    let mut rows = select.query((signed(after), a, b, signed(times.0), signed(times.1), asked, signed(max as u64)))?;
+    let mut found = Vec::new();
+    while let Some(row) = rows.next()? {
+        found.push(TrialAnswer {
+            id: unsigned(row, 0)?,
+            version: PolicyVersion(unsigned(row, 1)?),
+            rated: row.get(2)?,
+            regenerated: row.get(3)?,
+            corrected: row.get(4)?,
+        });
+    }
+    Ok(found)
+}
+
+/// Users who rated since a moment, at most `max`.
+pub(super) fn raters(db: &Connection, since: UnixMillis, max: usize) -> Result<usize> {
+    let sql = "SELECT count(*) FROM (SELECT DISTINCT user FROM feedback
+               WHERE user IS NOT NULL AND created >= ?1 AND rating IS NOT NULL LIMIT ?2)";
+    let count: i64 = db.prepare_cached(sql)?.query_row((signed(since), signed(max as u64)), |row| row.get(0))?;
+    Ok(usize::try_from(count).unwrap_or_default())
+}

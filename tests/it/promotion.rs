@@ -1,0 +1,247 @@
+//! What becomes of a candidate: examined, tried by a share of the users, watched, taken back. On a tiny model.
+
+use std::time::{Duration, Instant};
+
+use apa::Engine;
+use apa::config::Promotion;
+use apa::engine::{PublishOutcome, VerdictRecord};
+use apa::gate::Outcome;
+use apa::types::*;
+
+use crate::support::engine::{answer, finish, open_with, published, rate_some, request};
+
+fn record(engine: &Engine, version: PolicyVersion) -> (Ruling, VerdictRecord) {
+    let verdict = engine.version(version).unwrap().verdict.unwrap();
+    (verdict.ruling, serde_json::from_value(verdict.record).unwrap())
+}
+
+/// An answer for a user, with the version that gave it; rated by how well that version is liked.
+fn rated(engine: &Engine, user: &str, seed: u64, liking: impl Fn(PolicyVersion) -> f64) -> PolicyVersion {
+    let asked = apa::engine::GenerateRequest { user: Some(user.into()), ..request(engine, "the", seed) };
+    let g = finish(&engine.generate(asked).unwrap()).unwrap().1;
+    let signal = Signal::Rating(liking(g.policy_version));
+    let said = NewFeedback { generation_id: g.id.clone(), signal, user: Some(user.into()), comment: None };
+    engine.feedback(said).unwrap();
+    g.policy_version
+}
+
+fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
+    let started = Instant::now();
+    while !done() {
+        assert!(started.elapsed() < Duration::from_secs(60), "{what} did not happen within a minute");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+#[test]
+fn a_candidate_is_examined_beside_its_parent_and_the_verdict_stays_on_record() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open_with(dir.path(), |c| c.gate.count = 4).unwrap();
+    rate_some(&engine, 8);
+    let before = engine.status().load.completed;
+    let (version, _) = published(engine.train_step().unwrap());
+    assert_eq!(engine.status().load.completed - before, 8, "four prompts, answered by both");
+    let (ruling, said) = record(&engine, version);
+    assert_eq!(ruling, Ruling::Promoted);
+    let examination = said.examination.unwrap();
+    assert_eq!((examination.prompts, examination.outcome), (4, Outcome::Undecided), "nothing scores answers here");
+    let of = |name: &str| examination.compared.iter().find(|c| c.name == name).unwrap().clone();
+    assert!(of("kl_initial").candidate.is_finite() && of("kl_initial").parent == 0.0);
+    assert!(of("entropy").parent > 0.5, "{:?}", of("entropy"));
+    assert!(of("held_back_logprob").candidate < 0.0);
+    assert_eq!(engine.version(version).unwrap().lineage, [PolicyVersion(0)]);
+    // Neither recorded nor trained on.
+    engine.shutdown();
+    let engine = open_with(dir.path(), |_| {}).unwrap();
+    assert_eq!(record(&engine, version).0, Ruling::Promoted);
+    assert!(engine.version(PolicyVersion(9)).is_err());
+}
+
+#[test]
+fn a_collapsed_candidate_is_seen_by_nobody_and_the_reason_says_which_limit_it_crossed() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open_with(dir.path(), |c| {
+        (c.gate.count, c.train.lr) = (4, 3.0);
+        // So that nothing but the examination is in the way.
+        (c.train.gate.kl_budget, c.train.gate.kl_samples) = (1e9, 0);
+    })
+    .unwrap();
+    rate_some(&engine, 8);
+    let PublishOutcome::Skipped { reason, consumed } = engine.train_step().unwrap() else { panic!("it was published") };
+    assert_eq!(consumed, 8);
+    assert!(reason.starts_with("the candidate was refused: its "), "{reason}");
+    assert!(reason.contains("that crosses the limit of"), "{reason}");
+    assert_eq!(engine.status().policy_version, PolicyVersion(0));
+    assert_eq!(answer(&engine, "the", 1).policy_version, PolicyVersion(0));
+    let verdicts = engine.verdicts(10).unwrap();
+    assert_eq!((verdicts.len(), verdicts[0].version, verdicts[0].ruling), (1, None, Ruling::Refused));
+    // Its parent learns on.
+    engine.shutdown();
+    let engine = open_with(dir.path(), |c| c.gate.count = 4).unwrap();
+    rate_some(&engine, 8);
+    published(engine.train_step().unwrap());
+}
+
+#[test]
+fn an_anchor_that_the_candidate_no_longer_holds_is_a_veto() {
+    let dir = tempfile::tempdir().unwrap();
+    // What the initial model says to the prompt is what must stay: an answer that begins like its own.
+    let probe = open_with(dir.path(), |_| {}).unwrap();
+    let mut greedy = request(&probe, "the", 0);
+    greedy.sampling.temperature = 0.0;
+    greedy.max_tokens = Some(12);
+    let text = finish(&probe.generate(greedy).unwrap()).unwrap().0;
+    probe.shutdown();
+    let anchors = dir.path().join("anchors.jsonl");
+    let regex = format!("^{}", text.chars().map(|c| format!("\\x{{{:x}}}", c as u32)).collect::<String>());
+    let line = serde_json::json!({"prompt": "the", "name": "as before", "regex": regex});
+    std::fs::write(&anchors, format!("{line}\n")).unwrap();
+    let engine = open_with(dir.path(), |c| {
+        (c.gate.count, c.gate.max_tokens) = (4, 12);
+        c.gate.anchors = Some(anchors.clone());
+        c.train.lr = 0.1;
+        (c.gate.kl_budget, c.gate.kl_step, c.gate.entropy, c.gate.text_loss) = (1e9, 1e9, 0.0, 1e9);
+        (c.gate.cut_off, c.gate.repetition, c.gate.length) = (1.0, 1.0, 1e9);
+        (c.train.gate.kl_budget, c.train.gate.kl_samples) = (1e9, 0);
+    })
+    .unwrap();
+    rate_some(&engine, 8);
+    let PublishOutcome::Skipped { reason, .. } = engine.train_step().unwrap() else { panic!("it was published") };
+    assert_eq!(reason, "the candidate was refused: its answer to the anchor as before no longer holds");
+    engine.shutdown();
+    std::fs::write(&anchors, "{\"prompt\": \"the\"}\n").unwrap();
+    let engine = open_with(dir.path(), |c| c.gate.anchors = Some(anchors)).unwrap();
+    wait_until("the file being read", || engine.status().trainer.reason.is_some());
+    let why = engine.status().trainer.reason.unwrap();
+    assert!(why.contains("anchors.jsonl:1: an anchor has either \"regex\" or \"command\""), "{why}");
+}
+
+/// A candidate on trial with half of the users.
+fn on_trial(dir: &std::path::Path) -> (Engine, PolicyVersion) {
+    let engine = open_with(dir, |c| {
+        (c.gate.count, c.gate.mode, c.gate.shares) = (2, Promotion::Canary, [0.5, 0.5]);
+        (c.gate.alpha, c.gate.settle, c.reward.user_hourly) = (0.05, 0, 0);
+    })
+    .unwrap();
+    rate_some(&engine, 8);
+    match engine.train_step().unwrap() {
+        PublishOutcome::Pending { version, ruling: Ruling::Trial, .. } => (engine, version),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_candidate_that_users_like_better_takes_its_parents_place() {
+    let dir = tempfile::tempdir().unwrap();
+    let (engine, candidate) = on_trial(dir.path());
+    assert_eq!(engine.status().policy_version, PolicyVersion(0));
+    assert!(engine.status().load.versions.contains(&candidate));
+    let like = |version| if version == candidate { 1.0 } else { -1.0 };
+    let (mut theirs, mut others) = (0, 0);
+    for i in 0..200 {
+        let user = format!("user {}", i % 40);
+        let version = rated(&engine, &user, i, like);
+        // A user stays with a version.
+        if engine.status().policy_version == PolicyVersion(0) {
+            *(if version == candidate { &mut theirs } else { &mut others }) += 1;
+        } else {
+            break;
+        }
+    }
+    assert!(theirs > 5 && others > 5, "{theirs} and {others}");
+    wait_until("the promotion", || engine.status().policy_version == candidate);
+    wait_until("its record", || record(&engine, candidate).0 == Ruling::Promoted);
+    let trial = record(&engine, candidate).1.trial.unwrap();
+    assert!(trial.rating.lower > -0.1 && trial.candidate_ratings > 0, "{trial:?}");
+    assert!(engine.status().trainer.trial.is_none());
+    // What was said of both is learned from.
+    assert!(engine.status().trainer.pending_ratings > 10);
+}
+
+#[test]
+fn a_candidate_that_users_dislike_leaves_and_a_trial_goes_on_after_a_restart() {
+    let dir = tempfile::tempdir().unwrap();
+    let (engine, candidate) = on_trial(dir.path());
+    let like = |version| if version == candidate { -1.0 } else { 1.0 };
+    for i in 0..6 {
+        rated(&engine, &format!("user {i}"), i, like);
+    }
+    let PublishOutcome::Skipped { reason, consumed: 0 } = engine.train_step().unwrap() else { panic!("it trained") };
+    assert!(reason.contains("is on trial"), "{reason}");
+    engine.shutdown();
+    let engine = open_with(dir.path(), |c| {
+        (c.gate.mode, c.gate.shares, c.reward.user_hourly) = (Promotion::Canary, [0.5, 0.5], 0);
+        c.gate.alpha = 0.05;
+    })
+    .unwrap();
+    wait_until("going on", || engine.status().trainer.trial.is_some_and(|t| t.version == candidate));
+    for i in 0..200 {
+        rated(&engine, &format!("user {}", i % 40), i, like);
+        if engine.status().trainer.trial.is_none() {
+            break;
+        }
+    }
+    wait_until("the end", || record(&engine, candidate).0 == Ruling::Refused);
+    assert_eq!(engine.status().policy_version, PolicyVersion(0));
+    assert!(record(&engine, candidate).1.reason.starts_with("its mean rating is lower by"));
+    wait_until("its leaving", || engine.status().load.versions == [PolicyVersion(0)]);
+    // A person may still serve it.
+    engine.activate(candidate).unwrap();
+    assert_eq!(answer(&engine, "the", 1).policy_version, candidate);
+}
+
+#[test]
+fn whoever_chooses_a_version_by_hand_ends_the_trial() {
+    let dir = tempfile::tempdir().unwrap();
+    let (engine, candidate) = on_trial(dir.path());
+    engine.activate(candidate).unwrap();
+    assert_eq!(
+        record(&engine, candidate),
+        (Ruling::Promoted, {
+            let said = record(&engine, candidate).1;
+            assert_eq!(said.reason, "a person promoted it");
+            said
+        })
+    );
+    assert!(engine.status().trainer.trial.is_none());
+}
+
+#[test]
+fn a_proposal_waits_for_a_person_and_learning_goes_on_from_what_serves() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open_with(dir.path(), |c| (c.gate.count, c.gate.mode) = (2, Promotion::Propose)).unwrap();
+    rate_some(&engine, 8);
+    let PublishOutcome::Pending { version, ruling, reason, .. } = engine.train_step().unwrap() else { panic!() };
+    assert_eq!((version, ruling), (PolicyVersion(1), Ruling::Proposed));
+    assert!(reason.contains("a person decides"), "{reason}");
+    assert_eq!(engine.status().policy_version, PolicyVersion(0));
+    assert_eq!(engine.sync().unwrap(), PolicyVersion(0), "what waits for a person is not brought in");
+    rate_some(&engine, 8);
+    let PublishOutcome::Pending { version: second, .. } = engine.train_step().unwrap() else { panic!() };
+    assert_eq!(engine.version(second).unwrap().info.parent, Some(PolicyVersion(0)));
+    engine.activate(version).unwrap();
+    assert_eq!(record(&engine, version).0, Ruling::Promoted);
+}
+
+#[test]
+fn a_version_whose_ratings_fall_is_taken_back_by_itself() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open_with(dir.path(), |c| {
+        (c.gate.count, c.gate.mode, c.gate.alpha, c.reward.user_hourly) = (2, Promotion::Serve, 0.1, 0);
+    })
+    .unwrap();
+    for i in 0..60 {
+        rated(&engine, &format!("user {}", i % 20), i, |_| if i % 15 == 0 { 0.5 } else { 1.0 });
+    }
+    let (version, _) = published(engine.train_step().unwrap());
+    for i in 0..60 {
+        rated(&engine, &format!("user {}", i % 20), i, |v| if v == version { -1.0 } else { 1.0 });
+        if engine.status().policy_version != version {
+            break;
+        }
+    }
+    wait_until("the rollback", || engine.status().policy_version == PolicyVersion(0));
+    wait_until("its record", || record(&engine, version).0 == Ruling::RolledBack);
+    assert!(record(&engine, version).1.reason.starts_with("its mean rating is"), "{:?}", record(&engine, version).1);
+    assert_eq!(engine.status().trainer.rolled_back, 1);
+}
