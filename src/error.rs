@@ -91,7 +91,8 @@ constructors! {
 }
 
 impl Error {
-    /// Nothing has the id that was given: `Arg`, as all input that can't be used; [`Error::is_unknown_id`] tells it apart.
+    /// Nothing has the id that was given: `Arg`, as for all input that can't be used; [`Error::is_unknown_id`] tells it
+    /// apart.
     pub fn unknown_id(message: impl Into<String>) -> Self {
         Self { unknown_id: true, ..Self::arg(message) }
     }

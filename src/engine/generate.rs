@@ -8,8 +8,8 @@ use crate::scheduler::GenerationStream;
 use crate::types::*;
 
 impl Engine {
-    /// Applies the model's own chat template and tokenizes, ready for [`GenerateRequest::prompt`]. What the messages say
-    /// names no control token.
+    /// Applies the model's own chat template and tokenizes, ready for [`GenerateRequest::prompt`]. What the messages
+    /// say names no control token.
     ///
     /// # Errors
     /// As [`Engine::conversation_prompt`].

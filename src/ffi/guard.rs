@@ -1,5 +1,5 @@
-//! What every fallible export runs in: a hook may not come in, and how it ends becomes a status and an error. Never lets
-//! a panic cross into C.
+//! What every fallible export runs in: it is closed to hooks, and makes a status and an error of how a call ends. Never
+//! lets a panic cross into C.
 
 use super::error::{apa_error, apa_status, report};
 use super::hook;

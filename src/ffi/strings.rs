@@ -2,7 +2,7 @@
 
 use std::ffi::c_char;
 
-use super::guard::guard_infallible;
+use super::panics::guard_infallible;
 use super::registry::{self, handle};
 use crate::error::Result;
 
