@@ -56,7 +56,7 @@ fn read(file: &Gguf, decoder: &Decoder, beside: &[&str]) -> Result<Lora> {
     if let Some(base) = file.opt_str(BASE_KEY)?
         && base != decoder.fingerprint()
     {
-        return Err(other_base(base, decoder));
+        return Err(other_base(base, decoder.fingerprint()));
     }
     let alpha = f64::from(file.f32(ALPHA_KEY)?);
     let mut rank = None;
@@ -75,7 +75,7 @@ fn read(file: &Gguf, decoder: &Decoder, beside: &[&str]) -> Result<Lora> {
         let stray = own().find(|name| !known(name)).unwrap_or_default();
         return Err(Error::arg(format!("its tensor {stray} changes no linear layer of the base")));
     }
-    Lora::from_layers(decoder, rank.unwrap_or_default(), alpha, layers)
+    Lora::from_layers(decoder.identity(), rank.unwrap_or_default(), alpha, layers)
 }
 
 fn expect(file: &Gguf, key: &str, expected: &str) -> Result<()> {

@@ -21,6 +21,19 @@ impl Pass<'_> {
     }
 }
 
+/// A linear layer of the blocks, which an adapter may change.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LinearInfo {
+    /// Its weight's tensor, as in `blk.0.attn_q.weight`.
+    pub tensor: String,
+    /// Its part of a block, as in `attn_q`.
+    pub part: &'static str,
+    /// Rows of its weight.
+    pub out_features: usize,
+    /// Columns of its weight.
+    pub in_features: usize,
+}
+
 /// A frozen linear layer and its place among the decoder's.
 pub(super) struct Linear {
     pub(super) index: usize,

@@ -7,7 +7,7 @@ use std::path::Path;
 use candle_core::quantized::QTensor;
 use candle_core::{DType, Device, Tensor};
 
-use super::blocks::{Block, Norm, Pass};
+use super::blocks::{Block, LinearInfo, Norm, Pass};
 use super::loader::Loader;
 use super::ops::{self, Frozen, RopeTable};
 use super::{Lora, Packed, Shape, Targets};
@@ -29,19 +29,6 @@ pub struct Decoder {
     /// [vocabulary, width]; the embedding's own values where the file ties them.
     head: Frozen,
     linears: Vec<LinearInfo>,
-}
-
-/// A linear layer of the blocks, which an adapter may change.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct LinearInfo {
-    /// Its weight's tensor, as in `blk.0.attn_q.weight`.
-    pub tensor: String,
-    /// Its part of a block, as in `attn_q`.
-    pub part: &'static str,
-    /// Rows of its weight.
-    pub out_features: usize,
-    /// Columns of its weight.
-    pub in_features: usize,
 }
 
 impl Decoder {
@@ -97,6 +84,11 @@ impl Decoder {
         &self.fingerprint
     }
 
+    /// What an adapter of this base is told by: the architecture and the SHA-256 of the file.
+    pub(super) fn identity(&self) -> (&'static str, &str) {
+        (self.shape.architecture.name, &self.fingerprint)
+    }
+
     /// The linear layers of the blocks, in a fixed order.
     pub fn linears(&self) -> &[LinearInfo] {
         &self.linears
@@ -106,7 +98,7 @@ impl Decoder {
     /// no graph to hold. Errors if a token is outside the vocabulary or the adapter was made for another base.
     pub fn hidden(&self, packed: &Packed, lora: Option<&Lora>) -> Result<Tensor> {
         if let Some(lora) = lora {
-            lora.check_base(self)?;
+            lora.check_base(&self.fingerprint)?;
         }
         self.check_tokens(packed.tokens())?;
         let rope = RopeTable::new(packed.positions(), &self.shape.inv_freq, &self.device)?;

@@ -5,9 +5,9 @@ use std::collections::HashSet;
 use candle_core::quantized::QTensor;
 use candle_core::{DType, Device, Tensor};
 
-use super::blocks::{Block, Classic, Gated, Linear, Norm};
+use super::Shape;
+use super::blocks::{Block, Classic, Gated, Linear, LinearInfo, Norm};
 use super::ops::Frozen;
-use super::{LinearInfo, Shape};
 use crate::error::{Error, Result};
 use crate::gguf::Gguf;
 

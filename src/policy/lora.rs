@@ -1,10 +1,7 @@
 //! Low-rank adapters: what is learned on top of the frozen base. Knows no file and no optimizer.
 
 use candle_core::{Tensor, Var};
-use rand::{RngExt, SeedableRng};
-use rand_chacha::ChaCha8Rng;
 
-use super::Decoder;
 use super::ops::LoraPair;
 use crate::error::{Error, Result};
 
@@ -33,48 +30,9 @@ pub(super) struct Factors {
 }
 
 impl Lora {
-    /// An adapter that changes nothing yet: A uniform within ±1/√in (PEFT's Kaiming with a = √5), B zero.
-    ///
-    /// `parts` names the linear layers, as in `attn_q`; `None` takes all of the blocks. The same seed gives the same
-    /// values. Errors if a part is unknown, the rank is 0 or exceeds a layer, or alpha is not positive.
-    pub fn new(decoder: &Decoder, rank: usize, alpha: f64, parts: Option<&[String]>, seed: u64) -> Result<Self> {
-        check_alpha(alpha)?;
-        if let Some(unknown) =
-            parts.unwrap_or_default().iter().find(|p| decoder.linears().iter().all(|l| l.part != **p))
-        {
-            let mut known: Vec<&str> = decoder.linears().iter().map(|l| l.part).collect();
-            known.sort_unstable();
-            known.dedup();
-            return Err(Error::arg(format!("no linear layer is called {unknown:.40}; known are {}", known.join(", "))));
-        }
-        let mut rng = ChaCha8Rng::seed_from_u64(seed);
-        let mut layers = Vec::with_capacity(decoder.linears().len());
-        for linear in decoder.linears() {
-            if parts.is_some_and(|parts| parts.iter().all(|p| p != linear.part)) {
-                layers.push(None);
-                continue;
-            }
-            let (out, inp) = (linear.out_features, linear.in_features);
-            if rank == 0 || rank > out.min(inp) {
-                let most = out.min(inp);
-                return Err(Error::arg(format!(
-                    "rank {rank} for {} [{out}, {inp}], expected 1 to {most}",
-                    linear.tensor
-                )));
-            }
-            let bound = 1.0 / (inp as f32).sqrt();
-            let a: Vec<f32> = (0..rank * inp).map(|_| rng.random_range(-bound..bound)).collect();
-            layers.push(Some(Factors {
-                tensor: linear.tensor.clone(),
-                a: Var::from_tensor(&Tensor::from_vec(a, (rank, inp), decoder.device())?)?,
-                b: Var::from_tensor(&Tensor::zeros((out, rank), candle_core::DType::F32, decoder.device())?)?,
-            }));
-        }
-        Self::from_layers(decoder, rank, alpha, layers)
-    }
-
+    /// The adapter of these layers, of the base whose architecture and SHA-256 are given.
     pub(super) fn from_layers(
-        decoder: &Decoder,
+        (architecture, base): (&'static str, &str),
         rank: usize,
         alpha: f64,
         layers: Vec<Option<Factors>>,
@@ -86,8 +44,7 @@ impl Lora {
         if layers.iter().all(Option::is_none) {
             return Err(Error::arg("the adapter changes no layer, expected at least one"));
         }
-        let (architecture, base) = (decoder.shape().architecture.name, decoder.fingerprint().to_owned());
-        Ok(Self { architecture, base, rank, alpha, layers, detached: Vec::new() })
+        Ok(Self { architecture, base: base.to_owned(), rank, alpha, layers, detached: Vec::new() })
     }
 
     /// Inner width of the factors.
@@ -134,19 +91,20 @@ impl Lora {
         Some(LoraPair { a, b, scale: self.alpha / self.rank as f64 })
     }
 
-    pub(super) fn check_base(&self, decoder: &Decoder) -> Result<()> {
-        if self.base != decoder.fingerprint() {
-            return Err(other_base(&self.base, decoder));
+    /// Errors with `Arg` unless `base` is the SHA-256 of the base that the adapter belongs to.
+    pub(super) fn check_base(&self, base: &str) -> Result<()> {
+        if self.base != base {
+            return Err(other_base(&self.base, base));
         }
         Ok(())
     }
 }
 
-pub(super) fn other_base(found: &str, decoder: &Decoder) -> Error {
-    Error::arg(format!("the adapter is for base {found:.16}…, this one is {:.16}…", decoder.fingerprint()))
+pub(super) fn other_base(found: &str, base: &str) -> Error {
+    Error::arg(format!("the adapter is for base {found:.16}…, this one is {base:.16}…"))
 }
 
-fn check_alpha(alpha: f64) -> Result<()> {
+pub(super) fn check_alpha(alpha: f64) -> Result<()> {
     // llama.cpp reads alpha 0 as "no scaling", which is not what it says.
     if !(alpha.is_finite() && alpha > 0.0) {
         return Err(Error::arg(format!("the adapter's alpha is {alpha}, expected a positive number")));

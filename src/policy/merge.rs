@@ -16,7 +16,7 @@ impl Lora {
     /// # Errors
     /// `Arg` if the adapter or the decoder is of another base, `Io` if the file can't be written.
     pub fn write_merged(&self, base: &Path, decoder: &Decoder, to: &Path) -> Result<()> {
-        self.check_base(decoder)?;
+        self.check_base(decoder.fingerprint())?;
         let file = Gguf::open(base)?;
         if file.fingerprint()? != decoder.fingerprint() {
             return Err(Error::arg(format!("{} is not the base that was loaded", base.display())));

@@ -13,6 +13,7 @@ mod merge;
 pub mod ops;
 mod packed;
 mod peft;
+mod start;
 mod value_head;
 
 use candle_core::Device;
@@ -20,7 +21,8 @@ use candle_core::Device;
 use crate::error::{Error, Result};
 
 pub use arch::{Architecture, Shape};
-pub use decoder::{Decoder, LinearInfo};
+pub use blocks::LinearInfo;
+pub use decoder::Decoder;
 pub use lora::Lora;
 pub use packed::{Packed, Targets};
 pub use value_head::ValueHead;

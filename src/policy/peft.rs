@@ -79,7 +79,7 @@ impl PeftConfig {
 impl Lora {
     /// Writes the adapter to a folder as PEFT reads it; `base_name` is the base's name on the Hugging Face hub.
     pub fn write_peft(&self, folder: &Path, decoder: &Decoder, base_name: &str) -> Result<()> {
-        self.check_base(decoder)?;
+        self.check_base(decoder.fingerprint())?;
         let mut tensors = HashMap::new();
         let mut modules = BTreeSet::new();
         for (linear, factors) in decoder.linears().iter().zip(&self.layers) {
@@ -149,7 +149,7 @@ fn read(folder: &Path, decoder: &Decoder) -> Result<Lora> {
     }
     match weights.keys().min() {
         Some(stray) => Err(Error::arg(format!("its tensor {stray:.120} changes no linear layer of the base"))),
-        None => Lora::from_layers(decoder, config.r, alpha, layers),
+        None => Lora::from_layers(decoder.identity(), config.r, alpha, layers),
     }
 }
 

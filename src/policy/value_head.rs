@@ -82,7 +82,7 @@ impl ValueHead {
     pub fn read_from(file: &Gguf, decoder: &Decoder) -> Result<Self> {
         let base = file.str(BASE_KEY)?.to_owned();
         if base != decoder.fingerprint() {
-            return Err(other_base(&base, decoder));
+            return Err(other_base(&base, decoder.fingerprint()));
         }
         let var = |name: &str, width: usize| -> Result<Var> {
             let values = file.dequantize(name, decoder.device())?;

@@ -3,10 +3,11 @@
 
 use super::accumulate::{Begin, Run};
 use super::activation::{swiglu, swiglu_backward};
+use super::adapted::{self, Adapted};
 use super::cpu::{Values, result, sigmoid, slice, tensor};
 use super::frozen::frozen_values;
 use super::layers::{Layers, by_rows, task_rows};
-use super::linear::{self, Adapted, Factors};
+use super::linear::{Factors, apply};
 use super::matrix::Mat;
 use super::norm::{self, Norm, rms_norm};
 use crate::error::Error;
@@ -33,9 +34,9 @@ pub struct FeedForward<'a> {
 pub fn feed_forward(x: &Tensor, block: &FeedForward) -> crate::Result<Tensor> {
     norm::check("feed_forward", x, block.norm)?;
     let (n, inner) = (x.dims()[0], block.gate.weight.out_features());
-    linear::check(x.dims(), &block.gate)?;
-    linear::check(x.dims(), &block.up)?;
-    linear::check(&[n, inner], &block.down)?;
+    adapted::check(x.dims(), &block.gate)?;
+    adapted::check(x.dims(), &block.up)?;
+    adapted::check(&[n, inner], &block.down)?;
     if !block.up.weight.is(inner, x.dims()[1]) || !block.down.weight.is(x.dims()[1], inner) {
         return Err(Error::train("feed_forward: gate, up and down do not fit together"));
     }
@@ -46,8 +47,8 @@ pub fn feed_forward(x: &Tensor, block: &FeedForward) -> crate::Result<Tensor> {
         return Ok(x.apply_op2(&flat, FusedFeedForward { norm, layers, keep, kept: OnceLock::new() })?);
     }
     let normed = rms_norm(x, block.norm, block.eps)?;
-    let inner = swiglu(&block.gate.apply(&normed)?, &block.up.apply(&normed)?)?;
-    Ok((x + block.down.apply(&inner)?)?)
+    let inner = swiglu(&apply(&block.gate, &normed)?, &apply(&block.up, &normed)?)?;
+    Ok((x + apply(&block.down, &inner)?)?)
 }
 
 const GATE: usize = 0;

@@ -4,40 +4,17 @@
 //! `dx = [dy, v] [W; A]` with `v = scale · dy B`.
 
 use super::accumulate::{Begin, Run};
+use super::adapted::{Adapted, LoraPair, check};
 use super::cpu::{Values, result, slice, tensor};
 use super::frozen::{Frozen, frozen_values};
 use super::matrix::{Mat, Precision, Right, product};
 use super::plain;
-use crate::error::Error;
 use candle_core::{CpuStorage, CustomOp1, CustomOp3, Layout, Result, Shape, Tensor};
 use std::sync::{Arc, OnceLock};
 
-/// The two factors of a low-rank update: `scale · B A` is added to a frozen weight.
-#[derive(Clone, Copy, Debug)]
-pub struct LoraPair<'a> {
-    /// `[rank, in]`.
-    pub a: &'a Tensor,
-    /// `[out, rank]`.
-    pub b: &'a Tensor,
-    /// Usually alpha / rank.
-    pub scale: f64,
-}
-
-/// A linear layer as [`linear`] takes it.
-#[derive(Clone, Copy, Debug)]
-pub struct Adapted<'a> {
-    /// `[out, in]`.
-    pub weight: &'a Frozen,
-    /// `[out]`, frozen.
-    pub bias: Option<&'a Tensor>,
-    /// Its low-rank update.
-    pub lora: Option<LoraPair<'a>>,
-}
-
-impl Adapted<'_> {
-    pub(super) fn apply(&self, x: &Tensor) -> crate::Result<Tensor> {
-        linear(x, self.weight, self.bias, self.lora)
-    }
+/// What a layer makes of `x`.
+pub(super) fn apply(layer: &Adapted, x: &Tensor) -> crate::Result<Tensor> {
+    linear(x, layer.weight, layer.bias, layer.lora)
 }
 
 /// `y = x Wᵀ + bias + scale (x Aᵀ) Bᵀ`, `[N, in]` to `[N, out]`. Gradients flow to `x`, `A` and `B`; the bias is
@@ -55,30 +32,6 @@ pub fn linear(x: &Tensor, w: &Frozen, bias: Option<&Tensor>, lora: Option<LoraPa
         }
         _ => x.apply_op1(FrozenLinear(layer))?,
     })
-}
-
-pub(super) fn check(x: &[usize], layer: &Adapted) -> crate::Result<()> {
-    let (out, inp) = (layer.weight.out_features(), layer.weight.in_features());
-    if x.len() != 2 || x[1] != inp {
-        return Err(Error::train(format!("linear: x is {x:?}, the weight [{out}, {inp}] expects [N, {inp}]")));
-    }
-    if let Some(bias) = layer.bias
-        && bias.dims() != [out]
-    {
-        return Err(Error::train(format!(
-            "linear: bias is {:?}, the weight [{out}, {inp}] expects [{out}]",
-            bias.dims()
-        )));
-    }
-    if let Some(l) = &layer.lora {
-        let (a, b) = (l.a.dims(), l.b.dims());
-        if a.len() != 2 || b.len() != 2 || a[1] != inp || b[0] != out || a[0] != b[1] {
-            return Err(Error::train(format!(
-                "linear: LoRA factors are {a:?} and {b:?}, expected [rank, {inp}] and [{out}, rank]"
-            )));
-        }
-    }
-    Ok(())
 }
 
 /// The part that does not change from call to call.

@@ -6,6 +6,7 @@
 
 mod accumulate;
 mod activation;
+mod adapted;
 mod attention;
 #[cfg_attr(not(target_arch = "x86_64"), path = "bf16_elsewhere.rs")]
 mod bf16;
@@ -19,16 +20,19 @@ mod matrix;
 mod norm;
 mod plain;
 mod rope;
+mod rope_table;
 mod self_attention;
 #[cfg(test)]
 mod tests;
 
 pub use activation::{gelu, swiglu};
+pub use adapted::{Adapted, LoraPair};
 pub use attention::attention;
 pub use feed_forward::{FeedForward, feed_forward};
 pub use frozen::{Frozen, embed};
-pub use linear::{Adapted, LoraPair, linear};
+pub use linear::linear;
 pub use logprobs::{token_entropy, token_logprobs, token_logprobs_and_entropy};
 pub use norm::{layer_norm, rms_norm};
-pub use rope::{RopeStyle, RopeTable, rope};
+pub use rope::rope;
+pub use rope_table::{RopeStyle, RopeTable};
 pub use self_attention::{SelfAttention, self_attention};

@@ -2,14 +2,16 @@
 //! mixed heads in the weights' precision and makes the rest again in the backward pass.
 
 use super::accumulate::{Begin, Run};
+use super::adapted::{self, Adapted};
 use super::attention::{self, Shapes};
 use super::cpu::{Values, result, slice, tensor};
 use super::frozen::frozen_values;
 use super::layers::{Layers, by_rows, task_rows};
-use super::linear::{self, Adapted, Factors};
+use super::linear::{Factors, apply};
 use super::matrix::Mat;
 use super::norm::{self, Norm, rms_norm};
-use super::rope::{self, Rope, RopeStyle, RopeTable};
+use super::rope::{Rope, rope};
+use super::rope_table::{self, RopeStyle, RopeTable};
 use crate::error::Error;
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
 use std::sync::OnceLock;
@@ -53,9 +55,9 @@ pub fn self_attention(x: &Tensor, block: &SelfAttention) -> crate::Result<Tensor
     norm::check("self_attention", x, block.norm)?;
     let (n, out) = (x.dims()[0], block.query.weight.out_features());
     for layer in [&block.query, &block.key, &block.value] {
-        linear::check(x.dims(), layer)?;
+        adapted::check(x.dims(), layer)?;
     }
-    linear::check(&[n, out], &block.output)?;
+    adapted::check(&[n, out], &block.output)?;
     let (heads, kv_heads) = (block.heads, block.kv_heads);
     if kv_heads == 0 || heads % kv_heads != 0 || out % heads != 0 {
         return Err(Error::train(format!(
@@ -68,7 +70,7 @@ pub fn self_attention(x: &Tensor, block: &SelfAttention) -> crate::Result<Tensor
         return Err(Error::train("self_attention: query, key, value and output do not fit together"));
     }
     attention::check_starts("self_attention", block.starts, n)?;
-    let half = rope::check(&[n, heads, dim], block.rope)?;
+    let half = rope_table::check(&[n, heads, dim], block.rope)?;
     if let Some((q, k)) = block.head_norms
         && (q.dims() != [dim] || k.dims() != [dim])
     {
@@ -95,15 +97,15 @@ pub fn self_attention(x: &Tensor, block: &SelfAttention) -> crate::Result<Tensor
         return Ok(x.apply_op2(&flat, op)?);
     }
     let normed = rms_norm(x, block.norm, block.eps)?;
-    let mut q = block.query.apply(&normed)?.reshape((n, heads, dim))?;
-    let mut k = block.key.apply(&normed)?.reshape((n, kv_heads, dim))?;
-    let v = block.value.apply(&normed)?.reshape((n, kv_heads, dim))?;
+    let mut q = apply(&block.query, &normed)?.reshape((n, heads, dim))?;
+    let mut k = apply(&block.key, &normed)?.reshape((n, kv_heads, dim))?;
+    let v = apply(&block.value, &normed)?.reshape((n, kv_heads, dim))?;
     if let Some((q_norm, k_norm)) = block.head_norms {
         (q, k) = (rms_norm(&q, q_norm, block.eps)?, rms_norm(&k, k_norm, block.eps)?);
     }
-    let (q, k) = (rope::rope(&q, block.rope, block.style)?, rope::rope(&k, block.rope, block.style)?);
+    let (q, k) = (rope(&q, block.rope, block.style)?, rope(&k, block.rope, block.style)?);
     let mixed = attention::attention(&q, &k, &v, block.starts, block.scale)?.reshape((n, out))?;
-    Ok((x + block.output.apply(&mixed)?)?)
+    Ok((x + apply(&block.output, &mixed)?)?)
 }
 
 const QUERY: usize = 0;
