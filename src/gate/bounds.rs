@@ -11,6 +11,8 @@ use serde::{Deserialize, Serialize};
 
 /// Values of the mean that are tried.
 const GRID: usize = 201;
+/// Values of the parent that a comparison waits for: as many as come with one of the candidate where a quarter gets it.
+const PARENTS: u64 = 3;
 /// Largest share of a fortune that one bet can lose.
 const STAKE: f64 = 0.5;
 
@@ -144,7 +146,7 @@ impl Difference {
             Arm::Candidate => &mut self.candidate,
         };
         *side = (side.0 + value, side.1 + 1);
-        if self.parent.1 > 0 && self.candidate.1 > 0 {
+        if self.parent.1 >= PARENTS && self.candidate.1 > 0 {
             let mean = |(sum, count): (f64, u64)| sum / count as f64;
             self.bounds.observe(mean(self.candidate) - mean(self.parent));
             (self.parent, self.candidate) = ((0.0, 0), (0.0, 0));

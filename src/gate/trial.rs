@@ -33,7 +33,7 @@ impl Default for Plan {
     fn default() -> Self {
         Plan {
             shares: vec![0.05, 0.25],
-            least: 10,
+            least: 6,
             margin: 0.1,
             rate_margin: 0.05,
             alpha: 0.01,
