@@ -302,8 +302,8 @@ impl Worker {
         let Some(watched) = self.watched.take() else { return Ok(()) };
         tracing::warn!(version = version.0, parent = parent.0, reason, "rolled back");
         self.serve(parent)?;
-        self.settle(&watched.verdict, Ruling::RolledBack, &reason)?;
         self.shared.status().rolled_back += 1;
+        self.settle(&watched.verdict, Ruling::RolledBack, &reason)?;
         self.tell(|| News::VersionRolledBack { version, parent, reason });
         Ok(())
     }
