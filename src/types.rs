@@ -1,10 +1,16 @@
 //! The vocabulary that the stages exchange: ids, units, and the records of a generation's life. No behaviour, no I/O.
 
+mod feedback;
+mod versions;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::{Add, Div};
 
 use serde::{Deserialize, Deserializer, Serialize};
+
+pub use feedback::*;
+pub use versions::*;
 
 /// A token of the model's vocabulary.
 pub type TokenId = u32;
@@ -37,10 +43,15 @@ impl fmt::Display for Nats {
     }
 }
 
-/// Names one answer, for feedback and for the record. Opaque, unique, at most 64 bytes.
+/// Names one answer, for feedback and for the record. Opaque, unique, of 1 to [`GenerationId::MAX_BYTES`] bytes.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct GenerationId(pub String);
+
+impl GenerationId {
+    /// Longest id, in bytes.
+    pub const MAX_BYTES: usize = 64;
+}
 
 impl fmt::Display for GenerationId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -86,7 +97,7 @@ pub struct Sampling {
     pub frequency_penalty: f32,
     /// Additive penalty on any earlier use, in [-2, 2].
     pub presence_penalty: f32,
-    /// Added to the logits of these tokens before anything else; in [-100, 100], at most 300.
+    /// Added to the logits of these tokens before anything else; in [-100, 100], at most [`Sampling::MAX_BIASES`].
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub logit_bias: BTreeMap<TokenId, f32>,
     /// What the answer must look like; anything if unset.
@@ -94,6 +105,11 @@ pub struct Sampling {
     pub format: Option<Format>,
     /// Seeds this request's own generator. Unset: drawn at submission, and recorded.
     pub seed: Option<u64>,
+}
+
+impl Sampling {
+    /// Most tokens with a bias of their own.
+    pub const MAX_BIASES: usize = 300;
 }
 
 impl Default for Sampling {
@@ -134,10 +150,10 @@ pub struct GenerateRequest {
     pub sampling: Sampling,
     /// Most tokens to make; the configured default if unset.
     pub max_tokens: Option<u32>,
-    /// Strings that end the answer; not part of its text. At most 16.
+    /// Strings that end the answer; not part of its text. At most [`GenerateRequest::MAX_STOPS`].
     pub stop: Vec<String>,
-    /// Tells the log-probabilities of the sampled tokens and of this many most probable ones beside each, at most 20;
-    /// `None` computes none.
+    /// Tells the log-probabilities of the sampled tokens and of this many most probable ones beside each, at most
+    /// [`GenerateRequest::MAX_LOGPROBS`]; `None` computes none.
     pub logprobs: Option<u32>,
     /// Whom it is for.
     pub user: Option<String>,
@@ -146,6 +162,13 @@ pub struct GenerateRequest {
     pub conversation: Option<u64>,
     /// Weights to answer with, if they are served beside the active ones; else those answer.
     pub version: Option<PolicyVersion>,
+}
+
+impl GenerateRequest {
+    /// Most strings that end an answer.
+    pub const MAX_STOPS: usize = 16;
+    /// Most tokens beside a sampled one of which log-probabilities are told.
+    pub const MAX_LOGPROBS: u32 = 20;
 }
 
 /// A token that might have been sampled.
@@ -216,110 +239,6 @@ pub struct Generation {
     pub user: Option<String>,
     /// When it was submitted.
     pub created: UnixMillis,
-}
-
-/// What a person said of an answer.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Signal {
-    /// A rating in [-1, 1]; thumbs are 1 and -1.
-    Rating(f64),
-    /// The answer as the user would have had it.
-    Correction(String),
-    /// Something that happened to the answer, by name: `copied`, `regenerated`, `abandoned`. The settings say what it
-    /// is worth.
-    Named(String),
-    /// A remark alone; it is in the comment.
-    Comment,
-}
-
-/// Feedback as it is handed in.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct NewFeedback {
-    /// The answer it is about.
-    pub generation_id: GenerationId,
-    /// What was said.
-    pub signal: Signal,
-    /// Who said it.
-    pub user: Option<String>,
-    /// A remark; kept, not used for training.
-    pub comment: Option<String>,
-}
-
-/// Proof that feedback is on disk.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct FeedbackReceipt {
-    /// Row number in the ledger; grows with time.
-    pub feedback_id: u64,
-    /// The answer it is about.
-    pub generation_id: GenerationId,
-    /// The weights that had answered.
-    pub policy_version: PolicyVersion,
-    /// Whether it replaces an earlier rating of the same answer by the same user (which stays on record).
-    pub replaces_earlier: bool,
-    /// Why it doesn't count, though it is kept: a limit, or that it was said before.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub left_out: Option<String>,
-}
-
-/// An answer with what was said of it, ready to learn from.
-#[derive(Clone, Debug, PartialEq)]
-pub struct RatedGeneration {
-    /// The feedback rows that stand for it; all are marked used together. Empty for an answer that nobody rated.
-    pub feedback_ids: Vec<u64>,
-    /// The answer.
-    pub generation: Generation,
-    /// Mean over users of the last rating each gave, in [-1, 1]; `None` if nobody rated it.
-    pub rating: Option<f64>,
-    /// Named signals, one entry a user and name.
-    pub signals: Vec<String>,
-    /// The last correction, if corrections teach as samples.
-    pub correction: Option<String>,
-}
-
-/// A part of a sample's reward.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Term {
-    /// `rating`, `model`, `external`, `length`, `correction`, or `signal:NAME`.
-    pub name: String,
-    /// What was measured, after its normalization.
-    pub value: f64,
-    /// What it was multiplied with.
-    pub weight: f64,
-    /// What was measured, before: a reward model's own score.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub raw: Option<f64>,
-}
-
-/// The reward of a sample and how it came about.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Score {
-    /// The scalar that the trainer gets: the clipped sum of the terms.
-    pub score: f64,
-    /// The terms of the sum.
-    pub terms: Vec<Term>,
-}
-
-/// What a training sample is made of.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum SampleKind {
-    /// The answer itself.
-    Answer,
-    /// What a user would have had in its place.
-    Correction,
-}
-
-/// A training sample as it goes on record.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct SampleRecord {
-    /// The answer it is about.
-    pub generation_id: GenerationId,
-    /// Whether the answer itself or a correction was trained on.
-    pub kind: SampleKind,
-    /// The reward it got.
-    #[serde(flatten)]
-    pub score: Score,
 }
 
 /// One training sample: tokens and the scalar that judges them.
@@ -403,96 +322,6 @@ pub struct StepMetrics {
 /// JSON has no NaN: a measurement that could not be made is written as null, and must be read back.
 fn nan_from_null<'de, D: Deserializer<'de>>(from: D) -> Result<f64, D::Error> {
     Ok(Option::<f64>::deserialize(from)?.unwrap_or(f64::NAN))
-}
-
-/// Whether a candidate may be served.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Verdict {
-    /// The candidate may be served.
-    Accepted,
-    /// The candidate may not be served.
-    Refused {
-        /// Why not, in one sentence.
-        reason: String,
-    },
-}
-
-/// How a verdict over a candidate stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Ruling {
-    /// It serves, or did.
-    Promoted,
-    /// It may not serve.
-    Refused,
-    /// A share of the users gets it.
-    Trial,
-    /// It waits for a person to promote it.
-    Proposed,
-    /// It served, and was taken back.
-    RolledBack,
-}
-
-/// A verdict over a candidate, as it stands on record.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct StoredVerdict {
-    /// Row number in the ledger; grows with time.
-    pub id: u64,
-    /// The candidate's version; `None` if it never became one.
-    pub version: Option<PolicyVersion>,
-    /// The version that it was compared with.
-    pub parent: PolicyVersion,
-    /// How it stands.
-    pub ruling: Ruling,
-    /// When it was first judged.
-    pub created: UnixMillis,
-    /// When it was decided; `None` while it is open.
-    pub decided: Option<UnixMillis>,
-    /// What was measured and why it was decided so.
-    pub record: serde_json::Value,
-}
-
-/// A rating of an answer of one of two versions that are compared.
-#[derive(Clone, Debug, PartialEq)]
-pub struct TrialRating {
-    /// Row number of the feedback.
-    pub id: u64,
-    /// The version that had answered.
-    pub version: PolicyVersion,
-    /// From -1 to 1.
-    pub rating: f64,
-    /// Who said it.
-    pub user: Option<String>,
-}
-
-/// What became of an answer of one of two versions that are compared.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct TrialAnswer {
-    /// Row number of the answer.
-    pub id: u64,
-    /// The version that had answered.
-    pub version: PolicyVersion,
-    /// Somebody rated it.
-    pub rated: bool,
-    /// Somebody wanted another one in its place.
-    pub regenerated: bool,
-    /// Somebody said what they would have had.
-    pub corrected: bool,
-}
-
-/// One line of the list of versions.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct VersionInfo {
-    /// The version.
-    pub version: PolicyVersion,
-    /// The version it was trained from; `None` for the initial model.
-    pub parent: Option<PolicyVersion>,
-    /// Whether new requests get it.
-    pub active: bool,
-    /// When it was published.
-    pub created: UnixMillis,
-    /// What its training batch measured.
-    pub metrics: StepMetrics,
 }
 
 /// A chat message, as in the OpenAI API.

@@ -12,7 +12,7 @@ use super::limits::{self, ReviewEntry, ReviewVerdict, Rules};
 use super::lock::FolderLock;
 use super::rows::{self, StoredFeedback, StoredPair, StoredSample};
 use super::writer::Writer;
-use super::{MAX_USER, META_MODEL_SHA256, schema, verdicts, waiting, write};
+use super::{MAX_USER, META_MODEL_SHA256, schema, waiting, write};
 use crate::error::{Error, Result};
 use crate::lock::lock;
 use crate::types::*;
@@ -303,99 +303,6 @@ impl Ledger {
         self.read(rows::newest)
     }
 
-    /// The newest version that may serve: none that was refused, is on trial or waits for a person.
-    ///
-    /// # Errors
-    /// As [`Ledger::generation`].
-    pub fn newest_servable(&self) -> Result<PolicyVersion> {
-        self.read(verdicts::newest_servable)
-    }
-
-    /// Puts a verdict on record and returns its number. Of a candidate that never became a version, `version` is
-    /// `None`.
-    ///
-    /// # Errors
-    /// `Io`, `Closed`.
-    pub fn add_verdict(
-        &self,
-        version: Option<PolicyVersion>,
-        parent: PolicyVersion,
-        ruling: Ruling,
-        record: serde_json::Value,
-    ) -> Result<u64> {
-        self.writer.call(move |db| verdicts::insert(db, version, parent, ruling, &record), |_| ())
-    }
-
-    /// Changes how a verdict stands.
-    ///
-    /// # Errors
-    /// `Arg` for an unknown number, `Io`, `Closed`.
-    pub fn set_verdict(&self, id: u64, ruling: Ruling, record: serde_json::Value) -> Result<()> {
-        self.writer.call(move |db| verdicts::update(db, id, ruling, &record), |()| ())
-    }
-
-    /// The verdict over a version, if there is one.
-    ///
-    /// # Errors
-    /// As [`Ledger::generation`].
-    pub fn verdict_of(&self, version: PolicyVersion) -> Result<Option<StoredVerdict>> {
-        self.read(|db| verdicts::of(db, version))
-    }
-
-    /// The newest verdicts, at most `max`, the newest first; those over candidates that never became a version too.
-    ///
-    /// # Errors
-    /// As [`Ledger::generation`].
-    pub fn verdicts(&self, max: usize) -> Result<Vec<StoredVerdict>> {
-        self.read(|db| verdicts::newest(db, max))
-    }
-
-    /// The trial that is under way.
-    ///
-    /// # Errors
-    /// As [`Ledger::generation`].
-    pub fn trial(&self) -> Result<Option<StoredVerdict>> {
-        self.read(verdicts::trial)
-    }
-
-    /// Ratings that count, of answers of either version made since a moment, in their order; at most `max`, those
-    /// after row `after`.
-    ///
-    /// # Errors
-    /// As [`Ledger::generation`].
-    pub fn ratings_of(
-        &self,
-        versions: (PolicyVersion, PolicyVersion),
-        since: UnixMillis,
-        after: u64,
-        max: usize,
-    ) -> Result<Vec<TrialRating>> {
-        self.read(|db| verdicts::ratings(db, versions, since, after, max))
-    }
-
-    /// What became of answers that somebody asked for, of either version, made between two moments; at most `max`,
-    /// those after row `after`.
-    ///
-    /// # Errors
-    /// As [`Ledger::generation`].
-    pub fn answers_of(
-        &self,
-        versions: (PolicyVersion, PolicyVersion),
-        times: (UnixMillis, UnixMillis),
-        after: u64,
-        max: usize,
-    ) -> Result<Vec<TrialAnswer>> {
-        self.read(|db| verdicts::answers(db, versions, times, after, max))
-    }
-
-    /// How many users rated since a moment; no more than `max` are counted.
-    ///
-    /// # Errors
-    /// As [`Ledger::generation`].
-    pub fn raters(&self, since: UnixMillis, max: usize) -> Result<usize> {
-        self.read(|db| verdicts::raters(db, since, max))
-    }
-
     /// The number that the next version gets.
     ///
     /// # Errors
@@ -430,6 +337,7 @@ impl Ledger {
         self.writer.close();
     }
 
+    /// What a query sees of what is committed.
     pub(super) fn read<T>(&self, query: impl FnOnce(&Connection) -> Result<T>) -> Result<T> {
         let reader = lock(&self.reader);
         let db = reader.as_ref().ok_or_else(|| Error::closed("the ledger is closed"))?;

@@ -3,6 +3,7 @@
 
 use rusqlite::{Connection, OptionalExtension, Row};
 
+use super::Ledger;
 use super::rows::{damaged, signed, unsigned};
 use crate::error::{Error, Result};
 use crate::system::unix_millis;
@@ -44,6 +45,101 @@ fn verdict(row: &Row) -> Result<StoredVerdict> {
         decided: row.get::<_, Option<i64>>(5)?.map(i64::cast_unsigned),
         record: serde_json::from_str(&record).map_err(|e| damaged(format!("a verdict's record: {e}")))?,
     })
+}
+
+impl Ledger {
+    /// The newest version that may serve: none that was refused, is on trial or waits for a person.
+    ///
+    /// # Errors
+    /// As [`Ledger::generation`].
+    pub fn newest_servable(&self) -> Result<PolicyVersion> {
+        self.read(newest_servable)
+    }
+
+    /// Puts a verdict on record and returns its number. Of a candidate that never became a version, `version` is
+    /// `None`.
+    ///
+    /// # Errors
+    /// `Io`, `Closed`.
+    pub fn add_verdict(
+        &self,
+        version: Option<PolicyVersion>,
+        parent: PolicyVersion,
+        ruling: Ruling,
+        record: serde_json::Value,
+    ) -> Result<u64> {
+        self.writer.call(move |db| insert(db, version, parent, ruling, &record), |_| ())
+    }
+
+    /// Changes how a verdict stands.
+    ///
+    /// # Errors
+    /// `Arg` for an unknown number, `Io`, `Closed`.
+    pub fn set_verdict(&self, id: u64, ruling: Ruling, record: serde_json::Value) -> Result<()> {
+        self.writer.call(move |db| update(db, id, ruling, &record), |()| ())
+    }
+
+    /// The verdict over a version, if there is one.
+    ///
+    /// # Errors
+    /// As [`Ledger::generation`].
+    pub fn verdict_of(&self, version: PolicyVersion) -> Result<Option<StoredVerdict>> {
+        self.read(|db| of(db, version))
+    }
+
+    /// The newest verdicts, at most `max`, the newest first; those over candidates that never became a version too.
+    ///
+    /// # Errors
+    /// As [`Ledger::generation`].
+    pub fn verdicts(&self, max: usize) -> Result<Vec<StoredVerdict>> {
+        self.read(|db| newest(db, max))
+    }
+
+    /// The trial that is under way.
+    ///
+    /// # Errors
+    /// As [`Ledger::generation`].
+    pub fn trial(&self) -> Result<Option<StoredVerdict>> {
+        self.read(trial)
+    }
+
+    /// Ratings that count, of answers of either version made since a moment, in their order; at most `max`, those
+    /// after row `after`.
+    ///
+    /// # Errors
+    /// As [`Ledger::generation`].
+    pub fn ratings_of(
+        &self,
+        versions: (PolicyVersion, PolicyVersion),
+        since: UnixMillis,
+        after: u64,
+        max: usize,
+    ) -> Result<Vec<TrialRating>> {
+        self.read(|db| ratings(db, versions, since, after, max))
+    }
+
+    /// What became of answers that somebody asked for, of either version, made between two moments; at most `max`,
+    /// those after row `after`.
+    ///
+    /// # Errors
+    /// As [`Ledger::generation`].
+    pub fn answers_of(
+        &self,
+        versions: (PolicyVersion, PolicyVersion),
+        times: (UnixMillis, UnixMillis),
+        after: u64,
+        max: usize,
+    ) -> Result<Vec<TrialAnswer>> {
+        self.read(|db| answers(db, versions, times, after, max))
+    }
+
+    /// How many users rated since a moment; no more than `max` are counted.
+    ///
+    /// # Errors
+    /// As [`Ledger::generation`].
+    pub fn raters(&self, since: UnixMillis, max: usize) -> Result<usize> {
+        self.read(|db| raters(db, since, max))
+    }
 }
 
 /// Adds a verdict and returns its number. One that ends nothing (`Ruling::Trial`, `Ruling::Proposed`) stays undecided.

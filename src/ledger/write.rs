@@ -13,8 +13,9 @@ use crate::types::*;
 
 pub(super) fn record(db: &Connection, g: &Generation) -> Result<()> {
     let (id, s) = (&g.id, &g.sampling);
-    if id.0.is_empty() || id.0.len() > 64 {
-        return Err(Error::arg(format!("the generation's id has {} bytes, expected 1 to 64", id.0.len())));
+    if id.0.is_empty() || id.0.len() > GenerationId::MAX_BYTES {
+        let (bytes, most) = (id.0.len(), GenerationId::MAX_BYTES);
+        return Err(Error::arg(format!("the generation's id has {bytes} bytes, expected 1 to {most}")));
     }
     let numbers = [s.temperature, s.top_p, s.min_p, s.repeat_penalty, s.frequency_penalty, s.presence_penalty];
     if !numbers.iter().all(|x| x.is_finite()) {

@@ -14,8 +14,6 @@ use crate::types::{Sampling, TokenId};
 
 /// Tokens that penalties look back on.
 const PENALTY_WINDOW: i32 = 64;
-/// Most entries of a logit bias.
-const BIASES: usize = 300;
 
 /// The sampler of one request: its own seed and its own memory of the tokens.
 pub struct Sampler {
@@ -96,10 +94,11 @@ impl Sampler {
         range("repeat_penalty", sampling.repeat_penalty, 0.01, 10.0)?;
         range("frequency_penalty", sampling.frequency_penalty, -2.0, 2.0)?;
         range("presence_penalty", sampling.presence_penalty, -2.0, 2.0)?;
-        if sampling.logit_bias.len() > BIASES {
+        if sampling.logit_bias.len() > Sampling::MAX_BIASES {
             return Err(Error::arg(format!(
-                "logit_bias has {} entries, expected at most {BIASES}",
-                sampling.logit_bias.len()
+                "logit_bias has {} entries, expected at most {}",
+                sampling.logit_bias.len(),
+                Sampling::MAX_BIASES
             )));
         }
         sampling

@@ -25,10 +25,6 @@ use crate::types::{GenerateRequest, GenerationId, PolicyVersion, UnixMillis};
 
 /// Swaps that may wait to be looked at; more wait to be sent. Of those that wait, only the newest is made.
 const MAX_WANTED: usize = 8;
-/// Stop strings of one request.
-const MAX_STOPS: usize = 16;
-/// Most alternatives to a sampled token.
-const MAX_TOP_LOGPROBS: u32 = 20;
 
 /// Shape of the service.
 #[derive(Clone, Copy, Debug)]
@@ -184,11 +180,18 @@ impl Scheduler {
         if max_tokens == 0 {
             return Err(Error::arg("max_tokens is 0, expected at least 1"));
         }
-        if request.stop.len() > MAX_STOPS {
-            return Err(Error::arg(format!("{} stop strings, at most {MAX_STOPS} are allowed", request.stop.len())));
+        if request.stop.len() > GenerateRequest::MAX_STOPS {
+            return Err(Error::arg(format!(
+                "{} stop strings, at most {} are allowed",
+                request.stop.len(),
+                GenerateRequest::MAX_STOPS
+            )));
         }
-        if let Some(top) = request.logprobs.filter(|top| *top > MAX_TOP_LOGPROBS) {
-            return Err(Error::arg(format!("top_logprobs is {top}, expected at most {MAX_TOP_LOGPROBS}")));
+        if let Some(top) = request.logprobs.filter(|top| *top > GenerateRequest::MAX_LOGPROBS) {
+            return Err(Error::arg(format!(
+                "top_logprobs is {top}, expected at most {}",
+                GenerateRequest::MAX_LOGPROBS
+            )));
         }
         let room = u32::try_from(context - prompt.len()).unwrap_or(u32::MAX);
         let max_tokens = max_tokens.min(room);

@@ -51,7 +51,6 @@ const LONGER: &[(&str, usize)] = &[
     ("src/policy/ops/bf16.rs", 500),
     ("src/policy/ops/matrix.rs", 500),
     ("src/publish/mod.rs", 500),
-    ("src/types.rs", 500),
     ("tests/it/engine.rs", 600),
     ("tests/it/ffi_engine.rs", 700),
     ("tests/it/reward_loop.rs", 500),
