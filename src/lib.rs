@@ -35,6 +35,7 @@
 //! |---|---|
 //! | [`types`], [`error`], [`config`] | ids, units and records; one error; settings |
 //! | [`gguf`] | files of models and adapters, read within bounds |
+//! | [`guide`] | holds answers to a JSON schema or a grammar |
 //! | [`llama`] | the only user of llama.cpp |
 //! | [`policy`], [`align`], [`optim`] | the differentiable model; the losses, as pure functions; gradients and AdamW |
 //! | [`scheduler`], [`ledger`], [`reward`], [`trainer`], [`gate`], [`publish`] | the stages |
@@ -59,6 +60,7 @@ pub mod experiment;
 pub mod ffi;
 pub mod gate;
 pub mod gguf;
+pub mod guide;
 #[cfg(feature = "daemon")]
 pub mod http;
 mod ids;

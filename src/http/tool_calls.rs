@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use serde_json::Value;
+use serde::de::IgnoredAny;
 
 const OPEN: &str = "<tool_call>";
 const CLOSE: &str = "</tool_call>";
@@ -78,17 +78,53 @@ impl Reader {
 
     /// All calls that a JSON text holds, at least one; `None` if it is anything else.
     fn all(&self, json: &str) -> Option<Vec<Call>> {
-        let values = match serde_json::from_str(json).ok()? {
-            Value::Array(values) => values,
-            value => vec![value],
-        };
-        let call = |value: &Value| {
-            let name = value["name"].as_str().filter(|name| self.names.iter().any(|known| known == name))?;
-            let arguments = value.get("arguments").or_else(|| value.get("parameters"))?;
-            arguments.is_object().then(|| Call { name: name.to_owned(), arguments: arguments.to_string() })
-        };
-        values.iter().map(call).collect::<Option<Vec<_>>>().filter(|calls| !calls.is_empty())
+        let calls =
+            if json.starts_with('[') { parts(json)?.into_iter().map(|(_, call)| call).collect() } else { vec![json] };
+        calls.into_iter().map(|call| self.call(call)).collect::<Option<Vec<_>>>().filter(|calls| !calls.is_empty())
     }
+
+    fn call(&self, json: &str) -> Option<Call> {
+        let members = parts(json)?;
+        let member = |key: &str| members.iter().rev().find(|(name, _)| name == key).map(|(_, value)| *value);
+        let name: String = serde_json::from_str(member("name")?).ok()?;
+        let arguments = member("arguments").or_else(|| member("parameters"))?;
+        let known = self.names.contains(&name) && arguments.starts_with('{');
+        known.then(|| Call { name, arguments: arguments.to_owned() })
+    }
+}
+
+/// The members of an object or the items of an array (with empty names), each as it is written: numbers may have more
+/// digits than any type.
+fn parts(json: &str) -> Option<Vec<(String, &str)>> {
+    let object = json.starts_with('{');
+    let mut rest = json.strip_prefix(if object { '{' } else { '[' })?.trim_start();
+    let close = if object { '}' } else { ']' };
+    let mut all = Vec::new();
+    loop {
+        if let Some(behind) = rest.strip_prefix(close).filter(|_| all.is_empty()) {
+            return behind.trim().is_empty().then_some(all);
+        }
+        let mut name = String::new();
+        if object {
+            let (written, behind) = value(rest)?;
+            name = serde_json::from_str(written).ok()?;
+            rest = behind.strip_prefix(':')?.trim_start();
+        }
+        let (written, behind) = value(rest)?;
+        all.push((name, written));
+        match behind.strip_prefix(',') {
+            Some(more) => rest = more.trim_start(),
+            None => return behind.strip_prefix(close)?.trim().is_empty().then_some(all),
+        }
+    }
+}
+
+/// The JSON value that a text begins with, as it is written, and what comes after it.
+fn value(text: &str) -> Option<(&str, &str)> {
+    let mut values = serde_json::Deserializer::from_str(text).into_iter::<IgnoredAny>();
+    values.next()?.ok()?;
+    let (written, behind) = text.split_at_checked(values.byte_offset())?;
+    Some((written, behind.trim_start()))
 }
 
 #[cfg(test)]
@@ -110,7 +146,7 @@ mod tests {
 
     #[test]
     fn calls_are_found_in_the_forms_that_templates_teach() {
-        let one = [call("add", r#"{"a":1}"#)];
+        let one = [call("add", r#"{"a": 1}"#)];
         for text in [
             "<tool_call>\n{\"name\": \"add\", \"arguments\": {\"a\": 1}}\n</tool_call>",
             "<tool_call>{\"name\": \"add\", \"arguments\": {\"a\": 1}}",
@@ -124,6 +160,16 @@ mod tests {
             <tool_call>{\"name\":\"now\",\"arguments\":{}}</tool_call>";
         let (text, calls) = read(two);
         assert_eq!((text.trim(), calls.len()), ("Let me see.", 2));
+    }
+
+    #[test]
+    fn arguments_are_as_the_model_wrote_them() {
+        let written = r#"{"n": 12345678901234567890123, "s": "\u00e9 }", "d": 1.10}"#;
+        for (before, behind) in
+            [("{\"name\":\"add\",\"arguments\":", "}"), ("[ {\"arguments\" : ", " , \"name\" : \"add\" } ]")]
+        {
+            assert_eq!(read(&format!("{before}{written}{behind}")).1, [call("add", written)]);
+        }
     }
 
     #[test]

@@ -26,7 +26,6 @@ unsafe extern "C-unwind" {
         output: *const c_char,
         params: *const sys::llama_model_quantize_params,
     ) -> u32;
-    pub(super) fn llama_sampler_apply(sampler: *mut sys::llama_sampler, tokens: *mut sys::llama_token_data_array);
     pub(super) fn llama_tokenize(
         vocab: *const sys::llama_vocab,
         text: *const c_char,

@@ -10,8 +10,6 @@ mod chat;
 mod context;
 mod control;
 mod embed;
-mod gbnf;
-mod grammar;
 mod guard;
 mod jinja;
 mod kernels;

@@ -16,7 +16,8 @@ use super::template::Rendered;
 use super::validate;
 use crate::error::{Error, Result};
 use crate::gguf::Gguf;
-use crate::types::TokenId;
+use crate::guide::{Guide, Guides};
+use crate::types::{Format, TokenId};
 
 /// llama.cpp's process-wide state. It can be initialised once and needs no end.
 pub(super) fn backend() {
@@ -43,6 +44,8 @@ pub struct Model {
     specials: Specials,
     /// Most bytes of text that one token stands for.
     longest_token: usize,
+    /// Made for the first answer that is held to a format: some tenths of a second.
+    guides: OnceLock<Result<Guides>>,
 }
 
 /// Longest text that is tokenized, in bytes.
@@ -116,6 +119,7 @@ impl Model {
             gpu_layers,
             specials: Specials::default(),
             longest_token: 1,
+            guides: OnceLock::new(),
         };
         if n_vocab <= 0 {
             return Err(Error::model(format!("{}: it has no vocabulary", path.display())));
@@ -329,6 +333,38 @@ impl Model {
         String::from_utf8_lossy(&bytes).into_owned()
     }
 
+    /// Holds an answer of this model to a format, from its beginning. Not on a thread that others wait for.
+    ///
+    /// # Errors
+    /// As [`Guides::guide`].
+    pub fn guide(&self, format: &Format) -> Result<Guide> {
+        let guides = self.guides.get_or_init(|| {
+            let tokens = 0..TokenId::try_from(self.n_vocab).unwrap_or(0);
+            let ends: Vec<TokenId> = tokens.clone().filter(|token| self.ends(*token)).collect();
+            Guides::new(tokens.map(|token| self.guided_piece(token)).collect(), &ends)
+        });
+        let one = |text: &str| match self.tokenize(text, false, true).ok()?.as_slice() {
+            [token] => Some(*token),
+            _ => None,
+        };
+        guides.as_ref().map_err(Clone::clone)?.guide(format, &one)
+    }
+
+    /// A token's bytes as [`Guides`] wants them.
+    fn guided_piece(&self, token: TokenId) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        self.piece(token, false, &mut bytes);
+        // A byte that no text contains would look like the beginning of a control token.
+        if bytes.first() == Some(&0xff) {
+            return Vec::new();
+        }
+        if bytes.is_empty() || self.ends(token) {
+            bytes = vec![0xff];
+            self.piece(token, true, &mut bytes);
+        }
+        bytes
+    }
+
     /// Whether the token ends a generation.
     pub fn ends(&self, token: TokenId) -> bool {
         // SAFETY: the token is in the vocabulary.
@@ -358,11 +394,6 @@ impl Model {
     pub fn is_decoder(&self) -> bool {
         // SAFETY: reads the live model.
         unsafe { sys::llama_model_has_decoder(self.raw) && !sys::llama_model_has_encoder(self.raw) }
-    }
-
-    /// The vocabulary, alive as long as the model.
-    pub(super) fn vocab(&self) -> *const sys::llama_vocab {
-        self.vocab
     }
 
     pub(super) fn token(&self, token: TokenId) -> Result<LlamaToken> {

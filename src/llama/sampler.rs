@@ -1,15 +1,13 @@
 //! Draws tokens from logits as a request asked. Never sees text.
 
-use std::sync::Arc;
-
 use llama_cpp_2::sampling::LlamaSampler;
 use llama_cpp_2::token::LlamaToken;
 use llama_cpp_2::token::data::LlamaTokenData;
 use llama_cpp_2::token::data_array::LlamaTokenDataArray;
 
-use super::grammar::Grammar;
 use super::model::Model;
 use crate::error::{Error, Result};
+use crate::guide::Mask;
 use crate::types::{Sampling, TokenId};
 
 /// Tokens that penalties look back on.
@@ -20,18 +18,16 @@ pub struct Sampler {
     chain: LlamaSampler,
     candidates: LlamaTokenDataArray,
     biases: Vec<(usize, f32)>,
-    grammar: Option<Grammar>,
     /// The most probable token is wanted, and nothing but biases comes between.
     plain_greedy: bool,
 }
 
 impl Sampler {
-    /// Builds the chain. `sampling` must have its seed set. Not on the thread that decodes: a grammar takes a while.
+    /// Builds the chain. `sampling` must have its seed set.
     ///
     /// # Errors
-    /// `Arg` naming the setting, its value and its range, the token that the vocabulary lacks, or what is wrong with
-    /// the grammar.
-    pub fn new(model: &Arc<Model>, sampling: &Sampling) -> Result<Sampler> {
+    /// `Arg` naming the setting, its value and its range, or the token that the vocabulary lacks.
+    pub fn new(model: &Model, sampling: &Sampling) -> Result<Sampler> {
         Self::check(sampling)?;
         if let Some(token) = sampling.logit_bias.keys().find(|t| **t as usize >= model.n_vocab()) {
             return Err(Error::arg(format!(
@@ -39,7 +35,6 @@ impl Sampler {
                 model.n_vocab()
             )));
         }
-        let grammar = sampling.format.as_ref().map(|format| Grammar::new(model, format)).transpose()?;
         let mut chain = Vec::new();
         let penalized =
             sampling.repeat_penalty != 1.0 || sampling.frequency_penalty != 0.0 || sampling.presence_penalty != 0.0;
@@ -76,7 +71,6 @@ impl Sampler {
             candidates: LlamaTokenDataArray::new(Vec::new(), false),
             plain_greedy: sampling.temperature == 0.0 && !penalized,
             biases: sampling.logit_bias.iter().map(|(&token, &bias)| (token as usize, bias)).collect(),
-            grammar,
         })
     }
 
@@ -107,30 +101,20 @@ impl Sampler {
             .try_for_each(|(token, &bias)| range(&format!("logit_bias of {token}"), bias, -100.0, 100.0))
     }
 
-    /// Draws the next token from a row of logits. [vocabulary]
+    /// Draws the next token from a row of logits, [vocabulary], among those of the mask if there is one.
     ///
     /// # Errors
-    /// `Model` if the logits are not numbers, `Arg` if the grammar allows no token.
-    pub fn sample(&mut self, logits: &[f32]) -> Result<TokenId> {
+    /// `Model` if the logits are not numbers.
+    pub fn sample(&mut self, logits: &[f32], mask: Option<&Mask>) -> Result<TokenId> {
         // A NaN makes llama.cpp's samplers assert or choose at random.
         if logits.iter().fold(false, |nan, l| nan | l.is_nan()) {
             return Err(Error::model("the model's logits are not numbers"));
         }
-        let greedy = if self.plain_greedy { self.largest(logits) } else { None };
-        let mut token = match greedy {
+        let greedy = if self.plain_greedy && mask.is_none() { self.largest(logits) } else { None };
+        let token = match greedy {
             Some(token) => token,
-            None => self.draw(logits, false)?,
+            None => self.draw(logits, mask)?,
         };
-        // Testing the one that was drawn is a thousand times cheaper than masking all, and to draw again from those
-        // allowed if it isn't gives each the same chance as to draw from those alone.
-        if let Some(grammar) = &mut self.grammar
-            && !grammar.allows(token)?
-        {
-            token = self.draw(logits, true)?;
-        }
-        if let Some(grammar) = &mut self.grammar {
-            grammar.accept(token)?;
-        }
         self.chain.accept(LlamaToken::new(token as i32));
         Ok(token)
     }
@@ -160,17 +144,24 @@ impl Sampler {
         best.and_then(|(index, _)| TokenId::try_from(index).ok())
     }
 
-    fn draw(&mut self, logits: &[f32], masked: bool) -> Result<TokenId> {
+    fn draw(&mut self, logits: &[f32], mask: Option<&Mask>) -> Result<TokenId> {
         let c = &mut self.candidates;
         c.data.clear();
-        c.data.extend((0..).zip(logits).map(|(id, &l)| LlamaTokenData::new(LlamaToken::new(id), l, 0.0)));
+        let candidate = |id: usize| {
+            let logit = logits.get(id).copied()?;
+            Some(LlamaTokenData::new(LlamaToken::new(i32::try_from(id).ok()?), logit, 0.0))
+        };
+        match mask {
+            None => c.data.extend((0..logits.len()).filter_map(candidate)),
+            Some(mask) => c.data.extend(mask.tokens().filter_map(|token| candidate(token as usize))),
+        }
+        // In the order of their tokens, as the biases are.
         for &(token, bias) in &self.biases {
-            if let Some(entry) = c.data.get_mut(token) {
+            if let Ok(at) = c.data.binary_search_by_key(&(token as i32), |entry| entry.id().0)
+                && let Some(entry) = c.data.get_mut(at)
+            {
                 entry.set_logit(entry.logit() + bias);
             }
-        }
-        if masked && let Some(grammar) = &mut self.grammar {
-            grammar.mask(&mut c.data)?;
         }
         c.selected = None;
         c.sorted = false;

@@ -289,22 +289,43 @@ impl Fields {
     }
 
     fn response_format(mut self) -> Result<Option<Format>> {
-        let format = match self.string("type")?.as_deref() {
-            Some("text") => None,
-            Some("json_object") => Some(Format::JsonSchema(json!({"type": "object"}))),
-            Some("json_schema") => {
-                let Some(Value::Object(map)) = self.take("json_schema") else {
-                    return Err(Error::arg("json_schema is missing, expected an object with a schema"));
-                };
-                match (Fields { map, unknown: Unknown::Ignore }).take("schema") {
-                    Some(schema @ Value::Object(_)) => Some(Format::JsonSchema(schema)),
-                    _ => return Err(Error::arg("json_schema has no schema, expected an object")),
-                }
+        let kind = self.string("type")?;
+        let schema = self.schema()?;
+        self.finish(&["type", "json_schema", "schema"])?;
+        match (kind.as_deref(), schema) {
+            (Some("text"), None) => Ok(None),
+            (Some("text"), Some(_)) => Err(Error::arg("type is text and there is a schema, expected json_schema")),
+            (Some("json_object"), None) => Ok(Some(Format::JsonSchema(json!({"type": "object"})))),
+            (Some("json_object"), Some(Value::Object(mut schema))) => {
+                schema.entry("type").or_insert_with(|| "object".into());
+                Ok(Some(Format::JsonSchema(schema.into())))
             }
-            _ => return Err(Error::arg("type is not known, expected text, json_object or json_schema")),
+            (Some("json_schema" | "json_object"), Some(schema)) => Ok(Some(Format::JsonSchema(schema))),
+            (Some("json_schema"), None) => Err(Error::arg("json_schema is missing, expected an object with a schema")),
+            _ => Err(Error::arg("type is not known, expected text, json_object or json_schema")),
+        }
+    }
+
+    /// The schema of a response format, in `json_schema` as OpenAI has it, or beside the type as others do.
+    fn schema(&mut self) -> Result<Option<Value>> {
+        let beside = self.take("schema");
+        let schema = match (self.take("json_schema"), beside) {
+            (None, beside) => beside,
+            (Some(_), Some(_)) => {
+                return Err(Error::arg("there are both json_schema and schema, expected one of them"));
+            }
+            (Some(Value::Object(map)), None) => match (Fields { map, unknown: Unknown::Ignore }).take("schema") {
+                None => return Err(Error::arg("json_schema has no schema, expected an object")),
+                schema => schema,
+            },
+            (Some(other), None) => {
+                return Err(Error::arg(format!("json_schema is {}, expected an object with a schema", shown(&other))));
+            }
         };
-        self.finish(&["type", "json_schema"])?;
-        Ok(format)
+        match schema {
+            None | Some(Value::Object(_) | Value::Bool(_)) => Ok(schema),
+            Some(other) => Err(Error::arg(format!("the schema is {}, expected an object", shown(&other)))),
+        }
     }
 
     /// A chat asks for log-probabilities with a flag, and for alternatives with a number beside it.

@@ -103,6 +103,89 @@ fn a_format_is_a_grammar_or_a_schema() {
     let schema = r#""response_format":{"type":"json_schema",
         "json_schema":{"name":"x","strict":true,"schema":{"type":"object"}}}"#;
     assert_eq!(format(schema), object);
+    let beside = r#""response_format":{"type":"json_schema","schema":{"type":"object"}}"#;
+    assert_eq!(format(beside), object);
+    let named = Some(Format::JsonSchema(json!({"required": ["age"], "type": "object"})));
+    for form in [r#""schema":{"required":["age"]}"#, r#""json_schema":{"schema":{"required":["age"]}}"#] {
+        assert_eq!(format(&format!(r#""response_format":{{"type":"json_object",{form}}}"#)), named);
+    }
+}
+
+#[test]
+fn a_format_that_says_two_things_or_none_is_refused() {
+    let refusal = |format: &str| {
+        let body = format!(r#"{{"messages":[{{"role":"user","content":"hi"}}],"response_format":{format}}}"#);
+        chat(&body).expect_err(format).message().to_owned()
+    };
+    assert!(refusal(r#"{"type":"text","json_schema":{"schema":{}}}"#).contains("type is text"));
+    assert!(refusal(r#"{"type":"json_schema"}"#).contains("json_schema is missing"));
+    assert!(refusal(r#"{"type":"json_schema","json_schema":{}}"#).contains("has no schema"));
+    assert!(refusal(r#"{"type":"json_schema","json_schema":3}"#).contains("json_schema is 3"));
+    assert!(refusal(r#"{"type":"json_schema","json_schema":{"schema":{}},"schema":{}}"#).contains("one of them"));
+    assert!(refusal(r#"{"type":"json_schema","schema":"x"}"#).contains("the schema is a string"));
+}
+
+#[test]
+fn a_tool_is_demanded_by_name_by_a_few_or_any() {
+    let forced = |choice: &str| {
+        let tool = |name| {
+            format!(
+                r##"{{"type":"function","function":{{"name":"{name}","parameters":
+            {{"$defs":{{"P":{{"type":"integer"}}}},"properties":{{"p":{{"$ref":"#/$defs/P"}}}}}}}}}}"##
+            )
+        };
+        let body = format!(
+            r#"{{"messages":[{{"role":"user","content":"hi"}}],"tools":[{},{}],"tool_choice":{choice}}}"#,
+            tool("f"),
+            tool("g")
+        );
+        chat(&body).map(|request| match request.sampling.format {
+            Some(Format::JsonSchema(schema)) => schema["anyOf"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .map(|call| call["properties"]["name"]["const"].as_str().unwrap().to_owned())
+                .collect(),
+            _ => Vec::new(),
+        })
+    };
+    let named = |names: &[&str]| Ok(names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>());
+    assert_eq!(forced(r#""auto""#), named(&[]));
+    assert_eq!(forced(r#""required""#), named(&["f", "g"]));
+    assert_eq!(forced(r#"{"type":"function","function":{"name":"g"}}"#), named(&["g"]));
+    assert_eq!(forced(r#"{"type":"function","name":"g"}"#), named(&["g"]));
+    let tools = r#""tools":[{"type":"function","function":{"name":"f"}}]"#;
+    assert_eq!(
+        forced(&format!(r#"{{"type":"allowed_tools","allowed_tools":{{"mode":"required",{tools}}}}}"#)),
+        named(&["f"])
+    );
+    assert_eq!(forced(&format!(r#"{{"type":"allowed_tools","mode":"auto",{tools}}}"#)), named(&[]));
+    for (choice, message) in [
+        (r#""some""#, "tool_choice is not known"),
+        (r#"{"type":"function","function":{"name":"h"}}"#, "not among the tools"),
+        (r#"{"type":"allowed_tools","tools":[]}"#, "tool_choice has no mode"),
+        (r#"{"type":"function"}"#, "names no function"),
+        ("3", "tool_choice is a number"),
+    ] {
+        assert!(forced(choice).unwrap_err().message().contains(message), "{choice}");
+    }
+}
+
+#[test]
+fn the_arguments_of_a_demanded_call_are_an_object_and_its_references_begin_there() {
+    let forced = |parameters: &str| {
+        let body = format!(
+            r#"{{"messages":[{{"role":"user","content":"hi"}}],"tool_choice":"required",
+            "tools":[{{"type":"function","function":{{"name":"f","parameters":{parameters}}}}}]}}"#
+        );
+        chat(&body).map(|request| match request.sampling.format {
+            Some(Format::JsonSchema(schema)) => schema["anyOf"][0]["properties"]["arguments"].clone(),
+            _ => Value::Null,
+        })
+    };
+    assert_eq!(forced("{}").unwrap(), json!({"$id": "tool:f", "type": "object"}));
+    assert_eq!(forced(r#"{"$id":"x","type":"object"}"#).unwrap(), json!({"$id": "x", "type": "object"}));
+    assert!(forced(r#"{"type":"string"}"#).unwrap_err().message().contains("expected \"object\""));
 }
 
 #[test]

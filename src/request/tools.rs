@@ -38,34 +38,78 @@ pub(super) fn take(fields: &mut Fields) -> Result<Tools> {
         .map(|(i, tool)| function(tool).map_err(|e| e.context(format!("tools[{i}]"))))
         .collect::<Result<_>>()?;
     let names: Vec<String> = functions.iter().map(|(name, _)| name.clone()).collect();
-    let call = |choice: &str| -> Value {
-        let wanted = functions.iter().filter(|(name, _)| choice.is_empty() || name == choice);
-        let calls = wanted.map(|(name, parameters)| {
-            json!({"type": "object", "properties": {"name": {"const": name}, "arguments": parameters},
-                "required": ["name", "arguments"], "additionalProperties": false})
-        });
-        json!({"anyOf": calls.collect::<Vec<_>>()})
+    let Some(choice) = fields.take("tool_choice").map(|choice| choice_of(&choice)).transpose()? else {
+        return Ok(Tools { given, names, forced: None });
     };
-    let expected =
+    let (forced, among) = match choice {
+        Choice::None => return Ok(Tools::default()),
+        Choice::Any { forced } => (forced, names),
+        Choice::Of { forced, among } => (forced, among),
+    };
+    if forced && functions.is_empty() {
+        return Err(Error::arg("tool_choice is required, but there are no tools"));
+    }
+    if among.iter().any(|name| !functions.iter().any(|(known, _)| known == name)) {
+        return Err(Error::arg("tool_choice names a tool that is not among the tools"));
+    }
+    let calls = functions
+        .iter()
+        .filter(|(name, _)| among.contains(name))
+        .map(|(name, parameters)| call_schema(name, parameters));
+    let forced = forced.then(|| json!({"anyOf": calls.collect::<Vec<_>>()}));
+    Ok(Tools { given, names: among, forced })
+}
+
+/// What `tool_choice` asks for.
+enum Choice {
+    None,
+    Any { forced: bool },
+    Of { forced: bool, among: Vec<String> },
+}
+
+/// Reads `tool_choice`, as chats have it and as responses do.
+fn choice_of(choice: &Value) -> Result<Choice> {
+    const EXPECTED: &str =
         "expected \"none\", \"auto\", \"required\" or {\"type\": \"function\", \"function\": {\"name\": ...}}";
-    let forced = match fields.take("tool_choice") {
-        None => None,
-        Some(Value::String(choice)) => match choice.as_str() {
-            "none" => return Ok(Tools::default()),
-            "auto" => None,
-            "required" if functions.is_empty() => {
-                return Err(Error::arg("tool_choice is required, but there are no tools"));
+    let name = |tool: &Value| tool["function"]["name"].as_str().or(tool["name"].as_str()).map(str::to_owned);
+    match (choice, choice["type"].as_str()) {
+        (Value::String(word), _) => match word.as_str() {
+            "none" => Ok(Choice::None),
+            "auto" => Ok(Choice::Any { forced: false }),
+            "required" => Ok(Choice::Any { forced: true }),
+            _ => Err(Error::arg(format!("tool_choice is not known, {EXPECTED}"))),
+        },
+        (Value::Object(_), Some("allowed_tools")) => {
+            let allowed = if choice["allowed_tools"].is_object() { &choice["allowed_tools"] } else { choice };
+            let forced = match allowed["mode"].as_str() {
+                Some("auto") => false,
+                Some("required") => true,
+                _ => return Err(Error::arg("tool_choice has no mode, expected auto or required")),
+            };
+            let names = allowed["tools"].as_array().filter(|tools| !tools.is_empty());
+            let names = names.and_then(|tools| tools.iter().map(name).collect::<Option<Vec<_>>>());
+            match names {
+                Some(among) => Ok(Choice::Of { forced, among }),
+                None => Err(Error::arg("tool_choice has no tools with names, expected at least one")),
             }
-            "required" => Some(call("")),
-            _ => return Err(Error::arg(format!("tool_choice is not known, {expected}"))),
+        }
+        (Value::Object(_), None | Some("function")) => match name(choice) {
+            Some(name) => Ok(Choice::Of { forced: true, among: vec![name] }),
+            None => Err(Error::arg(format!("tool_choice names no function, {EXPECTED}"))),
         },
-        Some(choice) => match choice["function"]["name"].as_str() {
-            Some(name) if names.iter().any(|known| known == name) => Some(call(name)),
-            Some(_) => return Err(Error::arg("tool_choice names a tool that is not among the tools")),
-            None => return Err(Error::arg(format!("tool_choice is {}, {expected}", kind(&choice)))),
-        },
-    };
-    Ok(Tools { given, names, forced })
+        (other, _) => Err(Error::arg(format!("tool_choice is {}, {EXPECTED}", kind(other)))),
+    }
+}
+
+/// The schema of a call. References of the parameters begin at the parameters.
+fn call_schema(name: &str, parameters: &Value) -> Value {
+    let mut parameters = parameters.clone();
+    if let Value::Object(map) = &mut parameters {
+        map.entry("$id").or_insert_with(|| format!("tool:{name}").into());
+        map.entry("type").or_insert_with(|| "object".into());
+    }
+    json!({"type": "object", "properties": {"name": {"const": name}, "arguments": parameters},
+        "required": ["name", "arguments"], "additionalProperties": false})
 }
 
 /// Name and parameters of a function.
@@ -82,7 +126,13 @@ fn function(tool: &Value) -> Result<(String, Value)> {
     }
     match &function["parameters"] {
         Value::Null => Ok((name.to_owned(), json!({"type": "object", "properties": {}}))),
-        schema @ Value::Object(_) => Ok((name.to_owned(), schema.clone())),
+        schema @ Value::Object(map) if map.get("type").is_none_or(|kind| kind == "object") => {
+            Ok((name.to_owned(), schema.clone()))
+        }
+        Value::Object(map) => {
+            let found = shown(&map["type"]);
+            Err(Error::arg(format!("function.parameters has the type {found}, expected \"object\"")))
+        }
         other => Err(Error::arg(format!("function.parameters is {}, expected a JSON schema", kind(other)))),
     }
 }

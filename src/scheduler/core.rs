@@ -41,6 +41,8 @@ pub(super) struct Core {
     pub(super) counters: Arc<Counters>,
 }
 
+/// How long it waits at once where all requests wait for what may follow in their format.
+const HELD: Duration = Duration::from_millis(2);
 /// How long the thread sleeps without work before it looks whether it should stop.
 const IDLE: Duration = Duration::from_millis(50);
 
@@ -58,11 +60,17 @@ impl Core {
             }
             self.admit(&mut finished);
             self.publish_load();
+            let mut worked = false;
             for lane in &mut self.lanes {
                 self.tuner.beside_training = self.counters.meters.training.load(Ordering::Relaxed);
                 let turn = lane.turn(&mut self.tuner, &mut finished);
+                worked |= turn.prompt_tokens + turn.generated_tokens > 0;
                 self.counters.prompt_tokens.fetch_add(turn.prompt_tokens, Ordering::Relaxed);
                 self.counters.generated_tokens.fetch_add(turn.generated_tokens, Ordering::Relaxed);
+            }
+            // All that run wait for what may follow in their format.
+            if !worked && let Some(guide) = self.lanes.iter_mut().find_map(Lane::held) {
+                guide.wait(HELD);
             }
             self.hand_on(&mut finished);
             self.retire();

@@ -197,12 +197,14 @@ impl Scheduler {
         let max_tokens = max_tokens.min(room);
         request.sampling.seed.get_or_insert_with(rand::random);
         let sampler = Sampler::new(&self.model, &request.sampling)?;
+        let guide = request.sampling.format.as_ref().map(|format| self.model.guide(format)).transpose()?;
 
         let (sink, stream) = stream(id.clone(), max_tokens);
         let job = Job {
             id,
             request,
             sampler,
+            guide,
             max_tokens,
             created,
             submitted: Instant::now(),

@@ -8,6 +8,7 @@ use super::finished::Finished;
 use super::slot::{Job, Running};
 use super::tuner::Tuner;
 use crate::error::{Error, Result};
+use crate::guide::Guide;
 use crate::llama::{Batch, Context, Model};
 use crate::types::{FinishReason, PolicyVersion, TokenId};
 
@@ -174,11 +175,12 @@ impl Lane {
     /// gives up idle beginnings, then the chunks get smaller, then the largest request ends.
     pub(super) fn turn(&mut self, tuner: &mut Tuner, finished: &mut Vec<Finished>) -> Turn {
         self.drop_cancelled(finished);
+        let resumed = self.resume(finished);
         let mut chunk = CHUNK;
         loop {
             let Filled { outputs, added } = self.fill_batch(chunk);
             if self.batch.is_empty() {
-                return Turn::default();
+                return resumed;
             }
             // A row of logits for every token: each answer goes on by one, and no prompt is being read.
             let (tokens, steady) = (self.batch.len(), self.batch.len() == outputs.len());
@@ -188,7 +190,7 @@ impl Lane {
             let decoded = self.context.decode(&self.batch);
             tuner.took(tokens, steady, threads, start.elapsed());
             match decoded {
-                Ok(true) => return self.sample(outputs, finished),
+                Ok(true) => return self.sample(outputs, resumed, finished),
                 Ok(false) => {
                     let largest_chunk = added.iter().map(|(_, count)| *count).max().unwrap_or(0);
                     self.take_back(&added);
@@ -200,12 +202,12 @@ impl Lane {
                         continue;
                     }
                     self.end_largest(finished);
-                    return Turn::default();
+                    return resumed;
                 }
                 Err(error) => {
                     tracing::error!(version = self.version.0, %error, "decoding failed");
                     self.fail_all(&error, finished);
-                    return Turn::default();
+                    return resumed;
                 }
             }
         }
@@ -222,6 +224,30 @@ impl Lane {
         }
     }
 
+    /// An answer that waits for what may follow in its format.
+    pub(super) fn held(&mut self) -> Option<&mut Guide> {
+        self.slots.iter_mut().find_map(|slot| match slot {
+            Slot::Busy(running) => running.held(),
+            Slot::Idle { .. } => None,
+        })
+    }
+
+    /// Goes on with the answers that waited for what may follow, where it is known now.
+    fn resume(&mut self, finished: &mut Vec<Finished>) -> Turn {
+        let mut turn = Turn::default();
+        let model: Arc<Model> = self.context.model().clone();
+        for index in 0..self.slots.len() {
+            let Slot::Busy(running) = &mut self.slots[index] else { continue };
+            let before = running.response.len();
+            let resumed = running.resume(&model);
+            turn.generated_tokens += (running.response.len() - before) as u64;
+            if let Some(end) = resumed.transpose() {
+                self.end(index, end, finished);
+            }
+        }
+        turn
+    }
+
     /// Fills the batch: a token for every answer under way, then prompts in the order they came, with `chunk` tokens in
     /// all where answers wait for them.
     fn fill_batch(&mut self, chunk: usize) -> Filled {
@@ -230,6 +256,7 @@ impl Lane {
         let mut reading = Vec::new();
         for index in 0..self.slots.len() {
             match &self.slots[index] {
+                Slot::Busy(running) if running.is_held() => {}
                 Slot::Busy(running) if running.generating() => self.add(index, 1, &mut filled),
                 Slot::Busy(running) => reading.push((running.job.submitted, index)),
                 Slot::Idle { .. } => {}
@@ -288,15 +315,16 @@ impl Lane {
         }
     }
 
-    fn sample(&mut self, outputs: Vec<(usize, usize)>, finished: &mut Vec<Finished>) -> Turn {
-        let prompt_tokens = self.batch.len() as u64;
-        let mut turn = Turn { prompt_tokens, generated_tokens: 0 };
+    /// Samples from the rows of logits, and counts on from `turn`.
+    fn sample(&mut self, outputs: Vec<(usize, usize)>, mut turn: Turn, finished: &mut Vec<Finished>) -> Turn {
+        turn.prompt_tokens += self.batch.len() as u64;
         let model: Arc<Model> = self.context.model().clone();
         for (row, index) in outputs {
             let Slot::Busy(running) = &mut self.slots[index] else { continue };
             turn.prompt_tokens -= u64::from(running.generating());
-            turn.generated_tokens += 1;
+            let before = running.response.len();
             let advanced = self.context.logits(row).and_then(|logits| running.advance(&model, logits));
+            turn.generated_tokens += (running.response.len() - before) as u64;
             if let Some(end) = advanced.transpose() {
                 self.end(index, end, finished);
             }

@@ -7,6 +7,7 @@ use super::meters::Meters;
 use super::stop::StopStrings;
 use super::stream::Sink;
 use crate::error::Error;
+use crate::guide::Guide;
 use crate::llama::{Model, Sampler, TextDecoder, sampled_logprob};
 use crate::types::{FinishReason, GenerateRequest, Generation, GenerationId, PolicyVersion, TokenId, UnixMillis};
 
@@ -17,6 +18,8 @@ pub(super) struct Job {
     pub(super) request: GenerateRequest,
     /// The sampler of this request, before its first token.
     pub(super) sampler: Sampler,
+    /// What the answer is held to, at its beginning.
+    pub(super) guide: Option<Guide>,
     /// Most tokens to make: what was asked for, as far as the context has room.
     pub(super) max_tokens: u32,
     pub(super) created: UnixMillis,
@@ -53,6 +56,8 @@ pub(super) struct Running {
     decoder: TextDecoder,
     stops: StopStrings,
     last_token: Option<Instant>,
+    /// The row of logits to sample from as soon as it is known what may follow.
+    held: Option<Vec<f32>>,
 }
 
 impl Running {
@@ -64,6 +69,7 @@ impl Running {
             response: Vec::new(),
             text: String::new(),
             last_token: None,
+            held: None,
             evaluated: reused,
             job,
         }
@@ -89,9 +95,43 @@ impl Running {
         (&rest[..n], n == rest.len())
     }
 
-    /// Samples from a row of logits and sends the text. `Some` if the answer ended.
+    /// Whether it has a row of logits and waits for what may follow.
+    pub(super) fn is_held(&self) -> bool {
+        self.held.is_some()
+    }
+
+    /// What it waits for, if it has a row of logits and it isn't known yet what may follow.
+    pub(super) fn held(&mut self) -> Option<&mut Guide> {
+        self.held.as_ref().and(self.job.guide.as_mut())
+    }
+
+    /// Goes on from the row of logits that was held, if it is known by now what may follow.
+    pub(super) fn resume(&mut self, model: &Model) -> crate::Result<Option<FinishReason>> {
+        let Some(logits) = self.held.take() else { return Ok(None) };
+        // Looked at twice, so that the row is not copied again.
+        match self.job.guide.as_mut().map(Guide::mask).transpose()? {
+            Some(None) => {
+                self.held = Some(logits);
+                Ok(None)
+            }
+            _ => self.advance(model, &logits),
+        }
+    }
+
+    /// Samples from a row of logits and sends the text. `Some` if the answer ended. Where it isn't known yet what may
+    /// follow, the row is held.
     pub(super) fn advance(&mut self, model: &Model, logits: &[f32]) -> crate::Result<Option<FinishReason>> {
-        let token = self.job.sampler.sample(logits)?;
+        let mask = match &mut self.job.guide {
+            None => None,
+            Some(guide) => match guide.mask()? {
+                Some(mask) => Some(mask),
+                None => {
+                    self.held = Some(logits.to_vec());
+                    return Ok(None);
+                }
+            },
+        };
+        let token = self.job.sampler.sample(logits, mask)?;
         self.response.push(token);
         let now = Instant::now();
         match self.last_token.replace(now) {
@@ -100,6 +140,9 @@ impl Running {
         }
         if model.ends(token) {
             return Ok(Some(FinishReason::Stop));
+        }
+        if let Some(guide) = &mut self.job.guide {
+            guide.accept(token);
         }
         if let Some(top) = self.job.request.logprobs {
             self.job.sink.logprob(sampled_logprob(model, logits, token, top as usize));

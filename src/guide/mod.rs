@@ -1,0 +1,275 @@
+//! Holds answers to a JSON schema or a grammar: compiles it, and tells before each token which ones may follow. Never
+//! sees logits or chooses a token.
+//!
+//! Neither compiling nor finding the tokens is done on a thread that others wait for: a client's schema can make both
+//! slow. Compiling takes a thread of its own, a few at a time; the tokens that may follow are found by a few workers
+//! while the last token is being decoded.
+
+mod formats;
+mod gbnf;
+mod pattern;
+mod schema;
+
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::Duration;
+
+use crossbeam_channel::{Receiver, Sender, bounded};
+use llguidance::api::{ParserLimits, StopReason, TopLevelGrammar};
+use llguidance::earley::SlicedBiasComputer;
+use llguidance::{Matcher, ParserFactory};
+use toktrie::{ApproximateTokEnv, INVALID_TOKEN, InferenceCapabilities, SimpleVob, TokEnv, TokRxInfo, TokTrie};
+
+use crate::error::{Error, Result};
+use crate::types::{Format, TokenId};
+
+/// Grammars that are compiled at once.
+const COMPILERS: usize = 2;
+/// Longest time that compiling may take, and that one may wait for it to begin.
+const COMPILE: Duration = Duration::from_secs(5);
+/// Stack of a thread that compiles: it goes down the nesting of the schema and its references.
+const STACK: usize = 64 << 20;
+/// Answers whose next tokens may be wanted at once.
+const STEPS: usize = 4096;
+/// Longest token, in bytes, that an answer may be held to.
+const TOKEN_BYTES: usize = 1000;
+/// Most bytes of a vocabulary.
+const VOCABULARY_BYTES: usize = 3 << 20;
+
+/// What bounds the work for one answer. The engine's own, but for what a schema of some hundred optional properties
+/// needs, and for the memory of an answer.
+fn limits() -> ParserLimits {
+    ParserLimits {
+        max_items_in_row: 20_000,
+        step_max_items: 100_000,
+        max_lexer_states: 50_000,
+        verbose_errors: false,
+        ..ParserLimits::default()
+    }
+}
+
+/// Guides answers with the tokens of one vocabulary.
+pub struct Guides {
+    factory: Arc<ParserFactory>,
+    steps: Sender<Step>,
+    compilers: Arc<Seats>,
+}
+
+impl Guides {
+    /// From the bytes of each token, and the tokens that end an answer. What no text may contain, control tokens
+    /// above all, begins with 0xff.
+    ///
+    /// # Errors
+    /// `Unsupported` for a vocabulary that is too large, `NoMem` if no thread can be started.
+    pub fn new(mut tokens: Vec<Vec<u8>>, ends: &[TokenId]) -> Result<Guides> {
+        tokens.iter_mut().filter(|bytes| bytes.len() > TOKEN_BYTES).for_each(Vec::clear);
+        let size: usize = tokens.iter().map(Vec::len).sum();
+        if size > VOCABULARY_BYTES {
+            return Err(Error::unsupported(format!(
+                "the model's tokens have {size} bytes, answers can be held to a format with at most {VOCABULARY_BYTES}"
+            )));
+        }
+        let end = ends.first().copied().unwrap_or(INVALID_TOKEN);
+        let trie = TokTrie::from(&TokRxInfo::new(tokens.len() as u32, end), &tokens);
+        let trie = if ends.is_empty() { trie } else { trie.with_eos_tokens(ends) };
+        // Answers are not made to use the tokens that the tokenizer would: the model's choice is the model's.
+        let environment: TokEnv = Arc::new(ApproximateTokEnv::new(trie));
+        let slices = SlicedBiasComputer::general_slices();
+        let factory = ParserFactory::new(&environment, InferenceCapabilities::default(), &slices);
+        let mut factory = factory.map_err(|e| Error::unsupported(format!("the model's tokens: {e}")))?;
+        factory.quiet();
+        *factory.limits_mut() = limits();
+        let (steps, work) = bounded(STEPS);
+        let workers = std::thread::available_parallelism().map_or(1, |n| n.get() / 2).clamp(1, 4);
+        for _ in 0..workers {
+            let work: Receiver<Step> = work.clone();
+            // It ends when the last sender is gone.
+            let body = move || work.iter().for_each(Step::make);
+            spawn("apa-guide", 8 << 20, body)?;
+        }
+        Ok(Guides { factory: Arc::new(factory), steps, compilers: Arc::new(Seats::default()) })
+    }
+
+    /// A guide at the beginning of an answer. Takes a while, usually a millisecond: not for a thread that others wait
+    /// for. `token` gives the number of a text that is one token of the vocabulary.
+    ///
+    /// # Errors
+    /// `Arg` with what is wrong with the schema or the grammar, or what of it can't be honoured; `Busy` if others are
+    /// being compiled all the time.
+    pub fn guide(&self, format: &Format, token: &dyn Fn(&str) -> Option<TokenId>) -> Result<Guide> {
+        let grammar = match format {
+            Format::JsonSchema(schema) => TopLevelGrammar::from_json_schema(schema::prepare(schema)?),
+            Format::Grammar(text) => TopLevelGrammar::from_lark(gbnf::translate(text, token)?),
+        };
+        let what = match format {
+            Format::JsonSchema(_) => "the JSON schema",
+            Format::Grammar(_) => "the grammar",
+        };
+        let seat = Seats::take(&self.compilers)?;
+        let (reply, answer) = bounded(1);
+        let factory = self.factory.clone();
+        let compile = move || {
+            let mut matcher = Matcher::new(factory.create_parser(grammar));
+            let mask = matcher.compute_mask_or_eos().map_err(|e| e.to_string());
+            let error = matcher.get_error();
+            drop(reply.send(match (error, mask) {
+                (Some(error), _) | (None, Err(error)) => Err(error),
+                (None, Ok(mask)) => Ok((matcher, mask)),
+            }));
+            drop(seat);
+        };
+        spawn("apa-compile", STACK, compile)?;
+        match answer.recv_timeout(COMPILE) {
+            Ok(Ok((matcher, mask))) => {
+                Ok(Guide { state: State::Ready(Box::new(matcher), Mask(mask)), steps: self.steps.clone() })
+            }
+            Ok(Err(error)) => Err(Error::arg(format!("{what} can't be used: {}", refusal(&error)))),
+            Err(crossbeam_channel::RecvTimeoutError::Timeout) => Err(Error::arg(format!(
+                "{what} is too complex: compiling it took more than {} seconds",
+                COMPILE.as_secs()
+            ))),
+            Err(_) => Err(Error::panic(format!("compiling {what} failed"))),
+        }
+    }
+}
+
+fn spawn(name: &str, stack: usize, body: impl FnOnce() + Send + 'static) -> Result<()> {
+    let thread = std::thread::Builder::new().name(name.into()).stack_size(stack).spawn(body);
+    thread.map(drop).map_err(|e| Error::nomem(format!("can't start the thread {name}: {e}")))
+}
+
+/// What the compiler says, in a sentence.
+fn refusal(error: &str) -> String {
+    if error.contains("oneOf constraints are not supported") {
+        return "oneOf is supported where its alternatives exclude each other (by type, or by a required property that \
+                is another const in each), expected that or anyOf"
+            .into();
+    }
+    if error.contains("NoExtensionBias") {
+        return "it allows none of the model's tokens, as where a rule or a $ref leads to nothing but itself".into();
+    }
+    let line = error.lines().find(|line| !line.trim().is_empty()).unwrap_or_default();
+    line.chars().take(300).collect()
+}
+
+/// Counts those that compile.
+#[derive(Default)]
+struct Seats {
+    taken: Mutex<usize>,
+    left: Condvar,
+}
+
+struct Seat(Arc<Seats>);
+
+impl Seats {
+    fn take(seats: &Arc<Seats>) -> Result<Seat> {
+        let taken = seats.taken.lock().unwrap_or_else(|e| e.into_inner());
+        let wait = seats.left.wait_timeout_while(taken, COMPILE, |taken| *taken >= COMPILERS);
+        let (mut taken, _) = wait.unwrap_or_else(|e| e.into_inner());
+        if *taken >= COMPILERS {
+            return Err(Error::busy("too many schemas and grammars are being compiled"));
+        }
+        *taken += 1;
+        Ok(Seat(seats.clone()))
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        *self.0.taken.lock().unwrap_or_else(|e| e.into_inner()) -= 1;
+        self.0.left.notify_one();
+    }
+}
+
+/// The tokens that may follow.
+pub struct Mask(SimpleVob);
+
+impl Mask {
+    /// Each of them, in order.
+    pub fn tokens(&self) -> impl Iterator<Item = TokenId> + '_ {
+        self.0.iter()
+    }
+}
+
+/// One answer's place in its format.
+pub struct Guide {
+    state: State,
+    steps: Sender<Step>,
+}
+
+enum State {
+    Ready(Box<Matcher>, Mask),
+    /// A worker has it.
+    Away(Receiver<Result<(Box<Matcher>, Mask)>>),
+    Failed(Error),
+}
+
+/// A token that an answer went on with.
+struct Step {
+    matcher: Box<Matcher>,
+    token: TokenId,
+    reply: Sender<Result<(Box<Matcher>, Mask)>>,
+}
+
+impl Step {
+    fn make(mut self) {
+        let mask = self.matcher.consume_token(self.token).and_then(|()| self.matcher.compute_mask_or_eos());
+        let result = match mask {
+            Ok(mask) => Ok((self.matcher, Mask(mask))),
+            Err(_) => Err(ended(self.matcher.stop_reason(), self.matcher.get_error())),
+        };
+        // Nobody waits for it if the answer ended.
+        drop(self.reply.send(result));
+    }
+}
+
+/// Why an answer can't go on.
+fn ended(reason: StopReason, error: Option<String>) -> Error {
+    let error = error.unwrap_or_default();
+    if reason == StopReason::NoExtensionBias || error.contains("NoExtensionBias") {
+        return Error::arg("the format of the answer allows none of the model's tokens here");
+    }
+    Error::arg(format!("the format of the answer got too complex on the way: {}", refusal(&error)))
+}
+
+impl Guide {
+    /// The tokens that may follow; `None` while they are being found.
+    ///
+    /// # Errors
+    /// `Arg` if none may, or if they take too much work to find.
+    pub fn mask(&mut self) -> Result<Option<&Mask>> {
+        self.look(Duration::ZERO);
+        match &self.state {
+            State::Ready(_, mask) => Ok(Some(mask)),
+            State::Away(_) => Ok(None),
+            State::Failed(error) => Err(error.clone()),
+        }
+    }
+
+    /// Waits until [`Guide::mask`] has something to tell, but not longer than `limit`.
+    pub fn wait(&mut self, limit: Duration) {
+        self.look(limit);
+    }
+
+    fn look(&mut self, limit: Duration) {
+        let State::Away(reply) = &self.state else { return };
+        let received = if limit.is_zero() { reply.try_recv().ok() } else { reply.recv_timeout(limit).ok() };
+        match received {
+            Some(Ok((matcher, mask))) => self.state = State::Ready(matcher, mask),
+            Some(Err(error)) => self.state = State::Failed(error),
+            None => {}
+        }
+    }
+
+    /// Goes on with a token of the mask.
+    pub fn accept(&mut self, token: TokenId) {
+        let busy = || State::Failed(Error::busy("too many answers are held to a format"));
+        let State::Ready(matcher, _) = std::mem::replace(&mut self.state, busy()) else { return };
+        let (reply, answer) = bounded(1);
+        if self.steps.try_send(Step { matcher, token, reply }).is_ok() {
+            self.state = State::Away(answer);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

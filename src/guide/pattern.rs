@@ -1,0 +1,408 @@
+//! Translates a JSON schema's `pattern` (ECMA-262, as Python's validators read it too) into the syntax of the regular
+//! expression engine that guides answers. Never matches anything.
+//!
+//! Where the two dialects differ (`\d`, `\w`, `\s` and their opposites beyond ASCII), what both accept is meant: an
+//! answer then passes whichever of them checks it.
+
+use crate::error::{Error, Result};
+
+/// Longest pattern, in bytes.
+const BYTES: usize = 8 << 10;
+/// Most times something is repeated.
+const REPEATS: u32 = 100_000;
+
+/// The pattern in the engine's syntax.
+///
+/// # Errors
+/// `Arg` naming what is not valid or can't be honoured, and where.
+pub(super) fn translate(pattern: &str) -> Result<String> {
+    if pattern.len() > BYTES {
+        return Err(Error::arg(format!("pattern has {} bytes, expected at most {BYTES}", pattern.len())));
+    }
+    let chars: Vec<char> = pattern.chars().collect();
+    let mut walk = Walk { chars: &chars, at: 0, out: String::new() };
+    walk.all()?;
+    // Said here, with the place in the pattern as it was written where the engine would name another one.
+    if let Err(e) = regex_syntax::parse(&walk.out) {
+        let kind = match &e {
+            regex_syntax::Error::Parse(e) => e.kind().to_string(),
+            regex_syntax::Error::Translate(e) => e.kind().to_string(),
+            _ => "it can't be parsed".into(),
+        };
+        return Err(Error::arg(format!("pattern is not a regular expression that can be honoured: {kind}")));
+    }
+    Ok(walk.out)
+}
+
+struct Walk<'a> {
+    chars: &'a [char],
+    at: usize,
+    out: String,
+}
+
+impl Walk<'_> {
+    fn peek(&self) -> Option<char> {
+        self.chars.get(self.at).copied()
+    }
+
+    fn next(&mut self) -> Option<char> {
+        let c = self.peek();
+        self.at += usize::from(c.is_some());
+        c
+    }
+
+    fn eat(&mut self, c: char) -> bool {
+        let there = self.peek() == Some(c);
+        self.at += usize::from(there);
+        there
+    }
+
+    fn wrong<T>(&self, what: &str) -> Result<T> {
+        Err(Error::arg(format!("pattern: {what} (at character {})", self.at)))
+    }
+
+    fn all(&mut self) -> Result<()> {
+        let mut repeatable = false;
+        while let Some(c) = self.next() {
+            let quantified = match c {
+                '\\' => {
+                    let item = self.escape(false)?;
+                    self.item(&item, false);
+                    true
+                }
+                '[' => {
+                    self.class()?;
+                    true
+                }
+                '(' => {
+                    self.group()?;
+                    false
+                }
+                ')' => {
+                    self.out.push(')');
+                    true
+                }
+                '|' | '^' | '$' => {
+                    self.out.push(c);
+                    false
+                }
+                // ECMA-262 leaves out more ends of lines than the engine does.
+                '.' => {
+                    self.out.push_str(r"[^\n\r\x{2028}\x{2029}]");
+                    true
+                }
+                '*' | '+' | '?' => {
+                    if !repeatable {
+                        return self.wrong("there is nothing to repeat");
+                    }
+                    self.out.push(c);
+                    // What is matched lazily is the same text.
+                    self.eat('?');
+                    false
+                }
+                '{' => match self.repetition()? {
+                    Some(_) if !repeatable => return self.wrong("there is nothing to repeat"),
+                    Some(text) => {
+                        self.out.push_str(&text);
+                        self.eat('?');
+                        false
+                    }
+                    None => {
+                        self.literal('{');
+                        true
+                    }
+                },
+                other => {
+                    self.literal(other);
+                    true
+                }
+            };
+            repeatable = quantified;
+        }
+        Ok(())
+    }
+
+    /// `{m}`, `{m,}` or `{m,n}`; anything else is the character itself.
+    fn repetition(&mut self) -> Result<Option<String>> {
+        let rest = &self.chars[self.at..];
+        let Some(end) = rest.iter().take(16).position(|c| *c == '}') else { return Ok(None) };
+        let inside: String = rest[..end].iter().collect();
+        let (least, most) = inside.split_once(',').unwrap_or((&inside, &inside));
+        if let Some(most) = inside.strip_prefix(',')
+            && most.bytes().all(|b| b.is_ascii_digit())
+        {
+            return self
+                .wrong(&format!("{{{inside}}} means one thing to some and another to others, write {{0,{most}}}"));
+        }
+        let digits = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+        if !digits(least) || !(digits(most) || (most.is_empty() && inside.contains(','))) {
+            return Ok(None);
+        }
+        let small = |text: &str| text.is_empty() || text.parse::<u32>().is_ok_and(|n| n <= REPEATS);
+        if !small(least) || !small(most) {
+            return self.wrong(&format!("something is repeated more than {REPEATS} times"));
+        }
+        self.at += end + 1;
+        Ok(Some(format!("{{{inside}}}")))
+    }
+
+    fn group(&mut self) -> Result<()> {
+        if !self.eat('?') {
+            self.out.push_str("(?:");
+            return Ok(());
+        }
+        let python = self.eat('P');
+        match self.next() {
+            Some(':') if !python => self.out.push_str("(?:"),
+            Some('<') if !matches!(self.peek(), Some('=' | '!')) => {
+                while let Some(c) = self.next() {
+                    if c == '>' {
+                        self.out.push_str("(?:");
+                        return Ok(());
+                    }
+                }
+                return self.wrong("the name of a group has no end");
+            }
+            Some('i') if !python && self.eat(')') => self.out.push_str("(?i)"),
+            Some('i') if !python && self.eat(':') => self.out.push_str("(?i:"),
+            Some('=' | '!' | '<') => return self.wrong("looking ahead or behind is not supported"),
+            _ => return self.wrong("this kind of group is not supported"),
+        }
+        Ok(())
+    }
+
+    /// What a backslash and its letter stand for.
+    fn escape(&mut self, in_class: bool) -> Result<Item> {
+        let Some(c) = self.next() else { return self.wrong("a backslash is the last character") };
+        let one = |c| Ok(Item::One(c));
+        match c {
+            'd' | 'D' | 'w' | 'W' | 's' | 'S' => Ok(Item::Set(c)),
+            'n' => one('\n'),
+            'r' => one('\r'),
+            't' => one('\t'),
+            'f' => one('\u{c}'),
+            'v' => one('\u{b}'),
+            'b' if in_class => one('\u{8}'),
+            'b' | 'B' => self.wrong("word boundaries are not supported"),
+            '0' if !self.peek().is_some_and(|c| c.is_ascii_digit()) => one('\0'),
+            '0'..='9' | 'k' => self.wrong("references to groups are not supported"),
+            'c' => match self.next() {
+                Some(letter) if letter.is_ascii_alphabetic() => one((letter as u8 & 0x1f) as char),
+                _ => self.wrong("expected a letter after \\c"),
+            },
+            'x' => self.hexadecimal(2).and_then(|code| self.character(code)),
+            'u' if self.eat('{') => {
+                let mut digits = String::new();
+                while let Some(c) = self.next().filter(|c| *c != '}') {
+                    digits.push(c);
+                }
+                match u32::from_str_radix(&digits, 16) {
+                    Ok(code) => self.character(code),
+                    Err(_) => self.wrong("expected hexadecimal digits in \\u{}"),
+                }
+            }
+            'u' => {
+                let code = self.hexadecimal(4)?;
+                if (0xd800..0xdc00).contains(&code) && self.eat('\\') && self.eat('u') {
+                    let low = self.hexadecimal(4)?;
+                    if (0xdc00..0xe000).contains(&low) {
+                        return self.character(0x10000 + ((code - 0xd800) << 10) + (low - 0xdc00));
+                    }
+                }
+                self.character(code)
+            }
+            'p' | 'P' => {
+                if !self.eat('{') {
+                    return self.wrong("expected { after \\p");
+                }
+                let mut name = String::new();
+                while let Some(c) = self.next().filter(|c| *c != '}') {
+                    name.push(c);
+                }
+                if !name.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '=')) {
+                    return self.wrong("the name of a class of characters is not known");
+                }
+                Ok(Item::Property(format!("\\{c}{{{name}}}")))
+            }
+            other if other.is_alphanumeric() => self.wrong(&format!("\\{other} is not known")),
+            other => one(other),
+        }
+    }
+
+    fn hexadecimal(&mut self, digits: usize) -> Result<u32> {
+        let text: String = self.chars[self.at..].iter().take(digits).collect();
+        match u32::from_str_radix(&text, 16) {
+            Ok(code) if text.chars().count() == digits && text.chars().all(|c| c.is_ascii_hexdigit()) => {
+                self.at += digits;
+                Ok(code)
+            }
+            _ => self.wrong(&format!("expected {digits} hexadecimal digits")),
+        }
+    }
+
+    fn character(&self, code: u32) -> Result<Item> {
+        match char::from_u32(code) {
+            Some(c) => Ok(Item::One(c)),
+            None => self.wrong("half of a surrogate pair is no character"),
+        }
+    }
+
+    fn class(&mut self) -> Result<()> {
+        let negated = self.eat('^');
+        self.out.push_str(if negated { "[^" } else { "[" });
+        if self.peek() == Some(']') {
+            return self.wrong("a class of characters is empty");
+        }
+        loop {
+            let Some(c) = self.next() else { return self.wrong("expected ] at the end of the characters") };
+            if c == ']' {
+                self.out.push(']');
+                return Ok(());
+            }
+            let low = if c == '\\' { self.escape(true)? } else { Item::One(c) };
+            let ranged = self.peek() == Some('-') && self.chars.get(self.at + 1).is_some_and(|c| *c != ']');
+            let Item::One(from) = low else {
+                if ranged {
+                    return self.wrong("a range begins with a class of characters");
+                }
+                self.item(&low, negated);
+                continue;
+            };
+            if !ranged {
+                self.literal(from);
+                continue;
+            }
+            self.at += 1;
+            let to = match self.next() {
+                Some('\\') => self.escape(true)?,
+                Some(c) => Item::One(c),
+                None => return self.wrong("expected ] at the end of the characters"),
+            };
+            match to {
+                Item::One(to) if from <= to => {
+                    self.literal(from);
+                    self.out.push('-');
+                    self.literal(to);
+                }
+                _ => return self.wrong("a range of characters ends before it begins"),
+            }
+        }
+    }
+
+    fn literal(&mut self, c: char) {
+        if c.is_ascii_alphanumeric() || c == ' ' || c == '_' {
+            self.out.push(c);
+        } else {
+            self.out.push_str(&format!("\\x{{{:x}}}", c as u32));
+        }
+    }
+
+    /// `negated`: inside a class that leaves it out, where it must be as large as any dialect makes it.
+    fn item(&mut self, item: &Item, negated: bool) {
+        const SPACE: &str = r"\t-\r \x{a0}\x{1680}\x{2000}-\x{200a}\x{2028}\x{2029}\x{202f}\x{205f}\x{3000}";
+        const MORE_SPACE: &str = r"\x{1c}-\x{1f}\x{85}\x{feff}";
+        match item {
+            Item::One(c) => self.literal(*c),
+            Item::Property(name) => self.out.push_str(name),
+            Item::Set(letter) => {
+                let text = match (letter, negated) {
+                    ('d', false) => "[0-9]".into(),
+                    ('d', true) => r"[\p{Nd}]".into(),
+                    ('D', false) => r"[^\p{Nd}]".into(),
+                    ('D', true) => "[^0-9]".into(),
+                    ('w', false) => "[0-9A-Za-z_]".into(),
+                    ('w', true) => r"[\p{L}\p{M}\p{N}_]".into(),
+                    ('W', false) => r"[^\p{L}\p{M}\p{N}_]".into(),
+                    ('W', true) => "[^0-9A-Za-z_]".into(),
+                    ('s', false) => format!("[{SPACE}]"),
+                    ('s', true) => format!("[{SPACE}{MORE_SPACE}]"),
+                    (_, false) => format!("[^{SPACE}{MORE_SPACE}]"),
+                    (_, true) => format!("[^{SPACE}]"),
+                };
+                self.out.push_str(&text);
+            }
+        }
+    }
+}
+
+enum Item {
+    One(char),
+    /// The letter of `\d` and its like.
+    Set(char),
+    Property(String),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::translate;
+
+    /// Whether the whole text matches.
+    fn matches(pattern: &str, text: &str) -> bool {
+        let rust = translate(pattern).unwrap_or_else(|e| panic!("{pattern}: {e}"));
+        regex::Regex::new(&rust).unwrap_or_else(|e| panic!("{rust}: {e}")).is_match(text)
+    }
+
+    #[test]
+    fn patterns_mean_what_ecma_262_says() {
+        for (pattern, good, bad) in [
+            (r"^[[a-z]]$", "[]", "a"),
+            ("^[a&&b]$", "&", "c"),
+            ("^[+--b]$", ",", "a"),
+            ("^a{2,3}?$", "aaa", "a"),
+            ("^a{b$", "a{b", "a"),
+            ("^a}]$", "a}]", "a"),
+            (r"^\d{3}$", "123", "١٢٣"),
+            (r"^\D$", "x", "1"),
+            (r"^[^\d]$", "x", "١"),
+            (r"^[\D]$", "x", "5"),
+            (r"^[\w-]+$", "a-b_9", "a b"),
+            (r"^\W$", "-", "a"),
+            (r"^[^\W]$", "a", "-"),
+            (r"^\S+$", "ab", "a b"),
+            (r"^[^\s]$", "a", "\u{85}"),
+            ("^.$", "x", "\u{2028}"),
+            (r"^a\/b\-c$", "a/b-c", "ab"),
+            (r#"^"x"$"#, "\"x\"", "x"),
+            (r"^a\\b$", r"a\b", "a\\\\b"),
+            (r"^\x41\u0042\u{43}\cJ$", "ABC\n", "ABC"),
+            (r"^\ud83d\ude00$", "😀", "x"),
+            (r"^[\b]$", "\u{8}", "b"),
+            (r"^(?<year>\d{4})-(?:\d\d)$", "2026-11", "26-11"),
+            ("(?i)^a$", "A", "b"),
+            (r"^\p{Lu}$", "É", "é"),
+            ("#x y", "a #x yz", "#xy"),
+            ("^a|b$", "xb", "xa"),
+        ] {
+            assert!(matches(pattern, good), "{pattern} {good}");
+            assert!(!matches(pattern, bad), "{pattern} {bad}");
+        }
+    }
+
+    #[test]
+    fn what_can_not_be_honoured_is_named() {
+        for (pattern, what) in [
+            ("a(?=b)", "ahead or behind"),
+            ("a(?!b)", "ahead or behind"),
+            ("(?<=a)b", "ahead or behind"),
+            (r"(a)\1", "references to groups"),
+            (r"\bword\b", "word boundaries"),
+            ("[]", "is empty"),
+            ("[^]", "is empty"),
+            ("[a", "expected ]"),
+            ("(a", "unclosed group"),
+            ("*a", "nothing to repeat"),
+            ("a**", "nothing to repeat"),
+            ("a{,2}", "write {0,2}"),
+            ("[z-a]", "ends before it begins"),
+            (r"\q", r"\q is not known"),
+            ("a\\", "last character"),
+            ("a{999999999}", "more than"),
+            (r"\p{Nonsense}", "property"),
+            (r"^\ud800$", "surrogate"),
+            ("(?m)^a$", "this kind of group"),
+        ] {
+            let message = translate(pattern).expect_err(pattern).message().to_owned();
+            assert!(message.starts_with("pattern") && message.to_lowercase().contains(what), "{pattern}: {message}");
+        }
+    }
+}

@@ -1,0 +1,592 @@
+//! Turns a client's JSON schema into one that the compiler of grammars reads as it was meant, and refuses by name what
+//! can't be honoured. Never compiles.
+//!
+//! Draft 2020-12, and what older ones write otherwise. References become `#/$defs/N`, so that names, anchors and bases
+//! mean nothing further on; annotations go; keywords are in the order in which the compiler may read them.
+
+use std::collections::{BTreeMap, HashMap};
+
+use serde_json::{Map, Value, json};
+
+use super::{formats, pattern};
+use crate::error::{Error, Result};
+
+/// Longest schema, in bytes of JSON.
+const BYTES: usize = 128 << 10;
+/// Deepest nesting of schemas.
+const DEPTH: usize = 64;
+/// Most schemas that references name.
+const TARGETS: usize = 1000;
+/// Bound on the least common multiple of all `multipleOf`, in units of their last digit: the compiler makes that many
+/// states.
+const MULTIPLE: u64 = 20_000;
+/// Bound on the work of comparing `patternProperties` with each other, which is done again for each combination.
+const PATTERN_PAIRS: usize = 5000;
+/// Integers beyond are not exact as the compiler reads them.
+const EXACT: f64 = 9_007_199_254_740_992.0;
+/// White space between the parts of an answer: a weak model must not write blanks for ever.
+const WHITE_SPACE: &str = r"(?: |\n{1,2}[ \t]{0,20})";
+/// Each character of a string has one spelling: else a key could be written again in another one.
+const ESCAPES: &str = r#"nrbtf\""#;
+
+/// Keywords that say nothing of what is valid.
+const ANNOTATIONS: [&str; 20] = [
+    "$schema",
+    "$id",
+    "id",
+    "$anchor",
+    "$comment",
+    "$defs",
+    "$dynamicAnchor",
+    "$recursiveAnchor",
+    "$vocabulary",
+    "definitions",
+    "title",
+    "description",
+    "default",
+    "deprecated",
+    "examples",
+    "readOnly",
+    "writeOnly",
+    "contentEncoding",
+    "contentMediaType",
+    "contentSchema",
+];
+/// Keywords that are known and can't be honoured, but where they demand nothing.
+const REFUSED: [&str; 14] = [
+    "$dynamicRef",
+    "$recursiveRef",
+    "contains",
+    "dependencies",
+    "dependentRequired",
+    "dependentSchemas",
+    "else",
+    "if",
+    "maxContains",
+    "minContains",
+    "not",
+    "propertyNames",
+    "then",
+    "uniqueItems",
+];
+/// The order of the keywords in what is given to the compiler, which reads those before an applicator together.
+const ORDER: [&str; 26] = [
+    "type",
+    "properties",
+    "patternProperties",
+    "additionalProperties",
+    "required",
+    "minProperties",
+    "maxProperties",
+    "prefixItems",
+    "items",
+    "minItems",
+    "maxItems",
+    "minLength",
+    "maxLength",
+    "pattern",
+    "format",
+    "minimum",
+    "maximum",
+    "exclusiveMinimum",
+    "exclusiveMaximum",
+    "multipleOf",
+    "const",
+    "enum",
+    "$ref",
+    "allOf",
+    "anyOf",
+    "oneOf",
+];
+const TYPES: [&str; 7] = ["null", "boolean", "integer", "number", "string", "array", "object"];
+
+/// The schema for the compiler.
+///
+/// # Errors
+/// `Arg` naming the place in the schema, the keyword, and what was expected.
+pub(super) fn prepare(schema: &Value) -> Result<Value> {
+    let length = schema.to_string().len();
+    if length > BYTES {
+        return Err(Error::arg(format!("the JSON schema has {length} bytes, expected at most {BYTES}")));
+    }
+    let mut all = Prepare::new(schema);
+    all.name_resources(schema, String::new(), 0);
+    let mut whole = match all.schema(schema, "", "", 0).map_err(in_schema)? {
+        Value::Object(map) => map,
+        Value::Bool(true) => Map::new(),
+        _ => return Err(Error::arg("the JSON schema is false: nothing is valid")),
+    };
+    let mut defs = Map::new();
+    // References of what is referred to are found on the way.
+    let mut next = 0;
+    while let Some(pointer) = all.targets.get(next).cloned() {
+        let target = schema.pointer(&pointer).unwrap_or(&Value::Bool(true));
+        let base = all.base_of(&pointer);
+        defs.insert(next.to_string(), all.schema(target, &pointer, &base, 0).map_err(in_schema)?);
+        next += 1;
+    }
+    all.check_work()?;
+    if !defs.is_empty() {
+        whole.insert("$defs".into(), defs.into());
+    }
+    whole.insert("x-guidance".into(), json!({"whitespace_pattern": WHITE_SPACE, "json_allowed_escapes": ESCAPES}));
+    Ok(whole.into())
+}
+
+fn in_schema(e: Error) -> Error {
+    e.context("the JSON schema")
+}
+
+fn refuse<T>(at: &str, what: impl std::fmt::Display) -> Result<T> {
+    let at: String = at.chars().take(200).collect();
+    Err(Error::arg(if at.is_empty() { what.to_string() } else { format!("at {at}: {what}") }))
+}
+
+/// A text of the client's, short enough for a message.
+fn short(value: impl std::fmt::Display) -> String {
+    let text = value.to_string();
+    let cut: String = text.chars().take(80).collect();
+    if cut.len() < text.len() { format!("{cut}...") } else { cut }
+}
+
+struct Prepare<'a> {
+    root: &'a Value,
+    /// Schemas that references name, as JSON pointers from the root, in the order in which they were met.
+    targets: Vec<String>,
+    numbers: HashMap<String, usize>,
+    /// `$id` and `$anchor`, and where they are.
+    ids: BTreeMap<String, String>,
+    anchors: BTreeMap<String, Vec<String>>,
+    /// Digits of every `multipleOf` and how many of them are behind the point.
+    multiples: Vec<(u64, u32)>,
+    patterns: usize,
+    combinations: usize,
+}
+
+impl<'a> Prepare<'a> {
+    fn new(root: &'a Value) -> Self {
+        Prepare {
+            root,
+            targets: Vec::new(),
+            numbers: HashMap::new(),
+            ids: BTreeMap::new(),
+            anchors: BTreeMap::new(),
+            multiples: Vec::new(),
+            patterns: 0,
+            combinations: 0,
+        }
+    }
+
+    /// Finds `$id` and `$anchor`.
+    fn name_resources(&mut self, at: &Value, pointer: String, depth: usize) {
+        if depth > 2 * DEPTH {
+            return;
+        }
+        match at {
+            Value::Object(map) => {
+                if let Some(Value::String(id)) = map.get("$id") {
+                    self.ids.entry(id.trim_end_matches('#').into()).or_insert_with(|| pointer.clone());
+                }
+                if let Some(Value::String(name)) = map.get("$anchor") {
+                    self.anchors.entry(name.clone()).or_default().push(pointer.clone());
+                }
+                for (key, member) in map {
+                    if !matches!(key.as_str(), "const" | "enum" | "default" | "examples") {
+                        self.name_resources(member, format!("{pointer}/{}", escaped(key)), depth + 1);
+                    }
+                }
+            }
+            Value::Array(items) => {
+                for (i, item) in items.iter().enumerate() {
+                    self.name_resources(item, format!("{pointer}/{i}"), depth + 1);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// The innermost schema with an `$id` around a place: what references from there begin at.
+    fn base_of(&self, pointer: &str) -> String {
+        let ends = pointer.match_indices('/').map(|(at, _)| at).chain([pointer.len()]).rev();
+        let mut bases = ends.map(|end| &pointer[..end]).filter(|p| self.root.pointer(p).is_some_and(is_resource));
+        bases.next().unwrap_or_default().to_owned()
+    }
+
+    /// Where a reference points, as a number of `targets`.
+    fn resolve(&mut self, reference: &str, at: &str, base: &str) -> Result<usize> {
+        let shown = short(format_args!("{reference:?}"));
+        let (resource, fragment) = reference.split_once('#').unwrap_or((reference, ""));
+        let start = match resource {
+            "" => base.to_owned(),
+            id => match self.ids.get(id) {
+                Some(pointer) => pointer.clone(),
+                None => return refuse(at, format!("$ref names {shown}, which is not in the schema")),
+            },
+        };
+        let pointer = match decoded(fragment) {
+            None => return refuse(at, format!("$ref is {shown}, which is no reference")),
+            Some(path) if path.is_empty() || path == "/" && self.root.pointer(&format!("{start}/")).is_none() => start,
+            Some(path) if path.starts_with('/') => start + &path,
+            Some(name) => match self.anchors.get(&name).map(Vec::as_slice) {
+                Some([one]) => one.clone(),
+                Some(_) => return refuse(at, format!("$ref names {shown}, and several schemas have that $anchor")),
+                None => return refuse(at, format!("$ref names {shown}, and no schema has that $anchor")),
+            },
+        };
+        if let Some(number) = self.numbers.get(&pointer) {
+            return Ok(*number);
+        }
+        if !matches!(self.root.pointer(&pointer), Some(Value::Object(_) | Value::Bool(_))) {
+            return refuse(at, format!("$ref names {shown}, and there is no schema"));
+        }
+        if self.targets.len() >= TARGETS {
+            return refuse(at, format!("$ref names more than {TARGETS} schemas"));
+        }
+        self.targets.push(pointer.clone());
+        self.numbers.insert(pointer, self.targets.len() - 1);
+        Ok(self.targets.len() - 1)
+    }
+
+    /// One schema: `at` is where it is, `base` what its references begin at.
+    fn schema(&mut self, schema: &Value, at: &str, base: &str, depth: usize) -> Result<Value> {
+        let map = match schema {
+            Value::Bool(_) => return Ok(schema.clone()),
+            Value::Object(map) => map,
+            other => return refuse(at, format!("it is {}, expected a schema", short(other))),
+        };
+        if depth > DEPTH {
+            return refuse(at, format!("more than {DEPTH} schemas are inside each other"));
+        }
+        let base = if is_resource(schema) { at } else { base };
+        let mut out: BTreeMap<&'static str, Value> = BTreeMap::new();
+        let mut also: Vec<Value> = Vec::new();
+        for (key, value) in map {
+            self.keyword(map, key, value, (at, base, depth), &mut out, &mut also)?;
+        }
+        bounds(map, at, &mut out)?;
+        if !also.is_empty() {
+            match out.entry("allOf").or_insert_with(|| json!([])) {
+                Value::Array(parts) => parts.extend(also),
+                _ => return refuse(at, "allOf is not an array"),
+            }
+        }
+        let applicators = ["$ref", "allOf", "anyOf", "oneOf"].iter().filter(|key| out.contains_key(**key)).count();
+        self.combinations += applicators + out.get("allOf").and_then(Value::as_array).map_or(0, Vec::len);
+        // An array of sorted keywords: serde_json keeps the order in which they are put in.
+        Ok(ORDER.iter().filter_map(|key| Some(((*key).to_owned(), out.remove(key)?))).collect::<Map<_, _>>().into())
+    }
+
+    fn keyword(
+        &mut self,
+        map: &Map<String, Value>,
+        key: &str,
+        value: &Value,
+        (at, base, depth): (&str, &str, usize),
+        out: &mut BTreeMap<&'static str, Value>,
+        also: &mut Vec<Value>,
+    ) -> Result<()> {
+        let inside = format!("{at}/{}", escaped(key));
+        let name = ORDER.iter().find(|name| **name == key).copied();
+        match key {
+            "$ref" => {
+                let Some(reference) = value.as_str() else { return refuse(at, "$ref is not a string") };
+                let number = self.resolve(reference, at, base)?;
+                out.insert("$ref", format!("#/$defs/{number}").into());
+            }
+            "type" => out.extend([("type", types(value, at)?)]),
+            "properties" | "patternProperties" => {
+                let Value::Object(members) = value else { return refuse(at, format!("{key} is not an object")) };
+                let mut all = Map::new();
+                for (member, schema) in members {
+                    let name = if key == "properties" {
+                        member.clone()
+                    } else {
+                        self.patterns += 1;
+                        pattern::translate(member).map_err(|e| e.context(format!("at {at}: {key}")))?
+                    };
+                    all.insert(name, self.schema(schema, &format!("{inside}/{}", escaped(member)), base, depth + 1)?);
+                }
+                out.extend(name.map(|name| (name, all.into())));
+            }
+            "allOf" | "anyOf" | "oneOf" | "prefixItems" => {
+                let all = self.list(value, at, &inside, key, base, depth)?;
+                out.extend(name.map(|name| (name, all)));
+            }
+            // Before draft 2020-12.
+            "items" if value.is_array() => {
+                let all = self.list(value, at, &inside, key, base, depth)?;
+                out.insert("prefixItems", all);
+                if let Some(rest) = map.get("additionalItems") {
+                    out.insert("items", self.schema(rest, &format!("{at}/additionalItems"), base, depth + 1)?);
+                }
+            }
+            "additionalItems" => {}
+            "items" | "additionalProperties" => {
+                let schema = self.schema(value, &inside, base, depth + 1)?;
+                out.extend(name.map(|name| (name, schema)));
+            }
+            "unevaluatedProperties" | "unevaluatedItems" => {
+                let plain = if key == "unevaluatedItems" { "items" } else { "additionalProperties" };
+                let elsewhere = ["$ref", "allOf", "anyOf", "oneOf"].iter().any(|k| map.contains_key(*k));
+                let nothing = matches!(value, Value::Bool(true)) || value.as_object().is_some_and(Map::is_empty);
+                if elsewhere && !nothing {
+                    return refuse(at, format!("{key} beside $ref, allOf, anyOf or oneOf is not supported"));
+                }
+                if !map.contains_key(plain) {
+                    let schema = self.schema(value, &inside, base, depth + 1)?;
+                    out.insert(if plain == "items" { "items" } else { "additionalProperties" }, schema);
+                }
+            }
+            "const" => {
+                check_value(value, key, at)?;
+                out.insert("const", value.clone());
+            }
+            "enum" => {
+                let Some(values) = value.as_array().filter(|values| !values.is_empty()) else {
+                    return refuse(at, "enum is not an array of at least one value");
+                };
+                values.iter().try_for_each(|value| check_value(value, key, at))?;
+                out.insert("enum", value.clone());
+            }
+            "required" => {
+                let strings = value.as_array().is_some_and(|all| all.iter().all(Value::is_string));
+                if !strings {
+                    return refuse(at, "required is not an array of strings");
+                }
+                out.insert("required", value.clone());
+            }
+            "minLength" | "maxLength" | "minItems" | "maxItems" | "minProperties" | "maxProperties" => {
+                let count = whole(value, key, at)?;
+                out.extend(name.map(|name| (name, count.into())));
+            }
+            "multipleOf" => {
+                let Some(step) = number(value).filter(|step| *step > 0.0) else {
+                    return refuse(at, format!("multipleOf is {}, expected a number above 0", short(value)));
+                };
+                self.multiples.push(digits(step, at)?);
+                out.insert("multipleOf", if step.fract() == 0.0 { (step as u64).into() } else { value.clone() });
+            }
+            "pattern" => {
+                let Some(text) = value.as_str() else { return refuse(at, "pattern is not a string") };
+                let text = pattern::translate(text)
+                    .map_err(|e| if at.is_empty() { e } else { e.context(format!("at {at}")) })?;
+                out.insert("pattern", text.into());
+            }
+            "format" => match (value.as_str(), formats::of(value.as_str().unwrap_or_default())) {
+                (None, _) => return refuse(at, "format is not a string"),
+                // It says something of strings alone.
+                _ if out_of_strings(map) => {}
+                (_, Some(formats::Known::Pattern(text))) => also.push(json!({"pattern": text})),
+                (Some(name), Some(formats::Known::Compiler)) => drop(out.insert("format", name.into())),
+                (Some(name), None) => {
+                    let known = formats::NAMES.join(", ");
+                    return refuse(
+                        at,
+                        format!("format {} is not known, expected one of {known}", short(format_args!("{name:?}"))),
+                    );
+                }
+            },
+            // Together, below.
+            "minimum" | "maximum" | "exclusiveMinimum" | "exclusiveMaximum" => {}
+            key if ANNOTATIONS.contains(&key) => {}
+            key if REFUSED.contains(&key) && !demands_nothing(map, key, value) => {
+                return refuse(at, format!("{key} is not supported"));
+            }
+            // Not a keyword: it says nothing.
+            _ => {}
+        }
+        if key == "minProperties" {
+            // Keys that are not listed may come twice in a text, which is one property.
+            let required = map.get("required").and_then(Value::as_array).map_or(0, Vec::len);
+            if whole(value, key, at)? > required as u64 + 1 {
+                return refuse(at, "minProperties above the number of required properties and 1 is not supported");
+            }
+        }
+        Ok(())
+    }
+
+    fn list(&mut self, value: &Value, at: &str, inside: &str, key: &str, base: &str, depth: usize) -> Result<Value> {
+        let Some(items) = value.as_array().filter(|items| !items.is_empty() || key == "items") else {
+            return refuse(at, format!("{key} is not an array of at least one schema"));
+        };
+        let each = items.iter().enumerate();
+        let all = each.map(|(i, item)| self.schema(item, &format!("{inside}/{i}"), base, depth + 1));
+        all.collect::<Result<Vec<_>>>().map(Value::from)
+    }
+
+    /// What takes the compiler long.
+    fn check_work(&self) -> Result<()> {
+        let places = self.multiples.iter().map(|(_, places)| *places).max().unwrap_or(0);
+        let mut together = 1u64;
+        for (coefficient, own) in &self.multiples {
+            let scaled =
+                coefficient.checked_mul(10u64.saturating_pow(places - own)).filter(|scaled| *scaled <= MULTIPLE);
+            together = match scaled.map(|scaled| together / common(together, scaled) * scaled) {
+                Some(multiple) if multiple <= MULTIPLE => multiple,
+                _ => {
+                    return Err(Error::arg(format!(
+                        "the JSON schema: multipleOf has too many digits, expected a least common multiple of at most \
+                         {MULTIPLE}, in units of the last digit"
+                    )));
+                }
+            };
+        }
+        let pairs = self.patterns * self.patterns.saturating_sub(1) / 2;
+        if pairs.saturating_mul(self.combinations + 1) > PATTERN_PAIRS {
+            return Err(Error::arg("the JSON schema: patternProperties has too many patterns to keep apart"));
+        }
+        Ok(())
+    }
+}
+
+/// Whether references inside begin at this schema.
+fn is_resource(schema: &Value) -> bool {
+    schema.get("$id").and_then(Value::as_str).is_some_and(|id| !id.starts_with('#'))
+}
+
+/// Whether strings are not among the types.
+fn out_of_strings(map: &Map<String, Value>) -> bool {
+    match map.get("type") {
+        Some(Value::String(name)) => name != "string",
+        Some(Value::Array(names)) => !names.iter().any(|name| name == "string"),
+        _ => false,
+    }
+}
+
+/// A keyword that is not supported, in a form in which it lets everything be.
+fn demands_nothing(map: &Map<String, Value>, key: &str, value: &Value) -> bool {
+    let empty = |value: &Value| value.as_object().is_some_and(Map::is_empty);
+    match key {
+        "uniqueItems" => *value == false || map.get("maxItems").and_then(number).is_some_and(|most| most <= 1.0),
+        "minContains" | "maxContains" => !map.contains_key("contains"),
+        "contains" => map.get("minContains").and_then(number) == Some(0.0) && !map.contains_key("maxContains"),
+        "not" => *value == false,
+        "propertyNames" => *value == true || empty(value) || *value == json!({"type": "string"}),
+        "then" | "else" => !map.contains_key("if"),
+        "if" => !map.contains_key("then") && !map.contains_key("else"),
+        "dependencies" | "dependentRequired" | "dependentSchemas" => empty(value),
+        _ => false,
+    }
+}
+
+fn types(value: &Value, at: &str) -> Result<Value> {
+    let known = |name: &Value| name.as_str().is_some_and(|name| TYPES.contains(&name));
+    let mut names: Vec<Value> = match value {
+        Value::String(_) => vec![value.clone()],
+        Value::Array(names) if !names.is_empty() => names.clone(),
+        other => return refuse(at, format!("type is {}, expected a type or an array of them", short(other))),
+    };
+    if let Some(other) = names.iter().find(|name| !known(name)) {
+        return refuse(at, format!("type is {}, expected one of {}", short(other), TYPES.join(", ")));
+    }
+    // An integer is a number.
+    if names.iter().any(|name| name == "number") {
+        names.retain(|name| name != "integer");
+    }
+    names.dedup();
+    Ok(if names.len() == 1 { names.remove(0) } else { names.into() })
+}
+
+/// `minimum` and its like. In draft 4, those that exclude are flags of the others.
+fn bounds(map: &Map<String, Value>, at: &str, out: &mut BTreeMap<&'static str, Value>) -> Result<()> {
+    for (plain, exclusive, lower) in [("minimum", "exclusiveMinimum", true), ("maximum", "exclusiveMaximum", false)] {
+        let read = |key: &str| match map.get(key) {
+            None | Some(Value::Bool(_)) if key == exclusive => Ok(None),
+            None => Ok(None),
+            Some(value) => match number(value) {
+                Some(n) if n.abs() <= EXACT => Ok(Some((n, exact(n)))),
+                Some(_) => refuse(at, format!("{key} is {}, expected at most 2^53 from 0", short(value))),
+                None => refuse(at, format!("{key} is {}, expected a number", short(value))),
+            },
+        };
+        let (bound, mut excluded) = (read(plain)?, read(exclusive)?);
+        let mut included = bound.clone();
+        if map.get(exclusive) == Some(&Value::Bool(true)) {
+            excluded = included.take();
+        }
+        // The tighter one alone.
+        match (&included, &excluded) {
+            (Some((a, _)), Some((b, _))) if if lower { b >= a } else { b <= a } => included = None,
+            (Some(_), Some(_)) => excluded = None,
+            _ => {}
+        }
+        out.extend(included.map(|(_, value)| (plain, value)));
+        out.extend(excluded.map(|(_, value)| (exclusive, value)));
+    }
+    Ok(())
+}
+
+fn number(value: &Value) -> Option<f64> {
+    value.as_f64().filter(|n| n.is_finite())
+}
+
+/// An integer as one: 16.0 is 16.
+fn exact(n: f64) -> Value {
+    if n.fract() == 0.0 { (n as i64).into() } else { n.into() }
+}
+
+fn whole(value: &Value, key: &str, at: &str) -> Result<u64> {
+    match number(value) {
+        Some(n) if n.fract() == 0.0 && (0.0..=f64::from(u32::MAX)).contains(&n) => Ok(n as u64),
+        _ => refuse(at, format!("{key} is {}, expected an integer from 0 to {}", short(value), u32::MAX)),
+    }
+}
+
+/// The digits of a number, and how many of them are behind the point.
+fn digits(n: f64, at: &str) -> Result<(u64, u32)> {
+    let text = n.to_string();
+    let (before, behind) = text.split_once('.').unwrap_or((&text, ""));
+    match format!("{before}{behind}").parse() {
+        Ok(digits) if behind.len() <= 9 => Ok((digits, behind.len() as u32)),
+        _ => refuse(at, format!("multipleOf is {}, which has too many digits", short(text))),
+    }
+}
+
+fn common(a: u64, b: u64) -> u64 {
+    if b == 0 { a } else { common(b, a % b) }
+}
+
+/// Values are compared exactly.
+fn check_value(value: &Value, key: &str, at: &str) -> Result<()> {
+    match value {
+        Value::Number(n) if n.as_f64().is_none_or(|n| n.abs() > EXACT) => {
+            refuse(at, format!("{key} has {}, expected numbers of at most 2^53", short(n)))
+        }
+        Value::String(text) => written(text, key, at),
+        Value::Array(items) => items.iter().try_for_each(|item| check_value(item, key, at)),
+        Value::Object(members) => members.iter().try_for_each(|(name, member)| {
+            written(name, key, at)?;
+            check_value(member, key, at)
+        }),
+        _ => Ok(()),
+    }
+}
+
+/// Control characters without a letter of their own have a spelling that answers don't use.
+fn written(text: &str, key: &str, at: &str) -> Result<()> {
+    let lost = |c: char| c < ' ' && !matches!(c, '\n' | '\r' | '\t' | '\u{8}' | '\u{c}') || c == '\u{7f}';
+    match text.chars().find(|c| lost(*c)) {
+        Some(c) => refuse(at, format!("{key} has the control character U+{:04X}, which is not supported", c as u32)),
+        None => Ok(()),
+    }
+}
+
+/// A key as a part of a JSON pointer.
+fn escaped(key: &str) -> String {
+    key.replace('~', "~0").replace('/', "~1")
+}
+
+/// Percent signs undone; `None` if they are damaged.
+fn decoded(fragment: &str) -> Option<String> {
+    let mut bytes = Vec::with_capacity(fragment.len());
+    let mut rest = fragment.bytes();
+    while let Some(byte) = rest.next() {
+        if byte != b'%' {
+            bytes.push(byte);
+            continue;
+        }
+        let mut digit = || rest.next().and_then(|b| (b as char).to_digit(16));
+        bytes.push(u8::try_from(digit()? * 16 + digit()?).ok()?);
+    }
+    String::from_utf8(bytes).ok()
+}

@@ -1,0 +1,190 @@
+//! Tests of guides with a vocabulary of bytes.
+
+use std::path::Path;
+
+use serde_json::Value;
+
+use super::*;
+
+/// A vocabulary of single bytes, a few longer ones, and the end.
+fn guides() -> Guides {
+    let mut tokens: Vec<Vec<u8>> = (0..=255u8).map(|b| if b == 0xff { Vec::new() } else { vec![b] }).collect();
+    tokens.extend(["{\"", "\":", "\",", "the", "\u{1f680}"].map(|t| t.as_bytes().to_vec()));
+    tokens.push(b"\xff<end>".to_vec());
+    let end = tokens.len() as TokenId - 1;
+    Guides::new(tokens, &[end]).unwrap()
+}
+
+const END: TokenId = 261;
+
+/// How much of the text may follow the beginning, and whether it may end there.
+fn follow(mut guide: Guide, text: &str) -> Result<(usize, bool)> {
+    for (at, byte) in text.bytes().enumerate() {
+        let mask = ready(&mut guide)?;
+        if !mask.contains(&TokenId::from(byte)) {
+            return Ok((at, false));
+        }
+        guide.accept(TokenId::from(byte));
+    }
+    Ok((text.len(), ready(&mut guide)?.contains(&END)))
+}
+
+fn ready(guide: &mut Guide) -> Result<Vec<TokenId>> {
+    guide.wait(Duration::from_secs(20));
+    let mask = guide.mask()?.expect("a mask after 20 seconds");
+    Ok(mask.tokens().collect())
+}
+
+fn accepts(guides: &Guides, format: &Format, text: &str) -> bool {
+    let guide = guides.guide(format, &|_| None).unwrap_or_else(|e| panic!("{format:?}: {e}"));
+    follow(guide, text).unwrap_or_else(|e| panic!("{format:?}: {text}: {e}")) == (text.len(), true)
+}
+
+/// Schemas with instances, in files that the tests of clients read too.
+fn cases() -> Vec<Value> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/schemas");
+    let mut files: Vec<_> = std::fs::read_dir(folder).unwrap().map(|f| f.unwrap().path()).collect();
+    files.sort();
+    let read = |file| match serde_json::from_slice(&std::fs::read(file).unwrap()).unwrap() {
+        Value::Array(cases) => cases,
+        _ => panic!("a file of schemas is an array"),
+    };
+    files.into_iter().flat_map(read).collect()
+}
+
+#[test]
+fn what_a_schema_says_is_held_or_refused_with_the_keyword_named() {
+    let guides = guides();
+    let mut wrong = Vec::new();
+    let cases = cases();
+    assert!(cases.len() > 100, "{}", cases.len());
+    for case in &cases {
+        let name = case["description"].as_str().unwrap();
+        let format = Format::JsonSchema(case["schema"].clone());
+        let guide = guides.guide(&format, &|_| None);
+        if let Some(keyword) = case["refused"].as_str() {
+            match guide {
+                Ok(_) => wrong.push(format!("{name}: not refused")),
+                Err(e) if e.message().contains(keyword) => {}
+                Err(e) => wrong.push(format!("{name}: {e}")),
+            }
+            continue;
+        }
+        if let Err(e) = guide {
+            wrong.push(format!("{name}: {e}"));
+            continue;
+        }
+        for (instances, valid) in [("valid", true), ("invalid", false)] {
+            for instance in case[instances].as_array().unwrap() {
+                let text = instance.to_string();
+                if accepts(&guides, &format, &text) != valid {
+                    wrong.push(format!("{name}: {text} is {}", if valid { "refused" } else { "accepted" }));
+                }
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{} of {}:\n{}", wrong.len(), cases.len(), wrong.join("\n"));
+}
+
+#[test]
+fn a_grammar_means_what_llama_cpp_says() {
+    let guides = guides();
+    for (grammar, good, bad) in [
+        ("root ::= \"yes\" | \"no\"", vec!["yes", "no"], vec!["y", "maybe", "yesno"]),
+        ("root ::= item+\nitem ::= \"- \" [^\\r\\n]+ \"\\n\"", vec!["- a\n", "- a\n- b c\n"], vec!["- \n", "a\n", ""]),
+        ("root ::= ((\"a\"?){100}){100} \"b\"", vec!["b", "aaab"], vec!["a", "c"]),
+        ("root ::= [a-z]* \"end\"", vec!["friend", "enxend", "end"], vec!["en", "endx"]),
+        ("root ::= (\"a\" | \"ab\") (\"c\" | \"bc\")", vec!["abc", "ac", "abbc"], vec!["ab"]),
+        (
+            "root ::= \"[\" ws (root (\",\" ws root)*)? \"]\" ws\nws ::= [ \\t\\n]*",
+            vec!["[]", "[ [],[[]]] "],
+            vec!["[", "[,]"],
+        ),
+        ("root ::= \"(\" root \")\" | \"\"", vec!["", "()", "((()))"], vec!["(", "())"]),
+        ("root ::= root \"a\" | \"b\"", vec!["b", "baa"], vec!["a", ""]),
+        ("root ::= e\ne ::= t (\"+\" t)*\nt ::= [0-9]+ | \"(\" e \")\"", vec!["1", "1+(23+4)+5"], vec!["1+", "()"]),
+        ("root ::= \"\"", vec![""], vec!["a"]),
+        ("root ::= \"a\"{2,3} \"b\"{2} [c]{0} \"d\"{1,}", vec!["aabbd", "aaabbdd"], vec!["abbd", "aabb", "aabbcd"]),
+        ("root ::= [\\u00e9é] . \"\\x41\" [^\\\"\\\\]", vec!["é\nAx", "é漢Aé"], vec!["eéAx", "é漢A\""]),
+        ("root ::= under_score\nunder_score ::= \"/\" | \"*\" # a comment: é", vec!["/", "*"], vec!["#"]),
+        ("root ::= (\n \"a\" |\n b\n)*\n\nb ::= \"bb\"", vec!["", "abba", "bba"], vec!["ab"]),
+    ] {
+        let format = Format::Grammar(grammar.into());
+        for text in good {
+            assert!(accepts(&guides, &format, text), "{grammar}: {text:?}");
+        }
+        for text in bad {
+            assert!(!accepts(&guides, &format, text), "{grammar}: {text:?}");
+        }
+    }
+}
+
+#[test]
+fn a_token_of_a_grammar_is_that_token_whatever_its_text() {
+    let guides = guides();
+    let format = Format::Grammar("root ::= \"a\" <[261]> \"b\" !<the> <the>".into());
+    let mut guide = guides.guide(&format, &|text| (text == "<the>").then_some(259)).unwrap();
+    assert_eq!(ready(&mut guide).unwrap(), [97]);
+    guide.accept(97);
+    assert_eq!(ready(&mut guide).unwrap(), [261]);
+}
+
+#[test]
+fn no_schema_or_grammar_takes_long_to_refuse_or_to_follow() {
+    let guides = guides();
+    let many = |n: usize, of: &dyn Fn(usize) -> Value| Value::from_iter((0..n).map(|i| (format!("k{i}"), of(i))));
+    let numbers = |range: std::ops::Range<u32>| serde_json::json!({"enum": range.collect::<Vec<_>>()});
+    let schemas = [
+        serde_json::json!({"type": "string", "pattern": "^(([a-z]*){50}){50}$"}),
+        serde_json::json!({"type": "string", "pattern": "(a|b)*a(a|b){200}"}),
+        serde_json::json!({"type": "string", "pattern": "(.{0,500}x){500}"}),
+        serde_json::json!({"type": "number", "multipleOf": 19_997}),
+        serde_json::json!({"type": "object", "properties": many(500, &|_| serde_json::json!({"type": "string"}))}),
+        serde_json::json!({"type": "object", "patternProperties":
+            many(400, &|i| serde_json::json!({"minimum": i}))}),
+        serde_json::json!({"allOf": (0..40).map(|_| serde_json::json!({"patternProperties":
+            many(20, &|i| serde_json::json!({"minimum": i}))})).collect::<Vec<_>>()}),
+        serde_json::json!({"anyOf": (0..2000).map(|i| serde_json::json!({"minimum": i})).collect::<Vec<_>>()}),
+        serde_json::json!({"allOf": [numbers(0..900), numbers(900..1800)]}),
+    ];
+    let grammars = [
+        "root ::= ((\"a\"?){100}){100} \"b\"".to_owned(),
+        "root ::= s{1000}\ns ::= \"a\"? \"b\"? s?".to_owned(),
+        format!("root ::= {} \".\"", "[a-z]? \" \" ".repeat(2000)),
+        format!("root ::= ({})*", (0..2000).map(|i| format!("\"w{i} \"")).collect::<Vec<_>>().join(" | ")),
+        format!(
+            "root ::= r0\n{}r25 ::= \"a\"?",
+            (0..25).map(|i| format!("r{i} ::= r{0} r{0}\n", i + 1)).collect::<String>()
+        ),
+    ];
+    let formats = schemas.map(Format::JsonSchema).into_iter().chain(grammars.map(Format::Grammar));
+    for format in formats {
+        let shown: String = format!("{format:?}").chars().take(100).collect();
+        let start = std::time::Instant::now();
+        let guide = guides.guide(&format, &|_| None);
+        let compiled = start.elapsed();
+        assert!(compiled < Duration::from_secs(4), "{shown} took {compiled:?}");
+        let Ok(mut guide) = guide else { continue };
+        for step in 0..60u32 {
+            let start = std::time::Instant::now();
+            let Ok(tokens) = ready(&mut guide) else { break };
+            assert!(start.elapsed() < Duration::from_secs(1), "{shown} took {:?} at token {step}", start.elapsed());
+            let token = tokens[step as usize * 7 % tokens.len()];
+            if token == END {
+                break;
+            }
+            guide.accept(token);
+        }
+    }
+}
+
+#[test]
+fn guides_that_are_dropped_leave_the_workers_free() {
+    let guides = guides();
+    for _ in 0..200 {
+        let mut guide = guides.guide(&Format::JsonSchema(serde_json::json!({"type": "string"})), &|_| None).unwrap();
+        let token = ready(&mut guide).unwrap()[0];
+        guide.accept(token);
+    }
+    assert!(accepts(&guides, &Format::JsonSchema(serde_json::json!({})), "[1,\"a\"]"));
+}
