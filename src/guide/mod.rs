@@ -7,8 +7,11 @@
 
 mod formats;
 mod gbnf;
+mod lark;
 mod pattern;
+mod references;
 mod schema;
+mod values;
 
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;

@@ -4,10 +4,12 @@
 //! Draft 2020-12, and what older ones write otherwise. References become `#/$defs/N`, so that names, anchors and bases
 //! mean nothing further on; annotations go; keywords are in the order in which the compiler may read them.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 
 use serde_json::{Map, Value, json};
 
+use super::references::{References, escaped, is_resource};
+use super::values::{bounds, check_value, common, digits, number, refuse, short, types, whole};
 use super::{formats, pattern};
 use crate::error::{Error, Result};
 
@@ -15,15 +17,11 @@ use crate::error::{Error, Result};
 const BYTES: usize = 128 << 10;
 /// Deepest nesting of schemas.
 const DEPTH: usize = 64;
-/// Most schemas that references name.
-const TARGETS: usize = 1000;
 /// Bound on the least common multiple of all `multipleOf`, in units of their last digit: the compiler makes that many
 /// states.
 const MULTIPLE: u64 = 20_000;
 /// Bound on the work of comparing `patternProperties` with each other, which is done again for each combination.
 const PATTERN_PAIRS: usize = 5000;
-/// Integers beyond are not exact as the compiler reads them.
-const EXACT: f64 = 9_007_199_254_740_992.0;
 /// White space between the parts of an answer: a weak model must not write blanks for ever.
 const WHITE_SPACE: &str = r"(?: |\n{1,2}[ \t]{0,20})";
 /// Each character of a string has one spelling: else a key could be written again in another one.
@@ -98,7 +96,6 @@ const ORDER: [&str; 26] = [
     "anyOf",
     "oneOf",
 ];
-const TYPES: [&str; 7] = ["null", "boolean", "integer", "number", "string", "array", "object"];
 
 /// The schema for the compiler.
 ///
@@ -109,8 +106,8 @@ pub(super) fn prepare(schema: &Value) -> Result<Value> {
     if length > BYTES {
         return Err(Error::arg(format!("the JSON schema has {length} bytes, expected at most {BYTES}")));
     }
-    let mut all = Prepare::new(schema);
-    all.name_resources(schema, String::new(), 0);
+    let references = References::new(schema);
+    let mut all = Prepare { references, multiples: Vec::new(), patterns: 0, combinations: 0 };
     let mut whole = match all.schema(schema, "", "", 0).map_err(in_schema)? {
         Value::Object(map) => map,
         Value::Bool(true) => Map::new(),
@@ -119,9 +116,9 @@ pub(super) fn prepare(schema: &Value) -> Result<Value> {
     let mut defs = Map::new();
     // References of what is referred to are found on the way.
     let mut next = 0;
-    while let Some(pointer) = all.targets.get(next).cloned() {
+    while let Some(pointer) = all.references.target(next) {
         let target = schema.pointer(&pointer).unwrap_or(&Value::Bool(true));
-        let base = all.base_of(&pointer);
+        let base = all.references.base_of(&pointer);
         defs.insert(next.to_string(), all.schema(target, &pointer, &base, 0).map_err(in_schema)?);
         next += 1;
     }
@@ -137,116 +134,15 @@ fn in_schema(e: Error) -> Error {
     e.context("the JSON schema")
 }
 
-fn refuse<T>(at: &str, what: impl std::fmt::Display) -> Result<T> {
-    let at: String = at.chars().take(200).collect();
-    Err(Error::arg(if at.is_empty() { what.to_string() } else { format!("at {at}: {what}") }))
-}
-
-/// A text of the client's, short enough for a message.
-fn short(value: impl std::fmt::Display) -> String {
-    let text = value.to_string();
-    let cut: String = text.chars().take(80).collect();
-    if cut.len() < text.len() { format!("{cut}...") } else { cut }
-}
-
 struct Prepare<'a> {
-    root: &'a Value,
-    /// Schemas that references name, as JSON pointers from the root, in the order in which they were met.
-    targets: Vec<String>,
-    numbers: HashMap<String, usize>,
-    /// `$id` and `$anchor`, and where they are.
-    ids: BTreeMap<String, String>,
-    anchors: BTreeMap<String, Vec<String>>,
+    references: References<'a>,
     /// Digits of every `multipleOf` and how many of them are behind the point.
     multiples: Vec<(u64, u32)>,
     patterns: usize,
     combinations: usize,
 }
 
-impl<'a> Prepare<'a> {
-    fn new(root: &'a Value) -> Self {
-        Prepare {
-            root,
-            targets: Vec::new(),
-            numbers: HashMap::new(),
-            ids: BTreeMap::new(),
-            anchors: BTreeMap::new(),
-            multiples: Vec::new(),
-            patterns: 0,
-            combinations: 0,
-        }
-    }
-
-    /// Finds `$id` and `$anchor`.
-    fn name_resources(&mut self, at: &Value, pointer: String, depth: usize) {
-        if depth > 2 * DEPTH {
-            return;
-        }
-        match at {
-            Value::Object(map) => {
-                if let Some(Value::String(id)) = map.get("$id") {
-                    self.ids.entry(id.trim_end_matches('#').into()).or_insert_with(|| pointer.clone());
-                }
-                if let Some(Value::String(name)) = map.get("$anchor") {
-                    self.anchors.entry(name.clone()).or_default().push(pointer.clone());
-                }
-                for (key, member) in map {
-                    if !matches!(key.as_str(), "const" | "enum" | "default" | "examples") {
-                        self.name_resources(member, format!("{pointer}/{}", escaped(key)), depth + 1);
-                    }
-                }
-            }
-            Value::Array(items) => {
-                for (i, item) in items.iter().enumerate() {
-                    self.name_resources(item, format!("{pointer}/{i}"), depth + 1);
-                }
-            }
-            _ => {}
-        }
-    }
-
-    /// The innermost schema with an `$id` around a place: what references from there begin at.
-    fn base_of(&self, pointer: &str) -> String {
-        let ends = pointer.match_indices('/').map(|(at, _)| at).chain([pointer.len()]).rev();
-        let mut bases = ends.map(|end| &pointer[..end]).filter(|p| self.root.pointer(p).is_some_and(is_resource));
-        bases.next().unwrap_or_default().to_owned()
-    }
-
-    /// Where a reference points, as a number of `targets`.
-    fn resolve(&mut self, reference: &str, at: &str, base: &str) -> Result<usize> {
-        let shown = short(format_args!("{reference:?}"));
-        let (resource, fragment) = reference.split_once('#').unwrap_or((reference, ""));
-        let start = match resource {
-            "" => base.to_owned(),
-            id => match self.ids.get(id) {
-                Some(pointer) => pointer.clone(),
-                None => return refuse(at, format!("$ref names {shown}, which is not in the schema")),
-            },
-        };
-        let pointer = match decoded(fragment) {
-            None => return refuse(at, format!("$ref is {shown}, which is no reference")),
-            Some(path) if path.is_empty() || path == "/" && self.root.pointer(&format!("{start}/")).is_none() => start,
-            Some(path) if path.starts_with('/') => start + &path,
-            Some(name) => match self.anchors.get(&name).map(Vec::as_slice) {
-                Some([one]) => one.clone(),
-                Some(_) => return refuse(at, format!("$ref names {shown}, and several schemas have that $anchor")),
-                None => return refuse(at, format!("$ref names {shown}, and no schema has that $anchor")),
-            },
-        };
-        if let Some(number) = self.numbers.get(&pointer) {
-            return Ok(*number);
-        }
-        if !matches!(self.root.pointer(&pointer), Some(Value::Object(_) | Value::Bool(_))) {
-            return refuse(at, format!("$ref names {shown}, and there is no schema"));
-        }
-        if self.targets.len() >= TARGETS {
-            return refuse(at, format!("$ref names more than {TARGETS} schemas"));
-        }
-        self.targets.push(pointer.clone());
-        self.numbers.insert(pointer, self.targets.len() - 1);
-        Ok(self.targets.len() - 1)
-    }
-
+impl Prepare<'_> {
     /// One schema: `at` is where it is, `base` what its references begin at.
     fn schema(&mut self, schema: &Value, at: &str, base: &str, depth: usize) -> Result<Value> {
         let map = match schema {
@@ -290,7 +186,7 @@ impl<'a> Prepare<'a> {
         match key {
             "$ref" => {
                 let Some(reference) = value.as_str() else { return refuse(at, "$ref is not a string") };
-                let number = self.resolve(reference, at, base)?;
+                let number = self.references.resolve(reference, at, base)?;
                 out.insert("$ref", format!("#/$defs/{number}").into());
             }
             "type" => out.extend([("type", types(value, at)?)]),
@@ -439,11 +335,6 @@ impl<'a> Prepare<'a> {
     }
 }
 
-/// Whether references inside begin at this schema.
-fn is_resource(schema: &Value) -> bool {
-    schema.get("$id").and_then(Value::as_str).is_some_and(|id| !id.starts_with('#'))
-}
-
 /// Whether strings are not among the types.
 fn out_of_strings(map: &Map<String, Value>) -> bool {
     match map.get("type") {
@@ -467,126 +358,4 @@ fn demands_nothing(map: &Map<String, Value>, key: &str, value: &Value) -> bool {
         "dependencies" | "dependentRequired" | "dependentSchemas" => empty(value),
         _ => false,
     }
-}
-
-fn types(value: &Value, at: &str) -> Result<Value> {
-    let known = |name: &Value| name.as_str().is_some_and(|name| TYPES.contains(&name));
-    let mut names: Vec<Value> = match value {
-        Value::String(_) => vec![value.clone()],
-        Value::Array(names) if !names.is_empty() => names.clone(),
-        other => return refuse(at, format!("type is {}, expected a type or an array of them", short(other))),
-    };
-    if let Some(other) = names.iter().find(|name| !known(name)) {
-        return refuse(at, format!("type is {}, expected one of {}", short(other), TYPES.join(", ")));
-    }
-    // An integer is a number.
-    if names.iter().any(|name| name == "number") {
-        names.retain(|name| name != "integer");
-    }
-    names.dedup();
-    Ok(if names.len() == 1 { names.remove(0) } else { names.into() })
-}
-
-/// `minimum` and its like. In draft 4, those that exclude are flags of the others.
-fn bounds(map: &Map<String, Value>, at: &str, out: &mut BTreeMap<&'static str, Value>) -> Result<()> {
-    for (plain, exclusive, lower) in [("minimum", "exclusiveMinimum", true), ("maximum", "exclusiveMaximum", false)] {
-        let read = |key: &str| match map.get(key) {
-            None | Some(Value::Bool(_)) if key == exclusive => Ok(None),
-            None => Ok(None),
-            Some(value) => match number(value) {
-                Some(n) if n.abs() <= EXACT => Ok(Some((n, exact(n)))),
-                Some(_) => refuse(at, format!("{key} is {}, expected at most 2^53 from 0", short(value))),
-                None => refuse(at, format!("{key} is {}, expected a number", short(value))),
-            },
-        };
-        let (bound, mut excluded) = (read(plain)?, read(exclusive)?);
-        let mut included = bound.clone();
-        if map.get(exclusive) == Some(&Value::Bool(true)) {
-            excluded = included.take();
-        }
-        // The tighter one alone.
-        match (&included, &excluded) {
-            (Some((a, _)), Some((b, _))) if if lower { b >= a } else { b <= a } => included = None,
-            (Some(_), Some(_)) => excluded = None,
-            _ => {}
-        }
-        out.extend(included.map(|(_, value)| (plain, value)));
-        out.extend(excluded.map(|(_, value)| (exclusive, value)));
-    }
-    Ok(())
-}
-
-fn number(value: &Value) -> Option<f64> {
-    value.as_f64().filter(|n| n.is_finite())
-}
-
-/// An integer as one: 16.0 is 16.
-fn exact(n: f64) -> Value {
-    if n.fract() == 0.0 { (n as i64).into() } else { n.into() }
-}
-
-fn whole(value: &Value, key: &str, at: &str) -> Result<u64> {
-    match number(value) {
-        Some(n) if n.fract() == 0.0 && (0.0..=f64::from(u32::MAX)).contains(&n) => Ok(n as u64),
-        _ => refuse(at, format!("{key} is {}, expected an integer from 0 to {}", short(value), u32::MAX)),
-    }
-}
-
-/// The digits of a number, and how many of them are behind the point.
-fn digits(n: f64, at: &str) -> Result<(u64, u32)> {
-    let text = n.to_string();
-    let (before, behind) = text.split_once('.').unwrap_or((&text, ""));
-    match format!("{before}{behind}").parse() {
-        Ok(digits) if behind.len() <= 9 => Ok((digits, behind.len() as u32)),
-        _ => refuse(at, format!("multipleOf is {}, which has too many digits", short(text))),
-    }
-}
-
-fn common(a: u64, b: u64) -> u64 {
-    if b == 0 { a } else { common(b, a % b) }
-}
-
-/// Values are compared exactly.
-fn check_value(value: &Value, key: &str, at: &str) -> Result<()> {
-    match value {
-        Value::Number(n) if n.as_f64().is_none_or(|n| n.abs() > EXACT) => {
-            refuse(at, format!("{key} has {}, expected numbers of at most 2^53", short(n)))
-        }
-        Value::String(text) => written(text, key, at),
-        Value::Array(items) => items.iter().try_for_each(|item| check_value(item, key, at)),
-        Value::Object(members) => members.iter().try_for_each(|(name, member)| {
-            written(name, key, at)?;
-            check_value(member, key, at)
-        }),
-        _ => Ok(()),
-    }
-}
-
-/// Control characters without a letter of their own have a spelling that answers don't use.
-fn written(text: &str, key: &str, at: &str) -> Result<()> {
-    let lost = |c: char| c < ' ' && !matches!(c, '\n' | '\r' | '\t' | '\u{8}' | '\u{c}') || c == '\u{7f}';
-    match text.chars().find(|c| lost(*c)) {
-        Some(c) => refuse(at, format!("{key} has the control character U+{:04X}, which is not supported", c as u32)),
-        None => Ok(()),
-    }
-}
-
-/// A key as a part of a JSON pointer.
-fn escaped(key: &str) -> String {
-    key.replace('~', "~0").replace('/', "~1")
-}
-
-/// Percent signs undone; `None` if they are damaged.
-fn decoded(fragment: &str) -> Option<String> {
-    let mut bytes = Vec::with_capacity(fragment.len());
-    let mut rest = fragment.bytes();
-    while let Some(byte) = rest.next() {
-        if byte != b'%' {
-            bytes.push(byte);
-            continue;
-        }
-        let mut digit = || rest.next().and_then(|b| (b as char).to_digit(16));
-        bytes.push(u8::try_from(digit()? * 16 + digit()?).ok()?);
-    }
-    String::from_utf8(bytes).ok()
 }

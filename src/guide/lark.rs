@@ -1,0 +1,242 @@
+//! Writes the rules of a grammar as Lark, the notation of the engine that guides answers. Never reads a grammar.
+//!
+//! A rule that doesn't need recursion becomes a terminal, so that it is matched as one regular expression; so do
+//! neighbours in the sequences of the others. A terminal ends where it can't go on (it is matched greedily), which is
+//! what separates terminals in a recursive grammar.
+
+use std::fmt::Write;
+
+use crate::types::TokenId;
+
+/// Rules in Lark; the answer is what the one with the number `root` says.
+pub(super) fn write(rules: &[Node], root: usize) -> String {
+    let (regular, nullable) = (regular(rules), nullable(rules));
+    let (out, terminals) = (String::new(), String::new());
+    let mut lark = Lark { regular: &regular, nullable: &nullable, out, terminals, made: 0 };
+    lark.all(rules, root);
+    lark.out + &lark.terminals
+}
+
+/// What a rule is made of.
+#[derive(Debug)]
+pub(super) enum Node {
+    /// A regular expression for text as it is, or for one of a class of characters.
+    Regex {
+        text: String,
+        empty: bool,
+    },
+    /// A token, or any but that, whatever its text.
+    Token {
+        id: TokenId,
+        not: bool,
+    },
+    Rule(usize),
+    Sequence(Vec<Node>),
+    Choice(Vec<Node>),
+    Repeat(Box<Node>, u32, Option<u32>),
+}
+
+impl Node {
+    /// Calls for each rule that it names, and says whether it names a token.
+    fn names(&self, rule: &mut dyn FnMut(usize)) -> bool {
+        match self {
+            Node::Regex { .. } => false,
+            Node::Token { .. } => true,
+            Node::Rule(number) => {
+                rule(*number);
+                false
+            }
+            Node::Sequence(nodes) | Node::Choice(nodes) => {
+                // All of them: not as soon as one does.
+                nodes.iter().map(|node| node.names(rule)).filter(|token| *token).count() > 0
+            }
+            Node::Repeat(node, ..) => node.names(rule),
+        }
+    }
+
+    fn is_regular(&self, rules: &[bool]) -> bool {
+        let mut all = true;
+        let tokens = self.names(&mut |rule| all &= rules[rule]);
+        all && !tokens
+    }
+
+    fn is_nullable(&self, rules: &[bool]) -> bool {
+        match self {
+            Node::Regex { empty, .. } => *empty,
+            Node::Token { .. } => false,
+            Node::Rule(number) => rules[*number],
+            Node::Sequence(nodes) => nodes.iter().all(|node| node.is_nullable(rules)),
+            Node::Choice(nodes) => nodes.iter().any(|node| node.is_nullable(rules)),
+            Node::Repeat(node, least, _) => *least == 0 || node.is_nullable(rules),
+        }
+    }
+}
+
+/// Which rules are regular: neither recursive, nor do they name tokens or a rule that isn't.
+fn regular(rules: &[Node]) -> Vec<bool> {
+    // From those that name no rule, up.
+    let mut regular = vec![false; rules.len()];
+    let mut waits = vec![0usize; rules.len()];
+    let mut users: Vec<Vec<usize>> = vec![Vec::new(); rules.len()];
+    let mut ready = Vec::new();
+    for (number, rule) in rules.iter().enumerate() {
+        let mut named = Vec::new();
+        let tokens = rule.names(&mut |other| named.push(other));
+        named.sort_unstable();
+        named.dedup();
+        waits[number] = named.len() + usize::from(tokens);
+        named.iter().for_each(|other| users[*other].push(number));
+        if waits[number] == 0 {
+            ready.push(number);
+        }
+    }
+    while let Some(number) = ready.pop() {
+        regular[number] = true;
+        for &user in &users[number] {
+            waits[user] -= 1;
+            if waits[user] == 0 {
+                ready.push(user);
+            }
+        }
+    }
+    regular
+}
+
+/// Which rules can be empty.
+fn nullable(rules: &[Node]) -> Vec<bool> {
+    let mut nullable = vec![false; rules.len()];
+    loop {
+        let before = nullable.clone();
+        for (number, rule) in rules.iter().enumerate() {
+            nullable[number] = nullable[number] || rule.is_nullable(&nullable);
+        }
+        if nullable == before {
+            return nullable;
+        }
+    }
+}
+
+/// Writes Lark.
+struct Lark<'a> {
+    regular: &'a [bool],
+    nullable: &'a [bool],
+    out: String,
+    /// Definitions of terminals, which follow.
+    terminals: String,
+    made: usize,
+}
+
+impl Lark<'_> {
+    fn all(&mut self, rules: &[Node], root: usize) {
+        self.out.push_str("start: ");
+        self.reference(root);
+        self.out.push('\n');
+        for (number, rule) in rules.iter().enumerate() {
+            if self.regular[number] {
+                let text = terminal(rule);
+                let _ = writeln!(self.terminals, "T{number}: {text}");
+            } else {
+                let _ = write!(self.out, "r{number}: ");
+                self.rule(rule);
+                self.out.push('\n');
+            }
+        }
+    }
+
+    /// A rule from within a rule.
+    fn reference(&mut self, number: usize) {
+        if self.regular[number] {
+            self.lexeme(&format!("T{number}"), self.nullable[number]);
+        } else {
+            let _ = write!(self.out, "r{number}");
+        }
+    }
+
+    /// A terminal from within a rule. It must not be empty there.
+    fn lexeme(&mut self, text: &str, empty: bool) {
+        if text == EMPTY {
+            self.out.push_str("\"\"");
+            return;
+        }
+        self.made += 1;
+        let _ = writeln!(
+            self.terminals,
+            "L{}: {}",
+            self.made,
+            if empty { format!("({text}) & /(?s:.+)/") } else { text.into() }
+        );
+        let _ = write!(self.out, "L{}{}", self.made, if empty { "?" } else { "" });
+    }
+
+    fn rule(&mut self, node: &Node) {
+        if node.is_regular(self.regular) {
+            return self.lexeme(&terminal(node), node.is_nullable(self.nullable));
+        }
+        match node {
+            Node::Regex { .. } => {}
+            Node::Token { id, not } => {
+                let _ = write!(self.out, "<[{}{id}]>", if *not { "^" } else { "" });
+            }
+            Node::Rule(number) => self.reference(*number),
+            Node::Sequence(nodes) => {
+                // Regular neighbours are one terminal.
+                for run in nodes.chunk_by(|a, b| a.is_regular(self.regular) && b.is_regular(self.regular)) {
+                    if run[0].is_regular(self.regular) {
+                        let text = joined(run, " ");
+                        self.lexeme(&text, run.iter().all(|node| node.is_nullable(self.nullable)));
+                    } else {
+                        self.out.push('(');
+                        self.rule(&run[0]);
+                        self.out.push(')');
+                    }
+                    self.out.push(' ');
+                }
+            }
+            Node::Choice(nodes) => {
+                for (i, node) in nodes.iter().enumerate() {
+                    self.out.push_str(if i > 0 { " | (" } else { "(" });
+                    self.rule(node);
+                    self.out.push(')');
+                }
+            }
+            Node::Repeat(node, least, most) => {
+                self.out.push('(');
+                self.rule(node);
+                self.out.push(')');
+                self.out.push_str(&repeated(*least, *most));
+            }
+        }
+    }
+}
+
+/// The regular expression of nothing.
+const EMPTY: &str = "\"\"";
+
+/// A regular node as a terminal is written.
+fn terminal(node: &Node) -> String {
+    match node {
+        Node::Regex { text, empty: false } => format!("/{text}/"),
+        Node::Regex { .. } | Node::Token { .. } => EMPTY.into(),
+        Node::Rule(number) => format!("T{number}"),
+        Node::Sequence(nodes) if nodes.is_empty() => EMPTY.into(),
+        Node::Sequence(nodes) => joined(nodes, " "),
+        Node::Choice(nodes) => joined(nodes, " | "),
+        Node::Repeat(node, least, most) => format!("({}){}", terminal(node), repeated(*least, *most)),
+    }
+}
+
+fn joined(nodes: &[Node], between: &str) -> String {
+    if let [one] = nodes {
+        return terminal(one);
+    }
+    nodes.iter().map(|node| format!("({})", terminal(node))).collect::<Vec<_>>().join(between)
+}
+
+fn repeated(least: u32, most: Option<u32>) -> String {
+    match (least, most) {
+        (0, None) => "*".into(),
+        (1, None) => "+".into(),
+        (0, Some(1)) => "?".into(),
+        (least, most) => format!("{{{least},{}}}", most.map(|most| most.to_string()).unwrap_or_default()),
+    }
+}

@@ -1,0 +1,125 @@
+//! Checks the values of a JSON schema's keywords: types, counts, bounds, constants. Never goes into a schema.
+
+use std::collections::BTreeMap;
+
+use serde_json::{Map, Value};
+
+use crate::error::{Error, Result};
+
+/// Integers beyond are not exact as the compiler reads them.
+const EXACT: f64 = 9_007_199_254_740_992.0;
+const TYPES: [&str; 7] = ["null", "boolean", "integer", "number", "string", "array", "object"];
+
+pub(super) fn refuse<T>(at: &str, what: impl std::fmt::Display) -> Result<T> {
+    let at: String = at.chars().take(200).collect();
+    Err(Error::arg(if at.is_empty() { what.to_string() } else { format!("at {at}: {what}") }))
+}
+
+/// A text of the client's, short enough for a message.
+pub(super) fn short(value: impl std::fmt::Display) -> String {
+    let text = value.to_string();
+    let cut: String = text.chars().take(80).collect();
+    if cut.len() < text.len() { format!("{cut}...") } else { cut }
+}
+
+pub(super) fn types(value: &Value, at: &str) -> Result<Value> {
+    let known = |name: &Value| name.as_str().is_some_and(|name| TYPES.contains(&name));
+    let mut names: Vec<Value> = match value {
+        Value::String(_) => vec![value.clone()],
+        Value::Array(names) if !names.is_empty() => names.clone(),
+        other => return refuse(at, format!("type is {}, expected a type or an array of them", short(other))),
+    };
+    if let Some(other) = names.iter().find(|name| !known(name)) {
+        return refuse(at, format!("type is {}, expected one of {}", short(other), TYPES.join(", ")));
+    }
+    // An integer is a number.
+    if names.iter().any(|name| name == "number") {
+        names.retain(|name| name != "integer");
+    }
+    names.dedup();
+    Ok(if names.len() == 1 { names.remove(0) } else { names.into() })
+}
+
+/// `minimum` and its like. In draft 4, those that exclude are flags of the others.
+pub(super) fn bounds(map: &Map<String, Value>, at: &str, out: &mut BTreeMap<&'static str, Value>) -> Result<()> {
+    for (plain, exclusive, lower) in [("minimum", "exclusiveMinimum", true), ("maximum", "exclusiveMaximum", false)] {
+        let read = |key: &str| match map.get(key) {
+            None | Some(Value::Bool(_)) if key == exclusive => Ok(None),
+            None => Ok(None),
+            Some(value) => match number(value) {
+                Some(n) if n.abs() <= EXACT => Ok(Some((n, exact(n)))),
+                Some(_) => refuse(at, format!("{key} is {}, expected at most 2^53 from 0", short(value))),
+                None => refuse(at, format!("{key} is {}, expected a number", short(value))),
+            },
+        };
+        let (bound, mut excluded) = (read(plain)?, read(exclusive)?);
+        let mut included = bound.clone();
+        if map.get(exclusive) == Some(&Value::Bool(true)) {
+            excluded = included.take();
+        }
+        // The tighter one alone.
+        match (&included, &excluded) {
+            (Some((a, _)), Some((b, _))) if if lower { b >= a } else { b <= a } => included = None,
+            (Some(_), Some(_)) => excluded = None,
+            _ => {}
+        }
+        out.extend(included.map(|(_, value)| (plain, value)));
+        out.extend(excluded.map(|(_, value)| (exclusive, value)));
+    }
+    Ok(())
+}
+
+pub(super) fn number(value: &Value) -> Option<f64> {
+    value.as_f64().filter(|n| n.is_finite())
+}
+
+/// An integer as one: 16.0 is 16.
+fn exact(n: f64) -> Value {
+    if n.fract() == 0.0 { (n as i64).into() } else { n.into() }
+}
+
+pub(super) fn whole(value: &Value, key: &str, at: &str) -> Result<u64> {
+    match number(value) {
+        Some(n) if n.fract() == 0.0 && (0.0..=f64::from(u32::MAX)).contains(&n) => Ok(n as u64),
+        _ => refuse(at, format!("{key} is {}, expected an integer from 0 to {}", short(value), u32::MAX)),
+    }
+}
+
+/// The digits of a number, and how many of them are behind the point.
+pub(super) fn digits(n: f64, at: &str) -> Result<(u64, u32)> {
+    let text = n.to_string();
+    let (before, behind) = text.split_once('.').unwrap_or((&text, ""));
+    match format!("{before}{behind}").parse() {
+        Ok(digits) if behind.len() <= 9 => Ok((digits, behind.len() as u32)),
+        _ => refuse(at, format!("multipleOf is {}, which has too many digits", short(text))),
+    }
+}
+
+pub(super) fn common(a: u64, b: u64) -> u64 {
+    if b == 0 { a } else { common(b, a % b) }
+}
+
+/// Values are compared exactly.
+pub(super) fn check_value(value: &Value, key: &str, at: &str) -> Result<()> {
+    match value {
+        Value::Number(n) if n.as_f64().is_none_or(|n| n.abs() > EXACT) => {
+            refuse(at, format!("{key} has {}, expected numbers of at most 2^53", short(n)))
+        }
+        Value::String(text) => written(text, key, at),
+        Value::Array(items) => items.iter().try_for_each(|item| check_value(item, key, at)),
+        Value::Object(members) => members.iter().try_for_each(|(name, member)| {
+            written(name, key, at)?;
+            check_value(member, key, at)
+        }),
+        _ => Ok(()),
+    }
+}
+
+/// Control characters without a letter of their own have a spelling that answers don't use.
+fn written(text: &str, key: &str, at: &str) -> Result<()> {
+    let lost = |c: char| c < ' ' && !matches!(c, '\n' | '\r' | '\t' | '\u{8}' | '\u{c}') || c == '\u{7f}';
+    match text.chars().find(|c| lost(*c)) {
+        Some(c) => refuse(at, format!("{key} has the control character U+{:04X}, which is not supported", c as u32)),
+        None => Ok(()),
+    }
+}
