@@ -52,7 +52,7 @@ pub enum Origin {
 /// A setting with the value it has now.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Set {
-    /// What it is.
+    /// The setting's key.
     pub key: Key,
     /// Its value; null is unset.
     pub value: Value,

@@ -19,7 +19,7 @@ pub struct Key {
     pub range: String,
     /// Value where nothing sets it; null is unset.
     pub default: Value,
-    /// What it does.
+    /// What the setting does.
     pub doc: String,
 }
 

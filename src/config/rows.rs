@@ -52,7 +52,7 @@ pub(super) trait Setting {
 
 /// A single value.
 pub(super) trait Leaf: Serialize {
-    /// What it is, in words.
+    /// The kind of value, in words.
     const KIND: &'static str;
     fn given(&self) -> Given<'_>;
 }

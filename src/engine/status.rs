@@ -39,9 +39,9 @@ pub enum TrainerState {
     Off,
     /// The model can't be trained; it is served all the same.
     Unsupported,
-    /// It reads the model.
+    /// The trainer reads the model.
     Loading,
-    /// It waits for ratings.
+    /// The trainer waits for ratings.
     Idle,
     /// A batch is under way.
     Training,
@@ -66,7 +66,7 @@ pub struct TrainerStatus {
     pub state: TrainerState,
     /// Why it is off or unsupported, or what failed last.
     pub reason: Option<String>,
-    /// Whether it trains by itself when a batch is in.
+    /// Whether training starts by itself when a batch is in.
     pub auto: bool,
     /// Ratings not yet used.
     pub pending_ratings: u64,

@@ -16,9 +16,9 @@ pub struct FixedAnswer {
     pub prompt: PromptText,
     /// What was answered.
     pub response: String,
-    /// What it was worth.
+    /// The answer's reward.
     pub score: f64,
-    /// Whether it ended by itself.
+    /// Whether the answer ended by itself, and not at a limit.
     pub ended: bool,
     /// Exactly what the model read and wrote, where the file tells.
     pub tokens: Option<(Vec<TokenId>, Vec<TokenId>)>,

@@ -27,7 +27,7 @@ pub(crate) use write::sync_folder;
 #[derive(Debug)]
 pub struct Gguf {
     path: PathBuf,
-    /// Only one reader moves its position at a time.
+    /// Locked, since reading moves the file's position.
     file: Mutex<File>,
     metadata: BTreeMap<String, Value>,
     /// In file order.
@@ -41,13 +41,13 @@ macro_rules! accessors {
         $name:ident, $optional:ident, $variant:ident($bound:ident) => $ty:ty, $value:expr, $word:literal;
     )*) => {
         $($(#[$doc])*
-        /// Errors if it is missing or of another type.
+        /// Errors if the key is missing or its value is of another type.
         pub fn $name(&self, key: &str) -> Result<$ty> {
             self.$optional(key)?.ok_or_else(|| Error::model(format!("metadata key {key} is missing")))
         }
 
         $(#[$doc])*
-        /// `None` if it is missing; errors if it is of another type.
+        /// `None` if the key is missing; errors if its value is of another type.
         pub fn $optional(&self, key: &str) -> Result<Option<$ty>> {
             match self.metadata.get(key) {
                 None => Ok(None),
@@ -61,7 +61,7 @@ macro_rules! accessors {
 macro_rules! array_accessors {
     ($($(#[$doc:meta])* $name:ident, $variant:ident => $ty:ty, $word:literal;)*) => {
         $($(#[$doc])*
-        /// `None` if it is missing; errors if it is of another type.
+        /// `None` if the key is missing; errors if its value is of another type.
         pub fn $name(&self, key: &str) -> Result<Option<&[$ty]>> {
             match self.metadata.get(key) {
                 None => Ok(None),
@@ -122,7 +122,7 @@ impl Gguf {
         self.tensor(name).ok_or_else(|| Error::model(format!("tensor {name} is missing")))
     }
 
-    /// The data of a tensor as it is in the file.
+    /// The data of a tensor, undecoded.
     pub fn raw(&self, name: &str) -> Result<Vec<u8>> {
         let info = self.required(name)?;
         let mut bytes = vec![0; info.bytes as usize];
@@ -147,7 +147,7 @@ impl Gguf {
         }
     }
 
-    /// A tensor as it is in the file, for lookups that decode only the rows they take.
+    /// A tensor, still quantized, for lookups that decode only the rows they need.
     pub fn quantized(&self, name: &str, device: &Device) -> Result<QTensor> {
         let (info, kind) = self.decodable(name)?;
         let words = self.words(info)?;
@@ -163,7 +163,7 @@ impl Gguf {
         Ok((info, kind))
     }
 
-    /// Data in whole words, because candle wants its blocks aligned.
+    /// The data as words, because candle needs its blocks aligned.
     fn words(&self, info: &TensorInfo) -> Result<Vec<f32>> {
         let mut words = vec![0f32; (info.bytes as usize).div_ceil(4)];
         self.read_at(info.offset, &mut bytemuck::cast_slice_mut(&mut words)[..info.bytes as usize])?;
@@ -191,7 +191,7 @@ impl Gguf {
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, File> {
-        // The position is set before every read, so a panic elsewhere leaves nothing broken.
+        // The position is set before every read, so a lock that was poisoned is still good.
         lock(&self.file)
     }
 }

@@ -1,4 +1,4 @@
-//! Opens a GGUF file and checks all it claims against its length. Reads no tensor data.
+//! Opens a GGUF file and checks every length and offset in it against the length of the file. Reads no tensor data.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -98,7 +98,7 @@ fn read_metadata<R: Read>(source: &mut Source<R>, count: u64) -> Result<BTreeMap
     Ok(metadata)
 }
 
-/// Refuses a NUL: C programs, llama.cpp among them, read names up to there, so they would find another one than we do.
+/// Refuses a NUL: C programs, llama.cpp among them, read names up to it, and would see another name than we do.
 fn name<R: Read>(source: &mut Source<R>) -> Result<String> {
     let name = String::decode(source)?;
     if name.contains('\0') {
@@ -107,7 +107,7 @@ fn name<R: Read>(source: &mut Source<R>) -> Result<String> {
     Ok(name)
 }
 
-/// `offset` is still relative to the data section here.
+/// Reads a table entry; its `offset` is still relative to the data section.
 fn read_tensor_info<R: Read>(source: &mut Source<R>) -> Result<TensorInfo> {
     let name = name(source)?;
     if name.is_empty() || name.len() > NAME_BYTES {

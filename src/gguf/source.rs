@@ -1,4 +1,4 @@
-//! Bounded little-endian reading: no length in a file is believed before it is held against the file's own length.
+//! Bounded little-endian reading. Never trusts a length in a file before it is checked against the file's size.
 
 use std::io::Read;
 
@@ -54,7 +54,7 @@ impl<R: Read> Source<R> {
 
 /// A value with a fixed encoding.
 pub(super) trait Scalar: Sized {
-    /// The fewest bytes one takes in a file.
+    /// The fewest bytes that a value takes in a file.
     const LEAST_BYTES: u64;
     fn decode<R: Read>(from: &mut Source<R>) -> Result<Self>;
     fn encode(&self, out: &mut Vec<u8>);

@@ -6,7 +6,7 @@ use candle_core::quantized::GgmlDType;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TensorType(pub(super) u32);
 
-/// ggml's number, its name, values a block, bytes a block (ggml.h, ggml-common.h).
+/// Each format's number in ggml, its name, values per block, bytes per block (ggml.h, ggml-common.h).
 const TYPES: &[(u32, &str, u64, u64)] = &[
     (0, "F32", 1, 4),
     (1, "F16", 1, 2),
@@ -52,16 +52,16 @@ impl TensorType {
     }
 
     fn row(self) -> (u32, &'static str, u64, u64) {
-        // Every constructor takes its number from the table; F32 stands for the impossible.
+        // Every constructor takes its number from the table, so the fallback is never used.
         *TYPES.iter().find(|t| t.0 == self.0).unwrap_or(&TYPES[0])
     }
 
-    /// ggml's name of it, as in `Q4_1`.
+    /// The format's name in ggml, such as `Q4_1`.
     pub fn name(self) -> &'static str {
         self.row().1
     }
 
-    /// Values a block holds.
+    /// Number of values in a block.
     pub fn block_values(self) -> u64 {
         self.row().2
     }
@@ -75,7 +75,7 @@ impl TensorType {
         (width / values).checked_mul(bytes)?.checked_mul(rows)
     }
 
-    /// candle's decoder for it, if there is one.
+    /// candle's decoder for the format, if there is one.
     pub fn decoder(self) -> Option<GgmlDType> {
         Some(match self.name() {
             "F32" => GgmlDType::F32,

@@ -16,7 +16,7 @@ use super::tensor::TensorType;
 use super::value::Value;
 use crate::error::{Error, Result};
 
-/// A file in the making. Data is encoded and copied only while it is written, a tensor at a time.
+/// A file to be written. Data is encoded and copied during the writing, one tensor at a time.
 #[derive(Default)]
 pub struct Writer<'a> {
     metadata: BTreeMap<String, Value>,
@@ -39,21 +39,21 @@ enum Data<'a> {
 }
 
 impl<'a> Writer<'a> {
-    /// Nothing yet.
+    /// A file without metadata and tensors.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Sets one metadata value; the last one stands.
+    /// Sets a metadata value; of several for one key the last counts.
     pub fn set(&mut self, key: &str, value: impl Into<Value>) -> &mut Self {
         self.metadata.insert(key.to_owned(), value.into());
         self
     }
 
-    /// Takes over all metadata of another file.
+    /// Copies all metadata of another file.
     pub fn copy_metadata(&mut self, from: &Gguf) -> &mut Self {
         self.metadata.extend(from.metadata().iter().map(|(key, value)| (key.clone(), value.clone())));
-        // What is written here is laid out anew.
+        // The copy is laid out with the writer's own alignment.
         self.metadata.remove("general.alignment");
         self
     }
@@ -69,7 +69,7 @@ impl<'a> Writer<'a> {
         self.add(name, shape, format.into(), Data::Encode(data.clone(), format))
     }
 
-    /// Adds a tensor that is computed while it is written. Writing errors if its shape is not the one said here.
+    /// Adds a tensor that is computed during the writing, which fails if the tensor's shape is not `shape`.
     pub fn tensor_made(
         &mut self,
         name: &str,
@@ -113,7 +113,7 @@ impl<'a> Writer<'a> {
             sync_folder(path)
         });
         if written.is_err() {
-            // Best effort: the error that is reported is the one that matters.
+            // Best effort: the first error is the one to report.
             let _ = fs::remove_file(beside);
         }
         written.map_err(|e| e.context(format!("writing {}", path.display())))
@@ -190,7 +190,7 @@ fn pad(out: &mut impl Write, written: u64) -> Result<()> {
     Ok(out.write_all(&[0; ALIGNMENT as usize][..missing as usize])?)
 }
 
-/// Makes a rename last through a power cut.
+/// Makes a rename durable.
 pub(crate) fn sync_folder(path: &Path) -> Result<()> {
     let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     Ok(File::open(folder)?.sync_all()?)

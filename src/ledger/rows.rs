@@ -66,7 +66,7 @@ pub enum PairAnswer {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Use {
-    /// It taught this version.
+    /// The version that learned from it.
     Version(PolicyVersion),
     /// Its batch made no version, for this reason.
     Skipped(String),

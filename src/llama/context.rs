@@ -265,12 +265,12 @@ impl Batch {
         self.tokens.len()
     }
 
-    /// Whether it has none.
+    /// Whether the batch has no tokens.
     pub fn is_empty(&self) -> bool {
         self.tokens.is_empty()
     }
 
-    /// Makes it empty.
+    /// Removes all tokens.
     pub fn clear(&mut self) {
         self.tokens.clear();
         self.positions.clear();

@@ -24,7 +24,7 @@ pub struct Embedder {
 unsafe impl Send for Embedder {}
 
 impl Embedder {
-    /// Makes one for texts of at most `room` tokens, that computes with one thread: what embeds gives way to what
+    /// Makes a context for texts of at most `room` tokens. It computes with one thread, because embeddings give way to
     /// answers.
     ///
     /// # Errors
@@ -35,7 +35,7 @@ impl Embedder {
         let mut params = unsafe { sys::llama_context_default_params() };
         params.n_ctx = room;
         params.n_batch = room;
-        // Pooling is over the part that is computed at once, so the whole text must be.
+        // llama.cpp pools over what is computed at once, so the whole text must be one part.
         params.n_ubatch = room;
         params.n_seq_max = 1;
         params.n_threads = 1;

@@ -4,7 +4,7 @@ use super::{ChatTemplate, Model, chat_tokens, template_of};
 use crate::error::Result;
 use crate::types::{PromptText, TokenId};
 
-/// Turns prompts into what the model reads. That a model carries no template matters only to a conversation.
+/// Turns prompts into tokens. A model without a template is an error only for conversations.
 pub struct PromptTokens<'m> {
     model: &'m Model,
     template: Result<ChatTemplate>,

@@ -43,7 +43,7 @@ const TYPES: [(&str, sys::llama_ftype); 19] = [
 ];
 
 impl FileType {
-    /// The names of all, the finest first.
+    /// The names of all formats, the finest first.
     pub fn names() -> impl Iterator<Item = &'static str> {
         TYPES.iter().map(|(name, _)| *name)
     }
@@ -76,7 +76,7 @@ impl fmt::Display for FileType {
 /// that were rounded before are rounded again: what `from` had lost stays lost. 0 threads: all cores.
 ///
 /// # Errors
-/// `Model` if `from` is no whole model or has numbers that are not finite, `Arg` if `to` is `from`, `Io` if writing
+/// `Model` if `from` is not a whole model or has numbers that are not finite, `Arg` if `to` is `from`, `Io` if writing
 /// fails.
 pub fn quantize(from: &Path, to: &Path, kind: FileType, threads: u32) -> Result<()> {
     let doing = format!("writing {} as {kind}", to.display());

@@ -57,19 +57,19 @@ pub fn sampled_logprob(model: &Model, logits: &[f32], token: TokenId, top: usize
     TokenLogprob { chosen: told(chosen), top_logprobs }
 }
 
-/// KL of the distribution of one row of logits to that of another, in nats. [vocabulary] each
+/// KL divergence between the distributions of two rows of logits, in nats. [vocabulary] each
 pub fn row_kl(of: &[f32], to: &[f32]) -> Nats {
     let (of_norm, to_norm) = (log_sum_exp(of), log_sum_exp(to));
     let terms = of.iter().zip(to).map(|(&a, &b)| {
         let logprob = f64::from(a) - of_norm;
         let term = logprob.exp() * (logprob - (f64::from(b) - to_norm));
-        // What is impossible adds nothing.
+        // A token of probability 0 adds nothing.
         if term.is_nan() { 0.0 } else { term }
     });
     Nats(terms.sum())
 }
 
-/// What stands for the log-probability of the impossible, as in the OpenAI API.
+/// Stands for the log-probability of an impossible token, as in the OpenAI API.
 const LEAST_LOGPROB: f32 = -9999.0;
 
 /// The `count` largest logits, the largest first; of equals the first.

@@ -3,7 +3,7 @@
 
 use crate::error::{Error, Result};
 
-/// Does `work` with a stack of `bytes` bytes. Only what is used of it takes memory.
+/// Runs `work` with a stack of `bytes` bytes. Only the part that is used takes memory.
 ///
 /// # Errors
 /// `NoMem` if there is no address space for it.

@@ -62,13 +62,13 @@ impl Threads {
         Ok(Threads { raw: pool.0, affinity, count })
     }
 
-    /// How many there are.
+    /// Number of threads.
     pub fn count(&self) -> u32 {
         self.count
     }
 }
 
-/// A pool on its way from the thread that started it.
+/// A pool that is being sent from the thread that started it.
 struct Pool(sys::ggml_threadpool_t);
 
 // SAFETY: as for [`Threads`].

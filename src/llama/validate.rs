@@ -39,7 +39,7 @@ fn vocabulary(file: &Gguf) -> Result<()> {
         .opt_strings("tokenizer.ggml.tokens")?
         .ok_or_else(|| Error::model("metadata key tokenizer.ggml.tokens is missing"))?;
     let mut seen = HashSet::with_capacity(tokens.len());
-    // As llama.cpp reads them: up to a NUL, and each empty one under a name of its own.
+    // Read as llama.cpp reads them: up to a NUL, and each empty one gets a name of its own.
     let mut texts = tokens.iter().map(|token| token.split('\0').next().unwrap_or_default()).filter(|t| !t.is_empty());
     if let Some(twice) = texts.find(|text| !seen.insert(*text)) {
         return Err(Error::model(format!("the vocabulary holds the token {twice:?} twice")));

@@ -44,7 +44,7 @@ impl Keys<'_> {
         Ok(match self.file.get(&self.name(key)) {
             None => Vec::new(),
             Some(Value::Array(Array::U32(all))) => all.clone(),
-            // Wherever llama.cpp takes these it means numbers that aren't negative.
+            // llama.cpp uses these only as numbers that aren't negative.
             Some(Value::Array(Array::I32(all))) => all.iter().map(|n| u32::try_from(*n).unwrap_or(u32::MAX)).collect(),
             Some(_) => self.number(key)?.into_iter().collect(),
         })
@@ -96,7 +96,7 @@ impl Keys<'_> {
         let head = self.number("attention.key_length")?.unwrap_or(width / first);
         let right = head > 0 && head.is_multiple_of(2);
         self.expect("attention.key_length", right, head, "an even number above 0")?;
-        // These have queries as wide as the model.
+        // In these architectures queries are as wide as the model.
         let narrow = matches!(self.architecture, "qwen2" | "gptneox");
         let right = !narrow || u64::from(head) * u64::from(first) == u64::from(width);
         self.expect("attention.key_length", right, head, "embedding_length / head_count")?;
@@ -210,7 +210,7 @@ mod tests {
         assert!(refused.message().contains("tokenizer.ggml.model has a NUL"), "{refused}");
     }
 
-    /// What is said of a good file in which `key` is as `change` makes it.
+    /// The error for a good file in which `change` has been made to `key`.
     fn refusal(architecture: &'static str, key: &str, change: impl FnOnce(Option<&Value>) -> Value) -> Error {
         let dir = tempfile::tempdir().unwrap();
         let (good, bad) = (dir.path().join("good.gguf"), dir.path().join("bad.gguf"));

@@ -1,4 +1,5 @@
-//! Adapters as GGUF files, the form that llama.cpp loads (its llama-adapter.cpp). Checks all it reads against the base.
+//! Adapters as GGUF files, the format that llama.cpp loads (its llama-adapter.cpp). Never trusts one: all that is read
+//! is checked against the base.
 
 use std::path::Path;
 
@@ -25,7 +26,7 @@ impl Lora {
         file.write(path)
     }
 
-    /// Adds the adapter to a file that holds more than it.
+    /// Adds the adapter to a file that holds other tensors too.
     pub fn add_to(&self, file: &mut Writer<'_>) -> Result<()> {
         file.set("general.architecture", self.architecture);
         file.set("adapter.type", "lora").set(ALPHA_KEY, self.alpha as f32).set(BASE_KEY, self.base.as_str());
@@ -52,7 +53,7 @@ impl Lora {
 fn read(file: &Gguf, decoder: &Decoder, beside: &[&str]) -> Result<Lora> {
     expect(file, "adapter.type", "lora")?;
     expect(file, "general.architecture", decoder.shape().architecture.name)?;
-    // Adapters made elsewhere don't name their base; then the shapes must tell.
+    // Adapters made elsewhere don't name their base; then only the shapes can show that it is another.
     if let Some(base) = file.opt_str(BASE_KEY)?
         && base != decoder.fingerprint()
     {
@@ -85,7 +86,7 @@ fn expect(file: &Gguf, key: &str, expected: &str) -> Result<()> {
     }
 }
 
-/// `rank` is the rank of the layers before, and must be this one's too.
+/// `rank` is the rank of the layers read so far; all layers must have the same.
 fn read_layer(
     file: &Gguf,
     decoder: &Decoder,

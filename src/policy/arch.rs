@@ -67,7 +67,7 @@ const MOST_LAYERS: usize = 512;
 /// Sizes and constants of a decoder.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Shape {
-    /// What it has in common with others.
+    /// The architecture, with what its models have in common.
     pub architecture: &'static Architecture,
     /// Values of a hidden state.
     pub width: usize,
@@ -87,7 +87,7 @@ pub struct Shape {
     pub eps: f32,
     /// Attention and feed-forward read the same input.
     pub parallel_residual: bool,
-    /// Angle a position, for each rotated pair; factors applied.
+    /// Angle per position of each rotated pair, scaling factors applied.
     pub inv_freq: Vec<f32>,
 }
 
@@ -186,7 +186,7 @@ impl Keys<'_> {
         Error::unsupported(format!("the model declares {feature}, which the trainer doesn't compute"))
     }
 
-    /// Angles a position as ggml's rope has them: base^(-2i/n) · scale / factor_i.
+    /// Angles per position, as ggml's rope computes them: base^(-2i/n) · scale / factor_i.
     fn inverse_frequencies(&self, rotary: usize) -> Result<Vec<f32>> {
         let base = f64::from(self.file.opt_f32(&self.name("rope.freq_base"))?.unwrap_or(10_000.0));
         let scale = match self.file.opt_str(&self.name("rope.scaling.type"))? {

@@ -24,9 +24,9 @@ impl Pass<'_> {
 /// A linear layer of the blocks, which an adapter may change.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LinearInfo {
-    /// Its weight's tensor, as in `blk.0.attn_q.weight`.
+    /// Name of its weight, such as `blk.0.attn_q.weight`.
     pub tensor: String,
-    /// Its part of a block, as in `attn_q`.
+    /// Which part of a block it is, such as `attn_q`.
     pub part: &'static str,
     /// Rows of its weight.
     pub out_features: usize,

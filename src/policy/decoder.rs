@@ -22,11 +22,11 @@ pub struct Decoder {
     device: Device,
     dtype: DType,
     fingerprint: String,
-    /// As in the file: rows are decoded when they are looked up, so the table costs no f32 copy.
+    /// Quantized as in the file: rows are decoded when they are looked up, so that no f32 copy is needed.
     embedding: QTensor,
     blocks: Vec<Block>,
     output_norm: Norm,
-    /// [vocabulary, width]; the embedding's own values where the file ties them.
+    /// [vocabulary, width]; the embedding's own values if the file ties them.
     head: Frozen,
     linears: Vec<LinearInfo>,
 }
@@ -59,17 +59,17 @@ impl Decoder {
         &self.shape
     }
 
-    /// Values of a hidden state.
+    /// Length of a hidden state.
     pub fn width(&self) -> usize {
         self.shape.width
     }
 
-    /// Tokens the head tells apart.
+    /// Number of tokens in the vocabulary.
     pub fn vocabulary(&self) -> usize {
         self.head.out_features()
     }
 
-    /// Where the weights are.
+    /// The device that holds the weights.
     pub fn device(&self) -> &Device {
         &self.device
     }
@@ -84,7 +84,7 @@ impl Decoder {
         &self.fingerprint
     }
 
-    /// What an adapter of this base is told by: the architecture and the SHA-256 of the file.
+    /// What identifies the base to an adapter: the architecture, and the SHA-256 of the file.
     pub(super) fn identity(&self) -> (&'static str, &str) {
         (self.shape.architecture.name, &self.fingerprint)
     }
@@ -120,7 +120,7 @@ impl Decoder {
         ops::token_entropy(hidden, &self.head, temperatures)
     }
 
-    /// [`Self::logprobs`] and [`Self::entropy`] for the price of one. Gives no gradient.
+    /// [`Self::logprobs`] and [`Self::entropy`] in one pass over the head. Gives no gradient.
     pub fn logprobs_and_entropy(
         &self,
         hidden: &Tensor,
@@ -151,7 +151,7 @@ impl Decoder {
     }
 }
 
-/// bf16 where the CPU multiplies it; on other devices f32, which is right everywhere, unless it is asked for.
+/// The number format that a setting asks for: `auto` is bf16 on a CPU that multiplies it, f32 elsewhere.
 fn frozen_dtype(wanted: Dtype, device: &Device) -> DType {
     match wanted {
         Dtype::F32 => DType::F32,

@@ -11,19 +11,19 @@ use super::ops::Frozen;
 use crate::error::{Error, Result};
 use crate::gguf::Gguf;
 
-/// Remembers which tensors were read, so that a leftover one betrays a feature that would be missing.
+/// Remembers which tensors were read: one that is left over belongs to a feature that is not computed here.
 pub(super) struct Loader<'a> {
     pub(super) file: &'a Gguf,
     pub(super) shape: &'a Shape,
     pub(super) device: &'a Device,
     pub(super) dtype: DType,
     pub(super) used: HashSet<String>,
-    /// What was read so far, in the order that indexes them.
+    /// The linear layers read so far; an index into this list names a layer.
     pub(super) linears: Vec<LinearInfo>,
 }
 
 impl Loader<'_> {
-    /// The embedding as it is in the file, [vocabulary, width].
+    /// The embedding, quantized as in the file. [vocabulary, width]
     pub(super) fn embedding(&mut self) -> Result<QTensor> {
         let name = "token_embd.weight";
         self.used.insert(name.into());
@@ -91,7 +91,7 @@ impl Loader<'_> {
     }
 
     fn read(&mut self, name: &str, shape: &[usize]) -> Result<Tensor> {
-        // The shape is held against the table before the data is decoded.
+        // The shape is checked before the data is decoded.
         match self.file.tensor(name) {
             Some(info) if info.shape() != shape => Err(wrong_shape(name, info.shape(), &format!("{shape:?}"))),
             _ => {
@@ -102,7 +102,7 @@ impl Loader<'_> {
     }
 
     pub(super) fn refuse_unused(&self) -> Result<()> {
-        // Its values are in the shape's frequencies.
+        // These were applied to the shape's frequencies.
         let factors = |name: &str| name == "rope_freqs.weight" && self.shape.architecture.rope_factors;
         let mut names = self.file.tensors().iter().map(|info| info.name());
         match names.find(|name| !self.used.contains(*name) && !factors(name)) {

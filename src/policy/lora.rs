@@ -13,15 +13,15 @@ pub struct Lora {
     pub(super) base: String,
     pub(super) rank: usize,
     pub(super) alpha: f64,
-    /// One entry a linear layer of the decoder, in its order; `None` where it is left alone.
+    /// One entry per linear layer of the decoder, in the decoder's order; `None` for a layer that is not adapted.
     pub(super) layers: Vec<Option<Factors>>,
-    /// A and B outside of any graph, a layer each; empty where the adapter is to be trained.
+    /// A and B of each layer, detached from the graph; empty while the adapter is trained.
     detached: Vec<Option<(Tensor, Tensor)>>,
 }
 
 #[derive(Clone)]
 pub(super) struct Factors {
-    /// The weight it changes, as in `blk.0.attn_q.weight`.
+    /// The weight that is changed, such as `blk.0.attn_q.weight`.
     pub(super) tensor: String,
     /// [rank, in].
     pub(super) a: Var,
@@ -30,7 +30,7 @@ pub(super) struct Factors {
 }
 
 impl Lora {
-    /// The adapter of these layers, of the base whose architecture and SHA-256 are given.
+    /// Makes an adapter of these layers, for the base of this architecture and SHA-256.
     pub(super) fn from_layers(
         (architecture, base): (&'static str, &str),
         rank: usize,
@@ -47,7 +47,7 @@ impl Lora {
         Ok(Self { architecture, base: base.to_owned(), rank, alpha, layers, detached: Vec::new() })
     }
 
-    /// Inner width of the factors.
+    /// Rank of the update: the inner width of its factors.
     pub fn rank(&self) -> usize {
         self.rank
     }
@@ -57,12 +57,12 @@ impl Lora {
         self.alpha
     }
 
-    /// What is trained: A and B of each changed layer, in the decoder's order.
+    /// The trained variables: A and B of each adapted layer, in the decoder's order.
     pub fn vars(&self) -> Vec<Var> {
         self.factors().flat_map(|factors| [factors.a.clone(), factors.b.clone()]).collect()
     }
 
-    /// The same with llama.cpp's names, as in `blk.0.attn_q.weight.lora_a`.
+    /// The trained variables with llama.cpp's names, such as `blk.0.attn_q.weight.lora_a`.
     pub fn named(&self) -> Vec<(String, Var)> {
         let pair = |f: &Factors| {
             [(format!("{}.lora_a", f.tensor), f.a.clone()), (format!("{}.lora_b", f.tensor), f.b.clone())]
@@ -105,7 +105,7 @@ pub(super) fn other_base(found: &str, base: &str) -> Error {
 }
 
 pub(super) fn check_alpha(alpha: f64) -> Result<()> {
-    // llama.cpp reads alpha 0 as "no scaling", which is not what it says.
+    // llama.cpp would read alpha 0 as "no scaling", not as no update.
     if !(alpha.is_finite() && alpha > 0.0) {
         return Err(Error::arg(format!("the adapter's alpha is {alpha}, expected a positive number")));
     }

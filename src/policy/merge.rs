@@ -1,4 +1,4 @@
-//! Folds an adapter into its base: a model file that needs no adapter. Never rounds what it changed; that is a later
+//! Folds an adapter into its base: a model file that needs no adapter. Never rounds a changed weight; that is a later
 //! step.
 
 use std::path::Path;

@@ -39,7 +39,7 @@ impl Packed {
         &self.tokens
     }
 
-    /// Where each sequence begins, and at last the number of tokens: one more entry than sequences.
+    /// Where each sequence begins, then the number of tokens: one entry more than there are sequences.
     pub fn starts(&self) -> &[usize] {
         &self.starts
     }
@@ -84,7 +84,7 @@ impl Packed {
     }
 }
 
-/// Which rows predict which tokens: one entry a response token, sequence after sequence.
+/// Which rows predict which tokens: one entry per response token, sequence after sequence.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Targets {
     rows: Vec<u32>,
@@ -103,7 +103,7 @@ impl Targets {
         &self.tokens
     }
 
-    /// Where each sequence's entries begin, and at last their number.
+    /// Where each sequence's entries begin, then the number of entries.
     pub fn starts(&self) -> &[usize] {
         &self.starts
     }
@@ -113,7 +113,7 @@ impl Targets {
         self.rows.len()
     }
 
-    /// One value a sequence to one a response token, as for temperatures.
+    /// Repeats a value per sequence, such as a temperature, for each of its response tokens.
     pub fn spread(&self, each: &[f32]) -> Result<Vec<f32>> {
         let sequences = self.starts.len() - 1;
         if each.len() != sequences {

@@ -57,7 +57,7 @@ fn none() -> String {
 }
 
 impl PeftConfig {
-    /// Alpha in the plain sense (scale · rank), or what of it is not computed here.
+    /// Alpha as scale · rank; errors with the option that is not computed here, if there is one.
     fn alpha(&self) -> Result<f64> {
         let refused = [
             (self.peft_type != "LORA", format!("of type {:.40}", self.peft_type)),

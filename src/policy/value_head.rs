@@ -24,7 +24,7 @@ pub struct ValueHead {
 }
 
 impl ValueHead {
-    /// A head that says 0 everywhere.
+    /// A head whose value is 0 for every input.
     pub fn new(decoder: &Decoder) -> Result<Self> {
         Ok(Self {
             weight: Var::zeros(decoder.width(), DType::F32, decoder.device())?,
@@ -33,18 +33,18 @@ impl ValueHead {
         })
     }
 
-    /// One scalar a row: [rows, width] to [rows]. Differentiable in the rows, the weight and the bias.
+    /// One scalar per row: [rows, width] to [rows]. Differentiable in the rows, the weight and the bias.
     pub fn forward(&self, hidden: &Tensor) -> Result<Tensor> {
         let product = hidden.matmul(&self.weight.as_tensor().unsqueeze(1)?)?.squeeze(1)?;
         Ok(product.broadcast_add(self.bias.as_tensor())?)
     }
 
-    /// What is trained.
+    /// The trained variables.
     pub fn vars(&self) -> Vec<Var> {
         vec![self.weight.clone(), self.bias.clone()]
     }
 
-    /// The same with names.
+    /// The trained variables with their names.
     pub fn named(&self) -> Vec<(String, Var)> {
         vec![("value_head.weight".into(), self.weight.clone()), ("value_head.bias".into(), self.bias.clone())]
     }
@@ -57,7 +57,7 @@ impl ValueHead {
         file.write(path)
     }
 
-    /// Adds the head to a file that holds more than it; its tensors' names begin with `value_head.`.
+    /// Adds the head to a file that holds other tensors too; the names of the head's begin with `value_head.`.
     pub fn add_to(&self, file: &mut Writer<'_>) -> Result<()> {
         file.set(BASE_KEY, self.base.as_str());
         for (name, var) in self.named() {
@@ -78,7 +78,7 @@ impl ValueHead {
             .map_err(|e| e.context(format!("value head {}", path.display())))
     }
 
-    /// Reads the head of a file that holds more than it.
+    /// Reads the head from a file that holds other tensors too.
     pub fn read_from(file: &Gguf, decoder: &Decoder) -> Result<Self> {
         let base = file.str(BASE_KEY)?.to_owned();
         if base != decoder.fingerprint() {

@@ -53,7 +53,7 @@ pub struct Load {
     pub queued: usize,
     /// Requests being decoded.
     pub running: usize,
-    /// Requests that ended since the start, however.
+    /// Requests that ended since the start, for whatever reason.
     pub completed: u64,
     /// Tokens generated since the start.
     pub generated_tokens: u64,
@@ -65,13 +65,13 @@ pub struct Load {
     pub refused: u64,
     /// Tokens that the caches of the versions in use hold; idle prefixes are among them.
     pub cached_tokens: usize,
-    /// Tokens they have room for.
+    /// Tokens that those caches have room for.
     pub cache_capacity: usize,
     /// From the submission of a request to its first token, since the start.
     pub first_token: Durations,
     /// Between two tokens of an answer, since the start.
     pub gap: Durations,
-    /// Those of them that began while the trainer worked: what training costs serving.
+    /// Gaps that began while the trainer worked: what training costs serving.
     #[serde(default)]
     pub gap_training: Durations,
     /// Versions on a context: the active one last, before it those with running requests.

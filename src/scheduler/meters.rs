@@ -1,4 +1,4 @@
-//! What clients feel, counted: time to the first token, gaps between tokens, requests refused. Decides nothing.
+//! Measures what clients experience: time to the first token, gaps between tokens, refused requests. Decides nothing.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -15,12 +15,12 @@ pub struct Durations {
     /// How many were at most [`BOUNDS_SECONDS`] long and longer than the bound before; the last is of those beyond all
     /// bounds.
     pub counts: [u64; BOUNDS_SECONDS.len() + 1],
-    /// Their sum, in seconds.
+    /// Sum of the durations, in seconds.
     pub sum_seconds: f64,
 }
 
 impl Durations {
-    /// How many there were.
+    /// Number of durations.
     pub fn count(&self) -> u64 {
         self.counts.iter().sum()
     }
@@ -56,7 +56,7 @@ pub(super) struct Meters {
     pub(super) first_token: Meter,
     /// From one token of an answer to the next.
     pub(super) gap: Meter,
-    /// Those while the trainer works.
+    /// From one token to the next while the trainer works.
     pub(super) gap_training: Meter,
     /// Whether the trainer works.
     pub(super) training: AtomicBool,
@@ -65,7 +65,7 @@ pub(super) struct Meters {
 }
 
 impl Meters {
-    /// A token came that long after the one before.
+    /// Counts the gap before a token.
     pub(super) fn waited(&self, time: Duration) {
         self.gap.add(time);
         if self.training.load(Ordering::Relaxed) {

@@ -27,7 +27,7 @@ impl StopStrings {
         (std::mem::replace(&mut self.held, rest), false)
     }
 
-    /// What was held back, when the answer ends otherwise.
+    /// The text that is still held back when the answer ends without a stop string.
     pub(super) fn finish(&mut self) -> String {
         std::mem::take(&mut self.held)
     }

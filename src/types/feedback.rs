@@ -70,7 +70,7 @@ pub struct Term {
     pub name: String,
     /// What was measured, after its normalization.
     pub value: f64,
-    /// What it was multiplied with.
+    /// The weight of the value in the sum.
     pub weight: f64,
     /// What was measured, before: a reward model's own score.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -1,12 +1,12 @@
 //! How a product is carried out: what its sums are added to, and on which threads. Never multiplies.
 
-/// What becomes of the values that are already in the result.
+/// What a product's sums start from.
 #[derive(Clone, Copy, Debug)]
 pub enum Begin<'a> {
     Zero,
-    /// One value a column.
+    /// One value per column.
     Bias(&'a [f32]),
-    /// The product is added to what is there.
+    /// The values already in the result.
     Add,
 }
 

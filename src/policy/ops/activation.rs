@@ -1,4 +1,4 @@
-//! SwiGLU and GELU. Never keep more than their inputs.
+//! SwiGLU and GELU. Never keeps anything but their inputs for the backward pass.
 
 use super::cpu::{Values, exp, result, rows, sigmoid, slice, tensor};
 use super::{cpu, plain};
@@ -24,7 +24,7 @@ pub fn gelu(x: &Tensor) -> crate::Result<Tensor> {
     Ok(x.contiguous()?.apply_op1(Gelu)?)
 }
 
-/// Elements a task takes at once.
+/// Elements per task.
 const STEP: usize = 1 << 12;
 
 /// `silu(gate) · up`.

@@ -47,7 +47,7 @@ pub fn token_entropy(hidden: &Tensor, head: &Frozen, temperatures: &[f32]) -> cr
     }
 }
 
-/// Both of [`token_logprobs`] and [`token_entropy`] for one product with the head. Gives no gradient.
+/// [`token_logprobs`] and [`token_entropy`] from one product with the head. Gives no gradient.
 pub fn token_logprobs_and_entropy(
     hidden: &Tensor,
     head: &Frozen,
@@ -92,10 +92,10 @@ fn check_head(op: &str, hidden: &Tensor, head: &Frozen, temperatures: &[f32]) ->
     }
 }
 
-/// Words a block has.
+/// Rows of the head (words of the vocabulary) per block.
 const WORDS: usize = 512;
 
-/// The head, and what is asked of each row.
+/// The head, with the target and temperature of each row.
 pub struct Head {
     pub weight: Arc<Mat>, // [V, E]
     pub targets: Vec<u32>,
@@ -106,7 +106,7 @@ pub struct Head {
     pub mean_words: OnceLock<Vec<f32>>,
 }
 
-/// Of a block of rows: what the words so far add up to.
+/// Sums over the words of the vocabulary seen so far, of one row.
 struct Running {
     max: f32,
     /// Sum of `exp(l − max)`.
@@ -118,7 +118,7 @@ struct Running {
 impl Running {
     const EMPTY: Self = Self { max: f32::NEG_INFINITY, sum: 0.0, moment: 0.0 };
 
-    /// Returns the factor by which the sums so far shrank, because the largest logit is another.
+    /// Returns the factor by which the earlier sums were scaled when the largest logit changed.
     fn add(&mut self, logits: &[f32], moment: bool) -> f32 {
         let max = logits.iter().fold(f32::NEG_INFINITY, |m, &l| if l > m { l } else { m });
         let new = self.max.max(max);

@@ -12,7 +12,7 @@ pub enum Precision {
     Bf16,
 }
 
-/// Values from which on rounding is spread over the pool. Below it a task of a block would wait for its own parts.
+/// Number of values from which rounding is spread over the pool. With fewer, a task would wait for its own parts.
 const PARALLEL: usize = 1 << 19;
 
 #[derive(Clone, Debug)]

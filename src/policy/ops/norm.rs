@@ -1,4 +1,4 @@
-//! RMSNorm and LayerNorm over the last dimension. Never give their frozen weights a gradient.
+//! RMSNorm and LayerNorm over the last dimension. Never gives their frozen weights a gradient.
 
 use super::cpu::{Values, result, rows, slice, sum, tensor};
 use super::frozen::frozen_values;
@@ -36,7 +36,7 @@ pub(super) fn check(op: &str, x: &Tensor, weight: &Tensor) -> crate::Result<()> 
 /// A norm with its frozen weight; centred for LayerNorm.
 pub struct Norm {
     pub weight: Vec<f32>,
-    /// LayerNorm's bias; its presence also means that the mean is taken out.
+    /// LayerNorm's bias; if there is one, the mean is subtracted too.
     pub bias: Option<Vec<f32>>,
     pub eps: f32,
 }

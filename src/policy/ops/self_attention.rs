@@ -21,7 +21,7 @@ use std::sync::OnceLock;
 pub struct SelfAttention<'a> {
     /// `[E]`, frozen.
     pub norm: &'a Tensor,
-    /// Epsilon of all its norms.
+    /// Epsilon of all norms of the block.
     pub eps: f32,
     /// `[heads · dim, E]`.
     pub query: Adapted<'a>,
@@ -127,7 +127,7 @@ pub struct FusedSelfAttention {
     pub kept: OnceLock<Kept>,
 }
 
-/// For the backward pass.
+/// What the forward pass keeps for the backward pass.
 pub struct Kept {
     q: Mat, // [N, heads · dim]
     k: Mat,
@@ -141,7 +141,7 @@ pub struct Kept {
     low_output: Vec<Vec<f32>>,
 }
 
-/// What a task projects.
+/// Queries, keys and values of one task's rows.
 struct Projected {
     qkv: [Mat; 3],
     raw: Option<[Mat; 2]>,

@@ -22,7 +22,7 @@ const IDLE_LIMIT: Duration = Duration::from_secs(10);
 pub struct Rated {
     /// As it came.
     pub answer: Answer,
-    /// What it is worth.
+    /// The rating of the answer.
     pub reward: f64,
 }
 

@@ -9,7 +9,7 @@ use apa::experiment::{METRICS_FILE, Plan, StepRecord, seed_folder};
 pub struct Group {
     /// The name of its folder.
     pub name: String,
-    /// What it was to do.
+    /// The plan of the runs.
     pub plan: Plan,
     /// Each with its steps, in order.
     pub seeds: Vec<(u64, Vec<StepRecord>)>,
