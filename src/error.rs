@@ -51,7 +51,16 @@ impl Code {
 pub struct Error {
     code: Code,
     message: String,
-    unknown_id: bool,
+    kind: Kind,
+}
+
+/// What tells failures of one class apart, where callers must.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Plain,
+    UnknownId,
+    ContextLength,
+    TimeLimit,
 }
 
 /// The result of every fallible call of the library.
@@ -61,7 +70,7 @@ macro_rules! constructors {
     ($($(#[$doc:meta])* $name:ident => $code:ident;)*) => {
         impl Error {
             $($(#[$doc])* pub fn $name(message: impl Into<String>) -> Self {
-                Self { code: Code::$code, message: message.into(), unknown_id: false }
+                Self { code: Code::$code, message: message.into(), kind: Kind::Plain }
             })*
         }
     };
@@ -94,12 +103,32 @@ impl Error {
     /// Nothing has the id that was given: `Arg`, as for all input that can't be used; [`Error::is_unknown_id`] tells it
     /// apart.
     pub fn unknown_id(message: impl Into<String>) -> Self {
-        Self { unknown_id: true, ..Self::arg(message) }
+        Self { kind: Kind::UnknownId, ..Self::arg(message) }
     }
 
     /// Whether the error is that nothing has the id that was given.
     pub fn is_unknown_id(&self) -> bool {
-        self.unknown_id
+        self.kind == Kind::UnknownId
+    }
+
+    /// A prompt is longer than the context has room for: `Arg`; [`Error::is_context_length`] tells it apart.
+    pub fn context_length(message: impl Into<String>) -> Self {
+        Self { kind: Kind::ContextLength, ..Self::arg(message) }
+    }
+
+    /// Whether the error is that a prompt is longer than the context has room for.
+    pub fn is_context_length(&self) -> bool {
+        self.kind == Kind::ContextLength
+    }
+
+    /// The time that a request may take is over: `Busy`; [`Error::is_time_limit`] tells it apart.
+    pub fn time_limit(message: impl Into<String>) -> Self {
+        Self { kind: Kind::TimeLimit, ..Self::busy(message) }
+    }
+
+    /// Whether the error is that the time is over which a request may take: to ask again soon is no help.
+    pub fn is_time_limit(&self) -> bool {
+        self.kind == Kind::TimeLimit
     }
 
     /// The class of the failure.

@@ -95,7 +95,7 @@ impl Builder {
     }
 
     /// Adds the variables whose name starts with `APAD_`, of those given: `std::env::vars_os()`, less any that are not
-    /// settings.
+    /// settings. Those that Kubernetes sets in every pod for a service named `apad` are none.
     ///
     /// # Errors
     /// `Arg` for an `APAD_` variable that is unknown, not UTF-8, or of a wrong type.
@@ -103,7 +103,7 @@ impl Builder {
         let known: Vec<(String, String)> = Config::keys().into_iter().map(|k| (k.variable, k.name)).collect();
         for (name, value) in vars {
             let Ok(name) = name.into().into_string() else { continue };
-            if !name.starts_with("APAD_") {
+            if !name.starts_with("APAD_") || of_kubernetes(&name) {
                 continue;
             }
             let Some((_, key)) = known.iter().find(|(variable, _)| *variable == name) else {
@@ -221,6 +221,21 @@ fn hint(nearest: Option<&str>) -> String {
     nearest.map_or_else(String::new, |name| format!("; did you mean {name}?"))
 }
 
+/// `APAD_PORT`, `APAD_PORT_8372_TCP_ADDR`, `APAD_SERVICE_HOST` and their like: links to a service named `apad`.
+fn of_kubernetes(name: &str) -> bool {
+    let port = |rest: &str| {
+        let (number, tail) = rest.split_once('_').unwrap_or((rest, ""));
+        let tails = ["TCP", "UDP", "SCTP"];
+        let known = |kind: &&str| tail == *kind || tail.strip_prefix(*kind).is_some_and(|t| ["_PORT", "_PROTO", "_ADDR"].contains(&t));
+        number.parse::<u16>().is_ok() && tails.iter().any(known)
+    };
+    match name.strip_prefix("APAD_") {
+        Some("PORT" | "SERVICE_HOST" | "SERVICE_PORT") => true,
+        Some(rest) => rest.strip_prefix("PORT_").is_some_and(port) || rest.starts_with("SERVICE_PORT_"),
+        None => false,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::json;
@@ -237,6 +252,24 @@ mod tests {
 
     fn message(result: Result<Builder>) -> String {
         result.unwrap_err().message().to_owned()
+    }
+
+    #[test]
+    fn links_that_kubernetes_sets_are_no_settings() {
+        let links = [
+            ("APAD_PORT", "tcp://10.0.0.7:8372"),
+            ("APAD_PORT_8372_TCP", "tcp://10.0.0.7:8372"),
+            ("APAD_PORT_8372_TCP_ADDR", "10.0.0.7"),
+            ("APAD_PORT_8372_TCP_PORT", "8372"),
+            ("APAD_PORT_8372_TCP_PROTO", "tcp"),
+            ("APAD_SERVICE_HOST", "10.0.0.7"),
+            ("APAD_SERVICE_PORT", "8372"),
+            ("APAD_SERVICE_PORT_HTTP", "8372"),
+        ];
+        assert!(Config::builder().env(links).is_ok());
+        for unknown in ["APAD_PORTS", "APAD_PORT_X_TCP", "APAD_SERVICE", "APAD_PORT_1_TCP_X"] {
+            assert!(Config::builder().env([(unknown, "1")]).is_err(), "{unknown}");
+        }
     }
 
     #[test]

@@ -5,6 +5,7 @@
 
 mod builder;
 mod keys;
+mod origin_pattern;
 mod range;
 mod rows;
 mod settings;
@@ -15,6 +16,7 @@ use std::collections::BTreeMap;
 use crate::error::{Error, Result};
 pub use builder::{Builder, Origin, Set};
 pub use keys::Key;
+pub use origin_pattern::OriginPattern;
 pub use settings::{
     Algorithm, Config, Dtype, GateConfig, HttpConfig, PpoConfig, Promotion, PromotionConfig, RewardConfig, ServeConfig,
     TrainConfig, Undecided,

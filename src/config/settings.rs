@@ -3,6 +3,7 @@
 
 use std::path::PathBuf;
 
+use super::origin_pattern::OriginPattern;
 use super::range::{Given, Range, above, above_to, at_least, from_below, from_to, whole};
 use super::rows::{Leaf, Row, Setting, choices, join, settings};
 
@@ -314,7 +315,7 @@ settings! {
         /// kept.
         read_seconds: u32 = 30, whole(1..=3600);
         /// Origins, separated by commas, whose pages may send requests, beside those of this machine, like
-        /// `https://chat.example.org`; `*` is all.
+        /// `https://chat.example.org`, `https://*.example.org`, `app://obsidian.md` or `null`; `*` is all.
         origins: String = String::new(), Range::Text("origins such as https://chat.example.org, or *", no_origin);
     }
 }
@@ -330,6 +331,5 @@ fn no_address(text: &str) -> Option<&str> {
 }
 
 fn no_origin(text: &str) -> Option<&str> {
-    let origin = |text: &&str| *text == "*" || text.starts_with("http://") || text.starts_with("https://");
-    text.split(',').map(str::trim).filter(|o| !o.is_empty()).find(|o| !origin(o) || o.ends_with('/'))
+    text.split(',').map(str::trim).filter(|o| !o.is_empty()).find(|o| OriginPattern::parse(o).is_none())
 }

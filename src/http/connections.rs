@@ -81,7 +81,8 @@ impl Connections {
             router.clone().oneshot(request)
         });
         let mut builder = http1::Builder::new();
-        builder.timer(TokioTimer::new()).header_read_timeout(self.patience);
+        // Who has sent all may close that half; the answer still goes out.
+        builder.timer(TokioTimer::new()).header_read_timeout(self.patience).half_close(true);
         let mut closing = self.closing.subscribe();
         let connection = builder.serve_connection(TokioIo::new(stream), service);
         let task = tokio::spawn(async move {

@@ -44,6 +44,12 @@ impl From<Error> for ApiError {
         if e.is_unknown_id() {
             return Self::not_found(e.message());
         }
+        if e.is_context_length() {
+            return Self::new(StatusCode::BAD_REQUEST, "context_length_exceeded", e.message());
+        }
+        if e.is_time_limit() {
+            return Self::new(StatusCode::GATEWAY_TIMEOUT, "time_limit_exceeded", e.message());
+        }
         let status = match e.code() {
             // What can't be done here was still the client's to ask: it is no failure of the server.
             Code::Arg | Code::Unsupported => StatusCode::BAD_REQUEST,
@@ -62,9 +68,31 @@ impl IntoResponse for ApiError {
         if matches!(self.status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE) {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
         }
+        if self.status == StatusCode::GATEWAY_TIMEOUT {
+            // OpenAI's clients ask again after most errors of a server, and would take the same time once more.
+            response.headers_mut().insert("x-should-retry", HeaderValue::from_static("false"));
+        }
         if self.status == StatusCode::UNAUTHORIZED {
             response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
         response
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errors_have_the_codes_that_clients_tell_them_apart_by() {
+        let of = |error: Error| {
+            let response = ApiError::from(error.clone()).into_response();
+            let code = ApiError::from(error).body()["error"]["code"].as_str().unwrap_or_default().to_owned();
+            (response.status().as_u16(), code, response.headers().contains_key(header::RETRY_AFTER))
+        };
+        assert_eq!(of(Error::context_length("long")), (400, "context_length_exceeded".into(), false));
+        assert_eq!(of(Error::time_limit("late")), (504, "time_limit_exceeded".into(), false));
+        assert_eq!(of(Error::busy("full")), (429, "busy".into(), true));
+        assert_eq!(of(Error::context_length("long").context("prompt")).1, "context_length_exceeded");
     }
 }

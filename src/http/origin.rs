@@ -10,6 +10,7 @@ use axum::response::{IntoResponse, Response};
 
 use super::App;
 use super::error::{ApiError, ApiResult};
+use crate::config::OriginPattern;
 
 /// How long a browser may remember what it was allowed, in seconds.
 const REMEMBER: HeaderValue = HeaderValue::from_static("600");
@@ -18,20 +19,18 @@ const METHODS: HeaderValue = HeaderValue::from_static("GET, POST, OPTIONS");
 /// Origins that the settings allow.
 #[derive(Debug)]
 pub(super) struct Origins {
-    all: bool,
-    named: Vec<String>,
+    named: Vec<OriginPattern>,
 }
 
 impl Origins {
     /// Reads the setting `http.origins`.
     pub(super) fn new(setting: &str) -> Self {
-        let named = setting.split(',').map(str::trim).filter(|o| !o.is_empty()).map(str::to_ascii_lowercase);
-        let named: Vec<String> = named.collect();
-        Self { all: named.iter().any(|o| o == "*"), named }
+        // What is no origin was refused with the other settings.
+        Self { named: setting.split(',').map(str::trim).filter_map(OriginPattern::parse).collect() }
     }
 
     fn allow(&self, origin: &str) -> bool {
-        self.all || of_this_machine(origin) || self.named.iter().any(|named| named.eq_ignore_ascii_case(origin))
+        of_this_machine(origin) || self.named.iter().any(|named| named.matches(origin))
     }
 }
 
@@ -94,5 +93,8 @@ mod tests {
         assert!(named.allow("https://chat.example.org") && named.allow("http://other:81"));
         assert!(!named.allow("http://chat.example.org") && !named.allow("http://other"));
         assert!(Origins::new("*").allow("https://example.org"));
+        let others = Origins::new("app://obsidian.md,null,https://*.example.org");
+        assert!(others.allow("app://obsidian.md") && others.allow("null") && others.allow("https://a.example.org"));
+        assert!(!others.allow("app://other.md") && !others.allow("https://example.com"));
     }
 }

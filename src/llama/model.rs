@@ -48,6 +48,8 @@ pub struct Model {
     guides: OnceLock<Result<Guides>>,
 }
 
+/// Longest name of a model, in characters.
+const NAME_CHARS: usize = 200;
 /// Longest text that is tokenized, in bytes.
 pub(super) const TEXT_BYTES: usize = 16 << 20;
 /// Stack for a byte of text: where llama.cpp splits words by `std::regex`, a word takes a frame of 320 bytes for each of
@@ -83,9 +85,11 @@ impl Model {
         validate::model(&file)?;
         let architecture = file.str("general.architecture")?.to_string();
         let name = match file.opt_str("general.name")? {
-            Some(name) if !name.trim().is_empty() => name.to_string(),
+            Some(name) if !name.trim().is_empty() => name.trim().to_string(),
             _ => path.file_stem().map(|s| s.to_string_lossy().into_owned()).unwrap_or_default(),
         };
+        // It is shown on terminals, and is a part of addresses.
+        let name: String = name.chars().map(|c| if c.is_control() { ' ' } else { c }).take(NAME_CHARS).collect();
         let template = file.opt_str("tokenizer.chat_template")?.map(str::to_string);
         let c_path = path
             .to_str()
@@ -126,6 +130,12 @@ impl Model {
         }
         model.read_vocabulary();
         Ok(Arc::new(model))
+    }
+
+    /// Width of its hidden states, which is that of embeddings.
+    pub fn width(&self) -> usize {
+        // SAFETY: reads the live model.
+        unsafe { sys::llama_model_n_embd(self.raw) }.max(0) as usize
     }
 
     /// The file it was loaded from.
@@ -450,13 +460,6 @@ impl TextDecoder {
             }
         }
     }
-
-    /// What is left at the end: replaced, since it never became whole.
-    pub fn finish(&mut self) -> String {
-        let text = String::from_utf8_lossy(&self.held).into_owned();
-        self.held.clear();
-        text
-    }
 }
 
 #[cfg(test)]
@@ -469,15 +472,13 @@ mod tests {
         let bytes = "aé🙂".as_bytes();
         let texts: Vec<String> = bytes.iter().map(|b| decoder.push(&[*b])).collect();
         assert_eq!(texts, ["a", "", "é", "", "", "", "🙂"]);
-        assert_eq!(decoder.finish(), "");
     }
 
     #[test]
-    fn bytes_that_are_not_utf8_are_replaced_not_lost() {
+    fn bytes_that_are_not_utf8_are_replaced_and_an_unfinished_codepoint_waits() {
         let mut decoder = TextDecoder::default();
         assert_eq!(decoder.push(&[b'a', 0xff, b'b', 0xf0]), "a\u{fffd}b");
         assert_eq!(decoder.push(b"c"), "\u{fffd}c");
-        decoder.push(&[0xf0, 0x9f]);
-        assert_eq!(decoder.finish(), "\u{fffd}");
+        assert_eq!(decoder.push(&[0xf0, 0x9f]), "");
     }
 }

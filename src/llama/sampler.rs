@@ -12,6 +12,9 @@ use crate::types::{Sampling, TokenId};
 
 /// Tokens that penalties look back on.
 const PENALTY_WINDOW: i32 = 64;
+/// Temperatures below are greedy: what is more probable by a thousandth of a nat is surer than any dice, and logits
+/// divided by less come to infinity.
+const LEAST_TEMPERATURE: f32 = 1e-6;
 
 /// The sampler of one request: its own seed and its own memory of the tokens.
 pub struct Sampler {
@@ -47,7 +50,8 @@ impl Sampler {
                 sampling.presence_penalty,
             ));
         }
-        if sampling.temperature == 0.0 {
+        let greedy = sampling.temperature < LEAST_TEMPERATURE;
+        if greedy {
             chain.push(LlamaSampler::greedy());
         } else {
             if sampling.top_k > 0 {
@@ -62,14 +66,12 @@ impl Sampler {
             if sampling.temperature != 1.0 {
                 chain.push(LlamaSampler::temp(sampling.temperature));
             }
-            // llama.cpp's generator takes 32 bits; fold so that no bit of the seed is ignored.
-            let seed = sampling.seed.unwrap_or(0);
-            chain.push(LlamaSampler::dist((seed ^ (seed >> 32)) as u32));
+            chain.push(LlamaSampler::dist(folded(sampling.seed.unwrap_or(0))));
         }
         Ok(Sampler {
             chain: LlamaSampler::chain(chain, true),
             candidates: LlamaTokenDataArray::new(Vec::new(), false),
-            plain_greedy: sampling.temperature == 0.0 && !penalized,
+            plain_greedy: greedy && !penalized,
             biases: sampling.logit_bias.iter().map(|(&token, &bias)| (token as usize, bias)).collect(),
         })
     }
@@ -171,6 +173,20 @@ impl Sampler {
     }
 }
 
+/// The 32 bits that llama.cpp's generator takes, of all 64, mixed as in splitmix64. Small seeds stay what they are. The
+/// one of 32 ones would stand for chance.
+fn folded(seed: u64) -> u32 {
+    match u32::try_from(seed) {
+        Ok(small) if small != u32::MAX => small,
+        _ => {
+            let mut mixed = seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
+            mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+            mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+            (((mixed ^ (mixed >> 31)) >> 32) as u32).min(u32::MAX - 1)
+        }
+    }
+}
+
 /// Values that are searched at once for the largest one's place.
 const BLOCK: usize = 1024;
 
@@ -204,7 +220,21 @@ fn largest_of(values: &[f32]) -> f32 {
 
 #[cfg(test)]
 mod tests {
-    use super::{BLOCK, argmax};
+    use std::collections::HashSet;
+
+    use super::{BLOCK, argmax, folded};
+
+
+    #[test]
+    fn no_seed_stands_for_chance_and_negative_ones_differ() {
+        let odd = [u64::MAX, u64::MAX - 1, 1 << 63, 18446744069414584320, (-4294967296i64) as u64, u64::from(u32::MAX)];
+        let mut seeds: Vec<u64> = odd.into_iter().chain(0..100).chain((1..100i64).map(|n| (-n) as u64)).collect();
+        seeds.sort_unstable();
+        seeds.dedup();
+        let folded: HashSet<u32> = seeds.iter().map(|seed| folded(*seed)).collect();
+        assert!(folded.len() == seeds.len() && !folded.contains(&u32::MAX));
+        assert_eq!(super::folded(7), 7);
+    }
 
     #[test]
     fn the_first_of_the_largest_is_found_wherever_it_is() {

@@ -168,7 +168,7 @@ impl Scheduler {
             return Err(Error::arg("the prompt is empty"));
         }
         if prompt.len() >= context {
-            return Err(Error::arg(format!(
+            return Err(Error::context_length(format!(
                 "the prompt has {} tokens, the context of {context} leaves no room for an answer",
                 prompt.len()
             )));

@@ -1,5 +1,6 @@
 //! One running request inside a lane: what has been evaluated, what was sampled, how it ends. Never touches a context.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -9,7 +10,9 @@ use super::stream::Sink;
 use crate::error::Error;
 use crate::guide::Guide;
 use crate::llama::{Model, Sampler, TextDecoder, sampled_logprob};
-use crate::types::{FinishReason, GenerateRequest, Generation, GenerationId, PolicyVersion, TokenId, UnixMillis};
+use crate::types::{
+    FinishReason, GenerateRequest, Generation, GenerationId, PolicyVersion, TokenId, TokenLogprob, UnixMillis,
+};
 
 /// A request that was accepted and waits or runs.
 pub(super) struct Job {
@@ -34,7 +37,7 @@ impl Job {
     pub(super) fn late(&self) -> Option<Error> {
         let patience = self.patience.filter(|patience| self.submitted.elapsed() > *patience)?;
         let seconds = patience.as_secs();
-        Some(Error::busy(format!(
+        Some(Error::time_limit(format!(
             "the request took longer than the {seconds} seconds that serve.request_seconds allows"
         )))
     }
@@ -55,6 +58,14 @@ pub(super) struct Running {
     text: String,
     decoder: TextDecoder,
     stops: StopStrings,
+    /// Whether a stop string ended the answer, at the end of `text`.
+    cut: bool,
+    /// Bytes of text that were there before each token of the response.
+    begins: Vec<usize>,
+    /// Bytes of text that the tokens came to, shown or held back.
+    decoded: usize,
+    /// Log-probabilities of tokens whose text is held back, and where that begins: a stop string may yet cut them off.
+    held: VecDeque<(usize, TokenLogprob)>,
     last_token: Option<Instant>,
     /// The row of logits to sample from as soon as it is known what may follow.
     held: Option<Vec<f32>>,
@@ -66,8 +77,12 @@ impl Running {
         Running {
             stops: StopStrings::new(std::mem::take(&mut job.request.stop)),
             decoder: TextDecoder::default(),
+            cut: false,
             response: Vec::new(),
             text: String::new(),
+            begins: Vec::new(),
+            decoded: 0,
+            held: VecDeque::new(),
             last_token: None,
             held: None,
             evaluated: reused,
@@ -133,6 +148,7 @@ impl Running {
         };
         let token = self.job.sampler.sample(logits, mask)?;
         self.response.push(token);
+        self.begins.push(self.decoded);
         let now = Instant::now();
         match self.last_token.replace(now) {
             Some(before) => self.job.meters.waited(now - before),
@@ -145,15 +161,16 @@ impl Running {
             guide.accept(token);
         }
         if let Some(top) = self.job.request.logprobs {
-            self.job.sink.logprob(sampled_logprob(model, logits, token, top as usize));
+            self.held.push_back((self.decoded, sampled_logprob(model, logits, token, top as usize)));
         }
         let mut bytes = Vec::new();
         model.piece(token, false, &mut bytes);
-        let (shown, stopped) = self.stops.push(&self.decoder.push(&bytes));
+        let text = self.decoder.push(&bytes);
+        self.decoded += text.len();
+        let (shown, stopped) = self.stops.push(&text);
         self.show(shown);
         if stopped {
-            // What the decoder holds comes after the stop string.
-            self.decoder = TextDecoder::default();
+            self.cut = true;
             return Ok(Some(FinishReason::Stop));
         }
         Ok((self.response.len() >= self.job.max_tokens as usize).then_some(FinishReason::Length))
@@ -165,14 +182,19 @@ impl Running {
         finish: FinishReason,
         version: PolicyVersion,
     ) -> (Arc<Generation>, Sink, Vec<TokenId>) {
-        let (mut rest, stopped) = self.stops.push(&self.decoder.finish());
-        if !stopped {
-            rest += &self.stops.finish();
-        }
-        self.show(rest);
         let mut cached = self.job.request.prompt.clone();
         cached.extend_from_slice(&self.response);
         cached.truncate(self.evaluated);
+        if self.cut {
+            // What a stop string cut off was neither shown nor meant: it is no part of the answer.
+            let kept = self.begins.partition_point(|begin| *begin < self.text.len());
+            self.response.truncate(kept);
+        } else {
+            // A codepoint that the tokens never completed is no text.
+            let rest = self.stops.finish();
+            self.show(rest);
+            self.held.drain(..).for_each(|(_, logprob)| self.job.sink.logprob(logprob));
+        }
         let Job { id, request: GenerateRequest { prompt, sampling, user, .. }, created, sink, .. } = self.job;
         let generation = Generation {
             id,
@@ -189,9 +211,15 @@ impl Running {
     }
 
     fn show(&mut self, text: String) {
-        if !text.is_empty() {
-            self.text += &text;
-            self.job.sink.text(text);
+        if text.is_empty() {
+            return;
         }
+        self.text += &text;
+        while self.held.front().is_some_and(|(begin, _)| *begin < self.text.len()) {
+            if let Some((_, logprob)) = self.held.pop_front() {
+                self.job.sink.logprob(logprob);
+            }
+        }
+        self.job.sink.text(text);
     }
 }

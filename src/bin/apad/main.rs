@@ -70,11 +70,34 @@ impl std::fmt::Display for WrongUse {
 
 impl std::error::Error for WrongUse {}
 
+/// What a shell says of a program that a closed pipe ended.
+const BROKEN_PIPE: i32 = 141;
+
+/// A reader that left, as `head` does, ends a command without a word.
+fn end_quietly_on_a_closed_pipe() {
+    let usual = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        let payload = panic.payload();
+        let text = payload.downcast_ref::<String>().map(String::as_str).or(payload.downcast_ref::<&str>().copied());
+        // How `println!` tells it.
+        if text.is_some_and(|text| text.starts_with("failed printing to stdout") && text.contains("Broken pipe")) {
+            std::process::exit(BROKEN_PIPE);
+        }
+        usual(panic);
+    }));
+}
+
+fn is_closed_pipe(cause: &(dyn std::error::Error + 'static)) -> bool {
+    cause.downcast_ref::<std::io::Error>().is_some_and(|e| e.kind() == std::io::ErrorKind::BrokenPipe)
+}
+
 fn main() -> ExitCode {
     allocator::keep_freed_memory();
+    end_quietly_on_a_closed_pipe();
     let cli = Cli::parse();
     match run(cli) {
         Ok(()) => ExitCode::SUCCESS,
+        Err(error) if error.chain().any(is_closed_pipe) && !error.chain().any(|cause| cause.is::<reqwest::Error>()) => std::process::exit(BROKEN_PIPE),
         Err(error) => {
             eprintln!("apad: {error:#}");
             ExitCode::from(if error.is::<WrongUse>() { 2 } else { 1 })

@@ -73,8 +73,10 @@ pub async fn run(options: Options) -> Result<()> {
     let engine = tokio::task::spawn_blocking(move || Engine::open(settings)).await??;
     let stop = stop_signal()?;
     let status = engine.status();
-    println!("apad serves {} (policy version {}) on http://{address}", status.model, status.policy_version);
-    std::io::stdout().flush()?;
+    // Whoever started it may not read: that ends no daemon.
+    let mut out = std::io::stdout();
+    let _ = writeln!(out, "apad serves {} (policy version {}) on http://{address}", status.model, status.policy_version);
+    let _ = out.flush();
 
     let served = http::serve(engine.clone(), listener, &config.http, stop).await;
     tokio::task::spawn_blocking(move || engine.shutdown()).await?;
