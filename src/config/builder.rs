@@ -226,7 +226,9 @@ fn of_kubernetes(name: &str) -> bool {
     let port = |rest: &str| {
         let (number, tail) = rest.split_once('_').unwrap_or((rest, ""));
         let tails = ["TCP", "UDP", "SCTP"];
-        let known = |kind: &&str| tail == *kind || tail.strip_prefix(*kind).is_some_and(|t| ["_PORT", "_PROTO", "_ADDR"].contains(&t));
+        let known = |kind: &&str| {
+            tail == *kind || tail.strip_prefix(*kind).is_some_and(|t| ["_PORT", "_PROTO", "_ADDR"].contains(&t))
+        };
         number.parse::<u16>().is_ok() && tails.iter().any(known)
     };
     match name.strip_prefix("APAD_") {

@@ -1,5 +1,5 @@
-//! Origins of pages as the settings name them: exact, of any subdomain, or of any host of a scheme. Never decides who is
-//! let in.
+//! Origins of pages as the settings name them: exact, of any subdomain, or of any host of a scheme. Never decides who
+//! is let in.
 
 /// An origin, or a pattern of some.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,8 +20,8 @@ pub enum OriginPattern {
 }
 
 impl OriginPattern {
-    /// Reads one: `https://chat.example.org`, `https://*.example.org`, `app://obsidian.md`, `chrome-extension://*`, `null`
-    /// or `*`.
+    /// Reads one: `https://chat.example.org`, `https://*.example.org`, `app://obsidian.md`, `chrome-extension://*`,
+    /// `null` or `*`.
     pub fn parse(text: &str) -> Option<OriginPattern> {
         match text {
             "*" => return Some(OriginPattern::All),
@@ -30,7 +30,7 @@ impl OriginPattern {
         }
         let (scheme, host, port) = site(text)?;
         let bare = host.strip_prefix("*.").unwrap_or(&host);
-        (bare == "*" || !bare.contains('*')).then_some(OriginPattern::Site { scheme, host, port })
+        (host == "*" || !bare.contains('*')).then_some(OriginPattern::Site { scheme, host, port })
     }
 
     /// Whether a page of this origin is meant.
@@ -107,9 +107,17 @@ mod tests {
 
     #[test]
     fn what_no_origin_can_be_is_no_pattern() {
-        for text in
-            ["b.org", "https://", "https://a/", "https://a/b", "://a", "https://a*b", "https://*.*", "http://a:x", "https://a b"]
-        {
+        for text in [
+            "b.org",
+            "https://",
+            "https://a/",
+            "https://a/b",
+            "://a",
+            "https://a*b",
+            "https://*.*",
+            "http://a:x",
+            "https://a b",
+        ] {
             assert_eq!(OriginPattern::parse(text), None, "{text}");
         }
     }

@@ -40,8 +40,9 @@ impl Embeddings {
     /// One embedding a text; waits for it.
     pub(super) fn embed(&self, model: &Arc<Model>, context: u32, texts: Vec<Vec<TokenId>>) -> Result<Vec<Vec<f32>>> {
         let room = context.min(ROOM);
-        if let Some(long) = texts.iter().find(|t| t.is_empty() || t.len() > room as usize) {
-            return Err(Error::arg(format!("input has a text of {} tokens, expected 1 to {room}", long.len())));
+        if let Some(place) = texts.iter().position(|t| t.is_empty() || t.len() > room as usize) {
+            let tokens = texts[place].len();
+            return Err(Error::arg(format!("input[{place}] has {tokens} tokens, expected 1 to {room}")));
         }
         let (reply, answer) = bounded(1);
         match self.sender(model, room)?.try_send(Work { texts, reply }) {

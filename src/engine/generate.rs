@@ -1,9 +1,9 @@
 //! From text to tokens and from tokens to an answer. Never records one, never says what it is worth.
 
 use super::Engine;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::ids::GenerationKind;
-use crate::llama::{Conversation, conversation_tokens, turn_end};
+use crate::llama::{Conversation, rendered_tokens, turn_end};
 use crate::scheduler::GenerationStream;
 use crate::types::*;
 
@@ -21,10 +21,47 @@ impl Engine {
     ///
     /// # Errors
     /// `Unsupported` without a template, or with one that can't do what is asked; `Arg` if the template refuses the
-    /// messages.
+    /// messages, or for a text that is surely too long for the context.
     pub fn conversation_prompt(&self, conversation: &Conversation) -> Result<Vec<TokenId>> {
         let template = self.inner.template.as_ref().map_err(Clone::clone)?;
-        conversation_tokens(&self.inner.model, template, conversation)
+        let rendered = template.render(conversation)?;
+        self.check_length(rendered.text.len())?;
+        rendered_tokens(&self.inner.model, &rendered)
+    }
+
+    /// Tokenizes the text of a prompt, which names control tokens where it is `special`.
+    ///
+    /// # Errors
+    /// `Arg` for a text that is surely too long for the context.
+    pub fn text_prompt(&self, text: &str, special: bool) -> Result<Vec<TokenId>> {
+        self.check_length(text.len())?;
+        self.inner.model.tokenize(text, true, special)
+    }
+
+    /// Spares the work of tokenizing what can't fit.
+    fn check_length(&self, bytes: usize) -> Result<()> {
+        let (context, fewest) = (self.inner.config.serve.context as usize, self.inner.model.fewest_tokens(bytes));
+        if fewest < context {
+            return Ok(());
+        }
+        Err(Error::context_length(format!(
+            "the prompt has {bytes} bytes, at least {fewest} tokens; the context of {context} leaves no room for an \
+             answer"
+        )))
+    }
+
+    /// Width of an embedding.
+    pub fn embedding_width(&self) -> usize {
+        self.inner.model.width()
+    }
+
+    /// Tokenizes text as it is asked for, each with or without: what the model begins with, and control tokens that the
+    /// text names.
+    ///
+    /// # Errors
+    /// `Arg` if the text is too long to be tokenized.
+    pub fn tokenize_as(&self, text: &str, add_special: bool, parse_special: bool) -> Result<Vec<TokenId>> {
+        self.inner.model.tokenize(text, add_special, parse_special)
     }
 
     /// The token that ends a turn of the assistant, if there is one.

@@ -212,7 +212,7 @@ pub unsafe extern "C" fn apa_chat_render(
             args::required("text", text)?;
             let engine = self::engine(engine)?;
             let messages = args::bytes("messages_json", messages_json, messages_json_len)?;
-            let prompt = engine.chat_prompt(&parse_messages(messages, Unknown::Refuse)?)?;
+            let prompt = engine.conversation_prompt(&parse_messages(messages, Unknown::Refuse)?)?;
             let rendered = string(&engine.detokenize(&prompt))?;
             args::put(text, rendered);
             args::put(tokens, prompt.len());

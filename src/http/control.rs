@@ -18,7 +18,7 @@ use super::{App, blocking};
 use crate::engine::{GenerationRecord, PublishOutcome, Status, TrainerStatus, VersionRecord};
 use crate::error::Error;
 use crate::ledger::Forgotten;
-use crate::request::{self, Unknown};
+use crate::request::{self, Prompt, Unknown};
 use crate::types::{FeedbackReceipt, GenerationId, PolicyVersion};
 
 type Shared = State<Arc<App>>;
@@ -56,8 +56,8 @@ fn model_card(app: &App) -> Value {
     responses((status = 200, body = Object), (status = 400, body = ErrorBody)))]
 pub(super) async fn tokenize(State(app): Shared, Body(body): Body) -> ApiResult<Json<Value>> {
     blocking(move || {
-        let (content, add_special) = request::parse_tokenize(&body, Unknown::Ignore)?;
-        let tokens = if add_special { app.engine.tokenize(&content)? } else { app.engine.tokenize_bare(&content)? };
+        let asked = request::parse_tokenize(&body, Unknown::Ignore)?;
+        let tokens = app.engine.tokenize_as(&asked.content, asked.add_special, asked.parse_special)?;
         Ok(Json(json!({"tokens": tokens})))
     })
     .await
@@ -88,7 +88,13 @@ pub(super) async fn embeddings(State(app): Shared, Body(body): Body) -> ApiResul
     blocking(move || {
         let parsed = request::parse_embeddings(&body, Unknown::Ignore)?;
         let engine = &app.engine;
-        let texts = parsed.input.into_iter().map(|text| text.tokens(engine)).collect::<Result<Vec<_>, _>>()?;
+        let width = engine.embedding_width();
+        if let Some(dimensions) = parsed.dimensions.filter(|wanted| *wanted != width as u64) {
+            let message = format!("dimensions is {dimensions}, expected {width}: embeddings are as wide as the model");
+            return Err(Error::unsupported(message).into());
+        }
+        let tokens = |(i, text): (usize, Prompt)| text.tokens(engine).map_err(|e| e.context(format!("input[{i}]")));
+        let texts = parsed.input.into_iter().enumerate().map(tokens).collect::<Result<Vec<_>, _>>()?;
         let tokens: usize = texts.iter().map(Vec::len).sum();
         let rows = engine.embed(texts)?;
         let shown = |row: &Vec<f32>| match parsed.base64 {

@@ -18,7 +18,7 @@ use super::shape::{Choice, Kind, Shape};
 use super::{App, blocking};
 use crate::engine::{Engine, Event, GenerationStream};
 use crate::error::{Error, Result};
-use crate::request::{ParsedRequest, Unknown, parse_chat, parse_completion};
+use crate::request::{ParsedRequest, Prompt, Unknown, parse_chat, parse_completion};
 use crate::system::unix_millis;
 
 /// Answer a conversation; with stream as server-sent events
@@ -47,38 +47,50 @@ async fn answer(
     }
     let engine = app.engine.clone();
     // Templates and tokenizers take a while on long prompts.
-    let (stream, include_usage, logprobs, tools, generations) = blocking(move || {
+    let (stream, include_usage, logprobs, n, tools, started) = blocking(move || {
         let mut parsed = parse()?;
         let (stream, include_usage, logprobs) = (parsed.stream, parsed.include_usage, parsed.logprobs.is_some());
         let tools: Arc<[String]> = std::mem::take(&mut parsed.tools).into();
-        Ok((stream, include_usage, logprobs, tools, start(&engine, parsed)?))
+        Ok((stream, include_usage, logprobs, parsed.n, tools, start(&engine, parsed)?))
     })
     .await?;
-    let choice = |(i, g): (usize, &GenerationStream)| Choice::new(i, g.id(), logprobs, &tools);
-    let choices: Vec<Choice> = generations.iter().enumerate().map(choice).collect();
+    let choice =
+        |(i, (echo, g)): (usize, &(String, GenerationStream))| Choice::new(i, g.id(), logprobs, &tools, echo.clone());
+    let choices: Vec<Choice> = started.iter().enumerate().map(choice).collect();
+    let generations: Vec<GenerationStream> = started.into_iter().map(|(_, generation)| generation).collect();
     let shape = Shape {
         kind,
         id: generations.first().map(|g| g.id().to_string()).unwrap_or_default(),
         created: unix_millis() / 1000,
         model: app.model.clone(),
         include_usage,
+        per_prompt: n as usize,
     };
     let events = generations.into_iter().map(Events::new).collect();
     if stream { Ok(streamed(shape, choices, events)) } else { at_once(shape, choices, events).await }
 }
 
-/// One generation for each answer wanted. If one is refused, those before it are cancelled.
-fn start(engine: &Engine, parsed: ParsedRequest) -> Result<Vec<GenerationStream>> {
-    let n = parsed.n;
-    let request = parsed.resolve(engine)?;
-    (0..n)
-        .map(|i| {
+/// One generation for each answer wanted, those to a prompt one after the other, with the text that is to stand before
+/// it. If one is refused, those before it are cancelled.
+fn start(engine: &Engine, parsed: ParsedRequest) -> Result<Vec<(String, GenerationStream)>> {
+    let (n, echo) = (parsed.n, parsed.echo);
+    let given = |prompt: &Prompt| match prompt {
+        Prompt::Text(text) | Prompt::Special(text) if echo => text.clone(),
+        Prompt::Tokens(tokens) if echo => engine.detokenize(tokens),
+        _ => String::new(),
+    };
+    let texts: Vec<String> = parsed.prompts.iter().map(given).collect();
+    let all = parsed.resolve_all(engine)?.into_iter().zip(texts);
+    let mut started = Vec::new();
+    for (request, text) in all {
+        for i in 0..n {
             let mut request = request.clone();
             // With a seed given, each answer has its own all the same.
             request.sampling.seed = request.sampling.seed.map(|seed| seed.wrapping_add(u64::from(i)));
-            engine.generate(request)
-        })
-        .collect()
+            started.push((text.clone(), engine.generate(request)?));
+        }
+    }
+    Ok(started)
 }
 
 async fn at_once(shape: Shape, mut choices: Vec<Choice>, events: Vec<Events>) -> ApiResult<Response> {

@@ -140,7 +140,7 @@ fn router(app: Arc<App>) -> Router {
         .route("/openapi.json", get(openapi::document))
         .route("/docs", get(openapi::page))
         .route("/v1/models", get(control::models))
-        .route("/v1/models/{id}", get(control::model))
+        .route("/v1/models/{*id}", get(control::model))
         .route("/v1/generations/{id}", get(control::generation))
         .route("/v1/feedback", post(control::feedback))
         .route("/v1/preferences", post(control::preference))

@@ -32,7 +32,7 @@ schemas! {
         temperature: Option<f32>,
         #[schema(minimum = 0, maximum = 1_048_576)]
         top_k: Option<u32>,
-        #[schema(exclusive_minimum = 0, maximum = 1)]
+        #[schema(minimum = 0, maximum = 1)]
         top_p: Option<f32>,
         #[schema(minimum = 0, maximum = 1)]
         min_p: Option<f32>,
@@ -67,25 +67,38 @@ schemas! {
         /// tools.
         #[schema(value_type = Option<Vec<Object>>)]
         tools: Option<Value>,
-        /// `none`, `auto`, `required`, or an object that names a function.
+        /// `none`, `auto`, `required`, or an object that names a function, or those that are allowed.
         #[schema(value_type = Option<String>)]
         tool_choice: Option<Value>,
+        /// Whether messages and tools may name control tokens, such as `<|im_end|>`. Without it they are text like any.
+        parse_special: Option<bool>,
+        /// `false` ends the prompt with the last message.
+        add_generation_prompt: Option<bool>,
+        /// The answer goes on with the last message.
+        continue_final_message: Option<bool>,
     }
 
     ChatMessageBody {
+        /// system, developer, user, assistant, tool, or another that the model's template names.
         role: String,
-        content: String,
+        content: Option<String>,
     }
 
     /// A text to continue; takes what a chat takes, but for tools.
     CompletionRequest {
-        prompt: String,
+        /// A text, an array of tokens, or an array of up to 32 of either.
+        #[schema(value_type = String)]
+        prompt: Value,
+        /// Whether the text may name control tokens, as one does that a chat template has written.
+        parse_special: Option<bool>,
+        /// Begin each answer's text with its prompt.
+        echo: Option<bool>,
         model: Option<String>,
         #[schema(minimum = 1)]
         max_tokens: Option<u32>,
         #[schema(minimum = 0, maximum = 10)]
         temperature: Option<f32>,
-        #[schema(exclusive_minimum = 0, maximum = 1)]
+        #[schema(minimum = 0, maximum = 1)]
         top_p: Option<f32>,
         #[schema(minimum = 0, maximum = 5)]
         logprobs: Option<u32>,
@@ -105,6 +118,8 @@ schemas! {
         model: Option<String>,
         /// `float` or `base64`.
         encoding_format: Option<String>,
+        /// The model's width, if anything.
+        dimensions: Option<u32>,
         user: Option<String>,
     }
 
@@ -112,6 +127,8 @@ schemas! {
         content: String,
         /// Begin with what the model begins with.
         add_special: Option<bool>,
+        /// Whether the text may name control tokens.
+        parse_special: Option<bool>,
     }
 
     DetokenizeRequest {

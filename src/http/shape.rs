@@ -5,7 +5,8 @@ use std::sync::Arc;
 use serde_json::{Map, Value, json};
 
 use super::tool_calls::{Call, Reader};
-use crate::types::{Generation, GenerationId, TokenLogprob};
+use crate::llama::TextDecoder;
+use crate::types::{FinishReason, Generation, GenerationId, TokenLogprob};
 
 /// Which of the two APIs.
 #[derive(Clone, Copy)]
@@ -21,6 +22,33 @@ pub(super) struct Shape {
     pub(super) created: u64,
     pub(super) model: String,
     pub(super) include_usage: bool,
+    /// Answers to each prompt.
+    pub(super) per_prompt: usize,
+}
+
+/// Where tokens begin in the text of an answer, in characters. One that does not complete a character begins where that
+/// will stand.
+#[derive(Default)]
+struct Offsets {
+    characters: usize,
+    decoder: TextDecoder,
+}
+
+impl Offsets {
+    fn next(&mut self, token: &TokenLogprob) -> usize {
+        let complete = self.decoder.push(&token.chosen.bytes).chars().count();
+        let begin = self.characters;
+        self.characters += complete;
+        begin
+    }
+}
+
+/// The reason in OpenAI's words, which have none for an answer that was given up: it is cut short.
+fn finish_reason(finish: FinishReason) -> &'static str {
+    match finish {
+        FinishReason::Stop => "stop",
+        FinishReason::Length | FinishReason::Cancelled => "length",
+    }
 }
 
 /// One of the answers.
@@ -31,25 +59,27 @@ pub(super) struct Choice {
     logprobs: bool,
     /// Those of an answer given at once.
     pub(super) told: Vec<TokenLogprob>,
-    /// Characters of the tokens told in chunks before.
-    offset: usize,
+    /// Where the tokens told in chunks before ended.
+    offsets: Offsets,
+    /// The prompt's text, where it is to stand before the answer.
+    echo: String,
     /// Where the answer may call tools.
     reader: Option<Reader>,
 }
 
 impl Choice {
-    pub(super) fn new(index: usize, id: &GenerationId, logprobs: bool, tools: &Arc<[String]>) -> Self {
+    pub(super) fn new(index: usize, id: &GenerationId, logprobs: bool, tools: &Arc<[String]>, echo: String) -> Self {
         let reader = (!tools.is_empty()).then(|| Reader::new(tools.clone()));
-        Self { index, id: id.to_string(), logprobs, told: Vec::new(), offset: 0, reader }
+        Self { index, id: id.to_string(), logprobs, told: Vec::new(), offsets: Offsets::default(), echo, reader }
     }
 }
 
 impl Shape {
     pub(super) fn whole(&self, choices: &mut [Choice], generations: &[Arc<Generation>]) -> Value {
         let choice = |(choice, generation): (&mut Choice, &Arc<Generation>)| {
-            let mut finish = generation.finish.as_str();
+            let mut finish = finish_reason(generation.finish);
             let (field, text) = match (self.kind, &mut choice.reader) {
-                (Kind::Text, _) => ("text", json!(generation.text)),
+                (Kind::Text, _) => ("text", json!(format!("{}{}", choice.echo, generation.text))),
                 (Kind::Chat, None) => ("message", json!({"role": "assistant", "content": generation.text})),
                 (Kind::Chat, Some(reader)) => {
                     let shown = reader.push(&generation.text);
@@ -66,10 +96,9 @@ impl Shape {
                     ("message", message)
                 }
             };
-            let mut offset = 0;
-            let logprobs = if choice.logprobs { self.logprobs(&choice.told, &mut offset) } else { Value::Null };
+            let told = if choice.logprobs { self.logprobs(&choice.told, &mut choice.offsets) } else { Value::Null };
             json!({
-                "index": choice.index, field: text, "logprobs": logprobs, "finish_reason": finish,
+                "index": choice.index, field: text, "logprobs": told, "finish_reason": finish,
                 "generation_id": choice.id, "policy_version": generation.policy_version,
             })
         };
@@ -79,14 +108,18 @@ impl Shape {
         };
         let mut body = self.body(object, choices.iter_mut().zip(generations).map(choice).collect());
         body["policy_version"] = json!(generations.first().map(|g| g.policy_version));
-        body["usage"] = usage(generations);
+        body["usage"] = self.usage(generations);
         body
     }
 
-    /// A chat stream opens with the role.
+    /// A chat stream opens with the role, a completion with its prompt where that is to be echoed.
     pub(super) fn head(&self, choice: &Choice) -> Option<Value> {
-        let opening = json!({"role": "assistant", "content": ""});
-        matches!(self.kind, Kind::Chat).then(|| self.chunk(choice, opening, Value::Null, Value::Null))
+        let opening = match self.kind {
+            Kind::Chat => json!({"role": "assistant", "content": ""}),
+            Kind::Text if choice.echo.is_empty() => return None,
+            Kind::Text => json!(choice.echo),
+        };
+        Some(self.chunk(choice, opening, Value::Null, Value::Null))
     }
 
     /// `None` where nothing can be told yet.
@@ -109,7 +142,7 @@ impl Shape {
     /// The end of an answer; before it what was held back, text or calls.
     pub(super) fn last(&self, choice: &mut Choice, generation: &Generation, logprobs: &[TokenLogprob]) -> Vec<Value> {
         let mut chunks = Vec::new();
-        let mut finish = generation.finish.as_str();
+        let mut finish = finish_reason(generation.finish);
         if let Some(reader) = &mut choice.reader {
             let (rest, calls) = reader.finish();
             if !rest.is_empty() {
@@ -151,7 +184,7 @@ impl Shape {
             Kind::Chat => json!({}),
             Kind::Text => json!(""),
         };
-        let mut last = self.chunk(choice, nothing, Value::Null, "error".into());
+        let mut last = self.chunk(choice, nothing, Value::Null, Value::Null);
         last["error"] = error["error"].clone();
         last
     }
@@ -160,7 +193,7 @@ impl Shape {
     pub(super) fn counts(&self, generations: &[Arc<Generation>]) -> Option<Value> {
         self.include_usage.then(|| {
             let mut counts = self.body(self.chunk_object(), Vec::new());
-            counts["usage"] = usage(generations);
+            counts["usage"] = self.usage(generations);
             counts
         })
     }
@@ -168,15 +201,14 @@ impl Shape {
     /// Log-probabilities of a chunk, which may have come to none: text is held back until it is whole, and may be so in
     /// groups.
     fn told(&self, choice: &mut Choice, logprobs: &[TokenLogprob]) -> Value {
-        if logprobs.is_empty() { Value::Null } else { self.logprobs(logprobs, &mut choice.offset) }
+        if logprobs.is_empty() { Value::Null } else { self.logprobs(logprobs, &mut choice.offsets) }
     }
 
-    fn logprobs(&self, tokens: &[TokenLogprob], offset: &mut usize) -> Value {
+    fn logprobs(&self, tokens: &[TokenLogprob], offsets: &mut Offsets) -> Value {
         if matches!(self.kind, Kind::Chat) {
             return json!({"content": tokens, "refusal": null});
         }
-        let offsets: Vec<usize> =
-            tokens.iter().map(|t| std::mem::replace(offset, *offset + t.chosen.token.chars().count())).collect();
+        let offsets: Vec<usize> = tokens.iter().map(|token| offsets.next(token)).collect();
         let top = |t: &TokenLogprob| -> Map<String, Value> {
             t.top_logprobs.iter().map(|a| (a.token.clone(), json!(a.logprob))).collect()
         };
@@ -216,11 +248,11 @@ impl Shape {
             "id": self.id, "object": object, "created": self.created, "model": self.model, "choices": choices,
         })
     }
-}
 
-/// The prompt counts once, however many answers it got.
-fn usage(generations: &[Arc<Generation>]) -> Value {
-    let prompt = generations.first().map_or(0, |g| g.prompt.len());
-    let completion: usize = generations.iter().map(|g| g.response.len()).sum();
-    json!({"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion})
+    /// A prompt counts once, however many answers it got.
+    fn usage(&self, generations: &[Arc<Generation>]) -> Value {
+        let prompt = generations.iter().map(|g| g.prompt.len()).sum::<usize>() / self.per_prompt.max(1);
+        let completion: usize = generations.iter().map(|g| g.response.len()).sum();
+        json!({"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion})
+    }
 }

@@ -1,7 +1,7 @@
 //! From conversations to tokens, by the template that the model carries. Never decodes.
 
 use super::Model;
-use super::template::{ChatTemplate, Conversation, Rendered};
+use super::template::{ChatTemplate, Rendered};
 use crate::error::{Error, Result};
 use crate::types::{ChatMessage, TokenId};
 
@@ -11,23 +11,14 @@ use crate::types::{ChatMessage, TokenId};
 /// # Errors
 /// `Arg` if the template refuses the messages or the text is too long.
 pub fn chat_tokens(model: &Model, template: &ChatTemplate, messages: &[ChatMessage]) -> Result<Vec<TokenId>> {
-    conversation_tokens(model, template, &messages.into())
-}
-
-/// A conversation as the model's own template writes it, in tokens.
-///
-/// # Errors
-/// As [`ChatTemplate::render`]; `Arg` if the text is too long.
-pub fn conversation_tokens(
-    model: &Model,
-    template: &ChatTemplate,
-    conversation: &Conversation,
-) -> Result<Vec<TokenId>> {
-    rendered_tokens(model, &template.render(conversation)?)
+    rendered_tokens(model, &template.render(&messages.into())?)
 }
 
 /// What a template has written, in tokens.
-fn rendered_tokens(model: &Model, rendered: &Rendered) -> Result<Vec<TokenId>> {
+///
+/// # Errors
+/// `Arg` if the text is too long.
+pub fn rendered_tokens(model: &Model, rendered: &Rendered) -> Result<Vec<TokenId>> {
     let mut tokens = model.tokenize_rendered(rendered)?;
     // Templates often write the beginning-of-sequence token themselves.
     if let Some(bos) = model.bos()

@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use proptest::prelude::*;
 
-use super::super::model::TEXT_BYTES;
+use super::super::template::Conversation;
+use super::super::tokenize::TEXT_BYTES;
 use super::*;
 use crate::tiny::{END, TinySpec, tiny_model};
 
@@ -125,7 +126,7 @@ fn what_a_message_says_names_no_control_token() {
     let said = model.tokenize(hostile, false, false).unwrap();
     assert!(tokens.windows(said.len()).any(|part| part == said));
     let wanted = Conversation { parse_special: true, ..(&[message("user", hostile)][..]).into() };
-    let tokens = conversation_tokens(&model, &template, &wanted).unwrap();
+    let tokens = rendered_tokens(&model, &template.render(&wanted).unwrap()).unwrap();
     assert_eq!(tokens, model.tokenize(&written, true, true).unwrap());
 }
 
@@ -149,7 +150,9 @@ proptest! {
 
     /// Taking a text apart here gives the tokens that llama.cpp gives.
     #[test]
-    fn parts_are_those_of_llama_cpp(text in "((<\\|im_(start|end)\\|>)|(<\\|endoftext\\|>)|[a-z<|> \n]{0,6}|é|中){0,12}") {
+    fn parts_are_those_of_llama_cpp(
+        text in "((<\\|im_(start|end)\\|>)|(<\\|endoftext\\|>)|[a-z<|> \n]{0,6}|é|中){0,12}",
+    ) {
         thread_local!(static MODELS: Vec<Arc<Model>> = {
             let folder = tempfile::tempdir().unwrap();
             [Some("smollm"), Some("tekken"), None].map(|pre| model(folder.path(), &TinySpec { pre, ..plain() })).into()

@@ -66,7 +66,8 @@ impl Specials {
         })
     }
 
-    /// Takes a text apart as llama.cpp does, but for control tokens that a marked character has part in: they stay text.
+    /// Takes a text apart as llama.cpp does, but for control tokens that a marked character has part in: they stay
+    /// text.
     pub(super) fn part(&self, text: &str, marks: &[usize]) -> Vec<Part> {
         let mut parts = vec![Part::Text(0..text.len())];
         for special in self.all.iter().filter(|special| text.contains(special.text.as_str())) {

@@ -27,8 +27,8 @@ pub(super) fn read(source: &str) -> Result<Source> {
     for block in blocks(source) {
         if block.len() > MOST_TOKENS {
             return Err(Error::unsupported(format!(
-                "the model's chat template can't be parsed: it has an expression of {} words and signs, expected at most \
-                 {MOST_TOKENS}",
+                "the model's chat template can't be parsed: it has an expression of {} words and signs, expected at \
+                 most {MOST_TOKENS}",
                 block.len()
             )));
         }
@@ -326,7 +326,8 @@ mod tests {
 
     #[test]
     fn literals_are_those_of_code_alone() {
-        let source = "'no' {# 'no' #}{% raw %}{{ 'no' }}{% endraw %}{{- 'a\\n\\'b' -}}{% if \"c\" in x %}don't{% endif %}{{ {'k': {'v': 'é}}'}} }}";
+        let source = "'no' {# 'no' #}{% raw %}{{ 'no' }}{% endraw %}{{- 'a\\n\\'b' -}}\
+            {% if \"c\" in x %}don't{% endif %}{{ {'k': {'v': 'é}}'}} }}";
         assert_eq!(read(source).unwrap().literals, ["a\n'b", "c", "k", "v", "é}}"]);
     }
 

@@ -12,9 +12,58 @@ const JSON_BYTES: u64 = 16 << 20;
 const JSON_SPENT: &str = "json_spent";
 /// Deepest nesting that is written as JSON; what is parsed is nested 128 deep at most.
 const JSON_DEPTH: usize = 256;
+/// Characters that stand in for others while a template works on them: a plane that is left to private use.
+pub(super) const STAND_INS: std::ops::RangeInclusive<char> = '\u{f0000}'..='\u{ffffd}';
 /// Before the digits of an integer that no JSON number holds here. No text of users begins so: it is left to private
 /// use, and what is written never shows it.
 pub(super) const BIG: char = '\u{10fffd}';
+
+/// Reads JSON of which no integer is rounded: those that 64 bits don't hold become texts that [`write_whole_integers`]
+/// and templates write as the numbers they were. `None` for what is no JSON.
+pub fn parse_whole_integers(text: &str) -> Option<Json> {
+    let (mut marked, mut rest, mut quoted) = (String::with_capacity(text.len()), text, false);
+    while let Some(c) = rest.chars().next() {
+        let mut length = c.len_utf8();
+        match c {
+            '"' => quoted = !quoted,
+            '\\' if quoted => length += rest[1..].chars().next().map_or(0, char::len_utf8),
+            '-' | '0'..='9' if !quoted => {
+                let end = |c: char| !matches!(c, '0'..='9' | '-' | '+' | '.' | 'e' | 'E');
+                length = rest.find(end).unwrap_or(rest.len());
+                let number = &rest[..length];
+                let digits = number.strip_prefix('-').unwrap_or(number);
+                let whole = digits.bytes().all(|b| b.is_ascii_digit()) && !digits.starts_with('0');
+                if whole && number.parse::<i64>().is_err() && number.parse::<u64>().is_err() {
+                    marked.extend(['"', BIG]);
+                    marked.push_str(number);
+                    marked.push('"');
+                    rest = &rest[length..];
+                    continue;
+                }
+            }
+            _ => {}
+        }
+        marked.push_str(&rest[..length]);
+        rest = &rest[length..];
+    }
+    serde_json::from_str(&marked).ok()
+}
+
+/// Writes what [`parse_whole_integers`] read.
+pub fn write_whole_integers(value: &Json) -> String {
+    let (text, mut out) = (value.to_string(), String::new());
+    let mut rest = text.as_str();
+    while let Some((before, after)) = rest.split_once(['"', BIG].iter().collect::<String>().as_str()) {
+        let (number, behind) = after.split_once('"').unwrap_or((after, ""));
+        out.push_str(before);
+        match is_big(&format!("{BIG}{number}")) {
+            true => out.push_str(number),
+            false => out.extend(["\"", number, "\""]),
+        }
+        rest = behind;
+    }
+    out + rest
+}
 
 /// Adds the functions and filters that templates call.
 pub(super) fn install(environment: &mut Environment<'static>) {
@@ -187,7 +236,7 @@ impl Dumps {
                 '\x0c' => out.push_str("\\f"),
                 c if (c as u32) < 0x20 => out.push_str(&format!("\\u{:04x}", c as u32)),
                 // A character that stands in for one of ASCII stays what it is.
-                c if self.ascii && !c.is_ascii() && !super::template::STAND_INS.contains(&c) => {
+                c if self.ascii && !c.is_ascii() && !STAND_INS.contains(&c) => {
                     c.encode_utf16(&mut [0; 2]).iter().for_each(|unit| out.push_str(&format!("\\u{unit:04x}")));
                 }
                 c => out.push(c),
@@ -267,4 +316,24 @@ fn strftime_now(format: &str) -> Result<String, Error> {
         libc::strftime(text.as_mut_ptr().cast(), text.len(), format.as_ptr(), &raw const parts)
     };
     Ok(String::from_utf8_lossy(&text[..length]).into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn integers_of_any_length_come_back_as_they_were() {
+        for text in [
+            r#"{"n":12345678901234567890123,"m":[-98765432109876543210,1,-2,18446744073709551615,1.5e3]}"#,
+            r#"{"s":"a\"12345678901234567890123"}"#,
+            r#"{"a":{"b":[99999999999999999999999999999999999999999999]}}"#,
+            "[]",
+        ] {
+            assert_eq!(write_whole_integers(&parse_whole_integers(text).unwrap()), text.replace("1.5e3", "1500.0"));
+        }
+        for text in ["", "{", "[01234567890123456789012]", "[--123456789012345678901234]", "[1 2]"] {
+            assert_eq!(parse_whole_integers(text), None, "{text}");
+        }
+    }
 }

@@ -224,7 +224,6 @@ mod tests {
 
     use super::{BLOCK, argmax, folded};
 
-
     #[test]
     fn no_seed_stands_for_chance_and_negative_ones_differ() {
         let odd = [u64::MAX, u64::MAX - 1, 1 << 63, 18446744069414584320, (-4294967296i64) as u64, u64::from(u32::MAX)];

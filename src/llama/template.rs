@@ -9,6 +9,7 @@ use minijinja_contrib::pycompat;
 use serde_json::{Value as Json, json};
 
 use super::control::{Marker, Specials};
+use super::python::STAND_INS;
 use super::stack::with_stack;
 use super::{jinja, python};
 use crate::error::{Error, Result};
@@ -31,9 +32,6 @@ const STACK_TO_RENDER: usize = 256 << 20;
 
 /// Longest part of an engine's message that is passed on, in characters.
 const MESSAGE_CHARS: usize = 300;
-
-/// Characters that stand in for others while a template works on them: a plane that is left to private use.
-pub(super) const STAND_INS: std::ops::RangeInclusive<char> = '\u{f0000}'..='\u{ffffd}';
 
 /// How a rendered conversation ends.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

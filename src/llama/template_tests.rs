@@ -40,7 +40,8 @@ fn one(source: &str) -> Result<String> {
     text(&template(source), &[message("user", "hi")])
 }
 
-const CHATML: &str = "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + message['content'].strip() \
+const CHATML: &str = "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + \
+          message['content'].strip() \
     + '<|im_end|>' + '\n'}}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
 const CHATML_TOKENS: [&str; 3] = ["<|im_start|>", "<|im_end|>", "<|endoftext|>"];
 
@@ -147,7 +148,8 @@ fn chains_and_nests_of_any_length_never_overflow_the_stack() {
 
 #[test]
 fn what_a_template_nests_as_it_runs_never_overflows_the_stack() {
-    let loops = "{% set n = namespace(x=[]) %}{% for a in range(9999) %}{% for b in range(9999) %}{% set n.x = LINK %}{% endfor %}{% endfor %}";
+    let loops = "{% set n = namespace(x=[]) %}{% for a in range(9999) %}{% for b in range(9999) %}{% set n.x = LINK \
+          %}{% endfor %}{% endfor %}";
     let short = "{% set n = namespace(x=[]) %}{% for a in range(20000) %}{% set n.x = [n.x] %}{% endfor %}";
     let sources = [
         "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}".to_owned(),
@@ -193,7 +195,8 @@ fn what_other_engines_know_is_known_here() {
             "{\n  \"a\": [\n    \"é🙂\"\n  ],\n  \"b\": {}\n}",
         ),
         (
-            "{{ '🙂' | tojson(ensure_ascii=true) }}{{ 1e22 | tojson }}{{ 0.00001 | tojson }}{{ none | tojson(indent=none) }}",
+            "{{ '🙂' | tojson(ensure_ascii=true) }}{{ 1e22 | tojson }}{{ 0.00001 | tojson }}{{ none | \
+          tojson(indent=none) }}",
             "\"\\ud83d\\ude42\"1e+221e-05null",
         ),
         ("{{ strftime_now('%Y')[:2] }}{{ strftime_now('%d %b %Y') | length }}", "2011"),
@@ -250,61 +253,78 @@ fn templates() -> Vec<(ChatTemplate, Specials, Vec<&'static str>)> {
         (CHATML, &CHATML_TOKENS),
         // SmolLM2: a system turn of its own.
         (
-            "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}{{ '<|im_start|>system\nYou are \
-          helpful<|im_end|>\n' }}{% endif %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + \
+            "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}{{ \
+          '<|im_start|>system\nYou are \
+          helpful<|im_end|>\n' }}{% endif %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + \
+          '<|im_end|>' + \
           '\n'}}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}",
             &CHATML_TOKENS,
         ),
         // Llama 3.
         (
-            "{% for message in messages %}{% set content = '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n'+ \
-          message['content'] | trim + '<|eot_id|>' %}{% if loop.index0 == 0 %}{% set content = bos_token + content %}{% endif \
+            "{% for message in messages %}{% set content = '<|start_header_id|>' + message['role'] + \
+          '<|end_header_id|>\n\n'+ \
+          message['content'] | trim + '<|eot_id|>' %}{% if loop.index0 == 0 %}{% set content = bos_token + content \
+          %}{% endif \
           %}{{ content }}{% endfor %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}",
             &["<s>", "</s>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|begin_of_text|>"],
         ),
         // Mistral.
         (
-            "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'user' %}{{ '[INST] ' + message['content'] + \
+            "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'user' %}{{ '[INST] ' + \
+          message['content'] + \
           '[/INST]' }}{% else %}{{ ' ' + message['content'] + eos_token }}{% endif %}{% endfor %}",
             &["<s>", "</s>", "[INST]", "[/INST]", "[TOOL_CALLS]"],
         ),
         // Qwen 2.5, with tools.
         (
-            "{%- if tools %}{{- '<|im_start|>system\n# Tools\n<tools>' }}{%- for tool in tools %}{{- \"\n\" }}{{- tool | tojson \
-          }}{%- endfor %}{{- \"\n</tools><|im_end|>\n\" }}{%- endif %}{%- for message in messages %}{%- if message.role == \
-          \"tool\" %}{{- '<|im_start|>user\n<tool_response>\n' + message.content + '\n</tool_response><|im_end|>\n' }}{%- elif \
+            "{%- if tools %}{{- '<|im_start|>system\n# Tools\n<tools>' }}{%- for tool in tools %}{{- \"\n\" }}{{- \
+          tool | tojson \
+          }}{%- endfor %}{{- \"\n</tools><|im_end|>\n\" }}{%- endif %}{%- for message in messages %}{%- if \
+          message.role == \
+          \"tool\" %}{{- '<|im_start|>user\n<tool_response>\n' + message.content + '\n</tool_response><|im_end|>\n' \
+          }}{%- elif \
           message.tool_calls %}{{- '<|im_start|>' + message.role }}{%- for tool_call in message.tool_calls %}{{- \
           '\n<tool_call>\n{\"name\": \"' }}{{- tool_call.function.name }}{{- '\", \"arguments\": ' }}{{- \
-          tool_call.function.arguments | tojson }}{{- '}\n</tool_call>' }}{%- endfor %}{{- '<|im_end|>\n' }}{%- else %}{{- \
+          tool_call.function.arguments | tojson }}{{- '}\n</tool_call>' }}{%- endfor %}{{- '<|im_end|>\n' }}{%- \
+          else %}{{- \
           '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>' + '\n' }}{%- endif %}{%- endfor %}{{- \
           '<|im_start|>assistant\n' }}",
             &CHATML_TOKENS,
         ),
         // Qwen 3: looks into the content.
         (
-            "{%- for message in messages %}{%- set content = message.content %}{%- if '</think>' in content %}{%- set content = \
-          content.split('</think>')[-1].lstrip('\n') %}{%- endif %}{%- if content.startswith('<tool_response>') %}{%- set \
-          content = content[15:] %}{%- endif %}{{- '<|im_start|>' + message.role + '\n' + content | upper + '<|im_end|>\n' \
+            "{%- for message in messages %}{%- set content = message.content %}{%- if '</think>' in content %}{%- \
+          set content = \
+          content.split('</think>')[-1].lstrip('\n') %}{%- endif %}{%- if content.startswith('<tool_response>') \
+          %}{%- set \
+          content = content[15:] %}{%- endif %}{{- '<|im_start|>' + message.role + '\n' + content | upper + \
+          '<|im_end|>\n' \
           }}{%- endfor %}",
             &CHATML_TOKENS,
         ),
         // Gemma.
         (
-            "{{ bos_token }}{% for message in messages %}{% if (message['role'] == 'assistant') %}{% set role = 'model' %}{% \
-          else %}{% set role = message['role'] %}{% endif %}{{ '<start_of_turn>' + role + '\n' + message['content'] | trim + \
+            "{{ bos_token }}{% for message in messages %}{% if (message['role'] == 'assistant') %}{% set role = \
+          'model' %}{% \
+          else %}{% set role = message['role'] %}{% endif %}{{ '<start_of_turn>' + role + '\n' + message['content'] \
+          | trim + \
           '<end_of_turn>\n' }}{% endfor %}{{'<start_of_turn>model\n'}}",
             &["<s>", "</s>", "<start_of_turn>", "<end_of_turn>", "<pad>"],
         ),
         // DeepSeek.
         (
-            "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'user' %}{{'<｜User｜>' + message['content']}}{% \
-          else %}{{'<｜Assistant｜>' + message['content'].replace('<think>', '') + '<｜end▁of▁sentence｜>'}}{% endif %}{% endfor \
+            "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'user' %}{{'<｜User｜>' + \
+          message['content']}}{% \
+          else %}{{'<｜Assistant｜>' + message['content'].replace('<think>', '') + '<｜end▁of▁sentence｜>'}}{% endif \
+          %}{% endfor \
           %}{{'<｜Assistant｜>'}}",
             &["<s>", "</s>", "<｜User｜>", "<｜Assistant｜>", "<｜end▁of▁sentence｜>", "stopword"],
         ),
         // Phi 3: control tokens are put together of parts.
         (
-            "{% for message in messages %}{{'<|' + message['role'] + '|>' + '\n' + message['content'] + '<|end|>\n' }}{% endfor \
+            "{% for message in messages %}{{'<|' + message['role'] + '|>' + '\n' + message['content'] + '<|end|>\n' \
+          }}{% endfor \
           %}{{ '<|assistant|>\n' }}",
             &["<|user|>", "<|assistant|>", "<|system|>", "<|tool|>", "<|end|>", "<|endoftext|>"],
         ),
@@ -330,7 +350,9 @@ proptest! {
     /// and its text is what the same template writes without any marks.
     #[test]
     fn texts_of_users_name_no_control_token_in_any_template(
-        pieces in proptest::collection::vec((0usize..12, "[a-z<|>\\[\\] \n]{0,4}"), 0..12), which in 0usize..9, roles in 0usize..4,
+        pieces in proptest::collection::vec((0usize..12, "[a-z<|>\\[\\] \n]{0,4}"), 0..12),
+        which in 0usize..9,
+        roles in 0usize..4,
     ) {
         let all = templates();
         let (template, specials, controls) = &all[which];
@@ -350,7 +372,8 @@ proptest! {
             messages.truncate(1 + roles % 2);
             let mut said = said(&messages);
             if template.knows_tools && roles > 1 {
-                let call = json!({"type": "function", "function": {"name": content, "arguments": {content: [content, 1]}}});
+                let function = json!({"name": content, "arguments": {content: [content, 1]}});
+                let call = json!({"type": "function", "function": function});
                 said.messages.push(json!({"role": "assistant", "content": "", "tool_calls": [call]}));
                 said.messages.push(message("tool", content));
                 said.tools = vec![json!({"type": "function", "function": {"name": "f", "description": content}})];

@@ -4,12 +4,13 @@ use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 
-use super::fields::{Fields, shown};
+use super::fields::{Fields, negative, shown, whole};
 use super::messages::messages_of;
-use super::{Prompt, Unknown, prompt_of, tools};
+use super::{Prompt, Unknown, prompts_of, tools};
 use crate::Engine;
 use crate::engine::GenerateRequest;
 use crate::error::{Error, Result};
+use crate::llama::{Conversation, Ending};
 use crate::types::{Format, Sampling, TokenId};
 
 /// Largest number of stop strings.
@@ -18,6 +19,8 @@ const STOP_STRINGS: usize = 16;
 const STOP_BYTES: usize = 256;
 /// Largest number of answers to one request.
 const CHOICES: u64 = 8;
+/// Largest number of answers to all prompts of a request that has several.
+const ANSWERS: usize = 32;
 /// Largest number of entries in a logit bias.
 const BIASES: usize = 300;
 
@@ -49,16 +52,22 @@ const REQUEST_FIELDS: &[&str] = &[
     "tools",
     "tool_choice",
     "parallel_tool_calls",
+    "parse_special",
+    "add_generation_prompt",
+    "continue_final_message",
+    "echo",
 ];
 
 /// Fields of the OpenAI API that would change the answer and are not implemented: refused unless they have no effect.
-const UNSUPPORTED_FIELDS: &[&str] = &["functions", "echo", "suffix", "best_of", "modalities", "audio"];
+const UNSUPPORTED_FIELDS: &[&str] = &["functions", "suffix", "best_of", "modalities", "audio"];
 
 /// A request for an answer, checked as far as possible without the model.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ParsedRequest {
-    /// What to continue.
-    pub prompt: Prompt,
+    /// What to continue: one prompt, or several of a completion, each with answers of its own.
+    pub prompts: Vec<Prompt>,
+    /// Whether the text of an answer begins with that of its prompt.
+    pub echo: bool,
     /// How tokens are sampled.
     pub sampling: Sampling,
     /// Largest number of tokens to generate; the configured default if unset.
@@ -83,23 +92,40 @@ pub struct ParsedRequest {
 }
 
 impl ParsedRequest {
-    /// Tokenizes the prompt with the engine's model; the result generates one answer.
+    /// Tokenizes the prompt with the engine's model, and makes what is to be generated for one answer.
     ///
     /// # Errors
-    /// As [`Engine::chat_prompt`] and [`Engine::tokenize`].
+    /// As [`Engine::conversation_prompt`] and [`Engine::text_prompt`]; `Unsupported` for several prompts or an echo.
     pub fn resolve(self, engine: &Engine) -> Result<GenerateRequest> {
-        let conversation = self.prompt.conversation();
-        let prompt = self.prompt.tokens(engine)?;
-        Ok(GenerateRequest {
-            prompt,
-            conversation,
-            version: None,
-            sampling: self.sampling,
-            max_tokens: self.max_tokens,
-            stop: self.stop,
-            logprobs: self.logprobs,
-            user: self.user,
-        })
+        if self.prompts.len() > 1 || self.echo {
+            let what = if self.echo { "echo is" } else { "several prompts are" };
+            return Err(Error::unsupported(format!("{what} not supported here")));
+        }
+        let mut all = self.resolve_all(engine)?;
+        all.pop().ok_or_else(|| Error::arg("the request has no prompt"))
+    }
+
+    /// The same for each of its prompts.
+    ///
+    /// # Errors
+    /// As [`ParsedRequest::resolve`], with the place of the prompt.
+    pub fn resolve_all(self, engine: &Engine) -> Result<Vec<GenerateRequest>> {
+        let one = self.prompts.len() == 1;
+        let request = |(i, prompt): (usize, Prompt)| {
+            let conversation = prompt.conversation();
+            let prompt = prompt.tokens(engine).map_err(|e| if one { e } else { e.context(format!("prompt[{i}]")) })?;
+            Ok(GenerateRequest {
+                prompt,
+                conversation,
+                version: None,
+                sampling: self.sampling.clone(),
+                max_tokens: self.max_tokens,
+                stop: self.stop.clone(),
+                logprobs: self.logprobs,
+                user: self.user.clone(),
+            })
+        };
+        self.prompts.into_iter().enumerate().map(request).collect()
     }
 }
 
@@ -112,12 +138,18 @@ pub fn parse_chat(body: &[u8], unknown: Unknown) -> Result<ParsedRequest> {
     let mut fields = Fields::parse(body, unknown)?;
     let messages = fields.take("messages").ok_or_else(|| Error::arg("messages is missing"))?;
     let tools = tools::take(&mut fields)?;
-    let prompt = if tools.given.is_empty() && !tools::speak_of_tools(&messages) {
-        Prompt::Chat(messages_of(messages, unknown)?)
-    } else {
-        Prompt::Tools { messages: tools::messages_of(messages)?, tools: tools.given }
+    let ending = match (fields.flag("continue_final_message")?, fields.choice("add_generation_prompt")?) {
+        (true, Some(true)) => {
+            return Err(Error::arg("continue_final_message and add_generation_prompt are both true, expected one"));
+        }
+        (true, _) => Ending::Open,
+        (false, Some(false)) => Ending::Closed,
+        (false, _) => Ending::Answer,
     };
-    let mut request = fields.into_request(prompt)?;
+    let parse_special = fields.flag("parse_special")?;
+    let messages = messages_of(messages, unknown)?;
+    let conversation = Conversation { messages, tools: tools.given, ending, parse_special };
+    let mut request = fields.into_request(vec![Prompt::Chat(conversation)])?;
     request.tools = tools.names;
     if let Some(schema) = tools.forced {
         if request.sampling.format.is_some() {
@@ -135,8 +167,19 @@ pub fn parse_chat(body: &[u8], unknown: Unknown) -> Result<ParsedRequest> {
 pub fn parse_completion(body: &[u8], unknown: Unknown) -> Result<ParsedRequest> {
     let mut fields = Fields::parse(body, unknown)?;
     let prompt = fields.take("prompt").ok_or_else(|| Error::arg("prompt is missing"))?;
-    let prompt = prompt_of("prompt", prompt)?;
-    fields.into_request(prompt)
+    let special = fields.flag("parse_special")?;
+    let prompts = prompts_of("prompt", prompt, special)?;
+    let request = fields.into_request(prompts)?;
+    if request.echo && request.logprobs.is_some() {
+        return Err(Error::unsupported(
+            "echo with logprobs is not supported: a prompt's log-probabilities are not computed",
+        ));
+    }
+    let answers = request.prompts.len() * request.n as usize;
+    if request.prompts.len() > 1 && answers > ANSWERS {
+        return Err(Error::arg(format!("prompt and n ask for {answers} answers, expected at most {ANSWERS}")));
+    }
+    Ok(request)
 }
 
 /// Reads either kind of body: a chat has `messages`, a completion has `prompt`.
@@ -154,12 +197,12 @@ pub fn parse_request(body: &[u8], unknown: Unknown) -> Result<ParsedRequest> {
 }
 
 impl Fields {
-    fn into_request(mut self, prompt: Prompt) -> Result<ParsedRequest> {
+    fn into_request(mut self, prompts: Vec<Prompt>) -> Result<ParsedRequest> {
         let plain = Sampling::default();
         let sampling = Sampling {
             temperature: self.float("temperature", 0.0, 10.0)?.unwrap_or(plain.temperature),
             top_k: self.integer("top_k", 0, 1 << 20)?.map_or(plain.top_k, |k| k as u32),
-            top_p: self.float("top_p", f64::from(f32::MIN_POSITIVE), 1.0)?.unwrap_or(plain.top_p),
+            top_p: self.float("top_p", 0.0, 1.0)?.unwrap_or(plain.top_p),
             min_p: self.float("min_p", 0.0, 1.0)?.unwrap_or(plain.min_p),
             repeat_penalty: self.float("repeat_penalty", 0.01, 10.0)?.unwrap_or(plain.repeat_penalty),
             frequency_penalty: self.float("frequency_penalty", -2.0, 2.0)?.unwrap_or(plain.frequency_penalty),
@@ -168,12 +211,11 @@ impl Fields {
             format: self.format()?,
             seed: self.seed()?,
         };
-        let logprobs = match prompt {
-            Prompt::Chat(_) | Prompt::Tools { .. } => self.chat_logprobs()?,
-            Prompt::Text(_) | Prompt::Tokens(_) => self.integer("logprobs", 0, 5)?.map(|top| top as u32),
-        };
+        let chat = matches!(prompts.first(), Some(Prompt::Chat(_)));
+        let logprobs = if chat { self.chat_logprobs()? } else { self.text_logprobs()? };
         let request = ParsedRequest {
-            prompt,
+            prompts,
+            echo: !chat && self.flag("echo")?,
             sampling,
             max_tokens: self.max_tokens()?,
             stop: self.stop()?,
@@ -195,7 +237,7 @@ impl Fields {
     /// Any 64-bit integer; OpenAI's seeds may be negative.
     fn seed(&mut self) -> Result<Option<u64>> {
         let Some(value) = self.take("seed") else { return Ok(None) };
-        match value.as_u64().or_else(|| value.as_i64().map(|seed| seed as u64)) {
+        match whole(&value).or_else(|| negative(&value).map(|seed| seed as u64)) {
             Some(seed) => Ok(Some(seed)),
             None => Err(Error::arg(format!("seed is {}, expected a 64-bit whole number", shown(&value)))),
         }
@@ -326,6 +368,16 @@ impl Fields {
             None | Some(Value::Object(_) | Value::Bool(_)) => Ok(schema),
             Some(other) => Err(Error::arg(format!("the schema is {}, expected an object", shown(&other)))),
         }
+    }
+
+    /// A completion asks with a number; with a flag as a chat does, for no alternatives.
+    fn text_logprobs(&mut self) -> Result<Option<u32>> {
+        if let Some(Value::Bool(wanted)) = self.map.get("logprobs") {
+            let wanted = *wanted;
+            self.take("logprobs");
+            return Ok(wanted.then_some(0));
+        }
+        Ok(self.integer("logprobs", 0, 5)?.map(|top| top as u32))
     }
 
     /// A chat asks for log-probabilities with a flag, and for alternatives with a number beside it.

@@ -35,9 +35,6 @@ impl Fields {
         let Some(value) = self.take(key) else { return Ok(None) };
         match value.as_f64() {
             Some(number) if number.is_finite() && (low..=high).contains(&number) => Ok(Some(number)),
-            _ if low == f64::from(f32::MIN_POSITIVE) => {
-                Err(Error::arg(format!("{key} is {}, expected a number above 0, at most {high}", shown(&value))))
-            }
             _ => Err(Error::arg(format!("{key} is {}, expected a number from {low} to {high}", shown(&value)))),
         }
     }
@@ -48,7 +45,7 @@ impl Fields {
 
     pub(super) fn integer(&mut self, key: &str, low: u64, high: u64) -> Result<Option<u64>> {
         let Some(value) = self.take(key) else { return Ok(None) };
-        match value.as_u64() {
+        match whole(&value) {
             Some(number) if (low..=high).contains(&number) => Ok(Some(number)),
             _ if low == high => Err(Error::arg(format!("{key} is {}, expected {low}", shown(&value)))),
             _ => Err(Error::arg(format!("{key} is {}, expected a whole number from {low} to {high}", shown(&value)))),
@@ -64,9 +61,14 @@ impl Fields {
     }
 
     pub(super) fn flag(&mut self, key: &str) -> Result<bool> {
+        Ok(self.choice(key)?.unwrap_or(false))
+    }
+
+    /// A flag that may be left to its default.
+    pub(super) fn choice(&mut self, key: &str) -> Result<Option<bool>> {
         match self.take(key) {
-            None => Ok(false),
-            Some(Value::Bool(flag)) => Ok(flag),
+            None => Ok(None),
+            Some(Value::Bool(flag)) => Ok(Some(flag)),
             Some(other) => Err(Error::arg(format!("{key} is {}, expected true or false", shown(&other)))),
         }
     }
@@ -115,6 +117,21 @@ pub(super) fn json(body: &[u8]) -> Result<Value> {
     let text = std::str::from_utf8(body)
         .map_err(|e| Error::arg(format!("the body is not valid UTF-8 from byte {} on", e.valid_up_to())))?;
     serde_json::from_str(text).map_err(|e| Error::arg(format!("the body is not valid JSON: {e}")))
+}
+
+/// Largest whole number up to which a float has all of them.
+const FLOAT_WHOLE: f64 = 9_007_199_254_740_992.0;
+
+/// A whole number from 0 on, however it is written: many languages have no other numbers than floats.
+pub(super) fn whole(value: &Value) -> Option<u64> {
+    let float = |x: &f64| x.fract() == 0.0 && (0.0..=FLOAT_WHOLE).contains(x);
+    value.as_u64().or_else(|| value.as_f64().filter(float).map(|x| x as u64))
+}
+
+/// A whole number below 0, however it is written.
+pub(super) fn negative(value: &Value) -> Option<i64> {
+    let float = |x: &f64| x.fract() == 0.0 && (-FLOAT_WHOLE..0.0).contains(x);
+    value.as_i64().or_else(|| value.as_f64().filter(float).map(|x| x as i64))
 }
 
 /// A value as an error message shows it: numbers and flags as they are, the rest by kind, so that no prompt gets into a

@@ -8,6 +8,7 @@ use crate::Engine;
 use crate::engine::NewSample;
 use crate::error::{Error, Result};
 use crate::ledger::ReviewVerdict;
+use crate::llama::Conversation;
 use crate::types::{GenerationId, NewFeedback, Signal};
 
 /// An answer that was made elsewhere, checked as far as possible without the model.
@@ -140,9 +141,13 @@ pub fn parse_review(body: &[u8], unknown: Unknown) -> Result<(String, ReviewVerd
 /// `Arg` names the field and what was expected.
 pub fn parse_sample(body: &[u8], unknown: Unknown) -> Result<ParsedSample> {
     let mut fields = Fields::parse(body, unknown)?;
+    let parse_special = fields.flag("parse_special")?;
     let prompt = match (fields.take("messages"), fields.take("prompt")) {
-        (Some(messages), None) => Prompt::Chat(messages_of(messages, unknown)?),
-        (None, Some(prompt)) => prompt_of("prompt", prompt)?,
+        (Some(messages), None) => {
+            let messages = messages_of(messages, unknown)?;
+            Prompt::Chat(Conversation { messages, parse_special, ..Conversation::default() })
+        }
+        (None, Some(prompt)) => prompt_of("prompt", prompt, parse_special)?,
         (found, _) => {
             let found = if found.is_some() { "both messages and prompt" } else { "neither messages nor prompt" };
             return Err(Error::arg(format!("the sample has {found}, expected one of them")));
@@ -151,11 +156,11 @@ pub fn parse_sample(body: &[u8], unknown: Unknown) -> Result<ParsedSample> {
     let completion = fields.take("completion").ok_or_else(|| Error::arg("completion is missing"))?;
     let sample = ParsedSample {
         prompt,
-        completion: prompt_of("completion", completion)?,
+        completion: prompt_of("completion", completion, false)?,
         reward: fields.number("reward", -1.0, 1.0)?,
         temperature: fields.float("temperature", 0.0, 10.0)?,
         user: fields.user()?,
     };
-    fields.finish(&["messages", "prompt", "completion", "reward", "temperature", "user"])?;
+    fields.finish(&["messages", "prompt", "completion", "reward", "temperature", "user", "parse_special"])?;
     Ok(sample)
 }

@@ -18,7 +18,7 @@ use sha2::{Digest, Sha256};
 use crate::Engine;
 use crate::error::{Error, Result};
 use crate::llama::Conversation;
-use crate::types::{ChatMessage, TokenId};
+use crate::types::TokenId;
 
 pub use chat::{ParsedRequest, parse_chat, parse_completion, parse_request};
 pub use embeddings::{ParsedEmbeddings, parse_embeddings};
@@ -26,9 +26,9 @@ pub use learning::{
     ParsedSample, Preference, parse_feedback, parse_forget, parse_preference, parse_review, parse_sample,
 };
 pub use messages::parse_messages;
-pub use tokens::{parse_detokenize, parse_tokenize};
+pub use tokens::{ParsedTokenize, parse_detokenize, parse_tokenize};
 
-use fields::shown;
+use fields::{shown, whole};
 
 /// What to do with a field that this library does not know.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,20 +39,15 @@ pub enum Unknown {
     Ignore,
 }
 
-/// The text that the model continues.
+/// What the model is to continue.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Prompt {
-    /// A conversation; the model's chat template turns it into text.
-    Chat(Vec<ChatMessage>),
-    /// A conversation that may use tools; the chat template gets both.
-    Tools {
-        /// The messages, with all their members.
-        messages: Vec<Value>,
-        /// Tools that may be called.
-        tools: Vec<Value>,
-    },
+    /// A conversation, put through the model's chat template.
+    Chat(Conversation),
     /// Plain text.
     Text(String),
+    /// Text in which control tokens are what they stand for, as a template of the client's own has written it.
+    Special(String),
     /// Tokens as they are.
     Tokens(Vec<TokenId>),
 }
@@ -69,46 +64,58 @@ impl Prompt {
             }
             role == "user"
         };
-        match self {
-            Prompt::Chat(messages) => drop(messages.iter().any(|m| add(&m.role, &m.content))),
-            Prompt::Tools { messages, .. } => drop(messages.iter().any(|m| {
-                let role = m.get("role").and_then(Value::as_str).unwrap_or_default();
-                add(role, &m.get("content").map(Value::to_string).unwrap_or_default())
-            })),
-            Prompt::Text(_) | Prompt::Tokens(_) => return None,
-        }
+        let Prompt::Chat(conversation) = self else { return None };
+        let _ = conversation.messages.iter().any(|message| {
+            let text = |key: &str| message.get(key).and_then(Value::as_str).unwrap_or_default();
+            add(text("role"), text("content"))
+        });
         hash.finalize().first_chunk().map(|first| u64::from_le_bytes(*first))
     }
 
     /// The prompt in tokens of the engine's model.
     pub(crate) fn tokens(self, engine: &Engine) -> Result<Vec<TokenId>> {
         match self {
-            Prompt::Chat(messages) => engine.chat_prompt(&messages),
-            Prompt::Tools { messages, tools } => {
-                engine.conversation_prompt(&Conversation { messages, tools, ..Conversation::default() })
-            }
-            Prompt::Text(text) => engine.tokenize(&text),
+            Prompt::Chat(conversation) => engine.conversation_prompt(&conversation),
+            Prompt::Text(text) => engine.text_prompt(&text, false),
+            Prompt::Special(text) => engine.text_prompt(&text, true),
             Prompt::Tokens(tokens) => Ok(tokens),
         }
     }
 }
 
-/// Reads a prompt that is not a chat: text or tokens.
-fn prompt_of(name: &str, value: Value) -> Result<Prompt> {
-    let expected = "expected a string, an array of one string, or an array of tokens";
-    let wrong = |shown: String| Error::arg(format!("{name} is {shown}, {expected}"));
+/// A prompt that is text or tokens.
+fn prompt_of(name: &str, value: Value, special: bool) -> Result<Prompt> {
+    match prompts_of(name, value, special)?.as_mut_slice() {
+        [prompt] => Ok(std::mem::replace(prompt, Prompt::Tokens(Vec::new()))),
+        many => Err(Error::arg(format!("{name} is an array of {} texts, expected one", many.len()))),
+    }
+}
+
+/// One prompt or an array of them, each a text or an array of tokens; at least one.
+fn prompts_of(name: &str, value: Value, special: bool) -> Result<Vec<Prompt>> {
+    let text = |text: String| if special { Prompt::Special(text) } else { Prompt::Text(text) };
+    let expected = "expected a string, an array of tokens, or an array of either";
+    let tokens = |name: &str, items: &[Value]| {
+        let token = |item: &Value| {
+            let id = whole(item).and_then(|id| TokenId::try_from(id).ok());
+            id.ok_or_else(|| {
+                Error::arg(format!("{name} has {} among its tokens, expected tokens' numbers", shown(item)))
+            })
+        };
+        items.iter().map(token).collect::<Result<Vec<_>>>().map(Prompt::Tokens)
+    };
     match value {
-        Value::String(text) => Ok(Prompt::Text(text)),
-        Value::Array(mut items) => match items.as_mut_slice() {
-            [Value::String(text)] => Ok(Prompt::Text(std::mem::take(text))),
-            [Value::Number(_), ..] => items
-                .iter()
-                .map(|item| item.as_u64().and_then(|id| TokenId::try_from(id).ok()).ok_or(item))
-                .collect::<Result<Vec<_>, _>>()
-                .map(Prompt::Tokens)
-                .map_err(|item| Error::arg(format!("{name} has {} among its tokens, {expected}", shown(item)))),
-            items => Err(wrong(format!("an array of {} other values", items.len()))),
-        },
-        other => Err(wrong(shown(&other))),
+        Value::String(one) => Ok(vec![text(one)]),
+        Value::Array(items) if items.is_empty() => Err(Error::arg(format!("{name} is an empty array, {expected}"))),
+        Value::Array(items) if items[0].is_number() => Ok(vec![tokens(name, &items)?]),
+        Value::Array(items) => {
+            let prompt = |(i, item)| match item {
+                Value::String(one) => Ok(text(one)),
+                Value::Array(items) => tokens(&format!("{name}[{i}]"), &items),
+                other => Err(Error::arg(format!("{name}[{i}] is {}, expected a string or tokens", shown(&other)))),
+            };
+            items.into_iter().enumerate().map(prompt).collect()
+        }
+        other => Err(Error::arg(format!("{name} is {}, {expected}", shown(&other)))),
     }
 }

@@ -26,11 +26,8 @@ fn a_chat_body_is_read_with_every_field() {
             "stream":true,"stream_options":{"include_usage":true},"tools":[],"response_format":{"type":"text"}}"#,
     )
     .unwrap();
-    let messages = vec![
-        ChatMessage { role: "system".into(), content: "be brief".into() },
-        ChatMessage { role: "user".into(), content: "ab".into() },
-    ];
-    assert_eq!(request.prompt, Prompt::Chat(messages));
+    let messages = vec![json!({"role": "system", "content": "be brief"}), json!({"role": "user", "content": "ab"})];
+    assert_eq!(request.prompts, [Prompt::Chat(Conversation { messages, ..Conversation::default() })]);
     let sampling = Sampling {
         temperature: 0.5,
         top_k: 40,
@@ -61,7 +58,7 @@ fn unset_and_null_fields_leave_the_plain_policy() {
 fn a_refusal_names_the_field_and_what_was_expected() {
     assert_eq!(refusal(r#""temperature":11"#), "temperature is 11, expected a number from 0 to 10");
     assert_eq!(refusal(r#""temperature":"hot""#), "temperature is a string, expected a number from 0 to 10");
-    assert_eq!(refusal(r#""top_p":0"#), "top_p is 0, expected a number above 0, at most 1");
+    assert_eq!(refusal(r#""top_p":1.1"#), "top_p is 1.1, expected a number from 0 to 1");
     assert_eq!(refusal(r#""top_k":1.5"#), "top_k is 1.5, expected a whole number from 0 to 1048576");
     assert_eq!(refusal(r#""max_tokens":0"#), "max_tokens is 0, expected a whole number from 1 to 4294967295");
     assert_eq!(refusal(r#""n":9"#), "n is 9, expected a whole number from 1 to 8");
@@ -212,12 +209,13 @@ fn unknown_fields_are_skipped_only_where_asked() {
 
 #[test]
 fn a_prompt_is_text_one_text_or_tokens() {
-    let prompt =
-        |json: &str| parse_completion(format!(r#"{{"prompt":{json}}}"#).as_bytes(), Unknown::Refuse).map(|r| r.prompt);
+    let prompt = |json: &str| {
+        parse_completion(format!(r#"{{"prompt":{json}}}"#).as_bytes(), Unknown::Refuse).map(|mut r| r.prompts.remove(0))
+    };
     assert_eq!(prompt(r#""hi""#).unwrap(), Prompt::Text("hi".into()));
     assert_eq!(prompt(r#"["hi"]"#).unwrap(), Prompt::Text("hi".into()));
     assert_eq!(prompt("[1,2]").unwrap(), Prompt::Tokens(vec![1, 2]));
-    for wrong in ["[]", "[1,-2]", "[1,\"a\"]", "[\"a\",\"b\"]", "7", "[4294967296]"] {
+    for wrong in ["[]", "[1,-2]", "[1,\"a\"]", "[\"a\",7]", "7", "[4294967296]"] {
         assert_eq!(prompt(wrong).unwrap_err().code(), Code::Arg, "{wrong}");
     }
 }
@@ -225,8 +223,8 @@ fn a_prompt_is_text_one_text_or_tokens() {
 #[test]
 fn either_body_is_told_by_its_key() {
     let of = |json: &str| parse_request(json.as_bytes(), Unknown::Refuse);
-    assert!(matches!(of(r#"{"prompt":"hi"}"#).unwrap().prompt, Prompt::Text(_)));
-    assert!(matches!(of(r#"{"messages":[{"role":"user","content":""}]}"#).unwrap().prompt, Prompt::Chat(_)));
+    assert!(matches!(of(r#"{"prompt":"hi"}"#).unwrap().prompts[0], Prompt::Text(_)));
+    assert!(matches!(of(r#"{"messages":[{"role":"user","content":""}]}"#).unwrap().prompts[0], Prompt::Chat(_)));
     assert!(parse_completion(br#"{"prompt":"","messages":[]}"#, Unknown::Refuse).is_err());
     assert!(of("{}").is_err() && of(r#"{"messages":[],"prompt":""}"#).is_err());
 }
@@ -257,4 +255,101 @@ fn a_preference_needs_two_answers() {
     assert_eq!((preference.chosen.0.as_str(), preference.rejected.0.as_str()), ("a", "b"));
     assert!(of(r#"{"chosen_id":"a","rejected_id":"a"}"#).unwrap_err().message().contains("same generation"));
     assert_eq!(of(r#"{"chosen_id":"a"}"#).unwrap_err().message(), "rejected_id is missing");
+}
+
+#[test]
+fn whole_numbers_are_read_however_they_are_written() {
+    let request = chat(
+        r#"{"messages":[{"role":"user","content":"hi"}],"max_tokens":16.0,"seed":42.0,"n":1.0,"top_k":40.0,"top_p":0,
+            "logprobs":true,"top_logprobs":0.0}"#,
+    )
+    .unwrap();
+    assert_eq!((request.max_tokens, request.n, request.logprobs), (Some(16), 1, Some(0)));
+    assert_eq!((request.sampling.seed, request.sampling.top_k, request.sampling.top_p), (Some(42), 40, 0.0));
+    let seed = |text: &str| {
+        let body = format!(r#"{{"prompt":[1.0, 2],"seed":{text},"logprobs":false}}"#);
+        parse_completion(body.as_bytes(), Unknown::Refuse).map(|r| r.sampling.seed)
+    };
+    assert_eq!(seed("-1").unwrap(), Some(u64::MAX));
+    assert_eq!(seed("-2.0").unwrap(), Some(u64::MAX - 1));
+    assert_eq!(seed("18446744073709551615").unwrap(), Some(u64::MAX));
+    for wrong in ["1e300", "0.5", "\"7\""] {
+        assert!(seed(wrong).unwrap_err().message().contains("expected a 64-bit whole number"), "{wrong}");
+    }
+}
+
+#[test]
+fn an_assistant_may_have_said_nothing_refused_or_called() {
+    let of = |message: &str| -> Result<Value> {
+        let body = format!(r#"{{"messages":[{{"role":"user","content":"hi"}},{message}]}}"#);
+        match chat(&body)?.prompts.remove(0) {
+            Prompt::Chat(conversation) => Ok(conversation.messages[1].clone()),
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(of(r#"{"role":"assistant","content":null}"#).unwrap()["content"], "");
+    assert_eq!(of(r#"{"role":"assistant"}"#).unwrap()["content"], "");
+    assert_eq!(of(r#"{"role":"assistant","content":null,"refusal":"No."}"#).unwrap()["content"], "No.");
+    assert_eq!(of(r#"{"role":"assistant","content":[{"type":"refusal","refusal":"No."}]}"#).unwrap()["content"], "No.");
+    let called =
+        of(r#"{"role":"assistant","function_call":{"name":"f","arguments":"{\"n\":12345678901234567890123}"}}"#);
+    let function = &called.unwrap()["tool_calls"][0]["function"];
+    assert_eq!(function["name"], "f");
+    assert_eq!(crate::llama::write_whole_integers(&function["arguments"]), r#"{"n":12345678901234567890123}"#);
+    assert_eq!(of(r#"{"role":"user"}"#).unwrap_err().message(), "messages[1]: content is missing");
+    assert_eq!(
+        of(r#"{"role":"user","contnt":"x","content":"y"}"#).unwrap_err().message(),
+        "messages[1]: unknown field \"contnt\", did you mean \"content\"?"
+    );
+}
+
+#[test]
+fn a_chat_ends_as_it_is_asked_to() {
+    use crate::llama::Ending;
+    let of = |members: &str| -> Result<(Ending, bool)> {
+        let body = format!(r#"{{"messages":[{{"role":"user","content":"hi"}}]{members}}}"#);
+        match chat(&body)?.prompts.remove(0) {
+            Prompt::Chat(conversation) => Ok((conversation.ending, conversation.parse_special)),
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(of("").unwrap(), (Ending::Answer, false));
+    assert_eq!(of(r#","add_generation_prompt":false,"parse_special":true"#).unwrap(), (Ending::Closed, true));
+    assert_eq!(of(r#","continue_final_message":true,"add_generation_prompt":false"#).unwrap().0, Ending::Open);
+    let both: Error = of(r#","continue_final_message":true,"add_generation_prompt":true"#).unwrap_err();
+    assert!(both.message().contains("both true"), "{both}");
+}
+
+#[test]
+fn tools_are_chosen_by_name_or_from_those_allowed() {
+    let tools = r#""tools":[{"type":"function","function":{"name":"f"}},{"type":"function","function":{"name":"g"}}]"#;
+    let of = |choice: &str| {
+        let body = format!(r#"{{"messages":[{{"role":"user","content":"hi"}}],{tools},"tool_choice":{choice}}}"#);
+        chat(&body).map(|r| (r.tools, r.sampling.format.is_some()))
+    };
+    let all = vec!["f".to_owned(), "g".to_owned()];
+    assert_eq!(of(r#"{"type":"function","name":"g"}"#).unwrap(), (all.clone(), true));
+    assert_eq!(of(r#"{"type":"function","function":{"name":"g"}}"#).unwrap(), (all, true));
+    let inside = r#"{"type":"allowed_tools",
+        "allowed_tools":{"mode":"auto","tools":[{"type":"function","function":{"name":"g"}}]}}"#;
+    assert_eq!(of(inside).unwrap(), (vec!["g".to_owned()], false));
+    let beside = r#"{"type":"allowed_tools","mode":"required","tools":[{"type":"function","name":"f"}]}"#;
+    assert_eq!(of(beside).unwrap(), (vec!["f".to_owned()], true));
+    assert!(of(&inside.replace("auto", "any")).unwrap_err().message().contains("no mode that is known"));
+    assert!(of(&beside.replace("\"f\"", "\"h\"")).unwrap_err().message().contains("not among the tools"));
+}
+
+#[test]
+fn a_completion_may_have_several_prompts_and_echo_them() {
+    let of = |members: &str| parse_completion(format!(r#"{{{members}}}"#).as_bytes(), Unknown::Refuse);
+    let several = of(r#""prompt":["a",[1,2],"b"],"echo":true"#).unwrap();
+    let wanted = [Prompt::Text("a".into()), Prompt::Tokens(vec![1, 2]), Prompt::Text("b".into())];
+    assert_eq!((several.prompts.as_slice(), several.echo), (&wanted[..], true));
+    assert_eq!(of(r#""prompt":"<s>","parse_special":true"#).unwrap().prompts, [Prompt::Special("<s>".into())]);
+    let message = |members: &str| of(members).unwrap_err().message().to_owned();
+    assert_eq!(message(r#""prompt":["a",{}]"#), "prompt[1] is an object, expected a string or tokens");
+    assert_eq!(message(r#""prompt":[[1],["a"]]"#), "prompt[1] has a string among its tokens, expected tokens' numbers");
+    assert!(message(r#""prompt":["a","b","c","d","e"],"n":8"#).contains("ask for 40 answers, expected at most 32"));
+    assert_eq!(message(r#""prompt":"a","suffix":"b""#), "suffix is not supported");
+    assert!(message(r#""prompt":"a","echo":true,"logprobs":0"#).starts_with("echo with logprobs is not supported"));
 }

@@ -3,20 +3,31 @@
 use serde_json::Value;
 
 use super::Unknown;
-use super::fields::{Fields, shown};
+use super::fields::{Fields, shown, whole};
 use crate::error::{Error, Result};
 use crate::types::TokenId;
 
-/// Reads `{content, add_special?}`: a text to tokenize, and whether to put the beginning-of-sequence token in front.
+/// A text to tokenize.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ParsedTokenize {
+    /// The text.
+    pub content: String,
+    /// Whether what the model begins with comes first.
+    pub add_special: bool,
+    /// Whether the text may name control tokens.
+    pub parse_special: bool,
+}
+
+/// Reads `{content, add_special?, parse_special?}`.
 ///
 /// # Errors
 /// `Arg` names the field and what was expected.
-pub fn parse_tokenize(body: &[u8], unknown: Unknown) -> Result<(String, bool)> {
+pub fn parse_tokenize(body: &[u8], unknown: Unknown) -> Result<ParsedTokenize> {
     let mut fields = Fields::parse(body, unknown)?;
     let content = fields.string("content")?.ok_or_else(|| Error::arg("content is missing"))?;
-    let add_special = fields.flag("add_special")?;
-    fields.finish(&["content", "add_special"])?;
-    Ok((content, add_special))
+    let (add_special, parse_special) = (fields.flag("add_special")?, fields.flag("parse_special")?);
+    fields.finish(&["content", "add_special", "parse_special"])?;
+    Ok(ParsedTokenize { content, add_special, parse_special })
 }
 
 /// Reads `{tokens}`: tokens to turn back into text.
@@ -30,7 +41,7 @@ pub fn parse_detokenize(body: &[u8], unknown: Unknown) -> Result<Vec<TokenId>> {
     };
     fields.finish(&["tokens"])?;
     let token = |item: &Value| {
-        let id = item.as_u64().and_then(|id| TokenId::try_from(id).ok());
+        let id = whole(item).and_then(|id| TokenId::try_from(id).ok());
         id.ok_or_else(|| Error::arg(format!("tokens has {}, expected tokens' numbers", shown(item))))
     };
     items.iter().map(token).collect()

@@ -3,15 +3,12 @@
 use serde_json::{Map, Value, json};
 
 use super::fields::{Fields, kind, shown};
-use super::messages::text_of_part;
 use crate::error::{Error, Result};
 
 /// Largest number of tools in a request.
 const TOOLS: usize = 64;
 /// Longest name of a tool, in bytes.
 const NAME_BYTES: usize = 64;
-/// Members of a message that a template may use.
-const KEPT: [&str; 4] = ["role", "name", "tool_call_id", "reasoning_content"];
 
 /// The tools of a request.
 #[derive(Default)]
@@ -135,63 +132,4 @@ fn function(tool: &Value) -> Result<(String, Value)> {
         }
         other => Err(Error::arg(format!("function.parameters is {}, expected a JSON schema", kind(other)))),
     }
-}
-
-/// Whether a message is a tool's result or calls one.
-pub(super) fn speak_of_tools(messages: &Value) -> bool {
-    let Value::Array(items) = messages else { return false };
-    items.iter().any(|m| m["role"] == "tool" || m["tool_calls"].as_array().is_some_and(|calls| !calls.is_empty()))
-}
-
-/// The messages as templates know them: content is text, and arguments of calls are objects.
-pub(super) fn messages_of(messages: Value) -> Result<Vec<Value>> {
-    let Value::Array(items) = messages else {
-        return Err(Error::arg(format!("messages is {}, expected an array of messages", shown(&messages))));
-    };
-    let message = |(i, item)| message(item).map_err(|e: Error| e.context(format!("messages[{i}]")));
-    items.into_iter().enumerate().map(message).collect()
-}
-
-fn message(item: Value) -> Result<Value> {
-    let Value::Object(mut map) = item else {
-        return Err(Error::arg(format!("it is {}, expected an object with role and content", shown(&item))));
-    };
-    let mut message = Map::new();
-    for key in KEPT {
-        match map.shift_remove(key) {
-            Some(Value::String(text)) => drop(message.insert(key.into(), text.into())),
-            None | Some(Value::Null) if key != "role" => {}
-            None | Some(Value::Null) => return Err(Error::arg("role is missing")),
-            Some(other) => return Err(Error::arg(format!("{key} is {}, expected a string", kind(&other)))),
-        }
-    }
-    let content = match map.shift_remove("content") {
-        None | Some(Value::Null) => String::new(),
-        Some(Value::String(text)) => text,
-        Some(Value::Array(parts)) => parts.into_iter().map(text_of_part).collect::<Result<String>>()?,
-        Some(other) => return Err(Error::arg(format!("content is {}, expected a string or parts", kind(&other)))),
-    };
-    message.insert("content".into(), content.into());
-    match map.shift_remove("tool_calls") {
-        None | Some(Value::Null) => {}
-        Some(Value::Array(calls)) => {
-            let calls = calls.into_iter().map(call).collect::<Result<Vec<_>>>()?;
-            message.insert("tool_calls".into(), calls.into());
-        }
-        Some(other) => return Err(Error::arg(format!("tool_calls is {}, expected an array", kind(&other)))),
-    }
-    Ok(message.into())
-}
-
-fn call(mut call: Value) -> Result<Value> {
-    if !call["function"]["name"].is_string() {
-        return Err(Error::arg("tool_calls has an entry without function.name"));
-    }
-    // In the API they are JSON in a string.
-    if let Some(parsed) = call["function"]["arguments"].as_str().and_then(|text| serde_json::from_str(text).ok())
-        && let Value::Object(_) = parsed
-    {
-        call["function"]["arguments"] = parsed;
-    }
-    Ok(call)
 }

@@ -23,6 +23,7 @@ mod logprobs;
 mod node;
 mod promotion;
 mod pull;
+mod requests;
 #[cfg(feature = "daemon")]
 mod reward;
 mod reward_classifier;

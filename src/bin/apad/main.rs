@@ -97,7 +97,9 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     match run(cli) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) if error.chain().any(is_closed_pipe) && !error.chain().any(|cause| cause.is::<reqwest::Error>()) => std::process::exit(BROKEN_PIPE),
+        Err(error) if error.chain().any(is_closed_pipe) && !error.chain().any(|cause| cause.is::<reqwest::Error>()) => {
+            std::process::exit(BROKEN_PIPE)
+        }
         Err(error) => {
             eprintln!("apad: {error:#}");
             ExitCode::from(if error.is::<WrongUse>() { 2 } else { 1 })

@@ -75,7 +75,8 @@ pub async fn run(options: Options) -> Result<()> {
     let status = engine.status();
     // Whoever started it may not read: that ends no daemon.
     let mut out = std::io::stdout();
-    let _ = writeln!(out, "apad serves {} (policy version {}) on http://{address}", status.model, status.policy_version);
+    let _ =
+        writeln!(out, "apad serves {} (policy version {}) on http://{address}", status.model, status.policy_version);
     let _ = out.flush();
 
     let served = http::serve(engine.clone(), listener, &config.http, stop).await;

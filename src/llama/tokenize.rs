@@ -1,0 +1,142 @@
+//! From text to tokens, whatever the text's length and the vocabulary's way of splitting words. Never renders a template.
+
+use std::ffi::CStr;
+use std::sync::Mutex;
+
+use llama_cpp_sys_2 as sys;
+
+use super::control::{Part, Special, Specials};
+use super::guard::{self, guarded};
+use super::model::Model;
+use super::stack::with_stack;
+use super::template::Rendered;
+use crate::error::{Error, Result};
+use crate::types::TokenId;
+
+/// Longest text that is tokenized, in bytes.
+pub(super) const TEXT_BYTES: usize = 16 << 20;
+/// Stack for a byte of text: where llama.cpp splits words by `std::regex`, a word takes a frame of 320 bytes for each
+/// of its characters (measured with GCC 12 at -O2 and -O3 on x86-64).
+const STACK_A_BYTE: usize = 512;
+/// Stack for text of no length.
+const STACK_AT_LEAST: usize = 1 << 20;
+/// Longest text that is tokenized on the caller's own thread, in bytes.
+const SHALLOW: usize = 1024;
+/// Texts from this length on are tokenized one after the other: a word may take half a gigabyte of stack.
+const ALONE: usize = 1 << 19;
+/// Held by who tokenizes such a text.
+static LONG_TEXT: Mutex<()> = Mutex::new(());
+
+impl Model {
+    /// Notes the special tokens and the longest one.
+    pub(super) fn read_vocabulary(&mut self) {
+        let mut specials = Vec::new();
+        let mut bytes = Vec::new();
+        for token in 0..self.n_vocab as TokenId {
+            bytes.clear();
+            self.piece(token, true, &mut bytes);
+            self.longest_token = self.longest_token.max(bytes.len());
+            // SAFETY: the token is in the vocabulary, whose texts live as long as it does.
+            let (kind, text) = unsafe {
+                let kind = sys::llama_vocab_get_attr(self.vocab, token as i32) as u32;
+                (kind, CStr::from_ptr(sys::llama_vocab_get_text(self.vocab, token as i32)))
+            };
+            let is = |wanted: i64| kind & wanted as u32 != 0;
+            let control = is(sys::LLAMA_TOKEN_ATTR_CONTROL as i64) || is(sys::LLAMA_TOKEN_ATTR_UNKNOWN as i64);
+            if control || is(sys::LLAMA_TOKEN_ATTR_USER_DEFINED as i64) {
+                let strips = (is(sys::LLAMA_TOKEN_ATTR_LSTRIP as i64), is(sys::LLAMA_TOKEN_ATTR_RSTRIP as i64));
+                // What is no text can't be in one.
+                let Ok(text) = text.to_str() else { continue };
+                specials.push(Special { id: token, text: text.to_owned(), control, strips });
+            }
+        }
+        self.specials = Specials::new(specials);
+    }
+
+    /// Least number of tokens that a text of so many bytes can be.
+    pub fn fewest_tokens(&self, bytes: usize) -> usize {
+        bytes / self.longest_token
+    }
+
+    /// Tokenizes. `special` lets the text name control tokens, as a rendered chat template does; text of users must
+    /// not. Any word may be as long as the text.
+    ///
+    /// # Errors
+    /// `Arg` if the text is too long, `NoMem` if there is no stack for it.
+    pub fn tokenize(&self, text: &str, add_bos: bool, special: bool) -> Result<Vec<TokenId>> {
+        if text.len() > TEXT_BYTES {
+            let bytes = text.len();
+            return Err(Error::arg(format!("the text has {bytes} bytes, expected at most {TEXT_BYTES}")));
+        }
+        if text.len() <= SHALLOW {
+            return self.tokenize_here(text, add_bos, special);
+        }
+        let _alone = (text.len() >= ALONE).then(|| LONG_TEXT.lock().unwrap_or_else(|e| e.into_inner()));
+        with_stack(STACK_AT_LEAST + STACK_A_BYTE * text.len(), || self.tokenize_here(text, add_bos, special))?
+    }
+
+    fn tokenize_here(&self, text: &str, add_bos: bool, special: bool) -> Result<Vec<TokenId>> {
+        let too_long = || Error::arg(format!("the text of {} bytes is too long to tokenize", text.len()));
+        let length = i32::try_from(text.len()).map_err(|_| too_long())?;
+        // A token covers at least one byte, but for the few that are added.
+        let mut tokens: Vec<i32> = vec![0; text.len() + 8];
+        let capacity = i32::try_from(tokens.len()).map_err(|_| too_long())?;
+        let call = |tokens: &mut Vec<i32>, capacity| {
+            // SAFETY: text and buffer are as long as said; the vocabulary lives in `self`.
+            guarded("tokenizing", || unsafe {
+                guard::llama_tokenize(
+                    self.vocab,
+                    text.as_ptr().cast(),
+                    length,
+                    tokens.as_mut_ptr(),
+                    capacity,
+                    add_bos,
+                    special,
+                )
+            })
+        };
+        let mut n = call(&mut tokens, capacity)?;
+        if n < 0 {
+            let needed = n.checked_neg().ok_or_else(too_long)?;
+            tokens.resize(needed as usize, 0);
+            n = call(&mut tokens, needed)?;
+        }
+        tokens.truncate(usize::try_from(n).map_err(|_| Error::model("the model's tokenizer failed"))?);
+        Ok(tokens.into_iter().map(|t| t as TokenId).collect())
+    }
+
+    /// What a chat template wrote, in tokens: it names control tokens, what it was given does not. Nothing ends it.
+    ///
+    /// # Errors
+    /// As [`Model::tokenize`].
+    pub(super) fn tokenize_rendered(&self, rendered: &Rendered) -> Result<Vec<TokenId>> {
+        let Rendered { text, marks } = rendered;
+        if !self.specials.named_by(text, marks) {
+            let mut tokens = self.tokenize(text, true, true)?;
+            self.drop_added_end(&mut tokens);
+            return Ok(tokens);
+        }
+        self.tokenize_parts(text, marks)
+    }
+
+    /// The same, part by part.
+    pub(super) fn tokenize_parts(&self, text: &str, marks: &[usize]) -> Result<Vec<TokenId>> {
+        let mut tokens = self.tokenize("", true, false)?;
+        self.drop_added_end(&mut tokens);
+        for part in self.specials.part(text, marks) {
+            match part {
+                Part::Token(token) => tokens.push(token),
+                Part::Text(range) => tokens.extend(self.tokenize(&text[range], false, false)?),
+            }
+        }
+        Ok(tokens)
+    }
+
+    /// Takes away the end of sequence that some vocabularies have added to every text: a prompt is to go on.
+    fn drop_added_end(&self, tokens: &mut Vec<TokenId>) {
+        // SAFETY: reads the live vocabulary.
+        if unsafe { sys::llama_vocab_get_add_eos(self.vocab) } && tokens.last().copied() == self.eos() {
+            tokens.pop();
+        }
+    }
+}
