@@ -3,7 +3,7 @@
 use super::Engine;
 use crate::error::{Error, Result};
 use crate::ids::GenerationKind;
-use crate::llama::{Conversation, rendered_tokens, turn_end};
+use crate::llama::{Conversation, rendered_tokens};
 use crate::scheduler::GenerationStream;
 use crate::types::*;
 
@@ -62,11 +62,6 @@ impl Engine {
     /// `Arg` if the text is too long to be tokenized.
     pub fn tokenize_as(&self, text: &str, add_special: bool, parse_special: bool) -> Result<Vec<TokenId>> {
         self.inner.model.tokenize(text, add_special, parse_special)
-    }
-
-    /// The token that ends a turn of the assistant, if there is one.
-    pub fn turn_end(&self) -> Option<TokenId> {
-        turn_end(&self.inner.model, self.inner.template.as_ref().ok())
     }
 
     /// Tokenizes plain text, with the model's beginning-of-sequence token where it wants one.

@@ -92,7 +92,7 @@ impl Engine {
     pub fn completion_tokens(&self, text: &str, ends_turn: bool) -> Result<Vec<TokenId>> {
         let mut tokens = self.tokenize_bare(text)?;
         if ends_turn {
-            tokens.extend(self.turn_end());
+            tokens.extend(self.inner.model.turn_end());
         }
         Ok(tokens)
     }

@@ -30,14 +30,19 @@ pub fn rendered_tokens(model: &Model, rendered: &Rendered) -> Result<Vec<TokenId
     Ok(tokens)
 }
 
-/// The token that ends a turn of the assistant: what the template writes behind its answers, or what the vocabulary
-/// names for it where the template writes none or there is no template.
-pub fn turn_end(model: &Model, template: Option<&ChatTemplate>) -> Option<TokenId> {
-    let behind = |template: &ChatTemplate| {
-        let tokens = model.tokenize(&template.behind_an_answer()?, false, true).ok()?;
-        tokens.into_iter().find(|token| model.ends(*token))
-    };
-    template.and_then(behind).or_else(|| model.turn_end())
+/// What the template writes behind the assistant's answers to end their turn, if anything.
+fn written_turn_end(model: &Model, template: &ChatTemplate) -> Option<TokenId> {
+    let tokens = model.tokenize(&template.behind_an_answer()?, false, true).ok()?;
+    tokens.into_iter().find(|token| model.ends(*token))
+}
+
+impl Model {
+    /// The token that ends a turn of the assistant: what the model's template writes behind its answers, or what the
+    /// vocabulary names for it where the template writes none or there is no template.
+    pub fn turn_end(&self) -> Option<TokenId> {
+        let written = || template_of(self).ok().and_then(|template| written_turn_end(self, &template));
+        *self.turn_end.get_or_init(|| written().or_else(|| self.named_turn_end()))
+    }
 }
 
 /// The chat template that the model carries. If it can't write the simplest conversation, the log says why.

@@ -11,7 +11,7 @@ use super::*;
 use crate::tiny::{END, TinySpec, tiny_model};
 
 /// Every name of a pre-tokenizer that llama.cpp knows, one of those that mean the same; `None` for a file without.
-const PRE: [Option<&str>; 57] = [
+const PRE: [Option<&str>; 56] = [
     None,
     Some("llama-bpe"),
     Some("jais-2"),
@@ -68,7 +68,6 @@ const PRE: [Option<&str>; 57] = [
     Some("gemma4"),
     Some("sarvam-moe"),
     Some("minicpm5"),
-    Some("whitespace"),
 ];
 
 fn model(folder: &Path, spec: &TinySpec) -> Arc<Model> {
@@ -98,6 +97,30 @@ fn a_megabyte_of_one_letter_is_tokenized_with_every_pre_tokenizer() {
             model.tokenize(&word, false, false).unwrap();
         }
     }
+}
+
+#[test]
+fn runs_of_digits_and_spaces_are_cut_where_llama_cpp_would_cut_them() {
+    let folder = tempfile::tempdir().unwrap();
+    for (pre, unit) in [("superbpe", "7"), ("jais-2", " ")] {
+        let model = model(folder.path(), &TinySpec { pre: Some(pre), ..plain() });
+        for text in [format!("a{}b", unit.repeat(5000)), unit.repeat(9001), format!("{0}\n{0}", unit.repeat(1100))] {
+            let whole = crate::llama::stack::with_stack(64 << 20, || model.tokenize_here(&text, true, false));
+            assert!(model.tokenize(&text, true, false).unwrap() == whole.unwrap().unwrap(), "{pre}");
+        }
+        // A time that grows with the square of the length would be hours.
+        let tokens = model.tokenize(&unit.repeat(200_000), false, false).unwrap();
+        assert!(!tokens.is_empty());
+    }
+}
+
+#[test]
+fn a_vocabulary_whose_words_would_hold_spaces_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("m.gguf");
+    tiny_model(&path, &TinySpec { pre: Some("whitespace"), ..plain() }).unwrap();
+    let error = Model::load(&path, 0).err().unwrap();
+    assert!(error.message().contains("tokenizer.ggml.pre is whitespace"), "{error}");
 }
 
 #[test]
@@ -135,14 +158,15 @@ fn a_turn_ends_with_what_the_template_ends_it_with() {
     let folder = tempfile::tempdir().unwrap();
     let other = TinySpec { eos: "<|endoftext|>", ..plain() };
     let model = model(folder.path(), &other);
-    let template = template_of(&model).unwrap();
     let named = |text: &str| model.tokenize(text, false, true).unwrap()[0];
     assert_eq!(model.eos(), Some(named("<|endoftext|>")));
-    assert_eq!(turn_end(&model, Some(&template)), Some(named(END)));
-    let bare =
-        ChatTemplate::new("{{ messages[-1].content }}<|endoftext|>", String::new(), String::new(), model.specials());
-    assert_eq!(turn_end(&model, bare.ok().as_ref()), Some(named("<|endoftext|>")));
-    assert_eq!(turn_end(&model, None), model.turn_end());
+    assert_eq!(model.turn_end(), Some(named(END)));
+    let written = |source: &str| {
+        let template = ChatTemplate::new(source, String::new(), String::new(), model.specials()).unwrap();
+        written_turn_end(&model, &template)
+    };
+    assert_eq!(written("{{ messages[-1].content }}<|endoftext|>"), Some(named("<|endoftext|>")));
+    assert_eq!(written("{{ messages[-1].content }}."), None);
 }
 
 proptest! {

@@ -14,6 +14,7 @@ mod guard;
 mod jinja;
 mod kernels;
 mod model;
+mod pieces;
 mod prompt_tokens;
 mod python;
 mod quantize;
@@ -28,7 +29,7 @@ mod validate_shape;
 
 pub use adapter::Adapter;
 pub use affinity::DecoderPin;
-pub use chat::{chat_tokens, rendered_tokens, template_of, turn_end};
+pub use chat::{chat_tokens, rendered_tokens, template_of};
 pub use context::{Batch, Context, ContextOptions};
 pub use embed::Embedder;
 pub use model::{Model, TextDecoder};

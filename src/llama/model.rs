@@ -37,6 +37,8 @@ pub struct Model {
     architecture: String,
     name: String,
     template: Option<String>,
+    /// What splits text into words, where the file says so.
+    pub(super) pre: Option<String>,
     pub(super) n_vocab: usize,
     gpu_layers: i32,
     pub(super) specials: Specials,
@@ -44,6 +46,8 @@ pub struct Model {
     pub(super) longest_token: usize,
     /// Made for the first answer that is held to a format: some tenths of a second.
     guides: OnceLock<Result<Guides>>,
+    /// What the template ends a turn with, once somebody asked.
+    pub(super) turn_end: OnceLock<Option<TokenId>>,
 }
 
 /// Longest name of a model, in characters.
@@ -68,13 +72,11 @@ impl Model {
         let file = Gguf::open(path)?;
         validate::model(&file)?;
         let architecture = file.str("general.architecture")?.to_string();
-        let name = match file.opt_str("general.name")? {
-            Some(name) if !name.trim().is_empty() => name.trim().to_string(),
-            _ => path.file_stem().map(|s| s.to_string_lossy().into_owned()).unwrap_or_default(),
-        };
-        // It is shown on terminals, and is a part of addresses.
-        let name: String = name.chars().map(|c| if c.is_control() { ' ' } else { c }).take(NAME_CHARS).collect();
+        let stem = || path.file_stem().map(|s| s.to_string_lossy().into_owned()).unwrap_or_default();
+        let name = file.opt_str("general.name")?.map(plain_name).filter(|name| !name.is_empty());
+        let name = name.unwrap_or_else(|| plain_name(&stem()));
         let template = file.opt_str("tokenizer.chat_template")?.map(str::to_string);
+        let pre = file.opt_str("tokenizer.ggml.pre")?.map(str::to_string);
         let c_path = path
             .to_str()
             .and_then(|p| CString::new(p).ok())
@@ -103,11 +105,13 @@ impl Model {
             architecture,
             name,
             template,
+            pre,
             n_vocab: n_vocab as usize,
             gpu_layers,
             specials: Specials::default(),
             longest_token: 1,
             guides: OnceLock::new(),
+            turn_end: OnceLock::new(),
         };
         if n_vocab <= 0 {
             return Err(Error::model(format!("{}: it has no vocabulary", path.display())));
@@ -265,9 +269,8 @@ impl Model {
         TokenId::try_from(unsafe { sys::llama_vocab_eos(self.vocab) }).ok()
     }
 
-    /// The token that ends a turn of a conversation: what the model writes after an answer. Else the end of the
-    /// sequence.
-    pub fn turn_end(&self) -> Option<TokenId> {
+    /// The token that ends a turn, as the vocabulary names it; else the end of the sequence.
+    pub(super) fn named_turn_end(&self) -> Option<TokenId> {
         // SAFETY: reads the live vocabulary.
         TokenId::try_from(unsafe { sys::llama_vocab_eot(self.vocab) }).ok().or_else(|| self.eos())
     }
@@ -295,6 +298,13 @@ impl Drop for Model {
             sys::llama_model_free(self.raw);
         }
     }
+}
+
+/// A name as it can be shown on a terminal and be a part of an address: of a bounded length, without characters that
+/// control either.
+fn plain_name(name: &str) -> String {
+    let name: String = name.chars().map(|c| if c.is_control() { ' ' } else { c }).take(NAME_CHARS).collect();
+    name.trim().to_owned()
 }
 
 /// Joins the bytes of successive tokens into text of whole codepoints.
@@ -337,6 +347,13 @@ impl TextDecoder {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_name_moves_no_cursor_and_ends_no_line() {
+        assert_eq!(plain_name(" org/\x1b[31mname\r\n\u{9b}x "), "org/ [31mname   x");
+        assert_eq!(plain_name("\n\t"), "");
+        assert_eq!(plain_name(&"n".repeat(1000)).len(), NAME_CHARS);
+    }
 
     #[test]
     fn text_comes_in_whole_codepoints() {

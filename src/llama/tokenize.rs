@@ -1,4 +1,5 @@
-//! From text to tokens, whatever the text's length and the vocabulary's way of splitting words. Never renders a template.
+//! From text to tokens, whatever the text's length and the vocabulary's way of splitting words. Never renders a
+//! template.
 
 use std::ffi::CStr;
 use std::sync::Mutex;
@@ -8,6 +9,7 @@ use llama_cpp_sys_2 as sys;
 use super::control::{Part, Special, Specials};
 use super::guard::{self, guarded};
 use super::model::Model;
+use super::pieces::pieces;
 use super::stack::with_stack;
 use super::template::Rendered;
 use crate::error::{Error, Result};
@@ -68,6 +70,8 @@ impl Model {
             let bytes = text.len();
             return Err(Error::arg(format!("the text has {bytes} bytes, expected at most {TEXT_BYTES}")));
         }
+        let pieces = pieces(self.pre.as_deref(), text);
+        let [text] = pieces[..] else { return self.tokenize_pieces(&pieces, add_bos, special) };
         if text.len() <= SHALLOW {
             return self.tokenize_here(text, add_bos, special);
         }
@@ -75,7 +79,17 @@ impl Model {
         with_stack(STACK_AT_LEAST + STACK_A_BYTE * text.len(), || self.tokenize_here(text, add_bos, special))?
     }
 
-    fn tokenize_here(&self, text: &str, add_bos: bool, special: bool) -> Result<Vec<TokenId>> {
+    fn tokenize_pieces(&self, pieces: &[&str], add_bos: bool, special: bool) -> Result<Vec<TokenId>> {
+        let mut tokens = if add_bos { self.tokenize_here("", true, false)? } else { Vec::new() };
+        let end = self.drop_added_end(&mut tokens);
+        for piece in pieces {
+            tokens.extend(self.tokenize(piece, false, special)?);
+        }
+        tokens.extend(end);
+        Ok(tokens)
+    }
+
+    pub(super) fn tokenize_here(&self, text: &str, add_bos: bool, special: bool) -> Result<Vec<TokenId>> {
         let too_long = || Error::arg(format!("the text of {} bytes is too long to tokenize", text.len()));
         let length = i32::try_from(text.len()).map_err(|_| too_long())?;
         // A token covers at least one byte, but for the few that are added.
@@ -133,10 +147,11 @@ impl Model {
     }
 
     /// Takes away the end of sequence that some vocabularies have added to every text: a prompt is to go on.
-    fn drop_added_end(&self, tokens: &mut Vec<TokenId>) {
+    fn drop_added_end(&self, tokens: &mut Vec<TokenId>) -> Option<TokenId> {
         // SAFETY: reads the live vocabulary.
-        if unsafe { sys::llama_vocab_get_add_eos(self.vocab) } && tokens.last().copied() == self.eos() {
-            tokens.pop();
-        }
+        let added = unsafe { sys::llama_vocab_get_add_eos(self.vocab) };
+        let end = tokens.last().copied().filter(|end| added && Some(*end) == self.eos())?;
+        tokens.pop();
+        Some(end)
     }
 }

@@ -35,6 +35,12 @@ fn vocabulary(file: &Gguf) -> Result<()> {
     for key in ["tokenizer.ggml.pre", "tokenizer.chat_template"] {
         file.opt_str(key)?;
     }
+    // Words with spaces in them, which llama.cpp's other tokenizers assert that there are none.
+    if file.opt_str("tokenizer.ggml.pre")? == Some("whitespace") && kind != "whitespace" {
+        return Err(Error::model(format!(
+            "tokenizer.ggml.pre is whitespace and tokenizer.ggml.model {kind}, expected whitespace for both"
+        )));
+    }
     let tokens = file
         .opt_strings("tokenizer.ggml.tokens")?
         .ok_or_else(|| Error::model("metadata key tokenizer.ggml.tokens is missing"))?;
