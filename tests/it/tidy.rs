@@ -35,8 +35,7 @@ const ONLY_IN: &[(&str, &[&str])] = &[
 ];
 
 /// Imports against the layers, and files of one folder that import each other.
-const TANGLED: &[(&str, &str)] = &[
-];
+const TANGLED: &[(&str, &str)] = &[];
 
 /// Lines of a Rust file.
 const LENGTH: usize = 400;
