@@ -34,7 +34,7 @@ pub use context::{Batch, Context, ContextOptions};
 pub use embed::Embedder;
 pub use model::{Model, TextDecoder};
 pub use prompt_tokens::PromptTokens;
-pub use python::{parse_whole_integers, write_whole_integers};
+pub use python::parse_whole_integers;
 pub use quantize::{FileType, quantize};
 pub use sampler::Sampler;
 pub use score::{row_kl, sampled_logprob, token_logprobs};

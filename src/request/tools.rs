@@ -1,6 +1,6 @@
 //! Reads tools and the conversations that use them. Never runs a tool.
 
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use super::fields::{Fields, kind, shown};
 use crate::error::{Error, Result};

@@ -65,7 +65,7 @@ pub(super) struct Running {
     /// Bytes of text that the tokens came to, shown or held back.
     decoded: usize,
     /// Log-probabilities of tokens whose text is held back, and where that begins: a stop string may yet cut them off.
-    held: VecDeque<(usize, TokenLogprob)>,
+    unshown: VecDeque<(usize, TokenLogprob)>,
     last_token: Option<Instant>,
     /// The row of logits to sample from as soon as it is known what may follow.
     held: Option<Vec<f32>>,
@@ -82,7 +82,7 @@ impl Running {
             text: String::new(),
             begins: Vec::new(),
             decoded: 0,
-            held: VecDeque::new(),
+            unshown: VecDeque::new(),
             last_token: None,
             held: None,
             evaluated: reused,
@@ -161,7 +161,7 @@ impl Running {
             guide.accept(token);
         }
         if let Some(top) = self.job.request.logprobs {
-            self.held.push_back((self.decoded, sampled_logprob(model, logits, token, top as usize)));
+            self.unshown.push_back((self.decoded, sampled_logprob(model, logits, token, top as usize)));
         }
         let mut bytes = Vec::new();
         model.piece(token, false, &mut bytes);
@@ -193,7 +193,7 @@ impl Running {
             // A codepoint that the tokens never completed is no text.
             let rest = self.stops.finish();
             self.show(rest);
-            self.held.drain(..).for_each(|(_, logprob)| self.job.sink.logprob(logprob));
+            self.unshown.drain(..).for_each(|(_, logprob)| self.job.sink.logprob(logprob));
         }
         let Job { id, request: GenerateRequest { prompt, sampling, user, .. }, created, sink, .. } = self.job;
         let generation = Generation {
@@ -215,8 +215,8 @@ impl Running {
             return;
         }
         self.text += &text;
-        while self.held.front().is_some_and(|(begin, _)| *begin < self.text.len()) {
-            if let Some((_, logprob)) = self.held.pop_front() {
+        while self.unshown.front().is_some_and(|(begin, _)| *begin < self.text.len()) {
+            if let Some((_, logprob)) = self.unshown.pop_front() {
                 self.job.sink.logprob(logprob);
             }
         }
