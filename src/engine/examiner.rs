@@ -10,7 +10,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::judge::Judge;
-use super::rollouts::{end_of, tokens_of};
+use super::rollouts::{USERS, end_of, tokens_of};
 use crate::config::{Config, PromotionConfig};
 use crate::error::{Error, Result};
 use crate::gate::{AnchorResult, Limits, Measured, Papers, repetition};
@@ -24,8 +24,6 @@ use crate::scheduler::{GenerationStream, Scheduler};
 use crate::trainer::Trainer;
 use crate::types::*;
 
-/// What the setting says for prompts of users.
-const USERS: &str = "users";
 /// Prompts where the settings name none.
 const PROMPTS: &str = include_str!("examination_prompts.txt");
 /// Text where the settings name none.

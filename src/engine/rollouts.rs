@@ -15,7 +15,7 @@ use crate::scheduler::{Event, GenerationStream, Load, Next, Scheduler};
 use crate::types::*;
 
 /// What the setting says for prompts of users.
-const USERS: &str = "users";
+pub(super) const USERS: &str = "users";
 /// How often a wait looks whether it should stop.
 const LOOK: Duration = Duration::from_millis(50);
 

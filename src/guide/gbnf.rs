@@ -4,12 +4,11 @@
 use std::collections::HashMap;
 use std::fmt::Write;
 
+use super::FORMAT_BYTES;
 use super::lark::{self, Node};
 use crate::error::{Error, Result};
 use crate::types::TokenId;
 
-/// Longest grammar, in bytes.
-const BYTES: usize = 128 << 10;
 /// Most rules.
 const RULES: usize = 4096;
 /// Deepest nesting of parentheses.
@@ -23,8 +22,8 @@ const REPEATS: u32 = 100_000;
 /// # Errors
 /// `Arg` naming the line and what was expected there, or the rule and what is wrong with it.
 pub(super) fn translate(text: &str, token: &dyn Fn(&str) -> Option<TokenId>) -> Result<String> {
-    if text.len() > BYTES {
-        return Err(Error::arg(format!("the grammar has {} bytes, expected at most {BYTES}", text.len())));
+    if text.len() > FORMAT_BYTES {
+        return Err(Error::arg(format!("the grammar has {} bytes, expected at most {FORMAT_BYTES}", text.len())));
     }
     let mut parser = Parser { text: text.as_bytes(), token, at: 0, numbers: HashMap::new(), rules: Vec::new() };
     parser.grammar()?;

@@ -23,6 +23,7 @@ use llguidance::{Matcher, ParserFactory};
 use toktrie::{ApproximateTokEnv, INVALID_TOKEN, InferenceCapabilities, SimpleVob, TokEnv, TokRxInfo, TokTrie};
 
 use crate::error::{Error, Result};
+use crate::lock::{lock, unpoisoned};
 use crate::types::{Format, TokenId};
 
 /// Grammars that are compiled at once.
@@ -33,6 +34,8 @@ const COMPILE: Duration = Duration::from_secs(5);
 const STACK: usize = 64 << 20;
 /// Answers whose next tokens may be wanted at once.
 const STEPS: usize = 4096;
+/// Longest grammar or schema, in bytes.
+const FORMAT_BYTES: usize = 128 << 10;
 /// Longest token, in bytes, that an answer may be held to.
 const TOKEN_BYTES: usize = 1000;
 /// Most bytes of a vocabulary.
@@ -54,7 +57,7 @@ fn limits() -> ParserLimits {
 pub struct Guides {
     factory: Arc<ParserFactory>,
     steps: Sender<Step>,
-    compilers: Arc<Seats>,
+    compilers: Arc<Permits>,
 }
 
 impl Guides {
@@ -89,7 +92,7 @@ impl Guides {
             let body = move || work.iter().for_each(Step::make);
             spawn("apa-guide", 8 << 20, body)?;
         }
-        Ok(Guides { factory: Arc::new(factory), steps, compilers: Arc::new(Seats::default()) })
+        Ok(Guides { factory: Arc::new(factory), steps, compilers: Arc::new(Permits::default()) })
     }
 
     /// A guide at the beginning of an answer. Takes a while, usually a millisecond: not for a thread that others wait
@@ -107,7 +110,7 @@ impl Guides {
             Format::JsonSchema(_) => "the JSON schema",
             Format::Grammar(_) => "the grammar",
         };
-        let seat = Seats::take(&self.compilers)?;
+        let permit = Permits::take(&self.compilers)?;
         let (reply, answer) = bounded(1);
         let factory = self.factory.clone();
         let compile = move || {
@@ -118,7 +121,7 @@ impl Guides {
                 (Some(error), _) | (None, Err(error)) => Err(error),
                 (None, Ok(mask)) => Ok((matcher, mask)),
             }));
-            drop(seat);
+            drop(permit);
         };
         spawn("apa-compile", STACK, compile)?;
         match answer.recv_timeout(COMPILE) {
@@ -154,31 +157,31 @@ fn refusal(error: &str) -> String {
     line.chars().take(300).collect()
 }
 
-/// Counts those that compile.
+/// Limits how many schemas and grammars are compiled at a time.
 #[derive(Default)]
-struct Seats {
+struct Permits {
     taken: Mutex<usize>,
     left: Condvar,
 }
 
-struct Seat(Arc<Seats>);
+struct Permit(Arc<Permits>);
 
-impl Seats {
-    fn take(seats: &Arc<Seats>) -> Result<Seat> {
-        let taken = seats.taken.lock().unwrap_or_else(|e| e.into_inner());
-        let wait = seats.left.wait_timeout_while(taken, COMPILE, |taken| *taken >= COMPILERS);
-        let (mut taken, _) = wait.unwrap_or_else(|e| e.into_inner());
+impl Permits {
+    fn take(permits: &Arc<Permits>) -> Result<Permit> {
+        let taken = lock(&permits.taken);
+        let wait = permits.left.wait_timeout_while(taken, COMPILE, |taken| *taken >= COMPILERS);
+        let (mut taken, _) = unpoisoned(wait);
         if *taken >= COMPILERS {
             return Err(Error::busy("too many schemas and grammars are being compiled"));
         }
         *taken += 1;
-        Ok(Seat(seats.clone()))
+        Ok(Permit(permits.clone()))
     }
 }
 
-impl Drop for Seat {
+impl Drop for Permit {
     fn drop(&mut self) {
-        *self.0.taken.lock().unwrap_or_else(|e| e.into_inner()) -= 1;
+        *lock(&self.0.taken) -= 1;
         self.0.left.notify_one();
     }
 }

@@ -10,11 +10,9 @@ use serde_json::{Map, Value, json};
 
 use super::references::{References, escaped, is_resource};
 use super::values::{bounds, check_value, common, digits, number, refuse, short, types, whole};
-use super::{formats, pattern};
+use super::{FORMAT_BYTES, formats, pattern};
 use crate::error::{Error, Result};
 
-/// Longest schema, in bytes of JSON.
-const BYTES: usize = 128 << 10;
 /// Deepest nesting of schemas.
 const DEPTH: usize = 64;
 /// Bound on the least common multiple of all `multipleOf`, in units of their last digit: the compiler makes that many
@@ -103,8 +101,8 @@ const ORDER: [&str; 26] = [
 /// `Arg` naming the place in the schema, the keyword, and what was expected.
 pub(super) fn prepare(schema: &Value) -> Result<Value> {
     let length = schema.to_string().len();
-    if length > BYTES {
-        return Err(Error::arg(format!("the JSON schema has {length} bytes, expected at most {BYTES}")));
+    if length > FORMAT_BYTES {
+        return Err(Error::arg(format!("the JSON schema has {length} bytes, expected at most {FORMAT_BYTES}")));
     }
     let references = References::new(schema);
     let mut all = Prepare { references, multiples: Vec::new(), patterns: 0, combinations: 0 };
