@@ -76,6 +76,11 @@ if [ "${1:-}" = test ]; then
         python3 -m venv "$clients/venv"
         "$clients/venv/bin/pip" install --quiet openai schemathesis
     fi
+    # With what it checks formats with: of a schema's own package these are left out.
+    if ! "$clients/venv/bin/python" -c 'import jsonschema, rfc3339_validator' 2>/dev/null; then
+        echo "installing jsonschema in $clients"
+        "$clients/venv/bin/pip" install --quiet 'jsonschema[format]'
+    fi
     if [ ! -d "$clients/node_modules/openai" ]; then
         npm install --prefix "$clients" --silent --no-audit --no-fund openai
     fi

@@ -42,6 +42,17 @@ fn the_openai_package_of_npm_finds_what_it_expects() {
 }
 
 #[test]
+fn the_jsonschema_package_finds_every_answer_valid_or_the_schema_refused_by_name() {
+    let Some(packages) = packages() else { return };
+    let daemon = Daemon::start();
+    let mut command = Command::new(packages.join("venv/bin/python"));
+    command.arg(script("schemas_python.py")).arg(&daemon.url);
+    command.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/schemas"));
+    let output = run(&mut command);
+    assert!(String::from_utf8_lossy(&output.stdout).ends_with("ok\n"));
+}
+
+#[test]
 fn schemathesis_finds_no_server_error() {
     let Some(packages) = packages() else { return };
     let daemon = Daemon::start();
