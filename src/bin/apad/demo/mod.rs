@@ -102,6 +102,8 @@ fn settings(options: &Options, data: &Path) -> Result<Config> {
         // A batch of ratings is answered in one batch of llama.cpp's.
         ("serve.slots", Some(json!(16))),
         ("train.enabled", Some(json!(true))),
+        // Half as many prompts as usual: the demo is to be short.
+        ("gate.count", Some(json!(8))),
         ("train.auto", Some(json!(true))),
         ("train.algorithm", Some(json!("apa"))),
         ("train.lambda", Some(json!(0.1))),
