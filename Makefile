@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test build setup header bench-train bench-promotion bench-reward bench-feedback first-experiments bench-serve bench-beside check-cuda test-swaps install fuzz loom memcheck docs
+.PHONY: help demo test build setup header bench-train bench-promotion bench-reward bench-feedback bench-align check-credit bench-serve bench-beside check-cuda test-swaps install fuzz loom memcheck docs
 
 # rustup installs here, and a shell that was open before doesn't know it yet.
 export PATH := $(HOME)/.cargo/bin:$(PATH)
@@ -53,8 +53,11 @@ install: build ## library, headers, pkg-config, CMake package and apad, to PREFI
 bench-train: build ## the trainer against PyTorch and PEFT, in turns; ARGS="--batch 8 --seq 512" goes to both
 	MODEL="$$("$(APAD)" pull "$(MODEL)")" APAD="$(APAD)" scripts/bench-train.sh $(ARGS)
 
-first-experiments: build ## APA, AWR and PPO compared, about two hours; stopped, it goes on when started again
-	MODEL="$$("$(APAD)" pull "$(MODEL)")" APAD="$(APAD)" scripts/first-experiments.sh
+bench-align: build ## the algorithms at equal KL, each tuned by a search; days on two cores, goes on when started again; see the script
+	MODEL="$$("$(APAD)" pull "$(MODEL)")" APAD="$(APAD)" scripts/bench-align.py
+
+check-credit: setup ## long answers whose first ten tokens earn the reward: what is learned, and whether length drifts; minutes
+	cargo test --release --locked --test it measure_credit -- --ignored --nocapture
 
 test-swaps: build ## a thousand swaps under eight streams
 	APA_SWAPS=1000 cargo test --release --locked --test it many_swaps -- --nocapture

@@ -242,7 +242,7 @@ pub struct Generation {
 }
 
 /// One training sample: tokens and the scalar that judges them.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Rollout {
     /// Prompt tokens; at least one.
     pub prompt: Vec<TokenId>,
@@ -258,6 +258,11 @@ pub struct Rollout {
     /// The server's own log-probabilities of the response's tokens (perhaps but the last) at temperature 1, nats, where
     /// it told them. Never trained on: they only show how far the two engines are apart.
     pub served_logprobs: Option<Vec<f32>>,
+    /// The policy that sampled it; none for a text that no policy of this model did.
+    pub version: Option<PolicyVersion>,
+    /// Log-probabilities of the response's tokens under that policy, nats, by the trainer's own forward pass; none
+    /// where it is the policy that is trained. PPO's ratio is to them.
+    pub behavior_logprobs: Option<Vec<f32>>,
 }
 
 /// What one training batch did to the policy, measured on that batch.
@@ -266,8 +271,8 @@ pub struct Rollout {
 pub struct StepMetrics {
     /// Samples that were trained on.
     pub samples: usize,
-    /// Samples left out because they are longer than the trainer takes.
-    pub left_out: usize,
+    /// Samples longer than the trainer takes, of which the last part was learned from.
+    pub shortened: usize,
     /// Response tokens in the batch.
     pub response_tokens: usize,
     /// Mean score before normalization.
@@ -295,10 +300,22 @@ pub struct StepMetrics {
     pub clip_fraction: f64,
     /// Fraction of tokens on the clipped side of PPO's value loss, mean over steps; 0 for the other losses.
     pub value_clip_fraction: f64,
-    /// KL to the initial model of the policy that training made: k3 over the batch's tokens, weighted by how much
-    /// likelier it makes each than the policy that was trained from, summed over a response, mean over a few responses.
-    /// None where nobody asked for it.
+    /// KL to the initial model of the policy that was trained from, over the whole vocabulary at each token, summed over
+    /// a response, mean over responses. Exact for the states of the batch; of the policy where the batch is its own.
+    pub kl_exact_per_response: Nats,
+    /// The same of the policy that training made, over a few of the batch's responses. None where nobody asked for it.
     pub candidate_kl_per_response: Option<Nats>,
+    /// KL of the policy that training made to the one it was trained from, in the same way.
+    pub kl_step: Option<Nats>,
+    /// Learning rate of the policy's steps: the setting's, or less of it where batches before went too fast.
+    pub lr: f64,
+    /// Why the policy's steps ended before the batch did, if so.
+    pub stopped: Option<String>,
+    /// What the rewards were compared with: their running mean, the batch included.
+    #[serde(deserialize_with = "nan_from_null")]
+    pub baseline: f64,
+    /// How far the critic was believed beyond that mean, in [0, 1]: the share of the variance that it had explained.
+    pub critic_trust: f64,
     /// Entropy of the policy that was trained from, mean over response tokens, at the sampling temperature.
     pub entropy: Nats,
     /// Root of the mean squared distance of the critic's values from the returns before the batch, in scaled rewards.

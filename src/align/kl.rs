@@ -39,7 +39,7 @@ pub fn sum_per_response(x: &Tensor, mask: &Tensor) -> Result<Tensor> {
     Ok(x.mul(mask)?.sum(1)?)
 }
 
-/// PPO's adaptive coefficient β of the KL penalty: it grows while the KL is above its target. docs/APA.md.
+/// PPO's adaptive coefficient β of the KL penalty: it grows while the KL is above its target. docs/APA.md eq. 9.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct KlController {
     /// The present β.

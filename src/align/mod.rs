@@ -2,25 +2,29 @@
 //!
 //! Losses and estimators are elementwise, so they take tensors of any shape: `[batch, time]` with padding on the right,
 //! or response tokens laid end to end, `[tokens]`. `mask` has that shape and float dtype: 1 on a response token, 0 on
-//! padding (any non-negative weights work: every mean is `sum(mask * x) / sum(mask)`). Only GAE and sums over a
-//! response need `[batch, time]`. Formulas and sources: docs/APA.md.
+//! padding (any non-negative weights work: every mean is `sum(mask * x) / sum(mask)`). Only GAE and what
+//! sums over a response need `[batch, time]`. Formulas and sources: docs/APA.md.
 
 mod apa;
 mod awr;
+mod baseline;
 mod exact;
 mod gae;
 mod kl;
 mod ppo;
 mod reward_scale;
+mod rloo;
 mod value;
 mod whiten;
 
-pub use apa::apa_loss;
+pub use apa::{apa_loss, apa_response_loss};
 pub use awr::awr_loss;
+pub use baseline::{Baseline, CriticTrust};
 pub use gae::{gae, terminal_rewards};
 pub use kl::{KlController, kl_k1, kl_k3, sum_per_response};
 pub use ppo::{Clipped, kl_penalty, ppo_loss};
 pub use reward_scale::RewardScale;
+pub use rloo::leave_one_out;
 pub use value::{clipped_value_loss, explained_variance, value_loss};
 pub use whiten::whiten;
 

@@ -1,4 +1,4 @@
-//! Running scale of the scores: divides by their standard deviation so far, without centring, and clips. Never sees a
+//! Running scale of the scores: divides by their standard deviation so far, and clips. Never centres, and never sees a
 //! tensor.
 
 use serde::{Deserialize, Serialize};
@@ -33,7 +33,8 @@ impl RewardScale {
         if std.is_finite() && std > 1e-8 { std } else { 1.0 }
     }
 
-    /// The score in units of the standard deviation, clipped to ± `clip`. Its sign is kept: there is no centring.
+    /// A score, or its distance from a baseline, in units of the standard deviation, clipped to ± `clip`. Its sign is
+    /// kept: there is no centring here.
     pub fn scale(&self, score: f64, clip: f64) -> f64 {
         (score / self.std()).clamp(-clip.abs(), clip.abs())
     }

@@ -6,7 +6,7 @@ use super::ppo::{Clipped, larger};
 use super::{masked_mean, same_shapes, scalar};
 use crate::error::Result;
 
-/// Value loss `0.5 · mean((V − R)²)`, docs/APA.md. All of one shape; scalar. Gradients flow to `values` alone.
+/// Value loss `0.5 · mean((V − R)²)`, docs/APA.md eq. 11. All of one shape; scalar. Gradients flow to `values` alone.
 ///
 /// # Errors
 /// `Arg` if shapes differ or the mask is empty.

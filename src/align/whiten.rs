@@ -5,7 +5,7 @@ use candle_core::Tensor;
 use super::{mask_weight, masked_mean, same_shape, scalar};
 use crate::error::Result;
 
-/// `(x − mean) / sqrt(var + 1e-8)` over the mask, unbiased variance, docs/APA.md; same shape, 0 off the mask.
+/// `(x − mean) / sqrt(var + 1e-8)` over the mask, unbiased variance, docs/APA.md eq. 5; same shape, 0 off the mask.
 ///
 /// A single token has no variance: it whitens to 0.
 ///

@@ -18,9 +18,16 @@ pub use builder::{Builder, Origin, Set};
 pub use keys::Key;
 pub use origin_pattern::OriginPattern;
 pub use settings::{
-    Algorithm, Config, Dtype, GateConfig, HttpConfig, PpoConfig, Promotion, PromotionConfig, RewardConfig, ServeConfig,
-    TrainConfig, Undecided,
+    Algorithm, AwrConfig, Config, Credit, Dtype, GateConfig, HttpConfig, PpoConfig, Promotion, PromotionConfig,
+    RewardConfig, ServeConfig, TrainConfig, Undecided,
 };
+
+impl TrainConfig {
+    /// The temperature λ that the algorithm goes by; nothing to PPO and RLOO.
+    pub fn temperature(&self) -> f64 {
+        if self.algorithm == Algorithm::Awr { self.awr.lambda } else { self.lambda }
+    }
+}
 
 impl RewardConfig {
     /// The named signals and their weights.

@@ -16,6 +16,16 @@ choices! {
         Awr = "awr",
         /// Proximal policy optimization.
         Ppo = "ppo",
+        /// REINFORCE, each answer told from the others to its prompt, with PPO's ratio and KL penalty; no critic.
+        Rloo = "rloo",
+    }
+
+    /// What APA takes for an action, and so what a reward is credited to.
+    Credit {
+        /// Each token, with an advantage of its own.
+        Token = "token",
+        /// The answer as a whole.
+        Response = "response",
     }
 
     /// Number format of the frozen weights' matrix products.
@@ -109,12 +119,34 @@ settings! {
         threads: u32 = 0, whole(0..=1024);
         /// The policy loss.
         algorithm: Algorithm = Algorithm::Apa, Range::OneOf(Algorithm::WORDS);
+        /// What APA takes for an action, and so what a reward is credited to: each `token`, whose target lies A/λ nats
+        /// from the initial model, or the whole `response`, whose target lies `train.nats_per_reward` nats from it for
+        /// a unit of advantage.
+        credit: Credit = Credit::Token, Range::OneOf(Credit::WORDS);
+        /// Credit by response: how much likelier than the initial model makes it an answer is to become as a whole, in
+        /// nats, for a reward of one standard deviation above what was expected.
+        nats_per_reward: f64 = 4.0, above(0.0);
+        /// Credit by response: 0 lets answers of every length move as far; 1 lets one of T tokens move T times as far.
+        length_power: f64 = 0.0, from_to(0.0, 1.0);
+        /// Most KL of a batch's new policy to the one before, in nats a response: training on the batch stops there, and
+        /// the next goes slower. 0 is no limit.
+        kl_step: f64 = 1.0, at_least(0.0);
+        /// Most KL to the initial model, in nats a response: from half of it on the advantages shrink, and training on a
+        /// batch stops there. 0 is no limit.
+        kl_budget: f64 = 10.0, at_least(0.0);
+        /// Samples of a batch on which both are measured, after every optimizer step; 0 measures nothing and limits
+        /// nothing.
+        kl_samples: u32 = 8, whole(0..=1 << 16);
+        /// Answers that taught before, that teach the critic again with every batch.
+        replay: u32 = 16, whole(0..=1 << 16);
+        /// What only AWR uses. (Defaults: paper)
+        awr: AwrConfig = AwrConfig::default(), Range::Any;
         /// What only PPO uses. (Defaults: paper)
         ppo: PpoConfig = PpoConfig::default(), Range::Any;
         /// What keeps a trained candidate from being served.
         gate: GateConfig = GateConfig::default(), Range::Any;
-        /// Temperature of the target policy π_init · exp(A/λ): larger stays closer to the initial model. (APA paper:
-        /// 0.1)
+        /// APA, credit by token: temperature of the target policy π_init · exp(A/λ); larger stays closer to the initial
+        /// model. (paper: 0.1)
         lambda: f64 = 0.1, above(0.0);
         /// New ratings per batch.
         batch: u32 = 16, whole(1..=1 << 16);
@@ -134,17 +166,18 @@ settings! {
         weight_decay: f64 = 1e-6, at_least(0.0);
         /// Discount γ of later rewards. (paper: 1)
         gamma: f64 = 1.0, above_to(0.0, 1.0);
-        /// λ of generalized advantage estimation. (paper: 0.95)
+        /// λ of generalized advantage estimation, as far as the critic explains the returns; 1 while it doesn't. (paper:
+        /// 0.95)
         gae_lambda: f64 = 0.95, from_to(0.0, 1.0);
-        /// Whiten advantages over the batch.
-        whiten: bool = true, Range::Any;
-        /// Scores are divided by a running standard deviation and clipped to ± this.
+        /// Whiten advantages over the batch: what all of it got is lost by that. (paper: yes)
+        whiten: bool = false, Range::Any;
+        /// Scores less their running mean are divided by a running standard deviation and clipped to ± this.
         score_clip: f64 = 5.0, above(0.0);
         /// Rank of the adapters.
         rank: u32 = 16, whole(1..=4096);
         /// Scale numerator of the adapters: the update is multiplied by alpha / rank.
         alpha: f64 = 32.0, above(0.0);
-        /// Longest sample, prompt and response, in tokens; longer ones are left out and counted.
+        /// Longest sample, prompt and response, in tokens; of longer ones the last part is learned from.
         max_tokens: u32 = 2048, whole(2..=1 << 24);
         /// Tokens computed at once: bounds the trainer's memory.
         micro_batch_tokens: u32 = 1024, whole(1..=1 << 24);
@@ -152,6 +185,13 @@ settings! {
         seed: u64 = 0, Range::Any;
         /// Number of versions kept on disk, beside the active one and the initial model; 0 keeps all.
         keep_versions: u32 = 0, Range::Any;
+    }
+
+    /// Settings of AWR.
+    #[derive(Copy)]
+    AwrConfig {
+        /// Temperature of the weights exp(A/λ).
+        lambda: f64 = 1.0, above(0.0);
     }
 
     /// Settings of PPO.
@@ -175,8 +215,6 @@ settings! {
         /// Largest KL of a version to the initial model, in nats per response; a version beyond it is not served.
         /// Generous: answers that far away are hardly the model's any more.
         kl_budget: f64 = 200.0, above(0.0);
-        /// Samples of the batch on which that KL is measured, with a pass of the new policy; 0 measures nothing.
-        kl_samples: u32 = 4, Range::Any;
         /// How far the mean rating of a batch may fall below that of the batch that the version was trained on.
         reward_drop: f64 = 1.5, above(0.0);
     }

@@ -3,7 +3,7 @@
 
 use super::range::Range;
 use super::rows::Setting;
-use super::{Config, TrainConfig};
+use super::{Algorithm, Config, Credit, TrainConfig};
 use crate::error::{Error, Result};
 
 impl Config {
@@ -13,6 +13,7 @@ impl Config {
     /// `Arg`: `train.lambda is -1, expected a number above 0`.
     pub fn validate(&self) -> Result<()> {
         in_range(self, "")?;
+        self.train.validate()?;
         let (batch, slots) = (self.serve.batch, self.serve.slots);
         if batch < slots {
             let why = "each slot decodes one token";
@@ -31,7 +32,11 @@ impl TrainConfig {
     /// # Errors
     /// As [`Config::validate`].
     pub fn validate(&self) -> Result<()> {
-        in_range(self, "train")
+        in_range(self, "train")?;
+        if self.credit == Credit::Response && self.algorithm != Algorithm::Apa {
+            return Err(Error::arg("train.credit is response, expected token where train.algorithm is not apa"));
+        }
+        Ok(())
     }
 }
 

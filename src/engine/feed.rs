@@ -27,6 +27,7 @@ pub enum Topic {
 }
 
 /// A piece of news. In JSON an object whose `event` tells the kind.
+#[expect(clippy::large_enum_variant, reason = "one for a batch, never many")]
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 pub enum News {

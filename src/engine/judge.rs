@@ -216,6 +216,8 @@ impl Samples {
             // Written by a person: good, whatever the critic expects of such a prompt.
             advantage_floor: (kind == SampleKind::Correction).then_some(score.score),
             served_logprobs: None,
+            version: (kind == SampleKind::Answer).then_some(g.policy_version),
+            behavior_logprobs: None,
         });
         self.records.push(SampleRecord { generation_id: g.id.clone(), kind, score });
     }

@@ -1,6 +1,6 @@
 //! The reward model that keeps learning: enough new preferences and corrections make a new version, which is adopted
-//! only if it tells held-back pairs apart at least as well. Never touches the policy, nor the file that the settings
-//! name.
+//! only if pairs that were used for nothing else show, at 95%, that it is above a coin and above the one in use. Never
+//! touches the policy, nor the file that the settings name.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -13,13 +13,16 @@ use crate::error::{Code, Error, Result};
 use crate::ledger::{Ledger, PairAnswer, StoredPair};
 use crate::llama::Model;
 use crate::policy::Decoder;
-use crate::reward::{Learner, Manifest, Pair, RewardAdapter, RewardModel, Settings, split};
+use crate::reward::{Learner, Manifest, Pair, RewardAdapter, RewardModel, Settings, is_above, lower_bound, split};
 use crate::types::*;
 
 const FOLDER: &str = "reward";
 const STATE_FILE: &str = "state.json";
 /// Share of the prompts whose pairs are held back; the same ones for every version.
 const HELD_BACK: f64 = 0.2;
+/// Share of the prompts whose pairs decide about adoption, and nothing else.
+const TESTS: f64 = 0.2;
+const TESTS_SEED: u64 = 0x7e57;
 /// Fewest pairs on either side: below, an accuracy says nothing.
 const FEWEST: usize = 8;
 
@@ -31,7 +34,7 @@ pub struct RewardStatus {
     pub version: u64,
     /// Pairs that were there when it was last looked at.
     pub pairs: u64,
-    /// Accuracy on held-back pairs, of the version in use.
+    /// Accuracy of the version in use, on the pairs that decided about it.
     pub accuracy: Option<f64>,
     /// Scores that were no finite numbers, and left out.
     pub not_finite: u64,
@@ -129,17 +132,20 @@ impl RewardVersions {
         let pairs: Vec<Pair> =
             ledger.pairs()?.iter().filter_map(|pair| tokens(pair, model, settings.max_tokens)).collect();
         let all = pairs.len();
+        // By another hash, so that it is independent of the split below.
+        let (pairs, tests) = split(pairs, TESTS, self.seed ^ TESTS_SEED);
         let (train, held) = split(pairs, HELD_BACK, self.seed);
-        if train.len() < FEWEST || held.len() < FEWEST {
-            let few = format!("{all} usable pairs are too few to learn from {FEWEST} and hold {FEWEST} back");
+        if [&train, &held, &tests].iter().any(|part| part.len() < FEWEST) {
+            let few =
+                format!("{all} usable pairs are too few to learn from {FEWEST}, choose by {FEWEST}, test on {FEWEST}");
             return self.settle(count, few).map(|()| None);
         }
         let mut manifest = Manifest::new(settings.clone(), decoder.fingerprint());
         (manifest.trained_pairs, manifest.end_token) = (train.len(), model.turn_end());
         // Read again: the weights in use must not move.
         let now = self.file().map(|file| RewardModel::open(decoder, model, &file)).transpose()?;
-        let before = now.as_ref().map(|reward_model| reward_model.report(&held)).transpose()?;
-        let mut learner = Learner::new(decoder.clone(), &settings, train, held.clone(), "the ledger")?;
+        let before = now.as_ref().map(|reward_model| margins(reward_model, &tests)).transpose()?;
+        let mut learner = Learner::new(decoder.clone(), &settings, train, held, "the ledger")?;
         // A classifier of others is a bar to reach, not a place to go on from.
         if let Some(RewardModel::Adapter(adapter)) = now {
             learner = learner.start_from(*adapter)?;
@@ -151,20 +157,25 @@ impl RewardVersions {
         manifest.epochs_done = ended.epochs_done;
         manifest.validation = ended.validation;
         let adapter = RewardAdapter::new(learner.finish()?, manifest);
-        let after = adapter.report(&held)?.accuracy;
-        // A coin does as well as no reward model.
-        let bar = before.map_or(0.5, |report| report.accuracy);
-        if after < bar {
-            self.status.accuracy = Some(bar);
-            let said = format!("not adopted: {after:.3} of {} held-back pairs right, {bar:.3} before", held.len());
-            return self.settle(count, said).map(|()| None);
+        let new = RewardModel::Adapter(Box::new(adapter.clone()));
+        let after = margins(&new, &tests)?;
+        let (accuracy, sure) = told_right(&after);
+        let said =
+            |bar: &str| format!("{accuracy:.3} of {} unseen pairs right, surely above {sure:.3}; {bar}", tests.len());
+        let bar = match &before {
+            None => "a coin has 0.500".to_owned(),
+            Some(before) => format!("{:.3} by the one in use", told_right(before).0),
+        };
+        self.status.accuracy = before.as_ref().map(|before| told_right(before).0);
+        if sure <= 0.5 || before.as_ref().is_some_and(|before| !is_above(&after, before)) {
+            return self.settle(count, format!("not adopted: {}", said(&bar))).map(|()| None);
         }
         fs::create_dir_all(&self.folder).map_err(|e| Error::from(e).context(self.folder.display()))?;
         let version = self.status.version + 1;
         adapter.save(&self.folder.join(format!("{version:06}.gguf")))?;
-        (self.status.version, self.status.accuracy) = (version, Some(after));
-        self.settle(count, format!("adopted: {after:.3} of {} held-back pairs right, {bar:.3} before", held.len()))?;
-        Ok(Some(RewardModel::Adapter(Box::new(adapter))))
+        (self.status.version, self.status.accuracy) = (version, Some(accuracy));
+        self.settle(count, format!("adopted: {}", said(&bar)))?;
+        Ok(Some(new))
     }
 
     fn settle(&mut self, pairs: u64, said: String) -> Result<()> {
@@ -182,6 +193,33 @@ impl RewardVersions {
         };
         write().map_err(|e| Error::from(e).context(path.display()))
     }
+}
+
+/// The chosen answers' scores minus the rejected ones'.
+fn margins(reward_model: &RewardModel, pairs: &[Pair]) -> Result<Vec<f64>> {
+    let scores = |answer: fn(&Pair) -> &[TokenId]| {
+        let answers: Vec<_> = pairs.iter().map(|pair| (&pair.prompt[..], answer(pair))).collect();
+        reward_model.score(&answers)
+    };
+    let (chosen, rejected) = (scores(|p| &p.chosen)?, scores(|p| &p.rejected)?);
+    Ok(chosen.iter().zip(rejected).map(|(c, r)| f64::from(*c) - f64::from(r)).collect())
+}
+
+/// The share of pairs that are told right, a tie being half of one, and the share that the true one is surely above.
+fn told_right(margins: &[f64]) -> (f64, f64) {
+    let right: f64 = margins
+        .iter()
+        .map(|m| {
+            if *m > 0.0 {
+                1.0
+            } else if *m == 0.0 {
+                0.5
+            } else {
+                0.0
+            }
+        })
+        .sum();
+    (right / margins.len().max(1) as f64, lower_bound(right, margins.len()))
 }
 
 /// A pair with its ends, unless it can't be trained on.

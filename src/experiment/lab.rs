@@ -166,7 +166,16 @@ fn rollouts(model: &Model, plan: &Plan, answers: Vec<(usize, FixedAnswer)>) -> R
             return Err(at(Error::arg(format!("token {token} is outside the vocabulary of {}", model.n_vocab()))));
         }
         let Plan { temperature, .. } = *plan;
-        Ok(Rollout { prompt, response, temperature, score: answer.score, advantage_floor: None, served_logprobs: None })
+        Ok(Rollout {
+            prompt,
+            response,
+            temperature,
+            score: answer.score,
+            advantage_floor: None,
+            served_logprobs: None,
+            version: None,
+            behavior_logprobs: None,
+        })
     };
     answers.into_iter().map(rollout).collect()
 }

@@ -36,6 +36,9 @@ pub struct Plan {
     pub steps: u64,
     /// One run each.
     pub seeds: Vec<u64>,
+    /// Answers to each prompt of a batch.
+    #[serde(default = "one")]
+    pub answers: u32,
     /// Most tokens of an answer. (paper: 128)
     pub max_new: u32,
     /// Divides the logits, in sampling and in training.
@@ -79,6 +82,11 @@ impl Plan {
             }
         };
         least("steps", self.steps, 1)?;
+        least("answers", self.answers.into(), 1)?;
+        let (answers, batch) = (self.answers, self.config.train.batch);
+        if !batch.is_multiple_of(answers) {
+            return Err(Error::arg(format!("answers is {answers}, expected a divisor of train.batch, {batch}")));
+        }
         least("max-new", self.max_new.into(), 1)?;
         least("checkpoint-every", self.checkpoint_every, 1)?;
         least("reward-timeout", self.reward_timeout, 1)?;
@@ -147,6 +155,10 @@ impl Plan {
     fn json(&self) -> Result<Vec<u8>> {
         serde_json::to_vec_pretty(self).map_err(|e| Error::arg(format!("the plan can't be written down: {e}")))
     }
+}
+
+fn one() -> u32 {
+    1
 }
 
 fn parse(json: &[u8]) -> serde_json::Result<Plan> {

@@ -27,6 +27,20 @@ pub struct StepRecord {
     pub kl_k1_per_response: Option<f64>,
     /// Estimator k3, the same way.
     pub kl_k3_per_response: Option<f64>,
+    /// KL over the whole vocabulary at each token, summed over a response, mean over responses.
+    pub kl_exact_per_response: Option<f64>,
+    /// The same of the policy that training made, over some of the batch's responses.
+    pub candidate_kl_per_response: Option<f64>,
+    /// KL of that policy to the one that sampled, in the same way.
+    pub kl_step: Option<f64>,
+    /// Learning rate of the policy's steps.
+    pub lr: Option<f64>,
+    /// Why the policy's steps ended before the batch did, if so.
+    pub stopped: Option<String>,
+    /// What the rewards were compared with.
+    pub baseline: Option<f64>,
+    /// How far the critic was believed beyond that, from 0 to 1.
+    pub critic_trust: Option<f64>,
     /// Entropy a token, at the sampling temperature.
     pub entropy: Option<f64>,
     /// Mean distance of the server's log-probability of a token from the trainer's; known at temperature 1.
@@ -49,8 +63,8 @@ pub struct StepRecord {
     pub value_clip_fraction: Option<f64>,
     /// Norm of the policy's gradient before clipping.
     pub grad_norm: Option<f64>,
-    /// Samples too long to train on.
-    pub left_out: usize,
+    /// Samples too long to train on whole, whose last part was.
+    pub shortened: usize,
     /// Optimizer steps dropped because loss or gradient was not finite.
     pub dropped_steps: usize,
     /// Why nothing was learned from the batch, if so.
@@ -124,7 +138,7 @@ impl StepRecord {
                     self.policy(metrics);
                 }
             }
-            StepOutcome::Skipped { reason, dropped_steps } => {
+            StepOutcome::Skipped { reason, dropped_steps, .. } => {
                 self.skipped = Some(reason.clone());
                 self.dropped_steps = *dropped_steps;
             }
@@ -141,6 +155,7 @@ impl StepRecord {
         self.kl_k3_per_token = finite(m.kl_k3_per_token.0);
         self.kl_k1_per_response = finite(m.kl_per_response.0);
         self.kl_k3_per_response = finite(k3_per_response);
+        self.kl_exact_per_response = finite(m.kl_exact_per_response.0);
         self.entropy = finite(m.entropy.0);
         self.serve_train_gap = m.serve_train_gap.and_then(|gap| finite(gap.0));
     }
@@ -153,7 +168,13 @@ impl StepRecord {
         self.clip_fraction = finite(m.clip_fraction);
         self.value_clip_fraction = finite(m.value_clip_fraction);
         self.grad_norm = finite(m.grad_norm);
-        self.left_out = m.left_out;
+        self.shortened = m.shortened;
+        self.kl_step = m.kl_step.and_then(|kl| finite(kl.0));
+        self.candidate_kl_per_response = m.candidate_kl_per_response.and_then(|kl| finite(kl.0));
+        self.stopped = m.stopped.clone();
+        self.lr = finite(m.lr);
+        self.baseline = finite(m.baseline);
+        self.critic_trust = finite(m.critic_trust);
         self.dropped_steps = m.dropped_steps;
         self.trained_tokens_per_second = finite(m.response_tokens as f64 / self.train_seconds.max(1e-9));
     }

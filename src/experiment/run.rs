@@ -12,7 +12,7 @@ use super::folder::{Folder, METRICS_FILE, SAMPLES_FILE, seed_folder};
 use super::lab::{Asked, Lab};
 use super::order::order;
 use super::record::{Sampled, StepRecord, Times};
-use crate::config::{GateConfig, TrainConfig};
+use crate::config::TrainConfig;
 use crate::error::{Code, Error, Result};
 use crate::scheduler::{Event, Finished, GenerationStream, Next, Scheduler, Source, Weights};
 use crate::trainer::Trainer;
@@ -81,9 +81,7 @@ struct Run<'a> {
 impl<'a> Run<'a> {
     fn open(lab: &'a Lab, seed: u64, dir: &Path, stop: &'a AtomicBool) -> Result<Self> {
         let folder = Folder::open(&seed_folder(dir, seed))?;
-        // Nothing is served to anybody, so no candidate is judged.
-        let gate = GateConfig { kl_samples: 0, ..lab.plan.config.train.gate };
-        let config = TrainConfig { seed, gate, ..lab.plan.config.train.clone() };
+        let config = TrainConfig { seed, ..lab.plan.config.train.clone() };
         let checkpoint = folder.checkpoint()?;
         let kept = checkpoint.as_ref().map_or(0, |(step, _)| *step);
         let trainer = lab.pool.install(|| match &checkpoint {
@@ -183,8 +181,11 @@ impl<'a> Run<'a> {
     fn sample(&mut self, step: u64) -> Result<Vec<Answer<'a>>> {
         let lab = self.lab;
         let batch = lab.plan.config.train.batch as usize;
-        let places = order(lab.prompts.len(), self.seed, (step - 1) * batch as u64, batch);
-        let asked: Vec<&Asked> = places.iter().filter_map(|i| lab.prompts.get(*i)).collect();
+        let answers = lab.plan.answers as usize;
+        let prompts = batch / answers;
+        let places = order(lab.prompts.len(), self.seed, (step - 1) * prompts as u64, prompts);
+        let each = places.iter().filter_map(|i| lab.prompts.get(*i));
+        let asked: Vec<&Asked> = each.flat_map(|asked| std::iter::repeat_n(asked, answers)).collect();
         let requests = asked.iter().zip(0..).map(|(asked, index)| {
             let request = GenerateRequest {
                 prompt: asked.tokens.clone(),
@@ -261,6 +262,8 @@ fn rollout(answer: &Generation, score: f64, served_logprobs: &Option<Vec<f32>>) 
         score,
         advantage_floor: None,
         served_logprobs: served_logprobs.clone(),
+        version: Some(answer.policy_version),
+        behavior_logprobs: None,
     }
 }
 

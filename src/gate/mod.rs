@@ -74,7 +74,7 @@ mod tests {
     }
 
     fn reason(metrics: &StepMetrics, parent: Option<&StepMetrics>, finite: bool) -> Option<String> {
-        let config = GateConfig { kl_budget: 10.0, reward_drop: 1.5, ..GateConfig::default() };
+        let config = GateConfig { kl_budget: 10.0, reward_drop: 1.5 };
         match judge(&Candidate { metrics, parent, finite }, &config) {
             Verdict::Accepted => None,
             Verdict::Refused { reason } => Some(reason),

@@ -184,6 +184,15 @@ impl Ledger {
         self.read(|db| rows::samples_of(db, id))
     }
 
+    /// At most `max` answers that taught, from all over the last thousands, with what each was worth; others for another
+    /// `draw`, and the same for the same.
+    ///
+    /// # Errors
+    /// As [`Ledger::generation`].
+    pub fn taught(&self, max: usize, draw: u64) -> Result<Vec<(Generation, f64)>> {
+        self.read(|db| rows::taught(db, max, draw))
+    }
+
     /// Preferences and corrections as pairs for a reward model, oldest first, within the rules: without those of users
     /// who are held or rejected, what is said again, what is over a user's hour, what is not ripe, and what is over a
     /// user's share. What was imported is limited by neither hour nor share.

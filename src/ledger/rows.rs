@@ -294,6 +294,24 @@ pub(super) fn samples_of(db: &Connection, id: &GenerationId) -> Result<Vec<Store
     Ok(all)
 }
 
+/// Newest samples among which answers that taught are drawn.
+const TAUGHT_AMONG: i64 = 4096;
+
+pub(super) fn taught(db: &Connection, max: usize, draw: u64) -> Result<Vec<(Generation, f64)>> {
+    let mut select = db.prepare_cached(
+        "SELECT generation, score FROM (SELECT id, generation, score, kind FROM samples ORDER BY id DESC LIMIT ?1)
+         WHERE kind = 'answer' ORDER BY ((id % 65536 + ?3) * 40503) % 65537 LIMIT ?2",
+    )?;
+    let bounds = (TAUGHT_AMONG, signed(max as u64), signed(draw % 65537));
+    let drawn = select.query_map(bounds, |row| Ok((row.get(0)?, row.get(1)?)))?;
+    let drawn = drawn.collect::<Result<Vec<(i64, f64)>, _>>()?;
+    let with_answer = |(row, score)| {
+        let found = generation(db, Which::Row(row))?;
+        Ok((found.ok_or_else(|| damaged(format!("generation row {row} is missing")))?, score))
+    };
+    drawn.into_iter().map(with_answer).collect()
+}
+
 pub(super) fn pair_count(db: &Connection) -> Result<u64> {
     let mut count = db.prepare_cached(
         "SELECT (SELECT count(*) FROM preferences) + (SELECT count(*) FROM feedback WHERE correction IS NOT NULL)",

@@ -130,6 +130,12 @@ impl Decoder {
         ops::token_logprobs_and_entropy(hidden, &self.head, targets, temperatures)
     }
 
+    /// KL of each row's distribution from the one that `other` gives, over the whole vocabulary, [rows], in nats. Gives
+    /// no gradient.
+    pub fn kl(&self, hidden: &Tensor, other: &Tensor, temperatures: &[f32]) -> Result<Tensor> {
+        ops::token_kl(hidden, other, &self.head, temperatures)
+    }
+
     /// A whole pass: the log-probability of each target, [response tokens], in nats; one temperature a sequence.
     pub fn response_logprobs(
         &self,

@@ -8,6 +8,7 @@
 mod adapter;
 mod classifier;
 mod command;
+mod evidence;
 mod formats;
 mod learn;
 mod model;
@@ -23,6 +24,7 @@ mod texts;
 
 pub use adapter::RewardAdapter;
 pub use classifier::Classifier;
+pub use evidence::{is_above, lower_bound};
 pub use formats::{Entry, Judged, Judgements, Refused, read_judgements};
 pub use learn::{Ended, Learner, Progress};
 pub use model::RewardModel;

@@ -1,12 +1,12 @@
-//! A batch made ready: checked, too long samples left out, laid out in rows of response tokens. Never computes a
-//! forward pass.
+//! A batch made ready: checked, too long samples cut to their last part, laid out in rows of response tokens. Never
+//! computes a forward pass.
 
 use std::ops::Range;
 
 use candle_core::{Device, Tensor};
 
 use crate::error::{Error, Result};
-use crate::types::{Rollout, TokenId};
+use crate::types::{PolicyVersion, Rollout, TokenId};
 
 /// Temperatures below this are as good as greedy and would overflow the logits; such samples are trained at 1.
 const GREEDY_BELOW: f32 = 0.01;
@@ -21,6 +21,9 @@ pub(super) struct Sample<'a> {
     pub advantage_floor: Option<f64>,
     /// The server's, where they say something of this temperature.
     pub served_logprobs: Option<&'a [f32]>,
+    pub version: Option<PolicyVersion>,
+    /// Of the policy that sampled it, where that is another one; one a token.
+    pub behavior_logprobs: Option<&'a [f32]>,
     pub rows: Range<usize>,
 }
 
@@ -39,31 +42,35 @@ impl Sample<'_> {
 /// Samples to train on, response tokens numbered end to end.
 pub(super) struct Batch<'a> {
     pub samples: Vec<Sample<'a>>,
-    pub left_out: usize,
+    /// Samples of which the last part alone is there.
+    pub shortened: usize,
 }
 
 impl<'a> Batch<'a> {
-    /// Checks every rollout and leaves out those longer than `max_tokens`.
+    /// Checks every rollout, and keeps the last `max_tokens` of those that are longer: of the prompt what fits before the
+    /// response, and of a response that fills it all the last part, with one token before it to begin from.
     ///
     /// # Errors
     /// `Arg` for an empty prompt or response, or a score or temperature that is no number.
     pub fn new(rollouts: &'a [Rollout], max_tokens: usize) -> Result<Self> {
-        let mut batch = Batch { samples: Vec::with_capacity(rollouts.len()), left_out: 0 };
+        let mut batch = Batch { samples: Vec::with_capacity(rollouts.len()), shortened: 0 };
         for (i, rollout) in rollouts.iter().enumerate() {
             check(rollout).map_err(|e| e.context(format!("sample {i}")))?;
-            if rollout.prompt.len() + rollout.response.len() > max_tokens {
-                batch.left_out += 1;
-                continue;
-            }
+            let (prompt, response) = last_part(rollout, max_tokens.max(2));
+            let whole = prompt.len() == rollout.prompt.len() && response.len() == rollout.response.len();
+            batch.shortened += usize::from(!whole);
             let start = batch.rows();
+            let behavior = rollout.behavior_logprobs.as_deref();
             batch.samples.push(Sample {
-                prompt: &rollout.prompt,
-                response: &rollout.response,
+                prompt,
+                response,
                 temperature: if rollout.temperature < GREEDY_BELOW { 1.0 } else { rollout.temperature },
                 score: rollout.score,
                 advantage_floor: rollout.advantage_floor,
-                served_logprobs: served_logprobs(rollout),
-                rows: start..start + rollout.response.len(),
+                served_logprobs: served_logprobs(rollout).filter(|_| whole),
+                version: rollout.version,
+                behavior_logprobs: behavior.and_then(|all| all.get(all.len().checked_sub(response.len())?..)),
+                rows: start..start + response.len(),
             });
         }
         Ok(batch)
@@ -74,10 +81,19 @@ impl<'a> Batch<'a> {
         self.samples.last().map_or(0, |s| s.rows.end)
     }
 
-    /// Whether every score is the same, and none is good by itself: then nothing tells a good answer from a bad one.
-    pub fn without_signal(&self) -> bool {
-        self.samples.iter().all(|s| s.advantage_floor.is_none())
-            && self.samples.windows(2).all(|pair| matches!(pair, [a, b] if a.score == b.score))
+    /// Every sample's number.
+    pub fn all(&self) -> Vec<usize> {
+        (0..self.samples.len()).collect()
+    }
+
+    /// Every sample's score.
+    pub fn scores(&self) -> Vec<f64> {
+        self.samples.iter().map(|s| s.score).collect()
+    }
+
+    /// Samples in groups of at most `tokens` input tokens.
+    pub fn micro_batches(&self, order: &[usize], tokens: usize) -> Vec<Vec<&Sample<'a>>> {
+        self.split(order, tokens).iter().map(|group| self.group(group)).collect()
     }
 
     /// Splits samples (indices, in this order) into groups of at most `tokens` input tokens; a longer one stands alone.
@@ -124,6 +140,18 @@ impl<'a> Batch<'a> {
     }
 }
 
+/// The last `most` tokens of prompt and response, of which at least one belongs to each.
+fn last_part(rollout: &Rollout, most: usize) -> (&[TokenId], &[TokenId]) {
+    let (prompt, response) = (&rollout.prompt[..], &rollout.response[..]);
+    let over = (prompt.len() + response.len()).saturating_sub(most);
+    if over < prompt.len() {
+        return (&prompt[over..], response);
+    }
+    let (before, last) = response.split_at(response.len() - (most - 1));
+    // Where exactly the last token of the prompt was to go, it is it that the response begins from.
+    (before.last_chunk::<1>().map_or(&prompt[prompt.len() - 1..], |token| &token[..]), last)
+}
+
 /// A sample's part of a flat array.
 pub(super) fn slice<'v, T>(flat: &'v [T], sample: &Sample) -> Result<&'v [T]> {
     flat.get(sample.rows.clone())
@@ -149,6 +177,12 @@ fn check(rollout: &Rollout) -> Result<()> {
     if let Some(floor) = rollout.advantage_floor.filter(|floor| !floor.is_finite()) {
         return Err(Error::arg(format!("the advantage is at least {floor}, a finite number is expected")));
     }
+    if let Some(logprobs) = rollout.behavior_logprobs.as_ref().filter(|own| own.len() != rollout.response.len()) {
+        let (got, expected) = (logprobs.len(), rollout.response.len());
+        return Err(Error::arg(format!(
+            "there are {got} behavior_logprobs, expected one a response token: {expected}"
+        )));
+    }
     if !(rollout.temperature.is_finite() && rollout.temperature >= 0.0) {
         return Err(Error::arg(format!("the temperature is {}, a number from 0 is expected", rollout.temperature)));
     }
@@ -167,15 +201,34 @@ mod tests {
             score,
             advantage_floor: None,
             served_logprobs: None,
+            version: None,
+            behavior_logprobs: None,
         }
     }
 
     #[test]
-    fn long_samples_are_left_out_and_counted() {
-        let rollouts = [rollout(3, 4, 1.0), rollout(3, 5, 0.0), rollout(1, 1, 0.0)];
+    fn of_long_samples_the_last_part_is_kept_and_they_are_counted() {
+        let counted = |prompt: u32, response: u32| Rollout {
+            prompt: (0..prompt).collect(),
+            response: (100..100 + response).collect(),
+            behavior_logprobs: Some((0..response).map(|t| t as f32).collect()),
+            ..rollout(1, 1, 1.0)
+        };
+        let rollouts = [counted(3, 4), counted(3, 5), counted(4, 7), counted(2, 9), counted(1, 1)];
         let batch = Batch::new(&rollouts, 7).unwrap();
-        assert_eq!((batch.samples.len(), batch.left_out, batch.rows()), (2, 1, 5));
-        assert_eq!(batch.samples[1].rows, 4..5);
+        assert_eq!((batch.samples.len(), batch.shortened, batch.rows()), (5, 3, 4 + 5 + 6 + 6 + 1));
+        let part = |i: usize| (batch.samples[i].prompt.to_vec(), batch.samples[i].response[0]);
+        assert_eq!(part(0), (vec![0, 1, 2], 100));
+        assert_eq!(part(1), (vec![1, 2], 100));
+        // The response fills it: it begins from its own token before.
+        assert_eq!(part(2), (vec![100], 101));
+        assert_eq!(part(3), (vec![102], 103));
+        assert!(batch.samples.iter().all(|s| s.input_tokens() < 7));
+        assert_eq!(batch.samples[3].behavior_logprobs.unwrap(), [3.0, 4.0, 5.0, 6.0, 7.0, 8.0]);
+        assert_eq!(batch.samples[1].rows, 4..9);
+        // A response one shorter than the limit begins from the prompt's last token.
+        let exact = [counted(4, 6)];
+        assert_eq!(Batch::new(&exact, 7).unwrap().samples[0].prompt, [3]);
     }
 
     #[test]

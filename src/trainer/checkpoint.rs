@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Trainer;
 use super::network::Network;
-use crate::align::{KlController, RewardScale};
+use crate::align::{Baseline, CriticTrust, KlController, RewardScale};
 use crate::config::TrainConfig;
 use crate::error::{Error, Result};
 use crate::optim::Moments;
@@ -32,7 +32,15 @@ struct State {
     policy_updates: u64,
     critic_updates: u64,
     reward_scale: RewardScale,
+    /// None in what older versions of this program wrote.
+    #[serde(default)]
+    baseline: Option<Baseline>,
+    #[serde(default)]
+    critic_trust: CriticTrust,
     kl_controller: KlController,
+    /// A power of two, which JSON keeps exactly.
+    #[serde(default = "full_pace")]
+    pace: f64,
     /// The settings it was trained with, for the reader; loading takes the present ones.
     config: serde_json::Value,
 }
@@ -65,7 +73,10 @@ impl Trainer {
             policy_updates: self.policy.optimizer.updates,
             critic_updates: self.critic.optimizer.updates,
             reward_scale: self.reward_scale,
+            baseline: Some(self.baseline),
+            critic_trust: self.critic_trust,
             kl_controller: self.kl_controller,
+            pace: self.pace,
             config: serde_json::to_value(&self.config).map_err(|e| Error::io(e.to_string()))?,
         };
         let json = serde_json::to_vec_pretty(&state).map_err(|e| Error::io(e.to_string()))?;
@@ -106,10 +117,18 @@ impl Trainer {
             network.optimizer.updates = updates;
         }
         trainer.reward_scale = state.reward_scale;
+        let RewardScale { count, mean, .. } = state.reward_scale;
+        trainer.baseline = state.baseline.unwrap_or(Baseline { count, mean });
+        trainer.critic_trust = state.critic_trust;
         trainer.kl_controller = state.kl_controller;
+        trainer.pace = state.pace;
         trainer.batches = state.batches;
         Ok(trainer)
     }
+}
+
+fn full_pace() -> f64 {
+    1.0
 }
 
 fn read_state(path: &Path) -> Result<State> {

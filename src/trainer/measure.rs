@@ -32,9 +32,7 @@ impl Trainer {
             prompt: prompt.to_vec(),
             response: response.to_vec(),
             temperature: 1.0,
-            score: 0.0,
-            advantage_floor: None,
-            served_logprobs: None,
+            ..Rollout::default()
         };
         let rollouts: Vec<Rollout> = answers.iter().map(rollout).collect();
         let batch = Batch::new(&rollouts, usize::MAX)?;
@@ -49,7 +47,7 @@ impl Trainer {
             let forward = Forward::new(&self.decoder, &samples)?;
             let (logprobs, entropies) = match &adapter {
                 Some(adapter) => {
-                    let (logprobs, entropies) = forward.logprobs_and_entropy(adapter)?;
+                    let (logprobs, entropies) = forward.logprobs_and_entropy_at(&forward.hidden(Some(adapter))?)?;
                     (logprobs.to_vec1::<f32>()?, entropies.to_vec1::<f32>()?)
                 }
                 None => {

@@ -3,15 +3,18 @@
 
 mod batch;
 mod checkpoint;
+mod control;
+mod fixed;
 mod measure;
 mod network;
 mod step;
+mod totals;
 
 use std::sync::Arc;
 
-use crate::align::{KlController, RewardScale};
+use crate::align::{Baseline, CriticTrust, KlController, RewardScale};
 use crate::config::TrainConfig;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::policy::{Decoder, Lora, ValueHead};
 use crate::types::StepMetrics;
 pub use checkpoint::ADAPTER_FILE;
@@ -27,12 +30,17 @@ pub struct Trainer {
     policy: Network,
     critic: Network,
     reward_scale: RewardScale,
+    baseline: Baseline,
+    critic_trust: CriticTrust,
     kl_controller: KlController,
+    /// Factor of the policy's learning rate: below 1 where batches before went too fast.
+    pace: f64,
     /// Batches trained on; also numbers the random stream of the next one.
     batches: u64,
 }
 
 /// What came of a batch.
+#[expect(clippy::large_enum_variant, reason = "one for a batch, never many")]
 #[derive(Clone, Debug, PartialEq)]
 pub enum StepOutcome {
     /// The policy moved.
@@ -43,6 +51,8 @@ pub enum StepOutcome {
         reason: String,
         /// Optimizer steps dropped because a loss or gradient was not finite.
         dropped_steps: usize,
+        /// Whether the samples may teach later, with others to be told from.
+        wait: bool,
     },
 }
 
@@ -51,12 +61,15 @@ struct Before {
     policy: Saved,
     critic: Saved,
     reward_scale: RewardScale,
+    baseline: Baseline,
+    critic_trust: CriticTrust,
     kl_controller: KlController,
+    pace: f64,
     batches: u64,
 }
 
 impl Trainer {
-    /// A policy equal to the initial model and a critic that values everything at 0.
+    /// A policy equal to the initial model and a critic that expects the running mean of everything.
     ///
     /// # Errors
     /// `Arg` for settings out of range.
@@ -71,7 +84,10 @@ impl Trainer {
             decoder,
             config: config.clone(),
             reward_scale: RewardScale::default(),
+            baseline: Baseline::default(),
+            critic_trust: CriticTrust::default(),
             kl_controller: KlController { kl_coef: config.ppo.kl_coef },
+            pace: 1.0,
             batches: 0,
         })
     }
@@ -113,16 +129,30 @@ impl Trainer {
             policy: self.policy.save()?,
             critic: self.critic.save()?,
             reward_scale: self.reward_scale,
+            baseline: self.baseline,
+            critic_trust: self.critic_trust,
             kl_controller: self.kl_controller,
+            pace: self.pace,
             batches: self.batches,
         })
     }
 
     fn restore(&mut self, before: Before) -> Result<()> {
         self.reward_scale = before.reward_scale;
+        self.baseline = before.baseline;
+        self.critic_trust = before.critic_trust;
         self.kl_controller = before.kl_controller;
+        self.pace = before.pace;
         self.batches = before.batches;
         self.policy.restore(before.policy)?;
         self.critic.restore(before.critic)
     }
+}
+
+fn go_on(cancel: &dyn Fn() -> bool) -> Result<()> {
+    if cancel() { Err(Error::closed("training was stopped; the batch has changed nothing")) } else { Ok(()) }
+}
+
+fn mean(x: &[f64]) -> f64 {
+    x.iter().sum::<f64>() / x.len().max(1) as f64
 }

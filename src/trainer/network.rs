@@ -76,24 +76,32 @@ impl Network {
         Ok(self.vars.iter().zip(&saved.vars).try_for_each(|(var, old)| var.set(old))?)
     }
 
-    /// One optimizer step on a minibatch given as micro-batches: the gradient of the mean over all its response tokens,
-    /// whatever the split.
+    /// Goes to the point between `before` and `after` that lies at `share` of the way. The optimizer's moments stay.
+    pub fn between(&mut self, before: &Saved, after: &Saved, share: f64) -> Result<()> {
+        for ((var, before), after) in self.vars.iter().zip(&before.vars).zip(&after.vars) {
+            var.set(&(before + ((after - before)? * share)?)?)?;
+        }
+        Ok(())
+    }
+
+    /// One optimizer step on a minibatch given as micro-batches: the gradient of the mean over all of it, whatever the
+    /// split.
     ///
-    /// `loss` gives a micro-batch's mean. Errors of `loss` (`Closed` if the trainer is to stop) leave the weights
+    /// `loss` gives a micro-batch's mean, and `weigh` how many things that is the mean of: tokens or answers. Errors of `loss` (`Closed` if the trainer is to stop) leave the weights
     /// untouched.
     pub fn update<'a, 'b>(
         &mut self,
         micro_batches: &[Vec<&'b Sample<'a>>],
         clip_norm: f64,
         config: AdamWConfig,
+        weigh: impl Fn(&[&'b Sample<'a>]) -> usize,
         loss: impl Fn(&Self, &[&'b Sample<'a>]) -> Result<Clipped>,
     ) -> Result<Update> {
-        let rows = |samples: &[&Sample]| samples.iter().map(|s| s.rows.len()).sum::<usize>() as f64;
-        let all_rows: f64 = micro_batches.iter().map(|m| rows(m)).sum();
+        let all = micro_batches.iter().map(|m| weigh(m)).sum::<usize>() as f64;
         let (mut total_loss, mut clip_fraction) = (0.0, 0.0);
         let mut grads = Gradients::default();
         for samples in micro_batches {
-            let weight = rows(samples) / all_rows;
+            let weight = weigh(samples) as f64 / all;
             let part = loss(self, samples)?;
             let value = scalar(&part.loss)?;
             if !value.is_finite() {
@@ -140,12 +148,22 @@ impl<'d> Forward<'d> {
 
     /// Log-probabilities of the response tokens, `[rows]`, nats. Without an adapter: of the initial model.
     pub fn logprobs(&self, lora: Option<&Lora>) -> Result<Tensor> {
-        self.decoder.logprobs(&self.hidden(lora)?, &self.targets, &self.temperatures)
+        self.logprobs_at(&self.hidden(lora)?)
+    }
+
+    /// The same from hidden states that are known.
+    pub fn logprobs_at(&self, hidden: &Tensor) -> Result<Tensor> {
+        self.decoder.logprobs(hidden, &self.targets, &self.temperatures)
     }
 
     /// Log-probabilities of the response tokens and entropies of their distributions, both `[rows]`, nats. No gradient.
-    pub fn logprobs_and_entropy(&self, lora: &Lora) -> Result<(Tensor, Tensor)> {
-        self.decoder.logprobs_and_entropy(&self.hidden(Some(lora))?, &self.targets, &self.temperatures)
+    pub fn logprobs_and_entropy_at(&self, hidden: &Tensor) -> Result<(Tensor, Tensor)> {
+        self.decoder.logprobs_and_entropy(hidden, &self.targets, &self.temperatures)
+    }
+
+    /// KL of the distributions of `hidden` from those of `other` over the whole vocabulary, `[rows]`, nats. No gradient.
+    pub fn kl_at(&self, hidden: &Tensor, other: &Tensor) -> Result<Tensor> {
+        self.decoder.kl(hidden, other, &self.temperatures)
     }
 
     /// The critic's value before each response token, `[rows]`.
@@ -153,7 +171,8 @@ impl<'d> Forward<'d> {
         head.forward(&self.hidden(Some(lora))?)
     }
 
-    fn hidden(&self, lora: Option<&Lora>) -> Result<Tensor> {
+    /// Hidden states that predict the response tokens, `[rows, width]`. Without an adapter: of the initial model.
+    pub fn hidden(&self, lora: Option<&Lora>) -> Result<Tensor> {
         Ok(self.decoder.hidden(&self.packed, lora)?.index_select(&self.predicting, 0)?)
     }
 }

@@ -79,26 +79,10 @@ impl Case<'_> {
         let logprobs = Var::from_tensor(&self.input("logprobs")).unwrap();
         let values = Var::from_tensor(&self.input("values")).unwrap();
 
-        let mut rewards = terminal_rewards(&self.input("scores"), &mask).unwrap();
-        if algorithm == "ppo" {
-            let penalty = kl_penalty(&behavior, &reference, &mask, self.setting("kl_coef")).unwrap();
-            rewards = (rewards + penalty).unwrap();
-        }
-        self.check("rewards", &rewards);
-
-        let (advantages, returns) =
-            gae(&rewards, &old_values, &mask, self.setting("gamma"), self.setting("gae_lambda")).unwrap();
-        self.check("advantages", &advantages);
-        self.check("returns", &returns);
-        let whitened = self.json["config"]["whiten"].as_bool().unwrap();
-        let used = if whitened { whiten(&advantages, &mask).unwrap() } else { advantages };
-        self.check("advantages_used", &used);
-
-        let policy_loss = match algorithm {
-            "apa" => apa_loss(&logprobs, &reference, &used, &mask, self.setting("lambda")).unwrap(),
-            "awr" => awr_loss(&logprobs, &used, &mask, self.setting("lambda")).unwrap(),
-            "ppo" => ppo_loss(&logprobs, &behavior, &used, &mask, self.setting("clip_range")).unwrap().loss,
-            other => panic!("{}: unknown algorithm {other}", self.name),
+        let (policy_loss, returns) = if algorithm == "apa_response" {
+            self.whole_answers(&logprobs, &reference, &old_values, &mask)
+        } else {
+            self.tokens(algorithm, &logprobs, &reference, &behavior, &old_values, &mask)
         };
         let value_loss = match algorithm {
             "ppo" => {
@@ -118,6 +102,57 @@ impl Case<'_> {
 
         self.check("kl_k1", &masked_mean(&kl_k1(&behavior, &reference).unwrap(), &mask).unwrap());
         self.check("kl_k3", &masked_mean(&kl_k3(&behavior, &reference).unwrap(), &mask).unwrap());
+    }
+
+    /// The cases whose action is a token: the policy loss and the returns.
+    fn tokens(
+        &self,
+        algorithm: &str,
+        logprobs: &Tensor,
+        reference: &Tensor,
+        behavior: &Tensor,
+        old_values: &Tensor,
+        mask: &Tensor,
+    ) -> (Tensor, Tensor) {
+        let mut rewards = terminal_rewards(&self.input("scores"), mask).unwrap();
+        if algorithm == "ppo" {
+            let penalty = kl_penalty(behavior, reference, mask, self.setting("kl_coef")).unwrap();
+            rewards = (rewards + penalty).unwrap();
+        }
+        self.check("rewards", &rewards);
+
+        let (advantages, returns) =
+            gae(&rewards, old_values, mask, self.setting("gamma"), self.setting("gae_lambda")).unwrap();
+        self.check("advantages", &advantages);
+        self.check("returns", &returns);
+        let whitened = self.json["config"]["whiten"].as_bool().unwrap();
+        let used = if whitened { whiten(&advantages, mask).unwrap() } else { advantages };
+        self.check("advantages_used", &used);
+
+        let policy_loss = match algorithm {
+            "apa" => apa_loss(logprobs, reference, &used, mask, self.setting("lambda")).unwrap(),
+            "awr" => awr_loss(logprobs, &used, mask, self.setting("lambda")).unwrap(),
+            "ppo" => ppo_loss(logprobs, behavior, &used, mask, self.setting("clip_range")).unwrap().loss,
+            other => panic!("{}: unknown algorithm {other}", self.name),
+        };
+        (policy_loss, returns)
+    }
+
+    /// The cases whose action is the whole answer: undiscounted returns, and the value of the prompt to compare with.
+    fn whole_answers(
+        &self,
+        logprobs: &Tensor,
+        reference: &Tensor,
+        old_values: &Tensor,
+        mask: &Tensor,
+    ) -> (Tensor, Tensor) {
+        let rewards = terminal_rewards(&self.input("scores"), mask).unwrap();
+        let (advantages, returns) = gae(&rewards, old_values, mask, 1.0, 1.0).unwrap();
+        self.check("returns", &returns);
+        let advantages = advantages.narrow(1, 0, 1).unwrap().squeeze(1).unwrap();
+        self.check("answer_advantages", &advantages);
+        let (nats, power) = (self.setting("nats_per_reward"), self.setting("length_power"));
+        (apa_response_loss(logprobs, reference, &advantages, mask, nats, power).unwrap(), returns)
     }
 }
 

@@ -4,6 +4,8 @@
 mod clients;
 mod conformance;
 #[cfg(feature = "daemon")]
+mod credit;
+#[cfg(feature = "daemon")]
 mod demo;
 mod engine;
 #[cfg(feature = "daemon")]
@@ -35,3 +37,5 @@ mod tidy;
 #[cfg(feature = "daemon")]
 mod train;
 mod trainer;
+mod trainer_control;
+mod waiting;

@@ -63,7 +63,7 @@ fn a_collapsed_candidate_is_seen_by_nobody_and_the_reason_says_which_limit_it_cr
     let engine = open_with(dir.path(), |c| {
         (c.gate.count, c.train.lr) = (4, 3.0);
         // So that nothing but the examination is in the way.
-        (c.train.gate.kl_budget, c.train.gate.kl_samples) = (1e9, 0);
+        (c.train.gate.kl_budget, c.train.kl_samples) = (1e9, 0);
     })
     .unwrap();
     rate_some(&engine, 8);
@@ -102,7 +102,7 @@ fn an_anchor_that_the_candidate_no_longer_holds_is_a_veto() {
         c.train.lr = 0.1;
         (c.gate.kl_budget, c.gate.kl_step, c.gate.entropy, c.gate.text_loss) = (1e9, 1e9, 0.0, 1e9);
         (c.gate.cut_off, c.gate.repetition, c.gate.length) = (1.0, 1.0, 1e9);
-        (c.train.gate.kl_budget, c.train.gate.kl_samples) = (1e9, 0);
+        (c.train.gate.kl_budget, c.train.kl_samples) = (1e9, 0);
     })
     .unwrap();
     rate_some(&engine, 8);

@@ -145,11 +145,12 @@ fn two_seeds_write_everything_and_are_compared() {
 #[test]
 fn every_algorithm_moves_the_policy_and_names_its_lambda() {
     let bench = bench();
-    for (algorithm, lambda) in [("apa", 0.1), ("awr", 1.0), ("ppo", 0.1)] {
+    for (algorithm, lambda) in [("apa", 0.1), ("awr", 1.0), ("ppo", 0.1), ("rloo", 0.1)] {
         let output = bench.run(VOWELS, algorithm, &["--steps", "2", "--algorithm", algorithm]);
         assert!(output.status.success(), "{}", said(&output));
         let plan: Value = serde_json::from_slice(&fs::read(bench.path(algorithm).join("run.json")).unwrap()).unwrap();
-        assert_eq!(plan["config"]["train"]["lambda"], lambda);
+        let train = &plan["config"]["train"];
+        assert_eq!(if algorithm == "awr" { &train["awr"]["lambda"] } else { &train["lambda"] }, lambda);
         let last = &bench.lines(&format!("{algorithm}/seed-1/metrics.jsonl"))[1];
         for name in MEASURED {
             assert!(last[name].is_f64(), "{name} is missing: {last}");

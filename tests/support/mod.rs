@@ -14,3 +14,4 @@ pub mod node;
 #[cfg(feature = "daemon")]
 pub mod server;
 pub mod tiny;
+pub mod trainer;

@@ -24,13 +24,13 @@ use super::judge::{Judge, Samples};
 use super::rollouts::Rollouts;
 use super::routes::Routes;
 use super::status::{TrainerState, TrainerStatus, TrialStatus};
-use crate::config::{Config, TrainConfig};
+use crate::config::{Algorithm, Config, TrainConfig};
 use crate::error::{Code, Error, Result};
 use crate::gate::{self, Candidate};
 use crate::ledger::Ledger;
 use crate::llama::{Model, give_way_to_decoding};
 use crate::lock::lock;
-use crate::policy::{self, Decoder};
+use crate::policy::{self, Decoder, Lora};
 use crate::publish::{About, VersionStore};
 use crate::scheduler::{Scheduler, Source, Weights};
 use crate::system::{cores_or, unix_millis};
@@ -168,6 +168,7 @@ impl LearningLoop {
             trial: None,
             watched: None,
             ready: None,
+            waiting: None,
             threads: Arc::default(),
         };
         let thread = std::thread::Builder::new()
@@ -282,6 +283,8 @@ struct Worker {
     /// What training takes. `None` while the model is read, where training is off, and for a model that can't be
     /// trained.
     ready: Option<Ready>,
+    /// Ratings that were waiting when nothing told good from bad among them: more have to come.
+    waiting: Option<u64>,
     /// Its threads, as names under `/proc`.
     threads: Arc<Mutex<Vec<PathBuf>>>,
 }
@@ -413,8 +416,7 @@ impl Worker {
             && orders.is_empty()
             && !self.shared.interrupted()
         {
-            let full = self.config.train.batch as usize;
-            let outcome = self.step(full);
+            let outcome = self.step(self.config.train.batch as usize);
             // Enough is in, but limits or a quarantine hold it back: what comes next tries again.
             if let Ok(PublishOutcome::Skipped { reason, consumed: 0 }) = outcome {
                 self.shared.status().reason = Some(reason);
@@ -479,8 +481,7 @@ impl Worker {
         if !judge.judges_alone() {
             return Err(Error::arg("nothing judges rollouts, expected reward.model, reward.command or reward.url"));
         }
-        let size = self.config.train.batch as usize;
-        let stop = || self.shared.interrupted();
+        let (size, stop) = (self.config.train.batch as usize, || self.shared.interrupted());
         let fresh = rollouts.sample(rollouts.share_of(size), &self.scheduler, &self.ledger, &stop)?;
         let mut batch = self.ledger.pending_batch(size.saturating_sub(fresh.len()))?;
         batch.extend(fresh);
@@ -488,7 +489,8 @@ impl Worker {
     }
 
     fn full_batch(&self) -> bool {
-        self.trainer().is_some() && self.ledger.pending_ratings() >= u64::from(self.config.train.batch)
+        let pending = self.ledger.pending_ratings();
+        self.trainer().is_some() && pending >= u64::from(self.config.train.batch) && self.waiting != Some(pending)
     }
 
     /// Takes back the interruption by an order that has come.

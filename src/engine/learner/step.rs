@@ -6,6 +6,8 @@ use super::*;
 use crate::gate::{Examination, Outcome};
 
 const NOT_READY: &str = "the trainer is not ready";
+/// Batches of ratings that wait together where all of them agree.
+const MOST_BATCHES: usize = 8;
 
 impl Worker {
     /// One batch of at least `least` answers: train, publish, commit, serve.
@@ -21,21 +23,43 @@ impl Worker {
                 format!("version {} is on trial; what is rated meanwhile is learned from afterwards", on.candidate);
             return Ok(PublishOutcome::Skipped { reason, consumed: 0 });
         }
-        let batch = self.ledger.pending_batch(self.config.train.batch as usize)?;
-        if batch.len() < least {
-            let reason = match batch.len() {
-                0 => "there is no new feedback that counts yet",
-                1 if least == 2 => "one rating alone can't be told from the mean, so it waits for others",
-                _ => {
-                    "less feedback than a batch counts yet: limits of users, a review or a quarantine hold the rest \
-                     back"
-                }
-            };
-            return Ok(PublishOutcome::Skipped { reason: reason.into(), consumed: 0 });
+        let planned = self.config.train.batch as usize;
+        let most = planned * MOST_BATCHES;
+        let mut size = planned;
+        let (batch, outcome) = loop {
+            let batch = self.ledger.pending_batch(size)?;
+            if batch.len() < least {
+                return Ok(PublishOutcome::Skipped { reason: too_few(batch.len(), least).into(), consumed: 0 });
+            }
+            let full = batch.len() >= size;
+            match self.work(batch.clone())? {
+                // Nothing tells good from bad among them: those after them may.
+                PublishOutcome::Skipped { consumed: 0, .. } if full && size < most => size = (size * 2).min(most),
+                outcome => break (batch, outcome),
+            }
+        };
+        match outcome {
+            PublishOutcome::Skipped { consumed: 0, .. } if batch.len() >= most => self.set_mean(planned),
+            outcome => Ok(outcome),
         }
-        self.work(batch)
     }
 
+    /// So many wait that all agree that the oldest batch of them sets the mean to compare others with, and no more.
+    fn set_mean(&mut self, planned: usize) -> Result<PublishOutcome> {
+        let batch = self.ledger.pending_batch(planned)?;
+        let Samples { rollouts, used, .. } = self.samples(batch)?;
+        let scores: Vec<f64> = rollouts.iter().map(|rollout| rollout.score).collect();
+        if let Some(Ready { trainer: Some(trainer), .. }) = &mut self.ready {
+            trainer.note(&scores);
+        }
+        let reason = "all that waits got the same: the oldest set the mean that others are compared with".to_owned();
+        self.ledger.commit_skipped(&reason, &used)?;
+        let outcome = PublishOutcome::Skipped { reason, consumed: used.len() };
+        self.announce(&outcome);
+        Ok(outcome)
+    }
+
+    /// One batch, whatever its size. Where its ratings wait for others, nothing is consumed.
     pub(super) fn work(&mut self, batch: Vec<RatedGeneration>) -> Result<PublishOutcome> {
         let work = self.begin();
         let outcome = self.samples(batch).and_then(|samples| self.train(&samples));
@@ -56,6 +80,14 @@ impl Worker {
                 return Err(error);
             }
         };
+        let mut status = self.shared.status();
+        if let PublishOutcome::Skipped { reason, consumed: 0 } = &outcome {
+            status.reason = Some(reason.clone());
+            drop(status);
+            self.waiting = Some(self.ledger.pending_ratings());
+            return Ok(outcome);
+        }
+        drop(status);
         self.announce(&outcome);
         let mut status = self.shared.status();
         match &outcome {
@@ -95,20 +127,29 @@ impl Worker {
     }
 
     fn train(&mut self, samples: &Samples) -> Result<PublishOutcome> {
-        let Some(Ready { trainer: Some(trainer), .. }) = &mut self.ready else { return Err(Error::train(NOT_READY)) };
         let Samples { rollouts, records, used, stale } = samples;
         if *stale > 0 {
-            tracing::info!(stale, "answers of versions too old are left out");
+            tracing::warn!(stale, "answers of versions too old are left out (reward.staleness)");
         }
-        let metrics = match trainer.step(rollouts, &|| self.shared.interrupted())? {
+        let rollouts = self.with_behavior(rollouts)?;
+        let replay = self.replay()?;
+        let Some(Ready { trainer: Some(trainer), .. }) = &mut self.ready else { return Err(Error::train(NOT_READY)) };
+        let metrics = match trainer.step_with(&rollouts, &replay, &|| self.shared.interrupted())? {
             trainer::StepOutcome::Trained(metrics) => metrics,
-            trainer::StepOutcome::Skipped { reason, dropped_steps } => {
+            trainer::StepOutcome::Skipped { reason, wait: true, .. } => {
+                tracing::info!(reason, ratings = used.len(), "ratings wait for others");
+                return Ok(PublishOutcome::Skipped { reason, consumed: 0 });
+            }
+            trainer::StepOutcome::Skipped { reason, dropped_steps, .. } => {
                 self.shared.status().dropped_steps += dropped_steps as u64;
                 self.ledger.commit_skipped(&reason, used)?;
                 tracing::warn!(reason, ratings = used.len(), "training step skipped");
                 return Ok(PublishOutcome::Skipped { reason, consumed: used.len() });
             }
         };
+        if let Some(reason) = &metrics.stopped {
+            tracing::info!(reason, "training on the batch ended early");
+        }
         let finite = trainer.is_finite()?;
         if let Verdict::Refused { reason } = self.judge(&metrics, finite)? {
             return self.refuse(reason, used);
@@ -170,6 +211,58 @@ impl Worker {
         Ok(PublishOutcome::Published { version, metrics })
     }
 
+    /// Answers that taught before, for the critic alone.
+    fn replay(&self) -> Result<Vec<Rollout>> {
+        let rollout = |(g, score): (Generation, f64)| Rollout {
+            prompt: g.prompt,
+            response: g.response,
+            temperature: g.sampling.temperature,
+            score,
+            version: Some(g.policy_version),
+            ..Rollout::default()
+        };
+        // A run that goes on after a restart is the run that was not stopped: the batch's number decides.
+        let draw = self.trainer().map_or(0, Trainer::batches);
+        let taught = self.ledger.taught(self.config.train.replay as usize, draw)?;
+        Ok(taught.into_iter().map(rollout).filter(|r| !r.prompt.is_empty() && !r.response.is_empty()).collect())
+    }
+
+    /// For PPO and RLOO, whose ratio is to the policy that sampled: the log-probabilities of answers that another version than
+    /// the active one gave, under that version. Answers of versions that are no longer on disk are left out.
+    fn with_behavior(&self, rollouts: &[Rollout]) -> Result<Vec<Rollout>> {
+        let mut rollouts = rollouts.to_vec();
+        if !matches!(self.config.train.algorithm, Algorithm::Ppo | Algorithm::Rloo) {
+            return Ok(rollouts);
+        }
+        let Some(Ready { trainer: Some(trainer), decoder, .. }) = &self.ready else {
+            return Err(Error::train(NOT_READY));
+        };
+        let mut versions: Vec<PolicyVersion> = rollouts.iter().filter_map(|r| r.version).collect();
+        versions.sort_unstable();
+        versions.dedup();
+        for version in versions.into_iter().filter(|version| *version != self.active) {
+            let path = self.store.path(version).join(trainer::ADAPTER_FILE);
+            let policy = match version {
+                PolicyVersion::INITIAL => None,
+                _ if !path.exists() => {
+                    let before = rollouts.len();
+                    rollouts.retain(|r| r.version != Some(version));
+                    let answers = before - rollouts.len();
+                    tracing::warn!(version = version.0, answers, "left out: their version is no longer on disk");
+                    continue;
+                }
+                _ => Some(Lora::read_gguf(&path, decoder)?),
+            };
+            let of_version = |rollout: &&mut Rollout| rollout.version == Some(version);
+            let theirs: Vec<Rollout> = rollouts.iter_mut().filter(of_version).map(|r| r.clone()).collect();
+            let logprobs = trainer.logprobs(&theirs, policy.as_ref(), &|| self.shared.interrupted())?;
+            for (rollout, logprobs) in rollouts.iter_mut().filter(of_version).zip(logprobs) {
+                rollout.behavior_logprobs = Some(logprobs);
+            }
+        }
+        Ok(rollouts)
+    }
+
     fn judge(&self, metrics: &StepMetrics, finite: bool) -> Result<Verdict> {
         let versions = self.ledger.versions()?;
         let parent = versions.iter().find(|v| v.version == self.active && v.version != PolicyVersion::INITIAL);
@@ -185,5 +278,14 @@ impl Worker {
         tracing::warn!(reason, ratings = used.len(), "candidate refused");
         self.load_trainer()?;
         Ok(PublishOutcome::Skipped { reason, consumed: used.len() })
+    }
+}
+
+/// Why a batch is not begun.
+fn too_few(answers: usize, least: usize) -> &'static str {
+    match answers {
+        0 => "there is no new feedback that counts yet",
+        1 if least == 2 => "one rating alone can't be told from the mean, so it waits for others",
+        _ => "less feedback than a batch counts yet: limits of users, a review or a quarantine hold the rest back",
     }
 }

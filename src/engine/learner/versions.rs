@@ -28,13 +28,13 @@ impl Worker {
     }
 
     pub(super) fn about(&self, info: &VersionInfo) -> About {
-        let TrainConfig { algorithm, lambda, rank, alpha, .. } = self.config.train;
+        let TrainConfig { algorithm, rank, alpha, .. } = self.config.train;
         About {
             parent: info.parent,
             base_sha256: self.base_sha256.clone(),
             created: info.created,
             algorithm,
-            lambda,
+            lambda: self.config.train.temperature(),
             rank,
             alpha,
             metrics: info.metrics.clone(),

@@ -67,6 +67,24 @@ pub fn token_logprobs_and_entropy(
     }
 }
 
+/// KL(p‖q) a row over the whole vocabulary, nats: p is `softmax(h Wᵀ / T)` of `hidden [M, E]`, q that of `other [M, E]`.
+/// Gives no gradient.
+pub fn token_kl(hidden: &Tensor, other: &Tensor, head: &Frozen, temperatures: &[f32]) -> crate::Result<Tensor> {
+    let m = check_head("token_kl", hidden, head, temperatures)?;
+    check_head("token_kl", other, head, temperatures)?;
+    if m == 0 {
+        return Ok(Tensor::zeros(0, DType::F32, hidden.device())?);
+    }
+    let (hidden, other) = (hidden.detach().contiguous()?, other.detach().contiguous()?);
+    match head.fused(&hidden).filter(|_| cpu::takes(&other)) {
+        Some(weight) => {
+            let (p, q) = (cpu::Values::of(&hidden)?, cpu::Values::of(&other)?);
+            Ok(cpu::tensor(head_of(weight, &[], temperatures, false).divergence(&p, &q), m)?)
+        }
+        None => plain::token_kl(&hidden, &other, head, temperatures),
+    }
+}
+
 fn head_of(weight: &Arc<Mat>, targets: &[u32], temperatures: &[f32], keep: bool) -> Head {
     Head {
         weight: weight.clone(),
@@ -240,6 +258,35 @@ impl Head {
             out.iter_mut().zip(running).map(finish).collect::<Vec<f32>>()
         });
         (logprobs, entropies.concat())
+    }
+
+    /// KL(p‖q) a row, nats, p being the distribution of `hidden` and q that of `other`. Over the whole vocabulary, so that
+    /// it is exact and never negative but for rounding.
+    pub fn divergence(&self, hidden: &[f32], other: &[f32]) -> Vec<f32> {
+        let mut out = vec![0f32; self.inverse_temperatures.len()];
+        let e = self.weight.cols();
+        self.by_rows(hidden, &mut out, |at, hidden, inverse, out| {
+            let other = Mat::new(self.weight.precision(), &other[at * e..][..out.len() * e], e);
+            let (mut p, mut q) = (Vec::new(), Vec::new());
+            // Of each row: both sums, and the sum of exp(p − max) · (p − q).
+            let mut running: Vec<(Running, Running, f32)> =
+                out.iter().map(|_| (Running::EMPTY, Running::EMPTY, 0.0)).collect();
+            for (first, words) in self.words() {
+                self.logits(&hidden, inverse, first, words, &mut p);
+                self.logits(&other, inverse, first, words, &mut q);
+                let rows = p.chunks_exact(words).zip(q.chunks_exact(words)).zip(&mut running);
+                for ((p, q), (of_p, of_q, cross)) in rows {
+                    *cross *= of_p.add(p, false);
+                    of_q.add(q, false);
+                    let max = of_p.max;
+                    *cross += sum(words, |i| exp(p[i] - max) * (p[i] - q[i]));
+                }
+            }
+            for (out, (p, q, cross)) in out.iter_mut().zip(&running) {
+                *out = cross / p.sum - (p.max + p.sum.ln()) + (q.max + q.sum.ln());
+            }
+        });
+        out
     }
 
     /// d log-probability / d hidden = (the target's row of the head − their mean) / temperature.

@@ -31,7 +31,7 @@ pub use attention::attention;
 pub use feed_forward::{FeedForward, feed_forward};
 pub use frozen::{Frozen, embed};
 pub use linear::linear;
-pub use logprobs::{token_entropy, token_logprobs, token_logprobs_and_entropy};
+pub use logprobs::{token_entropy, token_kl, token_logprobs, token_logprobs_and_entropy};
 pub use norm::{layer_norm, rms_norm};
 pub use rope::rope;
 pub use rope_table::{RopeStyle, RopeTable};

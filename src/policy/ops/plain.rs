@@ -121,3 +121,15 @@ pub fn token_entropy(hidden: &Tensor, head: &Frozen, temperatures: &[f32]) -> Re
     }
     Ok(Tensor::cat(&parts, 0)?.to_dtype(DType::F32)?)
 }
+
+pub fn token_kl(hidden: &Tensor, other: &Tensor, head: &Frozen, temperatures: &[f32]) -> Result<Tensor> {
+    let weight = head.weight_f32()?;
+    let mut parts = Vec::new();
+    for (i, temperatures) in temperatures.chunks(HEAD_ROWS).enumerate() {
+        let rows = |x: &Tensor| x.narrow(0, i * HEAD_ROWS, temperatures.len());
+        let p = log_softmax_rows(&rows(hidden)?, &weight, temperatures)?;
+        let q = log_softmax_rows(&rows(other)?, &weight, temperatures)?;
+        parts.push((p.exp()? * (p - q)?)?.sum(D::Minus1)?);
+    }
+    Ok(Tensor::cat(&parts, 0)?.to_dtype(DType::F32)?)
+}

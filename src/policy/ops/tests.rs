@@ -324,6 +324,25 @@ fn token_logprobs_are_those_of_the_softmax_at_a_temperature() {
 }
 
 #[test]
+fn token_kl_is_that_of_both_softmaxes_and_nothing_between_equal_ones() {
+    for (m, e, v) in [(1, 8, 5), (70, 16, 301), (3, 24, 1100)] {
+        let head = Frozen::new(&tensor(1, &[v, e]), DType::F32).unwrap();
+        let temperatures: Vec<f32> = (0..m).map(|i| 0.5 + (i % 3) as f32 * 0.5).collect();
+        let (x, y) = (tensor(2, &[m, e]), tensor(3, &[m, e]));
+        let kl = flat(&token_kl(&x, &y, &head, &temperatures).unwrap());
+        let plain = flat(&plain::token_kl(&x, &y, &head, &temperatures).unwrap());
+        for (a, b) in kl.iter().zip(&plain) {
+            assert!((a - b).abs() < 1e-4 * (1.0 + b.abs()) && *a > 1e-3, "{a} {b}");
+        }
+        let none = flat(&token_kl(&x, &x, &head, &temperatures).unwrap());
+        assert!(none.iter().all(|kl| kl.abs() < 1e-6), "{none:?}");
+    }
+    let head = Frozen::new(&tensor(1, &[4, 6]), DType::F32).unwrap();
+    let e = token_kl(&tensor(2, &[1, 6]), &tensor(2, &[2, 6]), &head, &[1.0]).unwrap_err();
+    assert!(e.to_string().contains("1 temperatures for 2 rows"), "{e}");
+}
+
+#[test]
 fn embed_returns_the_stored_rows() {
     let table = Frozen::new(&tensor(1, &[9, 6]), DType::BF16).unwrap();
     let rows = embed(&[3, 0, 8, 3], &table).unwrap();

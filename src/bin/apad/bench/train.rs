@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
-use apa::config::{Dtype, GateConfig, TrainConfig};
+use apa::config::{Dtype, TrainConfig};
 use apa::policy::{self, Decoder};
 use apa::trainer::{StepOutcome, Trainer};
 use apa::types::{Rollout, TokenId};
@@ -86,8 +86,8 @@ fn measure(options: &Options, model: &Path) -> Result<()> {
         // One policy and one critic step an epoch.
         minibatch: options.batch,
         max_tokens: options.seq,
-        // The gate's small pass is not part of the update.
-        gate: GateConfig { kl_samples: 0, ..GateConfig::default() },
+        // Looking at how far it went is not part of the update.
+        kl_samples: 0,
         threads: options.threads,
         ..TrainConfig::default()
     };
@@ -136,6 +136,8 @@ fn rollouts(options: &Options, vocabulary: u32, rng: &mut ChaCha8Rng) -> Vec<Rol
             score: f64::from(i),
             advantage_floor: None,
             served_logprobs: None,
+            version: None,
+            behavior_logprobs: None,
         })
         .collect()
 }

@@ -53,7 +53,9 @@ pub fn summary(group: &Group) -> Value {
     json!({
         "name": group.name,
         "algorithm": train.algorithm,
-        "lambda": train.lambda,
+        "lambda": train.temperature(),
+        "credit": train.credit,
+        "nats_per_reward": train.nats_per_reward,
         "lr": train.lr,
         "critic_lr": train.critic_lr,
         "reward": group.plan.reward,

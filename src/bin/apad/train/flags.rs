@@ -5,9 +5,15 @@ use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
 
 /// Names of these flags' fields: what a run that goes on must not be told again.
-pub const NAMES: [&str; 22] = [
+pub const NAMES: [&str; 28] = [
     "algorithm",
+    "credit",
     "lambda",
+    "nats_per_reward",
+    "length_power",
+    "kl_step",
+    "kl_budget",
+    "kl_samples",
     "lr",
     "critic_lr",
     "epochs",
@@ -35,6 +41,13 @@ enum Algorithm {
     Apa,
     Awr,
     Ppo,
+    Rloo,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Credit {
+    Token,
+    Response,
 }
 
 /// What decides how is learned.
@@ -44,10 +57,30 @@ pub struct Hyperparameters {
     /// The policy loss (default: apa)
     #[arg(long, value_enum)]
     algorithm: Option<Algorithm>,
-    /// Temperature of the target policy; larger stays closer to the initial model (paper and default: 0.1 for APA, 1
-    /// for AWR)
+    /// What APA takes for an action, and so what a reward is credited to (paper: token)
+    #[arg(long, value_enum)]
+    credit: Option<Credit>,
+    /// Temperature of the target policy; larger stays closer to the initial model (paper and default: 0.1 for APA with
+    /// credit by token, 1 for AWR)
     #[arg(long, value_name = "X", allow_negative_numbers = true)]
     lambda: Option<f64>,
+    /// APA with credit by response: how much likelier an answer is to become, in nats, for a reward of one standard
+    /// deviation above what was expected (default: 4)
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    nats_per_reward: Option<f64>,
+    /// APA with credit by response: 0 lets answers of every length move as far, 1 lets one of T tokens move T times as
+    /// far (default: 0)
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    length_power: Option<f64>,
+    /// Most KL of a batch's new policy to the one before, in nats a response; 0 is no limit (default: 1)
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    kl_step: Option<f64>,
+    /// Most KL to the initial model, in nats a response; 0 is no limit (default: 10)
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    kl_budget: Option<f64>,
+    /// Answers of a batch on which both are measured, after every optimizer step; 0 limits nothing (default: 8)
+    #[arg(long, value_name = "N")]
+    kl_samples: Option<u32>,
     /// Learning rate of the policy's adapter (default: 1e-4; paper, full weights: 1e-6, PPO 8e-6)
     #[arg(long, value_name = "X", allow_negative_numbers = true)]
     lr: Option<f64>,
@@ -117,9 +150,16 @@ impl Hyperparameters {
             Algorithm::Apa => "apa",
             Algorithm::Awr => "awr",
             Algorithm::Ppo => "ppo",
+            Algorithm::Rloo => "rloo",
         });
-        // Where AWR is asked for by flag, the paper's λ for it is meant; a setting of λ for APA is another thing.
-        let lambda = self.lambda.or(matches!(self.algorithm, Some(Algorithm::Awr)).then_some(1.0));
+        let credit = self.credit.map(|c| match c {
+            Credit::Token => "token",
+            Credit::Response => "response",
+        });
+        let lambda = match self.algorithm {
+            Some(Algorithm::Awr) => "train.awr.lambda",
+            _ => "train.lambda",
+        };
         let betas = match (self.beta1, self.beta2) {
             (None, None) => None,
             (first, second) => {
@@ -131,7 +171,13 @@ impl Hyperparameters {
         let count = |n: Option<u32>| n.map(Value::from);
         vec![
             ("train.algorithm", algorithm.map(Value::from)),
-            ("train.lambda", float(lambda)),
+            ("train.credit", credit.map(Value::from)),
+            (lambda, float(self.lambda)),
+            ("train.nats_per_reward", float(self.nats_per_reward)),
+            ("train.length_power", float(self.length_power)),
+            ("train.kl_step", float(self.kl_step)),
+            ("train.kl_budget", float(self.kl_budget)),
+            ("train.kl_samples", count(self.kl_samples)),
             ("train.lr", float(self.lr)),
             ("train.critic_lr", float(self.critic_lr)),
             ("train.epochs", count(self.epochs)),

@@ -28,13 +28,14 @@ use crate::settings::Overrides;
 const LOCK_FILE: &str = "run.lock";
 
 /// What a run that goes on takes from its folder, and must not be told again, beside the hyperparameters.
-const FIXED: [&str; 14] = [
+const FIXED: [&str; 15] = [
     "model",
     "prompts",
     "reward",
     "reward_timeout",
     "dataset",
     "evaluate_every",
+    "answers",
     "max_new",
     "temperature",
     "seeds",
@@ -84,6 +85,9 @@ pub struct Options {
     /// Longest time a reward command or service may take for a batch
     #[arg(long, value_name = "SECONDS", default_value_t = 120)]
     reward_timeout: u64,
+    /// Answers to each prompt of a batch; RLOO compares them with each other
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    answers: u32,
     /// Most tokens of an answer (paper: 128)
     #[arg(long, value_name = "N", default_value_t = 128)]
     max_new: u32,
@@ -179,6 +183,7 @@ async fn planned(options: &Options) -> Result<Plan> {
         reward_timeout: options.reward_timeout,
         steps: options.steps.unwrap_or(30),
         seeds: options.seeds.clone(),
+        answers: options.answers,
         max_new: options.max_new,
         temperature: options.temperature,
         checkpoint_every: options.checkpoint_every,

@@ -21,7 +21,7 @@ impl Screen {
         let algorithm = format!("{:?}", train.algorithm).to_uppercase();
         let title = format!(
             "{algorithm}, lambda {}, lr {:e}, {}: {} steps of {} answers, {} seeds",
-            train.lambda,
+            train.temperature(),
             train.lr,
             plan.reward.as_ref().map_or_else(|| "no samples".to_owned(), |reward| format!("reward {reward}")),
             plan.steps,
