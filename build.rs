@@ -31,4 +31,8 @@ fn main() {
         }
     }
     kernels.compile("apa_kernels");
+    // llguidance has a C API of its own, which is none of ours: what libraries bring along is not exported.
+    if env::var("CARGO_CFG_TARGET_OS").is_ok_and(|os| os == "linux") {
+        println!("cargo::rustc-cdylib-link-arg=-Wl,--exclude-libs,ALL");
+    }
 }

@@ -60,7 +60,7 @@ func TestAWrongRequestNamesWhatIsWrong(t *testing.T) {
 		{Request{Messages: []Message{}}, "neither messages nor prompt"},
 		{Request{Prompt: strings.Repeat("the ", 1<<18)}, "256"},
 		{Request{Tokens: []uint32{1 << 30}}, "token"},
-		{Request{Tokens: []uint32{}}, "0 other values"},
+		{Request{Tokens: []uint32{}}, "an empty array"},
 	} {
 		stream, err := engine.Generate(background, c.request)
 		if stream != nil || !errors.Is(err, ErrArg) || !strings.Contains(err.Error(), c.says) {

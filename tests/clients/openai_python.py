@@ -1,5 +1,6 @@
 """The official `openai` package of PyPI against a daemon, as its users write it: python openai_python.py URL."""
 
+import json
 import sys
 
 import openai
@@ -38,7 +39,7 @@ tools = [{"type": "function", "function": {"name": "weather", "description": "Th
 demand = dict(model=model, messages=hello, tools=tools, tool_choice="required", max_tokens=400)
 asked = client.chat.completions.create(**demand).choices[0]
 assert asked.finish_reason == "tool_calls" and asked.message.tool_calls[0].function.name == "weather", asked
-assert asked.message.tool_calls[0].function.arguments in ('{"unit":"C"}', '{"unit":"F"}'), asked
+assert json.loads(asked.message.tool_calls[0].function.arguments) in ({"unit": "C"}, {"unit": "F"}), asked
 with client.chat.completions.stream(**demand) as stream:
     for event in stream:
         pass
