@@ -68,6 +68,7 @@ pub mod ledger;
 pub mod llama;
 mod lock;
 pub mod optim;
+pub mod overwrite;
 pub mod policy;
 mod prompts;
 pub mod publish;

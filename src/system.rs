@@ -17,6 +17,29 @@ pub(crate) fn cores_or(threads: u32) -> u32 {
     if threads == 0 { *CORES.get_or_init(cores) } else { threads }
 }
 
+/// Room of the disk that a folder is on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct DiskRoom {
+    /// Bytes that we may still write.
+    pub(crate) free: u64,
+    /// All of it, in bytes.
+    pub(crate) total: u64,
+}
+
+/// The room of a folder's disk. `None` where the system doesn't say.
+pub(crate) fn disk_room(folder: &std::path::Path) -> Option<DiskRoom> {
+    #[cfg(unix)]
+    return rustix::fs::statvfs(folder).ok().map(|disk| DiskRoom {
+        free: disk.f_bavail.saturating_mul(disk.f_frsize),
+        total: disk.f_blocks.saturating_mul(disk.f_frsize),
+    });
+    #[cfg(not(unix))]
+    return {
+        let _ = folder;
+        None
+    };
+}
+
 /// Bytes that could be had without taking them from others. `None` where the system doesn't say.
 pub(crate) fn free_memory() -> Option<u64> {
     let memory = std::fs::read_to_string("/proc/meminfo").ok()?;

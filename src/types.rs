@@ -239,6 +239,9 @@ pub struct Generation {
     pub user: Option<String>,
     /// When it was submitted.
     pub created: UnixMillis,
+    /// The answer could not be recorded: its id can't be rated. Never so of one that comes from the record.
+    #[serde(skip)]
+    pub unrecorded: bool,
 }
 
 /// One training sample: tokens and the scalar that judges them.

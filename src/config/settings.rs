@@ -328,6 +328,9 @@ settings! {
         user_hourly: u32 = 120, Range::Any;
         /// Largest share of one user in a batch. Applies from the second user on.
         user_share: f64 = 0.5, above_to(0.0, 1.0);
+        /// Seconds after which what `reward.user_share` left out is taken all the same where a batch isn't full without
+        /// it, the oldest first: a share delays and never starves. 0 waits for others without end.
+        user_patience: u32 = 3600, Range::Any;
         /// Seconds that feedback waits before it is used.
         quarantine: u32 = 0, Range::Any;
         /// Number of comparisons with other users' ratings of the same answers after which a user who disagrees is held

@@ -1,6 +1,7 @@
 //! Embeds texts on a thread of its own, which starts with the first of them and gives way to answers. Never decodes an
 //! answer.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
@@ -20,6 +21,8 @@ type Reply = Sender<Result<Vec<Vec<f32>>>>;
 
 struct Work {
     texts: Vec<Vec<TokenId>>,
+    /// Whoever asked has left.
+    abandoned: Arc<AtomicBool>,
     reply: Reply,
 }
 
@@ -34,18 +37,26 @@ struct State {
     work: Option<Sender<Work>>,
     thread: Option<JoinHandle<()>>,
     closed: bool,
+    /// Ends the thread after the text that it is at.
+    stopping: Arc<AtomicBool>,
 }
 
 impl Embeddings {
-    /// One embedding a text; waits for it.
-    pub(super) fn embed(&self, model: &Arc<Model>, context: u32, texts: Vec<Vec<TokenId>>) -> Result<Vec<Vec<f32>>> {
+    /// One embedding a text; waits for it, unless it is `abandoned`.
+    pub(super) fn embed(
+        &self,
+        model: &Arc<Model>,
+        context: u32,
+        texts: Vec<Vec<TokenId>>,
+        abandoned: Arc<AtomicBool>,
+    ) -> Result<Vec<Vec<f32>>> {
         let room = context.min(ROOM);
         if let Some(place) = texts.iter().position(|t| t.is_empty() || t.len() > room as usize) {
             let tokens = texts[place].len();
             return Err(Error::arg(format!("input[{place}] has {tokens} tokens, expected 1 to {room}")));
         }
         let (reply, answer) = bounded(1);
-        match self.sender(model, room)?.try_send(Work { texts, reply }) {
+        match self.sender(model, room)?.try_send(Work { texts, abandoned, reply }) {
             Ok(()) => {}
             Err(TrySendError::Full(_)) => return Err(Error::busy(format!("{WAITING} requests are waiting already"))),
             Err(TrySendError::Disconnected(_)) => return Err(closed()),
@@ -63,11 +74,16 @@ impl Embeddings {
         }
         let mut embedder = Embedder::new(model, room)?;
         let (work, waiting): (_, Receiver<Work>) = bounded(WAITING);
+        let stopping = state.stopping.clone();
         let body = move || {
             give_way_to_decoding();
-            for Work { texts, reply } in waiting {
+            for Work { texts, abandoned, reply } in waiting {
+                let one = |text: &Vec<TokenId>| {
+                    let given_up = abandoned.load(Ordering::Relaxed) || stopping.load(Ordering::Relaxed);
+                    if given_up { Err(closed()) } else { embedder.embed(text) }
+                };
                 // Whoever asked may have left.
-                let _ = reply.send(texts.iter().map(|text| embedder.embed(text)).collect());
+                let _ = reply.send(texts.iter().map(one).collect());
             }
         };
         state.thread = Some(std::thread::Builder::new().name("apa-embedder".into()).spawn(body)?);
@@ -75,11 +91,12 @@ impl Embeddings {
         Ok(work)
     }
 
-    /// Ends the thread after what it has begun. Idempotent.
+    /// Ends the thread after the text that it is at. Idempotent.
     pub(super) fn stop(&self) {
         let thread = {
             let mut state = lock(&self.state);
             state.closed = true;
+            state.stopping.store(true, Ordering::Relaxed);
             state.work = None;
             state.thread.take()
         };

@@ -138,7 +138,10 @@ impl Examiner {
     /// `Closed` if it was stopped; whatever keeps answers from being made, scored or read.
     pub fn papers(&self, hall: &Hall) -> Result<Papers> {
         let recent = match self.config.prompts.as_deref() {
-            Some(USERS) => hall.ledger.recent_prompts(self.config.count as usize)?,
+            Some(USERS) => {
+                let asked = hall.ledger.recent_prompts(self.config.count as usize)?;
+                asked.into_iter().map(|prompt| prompt.tokens).collect()
+            }
             _ => Vec::new(),
         };
         let prompts = if self.config.prompts.as_deref() == Some(USERS) { &recent } else { &self.prompts };

@@ -27,6 +27,9 @@ pub struct Imported {
     pub ratings: usize,
     /// Preferences that are on record now.
     pub preferences: usize,
+    /// Corrections, signals and remarks that are on record now.
+    #[serde(default)]
+    pub others: usize,
     /// Lines that said what was on record already.
     pub known: usize,
     /// Lines that could not be used.
@@ -43,16 +46,28 @@ pub fn import(ledger: &Ledger, model: &Model, entries: &[Entry], user: Option<&s
     let base = ledger.model_fingerprint()?;
     let mut done = Imported::default();
     for entry in entries {
-        let user = entry.user.as_deref().or(user).unwrap_or(IMPORTER);
-        let one = Line { ledger, tokenizer: &tokenizer, entry, user, base: base.as_deref() };
+        // A line that says that nobody gave a name is taken at its word.
+        let user = entry.user.as_deref().or(user).or((!entry.anonymous).then_some(IMPORTER));
+        let vocabulary = model.n_vocab();
+        let one = Line { ledger, tokenizer: &tokenizer, entry, user, base: base.as_deref(), vocabulary };
         let outcome = match &entry.judged {
-            Judged::Pair { prompt, chosen, rejected } => one.pair(prompt, chosen, rejected).map(|new| (0, 1, new)),
-            Judged::Rated { prompt, answer, rating } => one.rated(prompt, answer, *rating).map(|new| (1, 0, new)),
+            Judged::Pair { prompt, chosen, rejected } if entry.correction => {
+                one.said(prompt, rejected, Signal::Correction(chosen.clone())).map(|new| (0, 0, 1, new))
+            }
+            Judged::Pair { prompt, chosen, rejected } => one.pair(prompt, chosen, rejected).map(|new| (0, 1, 0, new)),
+            Judged::Rated { prompt, answer, rating } => {
+                one.said(prompt, answer, Signal::Rating(*rating)).map(|new| (1, 0, 0, new))
+            }
+            Judged::Said { prompt, answer, signal } => {
+                let signal = signal.clone().map_or(Signal::Comment, Signal::Named);
+                one.said(prompt, answer, signal).map(|new| (0, 0, 1, new))
+            }
         };
         match outcome {
-            Ok((ratings, preferences, true)) => {
+            Ok((ratings, preferences, others, true)) => {
                 done.ratings += ratings;
                 done.preferences += preferences;
+                done.others += others;
             }
             Ok(_) => done.known += 1,
             Err(error) if error.code() == crate::Code::Arg || error.code() == crate::Code::Unsupported => {
@@ -68,42 +83,69 @@ struct Line<'a> {
     ledger: &'a Ledger,
     tokenizer: &'a Tokenizer<'a>,
     entry: &'a Entry,
-    user: &'a str,
+    user: Option<&'a str>,
     base: Option<&'a str>,
+    vocabulary: usize,
 }
 
 impl Line<'_> {
     fn pair(&self, prompt: &PromptText, chosen: &str, rejected: &str) -> Result<bool> {
-        let prompt = self.prompt(prompt)?;
-        let [better, worse] = self.tokenizer.answers(chosen, rejected, prompt.len())?;
-        let (chosen, rejected) = (self.record(&prompt, better, chosen)?, self.record(&prompt, worse, rejected)?);
-        let (_, new) = self.ledger.import_preference(&chosen, &rejected, Some(self.user))?;
+        let (chosen, rejected) = match &self.entry.answer_ids[..] {
+            [better, worse] if self.is_answer(better, chosen)? && self.is_answer(worse, rejected)? => {
+                (better.clone(), worse.clone())
+            }
+            _ => {
+                let prompt = self.prompt(prompt)?;
+                let [better, worse] = self.tokenizer.answers(chosen, rejected, prompt.len())?;
+                (self.record(&prompt, better, chosen)?, self.record(&prompt, worse, rejected)?)
+            }
+        };
+        let (_, new) = self.ledger.import_preference(&chosen, &rejected, self.user)?;
         Ok(new)
     }
 
-    fn rated(&self, prompt: &PromptText, answer: &str, rating: f64) -> Result<bool> {
-        let prompt = self.prompt(prompt)?;
-        let generation_id = self.record(&prompt, self.tokenizer.answer(answer, prompt.len())?, answer)?;
-        let before = self.ledger.feedback_of(&generation_id)?;
-        let said = |f: &crate::ledger::StoredFeedback| {
-            f.signal == Signal::Rating(rating) && f.user.as_deref() == Some(self.user)
+    fn said(&self, prompt: &PromptText, answer: &str, signal: Signal) -> Result<bool> {
+        let generation_id = match &self.entry.answer_ids[..] {
+            // What was exported from here is about what is here.
+            [id] if self.is_answer(id, answer)? => id.clone(),
+            _ => {
+                let prompt = self.prompt(prompt)?;
+                self.record(&prompt, self.tokenizer.answer(answer, prompt.len())?, answer)?
+            }
         };
-        if before.iter().any(said) {
+        let comment = &self.entry.comment;
+        let said = |f: &crate::ledger::StoredFeedback| {
+            let remark = signal != Signal::Comment || f.comment == *comment;
+            f.signal == signal && f.user.as_deref() == self.user && remark
+        };
+        if self.ledger.feedback_of(&generation_id)?.iter().any(said) {
             return Ok(false);
         }
-        self.ledger.import_feedback(&NewFeedback {
-            generation_id,
-            signal: Signal::Rating(rating),
-            user: Some(self.user.to_owned()),
-            comment: self.entry.comment.clone(),
-        })?;
+        let (user, comment) = (self.user.map(str::to_owned), comment.clone());
+        self.ledger.import_feedback(&NewFeedback { generation_id, signal, user, comment })?;
         Ok(true)
+    }
+
+    /// Whether this answer is on record under this name.
+    fn is_answer(&self, id: &GenerationId, text: &str) -> Result<bool> {
+        Ok(self.ledger.generation(id)?.is_some_and(|g| g.text == text))
     }
 
     /// The exact tokens where the line has them for this base, else those of the text.
     fn prompt(&self, prompt: &PromptText) -> Result<Vec<TokenId>> {
         match (&self.entry.prompt_tokens, &self.entry.base_sha256) {
-            (Some(tokens), Some(base)) if Some(base.as_str()) == self.base => Ok(tokens.clone()),
+            (Some(tokens), Some(base)) if Some(base.as_str()) == self.base => {
+                if tokens.is_empty() {
+                    return Err(Error::arg("prompt_tokens is empty, expected at least one token"));
+                }
+                match tokens.iter().find(|token| **token as usize >= self.vocabulary) {
+                    None => Ok(tokens.clone()),
+                    Some(token) => Err(Error::arg(format!(
+                        "prompt_tokens has the token {token}, expected numbers below {}",
+                        self.vocabulary
+                    ))),
+                }
+            }
             _ => self.tokenizer.prompt(prompt),
         }
     }
@@ -113,7 +155,7 @@ impl Line<'_> {
         let mut sum = Sha256::new();
         sum.update((prompt.len() as u64).to_le_bytes());
         prompt.iter().chain(&response).for_each(|token| sum.update(token.to_le_bytes()));
-        sum.update(self.user);
+        sum.update(self.user.unwrap_or_default());
         let hex: String = sum.finalize().iter().take(16).map(|byte| format!("{byte:02x}")).collect();
         let id = GenerationId(format!("{}{hex}", GenerationKind::Import.prefix()));
         if self.ledger.generation(&id)?.is_some() {
@@ -128,8 +170,9 @@ impl Line<'_> {
             sampling: Sampling { seed: Some(0), ..Sampling::default() },
             finish: FinishReason::Stop,
             // So that forgetting the user forgets it.
-            user: Some(self.user.to_owned()),
+            user: self.user.map(str::to_owned),
             created: unix_millis(),
+            unrecorded: false,
         };
         let (sender, receiver) = bounded(1);
         let done = Box::new(move |outcome| {
@@ -174,7 +217,9 @@ pub fn line(model: &Model, base_sha256: &str, said: &Exported) -> Value {
             line["user"] = f.user.clone().into();
             line["comment"] = f.comment.clone().into();
         }
-        Exported::Preference(pair) => {
+        Exported::Preference(pair, [chosen, rejected]) => {
+            line["chosen_id"] = chosen.0.clone().into();
+            line["rejected_id"] = rejected.0.clone().into();
             line["chosen"] = text(&pair.chosen).into();
             line["rejected"] = text(&pair.rejected).into();
             line["user"] = pair.user.clone().into();

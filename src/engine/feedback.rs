@@ -4,9 +4,12 @@ use serde::{Deserialize, Serialize};
 
 use super::{Engine, exchange};
 use crate::error::Result;
-use crate::ledger::{Forgotten, ReviewEntry, ReviewVerdict, StoredFeedback, StoredSample};
+use crate::ledger::{Forgotten, LeftOut, ReviewEntry, ReviewVerdict, StoredFeedback, StoredSample};
 use crate::reward::Entry;
 use crate::types::*;
+
+/// Most pieces of feedback that are listed as left out.
+const MOST_LEFT_OUT: usize = 256;
 
 /// A generation and what became of it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -65,13 +68,16 @@ impl Engine {
     }
 
     /// Deletes a user's words: the answers made for them with their prompts, what anyone said of those, and all they
-    /// said of others' answers. They are overwritten on disk when this returns. What remains are the versions that
-    /// learned from them.
+    /// said of others' answers. They are overwritten on disk when this returns, unless another program reads the ledger
+    /// ([`Forgotten::overwritten`]). Answers under way for the user are given and not recorded. What remains are the
+    /// versions that learned from them.
     ///
     /// # Errors
     /// `Io` if it could not be written, `Closed`.
     pub fn forget(&self, user: &str) -> Result<Forgotten> {
         self.check_open()?;
+        // First: what ends from now on is not recorded, and what ended before is among what is deleted.
+        self.inner.in_flight.forget(user);
         self.inner.ledger.forget(user)
     }
 
@@ -81,6 +87,14 @@ impl Engine {
     /// `Io` if the ledger can't be read.
     pub fn reviews(&self) -> Result<Vec<ReviewEntry>> {
         self.inner.ledger.reviews()
+    }
+
+    /// Feedback that nothing can be learned from, the newest first, with why.
+    ///
+    /// # Errors
+    /// `Io` if the ledger can't be read.
+    pub fn left_out(&self) -> Result<Vec<LeftOut>> {
+        self.inner.ledger.left_out(MOST_LEFT_OUT)
     }
 
     /// Decides about a user's feedback: it counts, waits, or is left out for good.

@@ -1,5 +1,8 @@
 //! From text to tokens and from tokens to an answer. Never records one, never says what it is worth.
 
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
 use super::Engine;
 use crate::error::{Error, Result};
 use crate::ids::GenerationKind;
@@ -96,8 +99,16 @@ impl Engine {
     /// # Errors
     /// `Arg` for a text without tokens or longer than 2048 tokens or the context; `Busy` if too many wait; `Closed`.
     pub fn embed(&self, texts: Vec<Vec<TokenId>>) -> Result<Vec<Vec<f32>>> {
+        self.embed_unless(texts, Arc::default())
+    }
+
+    /// The same, given up as `Closed` between two texts once it is `abandoned`.
+    ///
+    /// # Errors
+    /// As [`Engine::embed`].
+    pub fn embed_unless(&self, texts: Vec<Vec<TokenId>>, abandoned: Arc<AtomicBool>) -> Result<Vec<Vec<f32>>> {
         self.check_open()?;
-        self.inner.embeddings.embed(&self.inner.model, self.inner.config.serve.context, texts)
+        self.inner.embeddings.embed(&self.inner.model, self.inner.config.serve.context, texts, abandoned)
     }
 
     /// Queues a generation.
@@ -108,7 +119,8 @@ impl Engine {
     pub fn generate(&self, mut request: GenerateRequest) -> Result<GenerationStream> {
         self.check_open()?;
         self.inner.routes.choose(&mut request);
-        self.inner.scheduler.submit(GenerationId::new(GenerationKind::Request), request)
+        let id = GenerationId::new(GenerationKind::Request);
+        self.inner.in_flight.submit(id, request, |id, request| self.inner.scheduler.submit(id, request))
     }
 
     /// A generation from the ledger.

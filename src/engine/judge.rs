@@ -4,12 +4,12 @@
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use super::reward_versions::{RewardStatus, RewardVersions};
 use crate::config::{Config, RewardConfig};
-use crate::error::{Error, Result};
+use crate::error::{Code, Error, Result};
 use crate::ledger::Ledger;
 use crate::llama::Model;
 use crate::policy::Decoder;
@@ -27,6 +27,8 @@ pub(super) struct Samples {
     pub records: Vec<SampleRecord>,
     /// Feedback that made them, or that nothing can be made of: all of it is used up.
     pub used: Vec<u64>,
+    /// Feedback that nothing can be made of, with why: to be set aside.
+    pub unusable: Vec<(Vec<u64>, String)>,
     /// Answers left out because their version is too old.
     pub stale: usize,
 }
@@ -127,13 +129,24 @@ impl Judge {
     pub fn samples(&mut self, batch: &[RatedGeneration], active: PolicyVersion, stop: &AtomicBool) -> Result<Samples> {
         let oldest = self.oldest(active);
         let mut samples = Samples::default();
+        let (batch, unusable) = self.usable(batch);
+        samples.unusable = unusable;
         samples.used.extend(batch.iter().flat_map(|r| r.feedback_ids.iter().copied()));
-        let fresh: Vec<&RatedGeneration> = batch.iter().filter(|r| r.generation.policy_version >= oldest).collect();
+        let fresh: Vec<&RatedGeneration> =
+            batch.iter().copied().filter(|r| r.generation.policy_version >= oldest).collect();
         samples.stale = batch.len() - fresh.len();
         let judged = self.judge(&fresh)?;
         let external = self.ask(&fresh, stop)?;
         for ((rated, model), external) in fresh.into_iter().zip(judged).zip(external) {
             let g = &rated.generation;
+            let external = match external {
+                Ok(score) => score,
+                Err(error) => {
+                    samples.used.retain(|id| !rated.feedback_ids.contains(id));
+                    samples.unusable.push((rated.feedback_ids.clone(), error.message().to_owned()));
+                    continue;
+                }
+            };
             let (rating, signals) = (rated.rating, rated.signals.clone());
             let known = Known { rating, model, external, signals, tokens: g.response.len() };
             if let Some(score) = self.terms.score(&known, &self.scales) {
@@ -175,17 +188,60 @@ impl Judge {
         Ok(answers.iter().zip(model).zip(external).map(score).collect())
     }
 
-    /// The scores of the application's own function, one an answer.
-    fn ask(&mut self, answers: &[&RatedGeneration], stop: &AtomicBool) -> Result<Vec<Option<f64>>> {
+    /// Tells what can be trained on from what can't, and why not: one bad row must not keep the others from teaching.
+    fn usable<'a>(&self, batch: &'a [RatedGeneration]) -> (Vec<&'a RatedGeneration>, Vec<(Vec<u64>, String)>) {
+        let known = self.model.n_vocab();
+        let wrong = |r: &RatedGeneration| {
+            let Generation { prompt, response, .. } = &r.generation;
+            if prompt.is_empty() || response.is_empty() {
+                return Some("the prompt or the answer has no tokens".to_owned());
+            }
+            let token = prompt.iter().chain(response).find(|token| **token as usize >= known)?;
+            Some(format!("token {token} is outside the vocabulary of {known}"))
+        };
+        let (mut usable, mut unusable) = (Vec::new(), Vec::new());
+        for rated in batch {
+            match wrong(rated) {
+                None => usable.push(rated),
+                Some(why) => unusable.push((rated.feedback_ids.clone(), why)),
+            }
+        }
+        (usable, unusable)
+    }
+
+    /// The scores of the application's own function, one an answer. Where it fails on the batch, each is asked for
+    /// alone: it may be one answer that it can't take. Where it takes none, it is the function that fails.
+    fn ask(&mut self, answers: &[&RatedGeneration], stop: &AtomicBool) -> Result<Vec<Result<Option<f64>>>> {
         let Some(grader) = self.external.as_ref().filter(|_| !answers.is_empty()) else {
-            return Ok(vec![None; answers.len()]);
+            return Ok(vec![Ok(None); answers.len()]);
         };
         let prompt = |r: &&RatedGeneration| PromptText::Text(self.model.text(&r.generation.prompt, true));
         let prompts: Vec<PromptText> = answers.iter().map(prompt).collect();
         let asked: Vec<Asked> = prompts.iter().zip(answers.iter().map(|r| &r.generation)).collect();
-        let scores = grader.scores(&asked, stop)?;
-        self.scales.external.update(&scores);
-        Ok(scores.into_iter().map(Some).collect())
+        let scores = match grader.scores(&asked, stop) {
+            Ok(scores) => scores.into_iter().map(Ok).collect(),
+            Err(error) if error.code() == Code::Closed || asked.len() == 1 => return Err(error),
+            Err(error) => {
+                let mut each: Vec<Result<f64>> = Vec::with_capacity(asked.len());
+                for one in asked.chunks(1) {
+                    // The first two tell whether any can be had: a function that hangs takes its whole time.
+                    if each.len() == 2 && each.iter().all(Result::is_err) {
+                        return Err(error);
+                    }
+                    let score = grader
+                        .scores(one, stop)
+                        .and_then(|scores| scores.first().copied().ok_or_else(|| Error::callback("it gave no score")));
+                    if stop.load(Ordering::Relaxed) {
+                        return Err(Error::closed("the step was given up"));
+                    }
+                    each.push(score);
+                }
+                each
+            }
+        };
+        let known: Vec<f64> = scores.iter().filter_map(|score| score.as_ref().ok().copied()).collect();
+        self.scales.external.update(&known);
+        Ok(scores.into_iter().map(|score| score.map(Some)).collect())
     }
 
     /// The reward model's scores, one an answer.

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::{Status, TrainerState};
+use super::{Alert, AlertKind, Status, TrainerState};
 use crate::scheduler::{BOUNDS_SECONDS, Durations};
 
 impl Status {
@@ -51,6 +51,7 @@ fn render(status: &Status) -> String {
     page.counter("apa_trainer_steps_total", "Steps that published a version.", t.steps);
     page.counter("apa_trainer_skipped_total", "Steps that were skipped.", t.skipped);
     page.counter("apa_trainer_dropped_steps_total", "Optimizer steps dropped as not finite.", t.dropped_steps);
+    page.alerts(&status.alerts);
     if let Some(last) = &t.last {
         page.gauge("apa_last_mean_reward", "Mean score of the newest batch.", last.mean_reward);
         page.gauge("apa_last_mean_length_tokens", "Mean response length of the newest batch.", last.mean_length);
@@ -77,6 +78,16 @@ impl Page {
 
     fn gauge(&mut self, name: &str, help: &str, value: f64) {
         self.sample(name, help, "gauge", value);
+    }
+
+    /// 1 for each kind that holds: an alarm can be set on any of them before it ever rang.
+    fn alerts(&mut self, alerts: &[Alert]) {
+        let name = "apa_alert";
+        let _ = writeln!(self.0, "# HELP {name} 1 while it holds; /health says what.\n# TYPE {name} gauge");
+        for kind in AlertKind::ALL {
+            let holds = u8::from(alerts.iter().any(|alert| alert.kind == kind));
+            let _ = writeln!(self.0, "{name}{{kind=\"{}\"}} {holds}", kind.as_str());
+        }
     }
 
     fn durations(&mut self, name: &str, help: &str, durations: &Durations) {

@@ -1,16 +1,21 @@
 //! The composition root: threads, bounded channels, shutdown, and the loop from a rating to new weights. The methods
 //! here are what `ffi` and `http` show.
 
+mod alerts;
+mod archive;
+mod disk;
 mod embeddings;
 mod examiner;
 pub mod exchange;
 mod feed;
 mod feedback;
 mod generate;
+mod in_flight;
 mod judge;
 mod learner;
 mod metrics;
 mod open;
+mod recovery;
 mod reward_versions;
 mod rollouts;
 mod routes;
@@ -18,6 +23,7 @@ mod sample;
 mod status;
 mod versions;
 mod weight_format;
+mod weights;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -31,17 +37,21 @@ use crate::scheduler::Scheduler;
 
 pub use crate::scheduler::{Event, GenerationStream, Load, Next, Wake};
 pub use crate::types::GenerateRequest;
+pub use alerts::{Alert, AlertKind};
+pub use archive::{Adopted, Archive, AsideVersion, VersionRecord};
+pub use disk::DiskUse;
 pub use feed::{Answer, Feed, News, Topic};
 pub use feedback::GenerationRecord;
 pub use learner::{PublishOutcome, VerdictRecord};
 pub use reward_versions::RewardStatus;
 pub use sample::{NewSample, SampleReceipt};
 pub use status::{Status, TrainerState, TrainerStatus, TrialStatus};
-pub use versions::VersionRecord;
 pub use weight_format::{FormatMeasurement, WeightFormat};
 
+use alerts::Alerts;
 use embeddings::Embeddings;
 use feed::Hub;
+use in_flight::InFlight;
 use learner::LearningLoop;
 use routes::Routes;
 
@@ -63,8 +73,10 @@ struct Inner {
     hub: Arc<Hub>,
     /// Which version answers whom while one is on trial.
     routes: Arc<Routes>,
+    alerts: Arc<Alerts>,
     format: WeightFormat,
     embeddings: Embeddings,
+    in_flight: Arc<InFlight>,
     closed: AtomicBool,
 }
 
@@ -79,8 +91,13 @@ impl Engine {
 
     /// A snapshot of the state.
     pub fn status(&self) -> Status {
-        let Inner { model, scheduler, format, learner, .. } = &*self.inner;
-        status::snapshot(model, scheduler.load(), format, learner.status())
+        let Inner { model, scheduler, format, learner, alerts, .. } = &*self.inner;
+        status::snapshot(model, scheduler.load(), format, learner.status(), alerts.list())
+    }
+
+    /// What the data folder takes of its disk. Looks at every file of it.
+    pub fn disk_use(&self) -> DiskUse {
+        disk::measure(&self.inner.config.data)
     }
 
     /// The settings it was opened with.

@@ -5,13 +5,15 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
+use super::alerts::{AlertKind, Alerts};
 use super::embeddings::Embeddings;
 use super::feed::{Answer, Hub, News, Topic};
-use super::learner::{self, LearningLoop, weights_of};
+use super::in_flight::InFlight;
+use super::learner::{self, LearningLoop};
 use super::routes::Routes;
-use super::{Engine, Inner, weight_format};
+use super::{Engine, Inner, recovery, weight_format};
 use crate::config::Config;
-use crate::error::{Error, Result};
+use crate::error::{Code, Error, Result};
 use crate::gguf::Gguf;
 use crate::ids::GenerationKind;
 use crate::ledger::{Ledger, Rules};
@@ -19,7 +21,7 @@ use crate::llama::{ContextOptions, Model, template_of};
 use crate::publish::VersionStore;
 use crate::scheduler::{self, Finished, OnFinished, Scheduler};
 use crate::system::cores_or;
-use crate::types::{FinishReason, Generation, PolicyVersion};
+use crate::types::{FinishReason, Generation};
 
 impl Engine {
     /// Opens the model and the data folder, recovers, and starts the threads.
@@ -41,13 +43,12 @@ impl Engine {
             return Err(Error::unsupported(format!("{kind} models don't generate text token by token")));
         }
         ledger.bind_model(&fingerprint, model.name())?;
+        let hub = Arc::new(Hub::default());
+        let alerts = Arc::new(Alerts::new(hub.clone()));
         let store = VersionStore::open(&config.data)?;
-        let known: Vec<PolicyVersion> = ledger.versions()?.iter().map(|v| v.version).collect();
-        store.remove_orphans(&known)?;
-        let active = ledger.active()?;
-        let weights = weights_of(&store, active).map_err(|e| {
-            e.context(format!("version {active} was served last, and another can be activated only once it opens"))
-        })?;
+        recovery::set_aside(&store, &ledger, &alerts)?;
+        let weights = recovery::first_weights(&store, &ledger, &alerts)?;
+        let active = weights.version;
 
         let options = scheduler::Options {
             context: ContextOptions {
@@ -61,9 +62,9 @@ impl Engine {
             tune_threads: true,
             patience: Some(Duration::from_secs(config.serve.request_seconds.into())).filter(|time| !time.is_zero()),
         };
-        let hub = Arc::new(Hub::default());
         let routes = Arc::new(Routes::default());
-        let recorder = record_in(ledger.clone(), model.clone(), hub.clone());
+        let in_flight = Arc::new(InFlight::default());
+        let recorder = record_in(ledger.clone(), model.clone(), hub.clone(), alerts.clone(), in_flight.clone());
         let scheduler = Arc::new(Scheduler::start(model.clone(), threads, options, weights, recorder)?);
         let parts = learner::Parts {
             ledger: ledger.clone(),
@@ -72,6 +73,8 @@ impl Engine {
             model: model.clone(),
             hub: hub.clone(),
             routes: routes.clone(),
+            alerts: alerts.clone(),
+            in_flight: in_flight.clone(),
         };
         let learner = LearningLoop::start(&config, fingerprint, parts, active)?;
         let template = template_of(&model);
@@ -86,8 +89,10 @@ impl Engine {
             store,
             hub,
             routes,
+            alerts,
             format,
             embeddings: Embeddings::default(),
+            in_flight,
             closed,
         };
         let engine = Engine { inner: Arc::new(inner) };
@@ -96,29 +101,58 @@ impl Engine {
     }
 }
 
-/// Records what ended, then tells its client: an id that a client knows is always on record.
-fn record_in(ledger: Arc<Ledger>, model: Arc<Model>, hub: Arc<Hub>) -> OnFinished {
+/// Records what ended, then tells its client: an id that a client knows is always on record, unless the answer says
+/// that it isn't. An answer that was made is given, whatever the disk says.
+fn record_in(
+    ledger: Arc<Ledger>,
+    model: Arc<Model>,
+    hub: Arc<Hub>,
+    alerts: Arc<Alerts>,
+    in_flight: Arc<InFlight>,
+) -> OnFinished {
     Box::new(move |Finished { outcome, sink }| {
         let generation = match outcome {
             Ok(generation) => generation,
-            Err(error) => return sink.finish(Err(error)),
+            Err(error) => {
+                in_flight.ended(sink.id(), |_| ());
+                return sink.finish(Err(error));
+            }
         };
         if generation.id.is(GenerationKind::Examination) {
+            in_flight.ended(&generation.id, |_| ());
             return sink.finish(Ok(generation));
         }
-        let recorded = generation.clone();
-        let (hub, model) = (hub.clone(), model.clone());
-        let done = Box::new(move |written: Result<()>| {
-            if written.is_ok() && recorded.finish != FinishReason::Cancelled && !recorded.response.is_empty() {
-                hub.send(Topic::Answers, || News::Answer(Box::new(answer_of(&recorded, &model))));
+        let (recorded, id) = (generation.clone(), generation.id.clone());
+        let (hub, model, alerts) = (hub.clone(), model.clone(), alerts.clone());
+        in_flight.ended(&id, |forgotten| {
+            if forgotten {
+                return sink.finish(Ok(unrecorded(&generation)));
             }
-            sink.finish(written.map(|()| recorded));
+            let done = Box::new(move |written: Result<()>| {
+                match written {
+                    Ok(()) => alerts.clear(AlertKind::NotRecorded),
+                    Err(error) if error.code() == Code::Closed => return sink.finish(Err(error)),
+                    Err(error) => {
+                        let said = format!("answers are given and not recorded, so that nobody can rate them: {error}");
+                        alerts.raise(AlertKind::NotRecorded, said);
+                        return sink.finish(Ok(unrecorded(&recorded)));
+                    }
+                }
+                if recorded.finish != FinishReason::Cancelled && !recorded.response.is_empty() {
+                    hub.send(Topic::Answers, || News::Answer(Box::new(answer_of(&recorded, &model))));
+                }
+                sink.finish(Ok(recorded));
+            });
+            // A closed ledger drops `done`, and with it the sink: the client is told that the engine closed.
+            if let Err(error) = ledger.record_generation(generation, done) {
+                tracing::warn!(%error, "an answer was not recorded");
+            }
         });
-        // A closed ledger drops `done`, and with it the sink: the client is told that the engine closed.
-        if let Err(error) = ledger.record_generation(generation, done) {
-            tracing::warn!(%error, "an answer was not recorded");
-        }
     })
+}
+
+fn unrecorded(generation: &Generation) -> Arc<Generation> {
+    Arc::new(Generation { unrecorded: true, ..generation.clone() })
 }
 
 /// What an application that scores answers is told.

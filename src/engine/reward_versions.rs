@@ -171,7 +171,9 @@ impl RewardVersions {
             return self.settle(count, format!("not adopted: {}", said(&bar))).map(|()| None);
         }
         fs::create_dir_all(&self.folder).map_err(|e| Error::from(e).context(self.folder.display()))?;
-        let version = self.status.version + 1;
+        // Above every file there is: a state that was lost must not let an earlier one be written over.
+        let taken = |version: &u64| self.folder.join(format!("{version:06}.gguf")).exists();
+        let version = (self.status.version + 1..).find(|version| !taken(version)).unwrap_or(u64::MAX);
         adapter.save(&self.folder.join(format!("{version:06}.gguf")))?;
         (self.status.version, self.status.accuracy) = (version, Some(accuracy));
         self.settle(count, format!("adopted: {}", said(&bar)))?;
@@ -235,6 +237,11 @@ fn tokens(pair: &StoredPair, model: &Model, most: usize) -> Option<Pair> {
         tokens.truncate(most.saturating_sub(pair.prompt.len()));
         (!tokens.is_empty()).then_some(tokens)
     };
+    // What no model of this vocabulary reads would stop all of them from teaching.
+    let known = |tokens: &[TokenId]| !tokens.is_empty() && tokens.iter().all(|t| (*t as usize) < model.n_vocab());
     let (chosen, rejected) = (answer(&pair.chosen)?, answer(&pair.rejected)?);
+    if ![&pair.prompt, &chosen, &rejected].into_iter().all(|tokens| known(tokens)) {
+        return None;
+    }
     (chosen != rejected).then(|| Pair { line: 0, prompt: pair.prompt.clone(), chosen, rejected })
 }

@@ -7,11 +7,10 @@ use std::time::{Duration, Instant};
 
 use crate::config::RewardConfig;
 use crate::error::{Error, Result};
-use crate::ids::GenerationKind;
-use crate::ledger::Ledger;
+use crate::ledger::{AskedPrompt, Ledger};
 use crate::llama::{Model, PromptTokens};
 use crate::prompts::{Prompt, read_prompts};
-use crate::scheduler::{Event, GenerationStream, Load, Next, Scheduler};
+use crate::scheduler::{Event, GenerationStream, Load, Next};
 use crate::types::*;
 
 /// What the setting says for prompts of users.
@@ -70,21 +69,21 @@ impl Rollouts {
     pub fn sample(
         &mut self,
         count: usize,
-        scheduler: &Scheduler,
+        submit: &dyn Fn(GenerateRequest) -> Result<GenerationStream>,
         ledger: &Ledger,
         stop: &dyn Fn() -> bool,
     ) -> Result<Vec<RatedGeneration>> {
         let prompts = match &self.source {
             Source::File(prompts) => {
-                prompts.iter().cycle().skip(self.asked % prompts.len()).take(count).cloned().collect()
+                let tokens = prompts.iter().cycle().skip(self.asked % prompts.len()).take(count).cloned();
+                tokens.map(|tokens| AskedPrompt { tokens, user: None }).collect()
             }
             Source::Users => ledger.recent_prompts(count)?,
         };
         self.asked = self.asked.wrapping_add(count);
-        let ask = |prompt| {
-            // The plain policy: what APA trains on.
-            let request = GenerateRequest { prompt, ..GenerateRequest::default() };
-            scheduler.submit(GenerationId::new(GenerationKind::Rollout), request)
+        // The plain policy: what APA trains on. It goes with whoever asked the prompt, when they are forgotten.
+        let ask = |AskedPrompt { tokens: prompt, user }| {
+            submit(GenerateRequest { prompt, user, ..GenerateRequest::default() })
         };
         // One that no longer fits the context is not asked.
         let streams: Vec<GenerationStream> = prompts.into_iter().filter_map(|prompt| ask(prompt).ok()).collect();
@@ -99,7 +98,8 @@ impl Rollouts {
             signals: Vec::new(),
             correction: None,
         };
-        Ok(answers?.into_iter().filter(|g| !g.response.is_empty()).map(rollout).collect())
+        // One that isn't recorded may be of somebody who was forgotten meanwhile: it teaches nothing.
+        Ok(answers?.into_iter().filter(|g| !g.response.is_empty() && !g.unrecorded).map(rollout).collect())
     }
 }
 

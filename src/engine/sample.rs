@@ -68,6 +68,7 @@ impl Engine {
             finish: FinishReason::Stop,
             user: user.clone(),
             created: unix_millis(),
+            unrecorded: false,
         };
         let (written, wait) = bounded(1);
         let done = Box::new(move |result| drop(written.send(result)));

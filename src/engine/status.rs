@@ -5,6 +5,8 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use super::WeightFormat;
+use super::alerts::Alert;
+use super::disk::DiskUse;
 use super::reward_versions::RewardStatus;
 use crate::gate::TrialRecord;
 use crate::llama::Model;
@@ -28,6 +30,12 @@ pub struct Status {
     pub format: WeightFormat,
     /// The trainer.
     pub trainer: TrainerStatus,
+    /// What is wrong and wants somebody's attention; serving goes on where it can.
+    #[serde(default)]
+    pub alerts: Vec<Alert>,
+    /// What the data folder takes of its disk, where it was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk: Option<DiskUse>,
 }
 
 /// What the trainer does, or why it does nothing.
@@ -115,7 +123,13 @@ pub struct TrialStatus {
     pub record: Option<TrialRecord>,
 }
 
-pub(super) fn snapshot(model: &Model, load: Load, format: &WeightFormat, trainer: TrainerStatus) -> Status {
+pub(super) fn snapshot(
+    model: &Model,
+    load: Load,
+    format: &WeightFormat,
+    trainer: TrainerStatus,
+    alerts: Vec<Alert>,
+) -> Status {
     Status {
         model: model.name().to_string(),
         architecture: model.architecture().to_string(),
@@ -123,5 +137,7 @@ pub(super) fn snapshot(model: &Model, load: Load, format: &WeightFormat, trainer
         load,
         format: format.clone(),
         trainer,
+        alerts,
+        disk: None,
     }
 }

@@ -2,23 +2,12 @@
 
 use std::path::Path;
 
-use serde::{Deserialize, Serialize};
-
+use super::archive::{self, Adopted, AsideVersion, VersionRecord};
 use super::{Engine, PublishOutcome};
+use crate::config::Config;
 use crate::error::{Error, Result};
+use crate::overwrite::check_output;
 use crate::types::{PolicyVersion, StoredVerdict, VersionInfo};
-
-/// A version, whole.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct VersionRecord {
-    /// Its line in the list.
-    #[serde(flatten)]
-    pub info: VersionInfo,
-    /// The versions that it goes back to, its parent first.
-    pub lineage: Vec<PolicyVersion>,
-    /// The verdict over it; none over what no gate has judged, like the initial model.
-    pub verdict: Option<StoredVerdict>,
-}
 
 impl Engine {
     /// Trains on the ratings that are in (at most one batch, even a small one), publishes, and returns when it is
@@ -79,17 +68,7 @@ impl Engine {
     /// # Errors
     /// `Arg` for an unknown version, `Io` if the ledger can't be read.
     pub fn version(&self, version: PolicyVersion) -> Result<VersionRecord> {
-        let versions = self.versions()?;
-        let find = |version| versions.iter().find(|v| v.version == version);
-        let info = find(version).ok_or_else(|| Error::unknown_id(format!("there is no policy version {version}")))?;
-        let mut lineage = Vec::new();
-        let mut parent = info.parent;
-        while let Some(before) = parent.and_then(find) {
-            lineage.push(before.version);
-            parent = before.parent;
-        }
-        let verdict = self.inner.ledger.verdict_of(version)?;
-        Ok(VersionRecord { info: info.clone(), lineage, verdict })
+        archive::record(&self.inner.store, &self.inner.ledger, version)
     }
 
     /// The newest verdicts over candidates, at most `max`, the newest first; those over candidates that were refused
@@ -130,10 +109,7 @@ impl Engine {
     }
 
     fn check_version(&self, version: PolicyVersion) -> Result<()> {
-        match self.versions()?.iter().any(|v| v.version == version) {
-            true => Ok(()),
-            false => Err(Error::unknown_id(format!("there is no policy version {version}"))),
-        }
+        archive::info_of(&self.versions()?, version).map(drop)
     }
 
     /// Brings the newest version on record into serving, and returns it. Does nothing if it is served already; else as
@@ -155,13 +131,28 @@ impl Engine {
     /// # Errors
     /// `Arg` if the initial model is active; else as [`Engine::activate`].
     pub fn rollback(&self) -> Result<PolicyVersion> {
-        let versions = self.versions()?;
-        let active = versions.iter().find(|v| v.active);
-        let parent = active
-            .and_then(|v| v.parent)
-            .ok_or_else(|| Error::arg("the initial model is active, there is nothing to roll back to"))?;
+        let parent = archive::parent_of_active(&self.versions()?)?;
         self.activate(parent)?;
         Ok(parent)
+    }
+
+    /// Trained versions that the record doesn't know; they lie in `versions/aside`.
+    ///
+    /// # Errors
+    /// `Io` if the folder can't be read.
+    pub fn set_aside(&self) -> Result<Vec<AsideVersion>> {
+        archive::aside(&self.inner.store)
+    }
+
+    /// Takes one of them in again, by its name, or all. None is activated. A training step under way is given up; its
+    /// ratings stay in.
+    ///
+    /// # Errors
+    /// `Arg` for an unknown name, `Model` for a version of another base, `Io` if it is damaged or the disk fails: what
+    /// was taken in before stays.
+    pub fn adopt(&self, name: Option<&str>) -> Result<Vec<Adopted>> {
+        self.check_open()?;
+        self.inner.learner.adopt(name)
     }
 
     /// Writes the files of a version into one, to be carried to another data folder with the same base model.
@@ -171,6 +162,9 @@ impl Engine {
     /// written.
     pub fn snapshot(&self, version: PolicyVersion, path: &Path) -> Result<()> {
         self.check_open()?;
+        let Config { model, data, .. } = &self.inner.config;
+        let (ledger, versions) = (data.join("ledger.sqlite3"), data.join("versions"));
+        check_output(path, &[model, &ledger, &versions])?;
         self.inner.store.pack(version, path)
     }
 

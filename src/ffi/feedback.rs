@@ -93,7 +93,8 @@ pub unsafe extern "C" fn apa_sample_add(
 /// Deletes a user's words: the answers made for them with their prompts, what anyone said of those, and all they said
 /// of others' answers. They are overwritten on disk when this returns. What remains are the versions that learned from
 /// them. `receipt` (may be NULL) gets how many were deleted: `generations`, `feedback`, `preferences`, `samples`; all 0
-/// for a user who is not known.
+/// for a user who is not known. `overwritten` is false while another program reads the ledger: its log, which held them
+/// too, is emptied when that ends. An answer under way for the user is given and not recorded.
 ///
 /// Errors: `APA_ERR_ARG` for an empty name; `APA_ERR_IO` if it could not be written; `APA_ERR_CLOSED`.
 #[unsafe(no_mangle)]

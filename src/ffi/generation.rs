@@ -118,6 +118,9 @@ fn result_json(generation: &Generation, stream: &GenerationStream) -> serde_json
         "seed": generation.sampling.seed,
         "usage": {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion},
     });
+    if generation.unrecorded {
+        result["recorded"] = false.into();
+    }
     let logprobs = stream.logprobs(0);
     if !logprobs.is_empty() {
         result["logprobs"] = json!(logprobs);
@@ -206,7 +209,8 @@ pub unsafe extern "C" fn apa_gen_next(
 /// Writes the whole of a generation that has ended as a JSON object: `id`, `policy_version` (the weights that made
 /// every token of it), `text`, `finish_reason` (`stop`, `length` or `cancelled`), `seed`, `usage` (`prompt_tokens`,
 /// `completion_tokens`, `total_tokens`), and, if they were asked for, `logprobs`: an array with an object a token, as
-/// in a chat completion's `logprobs.content`.
+/// in a chat completion's `logprobs.content`. `recorded`, false, is there only if the answer could not be recorded (the
+/// disk is full, its user was forgotten): it can't be rated then.
 ///
 /// Errors: `APA_ERR_BUSY` until `apa_gen_next` has given the end; the error that it ended with; `APA_ERR_CLOSED`.
 #[unsafe(no_mangle)]

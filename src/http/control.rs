@@ -1,6 +1,7 @@
 //! Everything but generating: tokens, feedback, versions, trainer, models, health. One engine call a handler.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use axum::Json;
 use axum::extract::rejection::PathRejection;
@@ -78,6 +79,15 @@ pub(super) async fn detokenize(State(app): Shared, Body(body): Body) -> ApiResul
     .await
 }
 
+/// Dropped with the request's future, when its client leaves.
+struct Abandons(Arc<AtomicBool>);
+
+impl Drop for Abandons {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 /// Embeddings of the base model: the mean of its last hidden states, of length 1
 #[utoipa::path(post, path = "/v1/embeddings", request_body = EmbeddingsRequest,
     responses((status = 200, body = Object), (status = 400, body = ErrorBody), (status = 429, body = ErrorBody)))]
@@ -85,6 +95,8 @@ pub(super) async fn embeddings(State(app): Shared, Body(body): Body) -> ApiResul
     if app.draining() {
         return Err(Error::closed("the service is about to end and takes nothing new").into());
     }
+    let abandoned = Arc::new(AtomicBool::new(false));
+    let _client = Abandons(abandoned.clone());
     blocking(move || {
         let parsed = request::parse_embeddings(&body, Unknown::Ignore)?;
         let engine = &app.engine;
@@ -96,7 +108,7 @@ pub(super) async fn embeddings(State(app): Shared, Body(body): Body) -> ApiResul
         let tokens = |(i, text): (usize, Prompt)| text.tokens(engine).map_err(|e| e.context(format!("input[{i}]")));
         let texts = parsed.input.into_iter().enumerate().map(tokens).collect::<Result<Vec<_>, _>>()?;
         let tokens: usize = texts.iter().map(Vec::len).sum();
-        let rows = engine.embed(texts)?;
+        let rows = engine.embed_unless(texts, abandoned)?;
         let shown = |row: &Vec<f32>| match parsed.base64 {
             true => STANDARD.encode(row.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>()).into(),
             false => json!(row),
@@ -151,8 +163,8 @@ pub(super) async fn forget(State(app): Shared, Body(body): Body) -> ApiResult<Js
 /// Users whose ratings wait for a look
 #[utoipa::path(get, path = "/v1/feedback/reviews", responses((status = 200, body = Object)))]
 pub(super) async fn reviews(State(app): Shared) -> ApiResult<Json<Value>> {
-    let reviews = blocking(move || Ok(app.engine.reviews()?)).await?;
-    Ok(Json(json!({"object": "list", "data": reviews})))
+    let (reviews, left_out) = blocking(move || Ok((app.engine.reviews()?, app.engine.left_out()?))).await?;
+    Ok(Json(json!({"object": "list", "data": reviews, "left_out": left_out})))
 }
 
 /// Says whether a user's ratings count
@@ -190,6 +202,29 @@ pub(super) async fn version(State(app): Shared, path: PathText) -> ApiResult<Jso
 pub(super) async fn verdicts(State(app): Shared) -> ApiResult<Json<Value>> {
     let verdicts = blocking(move || Ok(app.engine.verdicts(100)?)).await?;
     Ok(Json(json!({"object": "list", "data": verdicts})))
+}
+
+/// Trained versions that the record doesn't know
+#[utoipa::path(get, path = "/v1/policy/aside", responses((status = 200, body = Object)))]
+pub(super) async fn aside(State(app): Shared) -> ApiResult<Json<Value>> {
+    let aside = blocking(move || Ok(app.engine.set_aside()?)).await?;
+    Ok(Json(json!({"object": "list", "data": aside})))
+}
+
+/// Take in versions that were set aside; none is served by it
+#[utoipa::path(post, path = "/v1/policy/adopt", request_body = Object,
+    responses((status = 200, body = Object), (status = 400, body = ErrorBody), (status = 404, body = ErrorBody)))]
+pub(super) async fn adopt(State(app): Shared, Body(body): Body) -> ApiResult<Json<Value>> {
+    #[derive(serde::Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Adopt {
+        name: Option<String>,
+    }
+    let Adopt { name } = serde_json::from_slice(&body).map_err(|e| {
+        Error::arg(format!("{e}, expected a body like {{\"name\": \"000003\"}}, or {{}} for all of them"))
+    })?;
+    let adopted = blocking(move || Ok(app.engine.adopt(name.as_deref())?)).await?;
+    Ok(Json(json!({"object": "list", "data": adopted})))
 }
 
 /// Serve a version from now on
@@ -261,11 +296,11 @@ pub(super) async fn roll_out(State(app): Shared) -> ApiResult<Json<PublishOutcom
 /// State of the engine
 #[utoipa::path(get, path = "/v1/status",
     responses((status = 200, body = Object)))]
-pub(super) async fn status(State(app): Shared) -> Json<Status> {
-    Json(app.engine.status())
+pub(super) async fn status(State(app): Shared) -> ApiResult<Json<Status>> {
+    blocking(move || Ok(Json(Status { disk: Some(app.engine.disk_use()), ..app.engine.status() }))).await
 }
 
-/// Whether new requests are taken: 200 and `ready`, or 503 and `draining`.
+/// Whether new requests are taken: 200 and `ready`, or 503 and `draining`; `alerts` say what wants attention.
 #[utoipa::path(get, path = "/health",
     responses((status = 200, body = Object), (status = 503, body = Object)))]
 pub(super) async fn health(State(app): Shared) -> impl IntoResponse {
@@ -273,8 +308,10 @@ pub(super) async fn health(State(app): Shared) -> impl IntoResponse {
         false => (StatusCode::OK, "ok", "ready"),
         true => (StatusCode::SERVICE_UNAVAILABLE, "draining", "draining"),
     };
-    let version = app.engine.status().policy_version;
-    (status, Json(json!({"status": word, "state": state, "model": app.model, "policy_version": version})))
+    let Status { policy_version, alerts, .. } = app.engine.status();
+    let page =
+        json!({"status": word, "state": state, "model": app.model, "policy_version": policy_version, "alerts": alerts});
+    (status, Json(page))
 }
 
 /// Numbers for Prometheus

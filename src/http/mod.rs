@@ -149,6 +149,8 @@ fn router(app: Arc<App>) -> Router {
         .route("/v1/policy/versions", get(control::versions))
         .route("/v1/policy/versions/{version}", get(control::version))
         .route("/v1/policy/verdicts", get(control::verdicts))
+        .route("/v1/policy/aside", get(control::aside))
+        .route("/v1/policy/adopt", post(control::adopt))
         .route("/v1/policy/activate", post(control::activate))
         .route("/v1/policy/rollback", post(control::rollback))
         .route("/v1/trainer", get(control::trainer))

@@ -43,6 +43,8 @@ pub(super) async fn page() -> impl IntoResponse {
         control::versions,
         control::version,
         control::verdicts,
+        control::aside,
+        control::adopt,
         control::activate,
         control::rollback,
         control::trainer,

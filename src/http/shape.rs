@@ -97,10 +97,12 @@ impl Shape {
                 }
             };
             let told = if choice.logprobs { self.logprobs(&choice.told, &mut choice.offsets) } else { Value::Null };
-            json!({
+            let mut shown = json!({
                 "index": choice.index, field: text, "logprobs": told, "finish_reason": finish,
                 "generation_id": choice.id, "policy_version": generation.policy_version,
-            })
+            });
+            tell_if_unrecorded(&mut shown, generation);
+            shown
         };
         let object = match self.kind {
             Kind::Chat => "chat.completion",
@@ -161,6 +163,7 @@ impl Shape {
         let logprobs = self.told(choice, logprobs);
         let mut last = self.chunk(choice, nothing, logprobs, finish.into());
         last["policy_version"] = json!(generation.policy_version);
+        tell_if_unrecorded(&mut last["choices"][0], generation);
         chunks.push(last);
         chunks
     }
@@ -254,5 +257,12 @@ impl Shape {
         let prompt = generations.iter().map(|g| g.prompt.len()).sum::<usize>() / self.per_prompt.max(1);
         let completion: usize = generations.iter().map(|g| g.response.len()).sum();
         json!({"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion})
+    }
+}
+
+/// Said only where it isn't: such an answer can't be rated.
+fn tell_if_unrecorded(choice: &mut Value, generation: &Generation) {
+    if generation.unrecorded {
+        choice["recorded"] = false.into();
     }
 }

@@ -7,7 +7,7 @@ use rusqlite::Connection;
 use super::rows::{self, StoredFeedback, StoredPair};
 use super::{META_MODEL_SHA256, schema};
 use crate::error::{Error, Result};
-use crate::types::{Generation, TokenId};
+use crate::types::{Generation, GenerationId, TokenId};
 
 /// Rows read at once: a long read would keep the log of a running engine from being folded.
 const PAGE: usize = 256;
@@ -18,7 +18,7 @@ pub enum Exported {
     /// Feedback on one answer.
     Feedback(Box<Generation>, StoredFeedback),
     /// A preference between two.
-    Preference(StoredPair),
+    Preference(StoredPair, [GenerationId; 2]),
 }
 
 impl Exported {
@@ -26,7 +26,7 @@ impl Exported {
     pub fn prompt(&self) -> &[TokenId] {
         match self {
             Exported::Feedback(generation, _) => &generation.prompt,
-            Exported::Preference(pair) => &pair.prompt,
+            Exported::Preference(pair, _) => &pair.prompt,
         }
     }
 }
@@ -76,10 +76,10 @@ impl LedgerReader {
         let mut last = 0;
         loop {
             let page = rows::preference_page(&self.db, last, PAGE)?;
-            let Some((newest, _)) = page.last() else { return Ok(()) };
+            let Some((newest, ..)) = page.last() else { return Ok(()) };
             last = *newest;
-            for (_, pair) in page {
-                each(&Exported::Preference(pair))?;
+            for (_, pair, answers) in page {
+                each(&Exported::Preference(pair, answers))?;
             }
         }
     }

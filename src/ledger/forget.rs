@@ -1,10 +1,13 @@
 //! Deletes what one user said and was told. Never touches versions or batches: they hold numbers alone.
 
+use std::time::Duration;
+
 use rusqlite::Connection;
 use serde::{Deserialize, Serialize};
 
-use super::waiting;
-use crate::error::{Error, Result};
+use super::{schema, waiting};
+use crate::error::Result;
+use crate::ids::GenerationKind;
 
 /// How much was deleted.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -17,32 +20,51 @@ pub struct Forgotten {
     pub preferences: u64,
     /// Records of samples made of those answers.
     pub samples: u64,
+    /// Whether no copy is left on disk. `false` while another program reads the ledger: its log, which held them too,
+    /// is emptied as soon as that ends.
+    pub overwritten: bool,
 }
 
 /// Deletes, and returns also how many answers have nothing waiting any more.
 pub(super) fn forget(db: &Connection, user: &str) -> Result<(Forgotten, u64)> {
     let before = waiting::pending_count(db)?;
+    // Rollouts to their prompts as well: those of earlier builds don't say whose the prompt is.
+    db.execute_batch("CREATE TEMP TABLE IF NOT EXISTS theirs (seq INTEGER PRIMARY KEY); DELETE FROM temp.theirs")?;
+    let rollouts = GenerationKind::Rollout.prefix();
+    db.prepare(
+        "INSERT INTO temp.theirs SELECT seq FROM generations WHERE user = ?1
+         UNION SELECT seq FROM generations WHERE id >= ?2 AND id < ?2 || x'7f' AND user IS NULL
+         AND prompt IN (SELECT prompt FROM generations WHERE user = ?1)",
+    )?
+    .execute((user, rollouts))?;
     let delete = |sql: &str| -> Result<u64> { Ok(db.prepare(sql)?.execute([user])? as u64) };
-    const THEIRS: &str = "(SELECT seq FROM generations WHERE user = ?1)";
+    let delete_theirs = |sql: &str| -> Result<u64> { Ok(db.prepare(sql)?.execute([])? as u64) };
+    const THEIRS: &str = "(SELECT seq FROM temp.theirs)";
     // What was taught by a correction of theirs of another's answer is on record there, as a score: no word of it.
     let forgotten = Forgotten {
-        samples: delete(&format!("DELETE FROM samples WHERE generation IN {THEIRS}"))?,
+        samples: delete_theirs(&format!("DELETE FROM samples WHERE generation IN {THEIRS}"))?,
         preferences: delete(&format!(
             "DELETE FROM preferences WHERE user = ?1 OR chosen IN {THEIRS} OR rejected IN {THEIRS}"
         ))?,
         feedback: delete(&format!("DELETE FROM feedback WHERE user = ?1 OR generation IN {THEIRS}"))?,
-        generations: delete("DELETE FROM generations WHERE user = ?1")?,
+        generations: delete_theirs(&format!("DELETE FROM generations WHERE seq IN {THEIRS}"))?,
+        overwritten: false,
     };
     delete("DELETE FROM agreement WHERE user = ?1")?;
     delete("DELETE FROM reviews WHERE user = ?1")?;
+    db.execute_batch("DELETE FROM temp.theirs")?;
     Ok((forgotten, before.saturating_sub(waiting::pending_count(db)?)))
 }
 
-/// Folds the write-ahead log into the file and empties it: it held the words as well.
-pub(super) fn fold_log(db: &Connection) -> Result<()> {
-    let busy: i64 = db.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get(0))?;
+/// Folds the write-ahead log into the file and empties it: it held the words as well. `false` if another program reads
+/// the ledger for longer than `patience`.
+pub(super) fn fold_log(db: &Connection, patience: Duration) -> Result<bool> {
+    db.busy_timeout(patience)?;
+    let busy = db.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get::<_, i64>(0));
+    db.busy_timeout(schema::PATIENCE)?;
     match busy {
-        0 => Ok(()),
-        _ => Err(Error::io("it is deleted, but another program reads the ledger, so its log could not be emptied")),
+        Ok(busy) => Ok(busy == 0),
+        Err(e) if e.sqlite_error_code() == Some(rusqlite::ErrorCode::DatabaseBusy) => Ok(false),
+        Err(e) => Err(e.into()),
     }
 }

@@ -10,7 +10,7 @@ use rusqlite::Connection;
 use super::forget::{self, Forgotten};
 use super::limits::{self, ReviewEntry, ReviewVerdict, Rules};
 use super::lock::FolderLock;
-use super::rows::{self, StoredFeedback, StoredPair, StoredSample};
+use super::rows::{self, AskedPrompt, LeftOut, StoredFeedback, StoredPair, StoredSample};
 use super::writer::Writer;
 use super::{MAX_USER, META_MODEL_SHA256, schema, waiting, write};
 use crate::error::{Error, Result};
@@ -31,6 +31,11 @@ pub struct Ledger {
 }
 
 impl Ledger {
+    /// Whether a folder holds a ledger.
+    pub fn exists(dir: &Path) -> bool {
+        dir.join("ledger.sqlite3").is_file()
+    }
+
     /// Opens the ledger of a data folder; both are made if missing.
     ///
     /// # Errors
@@ -172,7 +177,7 @@ impl Ledger {
     ///
     /// # Errors
     /// As [`Ledger::generation`].
-    pub fn recent_prompts(&self, max: usize) -> Result<Vec<Vec<TokenId>>> {
+    pub fn recent_prompts(&self, max: usize) -> Result<Vec<AskedPrompt>> {
         self.read(|db| rows::recent_prompts(db, max))
     }
 
@@ -231,8 +236,9 @@ impl Ledger {
     }
 
     /// Deletes a user's words: the answers made for them with their prompts, what anyone said of those, and all they
-    /// said of others' answers. They are overwritten on disk, in the write-ahead log too, when this returns. Versions
-    /// that learned from them remain, and the numbers of batches.
+    /// said of others' answers. They are overwritten on disk, in the write-ahead log too, when this returns; while
+    /// another program reads the ledger the log can't be emptied, and is as soon as it can
+    /// ([`Forgotten::overwritten`]). Versions that learned from them remain, and the numbers of batches.
     ///
     /// # Errors
     /// `Io` if it could not be written, `Closed`.
@@ -245,12 +251,11 @@ impl Ledger {
             gone.store(answers, Ordering::Relaxed);
             Ok(forgotten)
         };
-        let fold = move |db: &Connection| {
+        self.writer.call_and_fold(work, move |forgotten: &mut Forgotten, folded| {
             // Whatever becomes of the log: they are deleted.
             pending.fetch_sub(settled.load(Ordering::Relaxed), Ordering::Relaxed);
-            forget::fold_log(db)
-        };
-        self.writer.call_then(work, fold)
+            forgotten.overwritten = folded;
+        })
     }
 
     /// Records a new version, marks the feedback it used, keeps what its samples were, and makes it the active one if
@@ -269,6 +274,32 @@ impl Ledger {
             }
             Ok(settled)
         })
+    }
+
+    /// Records a version that was made elsewhere or earlier; the active one stays.
+    ///
+    /// # Errors
+    /// As [`Ledger::commit_version`].
+    pub fn record_version(&self, v: &VersionInfo) -> Result<()> {
+        let v = v.clone();
+        self.writer.call(move |db| write::insert_version(db, &v), |()| ())
+    }
+
+    /// Sets feedback aside that nothing can be learned from, each for a reason; it is kept, and teaches no more.
+    ///
+    /// # Errors
+    /// `Io` if it could not be written, `Closed`.
+    pub fn leave_out(&self, feedback: &[(Vec<u64>, String)]) -> Result<()> {
+        let feedback = feedback.to_vec();
+        self.commit_batch(move |db| write::leave_out(db, &feedback))
+    }
+
+    /// Feedback that was set aside because nothing can be learned from it, the newest first, at most `max`.
+    ///
+    /// # Errors
+    /// As [`Ledger::generation`].
+    pub fn left_out(&self, max: usize) -> Result<Vec<LeftOut>> {
+        self.read(|db| rows::left_out(db, max))
     }
 
     /// Marks feedback as used up by a batch that made no version.

@@ -23,14 +23,20 @@ pub use export::{Exported, LedgerReader};
 pub use forget::Forgotten;
 pub use handle::Ledger;
 pub use limits::{ReviewEntry, ReviewVerdict, Rules};
-pub use rows::{PairAnswer, StoredFeedback, StoredPair, StoredSample, Use};
+pub use rows::{AskedPrompt, LeftOut, PairAnswer, StoredFeedback, StoredPair, StoredSample, Use};
 
 /// Longest comment and correction, in bytes.
 pub const MAX_TEXT: usize = 64 << 10;
+/// Most pieces of feedback on one answer.
+pub const MAX_SAID: u64 = 1024;
+/// Most bytes of comments and corrections on one answer, all together.
+pub const MAX_SAID_TEXT: u64 = 1 << 20;
 /// Longest name of a signal, in bytes.
 pub const MAX_SIGNAL: usize = 64;
 /// Longest name of a user, in bytes.
 pub const MAX_USER: usize = 256;
 
+/// What the reason of feedback begins with that nothing can be learned from.
+const UNUSABLE: &str = "set aside: ";
 const META_MODEL_SHA256: &str = "model_sha256";
 const META_MODEL_NAME: &str = "model_name";

@@ -4,6 +4,7 @@ use rusqlite::{Connection, OptionalExtension, Row};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use super::{MAX_SAID, UNUSABLE};
 use crate::error::{Error, Result};
 use crate::ids::GenerationKind;
 use crate::types::*;
@@ -62,6 +63,15 @@ pub enum PairAnswer {
     Text(String),
 }
 
+/// A prompt that somebody asked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AskedPrompt {
+    /// As the model saw it.
+    pub tokens: Vec<TokenId>,
+    /// Who asked it last: what is made of it goes with what they said, when they are forgotten.
+    pub user: Option<String>,
+}
+
 /// What a rating was used for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -70,6 +80,34 @@ pub enum Use {
     Version(PolicyVersion),
     /// Its batch made no version, for this reason.
     Skipped(String),
+}
+
+/// A piece of feedback that nothing can be learned from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeftOut {
+    /// Its row.
+    pub feedback_id: u64,
+    /// The answer that it is about.
+    pub generation_id: GenerationId,
+    /// Who said it.
+    pub user: Option<String>,
+    /// Why it can't be used.
+    pub reason: String,
+}
+
+pub(super) fn left_out(db: &Connection, max: usize) -> Result<Vec<LeftOut>> {
+    let mut select = db.prepare_cached(
+        "SELECT f.id, g.id, f.user, substr(f.left_out, length(?1) + 1) FROM feedback f
+         JOIN generations g ON g.seq = f.generation
+         WHERE f.teaches = 0 AND substr(f.left_out, 1, length(?1)) = ?1 ORDER BY f.id DESC LIMIT ?2",
+    )?;
+    let mut rows = select.query((UNUSABLE, signed(max as u64)))?;
+    let mut all = Vec::new();
+    while let Some(row) = rows.next()? {
+        let (feedback_id, generation_id) = (unsigned(row, 0)?, GenerationId(row.get(1)?));
+        all.push(LeftOut { feedback_id, generation_id, user: row.get(2)?, reason: row.get(3)? });
+    }
+    Ok(all)
 }
 
 /// What the writer needs to know of an answer.
@@ -157,6 +195,7 @@ pub(super) fn generation(db: &Connection, which: Which<'_>) -> Result<Option<Gen
         finish,
         user: row.get(7)?,
         created: unsigned(row, 8)?,
+        unrecorded: false,
     }))
 }
 
@@ -175,9 +214,9 @@ pub(super) fn feedback_of(db: &Connection, id: &GenerationId) -> Result<Vec<Stor
     let mut select = db.prepare_cached(
         "SELECT f.id, f.rating, f.correction, f.user, f.comment, f.created, b.version, b.reason, f.signal, f.left_out
          FROM feedback f JOIN generations g ON g.seq = f.generation LEFT JOIN batches b ON b.id = f.batch
-         WHERE g.id = ?1 ORDER BY f.id",
+         WHERE g.id = ?1 ORDER BY f.id LIMIT ?2",
     )?;
-    let mut rows = select.query([&id.0])?;
+    let mut rows = select.query((&id.0, signed(MAX_SAID)))?;
     let mut all = Vec::new();
     while let Some(row) = rows.next()? {
         all.push(feedback_row(row)?);
@@ -244,16 +283,22 @@ pub(super) fn unrated(db: &Connection, max: usize, since: PolicyVersion) -> Resu
     Ok(found)
 }
 
-pub(super) fn recent_prompts(db: &Connection, max: usize) -> Result<Vec<Vec<TokenId>>> {
+pub(super) fn recent_prompts(db: &Connection, max: usize) -> Result<Vec<AskedPrompt>> {
+    // Of those who asked the same, the last.
     let mut select = db.prepare_cached(
-        "SELECT DISTINCT prompt FROM (SELECT prompt FROM generations
+        "SELECT prompt, user, max(seq) FROM (SELECT seq, prompt, user FROM generations
          WHERE id NOT LIKE ?3 || '%' AND id NOT LIKE ?4 || '%'
-         ORDER BY seq DESC LIMIT ?1) LIMIT ?2",
+         ORDER BY seq DESC LIMIT ?1) GROUP BY prompt ORDER BY 3 DESC LIMIT ?2",
     )?;
     let (rollouts, imports) = (GenerationKind::Rollout.prefix(), GenerationKind::Import.prefix());
     let bounds = (signed((max * LOOKED_AT) as u64), signed(max as u64), rollouts, imports);
-    let blobs = select.query_map(bounds, |row| row.get(0))?.collect::<Result<Vec<Vec<u8>>, _>>()?;
-    blobs.iter().map(|blob| from_blob(blob)).collect()
+    let mut rows = select.query(bounds)?;
+    let mut prompts = Vec::new();
+    while let Some(row) = rows.next()? {
+        let tokens = from_blob(row.get_ref(0)?.as_blob().map_err(rusqlite::Error::from)?)?;
+        prompts.push(AskedPrompt { tokens, user: row.get(1)? });
+    }
+    Ok(prompts)
 }
 
 pub(super) fn insert_samples(db: &Connection, batch: i64, samples: &[SampleRecord]) -> Result<()> {
@@ -338,9 +383,13 @@ pub(super) fn feedback_page(db: &Connection, last: u64, max: usize) -> Result<Ve
 }
 
 /// At most `max` preferences after row `last`, with their rows.
-pub(super) fn preference_page(db: &Connection, last: u64, max: usize) -> Result<Vec<(u64, StoredPair)>> {
+pub(super) fn preference_page(
+    db: &Connection,
+    last: u64,
+    max: usize,
+) -> Result<Vec<(u64, StoredPair, [GenerationId; 2])>> {
     let mut select = db.prepare_cached(
-        "SELECT p.id, p.user, c.prompt, c.response, c.text, r.response, r.text FROM preferences p
+        "SELECT p.id, p.user, c.prompt, c.response, c.text, r.response, r.text, c.id, r.id FROM preferences p
          JOIN generations c ON c.seq = p.chosen JOIN generations r ON r.seq = p.rejected
          WHERE p.id > ?1 ORDER BY p.id LIMIT ?2",
     )?;
@@ -353,7 +402,7 @@ pub(super) fn preference_page(db: &Connection, last: u64, max: usize) -> Result<
         };
         let prompt = from_blob(row.get_ref(2)?.as_blob().map_err(rusqlite::Error::from)?)?;
         let pair = StoredPair { prompt, chosen: answer(3)?, rejected: answer(5)?, user: row.get(1)? };
-        page.push((unsigned(row, 0)?, pair));
+        page.push((unsigned(row, 0)?, pair, [GenerationId(row.get(7)?), GenerationId(row.get(8)?)]));
     }
     Ok(page)
 }

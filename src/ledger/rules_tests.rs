@@ -1,11 +1,13 @@
 //! Whose word counts, and what is left once somebody is forgotten.
 
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use rusqlite::Connection;
 
-use super::tests::{answer, id, open, rating, record, version};
+use super::tests::{answer, id, open, rate, rating, record, version};
 use super::*;
+use crate::error::Code;
 use crate::types::*;
 
 fn ledger(rules: Rules) -> (tempfile::TempDir, Ledger) {
@@ -269,7 +271,7 @@ fn a_forgotten_users_words_are_gone_from_the_disk_and_others_stay() {
     assert!(words.iter().all(|words| on_disk(dir.path(), words)));
 
     let gone = ledger.forget("ann").unwrap();
-    assert_eq!(gone, Forgotten { generations: 1, feedback: 3, preferences: 1, samples: 0 });
+    assert_eq!(gone, Forgotten { generations: 1, feedback: 3, preferences: 1, samples: 0, overwritten: true });
     assert!(words.iter().all(|words| !on_disk(dir.path(), words)), "words of hers are still on disk");
     let prompt: Vec<u8> = "SECRET-OF-ANN".bytes().flat_map(|b| u32::from(b).to_le_bytes()).collect();
     assert!(!on_disk(dir.path(), &prompt), "her prompt's tokens are still on disk");
@@ -277,7 +279,84 @@ fn a_forgotten_users_words_are_gone_from_the_disk_and_others_stay() {
     let batch = ledger.pending_batch(9).unwrap();
     assert_eq!((names(&batch), batch[0].rating, ledger.pending_ratings()), (vec!["his"], Some(-1.0), 1));
     assert!(say("his", "bob", Signal::Rating(0.5), "again").feedback_id > last, "numbers of feedback only grow");
-    assert_eq!(ledger.forget("nobody").unwrap(), Forgotten::default());
+    assert_eq!(ledger.forget("nobody").unwrap(), Forgotten { overwritten: true, ..Forgotten::default() });
+}
+
+#[test]
+fn rollouts_to_a_users_prompt_go_with_the_user() {
+    let (dir, ledger) = open();
+    let prompt: Vec<TokenId> = "SECRET-OF-ANN".bytes().map(u32::from).collect();
+    let of = |name: &str, user: Option<&str>| Generation {
+        user: user.map(str::to_owned),
+        prompt: prompt.clone(),
+        ..answer(name)
+    };
+    record(&ledger, of("gen-1", Some("ann"))).unwrap();
+    let asked = ledger.recent_prompts(9).unwrap();
+    assert_eq!(asked, [AskedPrompt { tokens: prompt.clone(), user: Some("ann".into()) }]);
+    // One with her name, as they are now, and one without, as earlier builds wrote them.
+    record(&ledger, of("rol-1", Some("ann"))).unwrap();
+    record(&ledger, of("rol-2", None)).unwrap();
+    record(&ledger, Generation { user: None, prompt: vec![7], ..answer("rol-3") }).unwrap();
+    assert_eq!(ledger.forget("ann").unwrap().generations, 3);
+    let words: Vec<u8> = prompt.iter().flat_map(|token| token.to_le_bytes()).collect();
+    assert!(!on_disk(dir.path(), &words), "her prompt's tokens are still on disk");
+    assert!(ledger.generation(&id("rol-3")).unwrap().is_some());
+}
+
+#[test]
+fn forgetting_beside_a_reader_holds_up_nobody_and_empties_the_log_when_that_ends() {
+    let (dir, ledger) = open();
+    record(&ledger, Generation { text: "SECRET-OF-ANN".into(), ..answer("hers") }).unwrap();
+    record(&ledger, Generation { user: Some("bob".into()), ..answer("his") }).unwrap();
+    let other = Connection::open(dir.path().join("ledger.sqlite3")).unwrap();
+    other.execute_batch("BEGIN; SELECT count(*) FROM generations;").unwrap();
+    let began = Instant::now();
+    let gone = ledger.forget("ann").unwrap();
+    assert_eq!((gone.generations, gone.overwritten), (1, false));
+    rate(&ledger, "his", 1.0);
+    assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
+    other.execute_batch("COMMIT").unwrap();
+    let until = Instant::now() + Duration::from_secs(20);
+    while on_disk(dir.path(), b"SECRET-OF-ANN") {
+        assert!(Instant::now() < until, "the log was never emptied");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+#[test]
+fn what_is_said_of_one_answer_is_bounded() {
+    let (_dir, ledger) = open();
+    record(&ledger, answer("a")).unwrap();
+    record(&ledger, answer("b")).unwrap();
+    let remark = |name: &str, bytes: usize| NewFeedback { comment: Some("x".repeat(bytes)), ..rating(name, 1.0) };
+    for _ in 0..MAX_SAID_TEXT / MAX_TEXT as u64 {
+        ledger.add_feedback(&remark("a", MAX_TEXT)).unwrap();
+    }
+    let error = ledger.add_feedback(&remark("a", 1)).unwrap_err();
+    assert!(error.message().contains("1048576 bytes, and 1 more"), "{error}");
+    rate(&ledger, "a", 0.5);
+    for _ in 0..MAX_SAID {
+        rate(&ledger, "b", 0.5);
+    }
+    let error = ledger.add_feedback(&rating("b", 1.0)).unwrap_err();
+    assert!(error.message().contains("has 1024 pieces of feedback, expected at most 1024"), "{error}");
+    assert_eq!(ledger.feedback_of(&id("b")).unwrap().len(), 1024);
+}
+
+#[test]
+fn a_step_whose_feedback_was_forgotten_meanwhile_is_to_be_made_again() {
+    let (_dir, ledger) = open();
+    record(&ledger, answer("a")).unwrap();
+    record(&ledger, Generation { user: None, ..answer("b") }).unwrap();
+    let used = [rate(&ledger, "a", 1.0).feedback_id, rate(&ledger, "b", 1.0).feedback_id];
+    ledger.forget("ann").unwrap();
+    let error = ledger.commit_version(&version(1, 0), &used, &[]).unwrap_err();
+    assert_eq!(error.code(), Code::Busy, "{error}");
+    assert!(error.message().contains("was forgotten or rejected"), "{error}");
+    assert_eq!(ledger.pending_ratings(), 1);
+    ledger.commit_version(&version(1, 0), &used[1..], &[]).unwrap();
+    assert_eq!(ledger.commit_skipped("r", &[999]).unwrap_err().code(), Code::Arg);
 }
 
 #[test]

@@ -7,6 +7,9 @@ use rusqlite::{Connection, OpenFlags, Transaction, TransactionBehavior};
 
 use crate::error::{Error, Result};
 
+/// How long a write waits for a lock. Only someone looking in with the sqlite3 shell can hold one.
+pub(super) const PATIENCE: Duration = Duration::from_secs(5);
+
 /// One step a format; a ledger of format n has had the first n. Never edit one that was released: add another.
 const MIGRATIONS: &[&str] = &[
     // 1. Rows are only added. The one later change is `feedback.batch`, the mark of what used a rating up.
@@ -183,8 +186,7 @@ pub(super) fn check_format(db: &Connection) -> Result<()> {
 
 fn configure(db: &Connection) -> Result<()> {
     db.set_prepared_statement_cache_capacity(64);
-    // Only someone looking in with the sqlite3 shell can hold a lock.
-    db.busy_timeout(Duration::from_secs(5))?;
+    db.busy_timeout(PATIENCE)?;
     db.pragma_update(None, "foreign_keys", true)?;
     Ok(())
 }

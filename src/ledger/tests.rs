@@ -37,6 +37,7 @@ pub(super) fn answer(name: &str) -> Generation {
         finish: FinishReason::Length,
         user: Some("ann".into()),
         created: 1_700_000_000_000,
+        unrecorded: false,
     }
 }
 

@@ -6,7 +6,10 @@ use std::collections::BTreeSet;
 use rusqlite::{Connection, OptionalExtension};
 
 use super::limits::{self, Rules};
-use super::{MAX_SIGNAL, MAX_TEXT, MAX_USER, META_MODEL_NAME, META_MODEL_SHA256, rows, waiting};
+use super::{
+    MAX_SAID, MAX_SAID_TEXT, MAX_SIGNAL, MAX_TEXT, MAX_USER, META_MODEL_NAME, META_MODEL_SHA256, UNUSABLE, rows,
+    waiting,
+};
 use crate::error::{Error, Result};
 use crate::system::unix_millis;
 use crate::types::*;
@@ -56,9 +59,32 @@ fn known(db: &Connection, id: &GenerationId) -> Result<rows::Answer> {
     rows::answer(db, id)?.ok_or_else(|| Error::unknown_id(format!("generation {:.64} is not on record", id.0)))
 }
 
+/// What is said of one answer is bounded: it is read at once.
+fn check_said(db: &Connection, f: &NewFeedback, answer: i64) -> Result<()> {
+    let (count, text): (i64, i64) = db
+        .prepare_cached(
+            "SELECT count(*),
+             coalesce(sum(coalesce(octet_length(comment), 0) + coalesce(octet_length(correction), 0)), 0)
+             FROM feedback INDEXED BY feedback_of_generation WHERE generation = ?1",
+        )?
+        .query_row([answer], |row| Ok((row.get(0)?, row.get(1)?)))?;
+    let (_, correction, _) = rows::parts(&f.signal);
+    let more = f.comment.as_ref().map_or(0, String::len) + correction.map_or(0, str::len);
+    if count.cast_unsigned() >= MAX_SAID {
+        return Err(Error::arg(format!("the answer has {count} pieces of feedback, expected at most {MAX_SAID}")));
+    }
+    if more > 0 && text.cast_unsigned() + more as u64 > MAX_SAID_TEXT {
+        return Err(Error::arg(format!(
+            "comments and corrections on the answer have {text} bytes, and {more} more are over {MAX_SAID_TEXT}"
+        )));
+    }
+    Ok(())
+}
+
 /// The receipt, and whether the answer had nothing waiting before and has now.
 pub(super) fn insert_feedback(db: &Connection, f: &NewFeedback, rules: &Rules) -> Result<(FeedbackReceipt, bool)> {
     let answer = known(db, &f.generation_id)?;
+    check_said(db, f, answer.row)?;
     let (rating, correction, signal) = rows::parts(&f.signal);
     let rated = db
         .prepare_cached("SELECT 1 FROM feedback WHERE generation = ?1 AND user IS ?2 AND rating IS NOT NULL LIMIT 1")?
@@ -158,11 +184,45 @@ pub(super) fn use_up(
     let mut answers = BTreeSet::new();
     for id in used {
         let answer: Option<i64> = mark.query_row((batch, rows::signed(*id)), |row| row.get(0)).optional()?;
-        let missing =
-            || Error::arg(format!("feedback {id} is not a rating that waits: unknown, of another kind, or used"));
-        answers.insert(answer.ok_or_else(missing)?);
+        let Some(answer) = answer else { return Err(missing(db, *id)?) };
+        answers.insert(answer);
     }
     waiting::settled(db, answers)
+}
+
+/// How many answers have nothing waiting any more.
+pub(super) fn leave_out(db: &Connection, feedback: &[(Vec<u64>, String)]) -> Result<u64> {
+    let mut mark = db.prepare_cached(
+        "UPDATE feedback SET teaches = 0, left_out = ?1 || ?2 WHERE id = ?3 AND batch IS NULL AND teaches = 1
+         RETURNING generation",
+    )?;
+    let mut answers = BTreeSet::new();
+    for (ids, reason) in feedback {
+        for id in ids {
+            let marked = mark.query_row((UNUSABLE, reason, rows::signed(*id)), |row| row.get::<_, i64>(0));
+            // What was forgotten meanwhile needs no mark.
+            answers.extend(marked.optional()?);
+        }
+    }
+    waiting::settled(db, answers)
+}
+
+/// Why feedback can't be used up: it was deleted or rejected meanwhile, or never was of use.
+fn missing(db: &Connection, id: u64) -> Result<Error> {
+    let mut select = db.prepare_cached("SELECT teaches, batch IS NULL FROM feedback WHERE id = ?1")?;
+    let found: Option<(bool, bool)> =
+        select.query_row([rows::signed(id)], |row| Ok((row.get(0)?, row.get(1)?))).optional()?;
+    let newest: i64 =
+        db.query_row("SELECT coalesce(max(seq), 0) FROM sqlite_sequence WHERE name = 'feedback'", [], |row| {
+            row.get(0)
+        })?;
+    let deleted = found.is_none() && rows::signed(id) <= newest && id > 0;
+    if deleted || found == Some((false, true)) {
+        return Ok(Error::busy(format!(
+            "feedback {id} was forgotten or rejected while it was trained on; the step is made again without it"
+        )));
+    }
+    Ok(Error::arg(format!("feedback {id} is not a rating that waits: unknown, of another kind, or used")))
 }
 
 pub(super) fn activate(db: &Connection, v: PolicyVersion) -> Result<()> {

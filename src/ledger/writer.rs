@@ -4,10 +4,12 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Mutex;
 use std::thread::JoinHandle;
+use std::time::Duration;
 
-use crossbeam_channel::{Receiver, Sender, bounded};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use rusqlite::{Connection, Transaction, TransactionBehavior};
 
+use super::forget::fold_log;
 use super::lock::FolderLock;
 use crate::error::{Error, Result};
 use crate::lock::lock;
@@ -16,6 +18,11 @@ use crate::lock::lock;
 const QUEUE: usize = 1024;
 /// Most writes of one transaction: bounds how long the first of them waits.
 const GROUP: usize = 256;
+
+/// How long an emptying of the log waits for readers, while the writes behind it wait.
+const FOLD_PATIENCE: Duration = Duration::from_millis(200);
+/// How long until it is tried again.
+const FOLD_AGAIN: Duration = Duration::from_secs(1);
 
 /// Gives work to the thread.
 pub(super) struct Writer {
@@ -28,8 +35,10 @@ pub(super) struct Writer {
 trait Job: Send {
     /// Does the write, inside the group's transaction.
     fn run(&mut self, db: &Connection) -> Result<()>;
-    /// Does what can't be done inside a transaction, once the group is committed.
-    fn after(&mut self, db: &Connection);
+    /// Whether the log is to be emptied once the group is committed.
+    fn folds(&self) -> bool;
+    /// Is told whether the log was emptied.
+    fn folded(&mut self, folded: bool);
     /// Tells what became of it, given what became of the group.
     fn answer(self: Box<Self>, group: &Result<()>);
 }
@@ -37,6 +46,7 @@ trait Job: Send {
 struct Write<T, W, A, D> {
     /// Taken when it runs.
     work: Option<W>,
+    /// Is told whether the log was emptied; where there is none, it needn't be.
     after: Option<A>,
     done: D,
     /// What the work returned; an error if it has not run.
@@ -46,7 +56,7 @@ struct Write<T, W, A, D> {
 impl<T: Send, W, A, D> Job for Write<T, W, A, D>
 where
     W: FnOnce(&Connection) -> Result<T> + Send,
-    A: FnOnce(&Connection) -> Result<()> + Send,
+    A: FnOnce(&mut T, bool) + Send,
     D: FnOnce(Result<T>) + Send,
 {
     fn run(&mut self, db: &Connection) -> Result<()> {
@@ -56,11 +66,15 @@ where
         self.outcome.as_ref().map(|_| ()).map_err(Clone::clone)
     }
 
-    fn after(&mut self, db: &Connection) {
-        if let Some(after) = self.after.take().filter(|_| self.outcome.is_ok())
-            && let Err(error) = after(db)
+    fn folds(&self) -> bool {
+        self.after.is_some() && self.outcome.is_ok()
+    }
+
+    fn folded(&mut self, folded: bool) {
+        if let Ok(outcome) = &mut self.outcome
+            && let Some(after) = self.after.take()
         {
-            self.outcome = Err(error);
+            after(outcome, folded);
         }
     }
 
@@ -95,13 +109,13 @@ impl Writer {
         work: impl FnOnce(&Connection) -> Result<T> + Send + 'static,
         done: impl FnOnce(Result<T>) + Send + 'static,
     ) -> Result<()> {
-        self.queue_up(work, None::<fn(&Connection) -> Result<()>>, done)
+        self.queue_up(work, None::<fn(&mut T, bool)>, done)
     }
 
     fn queue_up<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Connection) -> Result<T> + Send + 'static,
-        after: Option<impl FnOnce(&Connection) -> Result<()> + Send + 'static>,
+        after: Option<impl FnOnce(&mut T, bool) + Send + 'static>,
         done: impl FnOnce(Result<T>) + Send + 'static,
     ) -> Result<()> {
         let closed = || Error::closed("the ledger is closed");
@@ -124,11 +138,11 @@ impl Writer {
         receiver.recv().map_err(|_| Error::panic("the ledger's thread ended without an answer"))?
     }
 
-    /// The same, with `after` done outside of any transaction once `work` is durable; its error is the call's.
-    pub(super) fn call_then<T: Send + 'static>(
+    /// The same; then empties the log, and tells `after` whether that could be done at once.
+    pub(super) fn call_and_fold<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Connection) -> Result<T> + Send + 'static,
-        after: impl FnOnce(&Connection) -> Result<()> + Send + 'static,
+        after: impl FnOnce(&mut T, bool) + Send + 'static,
     ) -> Result<T> {
         let (sender, receiver) = bounded(1);
         self.queue_up(work, Some(after), move |outcome| {
@@ -149,15 +163,25 @@ impl Writer {
 }
 
 fn run(db: &Connection, queue: &Receiver<Box<dyn Job>>) {
-    while let Ok(first) = queue.recv() {
-        let mut group = vec![first];
-        group.extend(queue.try_iter().take(GROUP - 1));
-        let fate = commit(db, &mut group);
-        if fate.is_ok() {
-            group.iter_mut().for_each(|job| job.after(db));
-        }
+    // Whether the log holds what was deleted.
+    let mut unfolded = false;
+    loop {
+        let first = if unfolded { queue.recv_timeout(FOLD_AGAIN) } else { queue.recv().map_err(Into::into) };
+        let mut group = match first {
+            Ok(first) => vec![first],
+            Err(RecvTimeoutError::Timeout) => Vec::new(),
+            Err(RecvTimeoutError::Disconnected) => return,
+        };
+        group.extend(queue.try_iter().take(GROUP.saturating_sub(group.len())));
+        let fate = if group.is_empty() { Ok(()) } else { commit(db, &mut group) };
         if let Err(error) = &fate {
             tracing::error!(%error, writes = group.len(), "the ledger could not commit");
+        } else if group.is_empty() || group.iter().any(|job| job.folds()) {
+            unfolded = !fold_log(db, FOLD_PATIENCE).unwrap_or_else(|error| {
+                tracing::warn!(%error, "the ledger's log could not be emptied; it is tried again");
+                false
+            });
+            group.iter_mut().filter(|job| job.folds()).for_each(|job| job.folded(!unfolded));
         }
         for job in group {
             job.answer(&fate);

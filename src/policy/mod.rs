@@ -25,6 +25,7 @@ pub use blocks::LinearInfo;
 pub use decoder::Decoder;
 pub use lora::Lora;
 pub use packed::{Packed, Targets};
+pub use peft::PEFT_FILES;
 pub use value_head::ValueHead;
 
 #[cfg(test)]

@@ -16,6 +16,8 @@ use crate::error::{Error, Result};
 
 const CONFIG: &str = "adapter_config.json";
 const WEIGHTS: &str = "adapter_model.safetensors";
+/// Names of the files of an adapter's folder.
+pub const PEFT_FILES: [&str; 2] = [CONFIG, WEIGHTS];
 const MOST_CONFIG_BYTES: u64 = 1 << 20;
 
 /// The part of PEFT's configuration that changes what is computed.

@@ -102,27 +102,46 @@ struct Format {
 }
 
 pub(super) fn verify(dir: &Path, version: PolicyVersion) -> Result<Manifest> {
+    let manifest = read_as(dir, version)?;
+    for (name, expected) in &manifest.files {
+        check(dir, name, expected)?;
+    }
+    Ok(manifest)
+}
+
+/// Checks one file alone.
+pub(super) fn verify_file(dir: &Path, version: PolicyVersion, name: &str) -> Result<Manifest> {
+    let manifest = read_as(dir, version)?;
+    let expected =
+        manifest.files.get(name).ok_or_else(|| Error::io(format!("{MANIFEST} doesn't list {name}, expected it")))?;
+    check(dir, name, expected)?;
+    Ok(manifest)
+}
+
+fn read_as(dir: &Path, version: PolicyVersion) -> Result<Manifest> {
     let manifest = Manifest::read(dir)?;
     if manifest.version != version {
         return Err(Error::io(format!("{MANIFEST} is of version {}", manifest.version)));
     }
-    for (name, expected) in &manifest.files {
-        if Path::new(name).file_name() != Some(name.as_ref()) {
-            return Err(Error::io(format!("{MANIFEST} lists {name:?}, expected a plain file name")));
-        }
-        let path = dir.join(name);
-        // The cheap check first.
-        let size = at(Path::new(name), fs::metadata(&path))?.len();
-        if size != expected.size {
-            return Err(Error::io(format!("{name} has {size} bytes, expected {}", expected.size)));
-        }
-        let found = sha256_file(&path)?;
-        if found.sha256 != expected.sha256 {
-            let (found, expected) = (found.sha256, &expected.sha256);
-            return Err(Error::io(format!("{name} is damaged: sha256 {found}, expected {expected}")));
-        }
-    }
     Ok(manifest)
+}
+
+fn check(dir: &Path, name: &str, expected: &FileSum) -> Result<()> {
+    if Path::new(name).file_name() != Some(name.as_ref()) {
+        return Err(Error::io(format!("{MANIFEST} lists {name:?}, expected a plain file name")));
+    }
+    let path = dir.join(name);
+    // The cheap check first.
+    let size = at(Path::new(name), fs::metadata(&path))?.len();
+    if size != expected.size {
+        return Err(Error::io(format!("{name} has {size} bytes, expected {}", expected.size)));
+    }
+    let found = sha256_file(&path)?;
+    if found.sha256 != expected.sha256 {
+        let (found, expected) = (found.sha256, &expected.sha256);
+        return Err(Error::io(format!("{name} is damaged: sha256 {found}, expected {expected}")));
+    }
+    Ok(())
 }
 
 /// Sums of every file of a folder.

@@ -1,6 +1,7 @@
 //! Policy versions on disk: a folder each, written aside, synced and renamed. Never edits or overwrites a committed
 //! folder, and never decides which version serves.
 
+mod aside;
 mod manifest;
 mod portable;
 
@@ -9,6 +10,7 @@ use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
 use crate::types::PolicyVersion;
+pub use aside::Aside;
 use manifest::MANIFEST;
 pub use manifest::{About, FileSum, Manifest, sha256_file};
 
@@ -47,7 +49,7 @@ impl VersionStore {
 
     /// Where the files of a version are, once it is committed.
     pub fn path(&self, version: PolicyVersion) -> PathBuf {
-        self.root.join(format!("{:06}", version.0))
+        self.root.join(name_of(version))
     }
 
     /// Starts writing a version, in an empty folder beside the others.
@@ -62,10 +64,8 @@ impl VersionStore {
         if target.exists() {
             return Err(Error::arg(format!("version {version} is on disk already: {}", target.display())));
         }
-        let staging = self.root.join(format!("{STAGING}{:06}", version.0));
-        if staging.exists() {
-            at(&staging, fs::remove_dir_all(&staging))?; // What a crash left.
-        }
+        let staging = self.root.join(format!("{STAGING}{}", name_of(version)));
+        remove_any(&staging)?; // What a crash left.
         at(&staging, fs::create_dir(&staging))?;
         Ok(Stage { version, staging, target, committed: false })
     }
@@ -93,21 +93,38 @@ impl VersionStore {
         Ok(versions)
     }
 
-    /// Removes what a crash left: folders half written or half deleted, and versions that are not `known` (written, but
-    /// never recorded). Other files are left alone. Returns the names that were removed.
+    /// The manifest of a version, after checking one file of it.
+    ///
+    /// # Errors
+    /// As [`VersionStore::verify`], of that file alone; `Io` also if the manifest doesn't list it.
+    pub fn verify_file(&self, version: PolicyVersion, name: &str) -> Result<Manifest> {
+        let path = self.path(version);
+        if version == PolicyVersion::INITIAL || !path.is_dir() {
+            return Err(Error::arg(format!("version {version} has no files on disk")));
+        }
+        manifest::verify_file(&path, version, name).map_err(|e| e.context(format!("version {version}")))
+    }
+
+    /// Removes what a crash left half written or half deleted; never a version. Returns the names that were removed.
     ///
     /// # Errors
     /// `Io` for the disk.
-    pub fn remove_orphans(&self, known: &[PolicyVersion]) -> Result<Vec<String>> {
+    pub fn remove_leftovers(&self) -> Result<Vec<String>> {
         let mut names = self.names()?;
-        names.retain(|name| match committed(name) {
-            Some(version) => !known.contains(&version),
-            None => name.starts_with(STAGING) || name.starts_with(REMOVING),
-        });
+        names.retain(|name| name.starts_with(STAGING) || name.starts_with(REMOVING));
         for name in &names {
             self.remove(name)?;
         }
         Ok(names)
+    }
+
+    /// Removes a version that was written a moment ago and could not be recorded, so that its number is free for the
+    /// next try.
+    ///
+    /// # Errors
+    /// `Io` for the disk.
+    pub fn discard(&self, version: PolicyVersion) -> Result<()> {
+        self.remove(&name_of(version))
     }
 
     /// Removes the oldest versions beyond the newest `keep`, not counting `protected` ones, which stay. 0 keeps all.
@@ -121,7 +138,7 @@ impl VersionStore {
         let surplus = if keep == 0 { 0 } else { versions.len().saturating_sub(keep as usize) };
         versions.truncate(surplus);
         for version in &versions {
-            self.remove(&format!("{:06}", version.0))?;
+            self.remove(&name_of(*version))?;
         }
         Ok(versions)
     }
@@ -142,9 +159,7 @@ impl VersionStore {
         let mut path = self.root.join(name);
         if !name.starts_with('.') {
             let aside = self.root.join(format!("{REMOVING}{name}"));
-            if aside.exists() {
-                at(&aside, fs::remove_dir_all(&aside))?;
-            }
+            remove_any(&aside)?;
             at(&path, fs::rename(&path, &aside))?;
             sync_dir(&self.root)?;
             path = aside;
@@ -201,6 +216,20 @@ impl Drop for Stage {
     }
 }
 
+fn name_of(version: PolicyVersion) -> String {
+    format!("{:06}", version.0)
+}
+
+/// Removes a file, a link or a folder under a name of ours, if there is one.
+fn remove_any(path: &Path) -> Result<()> {
+    match fs::symlink_metadata(path) {
+        Ok(found) if found.is_dir() => at(path, fs::remove_dir_all(path)),
+        Ok(_) => at(path, fs::remove_file(path)),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(e) => at(path, Err(e)),
+    }
+}
+
 /// The version a folder's name stands for.
 fn committed(name: &str) -> Option<PolicyVersion> {
     let version = name.parse().ok()?;
@@ -237,7 +266,7 @@ mod tests {
         }
     }
 
-    fn store() -> (tempfile::TempDir, VersionStore) {
+    pub(super) fn store() -> (tempfile::TempDir, VersionStore) {
         let dir = tempfile::tempdir().unwrap();
         let store = VersionStore::open(dir.path()).unwrap();
         (dir, store)
@@ -286,14 +315,14 @@ mod tests {
         assert_eq!(store.list().unwrap(), versions(&[3]));
     }
 
-    fn publish(store: &VersionStore, version: u64) -> PathBuf {
+    pub(super) fn publish(store: &VersionStore, version: u64) -> PathBuf {
         let stage = store.stage(PolicyVersion(version)).unwrap();
         fs::write(stage.path().join("adapter.gguf"), format!("weights of {version}")).unwrap();
         fs::write(stage.path().join("critic.gguf"), "critic").unwrap();
         stage.commit(about()).unwrap()
     }
 
-    fn versions(numbers: &[u64]) -> Vec<PolicyVersion> {
+    pub(super) fn versions(numbers: &[u64]) -> Vec<PolicyVersion> {
         numbers.iter().copied().map(PolicyVersion).collect()
     }
 
@@ -378,7 +407,7 @@ mod tests {
     }
 
     #[test]
-    fn a_crash_between_stage_and_commit_leaves_nothing_after_recovery() {
+    fn a_crash_between_stage_and_commit_leaves_no_number_taken_after_recovery() {
         let (dir, store) = store();
         publish(&store, 1);
         let stage = store.stage(PolicyVersion(2)).unwrap();
@@ -389,13 +418,15 @@ mod tests {
         fs::create_dir(dir.path().join("versions/notes")).unwrap();
 
         let store = VersionStore::open(dir.path()).unwrap();
-        let mut removed = store.remove_orphans(&versions(&[0, 1])).unwrap();
+        let mut removed = store.remove_leftovers().unwrap();
         removed.sort();
-        assert_eq!(removed, [".removing-000000", ".staging-000002", "000003"]);
+        assert_eq!(removed, [".removing-000000", ".staging-000002"]);
+        let aside = store.set_aside(&versions(&[0, 1])).unwrap();
+        assert_eq!(aside.iter().map(|a| a.name.as_str()).collect::<Vec<_>>(), ["000003"]);
         let mut left: Vec<_> =
             fs::read_dir(dir.path().join("versions")).unwrap().map(|e| e.unwrap().file_name()).collect();
         left.sort();
-        assert_eq!(left, ["000001", "notes"]);
+        assert_eq!(left, ["000001", "aside", "notes"]);
         store.verify(PolicyVersion(1)).unwrap();
         publish(&store, 2);
     }

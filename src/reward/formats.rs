@@ -10,12 +10,14 @@ use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result};
-use crate::types::{ChatMessage, PromptText, TokenId};
+use crate::types::{ChatMessage, GenerationId, PromptText, TokenId};
 
 /// Longest line, in bytes.
 const LINE_BYTES: u64 = 16 << 20;
 /// Most bytes of a file, unpacked: a small gzip can hold endless zeros.
 const FILE_BYTES: u64 = 4 << 30;
+/// What some editors put in front of UTF-8.
+const BYTE_ORDER_MARK: &[u8] = "\u{feff}".as_bytes();
 const GZIP: [u8; 2] = [0x1f, 0x8b];
 
 const EXPECTED: &str = "expected prompt, chosen and rejected; chosen and rejected transcripts or conversations; \
@@ -43,6 +45,15 @@ pub enum Judged {
         /// The rating, in [-1, 1].
         rating: f64,
     },
+    /// An answer, and a named signal or a remark on it.
+    Said {
+        /// The prompt.
+        prompt: PromptText,
+        /// The answer.
+        answer: String,
+        /// The signal's name; `None` where the comment is all there is.
+        signal: Option<String>,
+    },
 }
 
 /// A line and its origin.
@@ -60,6 +71,12 @@ pub struct Entry {
     pub prompt_tokens: Option<Vec<TokenId>>,
     /// The base model that those tokens are of.
     pub base_sha256: Option<String>,
+    /// Names of the answer, or of the better and the worse one, where our own export wrote the line.
+    pub answer_ids: Vec<GenerationId>,
+    /// The line says that nobody gave a name, where others say nothing of users.
+    pub anonymous: bool,
+    /// The better answer of a pair is a user's correction of the worse.
+    pub correction: bool,
 }
 
 /// A line that can't be used.
@@ -104,10 +121,15 @@ fn read(path: &Path) -> Result<Judgements> {
         if bytes.is_empty() {
             break;
         }
-        if bytes.len() as u64 == LINE_BYTES {
-            return Err(Error::arg(format!("line {line} is longer than {LINE_BYTES} bytes")));
-        }
         sum.update(&bytes);
+        if bytes.len() as u64 == LINE_BYTES && !bytes.ends_with(b"\n") {
+            found.refused.push(Refused { line, reason: format!("longer than {LINE_BYTES} bytes") });
+            skip_line(&mut lines, &mut sum)?;
+            continue;
+        }
+        if line == 1 && bytes.starts_with(BYTE_ORDER_MARK) {
+            bytes.drain(..BYTE_ORDER_MARK.len());
+        }
         if bytes.trim_ascii().is_empty() {
             continue;
         }
@@ -121,6 +143,22 @@ fn read(path: &Path) -> Result<Judgements> {
     }
     found.sha256 = sum.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
     Ok(found)
+}
+
+/// Reads to the end of a line that is too long, without keeping it.
+fn skip_line(lines: &mut impl BufRead, sum: &mut Sha256) -> Result<()> {
+    loop {
+        let bytes = lines.fill_buf()?;
+        let (used, ends) = match bytes.iter().position(|byte| *byte == b'\n') {
+            Some(at) => (at + 1, true),
+            None => (bytes.len(), bytes.is_empty()),
+        };
+        sum.update(&bytes[..used]);
+        lines.consume(used);
+        if ends {
+            return Ok(());
+        }
+    }
 }
 
 /// Reads one line; its number is left 0.
@@ -137,7 +175,11 @@ fn parse(line: &[u8]) -> Result<Entry> {
     };
     let prompt_tokens = map.get("prompt_tokens").and_then(|tokens| Vec::deserialize(tokens).ok());
     let (user, comment, base_sha256) = (text("user"), text("comment"), text("base_sha256"));
-    Ok(Entry { line: 0, judged, user, comment, prompt_tokens, base_sha256 })
+    let ids = ["generation_id", "chosen_id", "rejected_id"];
+    let answer_ids = ids.into_iter().filter_map(text).map(GenerationId).collect();
+    let anonymous = map.get("user").is_some_and(Value::is_null);
+    let correction = map.get("correction") == Some(&Value::Bool(true));
+    Ok(Entry { line: 0, judged, user, comment, prompt_tokens, base_sha256, answer_ids, anonymous, correction })
 }
 
 fn pair(prompt: Option<&Value>, chosen: &Value, rejected: &Value) -> Result<Judged> {
@@ -173,6 +215,12 @@ fn rated(map: &Map<String, Value>) -> Result<Judged> {
     };
     if answer.trim().is_empty() {
         return Err(Error::arg("the answer is empty"));
+    }
+    let rates = ["rating", "label", "thumbs_up", "thumbs_down"].into_iter().any(|key| map.contains_key(key));
+    let signal = map.get("signal").and_then(Value::as_str).map(str::to_owned);
+    let remark = map.get("comment").is_some_and(Value::is_string);
+    if !rates && (signal.is_some() || remark) {
+        return Ok(Judged::Said { prompt, answer, signal });
     }
     let thumbs = |key: &str| map.get(key).map_or(Some(0), Value::as_u64);
     let rating = match (map.get("rating"), map.get("label"), thumbs("thumbs_up"), thumbs("thumbs_down")) {

@@ -206,6 +206,7 @@ impl Running {
             finish,
             user,
             created,
+            unrecorded: false,
         };
         (Arc::new(generation), sink, cached)
     }

@@ -62,17 +62,23 @@ pub(super) fn stream(id: GenerationId, max_tokens: u32) -> (Sink, GenerationStre
     // A text a token, the text held back at the end, and the end itself: a send never waits.
     let (sender, receiver) = bounded(max_tokens as usize + 2);
     let shared = Arc::new(Shared::default());
-    let sink = Sink { sender: Some(sender), shared: shared.clone() };
+    let sink = Sink { id: id.clone(), sender: Some(sender), shared: shared.clone() };
     (sink, GenerationStream { id, receiver, shared, finished: AtomicBool::new(false) })
 }
 
 /// The scheduler's end. Dropped without an end, it tells the client that the engine closed.
 pub struct Sink {
+    id: GenerationId,
     sender: Option<Sender<Result<Event>>>,
     shared: Arc<Shared>,
 }
 
 impl Sink {
+    /// The generation's name.
+    pub fn id(&self) -> &GenerationId {
+        &self.id
+    }
+
     /// Sends text.
     pub(super) fn text(&self, text: String) {
         self.send(Ok(Event::Text(text)));

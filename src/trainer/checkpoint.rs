@@ -131,6 +131,14 @@ fn full_pace() -> f64 {
     1.0
 }
 
+impl Trainer {
+    /// Bytes that [`Trainer::save`] writes, within some kilobytes: two adapters and two moments of each, in 32 bits.
+    pub fn checkpoint_bytes(&self) -> u64 {
+        let count = |network: &Network| network.vars().iter().map(|var| var.elem_count() as u64).sum::<u64>();
+        12 * (count(&self.policy) + count(&self.critic))
+    }
+}
+
 fn read_state(path: &Path) -> Result<State> {
     let json = fs::read(path).map_err(|e| Error::from(e).context(format!("reading {}", path.display())))?;
     let state: State =

@@ -186,3 +186,33 @@ fn wrong_use_is_told_apart_from_failure() {
     assert!(said(&output).contains("the adapter is for base"), "{}", said(&output));
     assert!(!out.exists());
 }
+
+#[cfg(unix)]
+#[test]
+fn an_export_never_writes_over_the_base_or_the_adapter_through_links_either() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    let (base, lora) = (path("base.gguf"), path("adapter.gguf"));
+    tiny_model(&base, &TinySpec::new("llama")).unwrap();
+    adapter(&base, &lora);
+    std::os::unix::fs::symlink(&base, path("link.gguf")).unwrap();
+    std::fs::hard_link(&base, path("hard.gguf")).unwrap();
+    let whole = [std::fs::read(&base).unwrap(), std::fs::read(&lora).unwrap()];
+    let before = files(folder.path());
+    for (out, form) in [("base.gguf", "--merge"), ("link.gguf", "--merge"), ("hard.gguf", "--merge")]
+        .into_iter()
+        .chain([("base.gguf", "--gguf"), ("adapter.gguf", "--gguf"), ("adapter.gguf", "--merge")])
+    {
+        let output = export(&base, &lora, &path(out), &[form]);
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{out} {form}: {said}");
+        assert!(said.contains("would be written over") && said.contains(out), "{said}");
+    }
+    // A folder of PEFT's onto itself.
+    exported(&base, &lora, &path("peft"), &["--peft"]);
+    let output = export(&base, &path("peft"), &path("peft"), &["--peft"]);
+    assert!(String::from_utf8_lossy(&output.stderr).contains("would be written over"));
+    std::fs::remove_dir_all(path("peft")).unwrap();
+    assert_eq!([std::fs::read(&base).unwrap(), std::fs::read(&lora).unwrap()], whole);
+    assert_eq!(files(folder.path()), before);
+}

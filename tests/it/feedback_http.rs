@@ -50,7 +50,7 @@ async fn everything_that_can_be_said_of_an_answer_can_be_said_in_the_terminal() 
     let mut note = |one: &Exported| {
         match one {
             Exported::Feedback(_, feedback) => said.push(feedback.clone()),
-            Exported::Preference(_) => preferred += 1,
+            Exported::Preference(..) => preferred += 1,
         }
         Ok(())
     };

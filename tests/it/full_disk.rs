@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::Command;
 
 use apa::Code;
-use apa::engine::TrainerState;
+use apa::engine::{AlertKind, TrainerState};
 use apa::types::PolicyVersion;
 
 use crate::support::engine::{answer, open_with, published, rate, rate_some};
@@ -71,7 +71,29 @@ fn inside_a_small_disk() {
     assert_eq!(status.trainer.state, TrainerState::Idle);
     assert_eq!(fs::read_dir(data.join("versions")).unwrap().count(), 0, "a half-written version stayed");
 
+    assert!(status.alerts.iter().any(|alert| alert.kind == AlertKind::NoRoom), "{:?}", status.alerts);
+
+    // Not a byte is left: answers are given all the same, and say that they are not recorded.
+    let mut unrecorded = None;
+    for seed in 0..200 {
+        let g = answer(&engine, "the", 1000 + seed);
+        if g.unrecorded {
+            unrecorded = Some(g);
+            break;
+        }
+    }
+    let g = unrecorded.expect("the disk was never full");
+    assert!(!g.text.is_empty());
+    assert!(rate(&engine, &g.id, 1.0).unwrap_err().is_unknown_id());
+    let told = engine.status().alerts;
+    assert!(
+        told.iter().any(|a| a.kind == AlertKind::NotRecorded && a.message.contains("the disk is full")),
+        "{told:?}"
+    );
+
     fs::remove_file(disk.join("ballast")).unwrap();
+    assert!(!answer(&engine, "the", 98).unrecorded);
+    assert!(!engine.status().alerts.iter().any(|alert| alert.kind == AlertKind::NotRecorded));
     rate(&engine, &answer(&engine, "the", 99).id, 1.0).unwrap();
     let (version, metrics) = published(engine.train_step().unwrap());
     assert_eq!((version, metrics.samples), (PolicyVersion(1), 9));

@@ -25,6 +25,7 @@ mod logprobs;
 mod node;
 mod promotion;
 mod pull;
+mod recovery;
 mod requests;
 #[cfg(feature = "daemon")]
 mod reward;

@@ -180,6 +180,54 @@ fn forgetting_and_reviews_reach_through_the_engine() {
     assert_eq!(engine.status().trainer.pending_ratings, 2);
 }
 
+/// Whether any file of the folder holds these bytes.
+fn on_disk(dir: &Path, words: &[u8]) -> bool {
+    std::fs::read_dir(dir).unwrap().any(|entry| {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            return on_disk(&path, words);
+        }
+        let bytes = std::fs::read(&path).unwrap_or_default();
+        bytes.windows(words.len()).any(|window| window == words)
+    })
+}
+
+#[test]
+fn forgetting_leaves_no_byte_of_a_users_prompt_rollouts_and_answers_under_way_included() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open_with(dir.path(), |config| {
+        config.serve.context = 4096;
+        config.reward.rollouts = Some("users".into());
+        config.reward.rollout_idle = 0;
+        config.reward.command = Some("awk '{print \"{\\\"score\\\": \" NR \"}\"}'".into());
+    })
+    .unwrap();
+    let ask = |text: &str, max_tokens: u32| {
+        let prompt = engine.tokenize(text).unwrap();
+        let logit_bias = (285..288).map(|token| (token, -100.0)).collect();
+        let sampling = Sampling { seed: Some(1), logit_bias, ..Sampling::default() };
+        let user = Some("ann".to_owned());
+        let request = GenerateRequest { prompt, sampling, user, max_tokens: Some(max_tokens), ..Default::default() };
+        engine.generate(request).unwrap()
+    };
+    for i in 0..3 {
+        finish(&ask(&format!("my secret is zanzibar {i}"), 8)).unwrap();
+    }
+    engine.roll_out().unwrap();
+    let tokens: Vec<u8> = engine.tokenize("zanzibar").unwrap().iter().flat_map(|t| t.to_le_bytes()).collect();
+    assert!(on_disk(&dir.path().join("data"), &tokens));
+    let running = ask("my secret is zanzibar still", 3000);
+    let gone = engine.forget("ann").unwrap();
+    assert!(gone.generations >= 5 && gone.overwritten, "{gone:?}");
+    running.cancel();
+    let (_, g) = finish(&running).unwrap();
+    assert!(g.unrecorded);
+    assert!(engine.generation(&g.id).unwrap().is_none());
+    engine.shutdown();
+    drop(engine);
+    assert!(!on_disk(&dir.path().join("data"), &tokens), "tokens of her prompt are still on disk");
+}
+
 /// What honest users like.
 fn taste(g: &Generation) -> f64 {
     let liked = g.response.iter().filter(|t| t.is_multiple_of(2)).count() * 2;

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 /// the same in a sentence, which is compared.
 const LAYERS: &[&[&str]] = &[
     &["types", "error", "lock"],
-    &["system", "config", "gguf", "guide", "align", "optim", "prompts"],
+    &["system", "config", "gguf", "guide", "align", "optim", "overwrite", "prompts"],
     &["ids", "llama", "policy", "gate", "publish"],
     &["ledger", "scheduler", "reward", "trainer"],
     &["engine", "experiment"],

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
-use apa::engine::{Status, TrainerStatus, VersionRecord};
-use apa::ledger::{Forgotten, ReviewEntry};
+use apa::engine::{Adopted, AsideVersion, Status, TrainerStatus, VersionRecord};
+use apa::ledger::{Forgotten, LeftOut, ReviewEntry};
 use apa::types::{ChatMessage, FeedbackReceipt, PolicyVersion, VersionInfo};
 use clap::Args;
 use futures_util::StreamExt;
@@ -61,6 +61,16 @@ pub struct ChatParams {
     /// Added to the logits of these tokens.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub logit_bias: BTreeMap<u32, f32>,
+}
+
+/// What waits for somebody to look at it.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Reviews {
+    /// Users, and what was decided about them.
+    pub data: Vec<ReviewEntry>,
+    /// Feedback that was set aside, with why.
+    #[serde(default)]
+    pub left_out: Vec<LeftOut>,
 }
 
 /// A finished answer.
@@ -183,13 +193,9 @@ impl Client {
         self.call(Method::POST, "/v1/forget", Some(json!({"user": user}))).await
     }
 
-    /// Users whose feedback waits for review, and those decided about.
-    pub async fn reviews(&self) -> Result<Vec<ReviewEntry>> {
-        #[derive(Deserialize)]
-        struct List {
-            data: Vec<ReviewEntry>,
-        }
-        Ok(self.call::<List>(Method::GET, "/v1/feedback/reviews", None).await?.data)
+    /// Users whose feedback waits for review, and those decided about; what nothing can be learned from.
+    pub async fn reviews(&self) -> Result<Reviews> {
+        self.call(Method::GET, "/v1/feedback/reviews", None).await
     }
 
     /// Decides about a user: `trust`, `hold` or `reject`.
@@ -210,6 +216,24 @@ impl Client {
     /// A version with the verdict over it.
     pub async fn version(&self, version: PolicyVersion) -> Result<VersionRecord> {
         self.call(Method::GET, &format!("/v1/policy/versions/{version}"), None).await
+    }
+
+    /// What was set aside.
+    pub async fn set_aside(&self) -> Result<Vec<AsideVersion>> {
+        #[derive(Deserialize)]
+        struct List {
+            data: Vec<AsideVersion>,
+        }
+        Ok(self.call::<List>(Method::GET, "/v1/policy/aside", None).await?.data)
+    }
+
+    /// Takes in what was set aside, by its name, or all of it.
+    pub async fn adopt(&self, name: Option<&str>) -> Result<Vec<Adopted>> {
+        #[derive(Deserialize)]
+        struct List {
+            data: Vec<Adopted>,
+        }
+        Ok(self.call::<List>(Method::POST, "/v1/policy/adopt", Some(json!({"name": name}))).await?.data)
     }
 
     /// Serves `version` from now on, by its adapter or by its `whole` weights.

@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result};
 use apa::config::Dtype;
 use apa::llama::{FileType, quantize};
-use apa::policy::{self, Decoder, Lora};
+use apa::overwrite::{check_output, check_output_folder};
+use apa::policy::{self, Decoder, Lora, PEFT_FILES};
 use clap::{ArgGroup, Args};
 
 use crate::{WrongUse, feedback, pull};
@@ -79,6 +80,12 @@ struct Paths {
 }
 
 fn export(options: &Options, paths: &Paths, base: &Path, kind: FileType) -> Result<()> {
+    let inputs: [&Path; 2] = [base, &paths.adapter];
+    if options.peft {
+        check_output_folder(&paths.out, &PEFT_FILES, &inputs)?;
+    } else {
+        check_output(&paths.out, &inputs)?;
+    }
     // Its weights are only checked against, so the small form is enough.
     let decoder = Decoder::load(base, &policy::device("auto")?, Dtype::Bf16)?;
     let lora = if paths.adapter.is_dir() {

@@ -5,10 +5,11 @@ use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use apa::engine::exchange;
+use apa::engine::exchange::{self, Imported};
 use apa::gguf::Gguf;
-use apa::ledger::{Forgotten, Ledger, LedgerReader, ReviewEntry};
+use apa::ledger::{Forgotten, Ledger, LedgerReader, LeftOut, ReviewEntry};
 use apa::llama::Model;
+use apa::overwrite::check_output;
 use apa::reward::read_judgements;
 use clap::{Args, Subcommand};
 
@@ -80,10 +81,14 @@ fn import_feedback(options: &ImportFeedback, path: &Path) -> Result<()> {
     if options.json {
         println!("{}", serde_json::to_string_pretty(&done)?);
     } else {
-        let (ratings, preferences, known, refused) = (done.ratings, done.preferences, done.known, done.refused.len());
-        println!("{ratings} ratings, {preferences} preferences; {known} were on record, {refused} left out");
+        let Imported { ratings, preferences, others, known, refused } = &done;
+        let refused = refused.len();
+        println!(
+            "{ratings} ratings, {preferences} preferences, {others} corrections, signals and remarks; {known} were on \
+             record, {refused} left out"
+        );
     }
-    if done.ratings + done.preferences + done.known == 0 {
+    if done.ratings + done.preferences + done.others + done.known == 0 {
         bail!("{} holds nothing that can be used", options.file.display());
     }
     Ok(())
@@ -125,6 +130,7 @@ fn export_feedback(options: &ExportFeedback, path: &Path) -> Result<()> {
     let model = Model::load(path, 0)?;
     let mut out: Box<dyn Write> = match &options.out {
         Some(file) => {
+            check_output(file, &[path, &options.data])?;
             let made = File::create(file).with_context(|| format!("creating {}", file.display()))?;
             Box::new(BufWriter::new(made))
         }
@@ -176,8 +182,11 @@ pub async fn forget(options: Forget) -> Result<()> {
         println!("{}", serde_json::to_string_pretty(&gone)?);
         return Ok(());
     }
-    let Forgotten { generations, feedback, preferences, .. } = gone;
+    let Forgotten { generations, feedback, preferences, overwritten, .. } = gone;
     println!("deleted {generations} answers, {feedback} pieces of feedback, {preferences} preferences");
+    if !overwritten {
+        println!("another program reads the ledger: copies in its log are overwritten when that ends");
+    }
     Ok(())
 }
 
@@ -214,9 +223,12 @@ pub async fn review(options: Review) -> Result<()> {
         println!("{}", serde_json::to_string_pretty(&list)?);
         return Ok(());
     }
-    for ReviewEntry { user, compared, disagreed, waiting, verdict } in list {
+    for ReviewEntry { user, compared, disagreed, waiting, verdict } in list.data {
         let verdict = verdict.map_or_else(|| "held for review".to_owned(), |v| format!("{v:?}").to_lowercase());
         println!("{user}: {verdict}; disagreed in {disagreed} of {compared} comparisons, {waiting} wait");
+    }
+    for LeftOut { feedback_id, generation_id, reason, .. } in list.left_out {
+        println!("feedback {feedback_id} on {generation_id}: left out, {reason}");
     }
     Ok(())
 }

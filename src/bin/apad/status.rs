@@ -44,7 +44,20 @@ fn table(status: &Status) -> String {
         let (reward, kl, length) = (last.mean_reward, last.kl_per_response, last.mean_length);
         rows.push(("last batch", format!("reward {reward:+.3}, KL {kl} a response, {length:.1} tokens")));
     }
+    if let Some(disk) = &status.disk {
+        let free = disk.free.map(|free| format!("; {} free", size(free))).unwrap_or_default();
+        let all = disk.ledger + disk.versions + disk.reward + disk.other;
+        let (ledger, versions, aside) = (size(disk.ledger), size(disk.versions), size(disk.aside));
+        let (reward, other) = (size(disk.reward), size(disk.other));
+        let parts = format!("record {ledger}, versions {versions} ({aside} set aside), reward {reward}, other {other}");
+        rows.push(("disk", format!("{}: {parts}{free}", size(all))));
+    }
+    rows.extend(status.alerts.iter().map(|alert| ("alert", format!("{}: {}", alert.kind.as_str(), alert.message))));
     rows.iter().map(|(name, value)| format!("{name:15} {value}\n")).collect()
+}
+
+fn size(bytes: u64) -> String {
+    format!("{:.1} MiB", bytes as f64 / (1 << 20) as f64)
 }
 
 fn served_as(format: &WeightFormat) -> String {

@@ -1,12 +1,16 @@
-//! `apad versions`: the published versions of a running daemon, and which one serves.
+//! `apad versions`: the published versions of a running daemon or of its data folder, and which one serves.
+
+use std::path::PathBuf;
 
 use anyhow::Result;
-use apa::engine::{VerdictRecord, VersionRecord};
+use apa::engine::{Adopted, Archive, AsideVersion, VerdictRecord, VersionRecord};
 use apa::types::{PolicyVersion, VersionInfo};
 use clap::{Args, Subcommand};
+use serde::Serialize;
 use serde_json::json;
 
-use crate::client::Daemon;
+use crate::WrongUse;
+use crate::client::{Client, Daemon};
 
 /// List the policy versions of a running daemon, or change the one that serves
 #[derive(Args)]
@@ -15,10 +19,15 @@ Examples:
   apad versions
   apad versions show 3
   apad versions activate 3
-  apad versions rollback")]
+  apad versions rollback
+  apad versions activate 2 --data apa-data   (while no daemon holds the folder)
+  apad versions adopt                        (what a start set aside, because the record didn't know it)")]
 pub struct Options {
     #[command(flatten)]
     daemon: Daemon,
+    /// The data folder itself, while no daemon holds it, instead of a running daemon
+    #[arg(long, value_name = "DIR", global = true)]
+    data: Option<PathBuf>,
     /// Print JSON
     #[arg(long, global = true)]
     json: bool,
@@ -40,6 +49,7 @@ Example:
   apad versions activate 3
 
 Weights of its own serve a version faster than base and adapter, and take the memory of another model:
+  mkdir -p DATA/whole
   apad export --model base.gguf --adapter DATA/versions/000003/adapter.gguf --merge --type q8_0 --out DATA/whole/3.gguf
   apad versions activate 3 --whole")]
     Activate {
@@ -51,36 +61,100 @@ Weights of its own serve a version faster than base and adapter, and take the me
     /// Serve the parent of the active version from now on
     #[command(after_help = "Example:\n  apad versions rollback")]
     Rollback,
+    /// Take in versions that were set aside because the record didn't know them; none is served by it
+    #[command(after_help = "Example:\n  apad versions adopt 000003")]
+    Adopt {
+        /// A name of `apad versions list`'s last lines (default: all of them)
+        name: Option<String>,
+    },
+}
+
+/// Where the versions are asked for.
+enum Versions {
+    Daemon(Client),
+    Folder(Box<Archive>),
 }
 
 pub async fn run(options: Options) -> Result<()> {
-    let client = options.daemon.client()?;
+    let from = match &options.data {
+        None => Versions::Daemon(options.daemon.client()?),
+        Some(dir) => Versions::Folder(Box::new(Archive::open(dir)?)),
+    };
     let active = match options.action.unwrap_or(Action::List) {
         Action::List => {
-            let versions = client.versions().await?;
-            if options.json {
-                println!("{}", serde_json::to_string_pretty(&versions)?);
-            } else {
-                print!("{}", table(&versions));
-            }
-            return Ok(());
+            let (versions, aside) = (from.list().await?, from.set_aside().await?);
+            return print(options.json, &versions, || table(&versions) + &aside_table(&aside));
         }
         Action::Show { version } => {
-            let record = client.version(PolicyVersion(version)).await?;
-            if options.json {
-                println!("{}", serde_json::to_string_pretty(&record)?);
-            } else {
-                print!("{}", shown(&record));
-            }
-            return Ok(());
+            let record = from.show(PolicyVersion(version)).await?;
+            return print(options.json, &record, || shown(&record) + &files(&record));
         }
-        Action::Activate { version, whole } => client.activate(PolicyVersion(version), whole).await?,
-        Action::Rollback => client.rollback().await?,
+        Action::Adopt { name } => {
+            let adopted = from.adopt(name.as_deref()).await?;
+            let line = |one: &Adopted| format!("{} is version {}\n", one.name, one.version);
+            let none = || "nothing was set aside\n".to_owned();
+            let text = || if adopted.is_empty() { none() } else { adopted.iter().map(line).collect() };
+            return print(options.json, &adopted, text);
+        }
+        Action::Activate { version, whole } => from.activate(PolicyVersion(version), whole).await?,
+        Action::Rollback => from.rollback().await?,
     };
-    if options.json {
-        println!("{}", json!({"policy_version": active}));
+    let when = if options.data.is_some() { "is what the next start serves" } else { "serves new requests" };
+    print(options.json, &json!({"policy_version": active}), || format!("version {active} {when}\n"))
+}
+
+impl Versions {
+    async fn list(&self) -> Result<Vec<VersionInfo>> {
+        match self {
+            Versions::Daemon(client) => client.versions().await,
+            Versions::Folder(archive) => Ok(archive.versions()?),
+        }
+    }
+
+    async fn set_aside(&self) -> Result<Vec<AsideVersion>> {
+        match self {
+            Versions::Daemon(client) => client.set_aside().await,
+            Versions::Folder(archive) => Ok(archive.set_aside()?),
+        }
+    }
+
+    async fn show(&self, version: PolicyVersion) -> Result<VersionRecord> {
+        match self {
+            Versions::Daemon(client) => client.version(version).await,
+            Versions::Folder(archive) => Ok(archive.version(version)?),
+        }
+    }
+
+    async fn adopt(&self, name: Option<&str>) -> Result<Vec<Adopted>> {
+        match self {
+            Versions::Daemon(client) => client.adopt(name).await,
+            Versions::Folder(archive) => Ok(archive.adopt(name)?),
+        }
+    }
+
+    async fn activate(&self, version: PolicyVersion, whole: bool) -> Result<PolicyVersion> {
+        match self {
+            Versions::Daemon(client) => client.activate(version, whole).await,
+            Versions::Folder(_) if whole => {
+                Err(WrongUse("--whole needs a running daemon: a start serves the adapter".into()).into())
+            }
+            Versions::Folder(archive) => Ok(archive.activate(version).map(|()| version)?),
+        }
+    }
+
+    async fn rollback(&self) -> Result<PolicyVersion> {
+        match self {
+            Versions::Daemon(client) => client.rollback().await,
+            Versions::Folder(archive) => Ok(archive.rollback()?),
+        }
+    }
+}
+
+fn print(as_json: bool, value: &impl Serialize, text: impl FnOnce() -> String) -> Result<()> {
+    if as_json {
+        println!("{}", serde_json::to_string_pretty(value)?);
     } else {
-        println!("version {active} serves new requests");
+        print!("{}", text());
     }
     Ok(())
 }
@@ -148,6 +222,30 @@ fn shown(record: &VersionRecord) -> String {
         }
     }
     text
+}
+
+fn aside_table(aside: &[AsideVersion]) -> String {
+    let line = |one: &AsideVersion| {
+        let damage = one.damage.as_ref().map(|damage| format!(" ({damage})")).unwrap_or_default();
+        format!("  set aside: {}{damage}\n", one.name)
+    };
+    let lines: String = aside.iter().map(line).collect();
+    if lines.is_empty() { lines } else { lines + "  `apad versions adopt` takes them in\n" }
+}
+
+/// The files of a version, and what is wrong with them.
+fn files(record: &VersionRecord) -> String {
+    let mut rows = Vec::new();
+    let bytes: u64 = record.files.values().sum();
+    if bytes == 0 && record.damage.is_none() {
+        return String::new();
+    }
+    rows.push(("files", format!("{} of {bytes} bytes", record.files.len())));
+    rows.extend(record.files.iter().map(|(name, size)| ("", format!("{name} {size}"))));
+    if let Some(damage) = &record.damage {
+        rows.push(("damaged", damage.clone()));
+    }
+    rows.iter().map(|(name, value)| format!("{name:15} {value}\n")).collect()
 }
 
 #[cfg(test)]

@@ -1,11 +1,11 @@
 //! The learning loop on its own thread: ratings → trainer → versions on disk → ledger → scheduler. Never decodes, and
 //! never leaves the policy in memory ahead of the one on record.
 
+mod beside;
+mod retry;
 mod step;
 mod trial;
 mod versions;
-
-pub(super) use versions::weights_of;
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,24 +18,31 @@ use serde::{Deserialize, Serialize};
 
 pub use trial::VerdictRecord;
 
+use super::alerts::{AlertKind, Alerts};
+use super::archive::{self, Adopted};
+use super::disk;
 use super::examiner::Examiner;
 use super::feed::{Hub, News, Topic};
+use super::in_flight::InFlight;
 use super::judge::{Judge, Samples};
 use super::rollouts::Rollouts;
 use super::routes::Routes;
 use super::status::{TrainerState, TrainerStatus, TrialStatus};
+use super::weights::weights_of;
 use crate::config::{Algorithm, Config, TrainConfig};
 use crate::error::{Code, Error, Result};
 use crate::gate::{self, Candidate};
+use crate::ids::GenerationKind;
 use crate::ledger::Ledger;
 use crate::llama::{Model, give_way_to_decoding};
 use crate::lock::lock;
 use crate::policy::{self, Decoder, Lora};
 use crate::publish::{About, VersionStore};
-use crate::scheduler::{Scheduler, Source, Weights};
+use crate::scheduler::{Scheduler, Source};
 use crate::system::{cores_or, unix_millis};
-use crate::trainer::{self, ADAPTER_FILE, Trainer};
+use crate::trainer::{self, Trainer};
 use crate::types::*;
+use retry::Retry;
 
 /// What came of a training step that was asked for, or that ratings started.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -82,6 +89,8 @@ enum Order {
     Activate(PolicyVersion, Option<PathBuf>, Sender<Result<()>>),
     /// Serve the newest version.
     Sync(Sender<Result<PolicyVersion>>),
+    /// Take in a version that was set aside, or all of them.
+    Adopt(Option<String>, Sender<Result<Vec<Adopted>>>),
     /// Take in a snapshot and serve it.
     Restore(PathBuf, Sender<Result<PolicyVersion>>),
 }
@@ -95,6 +104,8 @@ pub(super) struct Parts {
     pub(super) model: Arc<Model>,
     pub(super) hub: Arc<Hub>,
     pub(super) routes: Arc<Routes>,
+    pub(super) alerts: Arc<Alerts>,
+    pub(super) in_flight: Arc<InFlight>,
 }
 
 /// What the thread and its handle share.
@@ -141,7 +152,7 @@ impl LearningLoop {
         parts: Parts,
         active: PolicyVersion,
     ) -> Result<LearningLoop> {
-        let Parts { ledger, store, scheduler, model, hub, routes } = parts;
+        let Parts { ledger, store, scheduler, model, hub, routes, alerts, in_flight } = parts;
         let (orders, inbox) = bounded(16);
         // One reminder is as good as many.
         let (due, reminders) = bounded(1);
@@ -161,6 +172,8 @@ impl LearningLoop {
             store,
             scheduler,
             hub,
+            alerts,
+            in_flight,
             shared: shared.clone(),
             active,
             model,
@@ -169,6 +182,7 @@ impl LearningLoop {
             watched: None,
             ready: None,
             waiting: None,
+            retry: Retry::default(),
             threads: Arc::default(),
         };
         let thread = std::thread::Builder::new()
@@ -211,6 +225,13 @@ impl LearningLoop {
         let (reply, answer) = bounded(1);
         self.shared.interrupt.store(true, Ordering::Release);
         self.ask(Order::Sync(reply), &answer)
+    }
+
+    /// Takes in what was set aside; interrupts a step under way, whose version's number it may take.
+    pub(super) fn adopt(&self, name: Option<&str>) -> Result<Vec<Adopted>> {
+        let (reply, answer) = bounded(1);
+        self.shared.interrupt.store(true, Ordering::Release);
+        self.ask(Order::Adopt(name.map(str::to_owned), reply), &answer)
     }
 
     /// Serves a snapshot as a new version and goes on from it; interrupts a step under way.
@@ -271,6 +292,8 @@ struct Worker {
     store: VersionStore,
     scheduler: Arc<Scheduler>,
     hub: Arc<Hub>,
+    alerts: Arc<Alerts>,
+    in_flight: Arc<InFlight>,
     shared: Arc<Shared>,
     active: PolicyVersion,
     model: Arc<Model>,
@@ -285,6 +308,8 @@ struct Worker {
     ready: Option<Ready>,
     /// Ratings that were waiting when nothing told good from bad among them: more have to come.
     waiting: Option<u64>,
+    /// When a step that failed is tried again.
+    retry: Retry,
     /// Its threads, as names under `/proc`.
     threads: Arc<Mutex<Vec<PathBuf>>>,
 }
@@ -387,6 +412,10 @@ impl Worker {
                 self.take_back_interrupt();
                 let _ = reply.send(self.sync());
             }
+            Order::Adopt(name, reply) => {
+                self.take_back_interrupt();
+                let _ = reply.send(archive::adopt(&self.store, &self.ledger, name.as_deref()));
+            }
             Order::Restore(path, reply) => {
                 self.take_back_interrupt();
                 let _ = reply.send(self.restore(&path));
@@ -412,6 +441,7 @@ impl Worker {
     fn learn(&mut self, orders: &Receiver<Order>) {
         while self.shared.auto.load(Ordering::Acquire)
             && self.trial.is_none()
+            && self.retry.due()
             && self.full_batch()
             && orders.is_empty()
             && !self.shared.interrupted()
@@ -423,69 +453,17 @@ impl Worker {
                 return;
             }
             if let Err(error) = outcome {
-                if error.code() == Code::Closed {
-                    tracing::info!("training step given up; its ratings stay in");
+                if matches!(error.code(), Code::Closed | Code::Busy) {
+                    tracing::info!(%error, "training step given up; its ratings stay in");
                     return;
                 }
-                // What fails again and again must not spin: the next rating or order tries again.
-                tracing::error!(%error, "training step failed");
-                self.shared.status().reason = Some(error.to_string());
+                // What fails again and again must not spin.
+                let wait = self.retry.failed().as_secs();
+                tracing::error!(%error, again_in_seconds = wait, "training step failed");
+                self.shared.status().reason = Some(format!("{error}; it is tried again in {wait} s"));
                 return;
             }
         }
-    }
-
-    /// Lets the reward model learn, once enough pairs are in.
-    fn learn_reward(&mut self) {
-        if !self.shared.auto.load(Ordering::Acquire) {
-            return;
-        }
-        let Some(mut ready) = self.ready.take() else { return };
-        if ready.judge.learning_is_due(&self.ledger) {
-            let work = self.begin();
-            let learned = ready.judge.learn(&self.ledger, &|| self.shared.interrupted());
-            self.end(work);
-            if let Err(error) = learned
-                && error.code() != Code::Closed
-            {
-                tracing::error!(%error, "the reward model did not learn");
-            }
-        }
-        self.shared.status().reward = ready.judge.status().clone();
-        self.ready = Some(ready);
-    }
-
-    /// Trains on fresh answers while nobody asks.
-    fn roll_out_if_idle(&mut self) {
-        let Some(Ready { trainer, rollouts: Some(rollouts), .. }) = &mut self.ready else { return };
-        let due = rollouts.due(&self.scheduler.load()) && self.config.reward.rollout_idle > 0;
-        if !due || trainer.is_none() || !self.shared.auto.load(Ordering::Acquire) {
-            return;
-        }
-        if let Err(error) = self.roll_out()
-            && error.code() != Code::Closed
-        {
-            tracing::error!(%error, "rollouts failed");
-            self.shared.status().reason = Some(error.to_string());
-            // Not again at every look.
-            if let Some(Ready { rollouts: Some(rollouts), .. }) = &mut self.ready {
-                rollouts.postpone();
-            }
-        }
-    }
-
-    fn roll_out(&mut self) -> Result<PublishOutcome> {
-        let Some(Ready { rollouts: Some(rollouts), judge, .. }) = &mut self.ready else {
-            return Err(Error::arg("reward.rollouts is not set, expected a file of prompts or users"));
-        };
-        if !judge.judges_alone() {
-            return Err(Error::arg("nothing judges rollouts, expected reward.model, reward.command or reward.url"));
-        }
-        let (size, stop) = (self.config.train.batch as usize, || self.shared.interrupted());
-        let fresh = rollouts.sample(rollouts.share_of(size), &self.scheduler, &self.ledger, &stop)?;
-        let mut batch = self.ledger.pending_batch(size.saturating_sub(fresh.len()))?;
-        batch.extend(fresh);
-        self.work(batch)
     }
 
     fn full_batch(&self) -> bool {

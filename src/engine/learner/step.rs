@@ -62,7 +62,8 @@ impl Worker {
     /// One batch, whatever its size. Where its ratings wait for others, nothing is consumed.
     pub(super) fn work(&mut self, batch: Vec<RatedGeneration>) -> Result<PublishOutcome> {
         let work = self.begin();
-        let outcome = self.samples(batch).and_then(|samples| self.train(&samples));
+        let room = self.check_room();
+        let outcome = room.and_then(|()| self.samples(batch)).and_then(|samples| self.train(&samples));
         self.end(work);
         let outcome = match outcome {
             Ok(outcome) => outcome,
@@ -74,12 +75,15 @@ impl Worker {
                         format!("{error}; and version {} can't be loaded: {again}", self.active),
                     );
                 }
-                if error.code() != Code::Closed {
+                if !matches!(error.code(), Code::Closed | Code::Busy) {
+                    self.alerts.raise(AlertKind::StepFails, format!("a training step failed: {error}"));
                     self.tell(|| News::Error { code: error.code().as_str(), message: error.to_string() });
                 }
                 return Err(error);
             }
         };
+        self.retry.reset();
+        self.alerts.clear(AlertKind::StepFails);
         let mut status = self.shared.status();
         if let PublishOutcome::Skipped { reason, consumed: 0 } = &outcome {
             status.reason = Some(reason.clone());
@@ -106,6 +110,17 @@ impl Worker {
         Ok(outcome)
     }
 
+    /// Whether the version that would be made fits on the disk.
+    fn check_room(&self) -> Result<()> {
+        let bytes = self.trainer().map_or(0, Trainer::checkpoint_bytes);
+        let room = disk::check_room(&self.config.data, bytes);
+        match &room {
+            Ok(()) => self.alerts.clear(AlertKind::NoRoom),
+            Err(error) => self.alerts.raise(AlertKind::NoRoom, error.message()),
+        }
+        room
+    }
+
     fn announce(&self, outcome: &PublishOutcome) {
         match outcome {
             PublishOutcome::Published { version, metrics } | PublishOutcome::Pending { version, metrics, .. } => {
@@ -123,11 +138,17 @@ impl Worker {
         if judge.unrated() > 0 {
             batch.extend(self.ledger.unrated(judge.unrated(), judge.oldest(self.active))?);
         }
-        judge.samples(&batch, self.active, &self.shared.interrupt)
+        let samples = judge.samples(&batch, self.active, &self.shared.interrupt)?;
+        if !samples.unusable.is_empty() {
+            let answers = samples.unusable.len();
+            tracing::warn!(answers, "feedback that nothing can be learned from is set aside; `apad review` shows it");
+            self.ledger.leave_out(&samples.unusable)?;
+        }
+        Ok(samples)
     }
 
     fn train(&mut self, samples: &Samples) -> Result<PublishOutcome> {
-        let Samples { rollouts, records, used, stale } = samples;
+        let Samples { rollouts, records, used, stale, .. } = samples;
         if *stale > 0 {
             tracing::warn!(stale, "answers of versions too old are left out (reward.staleness)");
         }
@@ -176,7 +197,7 @@ impl Worker {
         stage.commit(self.about(&info))?;
         if let Err(error) = self.ledger.commit_version(&info, used, records) {
             // Its number is not taken: the folder must not stand in the way of the next try.
-            self.remove_orphans();
+            self.discard(version);
             return Err(error);
         }
         let record = VerdictRecord { reason: reason.clone(), examination, seconds, trial: None };
@@ -286,6 +307,10 @@ fn too_few(answers: usize, least: usize) -> &'static str {
     match answers {
         0 => "there is no new feedback that counts yet",
         1 if least == 2 => "one rating alone can't be told from the mean, so it waits for others",
-        _ => "less feedback than a batch counts yet: limits of users, a review or a quarantine hold the rest back",
+        _ => {
+            "less feedback than a batch counts yet: limits of users (reward.user_share, reward.user_hourly), a review \
+             or reward.quarantine hold the rest back; what reward.user_share leaves out is taken after \
+             reward.user_patience"
+        }
     }
 }

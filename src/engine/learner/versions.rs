@@ -3,15 +3,6 @@
 use super::*;
 use crate::gate::{Examination, Outcome};
 
-/// The file of a version's weights, checked against its manifest.
-pub(in crate::engine) fn weights_of(store: &VersionStore, version: PolicyVersion) -> Result<Weights> {
-    if version == PolicyVersion::INITIAL {
-        return Ok(Weights { version, source: Source::Base });
-    }
-    store.verify(version)?;
-    Ok(Weights { version, source: Source::Adapter(store.path(version).join(ADAPTER_FILE)) })
-}
-
 impl Worker {
     /// Takes the trainer's state from the active version's folder, or starts fresh from the initial model.
     pub(super) fn load_trainer(&mut self) -> Result<()> {
@@ -19,6 +10,9 @@ impl Worker {
         *trainer = None;
         let (decoder, config) = (decoder.clone(), &self.config.train);
         let folder = (self.active != PolicyVersion::INITIAL).then(|| self.store.path(self.active));
+        if folder.is_some() {
+            self.store.verify(self.active)?;
+        }
         judge.load(folder.as_deref())?;
         *trainer = Some(match folder {
             None => Trainer::new(decoder, config)?,
@@ -68,6 +62,8 @@ impl Worker {
             return Err(error);
         }
         self.active = version;
+        self.retry.reset();
+        self.alerts.clear(AlertKind::FellBack);
         self.reload();
         self.tell(|| News::VersionActivated { version });
         tracing::info!(version = version.0, "version activated");
@@ -87,9 +83,11 @@ impl Worker {
     pub(super) fn reload(&mut self) {
         let version = self.active;
         if let Err(error) = self.load_trainer() {
-            tracing::warn!(version = version.0, %error, "this version is served but not trained");
-            self.turn_off(TrainerState::Off, format!("version {version} is served but can't be trained: {error}"));
+            let reason = format!("version {version} is served but can't be trained: {error}");
+            self.alerts.raise(AlertKind::NotTrained, &*reason);
+            self.turn_off(TrainerState::Off, reason);
         } else if self.trainer().is_some() {
+            self.alerts.clear(AlertKind::NotTrained);
             let mut status = self.shared.status();
             status.state = TrainerState::Idle;
             status.reason = None;
@@ -125,7 +123,7 @@ impl Worker {
         };
         stage.commit(about)?;
         if let Err(error) = self.ledger.commit_version(&info, &[], &[]) {
-            self.remove_orphans();
+            self.discard(version);
             return Err(error);
         }
         if let Err(error) = self.scheduler.swap(weights_of(&self.store, version)?) {
@@ -142,10 +140,17 @@ impl Worker {
         Ok(version)
     }
 
-    pub(super) fn remove_orphans(&self) {
-        let known = self.ledger.versions().map(|all| all.iter().map(|v| v.version).collect::<Vec<_>>());
-        if let Err(error) = known.and_then(|known| self.store.remove_orphans(&known)) {
-            tracing::warn!(%error, "a version that was not recorded is still on disk");
+    /// Frees the number of a version whose files were written and whose record failed.
+    pub(super) fn discard(&self, version: PolicyVersion) {
+        let unknown = |all: Vec<VersionInfo>| all.iter().all(|v| v.version != version);
+        match self.ledger.versions().map(unknown) {
+            Ok(false) => {}
+            Ok(true) => {
+                if let Err(error) = self.store.discard(version) {
+                    tracing::warn!(%error, "a version that was not recorded is still on disk");
+                }
+            }
+            Err(error) => tracing::warn!(%error, "a version that may not be recorded stays on disk"),
         }
     }
 

@@ -6,10 +6,9 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use rusqlite::{Connection, OptionalExtension};
 
 use super::review::held;
-use super::rules::{Rules, lone};
+use super::rules::{Ripe, Rules, lone};
 use crate::error::Result;
 use crate::ledger::rows;
-use crate::system::unix_millis;
 use crate::types::RatedGeneration;
 
 /// Waiting rows that limits leave out before a batch is looked for user by user: some 5 ms.
@@ -74,6 +73,9 @@ fn choose(db: &Connection, max: usize, rules: &Rules) -> Result<Vec<(i64, Vec<i6
         let (mut left, most) = (Shares::default(), cap(size));
         chosen.retain(|w| left.take(w.answer, w.user.as_deref(), most));
     }
+    if limited && rules.patience_ms > 0 && answers(&chosen) < max {
+        chosen = fill(db, chosen, max, rules)?;
+    }
     let mut batch: Vec<(i64, Vec<i64>)> = Vec::new();
     for Waiting { answer, id, .. } in chosen {
         match batch.last_mut() {
@@ -82,6 +84,21 @@ fn choose(db: &Connection, max: usize, rules: &Rules) -> Result<Vec<(i64, Vec<i6
         }
     }
     Ok(batch)
+}
+
+/// Fills a batch with what the share left out and has waited long enough, the oldest answers first: a share may delay,
+/// and must not keep a batch from ever being full.
+fn fill(db: &Connection, chosen: Vec<Waiting>, max: usize, rules: &Rules) -> Result<Vec<Waiting>> {
+    let delay_ms = rules.patience_ms.max(rules.delay_ms);
+    let late = scan(db, max, usize::MAX, &Rules { delay_ms, ..rules.clone() })?;
+    let (mut all, mut taken) = (BTreeMap::new(), BTreeSet::new());
+    for w in chosen.into_iter().chain(late) {
+        if taken.contains(&w.answer) || taken.len() < max {
+            taken.insert(w.answer);
+            all.insert((w.answer, w.id), w);
+        }
+    }
+    Ok(all.into_values().collect())
 }
 
 /// Different answers among rows that are sorted by them.
@@ -124,8 +141,7 @@ impl Shares {
 
 /// The waiting rows that count with this cap, by answer, up to `max` answers.
 fn scan(db: &Connection, max: usize, cap: usize, rules: &Rules) -> Result<Vec<Waiting>> {
-    let limits =
-        Limits { max, cap, held: held(db, rules)?, ripe: rows::signed(unix_millis().saturating_sub(rules.delay_ms)) };
+    let limits = Limits { max, cap, held: held(db, rules)?, ripe: Ripe::after(rules.delay_ms) };
     match scan_answers(db, &limits)? {
         Some(chosen) => Ok(chosen),
         None => scan_users(db, &limits),
@@ -140,17 +156,17 @@ struct Limits {
     cap: usize,
     /// Users of whom nothing is taken.
     held: BTreeSet<String>,
-    /// Newest time of what is taken.
-    ripe: i64,
+    /// When what is taken came in.
+    ripe: Ripe,
 }
 
 /// Looks at the oldest answers first; `None` if limits leave out nearly all that was seen.
 fn scan_answers(db: &Connection, limits: &Limits) -> Result<Option<Vec<Waiting>>> {
     let mut select = db.prepare_cached(
         "SELECT generation, id, user FROM feedback INDEXED BY feedback_unused
-         WHERE teaches = 1 AND batch IS NULL AND created <= ?1 ORDER BY generation, id",
+         WHERE teaches = 1 AND batch IS NULL AND (created <= ?1 OR created > ?2) ORDER BY generation, id",
     )?;
-    let mut rows = select.query([limits.ripe])?;
+    let mut rows = select.query((limits.ripe.until, limits.ripe.now))?;
     let (mut choice, mut left_out) = (Choice::default(), 0);
     while let Some(row) = rows.next()? {
         let user = row.get_ref(2)?.as_str_or_null().map_err(rusqlite::Error::from)?;
@@ -172,14 +188,15 @@ fn scan_users(db: &Connection, limits: &Limits) -> Result<Vec<Waiting>> {
     )?;
     let mut select = db.prepare_cached(
         "SELECT generation, id FROM feedback INDEXED BY feedback_unused_of_user
-         WHERE teaches = 1 AND batch IS NULL AND user IS ?1 AND created <= ?2 ORDER BY generation, id",
+         WHERE teaches = 1 AND batch IS NULL AND user IS ?1 AND (created <= ?2 OR created > ?3)
+         ORDER BY generation, id",
     )?;
     let mut heads = Vec::new();
     // First those who gave no name.
     let mut user: Option<String> = None;
     loop {
         if user.as_ref().is_none_or(|user| !limits.held.contains(user)) {
-            let mut rows = select.query((&user, limits.ripe))?;
+            let mut rows = select.query((&user, limits.ripe.until, limits.ripe.now))?;
             let mut own = Shares::default();
             while let Some(row) = rows.next()? {
                 let (answer, id) = (row.get(0)?, row.get(1)?);
@@ -269,7 +286,7 @@ mod tests {
         }
         db.execute_batch("COMMIT").unwrap();
         for (max, cap) in [(16, 4), (64, 8), (64, usize::MAX), (1000, 3), (1000, usize::MAX), (1, 1)] {
-            let limits = Limits { max, cap, held: ["held".to_owned()].into(), ripe: 80 };
+            let limits = Limits { max, cap, held: ["held".to_owned()].into(), ripe: Ripe { until: 80, now: 90 } };
             let ids = |rows: &[Waiting]| rows.iter().map(|w| (w.answer, w.id)).collect::<Vec<_>>();
             let (answers, users) = (scan_answers(&db, &limits).unwrap().unwrap(), scan_users(&db, &limits).unwrap());
             assert_eq!(ids(&answers), ids(&users), "{max} {cap}");
@@ -291,7 +308,7 @@ mod tests {
         .unwrap();
         review(&db, "held", ReviewVerdict::Hold).unwrap();
         let rules = Rules { share: 0.25, ..Rules::default() };
-        let limits = Limits { max: 8, cap: 2, held: held(&db, &rules).unwrap(), ripe: i64::MAX };
+        let limits = Limits { max: 8, cap: 2, held: held(&db, &rules).unwrap(), ripe: Ripe::after(0) };
         assert!(scan_answers(&db, &limits).unwrap().is_none());
         let batch = choose(&db, 8, &rules).unwrap();
         assert_eq!(batch.iter().map(|(answer, _)| *answer).collect::<Vec<_>>(), (20050..20058).collect::<Vec<_>>());

@@ -29,9 +29,10 @@ pub(in crate::ledger) fn left_out(
         let counted: u32 = db
             .prepare_cached(
                 "SELECT count(*) FROM (SELECT 1 FROM feedback INDEXED BY feedback_of_user
-                 WHERE user IS ?1 AND created >= ?2 AND teaches = 1 LIMIT ?3)",
+                 WHERE user IS ?1 AND created >= ?2 AND created < ?4 AND teaches = 1 LIMIT ?3)",
             )?
-            .query_row((&f.user, hour, rules.hourly), |row| row.get(0))?;
+            // What was written while the clock was ahead is of no hour that has begun.
+            .query_row((&f.user, hour, rules.hourly, hour + rows::signed(HOUR_MS)), |row| row.get(0))?;
         if counted >= rules.hourly {
             return Ok(Some("over the user's limit of this hour"));
         }

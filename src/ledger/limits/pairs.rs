@@ -6,11 +6,10 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use rusqlite::{Connection, Row};
 
 use super::review::held;
-use super::rules::{HOUR_MS, Rules};
+use super::rules::{HOUR_MS, Ripe, Rules};
 use crate::error::Result;
 use crate::ids::GenerationKind;
 use crate::ledger::rows::{self, PairAnswer, StoredPair};
-use crate::system::unix_millis;
 use crate::types::{TokenId, UnixMillis};
 
 /// A pair, and what decides whether it counts.
@@ -65,13 +64,13 @@ pub(in crate::ledger) fn pairs(db: &Connection, rules: &Rules) -> Result<Vec<Sto
 
 /// The pairs that count, in their order.
 fn countable(db: &Connection, mut all: Vec<PairRow>, rules: &Rules) -> Result<Vec<StoredPair>> {
-    let (held, ripe) = (held(db, rules)?, unix_millis().saturating_sub(rules.delay_ms));
+    let (held, ripe) = (held(db, rules)?, Ripe::after(rules.delay_ms));
     let mut said = HashSet::new();
     all.retain(|c| {
         let StoredPair { prompt, chosen, rejected, user } = &c.pair;
         let mut words = DefaultHasher::new();
         (user, prompt, chosen, rejected).hash(&mut words);
-        c.created <= ripe
+        ripe.holds(c.created)
             && user.as_ref().is_none_or(|user| !held.contains(user))
             && (!rules.duplicates_once || said.insert(words.finish()))
     });

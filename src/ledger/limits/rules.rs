@@ -7,6 +7,8 @@ use rusqlite::{Connection, OptionalExtension};
 
 use crate::config::RewardConfig;
 use crate::error::Result;
+use crate::ledger::rows;
+use crate::system::unix_millis;
 use crate::types::UnixMillis;
 
 /// The clock hour of the limits.
@@ -20,6 +22,9 @@ pub struct Rules {
     pub hourly: u32,
     /// Largest share of one user in a batch; 1 is no limit.
     pub share: f64,
+    /// How long what a share leaves out waits before it fills a batch that isn't full without it, in milliseconds; 0 is
+    /// without end.
+    pub patience_ms: u64,
     /// How long feedback waits before it is used, in milliseconds.
     pub delay_ms: u64,
     /// Count a user's repeated feedback once while it is pending: the same words about the same answer to the same
@@ -40,6 +45,7 @@ impl Default for Rules {
         Self {
             hourly: 0,
             share: 1.0,
+            patience_ms: 0,
             delay_ms: 0,
             duplicates_once: false,
             flag_after: 0,
@@ -60,6 +66,7 @@ impl Rules {
         Ok(Self {
             hourly: config.user_hourly,
             share: config.user_share,
+            patience_ms: u64::from(config.user_patience) * 1000,
             delay_ms: u64::from(config.quarantine) * 1000,
             duplicates_once: true,
             flag_after: config.flag_after,
@@ -67,6 +74,28 @@ impl Rules {
             signals: signals.filter(|(_, weight)| *weight != 0.0).map(|(name, _)| name).collect(),
             corrections: config.correction > 0.0,
         })
+    }
+}
+
+/// Which times are long enough ago. One of the future is: the clock was ahead when it was written, and it must not wait
+/// until that time comes.
+#[derive(Clone, Copy)]
+pub(super) struct Ripe {
+    pub(super) until: i64,
+    pub(super) now: i64,
+}
+
+impl Ripe {
+    /// What came in at least `delay_ms` ago. Without a delay all of it, whatever the clock says.
+    pub(super) fn after(delay_ms: u64) -> Self {
+        let now = unix_millis();
+        let until = if delay_ms == 0 { i64::MAX } else { rows::signed(now.saturating_sub(delay_ms)) };
+        Self { until, now: rows::signed(now) }
+    }
+
+    pub(super) fn holds(&self, created: UnixMillis) -> bool {
+        let created = rows::signed(created);
+        created <= self.until || created > self.now
     }
 }
 

@@ -14,6 +14,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use apa::config::Config;
+use apa::overwrite::check_output;
 use apa::types::{Generation, GenerationId, PolicyVersion};
 use clap::Args;
 use serde_json::json;
@@ -71,6 +72,7 @@ pub async fn run(options: Options) -> Result<()> {
     let data = DataFolder::new(options.data.as_deref())?;
     let mut config = settings(&options, &data.path)?;
     config.model = pull::resolve(&config.model).await?;
+    check_output(&options.out.join("report.html"), &[&config.model])?;
 
     let screen = Screen::new(options.batches.into(), options.json);
     let report = tokio::select! {

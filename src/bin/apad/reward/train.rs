@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use apa::llama::Model;
+use apa::overwrite::check_output;
 use apa::reward::{self, Learner, Manifest, Progress, Report, RewardAdapter, Settings};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -121,6 +122,9 @@ pub async fn run(options: Options) -> Result<()> {
 
 fn train(options: &Options, model: &Path, stop: &AtomicBool) -> Result<()> {
     let checkpoint = checkpoint_of(&options.out);
+    for written in [&options.out, &checkpoint] {
+        check_output(written, &[model, &options.pairs])?;
+    }
     if checkpoint.exists() && !options.resume {
         let found = checkpoint.display();
         bail!("{found} is there: --resume goes on with it, or remove it to begin anew");

@@ -12,7 +12,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result, bail};
-use apa::experiment::{Input, Lab, PLAN_FILE, Plan, read_dataset, read_prompts};
+use apa::experiment::{Input, Lab, PLAN_FILE, Plan, read_dataset, read_prompts, seed_folder};
+use apa::overwrite::check_written_folder;
 use apa::reward::Source;
 use clap::Args;
 use serde_json::json;
@@ -204,6 +205,13 @@ struct Job {
 
 impl Job {
     fn run(&self, plan: Plan) -> Result<()> {
+        let mut read = vec![plan.config.model.as_path()];
+        read.extend([&plan.prompts, &plan.dataset].into_iter().flatten().map(|input| input.path.as_path()));
+        for input in read {
+            for folder in plan.seeds.iter().map(|seed| seed_folder(&self.dir, *seed)) {
+                check_written_folder(&folder, input)?;
+            }
+        }
         let screen = Screen::new(&plan, self.json);
         screen.wait("loading the model");
         let lab = Lab::open(plan)?;

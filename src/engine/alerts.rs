@@ -1,0 +1,95 @@
+//! What an operator should know of: raised once, told, and kept until it is over. Decides nothing.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+
+use serde::{Deserialize, Serialize};
+
+use super::feed::{Hub, News, Topic};
+use crate::error::Code;
+use crate::lock::lock;
+
+/// What is wrong. The words are stable: alarms are set on them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AlertKind {
+    /// Answers are given and can't be recorded: the disk is full, or fails.
+    NotRecorded,
+    /// The disk has too little room for another version: learning waits.
+    NoRoom,
+    /// Training steps fail.
+    StepFails,
+    /// Trained versions that the record doesn't know were moved aside.
+    VersionsAside,
+    /// The active version's files are damaged, and an older one serves.
+    FellBack,
+    /// The active version is served and can't be trained on.
+    NotTrained,
+}
+
+impl AlertKind {
+    /// All of them.
+    pub const ALL: [AlertKind; 6] = [
+        AlertKind::NotRecorded,
+        AlertKind::NoRoom,
+        AlertKind::StepFails,
+        AlertKind::VersionsAside,
+        AlertKind::FellBack,
+        AlertKind::NotTrained,
+    ];
+
+    /// Its word in JSON, metrics and logs.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            AlertKind::NotRecorded => "not_recorded",
+            AlertKind::NoRoom => "no_room",
+            AlertKind::StepFails => "step_fails",
+            AlertKind::VersionsAside => "versions_aside",
+            AlertKind::FellBack => "fell_back",
+            AlertKind::NotTrained => "not_trained",
+        }
+    }
+}
+
+/// Something that is wrong.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Alert {
+    /// What.
+    pub kind: AlertKind,
+    /// One sentence, without paths and without a user's words.
+    pub message: String,
+}
+
+/// The alerts of an engine.
+pub(super) struct Alerts {
+    hub: Arc<Hub>,
+    raised: Mutex<BTreeMap<AlertKind, String>>,
+}
+
+impl Alerts {
+    pub(super) fn new(hub: Arc<Hub>) -> Self {
+        Self { hub, raised: Mutex::default() }
+    }
+
+    /// Keeps it; logs and tells it where it is new.
+    pub(super) fn raise(&self, kind: AlertKind, message: impl Into<String>) {
+        let message = message.into();
+        if lock(&self.raised).insert(kind, message.clone()).as_ref() == Some(&message) {
+            return;
+        }
+        tracing::error!(alert = kind.as_str(), "{message}");
+        self.hub.send(Topic::Learning, || News::Error { code: Code::Io.as_str(), message });
+    }
+
+    /// It is over.
+    pub(super) fn clear(&self, kind: AlertKind) {
+        if lock(&self.raised).remove(&kind).is_some() {
+            tracing::info!(alert = kind.as_str(), "over");
+        }
+    }
+
+    /// Those that hold.
+    pub(super) fn list(&self) -> Vec<Alert> {
+        lock(&self.raised).iter().map(|(kind, message)| Alert { kind: *kind, message: message.clone() }).collect()
+    }
+}

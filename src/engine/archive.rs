@@ -1,0 +1,217 @@
+//! The versions of a data folder without a model: listed, shown, activated for the next start, taken in again. Never
+//! serves or trains.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use super::weights::weights_of;
+use crate::error::{Error, Result};
+use crate::ledger::Ledger;
+use crate::publish::{Aside, Manifest, VersionStore};
+use crate::types::{PolicyVersion, StoredVerdict, UnixMillis, VersionInfo};
+
+/// A data folder that no engine holds.
+pub struct Archive {
+    ledger: Ledger,
+    store: VersionStore,
+}
+
+/// What is known of a version.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct VersionRecord {
+    /// Its row: parent, time, measurements.
+    #[serde(flatten)]
+    pub info: VersionInfo,
+    /// Its ancestors, the nearest first.
+    pub lineage: Vec<PolicyVersion>,
+    /// The verdict over it; none over what no gate has judged, like the initial model.
+    pub verdict: Option<StoredVerdict>,
+    /// Versions that were trained from it.
+    pub children: Vec<PolicyVersion>,
+    /// Bytes of its files, by name; empty for the initial model, which has none.
+    pub files: BTreeMap<String, u64>,
+    /// What is wrong with its files, if anything.
+    pub damage: Option<String>,
+}
+
+/// A version that was set aside.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct AsideVersion {
+    /// What `adopt` calls it: the folder's name.
+    pub name: String,
+    /// When it was made.
+    pub created: Option<UnixMillis>,
+    /// Samples and mean reward of the batch that it was trained on.
+    pub samples: Option<usize>,
+    /// What is wrong with its files, if anything.
+    pub damage: Option<String>,
+}
+
+/// A version that was taken in again.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Adopted {
+    /// What it was called.
+    pub name: String,
+    /// What it is now.
+    pub version: PolicyVersion,
+}
+
+impl Archive {
+    /// Opens a data folder.
+    ///
+    /// # Errors
+    /// `Arg` if it isn't one, `Busy` if an engine holds it (named with its process id), `Io` for the disk.
+    pub fn open(dir: &Path) -> Result<Self> {
+        if !Ledger::exists(dir) {
+            return Err(Error::arg(format!("{} is no data folder, expected one with a ledger", dir.display())));
+        }
+        Ok(Self { ledger: Ledger::open(dir)?, store: VersionStore::open(dir)? })
+    }
+
+    /// All versions, oldest first.
+    ///
+    /// # Errors
+    /// `Io` if the ledger can't be read.
+    pub fn versions(&self) -> Result<Vec<VersionInfo>> {
+        self.ledger.versions()
+    }
+
+    /// The record of a version.
+    ///
+    /// # Errors
+    /// `Arg` for an unknown version, `Io` if the ledger can't be read.
+    pub fn version(&self, version: PolicyVersion) -> Result<VersionRecord> {
+        record(&self.store, &self.ledger, version)
+    }
+
+    /// Makes a version the one that the next start serves.
+    ///
+    /// # Errors
+    /// `Arg` for an unknown version, `Io` if its adapter is gone or damaged.
+    pub fn activate(&self, version: PolicyVersion) -> Result<()> {
+        info_of(&self.ledger.versions()?, version)?;
+        weights_of(&self.store, version)?;
+        self.ledger.set_active(version)
+    }
+
+    /// Makes the active version's parent the one that the next start serves, and returns it.
+    ///
+    /// # Errors
+    /// `Arg` if the initial model is active; else as [`Archive::activate`].
+    pub fn rollback(&self) -> Result<PolicyVersion> {
+        let parent = parent_of_active(&self.ledger.versions()?)?;
+        self.activate(parent)?;
+        Ok(parent)
+    }
+
+    /// What was set aside.
+    ///
+    /// # Errors
+    /// `Io` if the folder can't be read.
+    pub fn set_aside(&self) -> Result<Vec<AsideVersion>> {
+        aside(&self.store)
+    }
+
+    /// Takes in what was set aside, by its name, or all of it. None is activated.
+    ///
+    /// # Errors
+    /// `Arg` for an unknown name, `Model` for a version of another base, `Io` if it is damaged or the disk fails: what
+    /// was taken in before stays.
+    pub fn adopt(&self, name: Option<&str>) -> Result<Vec<Adopted>> {
+        // A start moves aside what isn't on record; here there may have been none since it was lost.
+        let known: Vec<PolicyVersion> = self.ledger.versions()?.iter().map(|v| v.version).collect();
+        self.store.set_aside(&known)?;
+        adopt(&self.store, &self.ledger, name)
+    }
+}
+
+pub(super) fn info_of(versions: &[VersionInfo], version: PolicyVersion) -> Result<&VersionInfo> {
+    let found = versions.iter().find(|v| v.version == version);
+    found.ok_or_else(|| Error::unknown_id(format!("there is no policy version {version}")))
+}
+
+pub(super) fn parent_of_active(versions: &[VersionInfo]) -> Result<PolicyVersion> {
+    let parent = versions.iter().find(|v| v.active).and_then(|v| v.parent);
+    parent.ok_or_else(|| Error::arg("the initial model is active, there is nothing to roll back to"))
+}
+
+pub(super) fn record(store: &VersionStore, ledger: &Ledger, version: PolicyVersion) -> Result<VersionRecord> {
+    let versions = ledger.versions()?;
+    let info = info_of(&versions, version)?.clone();
+    let mut lineage = Vec::new();
+    let mut next = info.parent;
+    while let Some(parent) = next.filter(|parent| *parent < *lineage.last().unwrap_or(&version)) {
+        lineage.push(parent);
+        next = info_of(&versions, parent).ok().and_then(|v| v.parent);
+    }
+    let children = versions.iter().filter(|v| v.parent == Some(version)).map(|v| v.version).collect();
+    let mut files = BTreeMap::new();
+    let mut damage = None;
+    if version != PolicyVersion::INITIAL {
+        if let Ok(manifest) = Manifest::read(&store.path(version)) {
+            files = manifest.files.into_iter().map(|(name, sum)| (name, sum.size)).collect();
+        }
+        damage = store.verify(version).err().map(|e| e.message().to_owned());
+    }
+    let verdict = ledger.verdict_of(version)?;
+    Ok(VersionRecord { info, lineage, verdict, children, files, damage })
+}
+
+pub(super) fn aside(store: &VersionStore) -> Result<Vec<AsideVersion>> {
+    let of = |aside: Aside| {
+        let about = Manifest::read(&aside.path).ok().map(|manifest| manifest.about);
+        AsideVersion {
+            created: about.as_ref().map(|about| about.created),
+            samples: about.as_ref().map(|about| about.metrics.samples),
+            damage: aside.verify().err().map(|e| e.message().to_owned()),
+            name: aside.name,
+        }
+    };
+    Ok(store.aside()?.into_iter().map(of).collect())
+}
+
+/// Takes versions in under their own number where it is above all on record, else under the next. A parent that was
+/// taken in before is the parent's new number; one that isn't on record is the initial model.
+pub(super) fn adopt(store: &VersionStore, ledger: &Ledger, name: Option<&str>) -> Result<Vec<Adopted>> {
+    let mut chosen = store.aside()?;
+    if let Some(name) = name {
+        chosen.retain(|aside| aside.name == name);
+        if chosen.is_empty() {
+            return Err(Error::unknown_id(format!("{name:?} was not set aside, expected a name of versions/aside")));
+        }
+    }
+    let base = ledger.model_fingerprint()?;
+    let mut now: BTreeMap<PolicyVersion, PolicyVersion> = BTreeMap::new();
+    let mut adopted = Vec::new();
+    for aside in chosen {
+        let (known, was) = (ledger.versions()?, aside.version());
+        let next = ledger.next_version()?;
+        let version = if was > next { was } else { next };
+        let stage = store.stage(version)?;
+        let mut about = stage.copy_from(&aside)?.about;
+        if base.as_ref().is_some_and(|base| *base != about.base_sha256) {
+            return Err(Error::model(format!(
+                "{} (set aside) is for another base model (sha256 {:.12})",
+                aside.name, about.base_sha256
+            )));
+        }
+        let parent = about.parent.unwrap_or_default();
+        let on_record = known.iter().any(|v| v.version == parent);
+        let parent = now.get(&parent).copied().unwrap_or(if on_record { parent } else { PolicyVersion::INITIAL });
+        about.parent = Some(parent);
+        let metrics = about.metrics.clone();
+        let info = VersionInfo { version, parent: Some(parent), active: false, created: about.created, metrics };
+        stage.commit(about)?;
+        if let Err(error) = ledger.record_version(&info) {
+            store.discard(version)?;
+            return Err(error);
+        }
+        store.drop_aside(&aside)?;
+        now.insert(was, version);
+        tracing::info!(name = aside.name, version = version.0, "a version that was set aside is on record again");
+        adopted.push(Adopted { name: aside.name, version });
+    }
+    Ok(adopted)
+}

@@ -1,0 +1,106 @@
+//! What the data folder takes of its disk, and whether another version fits. Never writes or removes anything.
+
+use std::fs;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+use crate::system::disk_room;
+
+/// Share of the disk that publishing leaves free, so that answers can be recorded on: 1 / this, at most [`MOST_LEFT`].
+const LEFT: u64 = 20;
+const MOST_LEFT: u64 = 1 << 30;
+/// Folders deeper than this are not counted: none of ours is.
+const DEPTH: usize = 4;
+
+/// What the data folder takes, in bytes.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskUse {
+    /// The record of answers and feedback, with its log.
+    pub ledger: u64,
+    /// The versions.
+    pub versions: u64,
+    /// Of those, what was set aside.
+    pub aside: u64,
+    /// Reward models.
+    pub reward: u64,
+    /// Everything else: served forms, merged models.
+    pub other: u64,
+    /// What the disk has left; `None` where the system doesn't say.
+    pub free: Option<u64>,
+}
+
+/// Looks at every file of a data folder.
+pub(super) fn measure(data: &Path) -> DiskUse {
+    let mut found = DiskUse { free: disk_room(data).map(|room| room.free), ..DiskUse::default() };
+    for entry in fs::read_dir(data).into_iter().flatten().flatten() {
+        let bytes = size(&entry.path(), DEPTH);
+        match entry.file_name().to_string_lossy() {
+            name if name.starts_with("ledger.sqlite3") => found.ledger += bytes,
+            name if name == "versions" => found.versions += bytes,
+            name if name == "reward" => found.reward += bytes,
+            _ => found.other += bytes,
+        }
+    }
+    found.aside = size(&data.join("versions/aside"), DEPTH);
+    found
+}
+
+fn size(path: &Path, depth: usize) -> u64 {
+    let Ok(found) = fs::symlink_metadata(path) else { return 0 };
+    if !found.is_dir() {
+        return found.len();
+    }
+    let entries = fs::read_dir(path).into_iter().flatten().flatten().take_while(|_| depth > 0);
+    entries.map(|entry| size(&entry.path(), depth - 1)).sum()
+}
+
+/// Whether a version of `bytes` fits on the disk with room to spare.
+///
+/// # Errors
+/// `Io` saying how much is free and how much it takes.
+pub(super) fn check_room(data: &Path, bytes: u64) -> Result<()> {
+    let Some(room) = disk_room(data) else { return Ok(()) };
+    let spare = (room.total / LEFT).min(MOST_LEFT);
+    if room.free >= bytes.saturating_add(spare) {
+        return Ok(());
+    }
+    let mib = |bytes: u64| bytes as f64 / (1 << 20) as f64;
+    Err(Error::io(format!(
+        "the disk is full for learning: {:.1} MiB are free, another version takes {:.1}, and {:.1} are kept for the \
+         record",
+        mib(room.free),
+        mib(bytes),
+        mib(spare)
+    )))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_takes_the_disk_is_told_apart_and_a_version_must_fit_with_room_to_spare() {
+        let dir = tempfile::tempdir().unwrap();
+        let write = |name: &str, bytes: usize| {
+            let path = dir.path().join(name);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, vec![0; bytes]).unwrap();
+        };
+        write("ledger.sqlite3", 10);
+        write("ledger.sqlite3-wal", 5);
+        write("versions/000001/adapter.gguf", 100);
+        write("versions/aside/000002/adapter.gguf", 40);
+        write("reward/000001.gguf", 7);
+        write("whole/1.gguf", 3);
+        let found = measure(dir.path());
+        let DiskUse { ledger, versions, aside, reward, other, free } = found;
+        assert_eq!((ledger, versions, aside, reward, other), (15, 140, 40, 7, 3));
+        check_room(dir.path(), 1).unwrap();
+        if let Some(free) = free {
+            let error = check_room(dir.path(), free).unwrap_err();
+            assert!(error.message().contains("the disk is full for learning"), "{error}");
+        }
+    }
+}

@@ -1,0 +1,64 @@
+//! What the thread learns from besides live feedback: pairs for the reward model, and rollouts while nobody asks. Never
+//! publishes by itself: rollouts go through the same step.
+
+use super::*;
+
+impl Worker {
+    /// Lets the reward model learn, once enough pairs are in.
+    pub(super) fn learn_reward(&mut self) {
+        if !self.shared.auto.load(Ordering::Acquire) {
+            return;
+        }
+        let Some(mut ready) = self.ready.take() else { return };
+        if ready.judge.learning_is_due(&self.ledger) {
+            let work = self.begin();
+            let learned = ready.judge.learn(&self.ledger, &|| self.shared.interrupted());
+            self.end(work);
+            if let Err(error) = learned
+                && error.code() != Code::Closed
+            {
+                tracing::error!(%error, "the reward model did not learn");
+            }
+        }
+        self.shared.status().reward = ready.judge.status().clone();
+        self.ready = Some(ready);
+    }
+
+    /// Trains on fresh answers while nobody asks.
+    pub(super) fn roll_out_if_idle(&mut self) {
+        let Some(Ready { trainer, rollouts: Some(rollouts), .. }) = &mut self.ready else { return };
+        let due = rollouts.due(&self.scheduler.load()) && self.config.reward.rollout_idle > 0;
+        if !due || trainer.is_none() || !self.shared.auto.load(Ordering::Acquire) {
+            return;
+        }
+        if let Err(error) = self.roll_out()
+            && error.code() != Code::Closed
+        {
+            tracing::error!(%error, "rollouts failed");
+            self.shared.status().reason = Some(error.to_string());
+            // Not again at every look.
+            if let Some(Ready { rollouts: Some(rollouts), .. }) = &mut self.ready {
+                rollouts.postpone();
+            }
+        }
+    }
+
+    pub(super) fn roll_out(&mut self) -> Result<PublishOutcome> {
+        let Some(Ready { rollouts: Some(rollouts), judge, .. }) = &mut self.ready else {
+            return Err(Error::arg("reward.rollouts is not set, expected a file of prompts or users"));
+        };
+        if !judge.judges_alone() {
+            return Err(Error::arg("nothing judges rollouts, expected reward.model, reward.command or reward.url"));
+        }
+        let size = self.config.train.batch as usize;
+        let stop = || self.shared.interrupted();
+        let ask = |request| {
+            let id = GenerationId::new(GenerationKind::Rollout);
+            self.in_flight.submit(id, request, |id, request| self.scheduler.submit(id, request))
+        };
+        let fresh = rollouts.sample(rollouts.share_of(size), &ask, &self.ledger, &stop)?;
+        let mut batch = self.ledger.pending_batch(size.saturating_sub(fresh.len()))?;
+        batch.extend(fresh);
+        self.work(batch)
+    }
+}

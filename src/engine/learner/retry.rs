@@ -1,0 +1,51 @@
+//! When a step that failed is tried again: later each time, within bounds. Knows nothing of why.
+
+use std::time::{Duration, Instant};
+
+const FIRST: Duration = Duration::from_secs(5);
+const LONGEST: Duration = Duration::from_secs(15 * 60);
+/// Each wait is this many times the one before.
+const GROWTH: u32 = 4;
+
+/// The waits between tries.
+#[derive(Default)]
+pub(super) struct Retry {
+    wait: Option<Duration>,
+    until: Option<Instant>,
+}
+
+impl Retry {
+    /// Whether it may be tried now.
+    pub(super) fn due(&self) -> bool {
+        self.until.is_none_or(|until| Instant::now() >= until)
+    }
+
+    /// It failed: returns how long to wait.
+    pub(super) fn failed(&mut self) -> Duration {
+        let wait = self.wait.map_or(FIRST, |wait| (wait * GROWTH).min(LONGEST));
+        (self.wait, self.until) = (Some(wait), Some(Instant::now() + wait));
+        wait
+    }
+
+    /// It went well, or what it depends on has changed.
+    pub(super) fn reset(&mut self) {
+        *self = Self::default();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn waits_grow_to_a_quarter_of_an_hour_and_begin_anew_after_a_success() {
+        let mut retry = Retry::default();
+        assert!(retry.due());
+        let waits: Vec<u64> = (0..6).map(|_| retry.failed().as_secs()).collect();
+        assert_eq!(waits, [5, 20, 80, 320, 900, 900]);
+        assert!(!retry.due());
+        retry.reset();
+        assert!(retry.due());
+        assert_eq!(retry.failed().as_secs(), 5);
+    }
+}

@@ -1,0 +1,68 @@
+//! What a start does about versions that are damaged, missing or not on record: moves aside, falls back, and says so.
+//! Never removes one.
+
+use super::alerts::{AlertKind, Alerts};
+use super::weights::weights_of;
+use crate::error::{Code, Result};
+use crate::ledger::Ledger;
+use crate::publish::VersionStore;
+use crate::scheduler::Weights;
+use crate::types::{PolicyVersion, VersionInfo};
+
+/// Moves aside the version folders that the ledger doesn't know.
+pub(super) fn set_aside(store: &VersionStore, ledger: &Ledger, alerts: &Alerts) -> Result<()> {
+    store.remove_leftovers()?;
+    let known: Vec<PolicyVersion> = ledger.versions()?.iter().map(|v| v.version).collect();
+    let moved = store.set_aside(&known)?;
+    if !moved.is_empty() {
+        let names: Vec<&str> = moved.iter().map(|aside| aside.name.as_str()).collect();
+        let (count, names) = (names.len(), names.join(", "));
+        alerts.raise(
+            AlertKind::VersionsAside,
+            format!(
+                "{count} trained version(s) in the data folder are not on record and were moved to versions/aside: \
+                 {names}; `apad versions adopt` takes them in again"
+            ),
+        );
+    }
+    Ok(())
+}
+
+/// The weights to begin with: the active version's, or those of its nearest ancestor whose adapter is whole, which is
+/// made the active one.
+pub(super) fn first_weights(store: &VersionStore, ledger: &Ledger, alerts: &Alerts) -> Result<Weights> {
+    let active = ledger.active()?;
+    let (weights, damage) = whole(store, &ledger.versions()?, active)?;
+    if let Some(damage) = damage {
+        let version = weights.version;
+        ledger.set_active(version)?;
+        alerts.raise(
+            AlertKind::FellBack,
+            format!(
+                "version {active} was served last and can't be any more ({damage}); version {version} serves in its \
+                 place, and learning goes on from there. Once its files are restored, `apad versions activate \
+                 {active}` serves it again"
+            ),
+        );
+    }
+    Ok(weights)
+}
+
+/// The weights of `version` or of its nearest ancestor whose adapter is whole, and what is wrong with `version`.
+fn whole(store: &VersionStore, versions: &[VersionInfo], version: PolicyVersion) -> Result<(Weights, Option<String>)> {
+    let (mut candidate, mut damage) = (version, None);
+    loop {
+        match weights_of(store, candidate) {
+            Ok(weights) => return Ok((weights, damage)),
+            // A disk that can't be read now is no damage; neither is a manifest of a newer build.
+            Err(error) if !matches!(error.code(), Code::Io | Code::Arg) => return Err(error),
+            Err(error) => {
+                tracing::error!(version = candidate.0, %error, "a version can't be served");
+                damage.get_or_insert(error.message().to_owned());
+            }
+        }
+        let parent = versions.iter().find(|v| v.version == candidate).and_then(|v| v.parent);
+        // Parents are older; a record that says otherwise must not lead round in a circle.
+        candidate = parent.filter(|parent| *parent < candidate).unwrap_or(PolicyVersion::INITIAL);
+    }
+}

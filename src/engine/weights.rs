@@ -1,0 +1,16 @@
+//! Where the weights of a version are, checked. Never loads them.
+
+use crate::error::Result;
+use crate::publish::VersionStore;
+use crate::scheduler::{Source, Weights};
+use crate::trainer::ADAPTER_FILE;
+use crate::types::PolicyVersion;
+
+/// The file of a version's weights, checked against its manifest. What only the trainer needs is not looked at.
+pub(super) fn weights_of(store: &VersionStore, version: PolicyVersion) -> Result<Weights> {
+    if version == PolicyVersion::INITIAL {
+        return Ok(Weights { version, source: Source::Base });
+    }
+    store.verify_file(version, ADAPTER_FILE)?;
+    Ok(Weights { version, source: Source::Adapter(store.path(version).join(ADAPTER_FILE)) })
+}

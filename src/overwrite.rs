@@ -1,0 +1,117 @@
+//! Keeps a command from writing over what it reads, by whatever name the file goes. Never opens or writes one.
+
+use std::fs;
+use std::path::Path;
+
+use crate::error::{Error, Result};
+
+/// Folders deeper than this are not looked into: what is read lies higher.
+const DEPTH: usize = 4;
+
+/// Whether `out` may be written while `inputs` are read: it must be none of them and no file inside one of them,
+/// through links of either kind too. What isn't there yet is nobody's input.
+///
+/// # Errors
+/// `Arg` naming both paths.
+pub fn check_output(out: &Path, inputs: &[&Path]) -> Result<()> {
+    let Some(written) = Id::of(out) else { return Ok(()) };
+    for input in inputs {
+        if holds(input, &written, DEPTH) {
+            return Err(Error::arg(format!(
+                "{} would be written over {}: it is the file that is read, expected another place",
+                out.display(),
+                input.display()
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// The same for a folder that `names` are written into.
+///
+/// # Errors
+/// As [`check_output`].
+pub fn check_output_folder(out: &Path, names: &[&str], inputs: &[&Path]) -> Result<()> {
+    names.iter().try_for_each(|name| check_output(&out.join(name), inputs))
+}
+
+/// Whether a folder that is written to, whatever its files will be called, holds none of what is read.
+///
+/// # Errors
+/// `Arg` naming both paths.
+pub fn check_written_folder(folder: &Path, input: &Path) -> Result<()> {
+    match Id::of(input).is_some_and(|id| holds(folder, &id, DEPTH)) {
+        false => Ok(()),
+        true => Err(Error::arg(format!(
+            "{} is read and lies in {}, which is written; expected another place for the results",
+            input.display(),
+            folder.display()
+        ))),
+    }
+}
+
+/// Which file it is, whatever its name.
+#[derive(PartialEq)]
+struct Id {
+    #[cfg(unix)]
+    place: (u64, u64),
+    #[cfg(not(unix))]
+    place: std::path::PathBuf,
+}
+
+impl Id {
+    fn of(path: &Path) -> Option<Id> {
+        #[cfg(unix)]
+        return fs::metadata(path).ok().map(|found| {
+            use std::os::unix::fs::MetadataExt;
+            Id { place: (found.dev(), found.ino()) }
+        });
+        #[cfg(not(unix))]
+        return fs::canonicalize(path).ok().map(|place| Id { place });
+    }
+}
+
+fn holds(path: &Path, file: &Id, depth: usize) -> bool {
+    if Id::of(path).is_some_and(|id| id == *file) {
+        return true;
+    }
+    let Some(entries) = path.is_dir().then(|| fs::read_dir(path).ok()).flatten().filter(|_| depth > 0) else {
+        return false;
+    };
+    entries.flatten().any(|entry| holds(&entry.path(), file, depth - 1))
+}
+
+#[cfg(all(test, unix))]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    #[test]
+    fn an_input_is_known_by_any_of_its_names() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        fs::create_dir_all(path("data/versions/000001")).unwrap();
+        for name in ["base", "other", "data/versions/000001/adapter.gguf"] {
+            fs::write(path(name), name).unwrap();
+        }
+        symlink(path("base"), path("link")).unwrap();
+        symlink(path("link"), path("chain")).unwrap();
+        fs::hard_link(path("base"), path("hard")).unwrap();
+        symlink(path("data"), path("folder")).unwrap();
+        for same in ["base", "./base", "data/../base", "link", "chain", "hard"] {
+            let error = check_output(&path(same), &[&path("other"), &path("base")]).unwrap_err();
+            assert!(error.message().contains("would be written over"), "{same}: {error}");
+            check_output(&path("base"), &[&path(same)]).unwrap_err();
+        }
+        for inside in ["data/versions/000001/adapter.gguf", "folder/versions/000001/adapter.gguf"] {
+            check_output(&path(inside), &[&path("data")]).unwrap_err();
+        }
+        check_output_folder(&path("folder/versions/000001"), &["adapter.gguf"], &[&path("data")]).unwrap_err();
+        check_written_folder(&path("data/versions"), &path("data/versions/000001/adapter.gguf")).unwrap_err();
+        check_written_folder(&path("data/versions"), &path("base")).unwrap();
+        for free in ["new", "data/new", "other"] {
+            check_output(&path(free), &[&path("base"), &path("data"), &path("missing")]).unwrap();
+        }
+    }
+}

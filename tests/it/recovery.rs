@@ -1,0 +1,152 @@
+//! What a start makes of a data folder that was hurt: nothing trained is lost, and something serves.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use apa::engine::{AlertKind, Archive, TrainerState};
+use apa::types::*;
+use apa::{Code, Engine};
+
+use crate::support::engine::{answer, open_with, published, rate_some};
+
+fn open(dir: &Path) -> Engine {
+    open_with(dir, |_| ()).unwrap()
+}
+
+/// Trains versions 1 to `count`, and ends the engine.
+fn trained(dir: &Path, count: u64) {
+    trained_on(dir, 1..=count);
+}
+
+fn folders(dir: &Path) -> Vec<String> {
+    let mut names: Vec<String> =
+        fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+fn versions(dir: &Path) -> PathBuf {
+    dir.join("data/versions")
+}
+
+#[test]
+fn an_older_or_lost_ledger_removes_no_version_and_says_what_it_set_aside() {
+    let dir = tempfile::tempdir().unwrap();
+    trained(dir.path(), 1);
+    let (ledger, old) = (dir.path().join("data/ledger.sqlite3"), dir.path().join("old"));
+    fs::copy(&ledger, &old).unwrap();
+    trained_on(dir.path(), 2..=3);
+    let whole = fs::read(versions(dir.path()).join("000003/adapter.gguf")).unwrap();
+
+    fs::copy(&old, &ledger).unwrap();
+    let engine = open(dir.path());
+    let alerts = engine.status().alerts;
+    assert_eq!(alerts.len(), 1, "{alerts:?}");
+    assert_eq!(alerts[0].kind, AlertKind::VersionsAside);
+    assert!(alerts[0].message.contains("000002, 000003; `apad versions adopt`"), "{alerts:?}");
+    assert_eq!(folders(&versions(dir.path())), ["000001", "aside"]);
+    engine.shutdown();
+    drop(engine);
+    fs::remove_file(&ledger).unwrap();
+    let engine = open(dir.path());
+    assert_eq!(folders(&versions(dir.path()).join("aside")), ["000001", "000002", "000003"]);
+    assert_eq!(engine.status().policy_version, PolicyVersion::INITIAL);
+
+    let adopted = engine.adopt(None).unwrap();
+    assert_eq!(adopted.iter().map(|a| a.version.0).collect::<Vec<_>>(), [1, 2, 3]);
+    let all = engine.versions().unwrap();
+    assert_eq!(all.iter().map(|v| v.parent.map(|p| p.0)).collect::<Vec<_>>(), [None, Some(0), Some(1), Some(2)]);
+    assert_eq!(all[3].metrics.samples, 4);
+    assert_eq!(fs::read(versions(dir.path()).join("000003/adapter.gguf")).unwrap(), whole);
+    assert!(engine.set_aside().unwrap().is_empty());
+    engine.activate(PolicyVersion(3)).unwrap();
+    assert_eq!(answer(&engine, "the", 1).policy_version, PolicyVersion(3));
+    assert_eq!(engine.status().trainer.state, TrainerState::Idle);
+    assert!(engine.adopt(Some("000009")).unwrap_err().is_unknown_id());
+}
+
+fn trained_on(dir: &Path, versions: std::ops::RangeInclusive<u64>) {
+    let engine = open(dir);
+    for version in versions {
+        rate_some(&engine, 4);
+        assert_eq!(published(engine.train_step().unwrap()).0, PolicyVersion(version));
+    }
+    engine.shutdown();
+}
+
+#[test]
+fn a_version_whose_adapter_is_damaged_gives_way_to_its_nearest_whole_ancestor() {
+    let dir = tempfile::tempdir().unwrap();
+    trained(dir.path(), 3);
+    let file = versions(dir.path()).join("000003/adapter.gguf");
+    let whole = fs::read(&file).unwrap();
+    fs::write(&file, "x").unwrap();
+    fs::remove_dir_all(versions(dir.path()).join("000002")).unwrap();
+
+    let engine = open(dir.path());
+    assert_eq!(engine.status().policy_version, PolicyVersion(1));
+    let alert = engine.status().alerts.remove(0);
+    assert_eq!(alert.kind, AlertKind::FellBack);
+    assert!(alert.message.contains("version 3 was served last") && alert.message.contains("1 bytes"), "{alert:?}");
+    assert_eq!(answer(&engine, "the", 1).policy_version, PolicyVersion(1));
+    // Learning goes on from there.
+    rate_some(&engine, 4);
+    assert_eq!(published(engine.train_step().unwrap()).0, PolicyVersion(4));
+    assert_eq!(engine.versions().unwrap()[4].parent, Some(PolicyVersion(1)));
+    // And back, once the file is.
+    assert_eq!(engine.activate(PolicyVersion(3)).unwrap_err().code(), Code::Io);
+    fs::write(&file, whole).unwrap();
+    engine.activate(PolicyVersion(3)).unwrap();
+    assert_eq!(engine.status().trainer.state, TrainerState::Idle);
+}
+
+#[test]
+fn a_version_of_which_only_the_trainers_files_are_damaged_is_served_without_training() {
+    for name in ["trainer.json", "critic.gguf", "reward.json", "trainer.safetensors"] {
+        let dir = tempfile::tempdir().unwrap();
+        trained(dir.path(), 1);
+        let file = versions(dir.path()).join("000001").join(name);
+        let mut bytes = fs::read(&file).unwrap();
+        bytes.push(b'x');
+        fs::write(&file, bytes).unwrap();
+        let engine = open(dir.path());
+        rate_some(&engine, 4);
+        let error = engine.train_step().unwrap_err();
+        let status = engine.status();
+        assert_eq!((status.policy_version, status.trainer.state), (PolicyVersion(1), TrainerState::Off), "{name}");
+        assert!(error.message().contains(name), "{error}");
+        let kinds: Vec<AlertKind> = status.alerts.iter().map(|alert| alert.kind).collect();
+        assert_eq!(kinds, [AlertKind::NotTrained], "{name}");
+        assert_eq!(answer(&engine, "the", 1).policy_version, PolicyVersion(1), "{name}");
+        // The way out.
+        engine.activate(PolicyVersion(0)).unwrap();
+        assert!(engine.status().alerts.is_empty(), "{name}");
+        published(engine.train_step().unwrap());
+    }
+}
+
+#[test]
+fn without_a_daemon_versions_of_a_folder_are_listed_shown_and_activated() {
+    let dir = tempfile::tempdir().unwrap();
+    trained(dir.path(), 2);
+    let data = dir.path().join("data");
+    fs::write(versions(dir.path()).join("000002/manifest.json"), "{").unwrap();
+    let archive = Archive::open(&data).unwrap();
+    assert_eq!(archive.versions().unwrap().iter().map(|v| v.active).collect::<Vec<_>>(), [false, false, true]);
+    let record = archive.version(PolicyVersion(2)).unwrap();
+    assert_eq!(record.lineage, [PolicyVersion(1), PolicyVersion(0)]);
+    assert!(record.damage.unwrap().contains("manifest.json"));
+    let record = archive.version(PolicyVersion(1)).unwrap();
+    assert_eq!((record.damage, record.children), (None, vec![PolicyVersion(2)]));
+    assert!(record.files.contains_key("adapter.gguf"));
+    assert!(archive.version(PolicyVersion(9)).unwrap_err().is_unknown_id());
+    assert_eq!(archive.activate(PolicyVersion(2)).unwrap_err().code(), Code::Io);
+    archive.activate(PolicyVersion(1)).unwrap();
+    drop(archive);
+    let engine = open(dir.path());
+    assert_eq!(engine.status().policy_version, PolicyVersion(1));
+    assert!(engine.status().alerts.is_empty());
+    // One folder, one holder.
+    assert_eq!(Archive::open(&data).err().unwrap().code(), Code::Busy);
+    assert_eq!(Archive::open(dir.path()).err().unwrap().code(), Code::Arg);
+}
