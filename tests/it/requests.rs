@@ -50,7 +50,12 @@ async fn a_stop_string_cuts_tokens_and_logprobs_as_it_cuts_the_text() {
     let bias = serde_json::Map::from_iter(others.map(|id| (id.to_string(), json!(-100))));
     let mut tried = 0;
     for seed in 0..10 {
-        let body = |stop: Option<&str>| json!({"prompt": "the", "seed": seed, "logprobs": 0, "logit_bias": bias, "stop": stop});
+        let plain = json!({"prompt": "the", "seed": seed, "logprobs": 0, "logit_bias": bias});
+        let body = |stop: Option<&str>| {
+            let mut body = plain.clone();
+            body["stop"] = json!(stop);
+            body
+        };
         let (_, whole) = server.post("/v1/completions", body(None)).await;
         let choice = &whole["choices"][0];
         let text = choice["text"].as_str().unwrap();
