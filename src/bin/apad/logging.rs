@@ -25,7 +25,7 @@ impl Options {
         // What the hub's client has to say is said again, shorter, by the error it returns.
         // llama.cpp tells a hundred lines about every model and context.
         let level = if verbose { "info" } else { "warn" };
-        let default = format!("{level},hf_hub=off,llama-cpp-2=warn,llama_cpp_2=error");
+        let default = format!("{level},llama-cpp-2=warn,llama_cpp_2=error");
         let filter = self.log.as_deref().unwrap_or(&default);
         let filter = EnvFilter::try_new(filter).map_err(|e| WrongUse(format!("--log {filter}: {e}")))?;
         let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);

@@ -6,13 +6,15 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
-use futures_util::StreamExt;
-use hf_hub::HFClient;
+use reqwest::header::RANGE;
+use reqwest::{Client, StatusCode, Url};
 use tokio::time::timeout;
 
 use super::progress::Progress;
 use crate::client::root_cause;
 
+/// Where the hub is; `HF_ENDPOINT` names another one.
+const ENDPOINT: &str = "https://huggingface.co";
 /// Without a network the next source should get its turn soon.
 const CONNECT: Duration = Duration::from_secs(5);
 /// Bounds the whole of asking for the file, retries and redirects included.
@@ -39,21 +41,26 @@ pub async fn fetch(
         return Ok(());
     }
     progress.at(have);
-    let http = reqwest::Client::builder().connect_timeout(CONNECT).read_timeout(STALL).build()?;
-    let client = HFClient::builder().client(http).retry_max_attempts(1).build()?;
-    let (owner, name) = repo.split_once('/').context("a repository is named owner/name")?;
-    let repository = client.model(owner, name);
-    let request = repository.download_file_stream().filename(file).revision(revision).range(have..bytes).send();
-    let (_, mut stream) = timeout(ANSWER, request)
+    let client = Client::builder().connect_timeout(CONNECT).read_timeout(STALL).build()?;
+    let mut request = client.get(url(repo, revision, file)?).header(RANGE, format!("bytes={have}-{}", bytes - 1));
+    if let Some(token) = set("HF_TOKEN") {
+        request = request.bearer_auth(token);
+    }
+    let answer = timeout(ANSWER, request.send())
         .await
         .map_err(|_| anyhow!("no answer within {} seconds", ANSWER.as_secs()))?
         .map_err(|e| anyhow!("{repo}: {}", root_cause(&e)))?;
+    let mut answer = match answer.status() {
+        StatusCode::PARTIAL_CONTENT => answer,
+        // Whoever knows no ranges sends all of it.
+        status if status.is_success() && have == 0 => answer,
+        status if status.is_success() => bail!("{repo}: asked for the bytes from {have} on, the answer is {status}"),
+        status => bail!("{repo}: the hub answered {status}"),
+    };
     while have < bytes {
-        let chunk = timeout(STALL, stream.next())
-            .await
-            .map_err(|_| anyhow!("nothing came for {} seconds, {have} of {bytes} bytes are there", STALL.as_secs()))?;
-        let Some(chunk) = chunk else { bail!("ended at {have} of {bytes} bytes") };
+        let chunk = answer.chunk().await;
         let chunk = chunk.map_err(|e| anyhow!("broke off at {have} of {bytes} bytes: {}", root_cause(&e)))?;
+        let Some(chunk) = chunk else { bail!("ended at {have} of {bytes} bytes") };
         have += chunk.len() as u64;
         if have > bytes {
             target.set_len(0)?;
@@ -63,4 +70,17 @@ pub async fn fetch(
         progress.at(have);
     }
     Ok(())
+}
+
+fn url(repo: &str, revision: &str, file: &str) -> Result<Url> {
+    let endpoint = set("HF_ENDPOINT").unwrap_or_else(|| ENDPOINT.into());
+    let mut url = Url::parse(&endpoint).with_context(|| format!("HF_ENDPOINT={endpoint} is no address"))?;
+    let parts = repo.split('/').chain(["resolve", revision]).chain(file.split('/'));
+    url.path_segments_mut().map_err(|()| anyhow!("HF_ENDPOINT={endpoint} has no path"))?.pop_if_empty().extend(parts);
+    Ok(url)
+}
+
+/// A variable, unless it is unset or empty.
+fn set(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|value| !value.is_empty())
 }
