@@ -1,12 +1,11 @@
-// The calls of apa.h as Go functions: text in, text and error out. Nothing else touches C, and C never writes to memory of Go
-// or keeps a pointer to it.
+// The calls of apa.h as Go functions: text in, text and error out. Nothing else but wake.go touches C, and C never writes to memory
+// of Go or keeps a pointer to it.
 
 package apa
 
 /*
-#cgo CFLAGS: -I${SRCDIR}/../../include
 #cgo LDFLAGS: -lapa
-#include <apa.h>
+#include "apa.h"
 
 // What a call gave, by value.
 typedef struct {
@@ -124,6 +123,15 @@ static go_feed go_feed_open(const apa_engine *e, int answers) {
 static go_out go_feed_set_wake(apa_feed *f, uintptr_t hook) {
 	OUT(apa_feed_set_wake(f, go_wake, (void *)hook, &out.error));
 }
+
+void apaGoLog(int32_t level, char *json, size_t length); // in wake.go
+static void go_log(void *unused, int32_t level, const char *json, size_t length) {
+	(void)unused;
+	apaGoLog(level, (char *)json, length);
+}
+static go_out go_log_set(int32_t level, int wanted) {
+	OUT(apa_log_set(level, wanted ? go_log : NULL, NULL, &out.error));
+}
 static go_out go_feed_poll(apa_feed *f) { OUT(apa_feed_next(f, 0, &out.string, &out.error)); }
 */
 import "C"
@@ -174,6 +182,16 @@ func checkLibrary() error {
 			library>>16, library&0xffff, header>>16, header&0xffff)}
 	}
 	return nil
+}
+
+// setLog has logLine called for each line of the log up to level, or no longer.
+func setLog(level LogLevel, wanted bool) error {
+	var hook C.int
+	if wanted {
+		hook = 1
+	}
+	_, err := done(C.go_log_set(C.int32_t(level), hook))
+	return err
 }
 
 // LibraryVersion is the version of the linked libapa, as "0.1.0".

@@ -15,6 +15,7 @@ type Sample struct {
 	Completion       string    // The answer: text,
 	CompletionTokens []uint32  // or tokens.
 	Reward           *float64  // -1 to 1; nil waits for feedback.
+	Temperature      *float64  // At which it was sampled and is trained, 0 to 10; nil is 1.
 	User             string    // Whom it was for.
 }
 
@@ -47,12 +48,13 @@ func (e *Engine) AddSample(ctx context.Context, s Sample) (SampleReceipt, error)
 		completion = s.Completion
 	}
 	return record[SampleReceipt](ctx, e, "the sample", struct {
-		Messages   []Message `json:"messages,omitempty"`
-		Prompt     any       `json:"prompt,omitempty"`
-		Completion any       `json:"completion"`
-		Reward     *float64  `json:"reward,omitempty"`
-		User       string    `json:"user,omitempty"`
-	}{s.Messages, prompt, completion, s.Reward, s.User}, sampleAdd)
+		Messages    []Message `json:"messages,omitempty"`
+		Prompt      any       `json:"prompt,omitempty"`
+		Completion  any       `json:"completion"`
+		Reward      *float64  `json:"reward,omitempty"`
+		Temperature *float64  `json:"temperature,omitempty"`
+		User        string    `json:"user,omitempty"`
+	}{s.Messages, prompt, completion, s.Reward, s.Temperature, s.User}, sampleAdd)
 }
 
 // Forgotten says how much was deleted.

@@ -42,9 +42,19 @@
 //
 // A call that ended for its context gives the error of the context.
 //
+// # Logging
+//
+// The library logs nothing until [SetLog] says where to.
+//
 // # Building
 //
-// The package wants apa.h, which it finds in the repository, and libapa, for which the linker looks where CGO_LDFLAGS says:
+// The package carries its header and wants libapa, for which the linker looks where CGO_LDFLAGS says. Installed with
+// `make install`:
+//
+//	export PKG_CONFIG_PATH=/usr/local/lib/pkgconfig CGO_LDFLAGS="$(pkg-config --libs apa)" LD_LIBRARY_PATH=/usr/local/lib
+//	go get github.com/libapa/libapa/bindings/go && go build
+//
+// From a checkout, without installing:
 //
 //	cargo build --release
 //	export CGO_LDFLAGS=-L$PWD/target/release LD_LIBRARY_PATH=$PWD/target/release

@@ -10,15 +10,6 @@ import (
 	"sync"
 )
 
-// Message is one of a conversation.
-type Message struct {
-	Role    string `json:"role"`    // system, user, assistant or another that the model's template knows.
-	Content string `json:"content"` // The text.
-}
-
-// User is a message of the user.
-func User(content string) Message { return Message{Role: "user", Content: content} }
-
 // Request asks for an answer to Messages (a chat) or a continuation of Prompt or Tokens: one of the three. What is zero or nil
 // is left to the engine.
 type Request struct {
@@ -39,6 +30,10 @@ type Request struct {
 	LogitBias        map[uint32]float64 // Added to the logits of tokens, -100 to 100.
 	Grammar          string             // GBNF that the answer is held to.
 	ResponseFormat   any                // What it must look like, as in OpenAI's requests: a JSON schema.
+	Tools            []Tool             // Tools that the answer to a chat may call.
+	ToolChoice       any                // ToolsNone, ToolsAuto, ToolsRequired, or CallOf one; nil is ToolsAuto.
+	Logprobs         bool               // Tells the log-probability of each token, in the result.
+	TopLogprobs      int                // With Logprobs: also those of this many most probable ones, up to 20; 5 without a chat.
 	User             string             // Whom it is for; kept with the record.
 }
 
@@ -56,6 +51,9 @@ func (r Request) body() (string, error) {
 	if err := checkMessages(r.Messages); err != nil {
 		return "", err
 	}
+	if err := checkTools(r.Tools); err != nil {
+		return "", err
+	}
 	var prompt any
 	if r.Prompt != "" {
 		prompt = r.Prompt
@@ -65,6 +63,20 @@ func (r Request) body() (string, error) {
 			return "", errorf(ErrArg, "the request has both a prompt and tokens, expected one of them")
 		}
 		prompt = r.Tokens
+	}
+	// A chat has a flag with a number beside it; a completion has the number alone.
+	var logprobs any
+	var topLogprobs int
+	switch {
+	case prompt == nil:
+		topLogprobs = r.TopLogprobs
+		if r.Logprobs {
+			logprobs = true
+		}
+	case r.Logprobs:
+		logprobs = r.TopLogprobs
+	case r.TopLogprobs != 0:
+		return "", errorf(ErrArg, "top_logprobs is set without logprobs, expected it to be true")
 	}
 	return encode("the request", struct {
 		Messages         []Message          `json:"messages,omitempty"`
@@ -83,18 +95,13 @@ func (r Request) body() (string, error) {
 		LogitBias        map[uint32]float64 `json:"logit_bias,omitempty"`
 		Grammar          string             `json:"grammar,omitempty"`
 		ResponseFormat   any                `json:"response_format,omitempty"`
+		Tools            []Tool             `json:"tools,omitempty"`
+		ToolChoice       any                `json:"tool_choice,omitempty"`
+		Logprobs         any                `json:"logprobs,omitempty"`
+		TopLogprobs      int                `json:"top_logprobs,omitempty"`
 	}{r.Messages, prompt, r.MaxTokens, r.Temperature, r.TopK, r.TopP, r.MinP, r.RepeatPenalty, r.FrequencyPenalty,
-		r.PresencePenalty, r.Seed, r.Stop, r.User, r.LogitBias, r.Grammar, r.ResponseFormat})
-}
-
-func checkMessages(messages []Message) error {
-	for i, m := range messages {
-		err := checkTexts(text{fmt.Sprintf("messages[%d].role", i), m.Role}, text{fmt.Sprintf("messages[%d].content", i), m.Content})
-		if err != nil {
-			return err
-		}
-	}
-	return nil
+		r.PresencePenalty, r.Seed, r.Stop, r.User, r.LogitBias, r.Grammar, r.ResponseFormat,
+		r.Tools, r.ToolChoice, logprobs, topLogprobs})
 }
 
 // Why an answer ended.
@@ -111,6 +118,20 @@ type Usage struct {
 	TotalTokens      int `json:"total_tokens"`
 }
 
+// Alternative is a token that might have been sampled.
+type Alternative struct {
+	Token   string  `json:"token"`   // Its text; bytes that are not UTF-8 by themselves are replaced.
+	Logprob float64 `json:"logprob"` // Under the plain model at temperature 1, in nats; at least -9999.
+	Bytes   []byte  `json:"bytes"`   // Its bytes.
+	ID      uint32  `json:"id"`      // Its number.
+}
+
+// TokenLogprob is a token that was sampled.
+type TokenLogprob struct {
+	Alternative               // The token.
+	Top         []Alternative `json:"top_logprobs"` // The most probable ones there, the most probable first, itself perhaps among them.
+}
+
 // Result is a whole answer.
 type Result struct {
 	ID            string `json:"id"`             // Names the answer, for feedback.
@@ -119,6 +140,9 @@ type Result struct {
 	FinishReason  string `json:"finish_reason"`  // FinishStop, FinishLength or FinishCancelled.
 	Seed          uint64 `json:"seed"`           // Repeats the answer on the same weights.
 	Usage         Usage  `json:"usage"`          // Its tokens.
+
+	ToolCalls []ToolCall     `json:"tool_calls"` // The calls that are in Text, where the request has tools.
+	Logprobs  []TokenLogprob `json:"logprobs"`   // A token each, if they were asked for; without the one that ended the answer.
 }
 
 // generation is what a stream shares with those who may end it. It doesn't know the stream, so that one that was forgotten can be
