@@ -491,7 +491,8 @@ apa_status apa_trainer_stop(const apa_engine *engine, apa_error **error);
  * Trains on the ratings that are in (one batch at most, even a small one), publishes, and returns when the new version
  * is served. Blocks for as long as that takes, seconds to minutes; generations go on meanwhile. With `train.auto` (the
  * default) the engine does so by itself whenever `train.batch` new ratings are in. `outcome` (may be NULL) gets a JSON
- * object: `outcome` is `published`, with `version` and `metrics`, or `skipped`, with `reason` and `consumed`.
+ * object: `outcome` is `published`, with `version` and `metrics`; `pending`, with `version`, `ruling` (`trial` or
+ * `proposed`), `reason` and `metrics`; or `skipped`, with `reason` and `consumed`.
  *
  * Errors: `APA_ERR_TRAIN` if training failed; `APA_ERR_UNSUPPORTED` if this model can't be trained, or training is
  * off; `APA_ERR_CLOSED`. Serving goes on.
@@ -500,10 +501,11 @@ apa_status apa_trainer_step(const apa_engine *engine, apa_string **outcome, apa_
 
 /**
  * Writes the state of the trainer as a JSON object: `state` (`off`, `unsupported`, `loading`, `idle`, `training`),
- * `reason`, `auto` (whether it trains by itself), `pending_ratings`, `batch`, `steps`, `skipped`, `refused` (skipped
- * by the gate), `dropped_steps`, `seconds` (that it worked), `waited_seconds` (that its threads were ready and waited
- * for a core, all together), `reward` (the reward model that keeps learning), `last` (measurements of the newest step;
- * lengths in tokens, KL in nats, times in seconds).
+ * `reason`, `auto` (whether it trains by itself), `pending_ratings`, `batch`, `steps`, `skipped`, `rolled_back`
+ * (versions taken back because ratings fell), `trial` (the candidate that a share of the users gets, or null),
+ * `refused` (skipped by the gate), `dropped_steps`, `seconds` (that it worked), `waited_seconds` (that its threads
+ * were ready and waited for a core, all together), `reward` (the reward model that keeps learning), `last`
+ * (measurements of the newest step; lengths in tokens, KL in nats, times in seconds).
  *
  * Errors: `APA_ERR_CLOSED` if `engine` was freed.
  */
@@ -568,6 +570,15 @@ apa_status apa_policy_restore(const apa_engine *engine,
                               size_t path_len,
                               uint64_t *version,
                               apa_error **error);
+
+/**
+ * Writes a version as a JSON object: the fields of `apa_policy_list`, its `lineage` (the versions it goes back to, its
+ * parent first) and the `verdict` over it: `ruling` (`promoted`, `refused`, `trial`, `proposed`, `rolled_back`) and
+ * `record` with `reason`, `examination` and `trial`; null for a version that no gate has judged.
+ *
+ * Errors: `APA_ERR_ARG` for an unknown version; `APA_ERR_IO` if the record can't be read; `APA_ERR_CLOSED`.
+ */
+apa_status apa_policy_show(const apa_engine *engine, uint64_t version, apa_string **json, apa_error **error);
 
 /**
  * Writes all versions as a JSON array, oldest first: `version`, `parent`, `active`, `created` (milliseconds since

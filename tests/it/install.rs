@@ -5,52 +5,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::support::c::{run, shared_library};
-use crate::support::tiny::{TinySpec, tiny_model};
+use crate::support::installed::Installed;
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
-
-/// An installed copy, and a model.
-struct Installed {
-    dir: tempfile::TempDir,
-}
-
-impl Installed {
-    fn new() -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        tiny_model(&dir.path().join("tiny.gguf"), &TinySpec::new("llama")).unwrap();
-        let mut install = Command::new(Path::new(ROOT).join("scripts/install.sh"));
-        install.arg(shared_library().parent().unwrap());
-        run(install.env("PREFIX", "/opt/apa").env("DESTDIR", dir.path()));
-        Self { dir }
-    }
-
-    fn prefix(&self) -> PathBuf {
-        self.dir.path().join("opt/apa")
-    }
-
-    fn library(&self, name: &str) -> PathBuf {
-        self.prefix().join("lib").join(name)
-    }
-
-    /// What pkg-config says of a package.
-    fn flags(&self, package: &str) -> Vec<String> {
-        let mut config = Command::new("pkg-config");
-        config.env("PKG_CONFIG_PATH", self.library("pkgconfig"));
-        let output = run(config.args(["--cflags", "--libs", package]));
-        String::from_utf8(output.stdout).unwrap().split_whitespace().map(str::to_owned).collect()
-    }
-
-    /// Runs an example, from C or C++, to its last line.
-    fn example_runs(&self, program: &Path) {
-        let data = tempfile::tempdir().unwrap();
-        let mut example = Command::new(program);
-        example.env("LD_LIBRARY_PATH", self.prefix().join("lib"));
-        let output = run(example.arg(self.dir.path().join("tiny.gguf")).arg(data.path()));
-        let out = String::from_utf8_lossy(&output.stdout);
-        assert!(out.contains("versions: 0, then 1, back to 0\n"), "{out}");
-        assert!(output.stderr.is_empty(), "{}", String::from_utf8_lossy(&output.stderr));
-    }
-}
 
 fn example(name: &str) -> PathBuf {
     Path::new(ROOT).join("examples").join(name)

@@ -3,11 +3,7 @@
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
 
-use super::tiny::{TinySpec, tiny_model};
-
-const TEMPLATE: &str = "{% if tools %}{{ tools | tojson }}{% endif %}{% for message in messages %}{{'<|im_start|>' + \
-    message['role'] + '\n' + message['content']}}{% for call in message.tool_calls %}{{ call | tojson }}{% endfor %}\
-    {{ '<|im_end|>' + '\n'}}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
+use super::tiny::{TOOLS, TinySpec, tiny_model};
 
 /// `apad serve` as a process of its own; ended with the test.
 pub struct Daemon {
@@ -20,7 +16,7 @@ impl Daemon {
     pub fn start() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let model = folder.path().join("tiny.gguf");
-        tiny_model(&model, &TinySpec { template: TEMPLATE, ..TinySpec::new("llama") }).unwrap();
+        tiny_model(&model, &TinySpec { template: TOOLS, ..TinySpec::new("llama") }).unwrap();
         let mut command = Command::new(env!("CARGO_BIN_EXE_apad"));
         command.current_dir(folder.path()).args(["serve", "--model"]).arg(&model);
         command.args([

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use super::c::shared_library;
-use super::tiny::{TinySpec, tiny_model};
+use super::tiny::{TOOLS, TinySpec, tiny_model};
 
 /// The package, and what its commands need: the library of this build, a model, and nothing from the network.
 pub struct Go {
@@ -28,7 +28,7 @@ impl Go {
             return None;
         }
         let dir = tempfile::tempdir().unwrap();
-        tiny_model(&dir.path().join("tiny.gguf"), &TinySpec::new("llama")).unwrap();
+        tiny_model(&dir.path().join("tiny.gguf"), &TinySpec { template: TOOLS, ..TinySpec::new("llama") }).unwrap();
         Some(Self { program, dir })
     }
 

@@ -10,6 +10,7 @@ pub mod capi;
 pub mod daemon;
 pub mod engine;
 pub mod go;
+pub mod installed;
 pub mod node;
 #[cfg(feature = "daemon")]
 pub mod server;

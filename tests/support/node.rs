@@ -5,7 +5,7 @@ use std::process::Command;
 use std::sync::Mutex;
 
 use super::c::{ROOT, run, shared_library};
-use super::tiny::{TinySpec, tiny_model};
+use super::tiny::{TOOLS, TinySpec, tiny_model};
 
 /// The addon is built into the package's folder.
 static BUILD: Mutex<()> = Mutex::new(());
@@ -33,7 +33,7 @@ impl Node {
             return skipped("Node 20 or newer tests bindings/node, with its headers");
         }
         let dir = tempfile::tempdir().unwrap();
-        tiny_model(&dir.path().join("tiny.gguf"), &TinySpec::new("llama")).unwrap();
+        tiny_model(&dir.path().join("tiny.gguf"), &TinySpec { template: TOOLS, ..TinySpec::new("llama") }).unwrap();
         let node = Self { dir };
         let _turn = BUILD.lock().unwrap_or_else(|e| e.into_inner());
         run(node.command("node").arg("build.mjs"));

@@ -77,6 +77,11 @@ const MERGES: &str = "Ġ t,h e,Ġ a,i n,Ġt he,r e,o n,e r,Ġ s,a t,n d,Ġ w,i s
 const TEMPLATE: &str = "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] \
     + '<|im_end|>' + '\n'}}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
 
+/// A template that knows tools.
+pub const TOOLS: &str = "{% if tools %}{{ tools | tojson }}{% endif %}{% for message in messages %}{{'<|im_start|>' + \
+    message['role'] + '\n' + message['content']}}{% for call in message.tool_calls %}{{ call | tojson }}{% endfor %}\
+    {{ '<|im_end|>' + '\n'}}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
+
 /// The vocabulary in order: 256 bytes, the merges, the control tokens.
 pub fn vocabulary() -> Vec<String> {
     let bytes = (0..=255).map(|byte| byte_name(byte).to_string());
