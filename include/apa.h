@@ -332,7 +332,8 @@ apa_status apa_chat_render(const apa_engine *engine,
  * Queues a generation. The request is the JSON body of the HTTP service: `messages` (a chat) or `prompt` (plain text
  * or tokens), and optionally `max_tokens`, `temperature`, `top_k`, `top_p`, `min_p`, `repeat_penalty`,
  * `frequency_penalty`, `presence_penalty`, `logit_bias`, `response_format` or `grammar` (GBNF), `logprobs` (with
- * `top_logprobs` in a chat), `seed`, `stop`, `user`, `n` (1), `model` (any).
+ * `top_logprobs` in a chat), `seed`, `stop`, `user`, `parse_special`, `n` (1), `model` (any); in a chat also `tools`
+ * with `tool_choice`, `continue_final_message` and `add_generation_prompt`.
  *
  * Errors: `APA_ERR_ARG` for an unknown field or a value out of range (both named), an empty prompt, one longer than
  * the context, or a grammar that can't be used; `APA_ERR_BUSY` if the queue is full; `APA_ERR_UNSUPPORTED` for a chat
@@ -365,8 +366,8 @@ apa_status apa_gen_next(apa_gen *generation, int64_t timeout_ms, apa_string **te
 /**
  * Writes the whole of a generation that has ended as a JSON object: `id`, `policy_version` (the weights that made
  * every token of it), `text`, `finish_reason` (`stop`, `length` or `cancelled`), `seed`, `usage` (`prompt_tokens`,
- * `completion_tokens`, `total_tokens`), and, if they were asked for, `logprobs`: an array with an object a token, as
- * in a chat completion's `logprobs.content`.
+ * `completion_tokens`, `total_tokens`); if they were asked for, `logprobs`: an array with an object a token, as in a
+ * chat completion's `logprobs.content`; and, if `text` calls tools, `tool_calls`, as in a chat completion's message.
  *
  * Errors: `APA_ERR_BUSY` until `apa_gen_next` has given the end; the error that it ended with; `APA_ERR_CLOSED`.
  */

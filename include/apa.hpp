@@ -22,6 +22,7 @@
 #include <functional>
 #include <iterator>
 #include <memory>
+#include <mutex>
 #include <optional>
 #include <stdexcept>
 #include <string>
@@ -75,6 +76,62 @@ inline std::int64_t milliseconds(std::optional<std::chrono::milliseconds> timeou
 }
 
 } // namespace detail
+
+namespace detail {
+
+using log_function = std::function<void(std::int32_t, std::string_view)>;
+
+/** The function that the log goes to; one a process. */
+class log_hook {
+public:
+    static log_hook &get() {
+        static log_hook one;
+        return one;
+    }
+    /** What the library had before is not running any more when this returns, so it may go. */
+    void set(std::int32_t level, log_function next) {
+        if (inside()) throw error(APA_ERR_ARG, "called from inside the log's function, expected another thread or a later time");
+        const std::lock_guard<std::mutex> guard(lock_);
+        auto owned = next ? std::make_unique<log_function>(std::move(next)) : nullptr;
+        const apa_log_fn call = owned ? &log_hook::line : nullptr;
+        check([&](apa_error **e) { return apa_log_set(level, call, owned.get(), e); });
+        current_ = std::move(owned);
+    }
+    log_hook(const log_hook &) = delete;
+    log_hook &operator=(const log_hook &) = delete;
+
+private:
+    log_hook() = default;
+    /** Engines that outlive it log nowhere. */
+    ~log_hook() { apa_log_set(0, nullptr, nullptr, nullptr); }
+    static bool &inside() {
+        static thread_local bool is = false;
+        return is;
+    }
+    static void line(void *data, std::int32_t level, const char *json, std::size_t length) noexcept {
+        inside() = true;
+        try {
+            (*static_cast<const log_function *>(data))(level, std::string_view(json, length));
+        } catch (...) {
+            // Nobody on the library's threads could catch it.
+        }
+        inside() = false;
+    }
+
+    std::mutex lock_;
+    std::unique_ptr<log_function> current_;
+};
+
+} // namespace detail
+
+/** Has `log` called for each line of the log up to `level` (1 error, 2 warning, 3 information, 4 debugging, 5 tracing), with its level
+ * and its JSON, on any thread, one line at a time. One function a process: it replaces the earlier one, which is not running any more
+ * when this returns. What `log` throws is dropped, and it must not call this library. */
+inline void set_log(std::int32_t level, std::function<void(std::int32_t, std::string_view)> log) {
+    detail::log_hook::get().set(level, std::move(log));
+}
+/** Takes it back; so does the end of the process. */
+inline void clear_log() { detail::log_hook::get().set(0, nullptr); }
 
 /** Settings of an engine to be opened. */
 class options {

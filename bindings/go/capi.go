@@ -262,9 +262,9 @@ func policyList(e engineHandle) (string, error)              { return done(C.go_
 func policyShow(e engineHandle, version uint64) (string, error) {
 	return done(C.go_policy_show(e, C.uint64_t(version)))
 }
-func policyVersion(e engineHandle) (uint64, error)           { return number(C.go_policy_version(e)) }
-func policySync(e engineHandle) (uint64, error)              { return number(C.go_policy_sync(e)) }
-func policyRollback(e engineHandle) (uint64, error)          { return number(C.go_policy_rollback(e)) }
+func policyVersion(e engineHandle) (uint64, error)  { return number(C.go_policy_version(e)) }
+func policySync(e engineHandle) (uint64, error)     { return number(C.go_policy_sync(e)) }
+func policyRollback(e engineHandle) (uint64, error) { return number(C.go_policy_rollback(e)) }
 func policyActivate(e engineHandle, version uint64) error {
 	_, err := done(C.go_policy_activate(e, C.uint64_t(version)))
 	return err

@@ -35,6 +35,8 @@ type Request struct {
 	Logprobs         bool               // Tells the log-probability of each token, in the result.
 	TopLogprobs      int                // With Logprobs: also those of this many most probable ones, up to 20; 5 without a chat.
 	User             string             // Whom it is for; kept with the record.
+	ParseSpecial     bool               // Whether text that spells a control token is that token; else it is text.
+	ContinueFinal    bool               // Goes on with the last message of a chat, in place of answering it.
 }
 
 // Ptr returns a pointer to value, for fields whose zero means something: Temperature: apa.Ptr(0.0).
@@ -99,9 +101,11 @@ func (r Request) body() (string, error) {
 		ToolChoice       any                `json:"tool_choice,omitempty"`
 		Logprobs         any                `json:"logprobs,omitempty"`
 		TopLogprobs      int                `json:"top_logprobs,omitempty"`
+		ParseSpecial     bool               `json:"parse_special,omitempty"`
+		ContinueFinal    bool               `json:"continue_final_message,omitempty"`
 	}{r.Messages, prompt, r.MaxTokens, r.Temperature, r.TopK, r.TopP, r.MinP, r.RepeatPenalty, r.FrequencyPenalty,
 		r.PresencePenalty, r.Seed, r.Stop, r.User, r.LogitBias, r.Grammar, r.ResponseFormat,
-		r.Tools, r.ToolChoice, logprobs, topLogprobs})
+		r.Tools, r.ToolChoice, logprobs, topLogprobs, r.ParseSpecial, r.ContinueFinal})
 }
 
 // Why an answer ended.

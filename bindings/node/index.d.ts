@@ -3,6 +3,25 @@ export const version: string;
 /** The version of the interface of the library that is loaded: major in the high 16 bits, minor in the low 16. */
 export const abiVersion: number;
 
+export type LogLevel = 'error' | 'warn' | 'info' | 'debug' | 'trace';
+
+/** A line of the log, with fields of its own. */
+export interface LogLine {
+  level: LogLevel;
+  /** Which part of the library says it. */
+  target: string;
+  message: string;
+  [field: string]: unknown;
+}
+
+/**
+ * Has `log` called for each line of the log up to `level`, on this thread, when it has time: 1024 lines are kept, and a line tells how
+ * many more there were. One function a process, which replaces the earlier one, also another thread's. Doesn't keep the process alive.
+ */
+export function setLog(level: LogLevel, log: (line: LogLine) => void): void;
+/** Takes it back. */
+export function setLog(level: null): void;
+
 /** The classes of failure. */
 export type ErrorCode =
   | 'APA_ERR_ARG' // The caller's input is wrong: an option, a request, an unknown id.
@@ -34,13 +53,68 @@ export interface OpenOptions {
   signal?: AbortSignal;
 }
 
-export interface Message {
-  role: 'system' | 'user' | 'assistant' | (string & {});
-  content: string;
+/** A call that the model wants made. */
+export interface ToolCall {
+  /** Names the call, for the message that answers it. */
+  id: string;
+  type: 'function';
+  /** `arguments` is a JSON object as text. */
+  function: { name: string; arguments: string };
 }
+
+/** Text, whole or in parts. */
+export type Content = string | { type: 'text'; text: string }[];
+
+export type Message =
+  | { role: 'system' | 'developer' | 'user' | (string & {}); content: Content; name?: string }
+  | {
+      role: 'assistant';
+      content?: Content | null;
+      refusal?: string | null;
+      reasoning_content?: string | null;
+      tool_calls?: ToolCall[] | null;
+      name?: string;
+    }
+  /** The answer to a call. */
+  | { role: 'tool'; content?: Content | null; tool_call_id?: string; name?: string };
+
+/** A function that the model may call; the application makes the call, and answers with a message of role `tool`. */
+export interface Tool {
+  type: 'function';
+  function: {
+    name: string;
+    description?: string;
+    /** JSON schema of its arguments, an object. */
+    parameters?: object;
+    strict?: boolean | null;
+  };
+}
+
+interface NamedTool {
+  type: 'function';
+  function: { name: string };
+}
+
+/** `auto`, the default, leaves it to the model; `required`, or a tool, makes the answer a call. */
+export type ToolChoice =
+  | 'none'
+  | 'auto'
+  | 'required'
+  | NamedTool
+  | { type: 'function'; name: string }
+  | { type: 'allowed_tools'; allowed_tools: { mode: 'auto' | 'required'; tools: NamedTool[] } };
+
+/** What the answer must look like. */
+export type ResponseFormat =
+  | { type: 'text' }
+  | { type: 'json_object'; schema?: object }
+  | { type: 'json_schema'; json_schema: { schema: object | boolean; name?: string; description?: string; strict?: boolean | null } }
+  | { type: 'json_schema'; schema: object | boolean };
 
 interface Sampling {
   max_tokens?: number;
+  /** The newer name of `max_tokens`. */
+  max_completion_tokens?: number;
   /** 0 is greedy; 1, the default, is the plain policy. */
   temperature?: number;
   top_k?: number;
@@ -50,31 +124,66 @@ interface Sampling {
   frequency_penalty?: number;
   presence_penalty?: number;
   logit_bias?: Record<string, number>;
-  response_format?: unknown;
+  response_format?: ResponseFormat;
   /** GBNF. */
   grammar?: string;
   seed?: number;
   stop?: string | string[];
+  /** Whom it is for; kept with the record. */
   user?: string;
+  /** Any; the engine has one. */
+  model?: string;
+  /** One: start a generation for each answer. */
+  n?: 1;
+  /** Whether text that spells a control token is that token; else it is text. */
+  parse_special?: boolean;
 }
 
 /** A chat, through the model's own template. */
 export interface ChatRequest extends Sampling {
   messages: Message[];
   prompt?: never;
+  /** Tells the log-probability of each token, in the result. */
   logprobs?: boolean;
+  /** With `logprobs`: also those of this many most probable ones, up to 20. */
   top_logprobs?: number;
+  tools?: Tool[];
+  tool_choice?: ToolChoice;
+  /** Has no effect: the model decides. */
+  parallel_tool_calls?: boolean;
+  /** Goes on with the last message. */
+  continue_final_message?: boolean;
+  /** Whether an answer of the assistant is begun; true by default. */
+  add_generation_prompt?: boolean;
 }
 
 /** Plain text or tokens, continued. */
 export interface CompletionRequest extends Sampling {
   prompt: string | number[];
   messages?: never;
-  logprobs?: number;
+  /** Tells the log-probability of each token and of this many most probable ones, up to 5, in the result. */
+  logprobs?: number | boolean;
 }
 
 /** What to generate; fields have the names of the HTTP service. */
 export type Request = ChatRequest | CompletionRequest;
+
+/** A token that might have been sampled. */
+export interface Alternative {
+  /** Its text; bytes that are not UTF-8 by themselves are replaced. */
+  token: string;
+  /** Under the plain model at temperature 1, in nats; at least -9999. */
+  logprob: number;
+  bytes: number[];
+  /** Its number. */
+  id: number;
+}
+
+/** A token that was sampled. */
+export interface TokenLogprob extends Alternative {
+  /** The most probable ones there, the most probable first, itself perhaps among them. */
+  top_logprobs: Alternative[];
+}
 
 export interface Result {
   /** Names the answer, for feedback. */
@@ -85,7 +194,10 @@ export interface Result {
   finish_reason: 'stop' | 'length' | 'cancelled';
   seed: number;
   usage: { prompt_tokens: number; completion_tokens: number; total_tokens: number };
-  logprobs?: unknown[];
+  /** The calls that are in `text`, where the request has tools. */
+  tool_calls?: ToolCall[];
+  /** A token each, if they were asked for; without the one that ended the answer. */
+  logprobs?: TokenLogprob[];
 }
 
 export interface CallOptions {
@@ -146,7 +258,9 @@ export type Sample = {
   completion: string | number[];
   /** -1 to 1; without one it waits for feedback. */
   reward?: number;
+  /** At which it was sampled and is trained; 1 by default. */
   temperature?: number;
+  parse_special?: boolean;
   user?: string;
 } & ({ messages: Message[]; prompt?: never } | { prompt: string | number[]; messages?: never });
 

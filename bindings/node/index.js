@@ -2,11 +2,21 @@
 
 import { createRequire } from 'node:module';
 import { ApaError, errorOf } from './errors.js';
+import { deliver, setLog as setLogOf } from './log.js';
 import { Feed, Stream, pull } from './streams.js';
 import { turn } from './turns.js';
 
 const require = createRequire(import.meta.url);
-const native = require('./build/apa.node');
+const native = addon();
+
+function addon() {
+  try {
+    return require('./build/apa.node');
+  } catch (error) {
+    const again = 'libapa\'s addon is not there or does not load; README.md says what it needs, and `npm rebuild libapa` builds it';
+    throw new Error(`${again}: ${error.message}`, { cause: error });
+  }
+}
 
 export { ApaError, Feed, Stream };
 
@@ -15,9 +25,20 @@ export const version = native.version;
 /** The version of the interface of the library that is loaded. */
 export const abiVersion = native.abiVersion;
 
-native.setup(errorOf, pull);
-// The process ends without waiting for the threads of the library; so they end first.
-process.once('exit', () => native.endAll());
+native.setup(errorOf, (ids, logged) => {
+  pull(ids);
+  if (logged) deliver(native);
+});
+// The process ends without waiting for the threads of the library; so they end first, and what they said is told.
+process.once('exit', () => {
+  native.endAll();
+  deliver(native);
+});
+
+/** Has the log told to a function, up to a level. */
+export function setLog(level, log) {
+  setLogOf(native, level, log);
+}
 
 // The order of src/addon.h.
 const OPERATIONS = ['open', 'close', 'feedback', 'preference', 'sample', 'forget', 'reward', 'show', 'versions', 'step', 'activate',

@@ -17,7 +17,7 @@ use super::strings::{apa_string, string};
 use crate::Engine;
 use crate::engine::{Event, GenerationStream, Next};
 use crate::error::{Error, Result};
-use crate::request::{Unknown, parse_request};
+use crate::request::{Reader, Unknown, calls_json, parse_request};
 use crate::types::{FinishReason, Generation};
 
 /// A running or ended generation. Owned by whoever started it, who frees it with `apa_gen_free`; every call is safe
@@ -43,6 +43,8 @@ type Wake = unsafe extern "C" fn(*mut c_void);
 
 pub(super) struct GenObject {
     stream: GenerationStream,
+    /// Names of the tools that the answer may call.
+    tools: Arc<[String]>,
     /// How it ended; set by whoever pulled the end, for all later pulls.
     end: OnceLock<Result<Arc<Generation>>>,
     freed: AtomicBool,
@@ -59,7 +61,7 @@ enum Pulled {
 
 impl GenObject {
     fn start(engine: &Engine, request: &[u8]) -> Result<Self> {
-        let request = parse_request(request, Unknown::Refuse)?;
+        let mut request = parse_request(request, Unknown::Refuse)?;
         if request.stream || request.include_usage {
             return Err(Error::arg(
                 "stream is for HTTP; here apa_gen_next streams and apa_generate may, expected neither field",
@@ -68,8 +70,9 @@ impl GenObject {
         if request.n != 1 {
             return Err(Error::arg(format!("n is {}, expected 1: start a generation for each answer", request.n)));
         }
+        let tools = std::mem::take(&mut request.tools).into();
         let stream = engine.generate(request.resolve(engine)?)?;
-        Ok(Self { stream, end: OnceLock::new(), freed: AtomicBool::new(false), wake: Arc::new(Slot::new()) })
+        Ok(Self { stream, tools, end: OnceLock::new(), freed: AtomicBool::new(false), wake: Arc::new(Slot::new()) })
     }
 
     /// Has the engine call whatever hook is in the slot.
@@ -108,7 +111,7 @@ fn ended(generation: &Generation) -> apa_status {
 }
 
 /// What the header promises of a result.
-fn result_json(generation: &Generation, stream: &GenerationStream) -> serde_json::Value {
+fn result_json(generation: &Generation, object: &GenObject) -> serde_json::Value {
     let (prompt, completion) = (generation.prompt.len(), generation.response.len());
     let mut result = json!({
         "id": generation.id,
@@ -121,7 +124,15 @@ fn result_json(generation: &Generation, stream: &GenerationStream) -> serde_json
     if generation.unrecorded {
         result["recorded"] = false.into();
     }
-    let logprobs = stream.logprobs(0);
+    if !object.tools.is_empty() {
+        let mut reader = Reader::new(object.tools.clone());
+        reader.push(&generation.text);
+        let (_, calls) = reader.finish();
+        if !calls.is_empty() {
+            result["tool_calls"] = calls_json(&generation.id.0, calls).into();
+        }
+    }
+    let logprobs = object.stream.logprobs(0);
     if !logprobs.is_empty() {
         result["logprobs"] = json!(logprobs);
     }
@@ -131,7 +142,8 @@ fn result_json(generation: &Generation, stream: &GenerationStream) -> serde_json
 /// Queues a generation. The request is the JSON body of the HTTP service: `messages` (a chat) or `prompt` (plain text
 /// or tokens), and optionally `max_tokens`, `temperature`, `top_k`, `top_p`, `min_p`, `repeat_penalty`,
 /// `frequency_penalty`, `presence_penalty`, `logit_bias`, `response_format` or `grammar` (GBNF), `logprobs` (with
-/// `top_logprobs` in a chat), `seed`, `stop`, `user`, `n` (1), `model` (any).
+/// `top_logprobs` in a chat), `seed`, `stop`, `user`, `parse_special`, `n` (1), `model` (any); in a chat also `tools`
+/// with `tool_choice`, `continue_final_message` and `add_generation_prompt`.
 ///
 /// Errors: `APA_ERR_ARG` for an unknown field or a value out of range (both named), an empty prompt, one longer than
 /// the context, or a grammar that can't be used; `APA_ERR_BUSY` if the queue is full; `APA_ERR_UNSUPPORTED` for a chat
@@ -208,9 +220,10 @@ pub unsafe extern "C" fn apa_gen_next(
 
 /// Writes the whole of a generation that has ended as a JSON object: `id`, `policy_version` (the weights that made
 /// every token of it), `text`, `finish_reason` (`stop`, `length` or `cancelled`), `seed`, `usage` (`prompt_tokens`,
-/// `completion_tokens`, `total_tokens`), and, if they were asked for, `logprobs`: an array with an object a token, as
-/// in a chat completion's `logprobs.content`. `recorded`, false, is there only if the answer could not be recorded (the
-/// disk is full, its user was forgotten): it can't be rated then.
+/// `completion_tokens`, `total_tokens`); if they were asked for, `logprobs`: an array with an object a token, as in a
+/// chat completion's `logprobs.content`; and, if `text` calls tools, `tool_calls`, as in a chat completion's message.
+/// `recorded`, false, is there only if the answer could not be recorded (the disk is full, its user was forgotten): it
+/// can't be rated then.
 ///
 /// Errors: `APA_ERR_BUSY` until `apa_gen_next` has given the end; the error that it ended with; `APA_ERR_CLOSED`.
 #[unsafe(no_mangle)]
@@ -229,7 +242,7 @@ pub unsafe extern "C" fn apa_gen_result(
                     "the end of the generation has not been pulled, expected apa_gen_next to say so first",
                 )),
                 Some(Err(e)) => Err(e.clone()),
-                Some(Ok(generation)) => put_json(json, &result_json(generation, &object.stream)),
+                Some(Ok(generation)) => put_json(json, &result_json(generation, &object)),
             }
         })
     }
@@ -313,7 +326,7 @@ pub unsafe extern "C" fn apa_generate(
                 match object.pull(None)? {
                     Pulled::Nothing => {}
                     Pulled::Ended(generation) => {
-                        put_json(result, &result_json(&generation, &object.stream))?;
+                        put_json(result, &result_json(&generation, &object))?;
                         return Ok(ended(&generation));
                     }
                     // After a stop the rest is waited for, not shown.

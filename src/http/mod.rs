@@ -13,7 +13,6 @@ mod openapi;
 mod origin;
 mod schemas;
 mod shape;
-mod tool_calls;
 
 use std::net::SocketAddr;
 use std::sync::Arc;

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value, json};
 
-use super::tool_calls::{Call, Reader};
 use crate::llama::TextDecoder;
+use crate::request::{Call, Reader, calls_json};
 use crate::types::{FinishReason, Generation, GenerationId, TokenLogprob};
 
 /// Which of the two APIs.
@@ -170,15 +170,11 @@ impl Shape {
 
     /// Calls as OpenAI has them; in a stream they are numbered.
     fn calls(&self, generation: &str, calls: Vec<Call>, numbered: bool) -> Value {
-        let call = |(i, Call { name, arguments }): (usize, Call)| {
-            let function = json!({"name": name, "arguments": arguments});
-            let mut call = json!({"id": format!("call-{generation}-{i}"), "type": "function", "function": function});
-            if numbered {
-                call["index"] = i.into();
-            }
-            call
-        };
-        calls.into_iter().enumerate().map(call).collect()
+        let mut calls = calls_json(generation, calls);
+        if numbered {
+            calls.iter_mut().enumerate().for_each(|(i, call)| call["index"] = i.into());
+        }
+        calls.into()
     }
 
     /// The end of an answer that failed: the error beside the choice that it ended.

@@ -136,7 +136,7 @@ impl ParsedRequest {
 /// implemented.
 pub fn parse_chat(body: &[u8], unknown: Unknown) -> Result<ParsedRequest> {
     let mut fields = Fields::parse(body, unknown)?;
-    let messages = fields.take("messages").ok_or_else(|| Error::arg("messages is missing"))?;
+    let messages = fields.required("messages")?;
     let tools = tools::take(&mut fields)?;
     let ending = match (fields.flag("continue_final_message")?, fields.choice("add_generation_prompt")?) {
         (true, Some(true)) => {
@@ -166,7 +166,7 @@ pub fn parse_chat(body: &[u8], unknown: Unknown) -> Result<ParsedRequest> {
 /// As [`parse_chat`].
 pub fn parse_completion(body: &[u8], unknown: Unknown) -> Result<ParsedRequest> {
     let mut fields = Fields::parse(body, unknown)?;
-    let prompt = fields.take("prompt").ok_or_else(|| Error::arg("prompt is missing"))?;
+    let prompt = fields.required("prompt")?;
     let special = fields.flag("parse_special")?;
     let prompts = prompts_of("prompt", prompt, special)?;
     let request = fields.into_request(prompts)?;
@@ -187,12 +187,15 @@ pub fn parse_completion(body: &[u8], unknown: Unknown) -> Result<ParsedRequest> 
 /// # Errors
 /// As [`parse_chat`].
 pub fn parse_request(body: &[u8], unknown: Unknown) -> Result<ParsedRequest> {
-    let fields = Fields::parse(body, unknown)?.map;
-    match (fields.contains_key("messages"), fields.contains_key("prompt")) {
+    let fields = Fields::parse(body, unknown)?;
+    match (fields.map.contains_key("messages"), fields.map.contains_key("prompt")) {
         (true, false) => parse_chat(body, unknown),
         (false, true) => parse_completion(body, unknown),
         (true, true) => Err(Error::arg("the request has both messages and prompt, expected one of them")),
-        (false, false) => Err(Error::arg("the request has neither messages nor prompt, expected one of them")),
+        (false, false) => {
+            let neither = || Error::arg("the request has neither messages nor prompt, expected one of them");
+            Err(fields.mistyped(&["messages", "prompt"]).unwrap_or_else(neither))
+        }
     }
 }
 
@@ -356,10 +359,12 @@ impl Fields {
             (Some(_), Some(_)) => {
                 return Err(Error::arg("there are both json_schema and schema, expected one of them"));
             }
-            (Some(Value::Object(map)), None) => match (Fields { map, unknown: Unknown::Ignore }).take("schema") {
-                None => return Err(Error::arg("json_schema has no schema, expected an object")),
-                schema => schema,
-            },
+            (Some(Value::Object(map)), None) => {
+                let mut fields = Fields { map, unknown: Unknown::Ignore };
+                let none = || Error::arg("json_schema has no schema, expected an object");
+                let schema = fields.take("schema");
+                Some(schema.ok_or_else(|| fields.mistyped(&["schema"]).unwrap_or_else(none))?)
+            }
             (Some(other), None) => {
                 return Err(Error::arg(format!("json_schema is {}, expected an object with a schema", shown(&other))));
             }

@@ -24,7 +24,7 @@ pub struct ParsedEmbeddings {
 /// As [`parse_chat`].
 pub fn parse_embeddings(body: &[u8], unknown: Unknown) -> Result<ParsedEmbeddings> {
     let mut fields = Fields::parse(body, unknown)?;
-    let input = fields.take("input").ok_or_else(|| Error::arg("input is missing"))?;
+    let input = fields.required("input")?;
     let special = fields.flag("parse_special")?;
     let input = prompts_of("input", input, special)?;
     if input.len() > EMBEDDINGS {

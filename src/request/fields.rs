@@ -74,7 +74,7 @@ impl Fields {
     }
 
     pub(super) fn id(&mut self, key: &str) -> Result<GenerationId> {
-        let id = self.string(key)?.ok_or_else(|| Error::arg(format!("{key} is missing")))?;
+        let id = self.string(key)?.ok_or_else(|| self.missing(key))?;
         match id.len() {
             1..=ID_BYTES => Ok(GenerationId(id)),
             bytes => Err(Error::arg(format!("{key} has {bytes} bytes, expected 1 to {ID_BYTES}"))),
@@ -90,6 +90,22 @@ impl Fields {
         }
     }
 
+    /// Takes a member out that has to be there.
+    pub(super) fn required(&mut self, key: &str) -> Result<Value> {
+        self.take(key).ok_or_else(|| self.missing(key))
+    }
+
+    /// The error for a member that has to be there.
+    pub(super) fn missing(&self, key: &str) -> Error {
+        self.mistyped(&[key]).unwrap_or_else(|| Error::arg(format!("{key} is missing")))
+    }
+
+    /// The error for a member whose name is nearly one of `known`, if there is one.
+    pub(super) fn mistyped(&self, known: &[&str]) -> Option<Error> {
+        let nearly = |key: &&String| matches!(nearest(key, known), Some((1.., _)));
+        self.map.keys().find(nearly).map(|key| unknown_key(key, known))
+    }
+
     /// Refuses members that nobody took, unless unknown fields are ignored.
     pub(super) fn finish(self, known: &[&str]) -> Result<()> {
         match self.map.keys().next() {
@@ -99,12 +115,14 @@ impl Fields {
     }
 }
 
+/// The name that `key` is nearest to, if it is near, and how many letters apart they are.
+fn nearest<'a>(key: &str, known: &[&'a str]) -> Option<(usize, &'a str)> {
+    let all = known.iter().map(|name| (strsim::damerau_levenshtein(key, name), *name));
+    all.min().filter(|(distance, name)| *distance <= 1 + name.len() / 3)
+}
+
 fn unknown_key(key: &str, known: &[&str]) -> Error {
-    let nearest = known
-        .iter()
-        .map(|name| (strsim::damerau_levenshtein(key, name), name))
-        .min()
-        .filter(|(distance, name)| *distance <= 1 + name.len() / 3);
+    let nearest = nearest(key, known);
     let key: String = key.chars().take(64).collect();
     match nearest {
         Some((0, name)) => Error::arg(format!("{name} does not belong in this kind of request")),

@@ -113,7 +113,7 @@ pub fn parse_preference(body: &[u8], unknown: Unknown) -> Result<Preference> {
 /// `Arg` names the field and what was expected.
 pub fn parse_forget(body: &[u8], unknown: Unknown) -> Result<String> {
     let mut fields = Fields::parse(body, unknown)?;
-    let user = fields.user()?.ok_or_else(|| Error::arg("user is missing"))?;
+    let user = fields.user()?.ok_or_else(|| fields.missing("user"))?;
     fields.finish(&["user"])?;
     Ok(user)
 }
@@ -124,7 +124,7 @@ pub fn parse_forget(body: &[u8], unknown: Unknown) -> Result<String> {
 /// `Arg` names the field and what was expected.
 pub fn parse_review(body: &[u8], unknown: Unknown) -> Result<(String, ReviewVerdict)> {
     let mut fields = Fields::parse(body, unknown)?;
-    let user = fields.user()?.ok_or_else(|| Error::arg("user is missing"))?;
+    let user = fields.user()?.ok_or_else(|| fields.missing("user"))?;
     let verdict = match fields.string("verdict")?.as_deref() {
         Some("trust") => ReviewVerdict::Trust,
         Some("hold") => ReviewVerdict::Hold,
@@ -148,12 +148,15 @@ pub fn parse_sample(body: &[u8], unknown: Unknown) -> Result<ParsedSample> {
             Prompt::Chat(Conversation { messages, parse_special, ..Conversation::default() })
         }
         (None, Some(prompt)) => prompt_of("prompt", prompt, parse_special)?,
-        (found, _) => {
-            let found = if found.is_some() { "both messages and prompt" } else { "neither messages nor prompt" };
-            return Err(Error::arg(format!("the sample has {found}, expected one of them")));
+        (None, None) => {
+            let neither = || Error::arg("the sample has neither messages nor prompt, expected one of them");
+            return Err(fields.mistyped(&["messages", "prompt"]).unwrap_or_else(neither));
+        }
+        (Some(_), Some(_)) => {
+            return Err(Error::arg("the sample has both messages and prompt, expected one of them"));
         }
     };
-    let completion = fields.take("completion").ok_or_else(|| Error::arg("completion is missing"))?;
+    let completion = fields.required("completion")?;
     let sample = ParsedSample {
         prompt,
         completion: prompt_of("completion", completion, false)?,

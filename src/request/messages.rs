@@ -55,7 +55,7 @@ fn message_of(value: Value, unknown: Unknown) -> Result<Value> {
         }
     }
     let Some(role) = message.get("role").and_then(Value::as_str).map(str::to_owned) else {
-        return Err(Error::arg("role is missing"));
+        return Err(fields.missing("role"));
     };
     let refusal = fields.string("refusal")?;
     let content = match fields.take("content") {
@@ -66,7 +66,7 @@ fn message_of(value: Value, unknown: Unknown) -> Result<Value> {
         }
         // An assistant may have called tools or refused; a tool may have nothing to say.
         None if matches!(role.as_str(), "assistant" | "tool" | "function") => refusal.unwrap_or_default(),
-        None => return Err(Error::arg("content is missing")),
+        None => return Err(fields.missing("content")),
     };
     message.insert("content".into(), content.into());
     let mut calls = match fields.take("tool_calls") {

@@ -7,6 +7,7 @@ mod fields;
 mod learning;
 mod messages;
 mod tokens;
+mod tool_calls;
 mod tools;
 
 #[cfg(test)]
@@ -26,6 +27,7 @@ pub use learning::{
     ParsedSample, Preference, parse_feedback, parse_forget, parse_preference, parse_review, parse_sample,
 };
 pub use messages::parse_messages;
+pub(crate) use tool_calls::{Call, Reader, calls_json};
 pub use tokens::{ParsedTokenize, parse_detokenize, parse_tokenize};
 
 use fields::{shown, whole};

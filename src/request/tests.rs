@@ -354,3 +354,37 @@ fn a_completion_may_have_several_prompts_and_echo_them() {
     assert_eq!(message(r#""prompt":"a","suffix":"b""#), "suffix is not supported");
     assert!(message(r#""prompt":"a","echo":true,"logprobs":0"#).starts_with("echo with logprobs is not supported"));
 }
+
+/// Also one that has to be there: what is missing is not all that is wrong.
+#[test]
+fn a_mistyped_key_is_answered_with_the_name_it_is_nearest_to() {
+    let request = |body: &str| parse_request(body.as_bytes(), Unknown::Refuse).unwrap_err().message().to_owned();
+    let chat = |member: &str| request(&format!(r#"{{"messages":[{{"role":"user","content":"a"}}],{member}}}"#));
+    let message = |members: &str| request(&format!(r#"{{"messages":[{{{members}}}]}}"#));
+    let sample = |body: &str| parse_sample(body.as_bytes(), Unknown::Refuse).unwrap_err().message().to_owned();
+    let said = |body: &str| parse_feedback(body.as_bytes(), Unknown::Refuse).unwrap_err().message().to_owned();
+    for (error, key, name) in [
+        (request(r#"{"mesages":[]}"#), "mesages", "messages"),
+        (request(r#"{"promt":"a"}"#), "promt", "prompt"),
+        (request(r#"{"prompt":"a","maxTokens":4}"#), "maxTokens", "max_tokens"),
+        (chat(r#""temprature":1"#), "temprature", "temperature"),
+        (chat(r#""tool_choise":"none""#), "tool_choise", "tool_choice"),
+        (chat(r#""toplogprobs":2"#), "toplogprobs", "top_logprobs"),
+        (message(r#""rol":"user","content":"a""#), "rol", "role"),
+        (message(r#""role":"user","contnet":"a""#), "contnet", "content"),
+        (message(r#""role":"assistant","tool_call":[]"#), "tool_call", "tool_calls"),
+        (chat(r#""response_format":{"type":"json_schema","json_shema":{}}"#), "json_shema", "json_schema"),
+        (chat(r#""response_format":{"type":"json_schema","json_schema":{"shema":{}}}"#), "shema", "schema"),
+        (chat(r#""tools":[{"type":"function","function":{"nme":"a"}}]"#), "nme", "name"),
+        (chat(r#""tools":[{"type":"function","function":{"name":"a","paramters":{}}}]"#), "paramters", "parameters"),
+        (sample(r#"{"promt":"a","completion":"b"}"#), "promt", "prompt"),
+        (sample(r#"{"prompt":"a","completon":"b"}"#), "completon", "completion"),
+        (sample(r#"{"prompt":"a","completion":"b","temprature":1}"#), "temprature", "temperature"),
+        (said(r#"{"generationId":"a","rating":1}"#), "generationId", "generation_id"),
+        (said(r#"{"generation_id":"a","rating":1,"coment":"b"}"#), "coment", "comment"),
+    ] {
+        assert!(error.ends_with(&format!("unknown field {key:?}, did you mean {name:?}?")), "{key}: {error}");
+    }
+    assert_eq!(request(r#"{"model":"a"}"#), "the request has neither messages nor prompt, expected one of them");
+    assert_eq!(said(r#"{"rating":1}"#), "generation_id is missing");
+}

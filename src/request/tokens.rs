@@ -24,7 +24,7 @@ pub struct ParsedTokenize {
 /// `Arg` names the field and what was expected.
 pub fn parse_tokenize(body: &[u8], unknown: Unknown) -> Result<ParsedTokenize> {
     let mut fields = Fields::parse(body, unknown)?;
-    let content = fields.string("content")?.ok_or_else(|| Error::arg("content is missing"))?;
+    let content = fields.string("content")?.ok_or_else(|| fields.missing("content"))?;
     let (add_special, parse_special) = (fields.flag("add_special")?, fields.flag("parse_special")?);
     fields.finish(&["content", "add_special", "parse_special"])?;
     Ok(ParsedTokenize { content, add_special, parse_special })

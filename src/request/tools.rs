@@ -2,6 +2,7 @@
 
 use serde_json::{Value, json};
 
+use super::Unknown;
 use super::fields::{Fields, kind, shown};
 use crate::error::{Error, Result};
 
@@ -115,14 +116,23 @@ fn function(tool: &Value) -> Result<(String, Value)> {
         return Err(Error::arg("its type is not function, which is the only one that is known"));
     }
     let function = &tool["function"];
-    let Some(name) = function["name"].as_str() else { return Err(Error::arg("function.name is missing")) };
+    let mistyped = |known: &str| {
+        let map = function.as_object().cloned().unwrap_or_default();
+        Fields { map, unknown: Unknown::Ignore }.mistyped(&[known]).map(|e| e.context("function"))
+    };
+    let Some(name) = function["name"].as_str() else {
+        return Err(mistyped("name").unwrap_or_else(|| Error::arg("function.name is missing")));
+    };
     let plain = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-' || c == '.';
     if name.is_empty() || name.len() > NAME_BYTES || !name.chars().all(plain) {
         let expected = format!("1 to {NAME_BYTES} letters, digits, _, - and .");
         return Err(Error::arg(format!("function.name has other characters or is too long, expected {expected}")));
     }
     match &function["parameters"] {
-        Value::Null => Ok((name.to_owned(), json!({"type": "object", "properties": {}}))),
+        Value::Null => match mistyped("parameters") {
+            None => Ok((name.to_owned(), json!({"type": "object", "properties": {}}))),
+            Some(error) => Err(error),
+        },
         schema @ Value::Object(map) if map.get("type").is_none_or(|kind| kind == "object") => {
             Ok((name.to_owned(), schema.clone()))
         }

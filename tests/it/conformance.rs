@@ -118,6 +118,17 @@ fn an_application_is_not_disturbed() {
     assert!(output.stderr.is_empty(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
+/// Replaced and taken back under load, and left set at the end of the process.
+#[test]
+fn the_log_of_cpp_is_safe_to_set_and_to_leave() {
+    let dir = folder();
+    let sanitized = ["-std=c++17", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"];
+    let mut log = compiled("g++", &sanitized, "log.cpp", dir.path());
+    let output = run(log.arg(dir.path().join("tiny.gguf")).arg(dir.path().join("data")));
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "ok\n");
+    assert!(output.stderr.is_empty(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
 /// `make memcheck`: valgrind knows no AVX-512, so it wants a library that was built without.
 #[test]
 #[ignore = "slow, and wants the library that APA_MEMCHECK_LIB names"]

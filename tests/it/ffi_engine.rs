@@ -334,11 +334,20 @@ fn the_header_names_every_member_of_what_it_returns() {
     let engine = opened.engine;
     let logprobs = start(engine, r#"{"prompt":"the","max_tokens":4,"logprobs":1}"#);
     pull_all(logprobs);
+    let parameters = r#"{"type":"object","properties":{},"additionalProperties":false}"#;
+    let tool = format!(r#"{{"type":"function","function":{{"name":"now","parameters":{parameters}}}}}"#);
+    let messages = r#"[{"role":"user","content":"a"}]"#;
+    let request = format!(r#"{{"messages":{messages},"tools":[{tool}],"tool_choice":"required","max_tokens":400}}"#);
+    let calling = start(engine, &request);
+    pull_all(calling);
     // SAFETY: locals, and text with its length.
     unsafe {
         named("apa_engine_status", &json(|out, error| apa_engine_status(engine, out, error)));
         named("apa_trainer_status", &json(|out, error| apa_trainer_status(engine, out, error)));
         named("apa_gen_result", &json(|out, error| apa_gen_result(logprobs, out, error)));
+        let called = json(|out, error| apa_gen_result(calling, out, error));
+        named("apa_gen_result", &called);
+        assert_eq!(called["tool_calls"][0]["function"], serde_json::json!({"name": "now", "arguments": "{}"}));
         named("apa_policy_list", &json(|out, error| apa_policy_list(engine, out, error))[0]);
         named("apa_trainer_step", &json(|out, error| apa_trainer_step(engine, out, error)));
         let mut ids = Vec::new();
@@ -363,6 +372,7 @@ fn the_header_names_every_member_of_what_it_returns() {
         named("apa_forget", &forgotten);
     }
     apa_gen_free(logprobs);
+    apa_gen_free(calling);
 }
 
 #[test]

@@ -51,5 +51,9 @@ fn the_go_module_builds_and_runs_outside_the_repository() {
     // As the package's documentation says; the flags of pkg-config's --libs alone.
     build.current_dir(&application).env_remove("CGO_CFLAGS").env("CGO_LDFLAGS", installed.libs("apa").join(" "));
     run(&mut build);
-    installed.example_runs(&application.join("chat"));
+    let mut chat = Command::new(application.join("chat"));
+    chat.env("LD_LIBRARY_PATH", installed.prefix().join("lib"));
+    let output = run(chat.arg(go.model()).arg(installed.dir.path().join("data")));
+    let out = String::from_utf8_lossy(&output.stdout);
+    assert!(out.ends_with("answered by version 1, back to 0\n"), "{out}");
 }

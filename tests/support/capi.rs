@@ -6,7 +6,7 @@ use apa::ffi::*;
 use serde_json::Value;
 
 use super::c::{message, options, set, take};
-use super::tiny::{TinySpec, tiny_model};
+use super::tiny::{TOOLS, TinySpec, tiny_model};
 
 /// An open engine on a model of its own. Freed at the end of the test.
 pub struct Opened {
@@ -23,7 +23,7 @@ impl Drop for Opened {
 pub fn open(settings: &[(&str, &str)]) -> Opened {
     let dir = tempfile::tempdir().unwrap();
     let model = dir.path().join("tiny.gguf");
-    tiny_model(&model, &TinySpec::new("llama")).unwrap();
+    tiny_model(&model, &TinySpec { template: TOOLS, ..TinySpec::new("llama") }).unwrap();
     let options = options();
     let data = dir.path().join("data");
     let paths = [("model", model.to_str().unwrap()), ("data", data.to_str().unwrap())];

@@ -217,8 +217,9 @@ static void drain(napi_env env, napi_value unused, void *context, void *data)
     addon *a = context;
     object *o;
     job *done, *first = NULL, *j;
-    napi_value ids, id, function, none;
+    napi_value arguments[2], ids, id, function, none;
     uint32_t count = 0, ready_id, i;
+    bool logged;
 
     (void)unused;
     (void)data;
@@ -228,6 +229,7 @@ static void drain(napi_env env, napi_value unused, void *context, void *data)
     a->called = false;
     done = a->done;
     a->done = NULL;
+    logged = a->lines != NULL;
     for (o = a->ready; o; o = o->next_ready)
         count++;
     pthread_mutex_unlock(&a->lock);
@@ -264,10 +266,12 @@ static void drain(napi_env env, napi_value unused, void *context, void *data)
         }
         free_job(j);
     }
-    if (count) {
+    if (count || logged) {
         napi_get_undefined(env, &none);
         napi_get_reference_value(env, a->pull, &function);
-        napi_call_function(env, none, function, 1, &ids, NULL);
+        arguments[0] = ids;
+        napi_get_boolean(env, logged, &arguments[1]);
+        napi_call_function(env, none, function, 2, arguments, NULL);
     }
 }
 
@@ -538,6 +542,39 @@ static napi_value hold_now(napi_env env, napi_callback_info info)
     return NULL;
 }
 
+/* log(level): keeps lines of the log up to it; 0 keeps none. */
+static napi_value log_now(napi_env env, napi_callback_info info)
+{
+    napi_value arguments[MOST_ARGUMENTS];
+    addon *a = arguments_of(env, info, arguments);
+    apa_error *error = NULL;
+    apa_status status;
+    int32_t level = 0;
+
+    napi_get_value_int32(env, arguments[0], &level);
+    status = set_log(a, level, &error);
+    return status < 0 ? throw_error(a, status, error) : NULL;
+}
+
+/* lines(): [how many were dropped, the lines that are kept]. */
+static napi_value lines(napi_env env, napi_callback_info info)
+{
+    napi_value arguments[MOST_ARGUMENTS], result, value;
+    addon *a = arguments_of(env, info, arguments);
+    uint32_t missed, i = 1;
+    line *l, *rest = take_lines(a, &missed);
+
+    napi_create_array(env, &result);
+    napi_set_element(env, result, 0, number_of(env, missed));
+    while ((l = rest) != NULL) {
+        rest = l->next;
+        if (napi_create_string_utf8(env, l->json, l->length, &value) == napi_ok)
+            napi_set_element(env, result, i++, value);
+        free(l);
+    }
+    return result;
+}
+
 /* Ends all that runs, and waits for it. */
 static void end_all(addon *a)
 {
@@ -565,6 +602,7 @@ static void clean_up(void *data)
 {
     addon *a = data;
     end_all(a);
+    drop_log(a);
     napi_release_threadsafe_function(a->loop, napi_tsfn_abort);
     pthread_mutex_destroy(&a->lock);
     pthread_cond_destroy(&a->idle);
@@ -577,7 +615,8 @@ static napi_value init(napi_env env, napi_value exports)
         const char *name;
         napi_callback function;
     } functions[] = {{"setup", setup},   {"call", call},         {"ask", ask},       {"start", start},     {"next", next},
-                     {"result", result}, {"cancel", cancel},     {"free", free_now}, {"hold", hold_now},   {"endAll", end_now}};
+                     {"result", result}, {"cancel", cancel},     {"free", free_now}, {"hold", hold_now},   {"endAll", end_now},
+                     {"log", log_now},   {"lines", lines}};
     napi_value name, value;
     addon *a = calloc(1, sizeof *a);
     size_t i;

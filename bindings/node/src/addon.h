@@ -67,6 +67,13 @@ typedef struct {
     int threads, most;
 } lane;
 
+/* A line of the log, as the library gave it. */
+typedef struct line {
+    struct line *next;
+    size_t length;
+    char json[];
+} line;
+
 /* A quick lane for the disk and a slow one for models and training: feedback never waits for a training step. */
 enum { QUICK, SLOW, LANES };
 
@@ -85,6 +92,8 @@ typedef struct addon {
     object *ready;
     job *done;
     lane lanes[LANES];
+    line *lines, *newest;  /* Of the log, oldest first. */
+    uint32_t kept, missed; /* How many these are, and how many were dropped since the last was taken. */
 } addon;
 
 /* jobs.c */
@@ -92,5 +101,10 @@ bool queue_job(addon *a, job *j);
 void free_job(job *j);
 void finish_jobs(addon *a);
 void call_loop(addon *a); /* With the lock held. */
+
+/* log.c */
+apa_status set_log(addon *a, int32_t level, apa_error **error);
+void drop_log(addon *a);
+line *take_lines(addon *a, uint32_t *missed);
 
 #endif

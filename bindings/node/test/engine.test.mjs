@@ -4,7 +4,7 @@ import assert from 'node:assert/strict';
 import { existsSync } from 'node:fs';
 import { join } from 'node:path';
 import { test } from 'node:test';
-import { ApaError, Engine, abiVersion, version } from '../index.js';
+import { ApaError, Engine, abiVersion, setLog, version } from '../index.js';
 import { folder, has, long, model, open, small } from './helpers.mjs';
 
 test('the library says what it is', () => {
@@ -133,4 +133,53 @@ test('a closed engine is closed to every call', async (t) => {
   assert.throws(() => engine.status(), has('APA_ERR_CLOSED'));
   assert.throws(() => engine.generate({ prompt: 'a' }), has('APA_ERR_CLOSED'));
   await assert.rejects(engine.trainStep(), has('APA_ERR_CLOSED'));
+});
+
+const add = {
+  type: 'function',
+  function: {
+    name: 'add',
+    parameters: { type: 'object', properties: { n: { enum: [1, 2] } }, required: ['n'], additionalProperties: false },
+  },
+};
+
+test('a demanded call is in the result and can be answered', async (t) => {
+  const engine = await open(t);
+  const messages = [{ role: 'user', content: 'one and one?' }];
+  const said = await engine.complete({ messages, tools: [add], tool_choice: 'required', max_tokens: 400, seed: 1 });
+  assert.equal(said.tool_calls.length, 1);
+  assert.equal(said.tool_calls[0].function.name, 'add');
+  assert([1, 2].includes(JSON.parse(said.tool_calls[0].function.arguments).n));
+  messages.push({ role: 'assistant', tool_calls: said.tool_calls });
+  messages.push({ role: 'tool', tool_call_id: said.tool_calls[0].id, content: '2' });
+  const after = await engine.complete({ messages, tools: [add], tool_choice: 'none', max_tokens: 4 });
+  assert.equal(after.tool_calls, undefined);
+});
+
+test('a mistyped key is answered with the nearest name', async (t) => {
+  const engine = await open(t);
+  assert.throws(() => engine.generate({ prompt: 'a', temprature: 1 }), /unknown field "temprature", did you mean "temperature"\?/);
+  assert.throws(() => engine.generate({ promt: 'a' }), /unknown field "promt", did you mean "prompt"\?/);
+});
+
+test('the log goes to its function until it is taken back', async (t) => {
+  t.after(() => setLog(null));
+  const lines = [];
+  assert.throws(() => setLog('loud', () => {}), has('APA_ERR_ARG'));
+  assert.throws(() => setLog('info'), has('APA_ERR_ARG'));
+  setLog('debug', (line) => lines.push(line));
+  await (await open(t)).close();
+  // They come in turns of the event loop.
+  for (let turns = 0; !lines.length && turns < 500; turns++) await new Promise((resolve) => setTimeout(resolve, 10));
+  assert(lines.length > 0, 'opening an engine logged nothing');
+  for (const line of lines) {
+    assert(['error', 'warn', 'info', 'debug'].includes(line.level), line.level);
+    assert.equal(typeof line.target, 'string');
+    assert.equal(typeof line.message, 'string');
+  }
+  setLog(null);
+  lines.length = 0;
+  await (await open(t)).close();
+  await new Promise((resolve) => setTimeout(resolve, 50));
+  assert.deepEqual(lines, []);
 });

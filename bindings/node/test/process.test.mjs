@@ -27,6 +27,17 @@ test('a process exits with work in flight', (t) => {
   assert.equal(run(t, `${busy} console.log('out'); process.exit(0);`), 'out\n');
 });
 
+test('what the library logs at the end of a process is told', (t) => {
+  const loud = `const { setLog } = await import('${index}'); setLog('trace', (line) => console.log(line.target.length > 0));`;
+  const out = run(t, `${loud} ${busy} process.exit(0);`);
+  assert.match(out, /^(true\n)+$/);
+});
+
+test('a log does not keep a process alive', (t) => {
+  const loud = `const { setLog } = await import('${index}'); setLog('trace', () => {});`;
+  assert.equal(run(t, `${loud} console.log('out');`), 'out\n');
+});
+
 test('a process ends by itself when nobody waits', (t) => {
   assert.equal(run(t, `engine.generate({ prompt: 'the', max_tokens: 900, seed: 1 }); engine.events(); console.log('out');`), 'out\n');
 });
@@ -51,7 +62,8 @@ test('threads have engines of their own, and may be terminated with work in flig
     const options = JSON.stringify({ model, data: folder(t), settings: small });
     const worker = new Worker(
       `(async () => {
-        const { Engine } = await import('${index}');
+        const { Engine, setLog } = await import('${index}');
+        setLog('trace', () => {}); // The log is one of them's, and ends with it.
         const engine = await Engine.open(${options});
         const { text } = await engine.complete({ prompt: 'the', max_tokens: 12, temperature: 0 });
         ${busy}

@@ -7,8 +7,9 @@ const [LAYERS, WIDTH, HEADS, KV_HEADS, HEAD, FF] = [2, 64, 4, 2, 16, 128];
 const MERGES = ('Ġ t,h e,Ġ a,i n,Ġt he,r e,o n,e r,Ġ s,a t,n d,Ġ w,i s,o r,e n,i t,Ġ o,e s,Ġa nd,in g,o u,Ġ b,l l,' +
   'Ġ i,e d,a n,Ġ c,Ġ h,y ou').split(',');
 const CONTROL = ['<|endoftext|>', '<|im_start|>', '<|im_end|>'];
-const TEMPLATE = "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}" +
-  "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
+const TEMPLATE = "{% if tools %}{{ tools | tojson }}{% endif %}{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + " +
+  "message['content']}}{% for call in message.tool_calls %}{{ call | tojson }}{% endfor %}{{'<|im_end|>' + '\n'}}{% endfor %}" +
+  "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
 
 /** GPT-2's printable stand-ins for bytes. */
 function bytes() {

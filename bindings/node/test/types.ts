@@ -1,6 +1,6 @@
 // What the types must allow, and what they must refuse. Compiled, never run.
 
-import { ApaError, Engine, type Event, type Result, type Step } from '../index.js';
+import { ApaError, Engine, setLog, type Event, type Message, type Result, type Step, type Tool } from '../index.js';
 
 export async function uses(signal: AbortSignal): Promise<void> {
   const engine: Engine = await Engine.open({ model: 'base.gguf', data: 'data', settings: { 'train.lambda': 0.2 }, signal });
@@ -19,7 +19,19 @@ export async function uses(signal: AbortSignal): Promise<void> {
   for await (const answer of engine.answers()) {
     if (answer.event === 'answer') await engine.reward(answer.generation_id, answer.completion_tokens / 10);
   }
-  await engine.addSample({ prompt: [1, 2], completion: 'abc', reward: 1 });
+  await engine.addSample({ prompt: [1, 2], completion: 'abc', reward: 1, temperature: 0.7 });
+  for (const token of result.logprobs ?? []) token.top_logprobs.map((other) => other.logprob + other.id + token.bytes.length);
+
+  const tools: Tool[] = [{ type: 'function', function: { name: 'add', parameters: { type: 'object' } } }];
+  const messages: Message[] = [{ role: 'user', content: [{ type: 'text', text: 'hi' }] }];
+  const called = await engine.complete({ messages, tools, tool_choice: 'required', parallel_tool_calls: false });
+  for (const call of called.tool_calls ?? []) messages.push({ role: 'tool', tool_call_id: call.id, content: call.function.arguments });
+  messages.push({ role: 'assistant', tool_calls: called.tool_calls });
+  await engine.complete({ messages, tools, tool_choice: { type: 'function', function: { name: 'add' } }, continue_final_message: true });
+  await engine.complete({ prompt: 'a', logprobs: 2, max_completion_tokens: 4, model: 'any', n: 1, parse_special: true });
+  await engine.complete({ prompt: 'a', response_format: { type: 'json_schema', json_schema: { schema: { type: 'object' } } } });
+  setLog('info', (line) => console.error(line.level, line.target, line.message, line.version));
+  setLog(null);
   try {
     await engine.close();
   } catch (error) {
@@ -36,6 +48,16 @@ export async function uses(signal: AbortSignal): Promise<void> {
   engine.generate({ prompt: 'a', messages: [] });
   // @ts-expect-error: no such field.
   engine.generate({ prompt: 'a', temprature: 1 });
+  // @ts-expect-error: no such choice.
+  engine.generate({ messages, tools, tool_choice: 'always' });
+  // @ts-expect-error: a completion calls no tools.
+  engine.generate({ prompt: 'a', tools });
+  // @ts-expect-error: a user says something.
+  engine.generate({ messages: [{ role: 'user' }] });
+  // @ts-expect-error: no such level.
+  setLog('loud', () => {});
+  // @ts-expect-error: a level wants a function.
+  setLog('info');
   // @ts-expect-error: it says nothing.
   await engine.feedback({ generation_id: 'a' });
   // @ts-expect-error: one of them.

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use serde::de::IgnoredAny;
+use serde_json::{Value, json};
 
 const OPEN: &str = "<tool_call>";
 const CLOSE: &str = "</tool_call>";
@@ -11,14 +12,23 @@ const MARK: &str = "[TOOL_CALLS]";
 
 /// A call that the model wants made.
 #[derive(Debug, PartialEq)]
-pub(super) struct Call {
-    pub(super) name: String,
+pub(crate) struct Call {
+    pub(crate) name: String,
     /// JSON.
-    pub(super) arguments: String,
+    pub(crate) arguments: String,
+}
+
+/// Calls as OpenAI's messages have them, each with an id of its own.
+pub(crate) fn calls_json(generation: &str, calls: Vec<Call>) -> Vec<Value> {
+    let call = |(i, Call { name, arguments }): (usize, Call)| {
+        let function = json!({"name": name, "arguments": arguments});
+        json!({"id": format!("call-{generation}-{i}"), "type": "function", "function": function})
+    };
+    calls.into_iter().enumerate().map(call).collect()
 }
 
 /// Reads an answer as it comes: what is surely no part of a call is shown at once.
-pub(super) struct Reader {
+pub(crate) struct Reader {
     /// Tools that may be called.
     names: Arc<[String]>,
     held: String,
@@ -26,12 +36,12 @@ pub(super) struct Reader {
 }
 
 impl Reader {
-    pub(super) fn new(names: Arc<[String]>) -> Self {
+    pub(crate) fn new(names: Arc<[String]>) -> Self {
         Self { names, held: String::new(), shown: false }
     }
 
     /// Takes more text and returns what of it may be shown.
-    pub(super) fn push(&mut self, text: &str) -> String {
+    pub(crate) fn push(&mut self, text: &str) -> String {
         self.held.push_str(text);
         let begun = self.held.trim_start();
         // An answer that is JSON from its first character may be a call as a whole.
@@ -49,7 +59,7 @@ impl Reader {
     }
 
     /// The text that is left, and the calls.
-    pub(super) fn finish(&mut self) -> (String, Vec<Call>) {
+    pub(crate) fn finish(&mut self) -> (String, Vec<Call>) {
         let held = std::mem::take(&mut self.held);
         match self.calls(&held) {
             Some((rest, calls)) => (rest, calls),
