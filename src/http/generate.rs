@@ -49,7 +49,7 @@ async fn answer(
     // Templates and tokenizers take a while on long prompts.
     let (stream, include_usage, logprobs, n, tools, started) = blocking(move || {
         let mut parsed = parse()?;
-        let (stream, include_usage, logprobs) = (parsed.stream, parsed.include_usage, parsed.logprobs.is_some());
+        let (stream, include_usage, logprobs) = (parsed.stream, parsed.include_usage, parsed.each.logprobs.is_some());
         let tools: Arc<[String]> = std::mem::take(&mut parsed.tools).into();
         Ok((stream, include_usage, logprobs, parsed.n, tools, start(&engine, parsed)?))
     })

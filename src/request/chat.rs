@@ -13,16 +13,12 @@ use crate::error::{Error, Result};
 use crate::llama::{Conversation, Ending};
 use crate::types::{Format, Sampling, TokenId};
 
-/// Largest number of stop strings.
-const STOP_STRINGS: usize = 16;
 /// Longest stop string, in bytes.
 const STOP_BYTES: usize = 256;
 /// Largest number of answers to one request.
 const CHOICES: u64 = 8;
 /// Largest number of answers to all prompts of a request that has several.
 const ANSWERS: usize = 32;
-/// Largest number of entries in a logit bias.
-const BIASES: usize = 300;
 
 /// Known fields, among which the nearest name of an unknown one is looked for.
 const REQUEST_FIELDS: &[&str] = &[
@@ -68,21 +64,12 @@ pub struct ParsedRequest {
     pub prompts: Vec<Prompt>,
     /// Whether the text of an answer begins with that of its prompt.
     pub echo: bool,
-    /// How tokens are sampled.
-    pub sampling: Sampling,
-    /// Largest number of tokens to generate; the configured default if unset.
-    pub max_tokens: Option<u32>,
-    /// Strings that end the answer.
-    pub stop: Vec<String>,
-    /// The user it is for.
-    pub user: Option<String>,
+    /// What is asked of each answer, without its prompt.
+    pub each: GenerateRequest,
     /// The model the client named.
     pub model: Option<String>,
     /// Number of answers, each a generation of its own.
     pub n: u32,
-    /// How many of the most probable tokens are reported beside each sampled one, with log-probabilities; `None`
-    /// reports no log-probabilities.
-    pub logprobs: Option<u32>,
     /// Whether the answer is streamed.
     pub stream: bool,
     /// Whether the last piece of a stream carries the token counts.
@@ -114,16 +101,7 @@ impl ParsedRequest {
         let request = |(i, prompt): (usize, Prompt)| {
             let conversation = prompt.conversation();
             let prompt = prompt.tokens(engine).map_err(|e| if one { e } else { e.context(format!("prompt[{i}]")) })?;
-            Ok(GenerateRequest {
-                prompt,
-                conversation,
-                version: None,
-                sampling: self.sampling.clone(),
-                max_tokens: self.max_tokens,
-                stop: self.stop.clone(),
-                logprobs: self.logprobs,
-                user: self.user.clone(),
-            })
+            Ok(GenerateRequest { prompt, conversation, ..self.each.clone() })
         };
         self.prompts.into_iter().enumerate().map(request).collect()
     }
@@ -152,10 +130,10 @@ pub fn parse_chat(body: &[u8], unknown: Unknown) -> Result<ParsedRequest> {
     let mut request = fields.into_request(vec![Prompt::Chat(conversation)])?;
     request.tools = tools.names;
     if let Some(schema) = tools.forced {
-        if request.sampling.format.is_some() {
+        if request.each.sampling.format.is_some() {
             return Err(Error::arg("tool_choice demands a call, and response_format or grammar another answer"));
         }
-        request.sampling.format = Some(Format::JsonSchema(schema));
+        request.each.sampling.format = Some(Format::JsonSchema(schema));
     }
     Ok(request)
 }
@@ -170,7 +148,7 @@ pub fn parse_completion(body: &[u8], unknown: Unknown) -> Result<ParsedRequest> 
     let special = fields.flag("parse_special")?;
     let prompts = prompts_of("prompt", prompt, special)?;
     let request = fields.into_request(prompts)?;
-    if request.echo && request.logprobs.is_some() {
+    if request.echo && request.each.logprobs.is_some() {
         return Err(Error::unsupported(
             "echo with logprobs is not supported: a prompt's log-probabilities are not computed",
         ));
@@ -219,13 +197,16 @@ impl Fields {
         let request = ParsedRequest {
             prompts,
             echo: !chat && self.flag("echo")?,
-            sampling,
-            max_tokens: self.max_tokens()?,
-            stop: self.stop()?,
-            user: self.user()?,
+            each: GenerateRequest {
+                sampling,
+                max_tokens: self.max_tokens()?,
+                stop: self.stop()?,
+                logprobs,
+                user: self.user()?,
+                ..GenerateRequest::default()
+            },
             model: self.string("model")?,
             n: self.integer("n", 1, CHOICES)?.unwrap_or(1) as u32,
-            logprobs,
             stream: self.flag("stream")?,
             include_usage: self.include_usage()?,
             tools: Vec::new(),
@@ -272,8 +253,9 @@ impl Fields {
             }
             Some(other) => return wrong(&other),
         };
-        if strings.len() > STOP_STRINGS {
-            return Err(Error::arg(format!("stop has {} strings, expected at most {STOP_STRINGS}", strings.len())));
+        let (count, most) = (strings.len(), GenerateRequest::MAX_STOPS);
+        if count > most {
+            return Err(Error::arg(format!("stop has {count} strings, expected at most {most}")));
         }
         if let Some(bad) = strings.iter().find(|text| text.is_empty() || text.len() > STOP_BYTES) {
             return Err(Error::arg(format!(
@@ -295,8 +277,9 @@ impl Fields {
                 )));
             }
         };
-        if entries.len() > BIASES {
-            return Err(Error::arg(format!("logit_bias has {} entries, expected at most {BIASES}", entries.len())));
+        let (count, most) = (entries.len(), Sampling::MAX_BIASES);
+        if count > most {
+            return Err(Error::arg(format!("logit_bias has {count} entries, expected at most {most}")));
         }
         let entry = |(token, bias): (String, Value)| {
             let short: String = token.chars().take(32).collect();
@@ -388,7 +371,7 @@ impl Fields {
     /// A chat asks for log-probabilities with a flag, and for alternatives with a number beside it.
     fn chat_logprobs(&mut self) -> Result<Option<u32>> {
         let wanted = self.flag("logprobs")?;
-        match self.integer("top_logprobs", 0, 20)? {
+        match self.integer("top_logprobs", 0, GenerateRequest::MAX_LOGPROBS.into())? {
             Some(top) if top > 0 && !wanted => {
                 Err(Error::arg("top_logprobs is set without logprobs, expected it to be true"))
             }

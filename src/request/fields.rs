@@ -5,12 +5,8 @@ use serde_json::{Map, Value};
 
 use super::Unknown;
 use crate::error::{Error, Result};
+use crate::ledger::MAX_USER;
 use crate::types::GenerationId;
-
-/// Longest name of a user, in bytes.
-const USER_BYTES: usize = 256;
-/// Longest id of a generation, in bytes.
-const ID_BYTES: usize = 64;
 
 /// The members of a JSON object. Each is removed when it is read, so that only unknown ones remain.
 pub(super) struct Fields {
@@ -76,15 +72,15 @@ impl Fields {
     pub(super) fn id(&mut self, key: &str) -> Result<GenerationId> {
         let id = self.string(key)?.ok_or_else(|| self.missing(key))?;
         match id.len() {
-            1..=ID_BYTES => Ok(GenerationId(id)),
-            bytes => Err(Error::arg(format!("{key} has {bytes} bytes, expected 1 to {ID_BYTES}"))),
+            1..=GenerationId::MAX_BYTES => Ok(GenerationId(id)),
+            bytes => Err(Error::arg(format!("{key} has {bytes} bytes, expected 1 to {}", GenerationId::MAX_BYTES))),
         }
     }
 
     pub(super) fn user(&mut self) -> Result<Option<String>> {
         match self.string("user")? {
-            Some(user) if user.len() > USER_BYTES => {
-                Err(Error::arg(format!("user has {} bytes, expected at most {USER_BYTES}", user.len())))
+            Some(user) if user.len() > MAX_USER => {
+                Err(Error::arg(format!("user has {} bytes, expected at most {MAX_USER}", user.len())))
             }
             user => Ok(user),
         }

@@ -40,18 +40,18 @@ fn a_chat_body_is_read_with_every_field() {
         format: None,
         seed: Some(u64::MAX),
     };
-    assert_eq!(request.sampling, sampling);
-    assert_eq!((request.max_tokens, request.stop.len()), (Some(7), 2));
-    assert_eq!((request.n, request.logprobs), (3, Some(2)));
-    assert_eq!((request.user.as_deref(), request.model.as_deref()), (Some("ann"), Some("m")));
+    assert_eq!(request.each.sampling, sampling);
+    assert_eq!((request.each.max_tokens, request.each.stop.len()), (Some(7), 2));
+    assert_eq!((request.n, request.each.logprobs), (3, Some(2)));
+    assert_eq!((request.each.user.as_deref(), request.model.as_deref()), (Some("ann"), Some("m")));
     assert!(request.stream && request.include_usage);
 }
 
 #[test]
 fn unset_and_null_fields_leave_the_plain_policy() {
     let request = chat(r#"{"messages":[{"role":"user","content":"hi"}],"temperature":null,"stop":null}"#).unwrap();
-    assert_eq!(request.sampling, Sampling::default());
-    assert_eq!((request.max_tokens, request.stream), (None, false));
+    assert_eq!(request.each.sampling, Sampling::default());
+    assert_eq!((request.each.max_tokens, request.stream), (None, false));
 }
 
 #[test]
@@ -92,7 +92,7 @@ fn a_refusal_names_the_field_and_what_was_expected() {
 #[test]
 fn a_format_is_a_grammar_or_a_schema() {
     let format = |members: &str| {
-        chat(&format!(r#"{{"messages":[{{"role":"user","content":"hi"}}],{members}}}"#)).unwrap().sampling.format
+        chat(&format!(r#"{{"messages":[{{"role":"user","content":"hi"}}],{members}}}"#)).unwrap().each.sampling.format
     };
     assert_eq!(format(r#""grammar":"root ::= \"a\"""#), Some(Format::Grammar("root ::= \"a\"".into())));
     let object = Some(Format::JsonSchema(json!({"type": "object"})));
@@ -136,7 +136,7 @@ fn a_tool_is_demanded_by_name_by_a_few_or_any() {
             tool("f"),
             tool("g")
         );
-        chat(&body).map(|request| match request.sampling.format {
+        chat(&body).map(|request| match request.each.sampling.format {
             Some(Format::JsonSchema(schema)) => schema["anyOf"]
                 .as_array()
                 .unwrap()
@@ -175,7 +175,7 @@ fn the_arguments_of_a_demanded_call_are_an_object_and_its_references_begin_there
             r#"{{"messages":[{{"role":"user","content":"hi"}}],"tool_choice":"required",
             "tools":[{{"type":"function","function":{{"name":"f","parameters":{parameters}}}}}]}}"#
         );
-        chat(&body).map(|request| match request.sampling.format {
+        chat(&body).map(|request| match request.each.sampling.format {
             Some(Format::JsonSchema(schema)) => schema["anyOf"][0]["properties"]["arguments"].clone(),
             _ => Value::Null,
         })
@@ -188,8 +188,8 @@ fn the_arguments_of_a_demanded_call_are_an_object_and_its_references_begin_there
 #[test]
 fn a_completion_asks_for_logprobs_with_a_number() {
     let of = |members: &str| parse_completion(format!(r#"{{"prompt":"a",{members}}}"#).as_bytes(), Unknown::Refuse);
-    assert_eq!(of(r#""logprobs":0"#).unwrap().logprobs, Some(0));
-    assert_eq!(of(r#""logprobs":null"#).unwrap().logprobs, None);
+    assert_eq!(of(r#""logprobs":0"#).unwrap().each.logprobs, Some(0));
+    assert_eq!(of(r#""logprobs":null"#).unwrap().each.logprobs, None);
     assert_eq!(of(r#""logprobs":6"#).unwrap_err().message(), "logprobs is 6, expected a whole number from 0 to 5");
 }
 
@@ -264,11 +264,14 @@ fn whole_numbers_are_read_however_they_are_written() {
             "logprobs":true,"top_logprobs":0.0}"#,
     )
     .unwrap();
-    assert_eq!((request.max_tokens, request.n, request.logprobs), (Some(16), 1, Some(0)));
-    assert_eq!((request.sampling.seed, request.sampling.top_k, request.sampling.top_p), (Some(42), 40, 0.0));
+    assert_eq!((request.each.max_tokens, request.n, request.each.logprobs), (Some(16), 1, Some(0)));
+    assert_eq!(
+        (request.each.sampling.seed, request.each.sampling.top_k, request.each.sampling.top_p),
+        (Some(42), 40, 0.0)
+    );
     let seed = |text: &str| {
         let body = format!(r#"{{"prompt":[1.0, 2],"seed":{text},"logprobs":false}}"#);
-        parse_completion(body.as_bytes(), Unknown::Refuse).map(|r| r.sampling.seed)
+        parse_completion(body.as_bytes(), Unknown::Refuse).map(|r| r.each.sampling.seed)
     };
     assert_eq!(seed("-1").unwrap(), Some(u64::MAX));
     assert_eq!(seed("-2.0").unwrap(), Some(u64::MAX - 1));
@@ -326,7 +329,7 @@ fn tools_are_chosen_by_name_or_from_those_allowed() {
     let tools = r#""tools":[{"type":"function","function":{"name":"f"}},{"type":"function","function":{"name":"g"}}]"#;
     let of = |choice: &str| {
         let body = format!(r#"{{"messages":[{{"role":"user","content":"hi"}}],{tools},"tool_choice":{choice}}}"#);
-        chat(&body).map(|r| (r.tools, r.sampling.format.is_some()))
+        chat(&body).map(|r| (r.tools, r.each.sampling.format.is_some()))
     };
     let one = vec!["g".to_owned()];
     assert_eq!(of(r#"{"type":"function","name":"g"}"#).unwrap(), (one.clone(), true));
