@@ -27,8 +27,8 @@ pub use learning::{
     ParsedSample, Preference, parse_feedback, parse_forget, parse_preference, parse_review, parse_sample,
 };
 pub use messages::parse_messages;
-pub(crate) use tool_calls::{Call, Reader, calls_json};
 pub use tokens::{ParsedTokenize, parse_detokenize, parse_tokenize};
+pub(crate) use tool_calls::{Call, Reader, calls_json};
 
 use fields::{shown, whole};
 
