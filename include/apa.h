@@ -290,7 +290,8 @@ void apa_engine_free(apa_engine *engine);
  * `running` and `queued` (requests now), `completed`, `refused` (the queue was full), `generated_tokens`,
  * `prompt_tokens` and `swaps` (since the start), `cached_tokens`, `cache_capacity` (tokens), `first_token`, `gap` and
  * `gap_training` (histograms of times, in seconds: to the first token, between two tokens, and those of the latter
- * while the trainer worked), `form` (the weight format that is served), `trainer` (as `apa_trainer_status`).
+ * while the trainer worked), `form` (the weight format that is served), `trainer` (as `apa_trainer_status`), `alerts`
+ * (what is wrong and wants attention, while serving goes on: objects with `kind`, a stable word, and `message`).
  *
  * Errors: `APA_ERR_CLOSED` if `engine` was freed.
  */
@@ -368,6 +369,8 @@ apa_status apa_gen_next(apa_gen *generation, int64_t timeout_ms, apa_string **te
  * every token of it), `text`, `finish_reason` (`stop`, `length` or `cancelled`), `seed`, `usage` (`prompt_tokens`,
  * `completion_tokens`, `total_tokens`); if they were asked for, `logprobs`: an array with an object a token, as in a
  * chat completion's `logprobs.content`; and, if `text` calls tools, `tool_calls`, as in a chat completion's message.
+ * `recorded`, false, is there only if the answer could not be recorded (the disk is full, its user was forgotten): it
+ * can't be rated then.
  *
  * Errors: `APA_ERR_BUSY` until `apa_gen_next` has given the end; the error that it ended with; `APA_ERR_CLOSED`.
  */
@@ -462,7 +465,8 @@ apa_status apa_sample_add(const apa_engine *engine,
  * Deletes a user's words: the answers made for them with their prompts, what anyone said of those, and all they said
  * of others' answers. They are overwritten on disk when this returns. What remains are the versions that learned from
  * them. `receipt` (may be NULL) gets how many were deleted: `generations`, `feedback`, `preferences`, `samples`; all 0
- * for a user who is not known.
+ * for a user who is not known. `overwritten` is false while another program reads the ledger: its log, which held them
+ * too, is emptied when that ends. An answer under way for the user is given and not recorded.
  *
  * Errors: `APA_ERR_ARG` for an empty name; `APA_ERR_IO` if it could not be written; `APA_ERR_CLOSED`.
  */
