@@ -10,6 +10,10 @@ fn main() {
     println!("cargo::rerun-if-changed=build.rs");
     println!("cargo::rerun-if-changed=src/llama/guard.cpp");
     println!("cargo::rerun-if-changed=src/llama/kernels.cpp");
+    // Of libraries inside, some export names of their own (`llg_*`): of libapa only `apa_*` is to be seen.
+    if env::var("CARGO_CFG_TARGET_OS").is_ok_and(|os| os == "linux") {
+        println!("cargo::rustc-cdylib-link-arg=-Wl,--exclude-libs,ALL");
+    }
     cc::Build::new().cpp(true).std("c++17").file("src/llama/guard.cpp").compile("apa_guard");
 
     let mut kernels = cc::Build::new();
