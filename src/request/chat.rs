@@ -6,8 +6,8 @@ use serde_json::{Value, json};
 
 use super::fields::{Fields, negative, shown, whole};
 use super::messages::messages_of;
+use super::parsed::ParsedRequest;
 use super::{Prompt, Unknown, prompts_of, tools};
-use crate::Engine;
 use crate::engine::GenerateRequest;
 use crate::error::{Error, Result};
 use crate::llama::{Conversation, Ending};
@@ -56,56 +56,6 @@ const REQUEST_FIELDS: &[&str] = &[
 
 /// Fields of the OpenAI API that would change the answer and are not implemented: refused unless they have no effect.
 const UNSUPPORTED_FIELDS: &[&str] = &["functions", "suffix", "best_of", "modalities", "audio"];
-
-/// A request for an answer, checked as far as possible without the model.
-#[derive(Clone, Debug, PartialEq)]
-pub struct ParsedRequest {
-    /// What to continue: one prompt, or several of a completion, each with answers of its own.
-    pub prompts: Vec<Prompt>,
-    /// Whether the text of an answer begins with that of its prompt.
-    pub echo: bool,
-    /// What is asked of each answer, without its prompt.
-    pub each: GenerateRequest,
-    /// The model the client named.
-    pub model: Option<String>,
-    /// Number of answers, each a generation of its own.
-    pub n: u32,
-    /// Whether the answer is streamed.
-    pub stream: bool,
-    /// Whether the last piece of a stream carries the token counts.
-    pub include_usage: bool,
-    /// Names of the tools that the answer may call.
-    pub tools: Vec<String>,
-}
-
-impl ParsedRequest {
-    /// Tokenizes the prompt with the engine's model, and makes what is to be generated for one answer.
-    ///
-    /// # Errors
-    /// As [`Engine::conversation_prompt`] and [`Engine::text_prompt`]; `Unsupported` for several prompts or an echo.
-    pub fn resolve(self, engine: &Engine) -> Result<GenerateRequest> {
-        if self.prompts.len() > 1 || self.echo {
-            let what = if self.echo { "echo is" } else { "several prompts are" };
-            return Err(Error::unsupported(format!("{what} not supported here")));
-        }
-        let mut all = self.resolve_all(engine)?;
-        all.pop().ok_or_else(|| Error::arg("the request has no prompt"))
-    }
-
-    /// The same for each of its prompts.
-    ///
-    /// # Errors
-    /// As [`ParsedRequest::resolve`], with the place of the prompt.
-    pub fn resolve_all(self, engine: &Engine) -> Result<Vec<GenerateRequest>> {
-        let one = self.prompts.len() == 1;
-        let request = |(i, prompt): (usize, Prompt)| {
-            let conversation = prompt.conversation();
-            let prompt = prompt.tokens(engine).map_err(|e| if one { e } else { e.context(format!("prompt[{i}]")) })?;
-            Ok(GenerateRequest { prompt, conversation, ..self.each.clone() })
-        };
-        self.prompts.into_iter().enumerate().map(request).collect()
-    }
-}
 
 /// Reads the body of `POST /v1/chat/completions`.
 ///

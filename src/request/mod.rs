@@ -6,6 +6,7 @@ mod embeddings;
 mod fields;
 mod learning;
 mod messages;
+mod parsed;
 mod tokens;
 mod tool_calls;
 mod tools;
@@ -21,12 +22,13 @@ use crate::error::{Error, Result};
 use crate::llama::Conversation;
 use crate::types::TokenId;
 
-pub use chat::{ParsedRequest, parse_chat, parse_completion, parse_request};
+pub use chat::{parse_chat, parse_completion, parse_request};
 pub use embeddings::{ParsedEmbeddings, parse_embeddings};
 pub use learning::{
     ParsedSample, Preference, parse_feedback, parse_forget, parse_preference, parse_review, parse_sample,
 };
 pub use messages::parse_messages;
+pub use parsed::ParsedRequest;
 pub use tokens::{ParsedTokenize, parse_detokenize, parse_tokenize};
 pub(crate) use tool_calls::{Call, Reader, calls_json};
 
