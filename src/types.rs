@@ -303,8 +303,9 @@ pub struct StepMetrics {
     pub clip_fraction: f64,
     /// Fraction of tokens on the clipped side of PPO's value loss, mean over steps; 0 for the other losses.
     pub value_clip_fraction: f64,
-    /// KL to the initial model of the policy that was trained from, over the whole vocabulary at each token, summed over
-    /// a response, mean over responses. Exact for the states of the batch; of the policy where the batch is its own.
+    /// KL to the initial model of the policy that was trained from, over the whole vocabulary at each token, summed
+    /// over a response, mean over responses. Exact for the states of the batch; of the policy where the batch is its
+    /// own.
     pub kl_exact_per_response: Nats,
     /// The same of the policy that training made, over a few of the batch's responses. None where nobody asked for it.
     pub candidate_kl_per_response: Option<Nats>,

@@ -5,7 +5,8 @@ use candle_core::Tensor;
 use super::{masked_mean, same_shapes};
 use crate::error::Result;
 
-/// AWR loss `mean(−logprobs · exp(A/λ))`, docs/APA.md eq. 8. All of one shape; scalar. Gradients flow to `logprobs` alone.
+/// AWR loss `mean(−logprobs · exp(A/λ))`, docs/APA.md eq. 8. All of one shape; scalar. Gradients flow to `logprobs`
+/// alone.
 ///
 /// # Errors
 /// `Arg` if shapes differ or the mask is empty.

@@ -8,8 +8,8 @@ use crate::error::{Error, Result};
 /// Advantages and returns, both `[batch, time]`, 0 off the mask.
 ///
 /// `δ_t = r_t + γ V(t+1) − V(t)`, `A_t = δ_t + γ λ A_{t+1}`, `R_t = A_t + V(t)`; V and A after a response's last token
-/// are 0. docs/APA.md eq. 2; Schulman et al., arXiv 1506.02438. Rewards, values and mask are `[batch, time]`, padding on the
-/// right.
+/// are 0. docs/APA.md eq. 2; Schulman et al., arXiv 1506.02438. Rewards, values and mask are `[batch, time]`, padding
+/// on the right.
 ///
 /// # Errors
 /// `Arg` if a shape is not the mask's or not `[batch, time]` with at least one position.

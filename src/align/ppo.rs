@@ -13,8 +13,8 @@ pub struct Clipped {
     pub clip_fraction: f64,
 }
 
-/// PPO loss `mean(max(−A ρ, −A clip(ρ, 1−ε, 1+ε)))`, ρ = exp(logprobs − behavior_logprobs), docs/APA.md eq. 9. All of one
-/// shape. Gradients flow to `logprobs` alone.
+/// PPO loss `mean(max(−A ρ, −A clip(ρ, 1−ε, 1+ε)))`, ρ = exp(logprobs − behavior_logprobs), docs/APA.md eq. 9. All of
+/// one shape. Gradients flow to `logprobs` alone.
 ///
 /// # Errors
 /// `Arg` if shapes differ or the mask is empty.

@@ -128,11 +128,11 @@ settings! {
         nats_per_reward: f64 = 4.0, above(0.0);
         /// Credit by response: 0 lets answers of every length move as far; 1 lets one of T tokens move T times as far.
         length_power: f64 = 0.0, from_to(0.0, 1.0);
-        /// Most KL of a batch's new policy to the one before, in nats a response: training on the batch stops there, and
-        /// the next goes slower. 0 is no limit.
+        /// Most KL of a batch's new policy to the one before, in nats a response: training on the batch stops there,
+        /// and the next goes slower. 0 is no limit.
         kl_step: f64 = 1.0, at_least(0.0);
-        /// Most KL to the initial model, in nats a response: from half of it on the advantages shrink, and training on a
-        /// batch stops there. 0 is no limit.
+        /// Most KL to the initial model, in nats a response: from half of it on the advantages shrink, and training on
+        /// a batch stops there. 0 is no limit.
         kl_budget: f64 = 10.0, at_least(0.0);
         /// Samples of a batch on which both are measured, after every optimizer step; 0 measures nothing and limits
         /// nothing.
@@ -166,8 +166,8 @@ settings! {
         weight_decay: f64 = 1e-6, at_least(0.0);
         /// Discount γ of later rewards. (paper: 1)
         gamma: f64 = 1.0, above_to(0.0, 1.0);
-        /// λ of generalized advantage estimation, as far as the critic explains the returns; 1 while it doesn't. (paper:
-        /// 0.95)
+        /// λ of generalized advantage estimation, as far as the critic explains the returns; 1 while it doesn't.
+        /// (paper: 0.95)
         gae_lambda: f64 = 0.95, from_to(0.0, 1.0);
         /// Whiten advantages over the batch: what all of it got is lost by that. (paper: yes)
         whiten: bool = false, Range::Any;

@@ -150,8 +150,8 @@ pub fn examine(papers: &Papers, limits: &Limits) -> Examination {
         };
     let one = |yes: bool| f64::from(u8::from(yes));
     // Not `mean > limit`: what is not a number is over every limit.
-    let over = |limit: f64| move |c: &Compared| !(c.candidate <= limit);
-    let rises = |limit: f64| move |c: &Compared| !(c.difference.lower <= limit);
+    let over = |limit: f64| move |c: &Compared| !at_most(c.candidate, limit);
+    let rises = |limit: f64| move |c: &Compared| !at_most(c.difference.lower, limit);
     line("kl_initial", Some(limits.kl_initial), &over(limits.kl_initial), &|m| m.kl_initial);
     line("kl_parent", Some(limits.kl_parent), &over(limits.kl_parent), &|m| m.kl_parent);
     line("cut_off", Some(limits.cut_off), &rises(limits.cut_off), &|m| one(m.cut_off));
@@ -159,7 +159,7 @@ pub fn examine(papers: &Papers, limits: &Limits) -> Examination {
     let far = limits.length.ln();
     let length = |c: &Compared| !(c.difference.lower <= far && c.difference.upper >= -far);
     line("log_length", Some(far), &length, &|m| (m.tokens.max(1) as f64).ln());
-    let left = |c: &Compared| !(c.candidate >= limits.entropy * c.parent);
+    let left = |c: &Compared| !at_most(limits.entropy * c.parent, c.candidate);
     line("entropy", Some(limits.entropy), &left, &|m| m.entropy);
     if answers.iter().any(|(p, _)| p.malformed.is_some()) {
         line("malformed", Some(limits.malformed), &rises(limits.malformed), &|m| one(m.malformed == Some(true)));
@@ -173,7 +173,7 @@ pub fn examine(papers: &Papers, limits: &Limits) -> Examination {
             candidate,
             difference,
             limit: Some(-limits.held_back),
-            crossed: !(candidate - initial >= -limits.held_back),
+            crossed: !at_most(-limits.held_back, candidate - initial),
         });
     }
     let scored: Vec<(f64, f64)> = answers.iter().filter_map(|(p, c)| Some((p.score?, c.score?))).collect();
@@ -181,6 +181,11 @@ pub fn examine(papers: &Papers, limits: &Limits) -> Examination {
     let (outcome, reason) = decide(papers, &compared, score.as_ref(), limits);
     compared.extend(score);
     Examination { outcome, reason, prompts: answers.len(), compared, anchors: papers.anchors.clone() }
+}
+
+/// What is not a number is at most nothing.
+fn at_most(value: f64, limit: f64) -> bool {
+    value <= limit
 }
 
 fn decide(papers: &Papers, compared: &[Compared], score: Option<&Compared>, limits: &Limits) -> (Outcome, String) {

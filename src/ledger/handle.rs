@@ -189,8 +189,8 @@ impl Ledger {
         self.read(|db| rows::samples_of(db, id))
     }
 
-    /// At most `max` answers that taught, from all over the last thousands, with what each was worth; others for another
-    /// `draw`, and the same for the same.
+    /// At most `max` answers that taught, from all over the last thousands, with what each was worth; others for
+    /// another `draw`, and the same for the same.
     ///
     /// # Errors
     /// As [`Ledger::generation`].

@@ -1,5 +1,5 @@
-//! How sure one can be that a reward model tells good from bad: lower confidence bounds of shares of pairs. Never computes
-//! a score.
+//! How sure one can be that a reward model tells good from bad: lower confidence bounds of shares of pairs. Never
+//! computes a score.
 
 /// Standard normal quantile of a one-sided 95%.
 const SURE: f64 = 1.645;

@@ -47,8 +47,8 @@ pub(super) struct Batch<'a> {
 }
 
 impl<'a> Batch<'a> {
-    /// Checks every rollout, and keeps the last `max_tokens` of those that are longer: of the prompt what fits before the
-    /// response, and of a response that fills it all the last part, with one token before it to begin from.
+    /// Checks every rollout, and keeps the last `max_tokens` of those that are longer: of the prompt what fits before
+    /// the response, and of a response that fills it all the last part, with one token before it to begin from.
     ///
     /// # Errors
     /// `Arg` for an empty prompt or response, or a score or temperature that is no number.

@@ -2,8 +2,8 @@
 //! computes a gradient.
 //!
 //! Measured is KL over the whole vocabulary at each token of some of the batch's answers, so that there is neither an
-//! importance weight nor the noise of one sampled token: docs/APA.md eq. 13. The states are those of the policy that the
-//! batch started from; the next batch shows the same of its own answers before anything moves.
+//! importance weight nor the noise of one sampled token: docs/APA.md eq. 13. The states are those of the policy that
+//! the batch started from; the next batch shows the same of its own answers before anything moves.
 
 use candle_core::Tensor;
 

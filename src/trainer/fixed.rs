@@ -1,5 +1,5 @@
-//! What stays fixed while a batch is trained on: what the policy, the initial model and the critic say of it, how far the
-//! policy is, and what each token is credited with. Takes no step.
+//! What stays fixed while a batch is trained on: what the policy, the initial model and the critic say of it, how far
+//! the policy is, and what each token is credited with. Takes no step.
 
 use candle_core::Tensor;
 
@@ -148,8 +148,8 @@ impl Trainer {
     }
 
     /// What the policy's distance costs an answer on average, in rewards. The value of a prompt is the expected reward
-    /// less this: it is what the policy attains of the aim that has the loss for its square. On the policy's own answers
-    /// it changes the gradient's noise alone. docs/APA.md eq. 7.
+    /// less this: it is what the policy attains of the aim that has the loss for its square. On the policy's own
+    /// answers it changes the gradient's noise alone. docs/APA.md eq. 7.
     fn distance_worth(&self, batch: &Batch, kl: &[f64]) -> f64 {
         let power = self.config.length_power;
         let moved = batch.samples.iter().zip(kl).map(|(s, kl)| kl / (s.response.len() as f64).powf(power));

@@ -87,8 +87,8 @@ impl Network {
     /// One optimizer step on a minibatch given as micro-batches: the gradient of the mean over all of it, whatever the
     /// split.
     ///
-    /// `loss` gives a micro-batch's mean, and `weigh` how many things that is the mean of: tokens or answers. Errors of `loss` (`Closed` if the trainer is to stop) leave the weights
-    /// untouched.
+    /// `loss` gives a micro-batch's mean, and `weigh` how many things that is the mean of: tokens or answers. Errors of
+    /// `loss` (`Closed` if the trainer is to stop) leave the weights untouched.
     pub fn update<'a, 'b>(
         &mut self,
         micro_batches: &[Vec<&'b Sample<'a>>],
@@ -161,7 +161,8 @@ impl<'d> Forward<'d> {
         self.decoder.logprobs_and_entropy(hidden, &self.targets, &self.temperatures)
     }
 
-    /// KL of the distributions of `hidden` from those of `other` over the whole vocabulary, `[rows]`, nats. No gradient.
+    /// KL of the distributions of `hidden` from those of `other` over the whole vocabulary, `[rows]`, nats. No
+    /// gradient.
     pub fn kl_at(&self, hidden: &Tensor, other: &Tensor) -> Result<Tensor> {
         self.decoder.kl(hidden, other, &self.temperatures)
     }

@@ -1,5 +1,5 @@
-//! Which tokens of a long answer are credited: answers of up to 200 tokens of a tiny model, whose reward its first tokens
-//! earn. Slow, and so run by `make check-credit` alone.
+//! Which tokens of a long answer are credited: answers of up to 200 tokens of a tiny model, whose reward its first
+//! tokens earn. Slow, and so run by `make check-credit` alone.
 
 use std::fs;
 

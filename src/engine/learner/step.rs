@@ -248,8 +248,9 @@ impl Worker {
         Ok(taught.into_iter().map(rollout).filter(|r| !r.prompt.is_empty() && !r.response.is_empty()).collect())
     }
 
-    /// For PPO and RLOO, whose ratio is to the policy that sampled: the log-probabilities of answers that another version than
-    /// the active one gave, under that version. Answers of versions that are no longer on disk are left out.
+    /// For PPO and RLOO, whose ratio is to the policy that sampled: the log-probabilities of answers that another
+    /// version than the active one gave, under that version. Answers of versions that are no longer on disk are left
+    /// out.
     fn with_behavior(&self, rollouts: &[Rollout]) -> Result<Vec<Rollout>> {
         let mut rollouts = rollouts.to_vec();
         if !matches!(self.config.train.algorithm, Algorithm::Ppo | Algorithm::Rloo) {

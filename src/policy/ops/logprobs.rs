@@ -67,8 +67,8 @@ pub fn token_logprobs_and_entropy(
     }
 }
 
-/// KL(p‖q) a row over the whole vocabulary, nats: p is `softmax(h Wᵀ / T)` of `hidden [M, E]`, q that of `other [M, E]`.
-/// Gives no gradient.
+/// KL(p‖q) a row over the whole vocabulary, nats: p is `softmax(h Wᵀ / T)` of `hidden [M, E]`, q that of `other [M,
+/// E]`. Gives no gradient.
 pub fn token_kl(hidden: &Tensor, other: &Tensor, head: &Frozen, temperatures: &[f32]) -> crate::Result<Tensor> {
     let m = check_head("token_kl", hidden, head, temperatures)?;
     check_head("token_kl", other, head, temperatures)?;
@@ -260,8 +260,8 @@ impl Head {
         (logprobs, entropies.concat())
     }
 
-    /// KL(p‖q) a row, nats, p being the distribution of `hidden` and q that of `other`. Over the whole vocabulary, so that
-    /// it is exact and never negative but for rounding.
+    /// KL(p‖q) a row, nats, p being the distribution of `hidden` and q that of `other`. Over the whole vocabulary, so
+    /// that it is exact and never negative but for rounding.
     pub fn divergence(&self, hidden: &[f32], other: &[f32]) -> Vec<f32> {
         let mut out = vec![0f32; self.inverse_temperatures.len()];
         let e = self.weight.cols();
