@@ -41,9 +41,19 @@ const ANCHOR_TIME: Duration = Duration::from_secs(60);
 /// What examinations are held with.
 pub(super) struct Examiner {
     config: PromotionConfig,
-    prompts: Vec<Vec<TokenId>>,
-    text: Vec<TokenId>,
+    prompts: Prompts,
+    text: String,
+    /// Tokens of the text that are looked at.
+    text_tokens: usize,
     anchors: Vec<Anchor>,
+    model: Arc<Model>,
+}
+
+/// Where prompts come from. Those that nobody chose are read when they are asked: a start needs none.
+enum Prompts {
+    General,
+    Users,
+    File(Vec<Vec<TokenId>>),
 }
 
 struct Anchor {
@@ -90,30 +100,24 @@ impl Examiner {
         if !gate.examine {
             return Ok(None);
         }
-        let tokens = PromptTokens::new(model);
         let prompts = match gate.prompts.as_deref() {
-            Some(USERS) => Vec::new(),
-            Some(path) => tokens_of(Path::new(path), model)?,
-            None => PROMPTS
-                .lines()
-                .filter(|line| !line.is_empty())
-                .map(|line| asked(line, &tokens))
-                .collect::<Result<_>>()?,
+            Some(USERS) => Prompts::Users,
+            Some(path) => Prompts::File(tokens_of(Path::new(path), model)?),
+            None => Prompts::General,
         };
         let text = match &gate.text {
             Some(path) => std::fs::read_to_string(path).map_err(|e| Error::from(e).context(path.display()))?,
             None => TEXT.to_owned(),
         };
-        let mut text = model.tokenize(&text, true, false)?;
-        text.truncate(TEXT_TOKENS.min(config.train.max_tokens as usize));
-        if gate.text.is_some() && text.len() < 2 {
+        if text.trim().is_empty() {
             return Err(Error::arg("gate.text names a file without words"));
         }
         let anchors = match &gate.anchors {
-            Some(path) => anchors(path, &tokens, decoder, model)?,
+            Some(path) => anchors(path, &PromptTokens::new(model), decoder, model)?,
             None => Vec::new(),
         };
-        Ok(Some(Self { config: gate.clone(), prompts, text, anchors }))
+        let text_tokens = TEXT_TOKENS.min(config.train.max_tokens as usize);
+        Ok(Some(Self { config: gate.clone(), prompts, text, text_tokens, anchors, model: model.clone() }))
     }
 
     /// The limits that the settings draw.
@@ -137,16 +141,18 @@ impl Examiner {
     /// # Errors
     /// `Closed` if it was stopped; whatever keeps answers from being made, scored or read.
     pub fn papers(&self, hall: &Hall) -> Result<Papers> {
-        let recent = match self.config.prompts.as_deref() {
-            Some(USERS) => {
-                let asked = hall.ledger.recent_prompts(self.config.count as usize)?;
-                asked.into_iter().map(|prompt| prompt.tokens).collect()
+        let count = self.config.count as usize;
+        let prompts: Vec<Vec<TokenId>> = match &self.prompts {
+            Prompts::General => {
+                let tokens = PromptTokens::new(&self.model);
+                let lines = PROMPTS.lines().filter(|line| !line.is_empty()).take(count);
+                lines.map(|line| asked(line, &tokens)).collect::<Result<_>>()?
             }
-            _ => Vec::new(),
+            Prompts::Users => hall.ledger.recent_prompts(count)?.into_iter().map(|prompt| prompt.tokens).collect(),
+            Prompts::File(prompts) => prompts.iter().take(count).cloned().collect(),
         };
-        let prompts = if self.config.prompts.as_deref() == Some(USERS) { &recent } else { &self.prompts };
-        let asked = prompts.iter().take(self.config.count as usize);
-        let requests: Vec<GenerateRequest> = asked.zip(0..).map(|(prompt, dice)| self.request(prompt, dice)).collect();
+        let requests: Vec<GenerateRequest> =
+            prompts.iter().zip(0..).map(|(prompt, dice)| self.request(prompt, dice)).collect();
         let answers = self.answer(hall, &requests)?;
         let measured = self.measure(hall, &answers)?;
         Ok(Papers { answers: measured, held_back: self.held_back(hall)?, anchors: self.hold(hall)? })
@@ -257,7 +263,9 @@ impl Examiner {
 
     /// Mean log-probability a token of the text: of the initial model, the parent, the candidate.
     fn held_back(&self, hall: &Hall) -> Result<Option<(f64, f64, f64)>> {
-        let Some((first, rest)) = self.text.split_first().filter(|(_, rest)| !rest.is_empty()) else { return Ok(None) };
+        let mut text = self.model.tokenize(&self.text, true, false)?;
+        text.truncate(self.text_tokens);
+        let Some((first, rest)) = text.split_first().filter(|(_, rest)| !rest.is_empty()) else { return Ok(None) };
         let cancel = || hall.stopped();
         let text: [(&[TokenId], &[TokenId]); 1] = [(std::slice::from_ref(first), rest)];
         let mean = |adapter: Option<&Lora>| -> Result<f64> {

@@ -327,18 +327,12 @@ impl Ledger {
         self.read(rows::active)
     }
 
-    /// All versions, oldest first; the first is the initial model.
-    ///
-    /// # Errors
-    /// As [`Ledger::generation`].
+    /// All versions, oldest first; the first is the initial model. Errors as [`Ledger::generation`].
     pub fn versions(&self) -> Result<Vec<VersionInfo>> {
         self.read(rows::versions)
     }
 
-    /// The version that was made last, whichever is active.
-    ///
-    /// # Errors
-    /// As [`Ledger::generation`].
+    /// The version that was made last, whichever is active. Errors as [`Ledger::generation`].
     pub fn newest(&self) -> Result<PolicyVersion> {
         self.read(rows::newest)
     }

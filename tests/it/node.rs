@@ -14,7 +14,9 @@ fn the_node_package_passes_its_tests() {
     tests.args(["--expose-gc", "--test"]);
     tests.args(["test/engine.test.mjs", "test/streams.test.mjs", "test/process.test.mjs"]);
     let output = run(&mut tests);
-    assert!(String::from_utf8_lossy(&output.stdout).contains("# pass 2"), "no test ran");
+    let said = String::from_utf8_lossy(&output.stdout);
+    let passed = said.lines().find_map(|line| line.strip_prefix("# pass ")?.parse::<u32>().ok());
+    assert!(passed.is_some_and(|passed| passed >= 20), "too few tests ran: {passed:?}");
 }
 
 #[test]

@@ -1,5 +1,4 @@
-//! The handle to the learning thread: what the engine asks of it. Never trains, and never waits for longer than an answer
-//! takes.
+//! The handle to the learning thread: what the engine asks of it. Never trains.
 
 use super::*;
 
