@@ -243,7 +243,7 @@ private:
     detail::owner<apa_feed, apa_feed_free> handle_;
 };
 
-/** A serving, learning model. */
+/** A serving, learning model. It is to end before `main` does: what the library has in static storage may go before the application's. */
 class engine {
 public:
     explicit engine(const options &options) {
