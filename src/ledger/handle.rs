@@ -10,7 +10,7 @@ use rusqlite::Connection;
 use super::forget::{self, Forgotten};
 use super::limits::{self, ReviewEntry, ReviewVerdict, Rules};
 use super::lock::FolderLock;
-use super::rows::{self, AskedPrompt, LeftOut, StoredFeedback, StoredPair, StoredSample};
+use super::rows::{self, AskedPrompt, StoredFeedback, StoredPair, StoredSample};
 use super::writer::Writer;
 use super::{MAX_USER, META_MODEL_SHA256, schema, waiting, write};
 use crate::error::{Error, Result};
@@ -285,23 +285,6 @@ impl Ledger {
         self.writer.call(move |db| write::insert_version(db, &v), |()| ())
     }
 
-    /// Sets feedback aside that nothing can be learned from, each for a reason; it is kept, and teaches no more.
-    ///
-    /// # Errors
-    /// `Io` if it could not be written, `Closed`.
-    pub fn leave_out(&self, feedback: &[(Vec<u64>, String)]) -> Result<()> {
-        let feedback = feedback.to_vec();
-        self.commit_batch(move |db| write::leave_out(db, &feedback))
-    }
-
-    /// Feedback that was set aside because nothing can be learned from it, the newest first, at most `max`.
-    ///
-    /// # Errors
-    /// As [`Ledger::generation`].
-    pub fn left_out(&self, max: usize) -> Result<Vec<LeftOut>> {
-        self.read(|db| rows::left_out(db, max))
-    }
-
     /// Marks feedback as used up by a batch that made no version.
     ///
     /// # Errors
@@ -381,7 +364,7 @@ impl Ledger {
     }
 
     /// `work` returns how many answers have no rating waiting any more.
-    fn commit_batch(&self, work: impl FnOnce(&Connection) -> Result<u64> + Send + 'static) -> Result<()> {
+    pub(super) fn commit_batch(&self, work: impl FnOnce(&Connection) -> Result<u64> + Send + 'static) -> Result<()> {
         let pending = self.pending.clone();
         let settle = move |settled: &u64| {
             pending.fetch_sub(*settled, Ordering::Relaxed);

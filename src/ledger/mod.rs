@@ -14,6 +14,7 @@ mod rules_tests;
 mod schema;
 #[cfg(test)]
 mod tests;
+mod unusable;
 mod verdicts;
 mod waiting;
 mod write;
@@ -23,7 +24,8 @@ pub use export::{Exported, LedgerReader};
 pub use forget::Forgotten;
 pub use handle::Ledger;
 pub use limits::{ReviewEntry, ReviewVerdict, Rules};
-pub use rows::{AskedPrompt, LeftOut, PairAnswer, StoredFeedback, StoredPair, StoredSample, Use};
+pub use rows::{AskedPrompt, PairAnswer, StoredFeedback, StoredPair, StoredSample, Use};
+pub use unusable::LeftOut;
 
 /// Longest comment and correction, in bytes.
 pub const MAX_TEXT: usize = 64 << 10;
@@ -36,7 +38,5 @@ pub const MAX_SIGNAL: usize = 64;
 /// Longest name of a user, in bytes.
 pub const MAX_USER: usize = 256;
 
-/// What the reason of feedback begins with that nothing can be learned from.
-const UNUSABLE: &str = "set aside: ";
 const META_MODEL_SHA256: &str = "model_sha256";
 const META_MODEL_NAME: &str = "model_name";

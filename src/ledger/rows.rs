@@ -4,7 +4,7 @@ use rusqlite::{Connection, OptionalExtension, Row};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::{MAX_SAID, UNUSABLE};
+use super::MAX_SAID;
 use crate::error::{Error, Result};
 use crate::ids::GenerationKind;
 use crate::types::*;
@@ -80,34 +80,6 @@ pub enum Use {
     Version(PolicyVersion),
     /// Its batch made no version, for this reason.
     Skipped(String),
-}
-
-/// A piece of feedback that nothing can be learned from.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct LeftOut {
-    /// Its row.
-    pub feedback_id: u64,
-    /// The answer that it is about.
-    pub generation_id: GenerationId,
-    /// Who said it.
-    pub user: Option<String>,
-    /// Why it can't be used.
-    pub reason: String,
-}
-
-pub(super) fn left_out(db: &Connection, max: usize) -> Result<Vec<LeftOut>> {
-    let mut select = db.prepare_cached(
-        "SELECT f.id, g.id, f.user, substr(f.left_out, length(?1) + 1) FROM feedback f
-         JOIN generations g ON g.seq = f.generation
-         WHERE f.teaches = 0 AND substr(f.left_out, 1, length(?1)) = ?1 ORDER BY f.id DESC LIMIT ?2",
-    )?;
-    let mut rows = select.query((UNUSABLE, signed(max as u64)))?;
-    let mut all = Vec::new();
-    while let Some(row) = rows.next()? {
-        let (feedback_id, generation_id) = (unsigned(row, 0)?, GenerationId(row.get(1)?));
-        all.push(LeftOut { feedback_id, generation_id, user: row.get(2)?, reason: row.get(3)? });
-    }
-    Ok(all)
 }
 
 /// What the writer needs to know of an answer.

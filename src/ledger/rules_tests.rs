@@ -140,6 +140,57 @@ fn feedback_in_quarantine_waits_and_is_used_once_it_is_ripe() {
 }
 
 #[test]
+fn a_share_delays_and_never_starves() {
+    let (_dir, ledger) = ledger(Rules { share: 0.5, patience_ms: 300, ..Rules::default() });
+    fresh(&ledger, "lone");
+    ledger.add_feedback(&rating("lone", 1.0)).unwrap();
+    for n in 0..20 {
+        let name = format!("a{n}");
+        fresh(&ledger, &name);
+        say(&ledger, &name, "ann", 1.0);
+    }
+    assert!(ledger.pending_batch(8).unwrap().len() < 8, "her share waits for others first");
+    std::thread::sleep(Duration::from_millis(350));
+    let batch = ledger.pending_batch(8).unwrap();
+    assert_eq!(names(&batch), ["lone", "a0", "a1", "a2", "a3", "a4", "a5", "a6"], "the oldest fill it");
+}
+
+#[test]
+fn times_of_the_future_hold_no_feedback_up_and_count_for_no_hour() {
+    let rules = Rules { delay_ms: 60_000, hourly: 2, ..Rules::default() };
+    let (dir, ledger) = ledger(rules.clone());
+    for name in ["a", "b", "c", "d"] {
+        fresh(&ledger, name);
+    }
+    say(&ledger, "a", "bob", 1.0);
+    say(&ledger, "a", "ann", 1.0);
+    say(&ledger, "b", "ann", 1.0);
+    ledger.close();
+    let db = Connection::open(dir.path().join("ledger.sqlite3")).unwrap();
+    db.execute_batch("UPDATE feedback SET created = created + 864000000").unwrap();
+    drop(db);
+    let ledger = Ledger::open_with(dir.path(), rules).unwrap();
+    assert_eq!(names(&ledger.pending_batch(9).unwrap()), ["a", "b"]);
+    assert_eq!(say(&ledger, "c", "ann", 1.0).left_out, None);
+    assert_eq!(names(&ledger.pending_batch(9).unwrap()), ["a", "b"], "what is in quarantine now still waits");
+}
+
+#[test]
+fn what_nothing_can_be_learned_from_is_kept_with_its_reason_and_waits_no_more() {
+    let (_dir, ledger) = open();
+    fresh(&ledger, "a");
+    fresh(&ledger, "b");
+    let bad = say(&ledger, "a", "ann", 1.0).feedback_id;
+    say(&ledger, "b", "ann", 1.0);
+    ledger.leave_out(&[(vec![bad, 999], "token 9 is outside the vocabulary of 8".into())]).unwrap();
+    assert_eq!((ledger.pending_ratings(), names(&ledger.pending_batch(9).unwrap())), (1, vec!["b"]));
+    let left = ledger.left_out(9).unwrap();
+    assert_eq!((left.len(), left[0].feedback_id, left[0].user.as_deref()), (1, bad, Some("ann")));
+    assert_eq!(left[0].reason, "token 9 is outside the vocabulary of 8");
+    assert_eq!(ledger.feedback_of(&id("a")).unwrap().len(), 1);
+}
+
+#[test]
 fn signals_corrections_and_remarks_are_kept_and_teach_as_the_rules_say() {
     let rules = Rules { signals: ["copied".to_owned()].into(), corrections: true, ..Rules::default() };
     let (_dir, ledger) = ledger(rules);

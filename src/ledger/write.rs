@@ -7,8 +7,7 @@ use rusqlite::{Connection, OptionalExtension};
 
 use super::limits::{self, Rules};
 use super::{
-    MAX_SAID, MAX_SAID_TEXT, MAX_SIGNAL, MAX_TEXT, MAX_USER, META_MODEL_NAME, META_MODEL_SHA256, UNUSABLE, rows,
-    waiting,
+    MAX_SAID, MAX_SAID_TEXT, MAX_SIGNAL, MAX_TEXT, MAX_USER, META_MODEL_NAME, META_MODEL_SHA256, rows, waiting,
 };
 use crate::error::{Error, Result};
 use crate::system::unix_millis;
@@ -186,23 +185,6 @@ pub(super) fn use_up(
         let answer: Option<i64> = mark.query_row((batch, rows::signed(*id)), |row| row.get(0)).optional()?;
         let Some(answer) = answer else { return Err(missing(db, *id)?) };
         answers.insert(answer);
-    }
-    waiting::settled(db, answers)
-}
-
-/// How many answers have nothing waiting any more.
-pub(super) fn leave_out(db: &Connection, feedback: &[(Vec<u64>, String)]) -> Result<u64> {
-    let mut mark = db.prepare_cached(
-        "UPDATE feedback SET teaches = 0, left_out = ?1 || ?2 WHERE id = ?3 AND batch IS NULL AND teaches = 1
-         RETURNING generation",
-    )?;
-    let mut answers = BTreeSet::new();
-    for (ids, reason) in feedback {
-        for id in ids {
-            let marked = mark.query_row((UNUSABLE, reason, rows::signed(*id)), |row| row.get::<_, i64>(0));
-            // What was forgotten meanwhile needs no mark.
-            answers.extend(marked.optional()?);
-        }
     }
     waiting::settled(db, answers)
 }

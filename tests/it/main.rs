@@ -31,6 +31,7 @@ mod requests;
 mod reward;
 mod reward_classifier;
 mod reward_loop;
+mod setbacks;
 #[path = "../support/mod.rs"]
 mod support;
 mod swaps;

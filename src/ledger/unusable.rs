@@ -1,0 +1,77 @@
+//! Feedback that nothing can be learned from: set aside with the reason, and listed for a person. Never deletes it.
+
+use std::collections::BTreeSet;
+
+use rusqlite::{Connection, OptionalExtension};
+use serde::{Deserialize, Serialize};
+
+use super::{Ledger, rows, waiting};
+use crate::error::Result;
+use crate::types::GenerationId;
+
+/// What the reason of such feedback begins with.
+const UNUSABLE: &str = "set aside: ";
+
+/// A piece of feedback that nothing can be learned from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeftOut {
+    /// Its row.
+    pub feedback_id: u64,
+    /// The answer that it is about.
+    pub generation_id: GenerationId,
+    /// Who said it.
+    pub user: Option<String>,
+    /// Why it can't be used.
+    pub reason: String,
+}
+
+impl Ledger {
+    /// Sets feedback aside that nothing can be learned from, each for a reason; it is kept, and teaches no more.
+    ///
+    /// # Errors
+    /// `Io` if it could not be written, `Closed`.
+    pub fn leave_out(&self, feedback: &[(Vec<u64>, String)]) -> Result<()> {
+        let feedback = feedback.to_vec();
+        self.commit_batch(move |db| leave_out(db, &feedback))
+    }
+
+    /// Feedback that was set aside because nothing can be learned from it, the newest first, at most `max`.
+    ///
+    /// # Errors
+    /// As [`Ledger::generation`].
+    pub fn left_out(&self, max: usize) -> Result<Vec<LeftOut>> {
+        self.read(|db| left_out(db, max))
+    }
+}
+
+fn left_out(db: &Connection, max: usize) -> Result<Vec<LeftOut>> {
+    let mut select = db.prepare_cached(
+        "SELECT f.id, g.id, f.user, substr(f.left_out, length(?1) + 1) FROM feedback f
+         JOIN generations g ON g.seq = f.generation
+         WHERE f.teaches = 0 AND substr(f.left_out, 1, length(?1)) = ?1 ORDER BY f.id DESC LIMIT ?2",
+    )?;
+    let mut rows = select.query((UNUSABLE, rows::signed(max as u64)))?;
+    let mut all = Vec::new();
+    while let Some(row) = rows.next()? {
+        let (feedback_id, generation_id) = (rows::unsigned(row, 0)?, GenerationId(row.get(1)?));
+        all.push(LeftOut { feedback_id, generation_id, user: row.get(2)?, reason: row.get(3)? });
+    }
+    Ok(all)
+}
+
+/// How many answers have nothing waiting any more.
+fn leave_out(db: &Connection, feedback: &[(Vec<u64>, String)]) -> Result<u64> {
+    let mut mark = db.prepare_cached(
+        "UPDATE feedback SET teaches = 0, left_out = ?1 || ?2 WHERE id = ?3 AND batch IS NULL AND teaches = 1
+         RETURNING generation",
+    )?;
+    let mut answers = BTreeSet::new();
+    for (ids, reason) in feedback {
+        for id in ids {
+            let marked = mark.query_row((UNUSABLE, reason, rows::signed(*id)), |row| row.get::<_, i64>(0));
+            // What was forgotten meanwhile needs no mark.
+            answers.extend(marked.optional()?);
+        }
+    }
+    waiting::settled(db, answers)
+}
