@@ -137,8 +137,7 @@ func TestStatusTokensAndTemplate(t *testing.T) {
 }
 
 func TestAfterCloseEveryCallIsClosed(t *testing.T) {
-	engine := open(t, nil)
-	stream := start(t, engine, short())
+	engine, stream := crowd(t)
 	if err := engine.Close(); err != nil {
 		t.Fatal(err)
 	}
