@@ -3,6 +3,8 @@
 
 mod export;
 mod forget;
+#[cfg(test)]
+mod forget_tests;
 mod handle;
 mod limits;
 mod lock;

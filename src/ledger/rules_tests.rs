@@ -1,16 +1,14 @@
-//! Whose word counts, and what is left once somebody is forgotten.
+//! Whose word counts, and what is set aside. What is left once somebody is forgotten has a file of its own.
 
-use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rusqlite::Connection;
 
 use super::tests::{answer, id, open, rate, rating, record, version};
 use super::*;
-use crate::error::Code;
 use crate::types::*;
 
-fn ledger(rules: Rules) -> (tempfile::TempDir, Ledger) {
+pub(super) fn ledger(rules: Rules) -> (tempfile::TempDir, Ledger) {
     let dir = tempfile::tempdir().unwrap();
     let ledger = Ledger::open_with(dir.path(), rules).unwrap();
     (dir, ledger)
@@ -26,7 +24,7 @@ fn say(ledger: &Ledger, name: &str, user: &str, value: f64) -> FeedbackReceipt {
     ledger.add_feedback(&NewFeedback { user: Some(user.into()), ..rating(name, value) }).unwrap()
 }
 
-fn names(batch: &[RatedGeneration]) -> Vec<&str> {
+pub(super) fn names(batch: &[RatedGeneration]) -> Vec<&str> {
     batch.iter().map(|r| r.generation.id.0.as_str()).collect()
 }
 
@@ -289,92 +287,6 @@ fn what_made_a_sample_is_on_record_and_answers_nobody_rated_are_found() {
     assert_eq!(ledger.unrated(9, PolicyVersion(1)).unwrap(), []);
 }
 
-/// Whether any file of the folder holds these bytes.
-fn on_disk(dir: &Path, words: &[u8]) -> bool {
-    std::fs::read_dir(dir).unwrap().any(|entry| {
-        let bytes = std::fs::read(entry.unwrap().path()).unwrap();
-        bytes.windows(words.len()).any(|window| window == words)
-    })
-}
-
-#[test]
-fn a_forgotten_users_words_are_gone_from_the_disk_and_others_stay() {
-    let (dir, ledger) = ledger(Rules { flag_after: 1, ..Rules::default() });
-    let of = |name: &str, user: &str, text: &str| Generation {
-        text: text.into(),
-        prompt: text.bytes().map(u32::from).collect(),
-        user: Some(user.into()),
-        ..answer(name)
-    };
-    record(&ledger, of("hers", "ann", "SECRET-OF-ANN")).unwrap();
-    record(&ledger, of("his", "bob", "words of bob")).unwrap();
-    let say = |name: &str, user: &str, signal: Signal, comment: &str| {
-        let comment = Some(comment.to_owned());
-        ledger.add_feedback(&NewFeedback { signal, user: Some(user.into()), comment, generation_id: id(name) }).unwrap()
-    };
-    say("hers", "bob", Signal::Rating(1.0), "QUOTES-ANN");
-    say("his", "ann", Signal::Correction("ANN-CORRECTS".into()), "ANN-REMARKS");
-    say("his", "ann", Signal::Rating(1.0), "ANN-RATES");
-    let last = say("his", "bob", Signal::Rating(-1.0), "bob rates").feedback_id;
-    ledger.add_preference(&id("his"), &id("hers"), Some("bob")).unwrap();
-    assert_eq!(ledger.pending_ratings(), 2);
-    let words: [&[u8]; 5] = [b"SECRET-OF-ANN", b"QUOTES-ANN", b"ANN-CORRECTS", b"ANN-REMARKS", b"ANN-RATES"];
-    assert!(words.iter().all(|words| on_disk(dir.path(), words)));
-
-    let gone = ledger.forget("ann").unwrap();
-    assert_eq!(gone, Forgotten { generations: 1, feedback: 3, preferences: 1, samples: 0, overwritten: true });
-    assert!(words.iter().all(|words| !on_disk(dir.path(), words)), "words of hers are still on disk");
-    let prompt: Vec<u8> = "SECRET-OF-ANN".bytes().flat_map(|b| u32::from(b).to_le_bytes()).collect();
-    assert!(!on_disk(dir.path(), &prompt), "her prompt's tokens are still on disk");
-    assert_eq!(ledger.generation(&id("hers")).unwrap(), None);
-    let batch = ledger.pending_batch(9).unwrap();
-    assert_eq!((names(&batch), batch[0].rating, ledger.pending_ratings()), (vec!["his"], Some(-1.0), 1));
-    assert!(say("his", "bob", Signal::Rating(0.5), "again").feedback_id > last, "numbers of feedback only grow");
-    assert_eq!(ledger.forget("nobody").unwrap(), Forgotten { overwritten: true, ..Forgotten::default() });
-}
-
-#[test]
-fn rollouts_to_a_users_prompt_go_with_the_user() {
-    let (dir, ledger) = open();
-    let prompt: Vec<TokenId> = "SECRET-OF-ANN".bytes().map(u32::from).collect();
-    let of = |name: &str, user: Option<&str>| Generation {
-        user: user.map(str::to_owned),
-        prompt: prompt.clone(),
-        ..answer(name)
-    };
-    record(&ledger, of("gen-1", Some("ann"))).unwrap();
-    let asked = ledger.recent_prompts(9).unwrap();
-    assert_eq!(asked, [AskedPrompt { tokens: prompt.clone(), user: Some("ann".into()) }]);
-    // One with her name, as they are now, and one without, as earlier builds wrote them.
-    record(&ledger, of("rol-1", Some("ann"))).unwrap();
-    record(&ledger, of("rol-2", None)).unwrap();
-    record(&ledger, Generation { user: None, prompt: vec![7], ..answer("rol-3") }).unwrap();
-    assert_eq!(ledger.forget("ann").unwrap().generations, 3);
-    let words: Vec<u8> = prompt.iter().flat_map(|token| token.to_le_bytes()).collect();
-    assert!(!on_disk(dir.path(), &words), "her prompt's tokens are still on disk");
-    assert!(ledger.generation(&id("rol-3")).unwrap().is_some());
-}
-
-#[test]
-fn forgetting_beside_a_reader_holds_up_nobody_and_empties_the_log_when_that_ends() {
-    let (dir, ledger) = open();
-    record(&ledger, Generation { text: "SECRET-OF-ANN".into(), ..answer("hers") }).unwrap();
-    record(&ledger, Generation { user: Some("bob".into()), ..answer("his") }).unwrap();
-    let other = Connection::open(dir.path().join("ledger.sqlite3")).unwrap();
-    other.execute_batch("BEGIN; SELECT count(*) FROM generations;").unwrap();
-    let began = Instant::now();
-    let gone = ledger.forget("ann").unwrap();
-    assert_eq!((gone.generations, gone.overwritten), (1, false));
-    rate(&ledger, "his", 1.0);
-    assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
-    other.execute_batch("COMMIT").unwrap();
-    let until = Instant::now() + Duration::from_secs(20);
-    while on_disk(dir.path(), b"SECRET-OF-ANN") {
-        assert!(Instant::now() < until, "the log was never emptied");
-        std::thread::sleep(Duration::from_millis(50));
-    }
-}
-
 #[test]
 fn what_is_said_of_one_answer_is_bounded() {
     let (_dir, ledger) = open();
@@ -393,21 +305,6 @@ fn what_is_said_of_one_answer_is_bounded() {
     let error = ledger.add_feedback(&rating("b", 1.0)).unwrap_err();
     assert!(error.message().contains("has 1024 pieces of feedback, expected at most 1024"), "{error}");
     assert_eq!(ledger.feedback_of(&id("b")).unwrap().len(), 1024);
-}
-
-#[test]
-fn a_step_whose_feedback_was_forgotten_meanwhile_is_to_be_made_again() {
-    let (_dir, ledger) = open();
-    record(&ledger, answer("a")).unwrap();
-    record(&ledger, Generation { user: None, ..answer("b") }).unwrap();
-    let used = [rate(&ledger, "a", 1.0).feedback_id, rate(&ledger, "b", 1.0).feedback_id];
-    ledger.forget("ann").unwrap();
-    let error = ledger.commit_version(&version(1, 0), &used, &[]).unwrap_err();
-    assert_eq!(error.code(), Code::Busy, "{error}");
-    assert!(error.message().contains("was forgotten or rejected"), "{error}");
-    assert_eq!(ledger.pending_ratings(), 1);
-    ledger.commit_version(&version(1, 0), &used[1..], &[]).unwrap();
-    assert_eq!(ledger.commit_skipped("r", &[999]).unwrap_err().code(), Code::Arg);
 }
 
 #[test]
