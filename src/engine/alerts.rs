@@ -25,17 +25,23 @@ pub enum AlertKind {
     FellBack,
     /// The active version is served and can't be trained on.
     NotTrained,
+    /// A bug stopped the trainer, which starts again; over when a step succeeds.
+    TrainerPanicked,
+    /// A bug stopped the thread that decodes: the engine is closed.
+    SchedulerPanicked,
 }
 
 impl AlertKind {
     /// All of them.
-    pub const ALL: [AlertKind; 6] = [
+    pub const ALL: [AlertKind; 8] = [
         AlertKind::NotRecorded,
         AlertKind::NoRoom,
         AlertKind::StepFails,
         AlertKind::VersionsAside,
         AlertKind::FellBack,
         AlertKind::NotTrained,
+        AlertKind::TrainerPanicked,
+        AlertKind::SchedulerPanicked,
     ];
 
     /// Its word in JSON, metrics and logs.
@@ -47,6 +53,16 @@ impl AlertKind {
             AlertKind::VersionsAside => "versions_aside",
             AlertKind::FellBack => "fell_back",
             AlertKind::NotTrained => "not_trained",
+            AlertKind::TrainerPanicked => "trainer_panicked",
+            AlertKind::SchedulerPanicked => "scheduler_panicked",
+        }
+    }
+
+    /// The class of the error that listeners are told of.
+    fn code(self) -> Code {
+        match self {
+            AlertKind::TrainerPanicked | AlertKind::SchedulerPanicked => Code::Panic,
+            _ => Code::Io,
         }
     }
 }
@@ -78,7 +94,7 @@ impl Alerts {
             return;
         }
         tracing::error!(alert = kind.as_str(), "{message}");
-        self.hub.send(Topic::Learning, || News::Error { code: Code::Io.as_str(), message });
+        self.hub.send(Topic::Learning, || News::Error { code: kind.code().as_str(), message });
     }
 
     /// It is over.

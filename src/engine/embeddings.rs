@@ -69,7 +69,9 @@ impl Embeddings {
         if state.closed {
             return Err(closed());
         }
-        if let Some(work) = &state.work {
+        // One that panicked is followed by another.
+        let lives = state.thread.as_ref().is_some_and(|thread| !thread.is_finished());
+        if let Some(work) = state.work.as_ref().filter(|_| lives) {
             return Ok(work.clone());
         }
         let mut embedder = Embedder::new(model, room)?;

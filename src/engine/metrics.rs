@@ -51,6 +51,9 @@ fn render(status: &Status) -> String {
     page.counter("apa_trainer_steps_total", "Steps that published a version.", t.steps);
     page.counter("apa_trainer_skipped_total", "Steps that were skipped.", t.skipped);
     page.counter("apa_trainer_dropped_steps_total", "Optimizer steps dropped as not finite.", t.dropped_steps);
+    page.counter("apa_trainer_panics_total", "Times that a bug stopped the trainer, which started again.", t.panics);
+    let closed = "Panics of the threads that decode: after one the engine is closed.";
+    page.counter("apa_scheduler_panics_total", closed, load.panics);
     page.alerts(&status.alerts);
     if let Some(last) = &t.last {
         page.gauge("apa_last_mean_reward", "Mean score of the newest batch.", last.mean_reward);

@@ -119,6 +119,9 @@ impl Engine {
         if self.inner.closed.load(Ordering::Acquire) {
             return Err(Error::closed("the engine is closed"));
         }
+        if !self.inner.scheduler.is_open() {
+            return Err(Error::closed("a bug stopped the engine, the log has the details; expected a restart"));
+        }
         Ok(())
     }
 

@@ -65,7 +65,14 @@ impl Engine {
         let routes = Arc::new(Routes::default());
         let in_flight = Arc::new(InFlight::default());
         let recorder = record_in(ledger.clone(), model.clone(), hub.clone(), alerts.clone(), in_flight.clone());
-        let scheduler = Arc::new(Scheduler::start(model.clone(), threads, options, weights, recorder)?);
+        let failed = {
+            let alerts = alerts.clone();
+            let said =
+                |thread: &str| format!("a bug stopped the thread {thread}: the engine is closed until a restart");
+            Box::new(move |thread: &str| alerts.raise(AlertKind::SchedulerPanicked, said(thread)))
+        };
+        let scheduler = Scheduler::start(model.clone(), threads, options, weights, recorder, failed)?;
+        let scheduler = Arc::new(scheduler);
         let parts = learner::Parts {
             ledger: ledger.clone(),
             store: store.clone(),

@@ -93,6 +93,9 @@ pub struct TrainerStatus {
     pub skipped: u64,
     /// Candidates that were refused since the start.
     pub refused: u64,
+    /// Times that a bug stopped the trainer since the start; it starts again.
+    #[serde(default)]
+    pub panics: u64,
     /// Versions that were taken back since the start, because ratings fell.
     #[serde(default)]
     pub rolled_back: u64,

@@ -225,7 +225,9 @@ impl<'a> Run<'a> {
             }
             None => {
                 let tell = Box::new(|Finished { outcome, sink }: Finished| sink.finish(outcome));
-                Scheduler::start(self.lab.model.clone(), self.lab.threads, self.lab.options, weights, tell)?
+                // Whoever waits for an answer is told, and the run ends.
+                let failed = Box::new(|thread: &str| tracing::error!(thread, "a thread panicked"));
+                Scheduler::start(self.lab.model.clone(), self.lab.threads, self.lab.options, weights, tell, failed)?
             }
         };
         Ok(self.scheduler.insert(scheduler))

@@ -13,10 +13,11 @@ mod references;
 mod schema;
 mod values;
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
-use crossbeam_channel::{Receiver, Sender, bounded};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use llguidance::api::{ParserLimits, StopReason, TopLevelGrammar};
 use llguidance::earley::SlicedBiasComputer;
 use llguidance::{Matcher, ParserFactory};
@@ -89,7 +90,9 @@ impl Guides {
         for _ in 0..workers {
             let work: Receiver<Step> = work.clone();
             // It ends when the last sender is gone.
-            let body = move || work.iter().for_each(Step::make);
+            // A step that panics takes its answer with it, and no other.
+            let make = |step: Step| drop(catch_unwind(AssertUnwindSafe(|| step.make())));
+            let body = move || work.iter().for_each(make);
             spawn("apa-guide", 8 << 20, body)?;
         }
         Ok(Guides { factory: Arc::new(factory), steps, compilers: Arc::new(Permits::default()) })
@@ -129,7 +132,7 @@ impl Guides {
                 Ok(Guide { state: State::Ready(Box::new(matcher), Mask(mask)), steps: self.steps.clone() })
             }
             Ok(Err(error)) => Err(Error::arg(format!("{what} can't be used: {}", refusal(&error)))),
-            Err(crossbeam_channel::RecvTimeoutError::Timeout) => Err(Error::arg(format!(
+            Err(RecvTimeoutError::Timeout) => Err(Error::arg(format!(
                 "{what} is too complex: compiling it took more than {} seconds",
                 COMPILE.as_secs()
             ))),
@@ -258,11 +261,13 @@ impl Guide {
 
     fn look(&mut self, limit: Duration) {
         let State::Away(reply) = &self.state else { return };
-        let received = if limit.is_zero() { reply.try_recv().ok() } else { reply.recv_timeout(limit).ok() };
-        match received {
-            Some(Ok((matcher, mask))) => self.state = State::Ready(matcher, mask),
-            Some(Err(error)) => self.state = State::Failed(error),
-            None => {}
+        match reply.recv_timeout(limit) {
+            Ok(Ok((matcher, mask))) => self.state = State::Ready(matcher, mask),
+            Ok(Err(error)) => self.state = State::Failed(error),
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => {
+                self.state = State::Failed(Error::panic("a bug kept the answer from being held to its format"));
+            }
         }
     }
 

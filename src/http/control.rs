@@ -300,13 +300,15 @@ pub(super) async fn status(State(app): Shared) -> ApiResult<Json<Status>> {
     blocking(move || Ok(Json(Status { disk: Some(app.engine.disk_use()), ..app.engine.status() }))).await
 }
 
-/// Whether new requests are taken: 200 and `ready`, or 503 and `draining`; `alerts` say what wants attention.
+/// Whether new requests are taken: 200 and `ready`, or 503 and `draining`, or `closed` after a bug; `alerts` say what
+/// wants attention.
 #[utoipa::path(get, path = "/health",
     responses((status = 200, body = Object), (status = 503, body = Object)))]
 pub(super) async fn health(State(app): Shared) -> impl IntoResponse {
-    let (status, word, state) = match app.draining() {
-        false => (StatusCode::OK, "ok", "ready"),
-        true => (StatusCode::SERVICE_UNAVAILABLE, "draining", "draining"),
+    let (status, word, state) = match app.engine.check_open() {
+        Err(_) => (StatusCode::SERVICE_UNAVAILABLE, "closed", "closed"),
+        Ok(()) if app.draining() => (StatusCode::SERVICE_UNAVAILABLE, "draining", "draining"),
+        Ok(()) => (StatusCode::OK, "ok", "ready"),
     };
     let Status { policy_version, alerts, .. } = app.engine.status();
     let page =

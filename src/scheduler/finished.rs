@@ -16,3 +16,6 @@ pub struct Finished {
 
 /// Takes what ended. Called on the scheduler's thread: it must be quick.
 pub type OnFinished = Box<dyn FnMut(Finished) + Send>;
+
+/// Is told the name of a thread that panicked, once the scheduler is closed. Called on that thread.
+pub type OnFailed = Box<dyn Fn(&str) + Send + Sync>;

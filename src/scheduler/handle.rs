@@ -1,6 +1,7 @@
 //! The handle: checks requests, queues them, asks for swaps, ends the threads. Never decodes.
 
 use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, RwLock};
 use std::thread::JoinHandle;
@@ -9,7 +10,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender, bounded};
 
 use super::core::{Command, Core};
-use super::finished::OnFinished;
+use super::finished::{OnFailed, OnFinished};
 use super::lane::Lane;
 use super::load::{Counters, Load};
 use super::slot::Job;
@@ -49,12 +50,50 @@ pub struct Scheduler {
     commands: Sender<Command>,
     wanted: Sender<Wanted>,
     counters: Arc<Counters>,
-    stopping: Arc<AtomicBool>,
+    end: Arc<End>,
+    running: Mutex<Vec<JoinHandle<()>>>,
+}
+
+/// What ends the service, whoever ends it: its owner, or a thread of it that panicked.
+struct End {
+    stopping: AtomicBool,
     /// Nothing is sent once it is set. A command left in a channel would keep its client waiting.
     closed: RwLock<bool>,
     /// Other ends of the channels, for what the threads leave in them.
     left: (Receiver<Command>, Receiver<Wanted>),
-    running: Mutex<Vec<JoinHandle<()>>>,
+    counters: Arc<Counters>,
+    on_failed: OnFailed,
+}
+
+impl End {
+    /// Nothing is taken any more, and the threads end.
+    fn close(&self) {
+        *unpoisoned(self.closed.write()) = true;
+        self.stopping.store(true, Ordering::Release);
+    }
+
+    /// Drops what nobody takes any more, which tells whoever waits for it that the engine closed.
+    fn drop_left(&self) {
+        self.left.0.try_iter().for_each(drop);
+        self.left.1.try_iter().for_each(drop);
+    }
+
+    /// Runs a thread's body. After a panic nothing can take its place: what it held is gone, contexts with the answers
+    /// in them. The service is closed then, so that nobody waits for it.
+    fn guard(&self, name: &str, body: impl FnOnce()) {
+        let panicked = catch_unwind(AssertUnwindSafe(body)).is_err();
+        if panicked {
+            self.close();
+            self.counters.panics.fetch_add(1, Ordering::Relaxed);
+            self.counters.queued.store(0, Ordering::Relaxed);
+            self.counters.running.store(0, Ordering::Relaxed);
+        }
+        // Also by the thread that ends because the other panicked: it may have sent something meanwhile.
+        self.drop_left();
+        if panicked {
+            (self.on_failed)(name);
+        }
+    }
 }
 
 impl Scheduler {
@@ -68,6 +107,7 @@ impl Scheduler {
         options: Options,
         first: Weights,
         on_finished: OnFinished,
+        on_failed: OnFailed,
     ) -> Result<Scheduler> {
         // The queue's own count bounds the submissions; a few more places are for swaps.
         let (commands, receiver) = bounded(options.queue as usize + 8);
@@ -75,7 +115,13 @@ impl Scheduler {
         let (drained, idle) = bounded(MAX_CONTEXTS);
         let left = (receiver.clone(), wants.clone());
         let counters = Arc::new(Counters::default());
-        let stopping = Arc::new(AtomicBool::new(false));
+        let end = Arc::new(End {
+            stopping: AtomicBool::new(false),
+            closed: RwLock::new(false),
+            left,
+            counters: counters.clone(),
+            on_failed,
+        });
         if let Source::Whole(path) = &first.source {
             let path = path.display();
             return Err(Error::arg(format!(
@@ -109,28 +155,17 @@ impl Scheduler {
             idle,
             ready,
         };
-        let scheduler = Scheduler {
-            model,
-            options,
-            commands,
-            wanted,
-            counters,
-            stopping,
-            closed: RwLock::new(false),
-            left,
-            running: Mutex::default(),
-        };
-        let stop = scheduler.stopping.clone();
-        scheduler.spawn("apa-scheduler", move || core.run(&receiver, &stop))?;
-        let stop = scheduler.stopping.clone();
-        scheduler.spawn("apa-swapper", move || swapper.run(&stop))?;
+        let scheduler = Scheduler { model, options, commands, wanted, counters, end, running: Mutex::default() };
+        scheduler.spawn("apa-scheduler", move |stop| core.run(&receiver, stop))?;
+        scheduler.spawn("apa-swapper", move |stop| swapper.run(stop))?;
         Ok(scheduler)
     }
 
-    fn spawn(&self, name: &str, body: impl FnOnce() + Send + 'static) -> Result<()> {
+    fn spawn(&self, name: &'static str, body: impl FnOnce(&AtomicBool) + Send + 'static) -> Result<()> {
+        let end = self.end.clone();
         let thread = std::thread::Builder::new()
             .name(name.into())
-            .spawn(body)
+            .spawn(move || end.guard(name, || body(&end.stopping)))
             .map_err(|e| Error::nomem(format!("can't start the thread {name}: {e}")))?;
         lock(&self.running).push(thread);
         Ok(())
@@ -259,17 +294,19 @@ impl Scheduler {
 
     /// Ends the threads: running and waiting requests end as `Closed`. Idempotent.
     pub fn stop(&self) {
-        *unpoisoned(self.closed.write()) = true;
-        self.stopping.store(true, Ordering::Release);
+        self.end.close();
         for thread in lock(&self.running).drain(..) {
             let name = thread.thread().name().unwrap_or_default().to_string();
             if thread.join().is_err() {
                 tracing::error!(name, "a thread panicked");
             }
         }
-        // Dropped, they tell whoever waits for them that the engine closed.
-        self.left.0.try_iter().for_each(drop);
-        self.left.1.try_iter().for_each(drop);
+        self.end.drop_left();
+    }
+
+    /// Whether it takes requests: not after [`Scheduler::stop`], nor after a panic of its threads.
+    pub fn is_open(&self) -> bool {
+        !*unpoisoned(self.end.closed.read())
     }
 
     /// Takes places in the queue, all or none, and hands the jobs on.
@@ -288,7 +325,7 @@ impl Scheduler {
     /// one caller.
     fn send<T>(&self, to: &Sender<T>, message: T) -> Result<()> {
         let error = || Error::closed("the engine is closed");
-        let closed = unpoisoned(self.closed.read());
+        let closed = unpoisoned(self.end.closed.read());
         if *closed {
             return Err(error());
         }

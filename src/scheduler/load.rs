@@ -18,6 +18,7 @@ pub(super) struct Counters {
     pub(super) generated_tokens: AtomicU64,
     pub(super) prompt_tokens: AtomicU64,
     pub(super) swaps: AtomicU64,
+    pub(super) panics: AtomicU64,
     /// Tokens that the caches of all contexts hold, and have room for.
     pub(super) cached_tokens: AtomicUsize,
     pub(super) cache_capacity: AtomicUsize,
@@ -35,6 +36,7 @@ impl Counters {
             generated_tokens: self.generated_tokens.load(Ordering::Relaxed),
             prompt_tokens: self.prompt_tokens.load(Ordering::Relaxed),
             swaps: self.swaps.load(Ordering::Relaxed),
+            panics: self.panics.load(Ordering::Relaxed),
             refused: self.meters.refused.load(Ordering::Relaxed),
             cached_tokens: self.cached_tokens.load(Ordering::Relaxed),
             cache_capacity: self.cache_capacity.load(Ordering::Relaxed),
@@ -61,6 +63,9 @@ pub struct Load {
     pub prompt_tokens: u64,
     /// Weight swaps since the start.
     pub swaps: u64,
+    /// Panics of the scheduler's threads: after one it is closed.
+    #[serde(rename = "scheduler_panics", default)]
+    pub panics: u64,
     /// Requests refused because the queue was full, since the start.
     pub refused: u64,
     /// Tokens that the caches of the versions in use hold; idle prefixes are among them.

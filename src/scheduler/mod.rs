@@ -17,7 +17,7 @@ mod swapper;
 mod tuner;
 mod weights;
 
-pub use finished::{Finished, OnFinished};
+pub use finished::{Finished, OnFailed, OnFinished};
 pub use handle::{Options, Scheduler};
 pub use load::Load;
 pub use meters::{BOUNDS_SECONDS, Durations};

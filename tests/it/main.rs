@@ -23,6 +23,7 @@ mod http_limits;
 mod install;
 mod logprobs;
 mod node;
+mod panics;
 mod promotion;
 mod pull;
 mod recovery;

@@ -1,5 +1,7 @@
 //! The handle to the learning thread: what the engine asks of it. Never trains.
 
+use crossbeam_channel::TryRecvError;
+
 use super::*;
 
 /// The handle to the learning thread.
@@ -122,8 +124,14 @@ impl LearningLoop {
     fn ask<T>(&self, order: Order, answer: &Receiver<Result<T>>) -> Result<T> {
         let closed = || Error::closed("the engine is closed");
         self.orders.send(order).map_err(|_| closed())?;
+        let unanswered = || match self.ended.try_recv() {
+            Err(TryRecvError::Empty) => {
+                Error::panic("a bug stopped the trainer, which starts again; the log says where")
+            }
+            _ => closed(),
+        };
         crossbeam_channel::select! {
-            recv(answer) -> answer => answer.map_err(|_| closed())?,
+            recv(answer) -> answer => answer.map_err(|_| unanswered())?,
             recv(self.ended) -> _ => answer.try_recv().map_err(|_| closed())?,
         }
     }

@@ -3,6 +3,7 @@
 
 mod beside;
 mod handle;
+mod panics;
 mod retry;
 mod step;
 mod trial;
@@ -45,6 +46,7 @@ use crate::scheduler::{Scheduler, Source};
 use crate::system::{cores_or, unix_millis};
 use crate::trainer::{self, Trainer};
 use crate::types::*;
+use panics::caught;
 use retry::Retry;
 
 /// What came of a training step that was asked for, or that ratings started.
@@ -180,6 +182,21 @@ struct Ready {
 
 impl Worker {
     fn run(mut self, orders: &Receiver<Order>, reminders: &Receiver<Order>) {
+        let Some(pool) = self.pool() else { return };
+        let mut first = None;
+        while let Err(panic) = caught(|| self.live(&pool, first.take(), orders, reminders)) {
+            // Dropping what was thrown could throw again.
+            std::mem::forget(panic);
+            let wait = self.retry.failed();
+            // Listeners that are told may panic as well.
+            drop(caught(|| self.fallen(wait)));
+            let Some(order) = self.rest(wait, orders, reminders) else { return };
+            first = order;
+        }
+    }
+
+    /// The threads of the arithmetic. `None`, and said in the status, if they can't be started.
+    fn pool(&self) -> Option<rayon::ThreadPool> {
         let threads = cores_or(self.config.train.threads) as usize;
         let started = self.threads.clone();
         let pool = rayon::ThreadPoolBuilder::new()
@@ -190,16 +207,25 @@ impl Worker {
                 lock(&started).extend(std::fs::read_link("/proc/thread-self").ok());
             })
             .build();
-        let pool = match pool {
-            Ok(pool) => pool,
-            Err(error) => {
-                return self.turn_off(TrainerState::Unsupported, format!("can't start the trainer's threads: {error}"));
-            }
-        };
+        let failed = |e| self.turn_off(TrainerState::Unsupported, format!("can't start the trainer's threads: {e}"));
+        pool.map_err(failed).ok()
+    }
+
+    /// Everything from reading the model to the end, the order that ended a rest first.
+    fn live(
+        &mut self,
+        pool: &rayon::ThreadPool,
+        first: Option<Order>,
+        orders: &Receiver<Order>,
+        reminders: &Receiver<Order>,
+    ) {
         pool.install(|| self.prepare());
         self.resume_trial();
         if let Err(error) = self.begin_watch() {
             tracing::error!(%error, "the active version is not watched");
+        }
+        if let Some(order) = first {
+            pool.install(|| self.obey(order, orders));
         }
         loop {
             let order = crossbeam_channel::select! {
@@ -241,6 +267,10 @@ impl Worker {
                 self.take_back_interrupt();
                 let _ = reply.send(self.restore(&path));
             }
+        }
+        // Nobody can be served what would be learned.
+        if !self.scheduler.is_open() {
+            return;
         }
         self.look_at_versions();
         self.learn(orders);

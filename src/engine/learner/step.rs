@@ -84,6 +84,7 @@ impl Worker {
         };
         self.retry.reset();
         self.alerts.clear(AlertKind::StepFails);
+        self.alerts.clear(AlertKind::TrainerPanicked);
         let mut status = self.shared.status();
         if let PublishOutcome::Skipped { reason, consumed: 0 } = &outcome {
             status.reason = Some(reason.clone());
