@@ -54,7 +54,7 @@ pub struct Error {
     kind: Kind,
 }
 
-/// What tells failures of one class apart, where callers must.
+/// Distinguishes failures of one class where callers need to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     Plain,
@@ -100,33 +100,33 @@ constructors! {
 }
 
 impl Error {
-    /// Nothing has the id that was given: `Arg`, as for all input that can't be used; [`Error::is_unknown_id`] tells it
-    /// apart.
+    /// No record has the given id. The code is `Arg`, as for all unusable input; [`Error::is_unknown_id`] distinguishes
+    /// it.
     pub fn unknown_id(message: impl Into<String>) -> Self {
         Self { kind: Kind::UnknownId, ..Self::arg(message) }
     }
 
-    /// Whether the error is that nothing has the id that was given.
+    /// Whether the error is an unknown id.
     pub fn is_unknown_id(&self) -> bool {
         self.kind == Kind::UnknownId
     }
 
-    /// A prompt is longer than the context has room for: `Arg`; [`Error::is_context_length`] tells it apart.
+    /// The prompt does not fit the context. The code is `Arg`; [`Error::is_context_length`] distinguishes it.
     pub fn context_length(message: impl Into<String>) -> Self {
         Self { kind: Kind::ContextLength, ..Self::arg(message) }
     }
 
-    /// Whether the error is that a prompt is longer than the context has room for.
+    /// Whether the prompt does not fit the context.
     pub fn is_context_length(&self) -> bool {
         self.kind == Kind::ContextLength
     }
 
-    /// The time that a request may take is over: `Busy`; [`Error::is_time_limit`] tells it apart.
+    /// The request ran into its time limit. The code is `Busy`; [`Error::is_time_limit`] distinguishes it.
     pub fn time_limit(message: impl Into<String>) -> Self {
         Self { kind: Kind::TimeLimit, ..Self::busy(message) }
     }
 
-    /// Whether the error is that the time is over which a request may take: to ask again soon is no help.
+    /// Whether the request ran into its time limit. Retrying soon does not help.
     pub fn is_time_limit(&self) -> bool {
         self.kind == Kind::TimeLimit
     }
@@ -141,7 +141,7 @@ impl Error {
         &self.message
     }
 
-    /// Says in front what was being done: `opening base.gguf: file is truncated`.
+    /// Prefixes the message with what was being done: `opening base.gguf: file is truncated`.
     #[must_use]
     pub fn context(mut self, doing: impl fmt::Display) -> Self {
         self.message = format!("{doing}: {}", self.message);

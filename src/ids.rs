@@ -1,4 +1,4 @@
-//! Names new answers; what kind an answer is can be told from its name. Never looks one up.
+//! Makes the ids of answers, whose prefix tells their kind. Never looks one up.
 
 use crate::system::unix_millis;
 use crate::types::GenerationId;
@@ -6,20 +6,20 @@ use crate::types::GenerationId;
 /// How an answer came to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum GenerationKind {
-    /// Somebody asked.
+    /// A client asked for it.
     Request,
-    /// The engine asked itself, to learn from it.
+    /// The engine generated it to learn from.
     Rollout,
-    /// The engine asked itself, to judge a candidate. Never on record and never trained on.
+    /// The engine generated it to judge a candidate. Never recorded and never trained on.
     Examination,
-    /// It was made elsewhere, and handed in by the application.
+    /// Made elsewhere and handed in by the application.
     Sample,
-    /// It was made elsewhere, and came in with a file of feedback.
+    /// Made elsewhere and imported with a file of feedback.
     Import,
 }
 
 impl GenerationKind {
-    /// What the names of its answers begin with.
+    /// Prefix of the ids of this kind.
     pub(crate) const fn prefix(self) -> &'static str {
         match self {
             GenerationKind::Request => "gen-",
@@ -32,12 +32,12 @@ impl GenerationKind {
 }
 
 impl GenerationId {
-    /// Whether it is of that kind.
+    /// Whether the answer is of that kind.
     pub(crate) fn is(&self, kind: GenerationKind) -> bool {
         self.0.starts_with(kind.prefix())
     }
 
-    /// A name that nobody has had: of the kind, the time, and chance.
+    /// A new, unique id: the kind's prefix, the time, and random digits.
     pub(crate) fn new(kind: GenerationKind) -> GenerationId {
         GenerationId(format!("{}{:011x}{:016x}", kind.prefix(), unix_millis(), rand::random::<u64>()))
     }

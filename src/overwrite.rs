@@ -1,15 +1,15 @@
-//! Keeps a command from writing over what it reads, by whatever name the file goes. Never opens or writes one.
+//! Keeps a command from overwriting its own inputs, whatever names they go by. Never opens or writes a file.
 
 use std::fs;
 use std::path::Path;
 
 use crate::error::{Error, Result};
 
-/// Folders deeper than this are not looked into: what is read lies higher.
+/// How deep input folders are searched; inputs lie no deeper.
 const DEPTH: usize = 4;
 
-/// Whether `out` may be written while `inputs` are read: it must be none of them and no file inside one of them,
-/// through links of either kind too. What isn't there yet is nobody's input.
+/// Refuses an output that is one of the inputs or lies inside one, through symbolic and hard links too. A path that
+/// does not exist yet is nobody's input.
 ///
 /// # Errors
 /// `Arg` naming both paths.
@@ -35,7 +35,7 @@ pub fn check_output_folder(out: &Path, names: &[&str], inputs: &[&Path]) -> Resu
     names.iter().try_for_each(|name| check_output(&out.join(name), inputs))
 }
 
-/// Whether a folder that is written to, whatever its files will be called, holds none of what is read.
+/// Refuses an output folder that holds an input, whatever files will be written there.
 ///
 /// # Errors
 /// `Arg` naming both paths.
@@ -50,7 +50,7 @@ pub fn check_written_folder(folder: &Path, input: &Path) -> Result<()> {
     }
 }
 
-/// Which file it is, whatever its name.
+/// Identifies a file whatever its name.
 #[derive(PartialEq)]
 struct Id {
     #[cfg(unix)]

@@ -16,7 +16,7 @@ const MOST_BYTES: u64 = 1 << 30;
 /// What a gzipped file begins with.
 const GZIP: [u8; 2] = [0x1f, 0x8b];
 
-/// A prompt and where it stands.
+/// A prompt and its line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Prompt {
     /// Its line in the file, from 1.
@@ -38,7 +38,7 @@ pub fn read_prompts(path: &Path) -> Result<(Vec<Prompt>, String)> {
     Ok((prompts.into_iter().map(|(line, text)| Prompt { line, text }).collect(), sha256))
 }
 
-/// What `parse` makes of each line that isn't empty, with its number from 1, and the file's SHA-256.
+/// Parses each non-empty line; returns the results with their line numbers, from 1, and the file's SHA-256.
 pub(crate) fn read_lines<T>(path: &Path, parse: impl Fn(&[u8]) -> Result<T>) -> Result<(Vec<(usize, T)>, String)> {
     let data = read(path).map_err(|e| Error::from(e).context(format!("reading {}", path.display())))?;
     if data.len() as u64 > MOST_BYTES {
@@ -55,7 +55,7 @@ pub(crate) fn read_lines<T>(path: &Path, parse: impl Fn(&[u8]) -> Result<T>) -> 
     Ok((parsed, sha256(&data)))
 }
 
-/// The bytes of a file, unpacked, and one more than is allowed of a longer one.
+/// A file's bytes, unpacked; of a file over the limit, one byte more than the limit.
 fn read(path: &Path) -> std::io::Result<Vec<u8>> {
     let (mut data, most) = (Vec::new(), MOST_BYTES + 1);
     File::open(path)?.take(most).read_to_end(&mut data)?;

@@ -1,32 +1,32 @@
-//! What the machine says: the time, its cores, its free memory. Never changes anything on it.
+//! Asks the machine for the time, its cores, its free memory and disk space. Never changes anything on it.
 
 use std::sync::OnceLock;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::types::UnixMillis;
 
-/// The present time.
+/// The current time.
 pub(crate) fn unix_millis() -> UnixMillis {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_millis() as UnixMillis)
 }
 
-/// A number of threads, 0 standing for one a core.
+/// Resolves a number of threads: 0 means one per core.
 pub(crate) fn cores_or(threads: u32) -> u32 {
     static CORES: OnceLock<u32> = OnceLock::new();
     let cores = || std::thread::available_parallelism().map_or(1, |n| n.get() as u32);
     if threads == 0 { *CORES.get_or_init(cores) } else { threads }
 }
 
-/// Room of the disk that a folder is on.
+/// Space on the disk that holds a folder.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct DiskRoom {
-    /// Bytes that we may still write.
+    /// Bytes that this process may still write.
     pub(crate) free: u64,
-    /// All of it, in bytes.
+    /// Size of the disk, in bytes.
     pub(crate) total: u64,
 }
 
-/// The room of a folder's disk. `None` where the system doesn't say.
+/// The space on a folder's disk; `None` where the system does not tell.
 pub(crate) fn disk_room(folder: &std::path::Path) -> Option<DiskRoom> {
     #[cfg(unix)]
     return rustix::fs::statvfs(folder).ok().map(|disk| DiskRoom {
@@ -40,7 +40,7 @@ pub(crate) fn disk_room(folder: &std::path::Path) -> Option<DiskRoom> {
     };
 }
 
-/// Bytes that could be had without taking them from others. `None` where the system doesn't say.
+/// Bytes of memory available without swapping; `None` where the system does not tell.
 pub(crate) fn free_memory() -> Option<u64> {
     let memory = std::fs::read_to_string("/proc/meminfo").ok()?;
     let line = memory.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;

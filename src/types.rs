@@ -77,9 +77,9 @@ impl fmt::Display for PolicyVersion {
 
 /// How tokens are drawn. Stored with every generation: the trainer needs the temperature.
 ///
-/// Whatever shapes the draw, its tokens are the policy's own and are trained on; their log-probabilities, in training
-/// as in what clients are told, are those of the plain model, without filters, penalties, biases or the mask of a
-/// format.
+/// Whatever shapes the distribution, the sampled tokens are the policy's own and are trained on. Their
+/// log-probabilities, in training and as clients see them, are those of the plain model, without filters, penalties,
+/// biases or a format's mask.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Sampling {
@@ -130,13 +130,13 @@ impl Default for Sampling {
     }
 }
 
-/// What an answer is held to: only tokens that can go on to it are drawn.
+/// Constrains an answer: only tokens that can still lead to a valid one are sampled.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Format {
-    /// JSON of this schema.
+    /// JSON that matches this schema.
     JsonSchema(serde_json::Value),
-    /// A text of this GBNF grammar, whose first symbol is `root`.
+    /// Text that matches this GBNF grammar, whose start symbol is `root`.
     Grammar(String),
 }
 
@@ -152,22 +152,22 @@ pub struct GenerateRequest {
     pub max_tokens: Option<u32>,
     /// Strings that end the answer; not part of its text. At most [`GenerateRequest::MAX_STOPS`].
     pub stop: Vec<String>,
-    /// Tells the log-probabilities of the sampled tokens and of this many most probable ones beside each, at most
+    /// Returns the log-probabilities of the sampled tokens and of this many most probable ones beside each, at most
     /// [`GenerateRequest::MAX_LOGPROBS`]; `None` computes none.
     pub logprobs: Option<u32>,
-    /// Whom it is for.
+    /// The user it is for.
     pub user: Option<String>,
-    /// What all requests of one conversation share and those of others don't: while two versions are compared, a
-    /// conversation stays with one. Unset, the prompt is its own conversation.
+    /// Identifies the conversation: while two versions are compared, a conversation stays with one. Unset, the prompt
+    /// is a conversation of its own.
     pub conversation: Option<u64>,
-    /// Weights to answer with, if they are served beside the active ones; else those answer.
+    /// Version to answer with, if it is being served; otherwise the active one answers.
     pub version: Option<PolicyVersion>,
 }
 
 impl GenerateRequest {
     /// Most strings that end an answer.
     pub const MAX_STOPS: usize = 16;
-    /// Most tokens beside a sampled one of which log-probabilities are told.
+    /// Most alternatives beside each sampled token whose log-probabilities are returned.
     pub const MAX_LOGPROBS: u32 = 20;
 }
 
@@ -184,14 +184,13 @@ pub struct Alternative {
     pub id: TokenId,
 }
 
-/// A token that was sampled, and those that were most probable there, itself perhaps among them. In JSON as OpenAI has
-/// it.
+/// A sampled token and the most probable ones at its position, itself perhaps among them. The JSON is OpenAI's.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct TokenLogprob {
-    /// The one that was sampled.
+    /// The sampled token.
     #[serde(flatten)]
     pub chosen: Alternative,
-    /// The most probable ones, the most probable first; as many as were asked for.
+    /// The most probable tokens, the most probable first; as many as the request asked for.
     pub top_logprobs: Vec<Alternative>,
 }
 
@@ -235,11 +234,11 @@ pub struct Generation {
     pub sampling: Sampling,
     /// Why the answer ended.
     pub finish: FinishReason,
-    /// Whom the client said it was for.
+    /// The user that the client named.
     pub user: Option<String>,
     /// When it was submitted.
     pub created: UnixMillis,
-    /// The answer could not be recorded: its id can't be rated. Never so of one that comes from the record.
+    /// The answer could not be recorded, so its id can't be rated. Never set on one that comes from the record.
     #[serde(skip)]
     pub unrecorded: bool,
 }
@@ -255,16 +254,16 @@ pub struct Rollout {
     pub temperature: f32,
     /// Reward before normalization.
     pub score: f64,
-    /// Least advantage of each token, after whitening: of an answer that is to become likelier whatever the critic
-    /// expects.
+    /// Lower bound of each token's advantage, after whitening: for answers that should become likelier whatever the
+    /// critic expects.
     pub advantage_floor: Option<f64>,
-    /// The server's own log-probabilities of the response's tokens (perhaps but the last) at temperature 1, nats, where
-    /// it told them. Never trained on: they only show how far the two engines are apart.
+    /// The server's own log-probabilities of the response's tokens (perhaps without the last) at temperature 1, nats,
+    /// if known. Never trained on: they only show how far the two engines are apart.
     pub served_logprobs: Option<Vec<f32>>,
-    /// The policy that sampled it; none for a text that no policy of this model did.
+    /// The version that sampled it; none for text that no version of this model sampled.
     pub version: Option<PolicyVersion>,
-    /// Log-probabilities of the response's tokens under that policy, nats, by the trainer's own forward pass; none
-    /// where it is the policy that is trained. PPO's ratio is to them.
+    /// Log-probabilities of the response's tokens under that version, nats, by the trainer's own forward pass; none if
+    /// it is the policy being trained. PPO's ratio is taken to them.
     pub behavior_logprobs: Option<Vec<f32>>,
 }
 
@@ -274,7 +273,7 @@ pub struct Rollout {
 pub struct StepMetrics {
     /// Samples that were trained on.
     pub samples: usize,
-    /// Samples longer than the trainer takes, of which the last part was learned from.
+    /// Samples longer than the trainer's limit, of which only the last part was trained on.
     pub shortened: usize,
     /// Response tokens in the batch.
     pub response_tokens: usize,
@@ -284,7 +283,7 @@ pub struct StepMetrics {
     /// Mean response length, in tokens.
     #[serde(deserialize_with = "nan_from_null")]
     pub mean_length: f64,
-    /// KL of the policy that was trained from to the initial model: k1, summed over a response, mean over responses.
+    /// KL of the policy before the batch to the initial model: k1, summed over a response, mean over responses.
     pub kl_per_response: Nats,
     /// The same per token, estimator k1.
     pub kl_k1_per_token: Nats,
@@ -303,30 +302,30 @@ pub struct StepMetrics {
     pub clip_fraction: f64,
     /// Fraction of tokens on the clipped side of PPO's value loss, mean over steps; 0 for the other losses.
     pub value_clip_fraction: f64,
-    /// KL to the initial model of the policy that was trained from, over the whole vocabulary at each token, summed
-    /// over a response, mean over responses. Exact for the states of the batch; of the policy where the batch is its
-    /// own.
+    /// KL of the policy before the batch to the initial model, over the whole vocabulary at each token, summed over a
+    /// response, mean over responses. Exact at the batch's states; the policy's own KL only where the policy sampled
+    /// the batch.
     pub kl_exact_per_response: Nats,
-    /// The same of the policy that training made, over a few of the batch's responses. None where nobody asked for it.
+    /// The same for the policy after the batch, over a few of its responses. None if it was not measured.
     pub candidate_kl_per_response: Option<Nats>,
-    /// KL of the policy that training made to the one it was trained from, in the same way.
+    /// KL of the policy after the batch to the policy before it, measured the same way.
     pub kl_step: Option<Nats>,
-    /// Learning rate of the policy's steps: the setting's, or less of it where batches before went too fast.
+    /// Learning rate of the policy's steps: the setting, or less where earlier batches moved too fast.
     pub lr: f64,
-    /// Why the policy's steps ended before the batch did, if so.
+    /// Why the policy's steps ended before the batch did; none if they did not.
     pub stopped: Option<String>,
-    /// What the rewards were compared with: their running mean, the batch included.
+    /// Baseline of the rewards: their running mean, this batch included.
     #[serde(deserialize_with = "nan_from_null")]
     pub baseline: f64,
-    /// How far the critic was believed beyond that mean, in [0, 1]: the share of the variance that it had explained.
+    /// Weight given to the critic beyond that baseline, in [0, 1]: the share of the variance that it had explained.
     pub critic_trust: f64,
-    /// Entropy of the policy that was trained from, mean over response tokens, at the sampling temperature.
+    /// Entropy of the policy before the batch, mean over response tokens, at the sampling temperature.
     pub entropy: Nats,
     /// Root of the mean squared distance of the critic's values from the returns before the batch, in scaled rewards.
     #[serde(deserialize_with = "nan_from_null")]
     pub value_error: f64,
-    /// Mean distance of the server's log-probability of a token from the trainer's, over the samples whose server's are
-    /// known; none if there are none.
+    /// Mean distance between the server's log-probability of a token and the trainer's, over the samples whose server's
+    /// log-probabilities are known; none if there are none.
     pub serve_train_gap: Option<Nats>,
     /// Fraction of the returns' variance that the critic explained before the batch.
     #[serde(deserialize_with = "nan_from_null")]

@@ -1,4 +1,5 @@
-//! The APA loss: squared distance to the policy that the advantages ask for. Never touches the reference's weights.
+//! The APA loss: squared distance to the target policy that the advantages define. Never touches the reference's
+//! weights.
 
 use candle_core::{DType, Tensor};
 
@@ -28,9 +29,9 @@ pub fn apa_loss(
 ///
 /// `mean_i ((Σ_t (logprobs − ref_logprobs) / T_i^p − η A_i)²)` over the responses i, T_i being the tokens of one.
 /// `logprobs` and `ref_logprobs` are `[batch, time]` with their mask; `advantages` is `[batch]`, one number an answer.
-/// `nats_per_reward` is η, positive: the target policy makes an answer as a whole η nats likelier for each unit of
-/// advantage. `length_power` is p, from 0 to 1: at 0 that is so whatever its length; at 1 it holds for each token's
-/// mean, and an answer of T tokens may move T times as far. Gradients flow to `logprobs` alone.
+/// `nats_per_reward` is η, positive: the target policy makes a whole answer η nats likelier for each unit of advantage.
+/// `length_power` is p, from 0 to 1: at 0 that holds whatever the length; at 1 it holds for the mean per token, so an
+/// answer of T tokens may move T times as far. Gradients flow to `logprobs` alone.
 ///
 /// # Errors
 /// `Arg` if shapes differ, or a response has no token.

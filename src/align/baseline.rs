@@ -1,14 +1,14 @@
-//! What an answer's reward is compared with: the running mean of the rewards, and how far the critic has earned to be
-//! believed beyond it. Never sees a tensor.
+//! The baseline of an answer's reward: the running mean of rewards, and how far the critic is trusted beyond it. Never
+//! sees a tensor.
 
 use serde::{Deserialize, Serialize};
 
-/// Scores that the running mean remembers: long enough to be a mean, short enough to follow a policy that gets better.
+/// Scores in the running mean: long enough to be steady, short enough to follow a policy that improves.
 const WINDOW: u64 = 64;
-/// How much of a batch's errors is left after the next one.
+/// Share of the old errors that remains after each batch.
 const DECAY: f64 = 0.8;
 
-/// The mean of the last scores; exactly their mean while they are few, then with weights that fall by 1/64 a score.
+/// Running mean of the scores: the exact mean while they are few, then an exponential one with weight 1/64 per score.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Baseline {
     /// Scores seen.
@@ -19,7 +19,7 @@ pub struct Baseline {
 }
 
 impl Baseline {
-    /// Takes in scores. Ones that are not finite are left out.
+    /// Adds scores. Non-finite ones are left out.
     pub fn update(&mut self, scores: &[f64]) {
         for score in scores.iter().filter(|s| s.is_finite()) {
             self.count = self.count.saturating_add(1);
@@ -28,19 +28,19 @@ impl Baseline {
     }
 }
 
-/// How much better than a constant the critic has foretold the returns of batches before it was taught them.
+/// How much better than a constant the critic predicted the returns of batches before it was trained on them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct CriticTrust {
     /// Mean squared error of its values, over the last batches.
     #[serde(with = "super::exact")]
     pub error: f64,
-    /// The same of the running mean, which is what its values are told apart from.
+    /// The same for the running mean, the constant that the critic is compared with.
     #[serde(with = "super::exact")]
     pub baseline_error: f64,
 }
 
 impl CriticTrust {
-    /// Takes in a batch's mean squared errors. Ones that are not finite are left out.
+    /// Adds a batch's mean squared errors. Non-finite ones are left out.
     pub fn update(&mut self, error: f64, baseline_error: f64) {
         if error.is_finite() && baseline_error.is_finite() {
             self.error = DECAY * self.error + error;
@@ -48,7 +48,8 @@ impl CriticTrust {
         }
     }
 
-    /// Share of the variance that it explained, in [0, 1]: 0 for a cold critic, and for one that is worse than none.
+    /// Share of the variance that the critic explained, in [0, 1]: 0 for an untrained critic and for one worse than
+    /// none.
     pub fn share(&self) -> f64 {
         let explained = 1.0 - self.error / self.baseline_error;
         if explained.is_finite() { explained.clamp(0.0, 1.0) } else { 0.0 }

@@ -1,5 +1,5 @@
-//! A float in JSON as its shortest exact text. JSON readers may round a number's last bit, and a run that goes on from
-//! a checkpoint must not differ by it.
+//! A float in JSON as its shortest exact text. JSON readers may round the last bit, and a run resumed from a checkpoint
+//! must not differ by it.
 
 use serde::de::Error;
 use serde::{Deserialize, Deserializer, Serializer};

@@ -31,8 +31,8 @@ pub fn gae(rewards: &Tensor, values: &Tensor, mask: &Tensor, gamma: f64, gae_lam
     Ok((advantages, returns))
 }
 
-/// Rewards `[batch, time]` that are 0 but for each response's last token, which gets its score. `scores` is `[batch]`,
-/// the mask `[batch, time]` with padding on the right.
+/// Rewards `[batch, time]`, zero except at each response's last token, which gets its score. `scores` is `[batch]`, the
+/// mask `[batch, time]` with padding on the right.
 ///
 /// # Errors
 /// `Arg` if the shapes do not fit.

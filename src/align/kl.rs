@@ -1,5 +1,5 @@
-//! KL divergence to the initial model, estimated right on samples of the policy, and PPO's controller of its penalty.
-//! The names say which estimator; whether a figure is per token or per response is said where it is averaged.
+//! Estimators of the KL divergence to the initial model, valid on samples of the policy, and PPO's controller of its
+//! penalty. Names tell the estimator; whether a figure is per token or per response is decided where it is averaged.
 
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
@@ -42,7 +42,7 @@ pub fn sum_per_response(x: &Tensor, mask: &Tensor) -> Result<Tensor> {
 /// PPO's adaptive coefficient β of the KL penalty: it grows while the KL is above its target. docs/APA.md eq. 9.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct KlController {
-    /// The present β.
+    /// The current β.
     #[serde(with = "super::exact")]
     pub kl_coef: f64,
 }

@@ -5,7 +5,7 @@ use candle_core::Tensor;
 use super::{masked_mean, same_shapes, scalar};
 use crate::error::Result;
 
-/// A loss with clipping, and how often the clipped side was the one taken.
+/// A clipped loss, and how often the clipped side was taken.
 pub struct Clipped {
     /// Scalar, differentiable.
     pub loss: Tensor,
@@ -43,7 +43,7 @@ pub fn kl_penalty(behavior_logprobs: &Tensor, ref_logprobs: &Tensor, mask: &Tens
     Ok(((behavior_logprobs - ref_logprobs)?.mul(mask)? * -kl_coef)?)
 }
 
-/// Masked mean of the elementwise larger one. Where both are equal the gradient is shared, and both sides' gradients
+/// Masked mean of the elementwise maximum. Where both are equal the gradient is shared, and both sides' gradients
 /// agree.
 pub(super) fn larger(plain: &Tensor, clipped: &Tensor, mask: &Tensor) -> Result<Clipped> {
     let loss = masked_mean(&plain.maximum(clipped)?, mask)?;

@@ -17,7 +17,7 @@ pub struct RewardScale {
 }
 
 impl RewardScale {
-    /// Takes in scores. Ones that are not finite are left out.
+    /// Adds scores. Non-finite ones are left out.
     pub fn update(&mut self, scores: &[f64]) {
         for score in scores.iter().filter(|s| s.is_finite()) {
             self.count += 1;

@@ -28,11 +28,11 @@ use crate::error::{Error, Result};
 /// ```
 #[derive(Clone, Debug)]
 pub struct Builder {
-    /// What may be set, and of which kind it is.
+    /// The keys that exist, with the types of their values.
     defaults: Value,
     /// The settings so far; always deserializes into a `Config`.
     tree: Value,
-    /// Who set what, by name; what is missing has its default.
+    /// Who set which key; keys that are missing have their default.
     origins: BTreeMap<String, Origin>,
 }
 
@@ -138,7 +138,7 @@ impl Builder {
         self.put_text(key, text, &Origin::Option)
     }
 
-    /// Checks the whole and hands it out.
+    /// Checks all settings together and returns them.
     ///
     /// # Errors
     /// `Arg` for a value out of range: `train.lambda is -1, expected a number above 0`.
@@ -194,7 +194,8 @@ impl Builder {
             *place = value;
         }
         self.origins.insert(key.to_owned(), origin.clone());
-        // Tried at once, while the key and its origin are known: words of a choice, range of an integer, list length.
+        // Deserialized at once, while the key and its origin are known, to check words, integer ranges and list
+        // lengths.
         deserialize(&self.tree).map_err(|e| Error::arg(format!("{key} {origin}: {e}")))?;
         Ok(self)
     }
@@ -212,7 +213,7 @@ fn find_mut<'a>(tree: &'a mut Value, key: &str) -> Option<&'a mut Value> {
     key.split('.').try_fold(tree, |t, name| t.as_object_mut()?.get_mut(name))
 }
 
-/// JSON, or a number that JSON spells differently (`.5`), or else the text itself, which then is of a wrong type.
+/// JSON, or a number that JSON spells differently (`.5`), or else the text itself, which then has the wrong type.
 fn parse(json: &str, text: &str) -> Value {
     serde_json::from_str(json).unwrap_or_else(|_| text.parse::<f64>().map_or_else(|_| text.into(), Value::from))
 }
@@ -221,7 +222,7 @@ fn hint(nearest: Option<&str>) -> String {
     nearest.map_or_else(String::new, |name| format!("; did you mean {name}?"))
 }
 
-/// `APAD_PORT`, `APAD_PORT_8372_TCP_ADDR`, `APAD_SERVICE_HOST` and their like: links to a service named `apad`.
+/// `APAD_PORT`, `APAD_PORT_8372_TCP_ADDR`, `APAD_SERVICE_HOST` and the like: links to a service named `apad`.
 fn of_kubernetes(name: &str) -> bool {
     let port = |rest: &str| {
         let (number, tail) = rest.split_once('_').unwrap_or((rest, ""));

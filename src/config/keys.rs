@@ -1,4 +1,4 @@
-//! The settings as a list, for names, help and documents: read from the rows, never a second truth.
+//! The settings as a list, for names, help and documents. Read from the rows; holds no setting itself.
 
 use serde_json::Value;
 
@@ -17,7 +17,7 @@ pub struct Key {
     pub kind: &'static str,
     /// Which values it takes, in words: `above 0`.
     pub range: String,
-    /// Value where nothing sets it; null is unset.
+    /// Value if nothing sets it; null is unset.
     pub default: Value,
     /// What the setting does.
     pub doc: String,
@@ -31,7 +31,7 @@ impl Config {
         keys
     }
 
-    /// Shows `see` the row of each setting, with the value it has here.
+    /// Passes the row of each setting, with its present value, to `see`.
     pub(super) fn rows(&self, see: &mut dyn FnMut(Row)) {
         self.walk(String::new(), &[], Range::Any, see);
     }
@@ -50,7 +50,7 @@ fn variable(key: &str) -> String {
     format!("APAD_{}", key.replace('.', "_").to_ascii_uppercase())
 }
 
-/// The known name nearest to a wrong one. A bare last part counts as well: `lambda` for `train.lambda`.
+/// The known name closest to an unknown one. The last part alone counts as well: `lambda` for `train.lambda`.
 pub(super) fn nearest<'a>(wrong: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     let similarity = |name: &str| {
         let last = name.rsplit('.').next().unwrap_or(name);

@@ -1,5 +1,5 @@
-//! What an engine is told: one tree of settings with defaults, checked before anything starts. The only reader of
-//! configuration files and of the environment; never looks at either unless asked.
+//! The settings of an engine: one tree with defaults, checked before anything starts. The only reader of configuration
+//! files and of the environment; reads neither unless asked.
 //!
 //! A setting is one row in `settings.rs`; everything else follows from it.
 
@@ -23,7 +23,7 @@ pub use settings::{
 };
 
 impl TrainConfig {
-    /// The temperature λ that the algorithm goes by; nothing to PPO and RLOO.
+    /// The temperature λ of the algorithm in use; PPO and RLOO have none.
     pub fn temperature(&self) -> f64 {
         if self.algorithm == Algorithm::Awr { self.awr.lambda } else { self.lambda }
     }

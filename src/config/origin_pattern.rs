@@ -1,7 +1,7 @@
-//! Origins of pages as the settings name them: exact, of any subdomain, or of any host of a scheme. Never decides who
-//! is let in.
+//! Patterns of web origins in the settings: one origin, all subdomains, or all hosts of a scheme. Never decides who is
+//! let in.
 
-/// An origin, or a pattern of some.
+/// An origin or a pattern of origins.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum OriginPattern {
     /// `*`: all.
@@ -14,7 +14,7 @@ pub enum OriginPattern {
         scheme: String,
         /// In small letters; after `*.` any subdomain, `*` any host.
         host: String,
-        /// Where it is not the scheme's own.
+        /// If it is not the scheme's default.
         port: Option<u16>,
     },
 }
@@ -33,7 +33,7 @@ impl OriginPattern {
         (host == "*" || !bare.contains('*')).then_some(OriginPattern::Site { scheme, host, port })
     }
 
-    /// Whether a page of this origin is meant.
+    /// Whether the origin matches.
     pub fn matches(&self, origin: &str) -> bool {
         match self {
             OriginPattern::All => true,

@@ -1,4 +1,4 @@
-//! What a value may be, once it is of the right kind: the check and its words. Never knows a setting.
+//! Ranges of values: the check, and its wording in errors. Never knows a setting.
 
 use std::fmt;
 use std::ops::{Bound, RangeBounds, RangeInclusive};
@@ -6,15 +6,15 @@ use std::ops::{Bound, RangeBounds, RangeInclusive};
 /// The values that a setting takes.
 #[derive(Clone, Debug)]
 pub(super) enum Range {
-    /// All of its kind.
+    /// Every value of the type.
     Any,
     /// Whole numbers, both ends included.
     Whole(i128, i128),
     /// Finite numbers between bounds; each of them in a list.
     Number(Bound<f64>, Bound<f64>),
-    /// These words.
+    /// One of these words.
     OneOf(&'static [&'static str]),
-    /// Text of a form, which is said in words, and in which the function finds the part that is wrong.
+    /// Text of a form: its description, and a function that returns the part that is wrong.
     Text(&'static str, fn(&str) -> Option<&str>),
 }
 
@@ -49,7 +49,7 @@ pub(super) fn from_below(low: f64, high: f64) -> Range {
     Range::Number(Bound::Included(low), Bound::Excluded(high))
 }
 
-/// A value as it is checked: JSON has no way to say that a number isn't finite.
+/// A value to be checked. JSON can't express numbers that aren't finite.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Given<'a> {
     Flag,
@@ -60,7 +60,7 @@ pub(super) enum Given<'a> {
 }
 
 impl Range {
-    /// What is wrong with a value, as an error shows it.
+    /// The value as an error shows it, if it is out of range.
     pub(super) fn refuse(&self, given: Given) -> Option<String> {
         match (self, given) {
             (Range::Whole(low, high), Given::Whole(n)) => (!(*low..=*high).contains(&n)).then(|| n.to_string()),
@@ -80,7 +80,7 @@ impl Range {
         }
     }
 
-    /// What was expected of a value of this kind: `a whole number from 1 to 256`.
+    /// What an error says was expected: `a whole number from 1 to 256`.
     pub(super) fn expected(&self, kind: &str) -> String {
         let range = self.to_string();
         match self {
@@ -97,7 +97,7 @@ impl fmt::Display for Range {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Range::Any => f.write_str("any"),
-            // The limit of the type, which nobody reaches.
+            // The maximum of the type, which nobody reaches.
             Range::Whole(low, high) if *high >= i32::MAX.into() => write!(f, "{low} or more"),
             Range::Whole(low, high) => write!(f, "{low} to {high}"),
             Range::Number(Bound::Included(low), Bound::Included(high)) => write!(f, "{low} to {high}"),

@@ -1,5 +1,5 @@
-//! The mechanism of the settings: `settings!` makes of a table of rows the structs, their defaults and the walk over
-//! all of it that checks, lists and documents them. Holds no setting itself.
+//! The mechanism of the settings: `settings!` turns a table of rows into structs, defaults, and a walk over all rows,
+//! which checks, lists and documents them. Holds no setting itself.
 
 use std::path::{Path, PathBuf};
 
@@ -9,7 +9,7 @@ use serde_json::Value;
 use super::range::{Given, Range};
 use crate::error::{Error, Result};
 
-/// One setting, as its row says it, with a value.
+/// A setting's row, with a value.
 pub(super) struct Row<'a> {
     /// Dotted name: `train.lambda`.
     pub name: String,
@@ -18,7 +18,7 @@ pub(super) struct Row<'a> {
     pub range: Range,
     /// Lines of its text.
     pub doc: &'static [&'static str],
-    /// The value as it is checked, and as it is shown.
+    /// The value, in the form that is checked and in the form that is shown.
     pub given: Given<'a>,
     pub value: Value,
 }
@@ -44,7 +44,7 @@ pub(super) fn join(section: &str, name: &str) -> String {
     if section.is_empty() { name.to_owned() } else { format!("{section}.{name}") }
 }
 
-/// A value or a section of values: what a field of the settings may be.
+/// A field of the settings: a value or a section of values.
 pub(super) trait Setting {
     /// Calls `see` with the row of each setting in it.
     fn walk(&self, name: String, doc: &'static [&'static str], range: Range, see: &mut dyn FnMut(Row));
@@ -59,7 +59,7 @@ pub(super) trait Leaf: Serialize {
 
 impl<T: Leaf> Setting for T {
     fn walk(&self, name: String, doc: &'static [&'static str], range: Range, see: &mut dyn FnMut(Row)) {
-        // Settings are plain data: the conversion has no way to fail.
+        // Settings are plain data, so this conversion can't fail.
         let value = serde_json::to_value(self).unwrap_or_default();
         see(Row { name, kind: T::KIND, range, doc, given: self.given(), value });
     }
@@ -91,13 +91,13 @@ leaf! {
     Option<String>, "text or null", text => text.as_deref().map_or(Given::Unset, Given::Text);
 }
 
-/// A path that isn't UTF-8 has no form to be checked.
+/// A path that isn't UTF-8 has no text to check.
 fn of_path(path: &Path) -> Given<'_> {
     path.to_str().map_or(Given::Unset, Given::Text)
 }
 
-/// Makes a section of settings of its rows: `name: type = default, range;` with the text above. The text is both the
-/// field's documentation and what `apad config` and docs/CONFIG.md say.
+/// Makes a section of settings from its rows: `name: type = default, range;` with the text above. The text documents
+/// the field, `apad config` and docs/CONFIG.md.
 macro_rules! settings {
     ($($(#[$meta:meta])* $section:ident {
         $($(#[doc = $doc:literal])+ $field:ident: $type:ty = $default:expr, $range:expr;)*
@@ -128,7 +128,7 @@ macro_rules! settings {
     };
 }
 
-/// Makes an enum whose values are words, and the list of the words.
+/// Makes an enum whose values are words, with the list of the words.
 macro_rules! choices {
     ($($(#[$meta:meta])* $name:ident { $($(#[$doc:meta])* $variant:ident = $word:literal,)+ })*) => {
         $(

@@ -1,5 +1,5 @@
-//! Every setting, a row each: name, type, default, range and what it does. The structs, the checks, `apad config` and
-//! docs/CONFIG.md all come from these rows. Never reads one from anywhere.
+//! Every setting, one row each: name, type, default, range and what it does. The structs, the checks, `apad config`,
+//! the flags of the commands and docs/CONFIG.md all come from these rows. Never reads a value from anywhere.
 
 use std::path::PathBuf;
 
@@ -16,11 +16,11 @@ choices! {
         Awr = "awr",
         /// Proximal policy optimization.
         Ppo = "ppo",
-        /// REINFORCE, each answer told from the others to its prompt, with PPO's ratio and KL penalty; no critic.
+        /// REINFORCE, each answer compared with the others to its prompt, with PPO's ratio and KL penalty; no critic.
         Rloo = "rloo",
     }
 
-    /// What APA takes for an action, and so what a reward is credited to.
+    /// The action of APA's loss: what a reward is credited to.
     Credit {
         /// Each token, with an advantage of its own.
         Token = "token",
@@ -119,25 +119,24 @@ settings! {
         threads: u32 = 0, whole(0..=1024);
         /// The policy loss.
         algorithm: Algorithm = Algorithm::Apa, Range::OneOf(Algorithm::WORDS);
-        /// What APA takes for an action, and so what a reward is credited to: each `token`, whose target lies A/λ nats
-        /// from the initial model, or the whole `response`, whose target lies `train.nats_per_reward` nats from it for
-        /// a unit of advantage.
+        /// The action of APA's loss, which a reward is credited to: each `token`, whose target lies A/λ nats from the
+        /// initial model, or the whole `response`, whose target lies `train.nats_per_reward` nats from it per unit of
+        /// advantage. (paper: token)
         credit: Credit = Credit::Token, Range::OneOf(Credit::WORDS);
-        /// Credit by response: how much likelier than the initial model makes it an answer is to become as a whole, in
-        /// nats, for a reward of one standard deviation above what was expected.
+        /// Credit by response: how many nats likelier an answer as a whole should become than under the initial model,
+        /// for a reward of one standard deviation above expectation.
         nats_per_reward: f64 = 4.0, above(0.0);
         /// Credit by response: 0 lets answers of every length move as far; 1 lets one of T tokens move T times as far.
         length_power: f64 = 0.0, from_to(0.0, 1.0);
-        /// Most KL of a batch's new policy to the one before, in nats a response: training on the batch stops there,
-        /// and the next goes slower. 0 is no limit.
+        /// Limit on the KL of a batch's new policy to the one before, in nats a response: training on the batch stops
+        /// there, and the next batch learns at a lower rate. 0 is no limit.
         kl_step: f64 = 1.0, at_least(0.0);
-        /// Most KL to the initial model, in nats a response: from half of it on the advantages shrink, and training on
-        /// a batch stops there. 0 is no limit.
+        /// Limit on the KL to the initial model, in nats a response: advantages shrink from half of it on, and training
+        /// on a batch stops there. 0 is no limit.
         kl_budget: f64 = 10.0, at_least(0.0);
-        /// Samples of a batch on which both are measured, after every optimizer step; 0 measures nothing and limits
-        /// nothing.
+        /// Samples of a batch on which both KLs are measured after every optimizer step; 0 measures and limits nothing.
         kl_samples: u32 = 8, whole(0..=1 << 16);
-        /// Answers that taught before, that teach the critic again with every batch.
+        /// Earlier answers that train the critic again with every batch.
         replay: u32 = 16, whole(0..=1 << 16);
         /// What only AWR uses. (Defaults: paper)
         awr: AwrConfig = AwrConfig::default(), Range::Any;
@@ -145,8 +144,8 @@ settings! {
         ppo: PpoConfig = PpoConfig::default(), Range::Any;
         /// What keeps a trained candidate from being served.
         gate: GateConfig = GateConfig::default(), Range::Any;
-        /// APA, credit by token: temperature of the target policy π_init · exp(A/λ); larger stays closer to the initial
-        /// model. (paper: 0.1)
+        /// APA, credit by token: temperature λ of the target policy π_init · exp(A/λ); larger stays closer to the
+        /// initial model. (paper: 0.1)
         lambda: f64 = 0.1, above(0.0);
         /// New ratings per batch.
         batch: u32 = 16, whole(1..=1 << 16);
@@ -169,15 +168,15 @@ settings! {
         /// λ of generalized advantage estimation, as far as the critic explains the returns; 1 while it doesn't.
         /// (paper: 0.95)
         gae_lambda: f64 = 0.95, from_to(0.0, 1.0);
-        /// Whiten advantages over the batch: what all of it got is lost by that. (paper: yes)
+        /// Whiten advantages over the batch, which removes what all its answers have in common. (paper: yes)
         whiten: bool = false, Range::Any;
-        /// Scores less their running mean are divided by a running standard deviation and clipped to ± this.
+        /// Scores, less their running mean and divided by their running standard deviation, are clipped to ± this.
         score_clip: f64 = 5.0, above(0.0);
         /// Rank of the adapters.
         rank: u32 = 16, whole(1..=4096);
         /// Scale numerator of the adapters: the update is multiplied by alpha / rank.
         alpha: f64 = 32.0, above(0.0);
-        /// Longest sample, prompt and response, in tokens; of longer ones the last part is learned from.
+        /// Longest sample, prompt and response, in tokens; of longer ones only the last part is trained on.
         max_tokens: u32 = 2048, whole(2..=1 << 24);
         /// Tokens computed at once: bounds the trainer's memory.
         micro_batch_tokens: u32 = 1024, whole(1..=1 << 24);
@@ -271,7 +270,7 @@ settings! {
         hours: u32 = 168, whole(1..=1 << 20);
         /// Ratings of one user that count in a trial.
         user_ratings: u32 = 20, whole(1..=u32::MAX);
-        /// Seconds after which an answer is taken to be rated, regenerated or corrected, or none of these.
+        /// Seconds after which an answer's fate is settled: rated, regenerated, corrected, or none of these.
         settle: u32 = 600, Range::Any;
         /// Which version serves after a trial that decided nothing.
         undecided: Undecided = Undecided::Parent, Range::OneOf(Undecided::WORDS);
@@ -328,8 +327,8 @@ settings! {
         user_hourly: u32 = 120, Range::Any;
         /// Largest share of one user in a batch. Applies from the second user on.
         user_share: f64 = 0.5, above_to(0.0, 1.0);
-        /// Seconds after which what `reward.user_share` left out is taken all the same where a batch isn't full without
-        /// it, the oldest first: a share delays and never starves. 0 waits for others without end.
+        /// Seconds after which feedback that `reward.user_share` left out is taken all the same, the oldest first, if a
+        /// batch isn't full without it: a share delays and never starves. 0 waits for other users for ever.
         user_patience: u32 = 3600, Range::Any;
         /// Seconds that feedback waits before it is used.
         quarantine: u32 = 0, Range::Any;

@@ -1,5 +1,5 @@
-//! Checks the settings: each against its range, then those that depend on each other. Never changes a setting, and
-//! never touches a file or a device.
+//! Checks the settings: each against its range, then those that depend on each other. Never changes a setting or
+//! touches a file or a device.
 
 use super::range::Range;
 use super::rows::Setting;
@@ -40,7 +40,7 @@ impl TrainConfig {
     }
 }
 
-/// Errs on the first value of a section that is out of its range.
+/// The first value of a section that is out of range, as an error.
 fn in_range(section: &impl Setting, name: &str) -> Result<()> {
     let mut found = Ok(());
     section.walk(name.to_owned(), &[], Range::Any, &mut |row| {

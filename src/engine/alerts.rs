@@ -1,4 +1,4 @@
-//! What an operator should know of: raised once, told, and kept until it is over. Decides nothing.
+//! Alerts for the operator: raised once, logged, and kept until the condition is over. Decides nothing.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
@@ -9,11 +9,11 @@ use super::feed::{Hub, News, Topic};
 use crate::error::Code;
 use crate::lock::lock;
 
-/// What is wrong. The words are stable: alarms are set on them.
+/// The condition. The words are stable, since alarms are set on them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum AlertKind {
-    /// Answers are given and can't be recorded: the disk is full, or fails.
+    /// Answers are given but can't be recorded: the disk is full or failing.
     NotRecorded,
     /// The disk has too little room for another version: learning waits.
     NoRoom,
@@ -21,9 +21,9 @@ pub enum AlertKind {
     StepFails,
     /// Trained versions that the record doesn't know were moved aside.
     VersionsAside,
-    /// The active version's files are damaged, and an older one serves.
+    /// The active version's files are damaged, so an older one serves.
     FellBack,
-    /// The active version is served and can't be trained on.
+    /// The active version serves but can't be trained on.
     NotTrained,
     /// A bug stopped the trainer, which starts again; over when a step succeeds.
     TrainerPanicked,
@@ -44,7 +44,7 @@ impl AlertKind {
         AlertKind::SchedulerPanicked,
     ];
 
-    /// Its word in JSON, metrics and logs.
+    /// The word for it in JSON, metrics and logs.
     pub fn as_str(self) -> &'static str {
         match self {
             AlertKind::NotRecorded => "not_recorded",
@@ -67,12 +67,12 @@ impl AlertKind {
     }
 }
 
-/// Something that is wrong.
+/// A condition that needs attention.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Alert {
-    /// What.
+    /// The condition.
     pub kind: AlertKind,
-    /// One sentence, without paths and without a user's words.
+    /// One sentence, without paths or a user's words.
     pub message: String,
 }
 
@@ -87,7 +87,7 @@ impl Alerts {
         Self { hub, raised: Mutex::default() }
     }
 
-    /// Keeps it; logs and tells it where it is new.
+    /// Raises an alert; logs and sends it if it is new.
     pub(super) fn raise(&self, kind: AlertKind, message: impl Into<String>) {
         let message = message.into();
         if lock(&self.raised).insert(kind, message.clone()).as_ref() == Some(&message) {
@@ -97,14 +97,14 @@ impl Alerts {
         self.hub.send(Topic::Learning, || News::Error { code: kind.code().as_str(), message });
     }
 
-    /// It is over.
+    /// Ends an alert.
     pub(super) fn clear(&self, kind: AlertKind) {
         if lock(&self.raised).remove(&kind).is_some() {
             tracing::info!(alert = kind.as_str(), "over");
         }
     }
 
-    /// Those that hold.
+    /// The present alerts.
     pub(super) fn list(&self) -> Vec<Alert> {
         lock(&self.raised).iter().map(|(kind, message)| Alert { kind: *kind, message: message.clone() }).collect()
     }

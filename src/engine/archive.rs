@@ -1,5 +1,5 @@
-//! The versions of a data folder without a model: listed, shown, activated for the next start, taken in again. Never
-//! serves or trains.
+//! The versions of a data folder, without a model: lists, shows and adopts them, and sets the one that the next start
+//! serves. Never serves or trains.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -26,7 +26,7 @@ pub struct VersionRecord {
     pub info: VersionInfo,
     /// Its ancestors, the nearest first.
     pub lineage: Vec<PolicyVersion>,
-    /// The verdict over it; none over what no gate has judged, like the initial model.
+    /// The verdict on it; none on a version that no gate has judged, such as the initial model.
     pub verdict: Option<StoredVerdict>,
     /// Versions that were trained from it.
     pub children: Vec<PolicyVersion>,
@@ -39,7 +39,7 @@ pub struct VersionRecord {
 /// A version that was set aside.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct AsideVersion {
-    /// What `adopt` calls it: the folder's name.
+    /// The folder's name, which `adopt` takes.
     pub name: String,
     /// When it was made.
     pub created: Option<UnixMillis>,
@@ -49,12 +49,12 @@ pub struct AsideVersion {
     pub damage: Option<String>,
 }
 
-/// A version that was taken in again.
+/// A version that was adopted.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Adopted {
-    /// What it was called.
+    /// The folder's name.
     pub name: String,
-    /// What it is now.
+    /// Its number from now on.
     pub version: PolicyVersion,
 }
 
@@ -106,7 +106,7 @@ impl Archive {
         Ok(parent)
     }
 
-    /// What was set aside.
+    /// The versions that were set aside.
     ///
     /// # Errors
     /// `Io` if the folder can't be read.
@@ -114,13 +114,13 @@ impl Archive {
         aside(&self.store)
     }
 
-    /// Takes in what was set aside, by its name, or all of it. None is activated.
+    /// Adopts the version that was set aside under that name, or all of them. None is activated.
     ///
     /// # Errors
-    /// `Arg` for an unknown name, `Model` for a version of another base, `Io` if it is damaged or the disk fails: what
-    /// was taken in before stays.
+    /// `Arg` for an unknown name, `Model` for a version of another base, `Io` if it is damaged or the disk fails;
+    /// versions adopted before that stay adopted.
     pub fn adopt(&self, name: Option<&str>) -> Result<Vec<Adopted>> {
-        // A start moves aside what isn't on record; here there may have been none since it was lost.
+        // A start moves aside what isn't on record; since the record was lost there may have been none.
         let known: Vec<PolicyVersion> = self.ledger.versions()?.iter().map(|v| v.version).collect();
         self.store.set_aside(&known)?;
         adopt(&self.store, &self.ledger, name)
@@ -172,8 +172,8 @@ pub(super) fn aside(store: &VersionStore) -> Result<Vec<AsideVersion>> {
     Ok(store.aside()?.into_iter().map(of).collect())
 }
 
-/// Takes versions in under their own number where it is above all on record, else under the next. A parent that was
-/// taken in before is the parent's new number; one that isn't on record is the initial model.
+/// Adopts versions, each under its own number if that is above all on record, else under the next one. The parent
+/// becomes the number under which it was adopted before, or the initial model if it isn't on record.
 pub(super) fn adopt(store: &VersionStore, ledger: &Ledger, name: Option<&str>) -> Result<Vec<Adopted>> {
     let mut chosen = store.aside()?;
     if let Some(name) = name {

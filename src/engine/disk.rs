@@ -1,4 +1,4 @@
-//! What the data folder takes of its disk, and whether another version fits. Never writes or removes anything.
+//! Measures the data folder's use of its disk, and whether another version fits. Never writes or removes anything.
 
 use std::fs;
 use std::path::Path;
@@ -8,30 +8,30 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, Result};
 use crate::system::disk_room;
 
-/// Share of the disk that publishing leaves free, so that answers can be recorded on: 1 / this, at most [`MOST_LEFT`].
+/// Publishing leaves 1/`LEFT` of the disk free, so that answers can still be recorded; at most [`MOST_LEFT`].
 const LEFT: u64 = 20;
 const MOST_LEFT: u64 = 1 << 30;
-/// Folders deeper than this are not counted: none of ours is.
+/// How deep folders are counted; ours are never deeper.
 const DEPTH: usize = 4;
 
-/// What the data folder takes, in bytes.
+/// Disk use of the data folder, in bytes.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DiskUse {
     /// The record of answers and feedback, with its log.
     pub ledger: u64,
     /// The versions.
     pub versions: u64,
-    /// Of those, what was set aside.
+    /// The part of them that was set aside.
     pub aside: u64,
     /// Reward models.
     pub reward: u64,
     /// Everything else: served forms, merged models.
     pub other: u64,
-    /// What the disk has left; `None` where the system doesn't say.
+    /// Free space of the disk; `None` where the system does not tell.
     pub free: Option<u64>,
 }
 
-/// Looks at every file of a data folder.
+/// Measures every file of a data folder.
 pub(super) fn measure(data: &Path) -> DiskUse {
     let mut found = DiskUse { free: disk_room(data).map(|room| room.free), ..DiskUse::default() };
     for entry in fs::read_dir(data).into_iter().flatten().flatten() {

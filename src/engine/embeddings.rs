@@ -1,4 +1,4 @@
-//! Embeds texts on a thread of its own, which starts with the first of them and gives way to answers. Never decodes an
+//! Embeds texts on a thread of its own, which starts with the first request and gives way to answers. Never decodes an
 //! answer.
 
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,7 +12,7 @@ use crate::llama::{Embedder, Model, give_way_to_decoding};
 use crate::lock::lock;
 use crate::types::TokenId;
 
-/// Longest text, in tokens: its hidden states are computed at once.
+/// Longest text, in tokens: all its hidden states are computed at once.
 const ROOM: u32 = 2048;
 /// Requests that may wait.
 const WAITING: usize = 16;
@@ -21,12 +21,12 @@ type Reply = Sender<Result<Vec<Vec<f32>>>>;
 
 struct Work {
     texts: Vec<Vec<TokenId>>,
-    /// Whoever asked has left.
+    /// The client has left.
     abandoned: Arc<AtomicBool>,
     reply: Reply,
 }
 
-/// The thread, once it is needed.
+/// The thread, started on first use.
 #[derive(Default)]
 pub(super) struct Embeddings {
     state: Mutex<State>,
@@ -37,12 +37,12 @@ struct State {
     work: Option<Sender<Work>>,
     thread: Option<JoinHandle<()>>,
     closed: bool,
-    /// Ends the thread after the text that it is at.
+    /// Stops the thread after its current text.
     stopping: Arc<AtomicBool>,
 }
 
 impl Embeddings {
-    /// One embedding a text; waits for it, unless it is `abandoned`.
+    /// One embedding per text. Blocks until they are done or the request is `abandoned`.
     pub(super) fn embed(
         &self,
         model: &Arc<Model>,
@@ -84,7 +84,7 @@ impl Embeddings {
                     let given_up = abandoned.load(Ordering::Relaxed) || stopping.load(Ordering::Relaxed);
                     if given_up { Err(closed()) } else { embedder.embed(text) }
                 };
-                // Whoever asked may have left.
+                // The client may have left.
                 let _ = reply.send(texts.iter().map(one).collect());
             }
         };
@@ -93,7 +93,7 @@ impl Embeddings {
         Ok(work)
     }
 
-    /// Ends the thread after the text that it is at. Idempotent.
+    /// Stops the thread after its current text. Idempotent.
     pub(super) fn stop(&self) {
         let thread = {
             let mut state = lock(&self.state);

@@ -1,5 +1,5 @@
-//! Lets a candidate and its parent answer the same prompts with the same dice, and gathers what was measured of their
-//! answers. Never decides about them; they are neither recorded nor trained on.
+//! Has a candidate and its parent answer the same prompts with the same seeds, and measures the answers. Never decides
+//! about them; the answers are neither recorded nor trained on.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -24,32 +24,32 @@ use crate::scheduler::{GenerationStream, Scheduler};
 use crate::trainer::Trainer;
 use crate::types::*;
 
-/// Prompts where the settings name none.
+/// Prompts if the settings name none.
 const PROMPTS: &str = include_str!("examination_prompts.txt");
-/// Text where the settings name none.
+/// Text if the settings name none.
 const TEXT: &str = include_str!("examination_text.txt");
-/// Tokens of the text that are looked at.
+/// Tokens of the text that are scored.
 const TEXT_TOKENS: usize = 512;
-/// Prompts that both answer at a time while nobody else asks.
+/// Prompts that both answer at a time while nobody else is being answered.
 const TOGETHER: usize = 4;
-/// How often a wait for others looks again, and how long it waits at most before each part.
+/// Polling interval of a wait for other requests; below, its longest time before each part.
 const LOOK: Duration = Duration::from_millis(20);
 const PATIENCE: Duration = Duration::from_secs(30);
 /// Seconds that an anchor's command may take.
 const ANCHOR_TIME: Duration = Duration::from_secs(60);
 
-/// What examinations are held with.
+/// What an examination needs.
 pub(super) struct Examiner {
     config: PromotionConfig,
     prompts: Prompts,
     text: String,
-    /// Tokens of the text that are looked at.
+    /// Tokens of the text that are scored.
     text_tokens: usize,
     anchors: Vec<Anchor>,
     model: Arc<Model>,
 }
 
-/// Where prompts come from. Those that nobody chose are read when they are asked: a start needs none.
+/// Where prompts come from. The built-in ones are read on first use, so a start does not need them.
 enum Prompts {
     General,
     Users,
@@ -63,7 +63,7 @@ struct Anchor {
     grader: Grader,
 }
 
-/// A line of the file of anchors, beside its prompt.
+/// An anchor as the file has it; its prompt is parsed apart.
 #[derive(Deserialize)]
 struct Line {
     name: Option<String>,
@@ -71,18 +71,18 @@ struct Line {
     command: Option<String>,
 }
 
-/// Who is examined, and what by.
+/// The examined versions and the means to examine them.
 pub(super) struct Hall<'a> {
     pub scheduler: &'a Scheduler,
     pub ledger: &'a Ledger,
-    /// Computes what versions think of answers.
+    /// Computes log-probabilities of answers.
     pub trainer: &'a Trainer,
     pub judge: &'a Judge,
     /// The parent's adapter; none for the initial model.
     pub parent: Option<Lora>,
-    /// The candidate's.
+    /// The candidate's adapter.
     pub adapter: &'a Lora,
-    /// The candidate; its weights are served beside the parent's.
+    /// The candidate, whose weights are served beside the parent's.
     pub candidate: PolicyVersion,
     pub stop: &'a AtomicBool,
 }
@@ -94,7 +94,7 @@ impl Hall<'_> {
 }
 
 impl Examiner {
-    /// Reads prompts, text and anchors, if candidates are examined.
+    /// Reads prompts, text and anchors, if candidates are to be examined.
     pub fn new(config: &Config, decoder: &Arc<Decoder>, model: &Arc<Model>) -> Result<Option<Self>> {
         let gate = &config.gate;
         if !gate.examine {
@@ -120,7 +120,7 @@ impl Examiner {
         Ok(Some(Self { config: gate.clone(), prompts, text, text_tokens, anchors, model: model.clone() }))
     }
 
-    /// The limits that the settings draw.
+    /// The limits from the settings.
     pub fn limits(&self) -> Limits {
         let c = &self.config;
         Limits {
@@ -136,7 +136,7 @@ impl Examiner {
         }
     }
 
-    /// Asks both and measures.
+    /// Has both versions answer, and measures.
     ///
     /// # Errors
     /// `Closed` if it was stopped; whatever keeps answers from being made, scored or read.
@@ -161,14 +161,14 @@ impl Examiner {
     fn request(&self, prompt: &[TokenId], dice: u64) -> GenerateRequest {
         GenerateRequest {
             prompt: prompt.to_vec(),
-            // The plain policy: what was trained.
+            // The plain policy, as it was trained.
             sampling: Sampling { seed: Some(dice), ..Sampling::default() },
             max_tokens: Some(self.config.max_tokens),
             ..GenerateRequest::default()
         }
     }
 
-    /// The answers of parent and candidate to each request. One that neither context has room for is left out.
+    /// The answers of parent and candidate to each request. Requests that don't fit either context are left out.
     fn answer(&self, hall: &Hall, requests: &[GenerateRequest]) -> Result<Vec<(Arc<Generation>, Arc<Generation>)>> {
         let stop = || hall.stopped();
         let mut answers = Vec::with_capacity(requests.len());
@@ -215,7 +215,7 @@ impl Examiner {
         hall: &Hall,
         answers: &[(Arc<Generation>, Arc<Generation>)],
     ) -> Result<Vec<(Measured, Measured)>> {
-        // An answer without a token has nothing to be weighed.
+        // An answer without tokens has nothing to measure.
         let whole: Vec<_> = answers.iter().filter(|(p, c)| !p.response.is_empty() && !c.response.is_empty()).collect();
         let parents: Vec<&Generation> = whole.iter().map(|(p, _)| &**p).collect();
         let candidates: Vec<&Generation> = whole.iter().map(|(_, c)| &**c).collect();
@@ -230,7 +230,7 @@ impl Examiner {
         let initial = weigh(&both, None)?;
         let by_parent = match &hall.parent {
             Some(parent) => weigh(&both, Some(parent))?,
-            // Of the initial model itself only the entropy is missing: an adapter that changes nothing tells it.
+            // For the initial model itself only the entropy is missing, which an adapter of zeros measures.
             None => weigh(&both, Some(&Lora::new(hall.trainer.decoder(), 1, 1.0, None, 0)?))?,
         };
         let by_candidate = weigh(&candidates, Some(hall.adapter))?;
@@ -261,7 +261,7 @@ impl Examiner {
         Ok(first.into_iter().zip(second).collect())
     }
 
-    /// Mean log-probability a token of the text: of the initial model, the parent, the candidate.
+    /// Mean log-probability per token of the text, under the initial model, the parent and the candidate.
     fn held_back(&self, hall: &Hall) -> Result<Option<(f64, f64, f64)>> {
         let mut text = self.model.tokenize(&self.text, true, false)?;
         text.truncate(self.text_tokens);
@@ -277,7 +277,7 @@ impl Examiner {
         Ok(Some((initial, parent, mean(Some(hall.adapter))?)))
     }
 
-    /// Whether the anchors hold, with the most probable answers of both.
+    /// Checks the anchors on the greedy answers of both.
     fn hold(&self, hall: &Hall) -> Result<Vec<AnchorResult>> {
         let greedy = |anchor: &Anchor| GenerateRequest {
             sampling: Sampling { temperature: 0.0, ..Sampling::default() },
@@ -302,7 +302,7 @@ impl Examiner {
     }
 }
 
-/// A question as users ask one: a conversation where the model has a template for it, else plain text.
+/// A prompt as users would ask it: a conversation if the model has a template, else plain text.
 fn asked(line: &str, tokens: &PromptTokens) -> Result<Vec<TokenId>> {
     let message = ChatMessage { role: "user".into(), content: line.to_owned() };
     tokens.of(&PromptText::Chat(vec![message])).or_else(|_| tokens.of(&PromptText::Text(line.to_owned())))
@@ -329,7 +329,7 @@ fn anchors(path: &Path, tokens: &PromptTokens, decoder: &Arc<Decoder>, model: &A
     lines.into_iter().map(anchor).collect()
 }
 
-/// Waits while others' requests wait, for a time; says whether somebody else is still answered.
+/// Waits, for a bounded time, while other requests are queued; returns whether others are still being answered.
 fn wait_for_quiet(scheduler: &Scheduler, stop: &dyn Fn() -> bool) -> Result<bool> {
     let since = Instant::now();
     loop {

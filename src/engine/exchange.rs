@@ -1,4 +1,4 @@
-//! Feedback in and out as lines: from files that people have, and to them. Never decides what counts.
+//! Imports feedback from lines of files, and exports it to them. Never decides what counts.
 
 use std::sync::Arc;
 
@@ -17,36 +17,36 @@ use crate::types::*;
 
 /// Longest imported prompt with answer, in tokens.
 const MOST_TOKENS: usize = 1 << 16;
-/// Whom imported feedback is from, where neither the file nor the caller tells.
+/// The user of imported feedback if neither the file nor the caller names one.
 const IMPORTER: &str = "import";
 
-/// What an import did.
+/// The result of an import.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Imported {
-    /// Ratings that are on record now.
+    /// Ratings that were recorded.
     pub ratings: usize,
-    /// Preferences that are on record now.
+    /// Preferences that were recorded.
     pub preferences: usize,
-    /// Corrections, signals and remarks that are on record now.
+    /// Corrections, signals and comments that were recorded.
     #[serde(default)]
     pub others: usize,
-    /// Lines that said what was on record already.
+    /// Lines that were already on record.
     pub known: usize,
     /// Lines that could not be used.
     pub refused: Vec<Refused>,
 }
 
-/// Takes lines in: each answer becomes a generation of the initial model, its judgement feedback on it. What was
-/// imported before is not imported again. Limits of time don't apply: whoever imports decides.
+/// Imports lines: each answer becomes a generation of the initial model, with the judgement as feedback on it. Lines
+/// imported before are not imported again. Limits over time don't apply, since whoever imports decides.
 ///
 /// # Errors
-/// `Io` if the ledger can't be written, `Closed`. A line that can't be used is no error.
+/// `Io` if the ledger can't be written, `Closed`. An unusable line is not an error.
 pub fn import(ledger: &Ledger, model: &Model, entries: &[Entry], user: Option<&str>) -> Result<Imported> {
     let tokenizer = Tokenizer::new(model, MOST_TOKENS);
     let base = ledger.model_fingerprint()?;
     let mut done = Imported::default();
     for entry in entries {
-        // A line that says that nobody gave a name is taken at its word.
+        // A line that declares itself anonymous stays so.
         let user = entry.user.as_deref().or(user).or((!entry.anonymous).then_some(IMPORTER));
         let vocabulary = model.n_vocab();
         let one = Line { ledger, tokenizer: &tokenizer, entry, user, base: base.as_deref(), vocabulary };
@@ -106,7 +106,7 @@ impl Line<'_> {
 
     fn said(&self, prompt: &PromptText, answer: &str, signal: Signal) -> Result<bool> {
         let generation_id = match &self.entry.answer_ids[..] {
-            // What was exported from here is about what is here.
+            // Exported lines refer to answers that are on record here.
             [id] if self.is_answer(id, answer)? => id.clone(),
             _ => {
                 let prompt = self.prompt(prompt)?;
@@ -126,12 +126,12 @@ impl Line<'_> {
         Ok(true)
     }
 
-    /// Whether this answer is on record under this name.
+    /// Whether that answer is on record under that id.
     fn is_answer(&self, id: &GenerationId, text: &str) -> Result<bool> {
         Ok(self.ledger.generation(id)?.is_some_and(|g| g.text == text))
     }
 
-    /// The exact tokens where the line has them for this base, else those of the text.
+    /// The exact tokens if the line has them for this base, else the tokens of the text.
     fn prompt(&self, prompt: &PromptText) -> Result<Vec<TokenId>> {
         match (&self.entry.prompt_tokens, &self.entry.base_sha256) {
             (Some(tokens), Some(base)) if Some(base.as_str()) == self.base => {
@@ -169,7 +169,7 @@ impl Line<'_> {
             text: text.to_owned(),
             sampling: Sampling { seed: Some(0), ..Sampling::default() },
             finish: FinishReason::Stop,
-            // So that forgetting the user forgets it.
+            // So that forgetting the user deletes it too.
             user: self.user.map(str::to_owned),
             created: unix_millis(),
             unrecorded: false,

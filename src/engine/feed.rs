@@ -1,5 +1,5 @@
-//! News for whoever listens: bounded queues, pulled. Never waits for a listener that is slow; it misses the oldest, and
-//! is told.
+//! Events for subscribers: bounded queues, pulled. Never waits for a slow subscriber, which loses the oldest events and
+//! is told how many.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, Weak};
@@ -12,93 +12,93 @@ use crate::lock::{lock, wait};
 use crate::scheduler::Wake;
 use crate::types::*;
 
-/// Most news that a feed keeps.
+/// Most events that a feed keeps.
 const MOST_KEPT: usize = 256;
 /// Most feeds of an engine.
 const MOST_FEEDS: usize = 64;
 
-/// What a feed is about.
+/// The subject of a feed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Topic {
-    /// Versions, training steps and failures.
+    /// Versions, training steps and errors.
     Learning,
-    /// Answers that ended, for an application that scores them.
+    /// Finished answers, for an application that scores them.
     Answers,
 }
 
-/// A piece of news. In JSON an object whose `event` tells the kind.
+/// An event. Its JSON is an object whose `event` names the kind.
 #[expect(clippy::large_enum_variant, reason = "one for a batch, never many")]
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 pub enum News {
     /// A batch was trained on.
     StepDone {
-        /// The version it made.
+        /// The version that the step made.
         version: PolicyVersion,
-        /// What the batch measured.
+        /// The measurements of the batch.
         metrics: StepMetrics,
     },
-    /// A batch changed nothing, and is used up.
+    /// A batch changed nothing, and its ratings are used up.
     StepDropped {
         /// Why, in one sentence.
         reason: String,
         /// Ratings that were used up.
         consumed: usize,
     },
-    /// A version was made, and is served.
+    /// A new version serves.
     VersionPublished {
         /// The new version.
         version: PolicyVersion,
-        /// The one it was trained from, or replaced.
+        /// The version it was trained from, or replaced.
         parent: PolicyVersion,
     },
-    /// A version that was there before is served.
+    /// An existing version serves again.
     VersionActivated {
         /// The version.
         version: PolicyVersion,
     },
-    /// A share of the users gets a candidate from now on.
+    /// A candidate is served to a share of the users from now on.
     TrialStarted {
         /// The candidate.
         version: PolicyVersion,
-        /// The version that serves.
+        /// The active version.
         parent: PolicyVersion,
         /// Share of the users.
         share: f64,
     },
-    /// A larger share of the users gets the candidate.
+    /// The candidate is served to a larger share of the users.
     TrialAdvanced {
         /// The candidate.
         version: PolicyVersion,
         /// Share of the users.
         share: f64,
     },
-    /// A candidate may not serve.
+    /// A candidate was refused.
     VersionRefused {
-        /// Its version, if it became one.
+        /// Its version, if it got one.
         version: Option<PolicyVersion>,
-        /// One sentence.
+        /// The reason, in one sentence.
         reason: String,
     },
-    /// A version fell below the one before it, which serves again.
+    /// A version fell below its parent, which serves again.
     VersionRolledBack {
-        /// The version that fell.
+        /// The version that was rolled back.
         version: PolicyVersion,
-        /// The one that serves.
+        /// The version that serves now.
         parent: PolicyVersion,
-        /// One sentence.
+        /// The reason, in one sentence.
         reason: String,
     },
-    /// Something failed that no caller was told of.
+    /// An error that no caller was waiting for.
     Error {
         /// Its class, as in JSON errors.
         code: &'static str,
-        /// What failed, in one sentence.
+        /// The message, one sentence.
         message: String,
     },
-    /// An answer ended by itself and is on record.
+    /// An answer ended normally and is on record.
     Answer(Box<Answer>),
-    /// The feed was not pulled in time: the oldest news were dropped.
+    /// The feed was not pulled in time, and its oldest events were dropped.
     Missed {
         /// How many were dropped.
         count: u64,
@@ -115,12 +115,12 @@ impl News {
     }
 }
 
-/// An answer to be scored.
+/// An answer to score.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Answer {
     /// The id of the answer, for feedback.
     pub generation_id: GenerationId,
-    /// The weights that made it.
+    /// The version that generated it.
     pub policy_version: PolicyVersion,
     /// The prompt as the model saw it, template applied.
     pub prompt: String,
@@ -130,11 +130,11 @@ pub struct Answer {
     pub finish_reason: FinishReason,
     /// Its length in tokens.
     pub completion_tokens: usize,
-    /// Whom it was for.
+    /// The user it was for.
     pub user: Option<String>,
 }
 
-/// The listeners of an engine.
+/// The subscribers of an engine.
 #[derive(Default)]
 pub(super) struct Hub(Mutex<Listeners>);
 
@@ -145,7 +145,7 @@ struct Listeners {
 }
 
 impl Hub {
-    /// A feed that gets what is sent from now on, as long as it is held.
+    /// Opens a feed that receives events from now on, for as long as it is held.
     pub(super) fn open(&self, topic: Topic) -> Result<Arc<Feed>> {
         let mut listeners = self.lock();
         if listeners.closed {
@@ -160,7 +160,7 @@ impl Hub {
         Ok(feed)
     }
 
-    /// Tells everyone who listens; `news` is made only if someone does.
+    /// Sends an event to all subscribers; `news` is only called if there are any.
     pub(super) fn send(&self, topic: Topic, news: impl FnOnce() -> News) {
         let feeds: Vec<Arc<Feed>> = self.lock().feeds.iter().filter_map(Weak::upgrade).collect();
         let mut feeds = feeds.into_iter().filter(|feed| feed.topic == topic && !feed.lock().closed).peekable();
@@ -172,7 +172,7 @@ impl Hub {
         feeds.for_each(|feed| feed.push(news.clone()));
     }
 
-    /// Ends every feed, and every later one.
+    /// Closes all feeds, and refuses new ones.
     pub(super) fn close(&self) {
         let feeds = {
             let mut listeners = self.lock();
@@ -187,7 +187,8 @@ impl Hub {
     }
 }
 
-/// News of one topic, to be pulled. Every method is safe from any thread; of several that pull each gets some of it.
+/// Events of one topic, to be pulled. Every method is safe from any thread; threads that pull the same feed share its
+/// events.
 pub struct Feed {
     topic: Topic,
     state: Mutex<State>,
@@ -203,10 +204,10 @@ struct State {
 }
 
 impl Feed {
-    /// Waits at most `timeout` for news (zero polls, `None` waits without limit); `None` if there was nothing.
+    /// Waits at most `timeout` for an event (zero polls, `None` waits without limit); `None` if there was none.
     ///
     /// # Errors
-    /// `Closed` once the feed or its engine is closed; what was kept is gone then.
+    /// `Closed` once the feed or its engine is closed; events not yet pulled are gone then.
     pub fn next(&self, timeout: Option<Duration>) -> Result<Option<News>> {
         let deadline = timeout.and_then(|t| Instant::now().checked_add(t));
         let mut state = self.lock();
@@ -228,7 +229,8 @@ impl Feed {
         }
     }
 
-    /// Has `wake` called whenever there is something to be pulled, once now if there is already, and at the end.
+    /// Registers a hook that is called whenever there is something to pull, at once if there already is, and at the
+    /// end.
     pub fn set_wake(&self, wake: Wake) {
         let ready = {
             let mut state = self.lock();
@@ -240,7 +242,7 @@ impl Feed {
         }
     }
 
-    /// Ends it and wakes every waiter. Idempotent.
+    /// Closes the feed and wakes all waiters. Idempotent.
     pub fn close(&self) {
         let wake = {
             let mut state = self.lock();
@@ -268,7 +270,7 @@ impl Feed {
             state.wake.clone()
         };
         self.news.notify_one();
-        // Outside of the lock: the hook may look at the feed.
+        // Called without the lock, since the hook may use the feed.
         if let Some(wake) = wake {
             wake();
         }

@@ -1,4 +1,4 @@
-//! What people say of answers: taken in, told, reviewed, deleted. Never makes a reward of it.
+//! Feedback on answers: records, lists, reviews and deletes it. Never turns it into a reward.
 
 use serde::{Deserialize, Serialize};
 
@@ -11,15 +11,15 @@ use crate::types::*;
 /// Most pieces of feedback that are listed as left out.
 const MOST_LEFT_OUT: usize = 256;
 
-/// A generation and what became of it.
+/// A generation with everything that followed from it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct GenerationRecord {
     /// The answer as it was made.
     #[serde(flatten)]
     pub generation: Generation,
-    /// What was said of it, oldest first.
+    /// The feedback on it, oldest first.
     pub feedback: Vec<StoredFeedback>,
-    /// The training samples it gave, with the terms of their rewards.
+    /// The training samples made from it, with the terms of their rewards.
     pub samples: Vec<StoredSample>,
 }
 
@@ -46,7 +46,7 @@ impl Engine {
         Ok(id)
     }
 
-    /// A generation with what was said of it and what it taught: the terms of every reward that was made of it.
+    /// A generation with its feedback and training samples, including the terms of every reward.
     ///
     /// # Errors
     /// `Io` if the ledger can't be read.
@@ -56,7 +56,7 @@ impl Engine {
         Ok(Some(GenerationRecord { generation, feedback, samples }))
     }
 
-    /// Takes in feedback from elsewhere; see [`exchange::import`].
+    /// Imports feedback; see [`exchange::import`].
     ///
     /// # Errors
     /// As [`exchange::import`].
@@ -67,21 +67,21 @@ impl Engine {
         Ok(done)
     }
 
-    /// Deletes a user's words: the answers made for them with their prompts, what anyone said of those, and all they
-    /// said of others' answers. They are overwritten on disk when this returns, unless another program reads the ledger
-    /// ([`Forgotten::overwritten`]). Answers under way for the user are given and not recorded. What remains are the
-    /// versions that learned from them.
+    /// Deletes a user's data: the answers made for the user with their prompts, everyone's feedback on those, and the
+    /// user's feedback on other answers. It is overwritten on disk when this returns, unless another program is reading
+    /// the ledger ([`Forgotten::overwritten`]). Running answers for the user are delivered but not recorded. Versions
+    /// that were trained on the data remain.
     ///
     /// # Errors
     /// `Io` if it could not be written, `Closed`.
     pub fn forget(&self, user: &str) -> Result<Forgotten> {
         self.check_open()?;
-        // First: what ends from now on is not recorded, and what ended before is among what is deleted.
+        // First this: answers that end from now on are not recorded, and those that ended before are deleted.
         self.inner.in_flight.forget(user);
         self.inner.ledger.forget(user)
     }
 
-    /// Users whose feedback waits for a person to look at it, and those that one has decided about.
+    /// Users whose feedback waits for review, and those already decided about.
     ///
     /// # Errors
     /// `Io` if the ledger can't be read.
@@ -89,7 +89,7 @@ impl Engine {
         self.inner.ledger.reviews()
     }
 
-    /// Feedback that nothing can be learned from, the newest first, with why.
+    /// Feedback that can't be used, the newest first, with the reasons.
     ///
     /// # Errors
     /// `Io` if the ledger can't be read.
@@ -97,7 +97,7 @@ impl Engine {
         self.inner.ledger.left_out(MOST_LEFT_OUT)
     }
 
-    /// Decides about a user's feedback: it counts, waits, or is left out for good.
+    /// Decides about a user's feedback: whether it counts, waits, or is left out for good.
     ///
     /// # Errors
     /// `Arg` for a name that is too long, `Io`, `Closed`.
@@ -108,7 +108,7 @@ impl Engine {
         Ok(())
     }
 
-    /// Wakes the learner if a batch is in and it trains by itself.
+    /// Wakes the learner if there are enough ratings and training is automatic.
     pub(super) fn learn_if_due(&self) {
         let train = &self.inner.config.train;
         if train.enabled && self.inner.learner.auto() && self.inner.ledger.pending_ratings() >= u64::from(train.batch) {

@@ -1,4 +1,4 @@
-//! From text to tokens and from tokens to an answer. Never records one, never says what it is worth.
+//! Tokenizes prompts and generates answers. Never records an answer or judges it.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -11,8 +11,8 @@ use crate::scheduler::GenerationStream;
 use crate::types::*;
 
 impl Engine {
-    /// Applies the model's own chat template and tokenizes, ready for [`GenerateRequest::prompt`]. What the messages
-    /// say names no control token.
+    /// Applies the model's own chat template and tokenizes, ready for [`GenerateRequest::prompt`]. Control tokens in
+    /// the messages are treated as plain text.
     ///
     /// # Errors
     /// As [`Engine::conversation_prompt`].
@@ -20,7 +20,7 @@ impl Engine {
         self.conversation_prompt(&messages.into())
     }
 
-    /// The same for a conversation that may use tools, end otherwise, or name control tokens.
+    /// The same for a conversation with tools, another ending, or control tokens.
     ///
     /// # Errors
     /// `Unsupported` without a template, or with one that can't do what is asked; `Arg` if the template refuses the
@@ -32,7 +32,7 @@ impl Engine {
         rendered_tokens(&self.inner.model, &rendered)
     }
 
-    /// Tokenizes the text of a prompt, which names control tokens where it is `special`.
+    /// Tokenizes the text of a prompt; if `special`, control tokens in it are recognized.
     ///
     /// # Errors
     /// `Arg` for a text that is surely too long for the context.
@@ -41,7 +41,7 @@ impl Engine {
         self.inner.model.tokenize(text, true, special)
     }
 
-    /// Spares the work of tokenizing what can't fit.
+    /// Avoids tokenizing a text that can't fit.
     fn check_length(&self, bytes: usize) -> Result<()> {
         let (context, fewest) = (self.inner.config.serve.context as usize, self.inner.model.fewest_tokens(bytes));
         if fewest < context {
@@ -58,8 +58,8 @@ impl Engine {
         self.inner.model.width()
     }
 
-    /// Tokenizes text as it is asked for, each with or without: what the model begins with, and control tokens that the
-    /// text names.
+    /// Tokenizes text; the flags say whether to add the model's beginning-of-sequence token and whether to recognize
+    /// control tokens in the text.
     ///
     /// # Errors
     /// `Arg` if the text is too long to be tokenized.
@@ -93,16 +93,15 @@ impl Engine {
         self.inner.model.text(tokens, true)
     }
 
-    /// Embeddings of texts in tokens, each the mean of the base model's last hidden states, of length 1; the policy's
-    /// adapter has no part in them, so that those of yesterday can be compared with those of today. Waits for them.
-    ///
+    /// Embeddings of tokenized texts: the mean of the base model's last hidden states, normalized to length 1. They
+    /// don't depend on the policy's adapter, so embeddings stay comparable over time. Blocks until they are done.
     /// # Errors
     /// `Arg` for a text without tokens or longer than 2048 tokens or the context; `Busy` if too many wait; `Closed`.
     pub fn embed(&self, texts: Vec<Vec<TokenId>>) -> Result<Vec<Vec<f32>>> {
         self.embed_unless(texts, Arc::default())
     }
 
-    /// The same, given up as `Closed` between two texts once it is `abandoned`.
+    /// The same, ended with `Closed` between two texts once it is `abandoned`.
     ///
     /// # Errors
     /// As [`Engine::embed`].

@@ -1,5 +1,5 @@
-//! From what people said to training samples: the one scalar, with the record of how. Never trains and never marks
-//! anything used.
+//! Turns feedback into training samples, each with one score and a record of its terms. Never trains, and never marks
+//! feedback as used.
 
 use std::fs;
 use std::path::Path;
@@ -16,24 +16,25 @@ use crate::policy::Decoder;
 use crate::reward::{Asked, Grader, Known, RewardModel, Scales, Source, Terms};
 use crate::types::*;
 
-/// Running scales, in the folder of the version that they belong to.
+/// File of the running scales, in the folder of their version.
 const SCALES_FILE: &str = "reward.json";
 
 /// Samples ready to train on.
 #[derive(Default)]
 pub(super) struct Samples {
     pub rollouts: Vec<Rollout>,
-    /// One a rollout.
+    /// One per rollout.
     pub records: Vec<SampleRecord>,
-    /// Feedback that made them, or that nothing can be made of: all of it is used up.
+    /// Feedback that made them, or that can't make a sample: all of it is used up.
     pub used: Vec<u64>,
-    /// Feedback that nothing can be made of, with why: to be set aside.
+    /// Feedback that can't make a sample, with the reasons: to be set aside.
     pub unusable: Vec<(Vec<u64>, String)>,
     /// Answers left out because their version is too old.
     pub stale: usize,
 }
 
-/// Makes one scalar of what is known of an answer: ratings, signals, the reward model, the application's function.
+/// Sums what is known of an answer into one score: ratings, signals, the reward model, and the application's own
+/// function.
 pub(super) struct Judge {
     config: RewardConfig,
     terms: Terms,
@@ -62,7 +63,7 @@ impl Judge {
         Ok(Self { config: config.clone(), terms, reward_model, external, versions, scales, model, decoder })
     }
 
-    /// What is known of the reward model.
+    /// The state of the reward model.
     pub fn status(&self) -> &RewardStatus {
         self.versions.status()
     }
@@ -72,7 +73,7 @@ impl Judge {
         self.versions.due(ledger)
     }
 
-    /// Lets the reward model learn, and takes the new one if it is adopted.
+    /// Trains the reward model on new pairs, and replaces it if the new one is adopted.
     pub fn learn(&mut self, ledger: &Ledger, stop: &dyn Fn() -> bool) -> Result<()> {
         if let Some(reward_model) = self.versions.learn(ledger, &self.model, &self.decoder, stop)? {
             self.reward_model = Some(reward_model);
@@ -81,7 +82,7 @@ impl Judge {
         Ok(())
     }
 
-    /// Another reward model's scores are on another scale.
+    /// A new reward model's scores are on another scale.
     fn renew_scales(&mut self) {
         let version = self.versions.status().version;
         if self.scales.reward_version != version {
@@ -89,12 +90,12 @@ impl Judge {
         }
     }
 
-    /// Answers without feedback that a batch takes.
+    /// Number of answers without feedback that a batch takes.
     pub fn unrated(&self) -> usize {
         self.config.unrated as usize
     }
 
-    /// Whether anything but people judges answers.
+    /// Whether anything but people scores answers.
     pub fn judges_alone(&self) -> bool {
         (self.reward_model.is_some() && self.config.model_weight > 0.0) || self.external.is_some()
     }
@@ -107,7 +108,7 @@ impl Judge {
         }
     }
 
-    /// Takes the scales from a version's folder; fresh ones where it has none.
+    /// Loads the scales from a version's folder; starts with new ones if it has none.
     pub fn load(&mut self, dir: Option<&Path>) -> Result<()> {
         self.scales = Scales { reward_version: self.versions.status().version, ..Scales::default() };
         let Some(path) = dir.map(|dir| dir.join(SCALES_FILE)).filter(|path| path.exists()) else { return Ok(()) };
@@ -125,7 +126,7 @@ impl Judge {
         fs::write(&path, json).map_err(|e| Error::from(e).context(format!("writing {}", path.display())))
     }
 
-    /// The samples of a batch. The scales have seen it when this returns.
+    /// Makes the samples of a batch, and updates the scales with them.
     pub fn samples(&mut self, batch: &[RatedGeneration], active: PolicyVersion, stop: &AtomicBool) -> Result<Samples> {
         let oldest = self.oldest(active);
         let mut samples = Samples::default();
@@ -161,8 +162,8 @@ impl Judge {
         Ok(samples)
     }
 
-    /// What the reward model and the application's own function make of answers, on the scales of what was trained on
-    /// so far, which learn nothing from them. `None` where neither is there.
+    /// Scores of the reward model and the application's own function, on the present scales, which are not updated.
+    /// `None` if there is neither.
     pub fn score_alone(&self, answers: &[&Generation], stop: &AtomicBool) -> Result<Vec<Option<f64>>> {
         let model = match &self.reward_model {
             Some(model) if self.config.model_weight > 0.0 => {
@@ -188,7 +189,8 @@ impl Judge {
         Ok(answers.iter().zip(model).zip(external).map(score).collect())
     }
 
-    /// Tells what can be trained on from what can't, and why not: one bad row must not keep the others from teaching.
+    /// Separates usable answers from unusable ones, with the reasons: one bad row must not keep the others from
+    /// teaching.
     fn usable<'a>(&self, batch: &'a [RatedGeneration]) -> (Vec<&'a RatedGeneration>, Vec<(Vec<u64>, String)>) {
         let known = self.model.n_vocab();
         let wrong = |r: &RatedGeneration| {
@@ -209,8 +211,8 @@ impl Judge {
         (usable, unusable)
     }
 
-    /// The scores of the application's own function, one an answer. Where it fails on the batch, each is asked for
-    /// alone: it may be one answer that it can't take. Where it takes none, it is the function that fails.
+    /// The scores of the application's own function, one per answer. If it fails on the batch, it is asked for each
+    /// answer alone, since only one may be the problem. If it fails on all of them, the function itself has failed.
     fn ask(&mut self, answers: &[&RatedGeneration], stop: &AtomicBool) -> Result<Vec<Result<Option<f64>>>> {
         let Some(grader) = self.external.as_ref().filter(|_| !answers.is_empty()) else {
             return Ok(vec![Ok(None); answers.len()]);
@@ -224,7 +226,8 @@ impl Judge {
             Err(error) => {
                 let mut each: Vec<Result<f64>> = Vec::with_capacity(asked.len());
                 for one in asked.chunks(1) {
-                    // The first two tell whether any can be had: a function that hangs takes its whole time.
+                    // The first two show whether the rest is worth asking: a function that hangs takes its whole time
+                    // limit.
                     if each.len() == 2 && each.iter().all(Result::is_err) {
                         return Err(error);
                     }
@@ -244,7 +247,7 @@ impl Judge {
         Ok(scores.into_iter().map(|score| score.map(Some)).collect())
     }
 
-    /// The reward model's scores, one an answer.
+    /// The reward model's scores, one per answer.
     fn judge(&mut self, answers: &[&RatedGeneration]) -> Result<Vec<Option<f64>>> {
         let Some(reward_model) = self.reward_model.as_ref().filter(|_| self.config.model_weight > 0.0) else {
             return Ok(vec![None; answers.len()]);
@@ -269,7 +272,7 @@ impl Samples {
             response,
             temperature: g.sampling.temperature,
             score: score.score,
-            // Written by a person: good, whatever the critic expects of such a prompt.
+            // Written by a person, so it should become likelier whatever the critic expects.
             advantage_floor: (kind == SampleKind::Correction).then_some(score.score),
             served_logprobs: None,
             version: (kind == SampleKind::Answer).then_some(g.policy_version),

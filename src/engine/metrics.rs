@@ -9,7 +9,7 @@ impl Status {
     /// The media type of [`Status::metrics`].
     pub const METRICS_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-    /// The numbers in it, in the text format that Prometheus reads.
+    /// The figures of the status, in Prometheus's text format.
     pub fn metrics(&self) -> String {
         render(self)
     }
@@ -83,7 +83,7 @@ impl Page {
         self.sample(name, help, "gauge", value);
     }
 
-    /// 1 for each kind that holds: an alarm can be set on any of them before it ever rang.
+    /// 1 for each active kind, 0 for the others, so that alarms can be set before one ever occurs.
     fn alerts(&mut self, alerts: &[Alert]) {
         let name = "apa_alert";
         let _ = writeln!(self.0, "# HELP {name} 1 while it holds; /health says what.\n# TYPE {name} gauge");

@@ -1,5 +1,5 @@
-//! The composition root: threads, bounded channels, shutdown, and the loop from a rating to new weights. The methods
-//! here are what `ffi` and `http` show.
+//! The composition root: threads, bounded channels, shutdown, and the loop from a rating to new weights. `ffi` and
+//! `http` expose the methods here.
 
 mod alerts;
 mod archive;
@@ -71,7 +71,7 @@ struct Inner {
     learner: LearningLoop,
     store: VersionStore,
     hub: Arc<Hub>,
-    /// Which version answers whom while one is on trial.
+    /// Chooses the version for each user while a candidate is on trial.
     routes: Arc<Routes>,
     alerts: Arc<Alerts>,
     format: WeightFormat,
@@ -81,7 +81,7 @@ struct Inner {
 }
 
 impl Engine {
-    /// News of a topic, from now on. At most 64 feeds are open at a time, each keeps at most 256 news.
+    /// Subscribes to the events of a topic. At most 64 feeds are open at a time, and each keeps at most 256 events.
     ///
     /// # Errors
     /// `Busy` if there are too many, `Closed`.
@@ -95,7 +95,7 @@ impl Engine {
         status::snapshot(model, scheduler.load(), format, learner.status(), alerts.list())
     }
 
-    /// What the data folder takes of its disk. Looks at every file of it.
+    /// Disk use of the data folder. Walks all its files.
     pub fn disk_use(&self) -> DiskUse {
         disk::measure(&self.inner.config.data)
     }
@@ -105,16 +105,16 @@ impl Engine {
         &self.inner.config
     }
 
-    /// Stops: refuses new requests, ends running ones as `Closed`, wakes every waiter, ends the threads, lets go of the
-    /// data folder. Idempotent.
+    /// Shuts the engine down: refuses new requests, ends running ones as `Closed`, wakes every waiter, stops the
+    /// threads, and releases the data folder. Idempotent.
     pub fn shutdown(&self) {
         self.inner.shutdown();
     }
 
-    /// Whether it takes calls.
+    /// Checks that the engine is open.
     ///
     /// # Errors
-    /// `Closed` if it doesn't.
+    /// `Closed` if it is not.
     pub(crate) fn check_open(&self) -> Result<()> {
         if self.inner.closed.load(Ordering::Acquire) {
             return Err(Error::closed("the engine is closed"));
@@ -125,7 +125,7 @@ impl Engine {
         Ok(())
     }
 
-    /// Tells the listeners of something that failed where no caller waits.
+    /// Reports an error that no caller is waiting for.
     pub(crate) fn report(&self, error: &Error) {
         tracing::warn!(%error, "failed in the background");
         let news = || News::Error { code: error.code().as_str(), message: error.to_string() };

@@ -1,5 +1,4 @@
-//! Opens an engine: model, ledger, versions and threads, in the order in which each needs the ones before. Never serves
-//! or trains itself.
+//! Opens an engine: model, ledger, versions and threads, each after what it needs. Never serves or trains itself.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -108,8 +107,8 @@ impl Engine {
     }
 }
 
-/// Records what ended, then tells its client: an id that a client knows is always on record, unless the answer says
-/// that it isn't. An answer that was made is given, whatever the disk says.
+/// Records a finished answer, then tells its client: an id that a client knows is always on record, unless the answer
+/// says that it isn't. A finished answer is delivered even if the disk fails.
 fn record_in(
     ledger: Arc<Ledger>,
     model: Arc<Model>,
@@ -150,7 +149,7 @@ fn record_in(
                 }
                 sink.finish(Ok(recorded));
             });
-            // A closed ledger drops `done`, and with it the sink: the client is told that the engine closed.
+            // A closed ledger drops `done` and with it the sink, which tells the client that the engine closed.
             if let Err(error) = ledger.record_generation(generation, done) {
                 tracing::warn!(%error, "an answer was not recorded");
             }
@@ -162,7 +161,7 @@ fn unrecorded(generation: &Generation) -> Arc<Generation> {
     Arc::new(Generation { unrecorded: true, ..generation.clone() })
 }
 
-/// What an application that scores answers is told.
+/// The event for applications that score answers.
 fn answer_of(generation: &Generation, model: &Model) -> Answer {
     Answer {
         generation_id: generation.id.clone(),

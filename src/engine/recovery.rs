@@ -1,5 +1,5 @@
-//! What a start does about versions that are damaged, missing or not on record: moves aside, falls back, and says so.
-//! Never removes one.
+//! Handles versions that are damaged, missing or not on record at a start: moves them aside or falls back, with an
+//! alert. Never removes one.
 
 use super::alerts::{AlertKind, Alerts};
 use super::weights::weights_of;
@@ -9,7 +9,7 @@ use crate::publish::VersionStore;
 use crate::scheduler::Weights;
 use crate::types::{PolicyVersion, VersionInfo};
 
-/// Moves aside the version folders that the ledger doesn't know.
+/// Moves version folders aside that the ledger doesn't know.
 pub(super) fn set_aside(store: &VersionStore, ledger: &Ledger, alerts: &Alerts) -> Result<()> {
     store.remove_leftovers()?;
     let known: Vec<PolicyVersion> = ledger.versions()?.iter().map(|v| v.version).collect();
@@ -28,8 +28,8 @@ pub(super) fn set_aside(store: &VersionStore, ledger: &Ledger, alerts: &Alerts) 
     Ok(())
 }
 
-/// The weights to begin with: the active version's, or those of its nearest ancestor whose adapter is whole, which is
-/// made the active one.
+/// The weights to start with: those of the active version, or of its nearest ancestor with an intact adapter, which
+/// then becomes the active version.
 pub(super) fn first_weights(store: &VersionStore, ledger: &Ledger, alerts: &Alerts) -> Result<Weights> {
     let active = ledger.active()?;
     let (weights, damage) = whole(store, &ledger.versions()?, active)?;
@@ -48,13 +48,13 @@ pub(super) fn first_weights(store: &VersionStore, ledger: &Ledger, alerts: &Aler
     Ok(weights)
 }
 
-/// The weights of `version` or of its nearest ancestor whose adapter is whole, and what is wrong with `version`.
+/// The weights of `version` or of its nearest ancestor with an intact adapter, and the damage to `version`.
 fn whole(store: &VersionStore, versions: &[VersionInfo], version: PolicyVersion) -> Result<(Weights, Option<String>)> {
     let (mut candidate, mut damage) = (version, None);
     loop {
         match weights_of(store, candidate) {
             Ok(weights) => return Ok((weights, damage)),
-            // A disk that can't be read now is no damage; neither is a manifest of a newer build.
+            // An unreadable disk is not damage, nor is a manifest from a newer build.
             Err(error) if !matches!(error.code(), Code::Io | Code::Arg) => return Err(error),
             Err(error) => {
                 tracing::error!(version = candidate.0, %error, "a version can't be served");
@@ -62,7 +62,7 @@ fn whole(store: &VersionStore, versions: &[VersionInfo], version: PolicyVersion)
             }
         }
         let parent = versions.iter().find(|v| v.version == candidate).and_then(|v| v.parent);
-        // Parents are older; a record that says otherwise must not lead round in a circle.
+        // Parents are older; a record that says otherwise must not cause an endless loop.
         candidate = parent.filter(|parent| *parent < candidate).unwrap_or(PolicyVersion::INITIAL);
     }
 }

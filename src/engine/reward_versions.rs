@@ -1,6 +1,6 @@
-//! The reward model that keeps learning: enough new preferences and corrections make a new version, which is adopted
-//! only if pairs that were used for nothing else show, at 95%, that it is above a coin and above the one in use. Never
-//! touches the policy, nor the file that the settings name.
+//! The versions of the reward model. Enough new preferences and corrections make a new one, which is adopted only if
+//! pairs used for nothing else show at 95% that it is better than chance and better than the one in use. Never touches
+//! the policy or the file that the settings name.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -23,38 +23,38 @@ const HELD_BACK: f64 = 0.2;
 /// Share of the prompts whose pairs decide about adoption, and nothing else.
 const TESTS: f64 = 0.2;
 const TESTS_SEED: u64 = 0x7e57;
-/// Fewest pairs on either side: below, an accuracy says nothing.
+/// Fewest pairs in each part: with fewer, an accuracy means little.
 const FEWEST: usize = 8;
 
-/// What is known of the reward model.
+/// The state of the reward model.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct RewardStatus {
     /// Number of the adopted version; 0 is the file that the settings name, or none.
     pub version: u64,
-    /// Pairs that were there when it was last looked at.
+    /// Number of pairs at the last attempt.
     pub pairs: u64,
-    /// Accuracy of the version in use, on the pairs that decided about it.
+    /// Accuracy of the version in use, on the pairs that decided about its adoption.
     pub accuracy: Option<f64>,
-    /// Scores that were no finite numbers, and left out.
+    /// Scores left out because they were not finite.
     pub not_finite: u64,
-    /// What came of the last attempt.
+    /// The result of the last attempt.
     pub last: Option<String>,
-    /// The settings' file that it goes on from.
+    /// The settings' file that it started from.
     origin: Option<PathBuf>,
 }
 
 /// The versions on disk and the one in use.
 pub(super) struct RewardVersions {
     folder: PathBuf,
-    /// New pairs that start an attempt; 0 never learns.
+    /// New pairs that start an attempt; 0 never starts one.
     enough: u64,
     seed: u64,
     status: RewardStatus,
 }
 
 impl RewardVersions {
-    /// Reads the state of a data folder, and opens the reward model in use, if there is one.
+    /// Reads the state from the data folder, and opens the reward model in use, if any.
     pub fn open(
         data: &Path,
         config: &RewardConfig,
@@ -69,7 +69,7 @@ impl RewardVersions {
             let json = fs::read(&path).map_err(|e| Error::from(e).context(path.display()))?;
             let damaged = |e: serde_json::Error| Error::io(format!("{} is damaged: {e}", path.display()));
             let kept: RewardStatus = serde_json::from_slice(&json).map_err(damaged)?;
-            // Another file in the settings begins anew.
+            // Another file in the settings starts afresh.
             if kept.origin == config.model {
                 status = kept;
             }
@@ -79,12 +79,12 @@ impl RewardVersions {
         Ok((versions, reward_model))
     }
 
-    /// What is known of it.
+    /// The state of the reward model.
     pub fn status(&self) -> &RewardStatus {
         &self.status
     }
 
-    /// Counts scores that judge nothing.
+    /// Counts scores that were left out.
     pub fn left_out(&mut self, scores: u64) {
         self.status.not_finite += scores;
     }
@@ -96,13 +96,13 @@ impl RewardVersions {
         }
     }
 
-    /// Whether enough was said since the last attempt.
+    /// Whether there are enough new pairs since the last attempt.
     pub fn due(&self, ledger: &Ledger) -> bool {
         self.enough > 0 && ledger.pair_count().is_ok_and(|count| count >= self.status.pairs + self.enough)
     }
 
-    /// Learns from all pairs there are, and returns the new reward model if it is adopted. An attempt that was stopped
-    /// is made again; one that failed, only with more pairs or after a restart: it takes minutes.
+    /// Trains on all pairs, and returns the new reward model if it is adopted. A stopped attempt is repeated; a failed
+    /// one only with more pairs or after a restart, since it takes minutes.
     pub fn learn(
         &mut self,
         ledger: &Ledger,
@@ -132,7 +132,7 @@ impl RewardVersions {
         let pairs: Vec<Pair> =
             ledger.pairs()?.iter().filter_map(|pair| tokens(pair, model, settings.max_tokens)).collect();
         let all = pairs.len();
-        // By another hash, so that it is independent of the split below.
+        // Another hash makes it independent of the split below.
         let (pairs, tests) = split(pairs, TESTS, self.seed ^ TESTS_SEED);
         let (train, held) = split(pairs, HELD_BACK, self.seed);
         if [&train, &held, &tests].iter().any(|part| part.len() < FEWEST) {
@@ -142,11 +142,11 @@ impl RewardVersions {
         }
         let mut manifest = Manifest::new(settings.clone(), decoder.fingerprint());
         (manifest.trained_pairs, manifest.end_token) = (train.len(), model.turn_end());
-        // Read again: the weights in use must not move.
+        // Loaded again, since the weights in use must not change.
         let now = self.file().map(|file| RewardModel::open(decoder, model, &file)).transpose()?;
         let before = now.as_ref().map(|reward_model| margins(reward_model, &tests)).transpose()?;
         let mut learner = Learner::new(decoder.clone(), &settings, train, held, "the ledger")?;
-        // A classifier of others is a bar to reach, not a place to go on from.
+        // A classifier of others can be compared with, but not trained further.
         if let Some(RewardModel::Adapter(adapter)) = now {
             learner = learner.start_from(*adapter)?;
         }
@@ -159,19 +159,19 @@ impl RewardVersions {
         let adapter = RewardAdapter::new(learner.finish()?, manifest);
         let new = RewardModel::Adapter(Box::new(adapter.clone()));
         let after = margins(&new, &tests)?;
-        let (accuracy, sure) = told_right(&after);
+        let (accuracy, sure) = ranked_right(&after);
         let said =
             |bar: &str| format!("{accuracy:.3} of {} unseen pairs right, surely above {sure:.3}; {bar}", tests.len());
         let bar = match &before {
             None => "a coin has 0.500".to_owned(),
-            Some(before) => format!("{:.3} by the one in use", told_right(before).0),
+            Some(before) => format!("{:.3} by the one in use", ranked_right(before).0),
         };
-        self.status.accuracy = before.as_ref().map(|before| told_right(before).0);
+        self.status.accuracy = before.as_ref().map(|before| ranked_right(before).0);
         if sure <= 0.5 || before.as_ref().is_some_and(|before| !is_above(&after, before)) {
             return self.settle(count, format!("not adopted: {}", said(&bar))).map(|()| None);
         }
         fs::create_dir_all(&self.folder).map_err(|e| Error::from(e).context(self.folder.display()))?;
-        // Above every file there is: a state that was lost must not let an earlier one be written over.
+        // Above all existing files: if the state was lost, no earlier version may be overwritten.
         let taken = |version: &u64| self.folder.join(format!("{version:06}.gguf")).exists();
         let version = (self.status.version + 1..).find(|version| !taken(version)).unwrap_or(u64::MAX);
         adapter.save(&self.folder.join(format!("{version:06}.gguf")))?;
@@ -207,8 +207,8 @@ fn margins(reward_model: &RewardModel, pairs: &[Pair]) -> Result<Vec<f64>> {
     Ok(chosen.iter().zip(rejected).map(|(c, r)| f64::from(*c) - f64::from(r)).collect())
 }
 
-/// The share of pairs that are told right, a tie being half of one, and the share that the true one is surely above.
-fn told_right(margins: &[f64]) -> (f64, f64) {
+/// Share of pairs ranked correctly, a tie counting half, and a lower confidence bound of it.
+fn ranked_right(margins: &[f64]) -> (f64, f64) {
     let right: f64 = margins
         .iter()
         .map(|m| {
@@ -224,7 +224,7 @@ fn told_right(margins: &[f64]) -> (f64, f64) {
     (right / margins.len().max(1) as f64, lower_bound(right, margins.len()))
 }
 
-/// A pair with its ends, unless it can't be trained on.
+/// A pair with its end tokens, unless it can't be trained on.
 fn tokens(pair: &StoredPair, model: &Model, most: usize) -> Option<Pair> {
     let answer = |answer: &PairAnswer| -> Option<Vec<TokenId>> {
         let mut tokens = match answer {
@@ -237,7 +237,7 @@ fn tokens(pair: &StoredPair, model: &Model, most: usize) -> Option<Pair> {
         tokens.truncate(most.saturating_sub(pair.prompt.len()));
         (!tokens.is_empty()).then_some(tokens)
     };
-    // What no model of this vocabulary reads would stop all of them from teaching.
+    // Tokens outside the vocabulary would fail the whole batch.
     let known = |tokens: &[TokenId]| !tokens.is_empty() && tokens.iter().all(|t| (*t as usize) < model.n_vocab());
     let (chosen, rejected) = (answer(&pair.chosen)?, answer(&pair.rejected)?);
     if ![&pair.prompt, &chosen, &rejected].into_iter().all(|tokens| known(tokens)) {

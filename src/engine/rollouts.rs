@@ -1,5 +1,5 @@
-//! Fresh answers of the policy in use, for the reward model to judge: to prompts of a file, or to those of users where
-//! the settings allow it. Never judges and never trains.
+//! Samples fresh answers of the active version for the reward model to score: to prompts of a file, or to users'
+//! prompts if the settings allow it. Never scores and never trains.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -13,15 +13,15 @@ use crate::prompts::{Prompt, read_prompts};
 use crate::scheduler::{Event, GenerationStream, Load, Next};
 use crate::types::*;
 
-/// What the setting says for prompts of users.
+/// The value of the setting that stands for users' prompts.
 pub(super) const USERS: &str = "users";
-/// How often a wait looks whether it should stop.
+/// Polling interval of waits that can be stopped.
 const LOOK: Duration = Duration::from_millis(50);
 
-/// Where prompts come from, and when the engine was busy last.
+/// The source of prompts, and when the engine was last busy.
 pub(super) struct Rollouts {
     source: Source,
-    /// Prompts asked so far: where to go on.
+    /// Prompts asked so far, which is where to continue.
     asked: usize,
     idle: Duration,
     share: f64,
@@ -47,12 +47,12 @@ impl Rollouts {
         Ok(Some(Self { source, asked: 0, idle, share, busy, completed: 0 }))
     }
 
-    /// Of a batch, how many are rollouts.
+    /// Number of rollouts in a batch of that size.
     pub fn share_of(&self, batch: usize) -> usize {
         (self.share * batch as f64).ceil() as usize
     }
 
-    /// Whether nobody has asked anything for long enough.
+    /// Whether the engine has been idle for long enough.
     pub fn due(&mut self, load: &Load) -> bool {
         if load.running + load.queued > 0 || load.completed != self.completed {
             (self.busy, self.completed) = (Instant::now(), load.completed);
@@ -60,12 +60,12 @@ impl Rollouts {
         self.busy.elapsed() >= self.idle
     }
 
-    /// Lets as much time pass as if somebody had just asked.
+    /// Restarts the idle time.
     pub fn postpone(&mut self) {
         self.busy = Instant::now();
     }
 
-    /// Samples `count` answers; they are on record when this returns. `stop` gives up.
+    /// Samples `count` answers; they are on record when this returns. `stop` aborts.
     pub fn sample(
         &mut self,
         count: usize,
@@ -81,11 +81,12 @@ impl Rollouts {
             Source::Users => ledger.recent_prompts(count)?,
         };
         self.asked = self.asked.wrapping_add(count);
-        // The plain policy: what APA trains on. It goes with whoever asked the prompt, when they are forgotten.
+        // The plain policy, which APA trains on. An answer belongs to the user whose prompt it is, to be forgotten with
+        // it.
         let ask = |AskedPrompt { tokens: prompt, user }| {
             submit(GenerateRequest { prompt, user, ..GenerateRequest::default() })
         };
-        // One that no longer fits the context is not asked.
+        // Prompts that no longer fit the context are left out.
         let streams: Vec<GenerationStream> = prompts.into_iter().filter_map(|prompt| ask(prompt).ok()).collect();
         let answers = streams.iter().map(|stream| end_of(stream, stop)).collect::<Result<Vec<_>>>();
         if answers.is_err() {
@@ -98,12 +99,12 @@ impl Rollouts {
             signals: Vec::new(),
             correction: None,
         };
-        // One that isn't recorded may be of somebody who was forgotten meanwhile: it teaches nothing.
+        // An answer that isn't recorded may be of a user who was forgotten meanwhile, so it must not train.
         Ok(answers?.into_iter().filter(|g| !g.response.is_empty() && !g.unrecorded).map(rollout).collect())
     }
 }
 
-/// Waits for the end of an answer; `stop` gives up.
+/// Waits for the end of an answer; `stop` aborts.
 pub(super) fn end_of(stream: &GenerationStream, stop: &dyn Fn() -> bool) -> Result<Arc<Generation>> {
     loop {
         match stream.next(Some(LOOK))? {

@@ -1,5 +1,5 @@
-//! Which of two versions answers a request while one of them is on trial: users stay with theirs, and so do
-//! conversations. Never decides about a version.
+//! Chooses which of two versions answers a request during a trial: users and conversations keep theirs. Never decides
+//! about a version.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Mutex;
@@ -9,31 +9,31 @@ use sha2::{Digest, Sha256};
 use crate::lock::lock;
 use crate::types::{GenerateRequest, PolicyVersion, TokenId};
 
-/// Conversations that are remembered; of more, the oldest begin anew.
+/// Conversations that are remembered; beyond that, the oldest are assigned anew.
 const MOST: usize = 1 << 14;
 
-/// A trial as requests see it.
+/// A trial from the point of view of requests.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Split {
     pub candidate: PolicyVersion,
-    /// Share of the users that get it.
+    /// Share of the users that get the candidate.
     pub share: f64,
 }
 
-/// The trial under way and the conversations that it has met.
+/// The running trial and the conversations assigned so far.
 #[derive(Default)]
 pub(super) struct Routes(Mutex<State>);
 
 #[derive(Default)]
 struct State {
     split: Option<Split>,
-    /// Whether a conversation is the candidate's.
+    /// Whether a conversation belongs to the candidate.
     met: HashMap<u64, bool>,
     order: VecDeque<u64>,
 }
 
 impl Routes {
-    /// Begins, changes or ends a trial. Conversations keep their version while the candidate is the same.
+    /// Starts, changes or ends a trial. Conversations keep their version while the candidate is the same.
     pub(super) fn set(&self, split: Option<Split>) {
         let mut state = lock(&self.0);
         if state.split.map(|s| s.candidate) != split.map(|s| s.candidate) {
@@ -43,14 +43,15 @@ impl Routes {
         state.split = split;
     }
 
-    /// Names the candidate in a request that it is to answer. One that names a version stays as it is.
+    /// Sets the candidate as the version of a request that it should answer. A request that names a version is left
+    /// alone.
     pub(super) fn choose(&self, request: &mut GenerateRequest) {
         let mut state = lock(&self.0);
         let Some(Split { candidate, share }) = state.split else { return };
         if request.version.is_some() {
             return;
         }
-        // Two users may begin alike.
+        // Two users may begin with the same words.
         let conversation =
             key(request.user.as_deref(), request.conversation.unwrap_or_else(|| of_prompt(&request.prompt)));
         let known = state.met.get(&conversation).copied();
@@ -87,7 +88,7 @@ fn key(user: Option<&str>, conversation: u64) -> u64 {
     first(hash)
 }
 
-/// A number from 0 to 1 that belongs to who asks and to the candidate: other users try the next one first.
+/// A number from 0 to 1 that depends on the user and the candidate, so that other users get the next candidate first.
 fn number(candidate: PolicyVersion, who: &[u8]) -> f64 {
     let mut hash = Sha256::new();
     hash.update(candidate.0.to_le_bytes());

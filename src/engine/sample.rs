@@ -1,4 +1,4 @@
-//! Answers that were made elsewhere, taken in to be learned from. Never generates one.
+//! Records answers that were made elsewhere, to train on them. Never generates one.
 
 use std::sync::Arc;
 
@@ -14,32 +14,32 @@ use crate::types::*;
 /// An answer made elsewhere.
 #[derive(Clone, Debug, PartialEq)]
 pub struct NewSample {
-    /// What was answered, in tokens; see [`Engine::chat_prompt`] and [`Engine::tokenize`].
+    /// The prompt, in tokens; see [`Engine::chat_prompt`] and [`Engine::tokenize`].
     pub prompt: Vec<TokenId>,
     /// The answer in tokens, its end-of-turn token included.
     pub response: Vec<TokenId>,
-    /// What it is worth, in [-1, 1]; without one it waits to be rated.
+    /// Its reward, in [-1, 1]; without one it waits to be rated.
     pub reward: Option<f64>,
     /// The temperature at which it is trained; 1 for text that no model sampled.
     pub temperature: f32,
-    /// Whom it was for.
+    /// The user it was for.
     pub user: Option<String>,
 }
 
 /// Proof that a sample is on disk.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SampleReceipt {
-    /// The name it got, for feedback.
+    /// Its id, for feedback.
     pub generation_id: GenerationId,
-    /// Number of its rating, if it came with a reward.
+    /// Id of its rating, if it came with a reward.
     pub feedback_id: Option<u64>,
-    /// The version that was served when it came; the one it is recorded under.
+    /// The active version when it came, under which it is recorded.
     pub policy_version: PolicyVersion,
 }
 
 impl Engine {
-    /// Records an answer made elsewhere, and its rating; both are on disk when this returns. It is trained on like
-    /// others.
+    /// Records an answer made elsewhere, and its rating; both are on disk when this returns. It is trained on like any
+    /// other.
     ///
     /// # Errors
     /// `Arg` for an empty prompt or response, tokens outside the vocabulary, more of them than the context holds, or a
@@ -86,7 +86,7 @@ impl Engine {
         Ok(SampleReceipt { generation_id: id, feedback_id, policy_version })
     }
 
-    /// Tokens of a completion as text: what a client wrote, and for a chat the token that ends the model's turn.
+    /// Tokens of a completion given as text; in a chat, the token that ends the model's turn is added.
     ///
     /// # Errors
     /// As [`Engine::tokenize`].

@@ -1,4 +1,4 @@
-//! What an engine says of itself. Computes nothing.
+//! The state that an engine reports. Computes nothing.
 
 use std::fmt;
 
@@ -25,33 +25,33 @@ pub struct Status {
     /// The load of the scheduler.
     #[serde(flatten)]
     pub load: Load,
-    /// In which weight format the base model is served.
+    /// Weight format in which the base model is served.
     #[serde(rename = "form")]
     pub format: WeightFormat,
     /// The trainer.
     pub trainer: TrainerStatus,
-    /// What is wrong and wants somebody's attention; serving goes on where it can.
+    /// Conditions that need attention; serving goes on where it can.
     #[serde(default)]
     pub alerts: Vec<Alert>,
-    /// What the data folder takes of its disk, where it was asked for.
+    /// Disk use of the data folder, if it was asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub disk: Option<DiskUse>,
 }
 
-/// What the trainer does, or why it does nothing.
+/// The activity of the trainer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum TrainerState {
-    /// It does nothing: switched off, or failed until another version is activated.
+    /// Not training: switched off, or failed until another version is activated.
     #[default]
     Off,
-    /// The model can't be trained; it is served all the same.
+    /// The model can't be trained, but is served all the same.
     Unsupported,
-    /// The trainer reads the model.
+    /// Loading the model.
     Loading,
-    /// The trainer waits for ratings.
+    /// Waiting for ratings.
     Idle,
-    /// A batch is under way.
+    /// Training on a batch.
     Training,
 }
 
@@ -70,11 +70,11 @@ impl fmt::Display for TrainerState {
 /// The state of the trainer.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct TrainerStatus {
-    /// What the trainer does.
+    /// Its activity.
     pub state: TrainerState,
     /// Why it is off or unsupported, or what failed last.
     pub reason: Option<String>,
-    /// Whether training starts by itself when a batch is in.
+    /// Whether training starts by itself when there are enough ratings.
     pub auto: bool,
     /// Ratings not yet used.
     pub pending_ratings: u64,
@@ -82,11 +82,11 @@ pub struct TrainerStatus {
     pub batch: u32,
     /// Steps that published a version since the start.
     pub steps: u64,
-    /// Seconds that the trainer worked since the start.
+    /// Seconds that the trainer has worked since the start.
     #[serde(default)]
     pub seconds: f64,
-    /// Seconds that its threads were ready and waited for a core, all together: what serving, and whatever else runs
-    /// here, costs it.
+    /// Seconds that its threads, summed, were ready but waited for a core: the cost to the trainer of serving and of
+    /// other programs.
     #[serde(default)]
     pub waited_seconds: f64,
     /// Steps that were skipped since the start.
@@ -99,12 +99,12 @@ pub struct TrainerStatus {
     /// Versions that were taken back since the start, because ratings fell.
     #[serde(default)]
     pub rolled_back: u64,
-    /// The candidate that a share of the users gets.
+    /// The candidate on trial.
     #[serde(default)]
     pub trial: Option<TrialStatus>,
     /// Optimizer steps dropped because something was not finite, since the start.
     pub dropped_steps: u64,
-    /// The reward model that keeps learning.
+    /// The state of the reward model.
     #[serde(default)]
     pub reward: RewardStatus,
     /// Measurements of the newest step.
@@ -122,7 +122,7 @@ pub struct TrialStatus {
     pub started: UnixMillis,
     /// Share of the users that get the candidate.
     pub share: f64,
-    /// What they said so far.
+    /// The ratings so far.
     pub record: Option<TrialRecord>,
 }
 

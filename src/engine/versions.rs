@@ -1,4 +1,4 @@
-//! Training on demand, and which version is served. Never trains on the caller's thread.
+//! Training on demand, and the choice of the version that is served. Never trains on the caller's thread.
 
 use std::path::Path;
 
@@ -10,8 +10,8 @@ use crate::overwrite::check_output;
 use crate::types::{PolicyVersion, StoredVerdict, VersionInfo};
 
 impl Engine {
-    /// Trains on the ratings that are in (at most one batch, even a small one), publishes, and returns when it is
-    /// served.
+    /// Trains on the waiting ratings (at most one batch, even a small one), publishes, and returns once the new version
+    /// is served.
     ///
     /// # Errors
     /// `Train` or `Unsupported` with the reason; serving goes on.
@@ -20,8 +20,8 @@ impl Engine {
         self.inner.learner.step()
     }
 
-    /// Samples answers of the served version to the prompts of `reward.rollouts`, lets the reward model judge them,
-    /// trains on them and on what feedback is in, publishes, and returns when it is served.
+    /// Samples answers of the active version to the prompts of `reward.rollouts`, has the reward model score them,
+    /// trains on them and on waiting feedback, publishes, and returns once the new version is served.
     ///
     /// # Errors
     /// `Arg` without `reward.rollouts` or a reward model; else as [`Engine::train_step`].
@@ -30,7 +30,7 @@ impl Engine {
         self.inner.learner.roll_out()
     }
 
-    /// Lets the engine train by itself whenever a batch of ratings is in, as with `train.auto`.
+    /// Lets the engine train by itself whenever there are enough ratings, as with `train.auto`.
     ///
     /// # Errors
     /// `Unsupported` if training is switched off, `Closed`.
@@ -44,8 +44,8 @@ impl Engine {
         Ok(())
     }
 
-    /// Has the engine train only by [`Engine::train_step`] from now on; ratings are kept. A step under way ends,
-    /// unwaited for.
+    /// Lets the engine train only by [`Engine::train_step`] from now on; ratings are kept. Returns without waiting for
+    /// a step that is running.
     ///
     /// # Errors
     /// `Closed`.
@@ -63,7 +63,7 @@ impl Engine {
         self.inner.ledger.versions()
     }
 
-    /// A version with the verdict over it and where it comes from.
+    /// A version with its verdict and its lineage.
     ///
     /// # Errors
     /// `Arg` for an unknown version, `Io` if the ledger can't be read.
@@ -71,8 +71,8 @@ impl Engine {
         archive::record(&self.inner.store, &self.inner.ledger, version)
     }
 
-    /// The newest verdicts over candidates, at most `max`, the newest first; those over candidates that were refused
-    /// before they became a version too.
+    /// The newest verdicts on candidates, at most `max`, the newest first, including candidates that were refused
+    /// before they became a version.
     ///
     /// # Errors
     /// `Io` if the ledger can't be read.
@@ -80,8 +80,8 @@ impl Engine {
         self.inner.ledger.verdicts(max)
     }
 
-    /// Serves `version` from now on; running requests end on theirs. Training goes on from it. A training step under
-    /// way is given up; its ratings stay in.
+    /// Serves `version` from now on; running requests finish on their version. Training continues from it. A running
+    /// training step is aborted, and its ratings keep waiting.
     ///
     /// # Errors
     /// `Arg` for an unknown version, `Io` or `Model` if its files are gone or damaged.
@@ -92,8 +92,8 @@ impl Engine {
     }
 
     /// The same with the version's weights merged into a whole model, which serves without the cost of an adapter: the
-    /// file `whole/VERSION.gguf` of the data folder, as `apad export` writes it. Swapped like an adapter; the next
-    /// start serves the adapter.
+    /// file `whole/VERSION.gguf` of the data folder, as `apad export` writes it. It is swapped in like an adapter; the
+    /// next start serves the adapter.
     ///
     /// # Errors
     /// As [`Engine::activate`]; `Arg` if there is no such file or it is of another architecture or vocabulary, `NoMem`
@@ -112,11 +112,11 @@ impl Engine {
         archive::info_of(&self.versions()?, version).map(drop)
     }
 
-    /// Brings the newest version on record into serving, and returns it. Does nothing if it is served already; else as
+    /// Brings the newest version on record into serving and returns it. Does nothing if it is already active; else as
     /// [`Engine::activate`].
     ///
     /// # Errors
-    /// `Io` or `Model` if its files are gone or damaged: what was served goes on. `Closed`.
+    /// `Io` or `Model` if its files are gone or damaged; the present version is served on then. `Closed`.
     pub fn sync(&self) -> Result<PolicyVersion> {
         self.check_open()?;
         let newest = self.inner.ledger.newest_servable()?;
@@ -144,18 +144,18 @@ impl Engine {
         archive::aside(&self.inner.store)
     }
 
-    /// Takes one of them in again, by its name, or all. None is activated. A training step under way is given up; its
-    /// ratings stay in.
+    /// Adopts the version that was set aside under that name, or all of them. None is activated. A running training
+    /// step is aborted, and its ratings keep waiting.
     ///
     /// # Errors
-    /// `Arg` for an unknown name, `Model` for a version of another base, `Io` if it is damaged or the disk fails: what
-    /// was taken in before stays.
+    /// `Arg` for an unknown name, `Model` for a version of another base, `Io` if it is damaged or the disk fails;
+    /// versions adopted before that stay adopted.
     pub fn adopt(&self, name: Option<&str>) -> Result<Vec<Adopted>> {
         self.check_open()?;
         self.inner.learner.adopt(name)
     }
 
-    /// Writes the files of a version into one, to be carried to another data folder with the same base model.
+    /// Writes the files of a version into one file, which another data folder with the same base model can restore.
     ///
     /// # Errors
     /// `Arg` for an unknown version, or 0, which has no files; `Io` if they are gone or damaged, or `path` can't be
@@ -168,8 +168,8 @@ impl Engine {
         self.inner.store.pack(version, path)
     }
 
-    /// Takes in what [`Engine::snapshot`] wrote as a new version, a child of the active one, and serves it. A training
-    /// step under way is given up; its ratings stay in.
+    /// Reads a file of [`Engine::snapshot`] as a new version, a child of the active one, and serves it. A running
+    /// training step is aborted, and its ratings keep waiting.
     ///
     /// # Errors
     /// `Io` if the file can't be read or is damaged, `Model` if it belongs to another base model or can't be served.

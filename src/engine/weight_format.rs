@@ -1,5 +1,5 @@
-//! Chooses the weight format in which the base model is served, by measuring here what each gains and costs. The
-//! trainer's file stays the original; this one never changes what a version is.
+//! Chooses the weight format in which the base model is served, by measuring the gain and the cost of each on this
+//! machine. The trainer always reads the original file, and versions don't depend on the format.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -15,15 +15,15 @@ use crate::types::{Nats, TokenId};
 
 /// Formats that `auto` tries.
 const CANDIDATES: [&str; 4] = ["q4_0", "iq4_nl", "q8_0", "bf16"];
-/// Serves the weights as the file has them.
+/// Serves the weights in the file's own format.
 const KEEP: &str = "keep";
 const AUTO: &str = "auto";
 /// A format must be faster by this factor to be worth its cost.
 const WORTH: f64 = 1.05;
-/// Layers of the model on which formats race: enough to tell, and encoded in a moment.
+/// Layers on which formats compete: enough to show a difference, and encoded quickly.
 const SAMPLE_LAYERS: u32 = 4;
-/// Measurements of each side, in turns; the fastest counts, as the one least disturbed. One that is far behind in the
-/// first is measured no more.
+/// Measurements of each side, in turns; the fastest counts, as the least disturbed. A format far behind in the first
+/// one is not measured again.
 const ROUNDS: usize = 3;
 const FAR_BEHIND: f64 = 0.8;
 /// Decodes of a measurement, one token a slot each, and tokens of the prompt before them.
@@ -33,50 +33,50 @@ const PROMPT: u32 = 24;
 const PATIENCE: Duration = Duration::from_secs(15);
 /// Tokens of the text on which the cost is measured.
 const KL_TOKENS: usize = 256;
-/// Tokens whose distributions are computed at once.
+/// Tokens whose distributions are computed together.
 const KL_CHUNK: usize = 32;
-/// The text that is carried along to measure on.
+/// The built-in text for the measurement.
 const TEXT: &str = include_str!("weight_format.txt");
 
-/// The weight format in which the base model is served, and what was measured of it.
+/// The weight format in which the base model is served, with its measurements.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct WeightFormat {
     /// The format: `keep` is the file's own.
     pub kind: String,
-    /// What was measured; empty where there was nothing to choose.
+    /// Measurements; empty if there was no choice.
     pub measured: Vec<FormatMeasurement>,
 }
 
-/// A weight format against the file's own.
+/// A weight format compared with the file's own.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct FormatMeasurement {
     /// The name of the format.
     pub kind: String,
-    /// How many times as fast it serves all slots at once, reading prompts and writing answers.
+    /// Speedup over the file's own format with all slots busy, prompts and answers together.
     pub speedup: f64,
-    /// KL of the file's own distribution to it, a token, mean over a text.
+    /// KL from the file's own distribution to this one, per token, mean over a text.
     pub kl_per_token: Nats,
 }
 
-/// What was found at an earlier start, and for which question.
+/// The stored result of an earlier start, and the question that it answers.
 #[derive(Serialize, Deserialize, PartialEq)]
 struct Found {
     fingerprint: String,
     wanted: String,
     slots: u32,
     threads: u32,
-    /// Named so in files that are there.
+    /// The name in existing files.
     #[serde(rename = "form")]
     format: WeightFormat,
 }
 
-/// Loads the model in the format that the settings ask for. The encoded file and what was measured are kept under the
-/// data folder, so that this takes time once.
+/// Loads the model in the format that the settings ask for. The encoded file and the measurements are kept in the data
+/// folder, so that this takes time only once.
 ///
 /// # Errors
-/// As [`Model::load`] and [`quantize`]; `Io` for the disk. Under `auto`, a format that can't be had is passed over.
+/// As [`Model::load`] and [`quantize`]; `Io` for the disk. Under `auto`, formats that fail are skipped.
 pub(super) fn load(config: &Config, fingerprint: &str, threads: u32) -> Result<(Arc<Model>, WeightFormat)> {
     let layers = config.serve.gpu_layers;
     let wanted = config.serve.r#type.to_ascii_lowercase();
@@ -124,7 +124,7 @@ impl Formats<'_> {
         self.folder.join(format!("{short}-{kind}.gguf"))
     }
 
-    /// The model in that format, encoded if it wasn't before.
+    /// The model in that format, encoded if it isn't yet.
     fn model(&self, kind: &str) -> Result<Arc<Model>> {
         if kind == KEEP {
             return Ok(self.original.clone());
@@ -136,8 +136,8 @@ impl Formats<'_> {
         Model::load(&path, self.config.serve.gpu_layers)
     }
 
-    /// The fastest within the budget: formats race on a few layers, and the whole model is encoded in the order they
-    /// came in, until one doesn't cost too much.
+    /// The fastest format within the budget: formats compete on a few layers, then the whole model is encoded in the
+    /// order of their speed until one is within the budget.
     fn choose(&self) -> WeightFormat {
         let (started, budget) = (Instant::now(), Nats(self.config.serve.kl_budget));
         let mut measured = Vec::new();
@@ -159,10 +159,10 @@ impl Formats<'_> {
         WeightFormat { kind: KEEP.into(), measured }
     }
 
-    /// How many times as fast as the original each candidate is on a few layers, the fastest first.
+    /// The speedup of each candidate on a few layers, the fastest first.
     fn race_samples(&self, started: Instant) -> Vec<(&'static str, f64)> {
         let path = self.path("sample");
-        // A file whose layers can't be taken out races as a whole.
+        // A file whose layers can't be extracted competes as a whole.
         let sample = self.write_sample(&path).and_then(|()| Model::load(&path, self.config.serve.gpu_layers));
         let original = sample.unwrap_or_else(|error| {
             tracing::debug!(%error, "formats race on the whole model");
@@ -188,7 +188,7 @@ impl Formats<'_> {
         raced
     }
 
-    /// Writes the model with its first layers alone.
+    /// Writes a model of the first layers only.
     fn write_sample(&self, to: &Path) -> Result<()> {
         let file = Gguf::open(self.original.path())?;
         let key = format!("{}.block_count", self.original.architecture());
@@ -207,14 +207,14 @@ impl Formats<'_> {
         sample.write(to)
     }
 
-    /// A format of the whole model against the original.
+    /// Compares a format of the whole model with the original.
     fn measure(&self, kind: &str) -> Result<FormatMeasurement> {
         let model = self.model(kind)?;
         let (speedup, kl_per_token) = (self.race(&self.original, &model)?, self.kl(&model)?);
         Ok(FormatMeasurement { kind: kind.into(), speedup, kl_per_token })
     }
 
-    /// How many times as fast `other` is.
+    /// The speedup of `other`.
     fn race(&self, original: &Arc<Model>, other: &Arc<Model>) -> Result<f64> {
         let mut sides = [Runner::new(self, original)?, Runner::new(self, other)?];
         let mut best = [f64::INFINITY; 2];
@@ -229,7 +229,7 @@ impl Formats<'_> {
         Ok(best[0] / best[1])
     }
 
-    /// KL of the original's next-token distributions to the model's, a token, over the carried text.
+    /// KL from the original's next-token distributions to the model's, per token, over the built-in text.
     fn kl(&self, model: &Arc<Model>) -> Result<Nats> {
         let mut text = self.original.tokenize(TEXT, true, false)?;
         text.truncate(KL_TOKENS.min(self.config.serve.context as usize));
@@ -254,20 +254,20 @@ impl Formats<'_> {
         Ok(Nats(sum / text.len().max(1) as f64))
     }
 
-    /// Removes what was encoded and is not served.
+    /// Removes encoded files that are not served.
     fn tidy(&self, kept: &str) {
         let Ok(entries) = std::fs::read_dir(&self.folder) else { return };
         for path in entries.flatten().map(|e| e.path()) {
             let encoded = path.extension().is_some_and(|e| e == "gguf" || e == "partial");
             if encoded && path != self.path(kept) {
-                // A file left behind costs disk and nothing else.
+                // A leftover file costs nothing but disk.
                 let _ = std::fs::remove_file(path);
             }
         }
     }
 }
 
-/// Runs prompts and answers in every slot, of tokens that say nothing.
+/// Runs prompts and answers of meaningless tokens in every slot.
 struct Runner {
     context: Context,
     tokens: Batch,
@@ -279,7 +279,7 @@ impl Runner {
         let batch = formats.config.serve.batch.max(sequences);
         let options = ContextOptions { context: sequences * (PROMPT + TURNS), batch, sequences, exact: false };
         let mut runner = Runner { context: Context::new(model, formats.threads, options)?, tokens: Batch::default() };
-        // What a first decode prepares doesn't count.
+        // The first decode allocates, so it isn't counted.
         runner.add(0, 0, 0, true);
         decode(&mut runner.context, &mut runner.tokens)?;
         Ok(runner)

@@ -1,4 +1,4 @@
-//! Where the weights of a version are, checked. Never loads them.
+//! Finds and checks the files of a version's weights. Never loads them.
 
 use crate::error::Result;
 use crate::publish::VersionStore;
@@ -6,7 +6,7 @@ use crate::scheduler::{Source, Weights};
 use crate::trainer::ADAPTER_FILE;
 use crate::types::PolicyVersion;
 
-/// The file of a version's weights, checked against its manifest. What only the trainer needs is not looked at.
+/// The file of a version's weights, checked against its manifest. Files that only the trainer needs are not checked.
 pub(super) fn weights_of(store: &VersionStore, version: PolicyVersion) -> Result<Weights> {
     if version == PolicyVersion::INITIAL {
         return Ok(Weights { version, source: Source::Base });

@@ -1,4 +1,4 @@
-//! Fixed answers with their rewards, from JSON lines: what offline runs train on. Never tokenizes.
+//! Reads fixed answers with rewards from JSON lines, for offline runs. Never tokenizes.
 
 use std::path::Path;
 
@@ -12,15 +12,15 @@ use crate::types::{FinishReason, PromptText, TokenId};
 /// An answer as its file gives it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct FixedAnswer {
-    /// What was asked.
+    /// The prompt.
     pub prompt: PromptText,
-    /// What was answered.
+    /// The answer.
     pub response: String,
     /// The answer's reward.
     pub score: f64,
-    /// Whether the answer ended by itself, and not at a limit.
+    /// Whether the answer ended by itself rather than at a limit.
     pub ended: bool,
-    /// Exactly what the model read and wrote, where the file tells.
+    /// The exact tokens of prompt and answer, if the file has them.
     pub tokens: Option<(Vec<TokenId>, Vec<TokenId>)>,
 }
 
@@ -34,12 +34,12 @@ struct Fields {
     response_tokens: Option<Vec<TokenId>>,
 }
 
-/// The answers of a file of JSON lines `{"prompt": [messages] or "text", "response": "text", "reward": number}`, each
-/// with the number of its line, and the file's SHA-256. The `samples.jsonl` of a run is such a file; its `score`,
-/// `finish` and tokens are taken as they are, other fields left alone.
+/// Reads JSON lines `{"prompt": [messages] or "text", "response": "text", "reward": number}`; returns each answer with
+/// its line number, and the file's SHA-256. The `samples.jsonl` of a run is such a file; its `score`, `finish` and
+/// tokens are used as they are, and other fields ignored.
 ///
 /// # Errors
-/// `Io` if the file can't be read, `Arg` naming the line that is none, or if there are fewer than two.
+/// `Io` if the file can't be read, `Arg` naming an invalid line, or if there are fewer than two answers.
 pub fn read_dataset(path: &Path) -> Result<(Vec<(usize, FixedAnswer)>, String)> {
     let (answers, sha256) = read_lines(path, parse)?;
     if answers.len() < 2 {

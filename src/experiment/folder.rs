@@ -1,4 +1,4 @@
-//! A run's folder: records that grow by whole steps, and one durable checkpoint. Never decides when to write.
+//! A run's folder: records that grow step by step, and one durable checkpoint. Never decides when to write.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{BufRead, BufReader, BufWriter, Write};
@@ -12,9 +12,9 @@ use crate::trainer::Trainer;
 
 pub use crate::trainer::ADAPTER_FILE;
 
-/// A line a step: [`StepRecord`].
+/// A line per step: [`StepRecord`].
 pub const METRICS_FILE: &str = "metrics.jsonl";
-/// A line an answer: step, prompt, response, score and the tokens.
+/// A line per answer: step, prompt, response, score and tokens.
 pub const SAMPLES_FILE: &str = "samples.jsonl";
 
 const CHECKPOINT: &str = "checkpoint-";
@@ -40,7 +40,7 @@ impl Folder {
         self.dir.join(ADAPTER_FILE)
     }
 
-    /// The last checkpoint and the number of steps before it.
+    /// The last checkpoint and the number of its step.
     pub fn checkpoint(&self) -> Result<Option<(u64, PathBuf)>> {
         Ok(self.checkpoints()?.into_iter().max())
     }
@@ -57,7 +57,7 @@ impl Folder {
         Ok(found)
     }
 
-    /// Saves the trainer as the checkpoint after `step` steps; those before it go.
+    /// Saves the trainer as the checkpoint after `step` steps, and removes earlier ones.
     pub fn keep(&self, step: u64, trainer: &Trainer) -> Result<()> {
         let (staged, target) = (self.dir.join(STAGED), self.dir.join(format!("{CHECKPOINT}{step:06}")));
         if staged.exists() {
@@ -78,7 +78,7 @@ impl Folder {
         Ok(())
     }
 
-    /// Cuts the records back to the first `steps` steps, and returns those.
+    /// Truncates the records to the first `steps` steps, and returns those.
     pub fn rewind(&self, steps: u64) -> Result<Vec<StepRecord>> {
         let lines = self.cut(METRICS_FILE, steps)?;
         self.cut(SAMPLES_FILE, steps)?;
@@ -92,7 +92,7 @@ impl Folder {
         Ok(records)
     }
 
-    /// Leaves the lines of the first `steps` steps. A line that was cut by a crash, and what follows it, came later.
+    /// Keeps the lines of the first `steps` steps. A line truncated by a crash, and all after it, are later ones.
     fn cut(&self, name: &str, steps: u64) -> Result<Vec<String>> {
         #[derive(Deserialize)]
         struct Line {

@@ -1,4 +1,4 @@
-//! What every seed of an experiment shares: the model on both engines, the prompts as tokens, the reward. Changes
+//! What all seeds of an experiment share: the model on both engines, the tokenized prompts, the reward. Changes
 //! nothing.
 
 use std::sync::Arc;
@@ -16,34 +16,34 @@ use crate::scheduler;
 use crate::system::cores_or;
 use crate::types::{PromptText, Rollout, TokenId};
 
-/// Most tokens of the contexts' caches; more answers than fit wait for their turn.
+/// Most tokens of the contexts' caches; answers beyond that wait for their turn.
 const MOST_CONTEXT: u64 = 1 << 16;
 /// Most answers decoded together: llama.cpp's own limit.
 const MOST_TOGETHER: u32 = 256;
 
-/// A prompt as it is read, and as the model reads it.
+/// A prompt as text and as tokens.
 pub(super) struct Asked {
     pub text: PromptText,
     pub tokens: Vec<TokenId>,
 }
 
-/// A plan with all that it names loaded and checked.
+/// A plan with everything it names loaded and checked.
 pub struct Lab {
     pub(super) plan: Plan,
     pub(super) model: Arc<Model>,
     pub(super) decoder: Arc<Decoder>,
     pub(super) pool: rayon::ThreadPool,
-    /// None where nothing is sampled.
+    /// None if nothing is sampled.
     pub(super) prompts: Vec<Asked>,
     pub(super) reward: Option<Grader>,
-    /// What is trained on in the place of samples, if anything.
+    /// Fixed answers to train on instead of samples, if any.
     pub(super) dataset: Option<Vec<Rollout>>,
     pub(super) options: scheduler::Options,
     pub(super) threads: u32,
 }
 
 impl Lab {
-    /// Loads and checks everything, so that a run fails before its first step or not for want of it.
+    /// Loads and checks everything, so that whatever is missing fails before the first step.
     ///
     /// # Errors
     /// `Arg` for a setting out of range or a prompt that can't be used (its line is named), `Model` or `Unsupported`
@@ -100,7 +100,7 @@ impl Lab {
     }
 }
 
-/// The model that answers, in the number format that the plan says; the trainer always reads the file itself.
+/// The model to sample from, in the number format of the plan; the trainer always reads the file itself.
 fn sampled_from(config: &Config, threads: u32) -> Result<Arc<Model>> {
     let (kind, layers) = (config.serve.r#type.to_ascii_lowercase(), config.serve.gpu_layers);
     match kind.as_str() {
@@ -113,8 +113,8 @@ fn sampled_from(config: &Config, threads: u32) -> Result<Arc<Model>> {
             let kind = kind.parse().map_err(|e: Error| e.context("serve.type"))?;
             let path = std::env::temp_dir().join(format!("apad-{}-{kind}.gguf", std::process::id()));
             let encoded = quantize(&config.model, &path, kind, threads).and_then(|()| Model::load(&path, layers));
-            // What is mapped into memory stays there without its name; where that can't be, a file is left in the
-            // folder for such.
+            // A mapped file stays readable after its name is removed; where removal fails, it is left in the temporary
+            // folder.
             let _ = std::fs::remove_file(&path);
             encoded
         }
@@ -143,7 +143,7 @@ fn tokenize(model: &Model, plan: &Plan, prompts: Vec<Prompt>) -> Result<Vec<Aske
     Ok(asked)
 }
 
-/// Fixed answers as the trainer takes them. One that is told in words ends as the model would end it.
+/// Fixed answers as rollouts. Answers given as text get the token with which the model would end them.
 fn rollouts(model: &Model, plan: &Plan, answers: Vec<(usize, FixedAnswer)>) -> Result<Vec<Rollout>> {
     let read = PromptTokens::new(model);
     let file = plan.dataset.as_ref().map(|input| input.path.display().to_string()).unwrap_or_default();
@@ -180,7 +180,7 @@ fn rollouts(model: &Model, plan: &Plan, answers: Vec<(usize, FixedAnswer)>) -> R
     answers.into_iter().map(rollout).collect()
 }
 
-/// A context in which a whole batch is decoded together, if it isn't too large.
+/// A context in which a whole batch is decoded together, up to a limit.
 fn shape(plan: &Plan, prompts: &[Asked]) -> Result<scheduler::Options> {
     let batch = plan.config.train.batch;
     let together = batch.min(MOST_TOGETHER);

@@ -1,9 +1,9 @@
-//! Batch experiments without the daemon: sample, reward, train, write down, again. The second composition root beside
-//! the engine; it serves nobody and keeps no ledger.
+//! Batch experiments without the daemon: sample, reward, train, record, repeat. The second composition root beside the
+//! engine; it serves nobody and keeps no ledger.
 //!
-//! A [`Plan`] says what is to be done, a [`Lab`] holds what every seed shares, and [`Lab::run`] does one seed in its
-//! folder: `metrics.jsonl` and `samples.jsonl` (a line a step, a line an answer), `adapter.gguf`, and the last
-//! checkpoint. A run that was stopped goes on from there, and gives what it would have given.
+//! A [`Plan`] describes the experiment, a [`Lab`] holds what all seeds share, and [`Lab::run`] runs one seed in its
+//! folder: `metrics.jsonl` and `samples.jsonl` (a line per step, a line per answer), `adapter.gguf`, and the last
+//! checkpoint. A run that was stopped resumes from there, with the same results as without the stop.
 
 mod dataset;
 mod folder;

@@ -1,12 +1,11 @@
-//! The order in which a run asks its prompts. Never reads one.
+//! The order in which a run uses its prompts. Never reads one.
 
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha12Rng;
 
-/// Which of `prompts` prompts a run with this seed asks at its places `first..first + count`: each once, in random
-/// order, before any is asked again. A function of its arguments alone, so that a run that goes on needs no memory of
-/// it.
+/// The indices of the prompts at positions `first..first + count` of a run with this seed: each prompt once, in random
+/// order, before any comes again. A function of its arguments alone, so that a resumed run needs no state of it.
 pub(super) fn order(prompts: usize, seed: u64, first: u64, count: usize) -> Vec<usize> {
     let size = prompts.max(1) as u64;
     let mut shuffled: (Option<u64>, Vec<usize>) = (None, Vec::new());

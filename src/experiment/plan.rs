@@ -1,4 +1,4 @@
-//! What an experiment is to do, written down before it starts, so that it can go on after a stop. Runs nothing.
+//! The plan of an experiment, written before it starts so that it can be resumed. Runs nothing.
 
 use std::fs;
 use std::io::Write;
@@ -13,22 +13,22 @@ use crate::reward::Source;
 /// The plan's name in the folder of an experiment.
 pub const PLAN_FILE: &str = "run.json";
 
-/// Temperatures below this are as good as greedy: nothing varies, and nothing is learned.
+/// Temperatures below this are practically greedy: nothing varies, so nothing is learned.
 const LEAST_TEMPERATURE: f32 = 0.01;
 
-/// Everything that decides what an experiment gives, on the same machine.
+/// Everything that determines the results of an experiment on the same machine.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Plan {
-    /// Model, trainer and llama.cpp's threads. Each run takes its own seed for `train.seed`.
+    /// Settings of model, trainer and llama.cpp. Each run uses its own seed as `train.seed`.
     pub config: Config,
-    /// JSON lines of prompts; none where nothing is sampled.
+    /// JSON lines of prompts; none if nothing is sampled.
     pub prompts: Option<Input>,
-    /// What a sampled answer is worth.
+    /// The reward of sampled answers.
     pub reward: Option<Source>,
-    /// JSON lines of answers with their rewards: trained on in the place of samples.
+    /// JSON lines of answers with rewards, which are trained on instead of samples.
     pub dataset: Option<Input>,
-    /// With a data set: steps from one batch of samples, which only measure, to the next.
+    /// With a data set: steps between batches of samples, which are only measured.
     pub evaluate_every: u64,
     /// Longest time that a reward command may take for a batch, in seconds.
     pub reward_timeout: u64,
@@ -47,13 +47,13 @@ pub struct Plan {
     pub checkpoint_every: u64,
 }
 
-/// A file that decides what an experiment gives.
+/// A file that affects the results of an experiment.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Input {
-    /// Where it is.
+    /// Path of the file.
     pub path: PathBuf,
-    /// SHA-256 of it: another file would make another experiment.
+    /// SHA-256 of the file: another file would make another experiment.
     pub sha256: String,
 }
 
@@ -68,7 +68,7 @@ impl Input {
 }
 
 impl Plan {
-    /// Whether every value is in its range.
+    /// Checks that every value is in its range.
     ///
     /// # Errors
     /// `Arg`: `steps is 0, expected at least 1`.
@@ -114,8 +114,8 @@ impl Plan {
         }
     }
 
-    /// The plan as it will be read back. A run takes this one from its first step, so that one that goes on has the
-    /// same numbers to the last bit.
+    /// The plan as it will be read back. A run uses this one from its first step, so that a resumed run has the same
+    /// numbers to the last bit.
     ///
     /// # Errors
     /// `Arg` if a path is not UTF-8.

@@ -1,23 +1,23 @@
-//! What a step measured, as a line of `metrics.jsonl`. Measures nothing itself, but for the memory of the process.
+//! The measurements of a step, as a line of `metrics.jsonl`. Measures nothing itself except the process's memory.
 
 use serde::{Deserialize, Serialize};
 
 use crate::trainer::StepOutcome;
 use crate::types::{FinishReason, Generation, StepMetrics};
 
-/// One batch: sampled, judged, trained on. KL, entropy and the gap are of the policy that sampled, in nats.
+/// One batch: sampled, scored, trained on. KL, entropy and the gap are those of the policy that sampled, in nats.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct StepRecord {
-    /// From 1.
+    /// Number of the step, from 1.
     pub step: u64,
     /// Answers trained on so far, this batch included.
     pub samples: u64,
-    /// Mean reward of the batch's samples, before any scaling; none where nothing was sampled.
+    /// Mean reward of the batch's samples, before any scaling; none if nothing was sampled.
     pub reward_mean: Option<f64>,
     /// Their standard deviation.
     pub reward_std: Option<f64>,
-    /// Mean reward of the fixed answers that were trained on, with a data set.
+    /// Mean reward of the fixed answers that were trained on, if there is a data set.
     pub data_reward_mean: Option<f64>,
     /// Estimator k1 a token.
     pub kl_k1_per_token: Option<f64>,
@@ -29,17 +29,17 @@ pub struct StepRecord {
     pub kl_k3_per_response: Option<f64>,
     /// KL over the whole vocabulary at each token, summed over a response, mean over responses.
     pub kl_exact_per_response: Option<f64>,
-    /// The same of the policy that training made, over some of the batch's responses.
+    /// The same for the policy after the batch, over some of its responses.
     pub candidate_kl_per_response: Option<f64>,
-    /// KL of that policy to the one that sampled, in the same way.
+    /// KL of that policy to the one that sampled, measured the same way.
     pub kl_step: Option<f64>,
     /// Learning rate of the policy's steps.
     pub lr: Option<f64>,
-    /// Why the policy's steps ended before the batch did, if so.
+    /// Why the policy's steps ended before the batch did; none if they did not.
     pub stopped: Option<String>,
-    /// What the rewards were compared with.
+    /// Baseline of the rewards.
     pub baseline: Option<f64>,
-    /// How far the critic was believed beyond that, from 0 to 1.
+    /// Weight given to the critic beyond that baseline, from 0 to 1.
     pub critic_trust: Option<f64>,
     /// Entropy a token, at the sampling temperature.
     pub entropy: Option<f64>,
@@ -63,11 +63,11 @@ pub struct StepRecord {
     pub value_clip_fraction: Option<f64>,
     /// Norm of the policy's gradient before clipping.
     pub grad_norm: Option<f64>,
-    /// Samples too long to train on whole, whose last part was.
+    /// Samples too long to train on whole, of which only the last part was used.
     pub shortened: usize,
     /// Optimizer steps dropped because loss or gradient was not finite.
     pub dropped_steps: usize,
-    /// Why nothing was learned from the batch, if so.
+    /// Why nothing was learned from the batch; none if something was.
     pub skipped: Option<String>,
     /// Tokens sampled a second, while sampling.
     pub sampled_tokens_per_second: Option<f64>,
@@ -75,13 +75,13 @@ pub struct StepRecord {
     pub trained_tokens_per_second: Option<f64>,
     /// Wall time of sampling.
     pub sample_seconds: f64,
-    /// Wall time of judging.
+    /// Wall time of scoring.
     pub reward_seconds: f64,
     /// Wall time of training.
     pub train_seconds: f64,
-    /// Wall time of all of it.
+    /// Wall time of the whole step.
     pub seconds: f64,
-    /// Most memory that the process ever held, in bytes, where the system tells.
+    /// Peak memory of the process, in bytes, where the system tells.
     pub peak_memory_bytes: Option<u64>,
 }
 
@@ -94,14 +94,14 @@ pub(super) struct Times {
     pub train: f64,
 }
 
-/// A batch of samples with what they are worth.
+/// A batch of samples with their scores.
 pub(super) struct Sampled<'a> {
     pub answers: Vec<&'a Generation>,
     pub scores: &'a [f64],
 }
 
 impl StepRecord {
-    /// Of batch `step`, `samples` being the answers of all batches so far.
+    /// A record of batch `step`; `samples` counts the answers of all batches so far.
     pub(super) fn new(step: u64, samples: u64, times: Times) -> Self {
         Self {
             step,
@@ -115,7 +115,7 @@ impl StepRecord {
         }
     }
 
-    /// Adds what the samples say.
+    /// Adds the measurements of the samples.
     pub(super) fn sampled(&mut self, sampled: &Sampled) {
         let count = sampled.answers.len().max(1) as f64;
         let tokens = sampled.answers.iter().map(|g| g.response.len()).sum::<usize>() as f64;
@@ -128,8 +128,8 @@ impl StepRecord {
         self.sampled_tokens_per_second = finite(tokens / self.sample_seconds.max(1e-9));
     }
 
-    /// Adds what training says. `measured` is of samples that were not trained on; `offline` says that those that were
-    /// trained on are not the policy's own.
+    /// Adds the measurements of training. `measured` comes from samples that were not trained on; `offline` says that
+    /// the policy did not sample the answers that were.
     pub(super) fn trained(&mut self, outcome: &StepOutcome, measured: Option<&StepMetrics>, offline: bool) {
         match outcome {
             StepOutcome::Trained(metrics) => {
@@ -149,7 +149,7 @@ impl StepRecord {
     }
 
     fn policy(&mut self, m: &StepMetrics) {
-        // A sum over every token, spread over the responses.
+        // Converts a mean over all tokens to a mean over responses.
         let k3_per_response = m.kl_k3_per_token.0 * m.response_tokens as f64 / m.samples.max(1) as f64;
         self.kl_k1_per_token = finite(m.kl_k1_per_token.0);
         self.kl_k3_per_token = finite(m.kl_k3_per_token.0);
@@ -192,7 +192,7 @@ fn mean_and_std(values: &[f64]) -> (f64, f64) {
     (mean, variance.sqrt())
 }
 
-/// The process's high-water mark, from Linux's own account.
+/// The process's peak memory, from Linux.
 fn peak_memory() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"))?;

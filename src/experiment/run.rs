@@ -1,5 +1,5 @@
-//! One seed's run: sample → reward → train → write down → serve what was learned. Everything random in a step follows
-//! from the seed and the step's number, so that a run that goes on is the run that was not stopped.
+//! The run of one seed: sample → reward → train → record → serve the new policy. All randomness of a step follows from
+//! the seed and the step's number, so that a resumed run equals one that was not stopped.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -18,13 +18,13 @@ use crate::scheduler::{Event, Finished, GenerationStream, Next, Scheduler, Sourc
 use crate::trainer::Trainer;
 use crate::types::{GenerateRequest, Generation, GenerationId, PolicyVersion, Rollout, Sampling};
 
-/// How often a wait looks whether it should stop.
+/// Polling interval of waits that can be stopped.
 const LOOK: Duration = Duration::from_millis(50);
 
-/// How a run ended.
+/// The result of a run.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Ended {
-    /// Its steps, those before it went on included.
+    /// All its steps, including those before a resume.
     pub records: Vec<StepRecord>,
     /// Whether it was stopped before its last step. Its checkpoint holds every step that is recorded.
     pub stopped: bool,
@@ -32,11 +32,11 @@ pub struct Ended {
 
 impl Lab {
     /// Runs one seed in its folder under `dir`, from its checkpoint if it has one. `watch` sees every step once it is
-    /// recorded. When `stop` is set, the step under way is given up and what was done is kept.
+    /// recorded. When `stop` is set, the running step is aborted and all earlier ones are kept.
     ///
     /// # Errors
     /// `Callback` if the reward fails, `Io` for the disk or a damaged checkpoint, else as the trainer and the
-    /// scheduler; every step that is recorded is in the checkpoint then too, where the disk allows.
+    /// scheduler. Even then the checkpoint holds every recorded step, if the disk allows.
     pub fn run(&self, seed: u64, dir: &Path, stop: &AtomicBool, watch: &mut dyn FnMut(&StepRecord)) -> Result<Ended> {
         let mut run = Run::open(self, seed, dir, stop)?;
         let outcome = run.all(watch);
@@ -56,10 +56,10 @@ impl Lab {
     }
 }
 
-/// A prompt, its answer, and what the server says of the answer's tokens.
+/// A prompt, its answer, and the server's log-probabilities of the answer's tokens.
 type Answer<'a> = (&'a Asked, Arc<Generation>, Option<Vec<f32>>);
 
-/// A batch of samples.
+/// A scored batch of samples.
 struct Judged<'a> {
     answers: Vec<(&'a Asked, Arc<Generation>)>,
     scores: Vec<f64>,
@@ -105,7 +105,7 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    /// Writes the checkpoint, if steps were made since the last one.
+    /// Writes the checkpoint, if there were steps since the last one.
     fn keep(&mut self) -> Result<()> {
         let steps = self.records.len() as u64;
         if steps > self.kept {
@@ -127,7 +127,7 @@ impl<'a> Run<'a> {
             };
         let stop = self.stop;
         let stopped = || stop.load(Ordering::Relaxed);
-        // Of fixed answers the estimators say nothing about the policy: it is measured on what it says itself.
+        // On fixed answers the estimators say nothing about the policy, so it is measured on its own samples.
         let measured = match &judged {
             Some(judged) if offline => timed(&mut times.measure, || {
                 self.lab.pool.install(|| self.trainer.measure(&judged.rollouts, &stopped)).map(Some)
@@ -158,7 +158,7 @@ impl<'a> Run<'a> {
         Ok(record)
     }
 
-    /// The step's part of the data set: each answer once, in random order, before any comes again.
+    /// This step's part of the data set: each answer once, in random order, before any comes again.
     fn fixed(&self, step: u64) -> Option<Vec<Rollout>> {
         let dataset = self.lab.dataset.as_ref()?;
         let batch = self.lab.plan.config.train.batch as usize;
@@ -166,7 +166,7 @@ impl<'a> Run<'a> {
         Some(places.iter().filter_map(|i| dataset.get(*i)).cloned().collect())
     }
 
-    /// Answers of the current policy to the step's prompts, and what they are worth.
+    /// Answers of the present policy to this step's prompts, with their scores.
     fn judged(&mut self, step: u64, times: &mut Times) -> Result<Judged<'a>> {
         let sampled = timed(&mut times.sample, || self.sample(step))?;
         let pairs: Vec<_> = sampled.iter().map(|(asked, g, _)| (&asked.text, &**g)).collect();
@@ -177,7 +177,7 @@ impl<'a> Run<'a> {
         Ok(Judged { answers, scores, rollouts })
     }
 
-    /// Answers of the current policy to the step's prompts.
+    /// Answers of the present policy to this step's prompts.
     fn sample(&mut self, step: u64) -> Result<Vec<Answer<'a>>> {
         let lab = self.lab;
         let batch = lab.plan.config.train.batch as usize;
@@ -194,7 +194,7 @@ impl<'a> Run<'a> {
                     seed: Some(dice(self.seed, step, index)),
                     ..Sampling::default()
                 },
-                // Where they can be compared with the trainer's.
+                // Only at temperature 1 can they be compared with the trainer's.
                 logprobs: (lab.plan.temperature == 1.0).then_some(0),
                 ..GenerateRequest::default()
             };
@@ -212,8 +212,8 @@ impl<'a> Run<'a> {
         asked.into_iter().zip(&streams).map(end).collect()
     }
 
-    /// Serves the trainer's policy. At every step, moved or not: no cache of an earlier one decides how sums are
-    /// rounded.
+    /// Serves the trainer's policy. Done at every step, changed or not, so that no cache of an earlier step affects
+    /// rounding.
     fn serve(&mut self, step: u64) -> Result<&Scheduler> {
         let moved = self.trainer.batches() > 0;
         let source = if moved { Source::Adapter(self.folder.adapter()) } else { Source::Base };
@@ -234,7 +234,7 @@ impl<'a> Run<'a> {
     }
 }
 
-/// Runs `work` and says how many seconds it took.
+/// Runs `work` and adds its duration to `seconds`.
 fn timed<T>(seconds: &mut f64, work: impl FnOnce() -> T) -> T {
     let started = Instant::now();
     let result = work();
@@ -288,7 +288,7 @@ fn sample_lines(step: u64, answers: &[(&Asked, Arc<Generation>)], scores: &[f64]
     lines
 }
 
-/// The seed of one answer's sampler: splitmix64 over the three numbers, so that neighbours share nothing.
+/// The seed of one answer's sampler: splitmix64 over the three numbers, so that neighbouring ones are unrelated.
 fn dice(seed: u64, step: u64, index: u64) -> u64 {
     [step, index].iter().fold(mix(seed), |state, n| mix(state ^ mix(*n)))
 }

@@ -1,4 +1,4 @@
-//! Reads and writes through the pointers of a call. Never trusts one that is NULL.
+//! Reads and writes through the pointers of a call. Never dereferences NULL.
 
 use std::ffi::{CStr, c_char};
 use std::slice;
@@ -38,12 +38,12 @@ pub(super) unsafe fn text<'a>(name: &str, data: *const c_char, len: usize) -> Re
         .map_err(|e| Error::arg(format!("{name} is not valid UTF-8 from byte {} on", e.valid_up_to())))
 }
 
-/// Refuses a NULL out-parameter, before anything is done that would be lost.
+/// Refuses a NULL out-parameter before anything is done whose result would be lost.
 pub(super) fn required<T>(name: &str, out: *mut T) -> Result<()> {
     if out.is_null() { Err(Error::arg(format!("{name} is NULL, expected where to write the result"))) } else { Ok(()) }
 }
 
-/// Writes a result where one is wanted.
+/// Writes a result if the caller wants it.
 ///
 /// # Safety
 /// `out` is NULL or writable.
@@ -54,7 +54,7 @@ pub(super) unsafe fn put<T>(out: *mut T, value: T) {
     }
 }
 
-/// A time limit; negative is none.
+/// Converts a timeout; a negative one means no limit.
 pub(super) fn timeout(milliseconds: i64) -> Option<Duration> {
     u64::try_from(milliseconds).ok().map(Duration::from_millis)
 }

@@ -1,4 +1,4 @@
-//! `apa_engine`: opening, closing, looking at it, and what its model makes of text. Never generates.
+//! `apa_engine`: opens, closes and inspects an engine, and tokenizes text with its model. Never generates.
 
 use std::ffi::c_char;
 use std::ops::Deref;
@@ -19,15 +19,15 @@ use crate::Engine;
 use crate::error::{Error, Result};
 use crate::request::{Unknown, parse_messages};
 
-/// A serving, learning model. Owned by whoever opened it, who frees it with `apa_engine_free`; every call is safe from
-/// any thread.
+/// A serving, learning model. Owned by the caller who opened it, and freed with `apa_engine_free`; every call is safe
+/// from any thread.
 pub struct apa_engine {
     _opaque: [u8; 0],
 }
 
 handle!(apa_engine, 4, EngineObject);
 
-/// An engine, and what was started beside it.
+/// An engine, with what runs beside it.
 pub(super) struct EngineObject {
     engine: Engine,
     /// The application's reward function.
@@ -43,7 +43,7 @@ impl Deref for EngineObject {
 }
 
 impl EngineObject {
-    /// Ends everything; waits for it. The engine first: what waits for it then ends at once.
+    /// Ends everything and waits for it. The engine first, since everything that waits for it then ends at once.
     fn shutdown(&self) {
         self.engine.shutdown();
         self.scorer.stop();
@@ -171,7 +171,7 @@ pub unsafe extern "C" fn apa_engine_metrics(
     }
 }
 
-/// Counts the tokens that `text` is for the model, its beginning-of-sequence token included where it wants one.
+/// Counts the tokens of `text`, including the model's beginning-of-sequence token if it uses one.
 ///
 /// Errors: `APA_ERR_ARG` for text that is not UTF-8 or too long to be tokenized; `APA_ERR_CLOSED`.
 #[unsafe(no_mangle)]

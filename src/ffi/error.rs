@@ -1,4 +1,4 @@
-//! `apa_status` and `apa_error`: how calls end. Never used inside the library, which has its own error.
+//! `apa_status` and `apa_error`: the outcomes of calls. Never used inside the library, which has its own error.
 
 use std::ffi::c_char;
 
@@ -7,16 +7,16 @@ use super::registry::{self, handle};
 use super::strings::Text;
 use crate::error::{Code, Error};
 
-/// How a call ended. Numbers are stable and never reused. Zero is success; positive is an outcome that is no failure
-/// and has no `apa_error`; negative is a failure.
+/// The outcome of a call. The numbers are stable and never reused. Zero is success; positive numbers are outcomes that
+/// are not failures and have no `apa_error`; negative numbers are failures.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(i32)]
 pub enum apa_status {
-    /// It was done.
+    /// Success.
     APA_OK = 0,
-    /// The generation has ended; there is nothing more to come.
+    /// The generation has ended; nothing more will come.
     APA_DONE = 1,
-    /// Nothing came in the time given.
+    /// Nothing came within the timeout.
     APA_TIMEOUT = 2,
     /// The generation has ended because it was cancelled.
     APA_CANCELLED = 3,
@@ -59,8 +59,8 @@ impl From<Code> for apa_status {
     }
 }
 
-/// What went wrong, in one sentence, and its status. Owned by whoever got it, who frees it with `apa_error_free`; it
-/// may be handed to and used from any thread. It says nothing of the text of prompts and answers.
+/// An error: one sentence and its status. Owned by the caller who received it, and freed with `apa_error_free`; it may
+/// be used from any thread. It never contains the text of prompts or answers.
 pub struct apa_error {
     _opaque: [u8; 0],
 }
@@ -72,17 +72,17 @@ pub(super) struct ErrorObject {
     message: Text,
 }
 
-/// Gives `error` to the caller if it wants one, and returns its status.
+/// Gives `error` to the caller, if wanted, and returns its status.
 ///
 /// # Safety
 /// `out` is NULL or writable.
 pub(super) unsafe fn report(error: &Error, out: *mut *mut apa_error) -> apa_status {
     let status = apa_status::from(error.code());
     if !out.is_null() {
-        // It may quote what came in; C would take a NUL of that for the end.
+        // The message may quote input, and a NUL in it would end it early in C.
         let message = error.message().replace('\0', "\u{fffd}");
         let object = ErrorObject { status, message: Text::new(&message) };
-        // Without handles left there is still the status.
+        // If no handles are left, there is still the status.
         if let Ok(handle) = registry::insert(object) {
             // SAFETY: not NULL; writable by the caller's contract.
             unsafe { out.write(handle) };
@@ -91,7 +91,7 @@ pub(super) unsafe fn report(error: &Error, out: *mut *mut apa_error) -> apa_stat
     status
 }
 
-/// The status that `error` came with. `APA_ERR_ARG` for NULL, `APA_ERR_CLOSED` after its free.
+/// The status of `error`. `APA_ERR_ARG` for NULL, `APA_ERR_CLOSED` once freed.
 #[unsafe(no_mangle)]
 pub extern "C" fn apa_error_code(error: *const apa_error) -> apa_status {
     guard_infallible(apa_status::APA_ERR_PANIC, || match registry::get(error) {
@@ -100,7 +100,7 @@ pub extern "C" fn apa_error_code(error: *const apa_error) -> apa_status {
     })
 }
 
-/// The sentence, NUL-terminated UTF-8, valid until `error` is freed. `""` for NULL or after its free.
+/// The message of `error`, NUL-terminated UTF-8, valid until `error` is freed. `""` for NULL or once freed.
 #[unsafe(no_mangle)]
 pub extern "C" fn apa_error_message(error: *const apa_error) -> *const c_char {
     guard_infallible(c"".as_ptr(), || registry::get(error).map_or(c"".as_ptr(), |object| object.message.as_ptr()))

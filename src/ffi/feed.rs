@@ -1,4 +1,4 @@
-//! `apa_feed`: news of an engine, pulled. Never reads news of a feed that was freed.
+//! `apa_feed`: events of an engine, pulled. Never reads events of a freed feed.
 
 use std::ffi::c_void;
 use std::sync::Arc;
@@ -14,9 +14,9 @@ use super::strings::apa_string;
 use crate::engine::{Feed, Topic};
 use crate::error::Result;
 
-/// A bounded queue of news. It gets what happens from its opening on and keeps the newest 256: whoever pulls too slowly
-/// misses the oldest, and is told how many. Owned by whoever opened it, who frees it with `apa_feed_free`; every call
-/// is safe from any thread, and of several threads in `apa_feed_next` each gets some of the news.
+/// A bounded queue of events. It receives events from its opening on and keeps the newest 256: a caller that pulls too
+/// slowly loses the oldest, and is told how many. Owned by the caller who opened it, and freed with `apa_feed_free`;
+/// every call is safe from any thread, and threads that pull the same feed share its events.
 pub struct apa_feed {
     _opaque: [u8; 0],
 }
@@ -41,10 +41,9 @@ unsafe fn open(handle: *const apa_engine, topic: Topic, feed: *mut *mut apa_feed
     Ok(apa_status::APA_OK)
 }
 
-/// Opens a feed of what the engine learns. Each piece of news is a JSON object with `event`: `step_done` (`version`,
-/// `metrics`), `step_dropped` (`reason`, `consumed`: a batch changed nothing), `version_published` (`version`,
-/// `parent`), `version_activated` (`version`), `error` (`code`, `message`), `missed` (`count`: the oldest news were
-/// dropped).
+/// Opens a feed of events about learning. Each event is a JSON object with `event`: `step_done` (`version`, `metrics`),
+/// `step_dropped` (`reason`, `consumed`: a batch changed nothing), `version_published` (`version`, `parent`),
+/// `version_activated` (`version`), `error` (`code`, `message`), `missed` (`count`: the oldest events were dropped).
 ///
 /// Errors: `APA_ERR_BUSY` if 64 feeds are open on the engine; `APA_ERR_CLOSED`.
 #[unsafe(no_mangle)]
@@ -57,10 +56,10 @@ pub unsafe extern "C" fn apa_events_open(
     unsafe { guard(error, || open(engine, Topic::Learning, feed)) }
 }
 
-/// Opens a feed of answers to be scored: reward jobs. One comes with each answer that ended by itself, once it is on
-/// record: a JSON object with `event` `answer`, `generation_id`, `policy_version`, `prompt` (as the model saw it),
-/// `text`, `finish_reason`, `completion_tokens`, `user`; or `missed` (`count`), as above. A job is done by
-/// `apa_reward_put`; one that is not done is an answer without a reward.
+/// Opens a feed of answers to score: reward jobs. Each answer that ends normally makes one, once it is on record: a
+/// JSON object with `event` `answer`, `generation_id`, `policy_version`, `prompt` (as the model saw it), `text`,
+/// `finish_reason`, `completion_tokens`, `user`; or `missed` (`count`), as above. `apa_reward_put` completes a job; an
+/// answer whose job is never completed has no reward.
 ///
 /// Errors: as `apa_events_open`.
 #[unsafe(no_mangle)]
@@ -73,9 +72,9 @@ pub unsafe extern "C" fn apa_rewards_open(
     unsafe { guard(error, || open(engine, Topic::Answers, feed)) }
 }
 
-/// Waits at most `timeout_ms` milliseconds for news; 0 only looks, a negative number waits without limit.
+/// Waits at most `timeout_ms` milliseconds for an event; 0 polls, a negative number waits without limit.
 ///
-/// `APA_OK`: `json` holds a piece of news. `APA_TIMEOUT`: there was none.
+/// `APA_OK`: `json` holds an event. `APA_TIMEOUT`: there was none.
 ///
 /// Errors: `APA_ERR_CLOSED` if the engine was shut down or `feed` freed, also while waiting.
 #[unsafe(no_mangle)]
@@ -97,7 +96,8 @@ pub unsafe extern "C" fn apa_feed_next(
     }
 }
 
-/// Has `wake` called, with `user_data`, when there is news to be pulled, and at the end; as `apa_gen_set_wake`.
+/// Registers `wake`, which is called with `user_data` when there is an event to pull, and at the end; as
+/// `apa_gen_set_wake`.
 ///
 /// Errors: `APA_ERR_CLOSED` if `feed` was freed.
 #[unsafe(no_mangle)]
@@ -122,8 +122,7 @@ pub unsafe extern "C" fn apa_feed_set_wake(
     }
 }
 
-/// Frees `feed`; another thread that waits in `apa_feed_next` gets `APA_ERR_CLOSED`. NULL and a second free are
-/// harmless.
+/// Frees `feed`; another thread waiting in `apa_feed_next` gets `APA_ERR_CLOSED`. NULL and a second free are harmless.
 #[unsafe(no_mangle)]
 pub extern "C" fn apa_feed_free(feed: *mut apa_feed) {
     guard_infallible((), || {

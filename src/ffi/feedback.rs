@@ -1,4 +1,4 @@
-//! What people say of answers. Never keeps any of it: the ledger does.
+//! Feedback on answers. Stores none of it: the ledger does.
 
 use std::ffi::c_char;
 
@@ -90,11 +90,12 @@ pub unsafe extern "C" fn apa_sample_add(
     }
 }
 
-/// Deletes a user's words: the answers made for them with their prompts, what anyone said of those, and all they said
-/// of others' answers. They are overwritten on disk when this returns. What remains are the versions that learned from
-/// them. `receipt` (may be NULL) gets how many were deleted: `generations`, `feedback`, `preferences`, `samples`; all 0
-/// for a user who is not known. `overwritten` is false while another program reads the ledger: its log, which held them
-/// too, is emptied when that ends. An answer under way for the user is given and not recorded.
+/// Deletes a user's data: the answers made for the user with their prompts, everyone's feedback on those, and the
+/// user's feedback on other answers. It is overwritten on disk when this returns. Versions that were trained on it
+/// remain. `receipt` (may be NULL) gets the numbers of deleted rows: `generations`, `feedback`, `preferences`,
+/// `samples`; all are 0 for an unknown user. `overwritten` is false while another program is reading the ledger, whose
+/// log, which still holds the data, is emptied when that ends. A running answer for the user is delivered but not
+/// recorded.
 ///
 /// Errors: `APA_ERR_ARG` for an empty name; `APA_ERR_IO` if it could not be written; `APA_ERR_CLOSED`.
 #[unsafe(no_mangle)]

@@ -20,22 +20,21 @@ use crate::error::{Error, Result};
 use crate::request::{Reader, Unknown, calls_json, parse_request};
 use crate::types::{FinishReason, Generation};
 
-/// A running or ended generation. Owned by whoever started it, who frees it with `apa_gen_free`; every call is safe
-/// from any thread, though of several threads in `apa_gen_next` each gets only some of the text.
+/// A running or ended generation. Owned by the caller who started it, and freed with `apa_gen_free`; every call is safe
+/// from any thread, but threads that pull the same generation share its text.
 pub struct apa_gen {
     _opaque: [u8; 0],
 }
 
 handle!(apa_gen, 5, GenObject);
 
-/// Called from a thread of the library when a generation has something to be pulled. It should set a flag, write to a
-/// pipe or the like, and return: decoding waits for it. Of this library it may call only `apa_gen_cancel` and the
-/// frees.
+/// Called from a thread of the library when a generation has something to pull. It should set a flag, write to a pipe
+/// or the like, and return, because decoding waits for it. It may call only `apa_gen_cancel` and the frees.
 pub type apa_wake_fn = Option<unsafe extern "C" fn(user_data: *mut c_void)>;
 
-/// Called by `apa_generate`, on the thread that called that, with more text: whole codepoints, not NUL-terminated,
-/// valid until it returns. 0 goes on; a positive number ends the generation as cancelled; a negative one ends it with
-/// `APA_ERR_CALLBACK`. It may call anything of this library, and must not leave by an exception or `longjmp`.
+/// Called by `apa_generate`, on its caller's thread, with more text: whole codepoints, not NUL-terminated, valid until
+/// it returns. 0 continues; a positive number ends the generation as cancelled; a negative one ends it with
+/// `APA_ERR_CALLBACK`. It may call any function of this library, and must not leave by an exception or `longjmp`.
 pub type apa_text_fn =
     Option<unsafe extern "C" fn(user_data: *mut c_void, text: *const c_char, text_len: usize) -> i32>;
 
@@ -45,14 +44,14 @@ pub(super) struct GenObject {
     stream: GenerationStream,
     /// Names of the tools that the answer may call.
     tools: Arc<[String]>,
-    /// How it ended; set by whoever pulled the end, for all later pulls.
+    /// The outcome; set by the pull that sees the end, for all later ones.
     end: OnceLock<Result<Arc<Generation>>>,
     freed: AtomicBool,
     /// Outlives the object in the engine's hands.
     wake: Arc<Slot<Wake>>,
 }
 
-/// What a pull got.
+/// The result of a pull.
 enum Pulled {
     Text(String),
     Ended(Arc<Generation>),
@@ -75,7 +74,7 @@ impl GenObject {
         Ok(Self { stream, tools, end: OnceLock::new(), freed: AtomicBool::new(false), wake: Arc::new(Slot::new()) })
     }
 
-    /// Has the engine call whatever hook is in the slot.
+    /// Makes the engine call the hook in the slot.
     fn watch(&self) {
         let slot = self.wake.clone();
         // SAFETY: the application's function, called as the header says.
@@ -96,7 +95,7 @@ impl GenObject {
             Ok(Next::Event(Event::Done(generation))) => {
                 self.end.get_or_init(|| Ok(generation)).clone().map(Pulled::Ended)
             }
-            // Another thread has pulled the end and is about to leave it here.
+            // Another thread has pulled the end and is about to store it.
             Ok(Next::Finished) => self.end.wait().clone().map(Pulled::Ended),
             Err(e) => self.end.get_or_init(|| Err(e)).clone().map(Pulled::Ended),
         }
@@ -110,7 +109,7 @@ fn ended(generation: &Generation) -> apa_status {
     }
 }
 
-/// What the header promises of a result.
+/// The JSON of `apa_gen_result`.
 fn result_json(generation: &Generation, object: &GenObject) -> serde_json::Value {
     let (prompt, completion) = (generation.prompt.len(), generation.response.len());
     let mut result = json!({
@@ -168,7 +167,7 @@ pub unsafe extern "C" fn apa_gen_start(
     }
 }
 
-/// Writes the id of the generation, which names it for feedback.
+/// Writes the id of the generation, which feedback refers to.
 ///
 /// Errors: `APA_ERR_CLOSED` if `generation` was freed.
 #[unsafe(no_mangle)]
@@ -188,10 +187,11 @@ pub unsafe extern "C" fn apa_gen_id(
     }
 }
 
-/// Waits at most `timeout_ms` milliseconds for more text; 0 only looks, a negative number waits without limit.
+/// Waits at most `timeout_ms` milliseconds for more text; 0 polls, a negative number waits without limit.
 ///
-/// `APA_OK`: `text` holds more, whole codepoints. `APA_TIMEOUT`: nothing yet. `APA_DONE`, `APA_CANCELLED`: it has
-/// ended, and `apa_gen_result` says how; every later call says the same. `text` is written with `APA_OK` only.
+/// `APA_OK`: `text` holds more text, in whole codepoints. `APA_TIMEOUT`: nothing yet. `APA_DONE`, `APA_CANCELLED`: the
+/// generation has ended, and `apa_gen_result` has the details; every later call returns the same. `text` is written
+/// with `APA_OK` only.
 ///
 /// Errors: `APA_ERR_CLOSED` if the engine was shut down or `generation` freed, also while waiting; `APA_ERR_MODEL` if
 /// decoding failed.
@@ -248,8 +248,8 @@ pub unsafe extern "C" fn apa_gen_result(
     }
 }
 
-/// Asks the generation to end. What has been made is kept and can be pulled; then comes `APA_CANCELLED`. From any
-/// thread, at any time, also while another waits in `apa_gen_next`, and from inside a hook. It does not wait.
+/// Cancels the generation. Text generated so far can still be pulled; then comes `APA_CANCELLED`. May be called from
+/// any thread at any time, also while another waits in `apa_gen_next`, and from inside a hook. Does not wait.
 ///
 /// Errors: `APA_ERR_CLOSED` if `generation` was freed.
 #[unsafe(no_mangle)]
@@ -263,9 +263,9 @@ pub unsafe extern "C" fn apa_gen_cancel(generation: *mut apa_gen, error: *mut *m
     }
 }
 
-/// Has `wake` called, with `user_data`, whenever there is something to be pulled, and once now if there is already;
-/// then pull with a timeout of 0 until `APA_TIMEOUT`. It replaces the earlier hook; NULL takes it back. Once this or
-/// `apa_gen_free` returns, the earlier hook is not running and never will be; so these wait for one that is.
+/// Registers `wake`, which is called with `user_data` whenever there is something to pull, at once if there already is;
+/// then pull with a timeout of 0 until `APA_TIMEOUT`. It replaces the earlier hook; NULL removes it. Once this or
+/// `apa_gen_free` returns, the earlier hook is not running and never will be, so these calls wait for one that is.
 ///
 /// Errors: `APA_ERR_CLOSED` if `generation` was freed.
 #[unsafe(no_mangle)]
@@ -288,8 +288,8 @@ pub unsafe extern "C" fn apa_gen_set_wake(
     }
 }
 
-/// Frees `generation`, cancelling it if it still runs; another thread that waits in `apa_gen_next` gets
-/// `APA_ERR_CLOSED`. NULL and a second free are harmless.
+/// Frees `generation`, cancelling it if it is running; another thread waiting in `apa_gen_next` gets `APA_ERR_CLOSED`.
+/// NULL and a second free are harmless.
 #[unsafe(no_mangle)]
 pub extern "C" fn apa_gen_free(generation: *mut apa_gen) {
     guard_infallible((), || {
@@ -300,10 +300,10 @@ pub extern "C" fn apa_gen_free(generation: *mut apa_gen) {
     });
 }
 
-/// Generates, blocking: `on_text` (may be NULL) is called with each piece on this thread, and `result` (may be NULL)
-/// gets the JSON of `apa_gen_result`. The request is that of `apa_gen_start`.
+/// Generates, blocking: `on_text` (may be NULL) is called with each piece on the calling thread, and `result` (may be
+/// NULL) gets the JSON of `apa_gen_result`. The request is that of `apa_gen_start`.
 ///
-/// `APA_DONE`: it ended. `APA_CANCELLED`: `on_text` ended it; there is a result all the same.
+/// `APA_DONE`: the generation ended. `APA_CANCELLED`: `on_text` ended it; there is still a result.
 ///
 /// Errors: as `apa_gen_start` and `apa_gen_next`; `APA_ERR_CALLBACK` if `on_text` returned a negative number.
 #[unsafe(no_mangle)]
@@ -329,7 +329,7 @@ pub unsafe extern "C" fn apa_generate(
                         put_json(result, &result_json(&generation, &object))?;
                         return Ok(ended(&generation));
                     }
-                    // After a stop the rest is waited for, not shown.
+                    // After a stop the rest is awaited but not delivered.
                     Pulled::Text(_) if stopped => {}
                     Pulled::Text(piece) => {
                         match on_text.map_or(0, |f| f(user_data, piece.as_ptr().cast(), piece.len())) {

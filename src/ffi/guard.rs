@@ -1,5 +1,5 @@
-//! What every fallible export runs in: it is closed to hooks, and makes a status and an error of how a call ends. Never
-//! lets a panic cross into C.
+//! The wrapper of every fallible export: refuses calls from hooks, and turns the outcome into a status and an error.
+//! Never lets a panic cross into C.
 
 use super::error::{apa_error, apa_status, report};
 use super::hook;
@@ -7,7 +7,7 @@ use super::panics::catch;
 pub(super) use super::panics::guard_infallible;
 use crate::error::{Error, Result};
 
-/// Runs a fallible export. Hooks may not come in here: they run on threads that the call could wait for.
+/// Runs a fallible export. Calls from hooks are refused, since a call could wait for the hook's own thread.
 ///
 /// # Safety
 /// `error` is NULL or writable.
@@ -21,7 +21,7 @@ pub(super) unsafe fn guard(error: *mut *mut apa_error, body: impl FnOnce() -> Re
     }
 }
 
-/// The same for the few calls that a hook may make.
+/// The same for the few calls that hooks may make.
 ///
 /// # Safety
 /// `error` is NULL or writable.

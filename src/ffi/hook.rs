@@ -1,4 +1,4 @@
-//! Functions of the application that the library calls from its own threads. Never runs one after it was taken back.
+//! Functions of the application that the library calls from its own threads. Never calls one after it was removed.
 
 use crate::lock::{lock, unpoisoned};
 use std::cell::Cell;
@@ -15,14 +15,14 @@ pub(super) fn running() -> bool {
     RUNNING.get()
 }
 
-/// The pointer that a hook gets back.
+/// The pointer that is passed to a hook.
 #[derive(Clone, Copy)]
 pub(super) struct UserData(pub(super) *mut c_void);
 
 // SAFETY: the library never follows it; the header tells the application that hooks run on any thread.
 unsafe impl Send for UserData {}
 
-/// A place for one hook. It runs on one thread at a time.
+/// Holds one hook, which runs on one thread at a time.
 pub(super) struct Slot<F> {
     state: Mutex<State<F>>,
     idle: Condvar,
@@ -38,15 +38,14 @@ impl<F: Copy> Slot<F> {
         Self { state: Mutex::new(State { hook: None, running_on: None }), idle: Condvar::new() }
     }
 
-    /// Replaces the hook. When this returns the earlier one is not running and never will again, except on this very
-    /// thread.
+    /// Replaces the hook. When this returns, the earlier one is not running and never will, except on this very thread.
     pub(super) fn set(&self, hook: Option<(F, UserData)>) {
         let mut state = self.lock();
         state.hook = hook;
         drop(self.wait_idle(state));
     }
 
-    /// Calls the hook, if there is one. A hook that causes a call of itself is not called again.
+    /// Calls the hook, if there is one. A hook that triggers itself is not called again.
     pub(super) fn run(&self, call: impl FnOnce(F, *mut c_void)) {
         let mut state = self.wait_idle(self.lock());
         let Some((hook, UserData(data))) = state.hook else { return };
@@ -63,7 +62,7 @@ impl<F: Copy> Slot<F> {
         self.idle.notify_all();
     }
 
-    /// Waits until the hook runs nowhere else.
+    /// Waits until the hook runs on no other thread.
     fn wait_idle<'a>(&'a self, state: MutexGuard<'a, State<F>>) -> MutexGuard<'a, State<F>> {
         let me = thread::current().id();
         unpoisoned(self.idle.wait_while(state, |state| state.running_on.is_some_and(|other| other != me)))

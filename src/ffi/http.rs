@@ -8,13 +8,13 @@ use super::error::{apa_error, apa_status};
 use super::guard::guard;
 use super::strings::{apa_string, string};
 
-/// Serves the engine over HTTP, as `apad serve` does, on threads of its own. `address` is `127.0.0.1:8372` or the like,
-/// with port 0 for a free one; empty for the option `http.listen`. Returns once it listens; `bound` (may be NULL) gets
-/// the address. Beyond loopback it wants keys (option `http.keys`).
+/// Serves the engine over HTTP, as `apad serve` does, on threads of its own. `address` is like `127.0.0.1:8372`, with
+/// port 0 for a free one; empty for the option `http.listen`. Returns once it listens; `bound` (may be NULL) gets the
+/// address. Beyond loopback, keys are required (option `http.keys`).
 ///
-/// Errors: `APA_ERR_UNSUPPORTED` if the library was built without it (`apa_has("http")`); `APA_ERR_BUSY` if it runs
-/// already or the address is taken; `APA_ERR_ARG` for what is no address, or an address beyond loopback without keys;
-/// `APA_ERR_IO`; `APA_ERR_CLOSED`.
+/// Errors: `APA_ERR_UNSUPPORTED` if the library was built without HTTP (`apa_has("http")`); `APA_ERR_BUSY` if the
+/// service is running already or the address is taken; `APA_ERR_ARG` for an invalid address, or one beyond loopback
+/// without keys; `APA_ERR_IO`; `APA_ERR_CLOSED`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn apa_http_start(
     engine: *const apa_engine,
@@ -40,8 +40,8 @@ pub unsafe extern "C" fn apa_http_start(
     }
 }
 
-/// Stops the HTTP service: nothing new is accepted, running answers get 30 seconds. Returns when it has stopped; does
-/// nothing if it does not run. A shutdown of the engine stops it too.
+/// Stops the HTTP service: refuses new connections and gives running answers 30 seconds. Returns when it has stopped;
+/// does nothing if it is not running. Shutting the engine down stops it too.
 ///
 /// Errors: `APA_ERR_IO` if the service had failed; `APA_ERR_CLOSED` if `engine` was freed.
 #[unsafe(no_mangle)]

@@ -1,4 +1,4 @@
-//! What the library is: versions and features. Never needs an engine.
+//! Versions and features of the library. Never needs an engine.
 
 use std::ffi::c_char;
 
@@ -8,8 +8,8 @@ use super::guard::guard_infallible;
 /// The version of this header's interface: major in the high 16 bits, minor in the low 16.
 pub const APA_ABI_VERSION: u32 = 0x0001_0002;
 
-/// The interface version of the library that is linked. A program runs with it if the major number is that of
-/// `APA_ABI_VERSION` and the minor number at least that.
+/// The interface version of the linked library. A program can use it if the major number equals that of
+/// `APA_ABI_VERSION` and the minor number is at least that.
 #[unsafe(no_mangle)]
 pub extern "C" fn apa_abi_version() -> u32 {
     APA_ABI_VERSION

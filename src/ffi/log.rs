@@ -1,4 +1,4 @@
-//! The log, handed to a function of the application. Never prints.
+//! Passes the log to a function of the application. Never prints.
 
 use std::ffi::{c_char, c_void};
 use std::fmt;
@@ -18,20 +18,20 @@ use super::hook::{Slot, UserData};
 use crate::error::Error;
 
 /// Called with each line of the log: its level (1 error, 2 warning, 3 information, 4 debugging, 5 tracing) and a JSON
-/// object of `level`, `target`, `message` and the line's own fields; not NUL-terminated, valid until it returns. On any
-/// thread, one at a time. It must not call this library except for the frees.
+/// object of `level`, `target`, `message` and the line's own fields; not NUL-terminated, valid until it returns. Called
+/// on any thread, one call at a time. It must not call this library except for the frees.
 pub type apa_log_fn =
     Option<unsafe extern "C" fn(user_data: *mut c_void, level: i32, json: *const c_char, json_len: usize)>;
 
 type Log = unsafe extern "C" fn(*mut c_void, i32, *const c_char, usize);
 
 static SLOT: Slot<Log> = Slot::new();
-/// Least important level that is wanted; 0 is none.
+/// The least important level that the hook wants; 0 is none.
 static LEVEL: AtomicI32 = AtomicI32::new(0);
 
-/// Has `log` called, with `user_data`, for each line of the log up to `level` (1 to 5). One hook a process: it replaces
-/// the earlier one; NULL takes it back. When this returns the earlier one is not running and never will be. Without a
-/// hook nothing is logged.
+/// Registers `log`, which is called with `user_data` for each line of the log up to `level` (1 to 5). There is one hook
+/// per process, and this replaces it; NULL removes it. When this returns, the earlier one is not running and never will
+/// be. Without a hook nothing is logged.
 ///
 /// Errors: `APA_ERR_ARG` for another level; `APA_ERR_BUSY` if a Rust program around this library logs already.
 #[unsafe(no_mangle)]

@@ -1,4 +1,4 @@
-//! `apa_options`: settings of an engine by key. Never knows which keys there are; `config` does.
+//! `apa_options`: the settings of an engine, by key. Does not know the keys: `config` does.
 
 use std::ffi::c_char;
 use std::sync::Mutex;
@@ -13,20 +13,20 @@ use crate::config::{Builder, Config};
 use crate::error::{Error, Result};
 use crate::lock::lock;
 
-/// Settings of an engine to be opened. Keys are those of `apad.toml`, the section first: `model`, `data`,
-/// `serve.slots`, `train.lambda`. Owned by whoever made it, who frees it with `apa_options_free`; an engine keeps
-/// nothing of it. Safe from any thread.
+/// Settings for an engine to be opened. Keys are those of `apad.toml`, with their section: `model`, `data`,
+/// `serve.slots`, `train.lambda`. Owned by the caller who made it, and freed with `apa_options_free`; an engine does
+/// not refer to it once opened. Safe from any thread.
 pub struct apa_options {
     _opaque: [u8; 0],
 }
 
 handle!(apa_options, 3, OptionsObject);
 
-/// What was set, in order.
+/// The settings, in the order they were made.
 #[derive(Default)]
 pub(super) struct OptionsObject(Mutex<Vec<(String, Setting)>>);
 
-/// More settings than there are keys; repeats replace nothing, so this bounds them.
+/// Bounds the list, since repeated settings are appended; far more than there are keys.
 const MOST_SETTINGS: usize = 1000;
 
 enum Setting {
@@ -35,7 +35,7 @@ enum Setting {
 }
 
 impl OptionsObject {
-    /// Adds a setting, once it is known to be one.
+    /// Adds a setting after checking it.
     fn add(&self, key: &str, setting: Setting) -> Result<()> {
         let mut settings = lock(&self.0);
         if settings.len() == MOST_SETTINGS {
@@ -46,7 +46,7 @@ impl OptionsObject {
         Ok(())
     }
 
-    /// The whole, checked.
+    /// The complete settings, checked.
     pub(super) fn config(&self) -> Result<Config> {
         let settings = lock(&self.0);
         let builder = settings.iter().try_fold(Config::builder(), |b, (key, setting)| apply(b, key, setting));
@@ -67,7 +67,7 @@ fn apply(builder: Builder, key: &str, setting: &Setting) -> Result<Builder> {
     }
 }
 
-/// Makes options that hold nothing yet: every setting has a default but `model`.
+/// Makes empty options: every setting except `model` has a default.
 ///
 /// Errors: `APA_ERR_ARG` if `options` is NULL.
 #[unsafe(no_mangle)]

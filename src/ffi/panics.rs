@@ -1,4 +1,4 @@
-//! Keeps panics inside. Never lets one print or cross into C.
+//! Catches panics. Never lets one print or cross into C.
 
 use std::cell::{Cell, RefCell};
 use std::panic::{self, AssertUnwindSafe};
@@ -7,18 +7,18 @@ use std::sync::Once;
 use crate::error::{Error, Result};
 
 thread_local! {
-    /// How many guards this thread is in.
+    /// How many guards this thread is inside.
     static DEPTH: Cell<u32> = const { Cell::new(0) };
-    /// Where the panic that is being caught came from.
+    /// Where the panic being caught came from.
     static PLACE: RefCell<Option<String>> = const { RefCell::new(None) };
 }
 
-/// Runs an export that can't fail; `fallback` is its value if it panics all the same.
+/// Runs an export that can't fail; `fallback` is returned if it panics all the same.
 pub(super) fn guard_infallible<T>(fallback: T, body: impl FnOnce() -> T) -> T {
     catch(body).unwrap_or(fallback)
 }
 
-/// Runs `body`, its panic made an error that says where it was.
+/// Runs `body` and turns a panic into an error that says where it happened.
 pub(super) fn catch<T>(body: impl FnOnce() -> T) -> Result<T> {
     silence_caught_panics();
     DEPTH.set(DEPTH.get() + 1);
@@ -32,15 +32,15 @@ pub(super) fn catch<T>(body: impl FnOnce() -> T) -> Result<T> {
             (_, Some(text)) => text.clone(),
             _ => "an unknown panic".to_owned(),
         };
-        // A foreign payload's destructor could panic again.
+        // The destructor of a foreign payload could panic again.
         std::mem::forget(payload);
         let place = PLACE.take().unwrap_or_else(|| "an unknown place".to_owned());
         Error::panic(format!("a bug in the library, at {place}: {what}"))
     })
 }
 
-/// A library prints nothing: panics that end in a guard leave their place for the error instead. Others go where they
-/// went.
+/// Libraries must not print: panics that end in a guard leave their location for the error instead. Others are reported
+/// as before.
 fn silence_caught_panics() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {

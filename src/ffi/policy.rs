@@ -1,4 +1,4 @@
-//! Versions of the policy: which is served, and going back. Never makes one.
+//! Versions of the policy: which one is served, snapshots, and going back. Never makes one.
 
 use std::ffi::c_char;
 use std::path::Path;
@@ -30,12 +30,14 @@ pub unsafe extern "C" fn apa_policy_version(
     }
 }
 
-/// Brings the newest trained weights into serving now: new requests get the newest version from when this returns, also
-/// after a rollback, and training goes on from it. Does nothing if they get it already, as they do whenever a version
-/// was published and nobody went back. Running generations end on theirs. Where there is something to do, a training
-/// step under way is given up, and its ratings stay in. `version` (may be NULL) gets the version that is served.
+/// Brings the newest trained weights into serving now: when this returns, new requests get the newest version, also
+/// after a rollback, and training continues from it. Does nothing if they already do, as is the case after every
+/// publication unless somebody went back. Running generations finish on their version. If there is something to do, a
+/// running training step is aborted, and its ratings keep waiting. `version` (may be NULL) gets the version that is
+/// served.
 ///
-/// Errors: `APA_ERR_IO` or `APA_ERR_MODEL` if its files are gone or damaged: what was served goes on; `APA_ERR_CLOSED`.
+/// Errors: `APA_ERR_IO` or `APA_ERR_MODEL` if its files are gone or damaged, and the present version is served on;
+/// `APA_ERR_CLOSED`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn apa_policy_sync(
     engine: *const apa_engine,
@@ -51,8 +53,8 @@ pub unsafe extern "C" fn apa_policy_sync(
     }
 }
 
-/// Serves `version` from now on, and trains on from it. Running generations end on theirs; a training step under way is
-/// given up, and its ratings stay in. Returns when new requests get it.
+/// Serves `version` from now on, and trains on from it. Running generations finish on their version; a running training
+/// step is aborted, and its ratings keep waiting. Returns when new requests get the version.
 ///
 /// Errors: `APA_ERR_ARG` for an unknown version; `APA_ERR_IO` or `APA_ERR_MODEL` if its files are gone or damaged;
 /// `APA_ERR_CLOSED`.
@@ -89,8 +91,8 @@ pub unsafe extern "C" fn apa_policy_rollback(
     }
 }
 
-/// Writes the files of `version` into one file, to be carried to another data folder with the same base model. `path`
-/// is replaced if it is there; it is whole or not written.
+/// Writes the files of `version` into one file, which another data folder with the same base model can restore. An
+/// existing file at `path` is replaced; the file is written whole or not at all.
 ///
 /// Errors: `APA_ERR_ARG` for an unknown version, and for 0, which has no files; `APA_ERR_IO` if its files are gone or
 /// damaged, or `path` can't be written; `APA_ERR_CLOSED`.
@@ -112,12 +114,12 @@ pub unsafe extern "C" fn apa_policy_snapshot(
     }
 }
 
-/// Takes in what `apa_policy_snapshot` wrote as a new version, whose parent is the active one, and serves it from now
-/// on. `version` (may be NULL) gets its number. The file is checked against its own checksums.
+/// Reads a file of `apa_policy_snapshot` as a new version, whose parent is the active one, and serves it from now on.
+/// `version` (may be NULL) gets its number. The file is checked against its own checksums.
 ///
-/// Errors: `APA_ERR_IO` if the file can't be read, is damaged, or is none; `APA_ERR_MODEL` if it belongs to another
-/// base model (nothing changes then) or can't be served (it is listed then, and the version before goes on);
-/// `APA_ERR_CLOSED`.
+/// Errors: `APA_ERR_IO` if the file can't be read, is damaged, or is not a snapshot; `APA_ERR_MODEL` if it belongs to
+/// another base model (nothing changes then) or can't be served (it is listed then, and the version before is served
+/// on); `APA_ERR_CLOSED`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn apa_policy_restore(
     engine: *const apa_engine,
@@ -147,9 +149,9 @@ unsafe fn path_of<'a>(path: *const c_char, path_len: usize) -> Result<&'a str> {
     }
 }
 
-/// Writes a version as a JSON object: the fields of `apa_policy_list`, its `lineage` (the versions it goes back to, its
-/// parent first) and the `verdict` over it: `ruling` (`promoted`, `refused`, `trial`, `proposed`, `rolled_back`) and
-/// `record` with `reason`, `examination` and `trial`; null for a version that no gate has judged.
+/// Writes a version as a JSON object: the fields of `apa_policy_list`, its `lineage` (its ancestors, the parent first)
+/// and its `verdict`: `ruling` (`promoted`, `refused`, `trial`, `proposed`, `rolled_back`) and `record` with `reason`,
+/// `examination` and `trial`; null for a version that no gate has judged.
 ///
 /// Errors: `APA_ERR_ARG` for an unknown version; `APA_ERR_IO` if the record can't be read; `APA_ERR_CLOSED`.
 #[unsafe(no_mangle)]

@@ -1,4 +1,4 @@
-//! Hands out handles and finds what they stand for. Never follows a handle as a pointer.
+//! Issues handles and looks up their objects. Never follows a handle as a pointer.
 
 use std::collections::BTreeMap;
 use std::ptr;
@@ -6,7 +6,7 @@ use std::ptr;
 use crate::error::{Error, Result};
 use crate::lock::unpoisoned;
 
-// tests/loom tries every order in which threads can run this file.
+// tests/loom runs this file under every order of its threads.
 #[cfg(loom)]
 use loom::sync::{
     Arc, RwLock,
@@ -18,12 +18,12 @@ use std::sync::{
     atomic::{AtomicUsize, Ordering},
 };
 
-/// High bits of every handle. On 64-bit machines no address has them: following a handle faults, and no other
-/// allocator's pointer is ever taken for one.
+/// High bits of every handle. On 64-bit machines no address has them: dereferencing a handle faults, and no pointer of
+/// another allocator is ever mistaken for one.
 const BASE: usize = (0xA9A_u64 << 52) as usize;
-/// Bits that say the type.
+/// Bits that hold the type.
 const TAG_BITS: u32 = 3;
-/// Serial numbers end here: none is ever given twice, so that an old handle never names a new object.
+/// The last serial number. None is used twice, so that an old handle never names a new object.
 const LAST: usize = (usize::MAX >> 12) >> TAG_BITS;
 
 /// Starts so that no handle is below 4096: Go refuses such pointers on its stacks.
@@ -38,13 +38,13 @@ loom::lazy_static! {
 
 /// A type of handle. Implemented by the opaque structs of the header.
 pub(super) trait Handle: Sized + 'static {
-    /// What a handle stands for.
+    /// The object behind a handle.
     type Object: Send + Sync;
-    /// Tells the types apart; below `1 << TAG_BITS`.
+    /// Number of the type; below `1 << TAG_BITS`.
     const TAG: usize;
     /// Its name in C.
     const NAME: &'static str;
-    /// Where the objects are.
+    /// The registry that holds its objects.
     fn registry() -> &'static Registry<Self::Object>;
 }
 
@@ -62,7 +62,7 @@ impl<T> Registry<T> {
     }
 }
 
-/// Takes in an object and returns its handle.
+/// Stores an object and returns its handle.
 pub(super) fn insert<H: Handle>(object: H::Object) -> Result<*mut H> {
     let serial = NEXT.fetch_add(1, Ordering::Relaxed);
     if serial > LAST {
@@ -75,13 +75,13 @@ pub(super) fn insert<H: Handle>(object: H::Object) -> Result<*mut H> {
     Ok(ptr::without_provenance_mut(key))
 }
 
-/// The object of a handle; it lives on while it is in use, even if the handle is freed meanwhile.
+/// The object of a handle; it stays alive while in use, even if the handle is freed meanwhile.
 pub(super) fn get<H: Handle>(handle: *const H) -> Result<Arc<H::Object>> {
     let objects = unpoisoned(H::registry().0.read());
     objects.get(&handle.addr()).cloned().ok_or_else(|| not_live::<H>(handle.addr()))
 }
 
-/// Ends a handle. `None` for NULL, a second time, or what never was one.
+/// Removes a handle. `None` for NULL, for a handle that was removed before, and for what never was one.
 pub(super) fn remove<H: Handle>(handle: *const H) -> Option<Arc<H::Object>> {
     let mut objects = unpoisoned(H::registry().0.write());
     objects.remove(&handle.addr())
@@ -100,7 +100,7 @@ fn not_live<H: Handle>(key: usize) -> Error {
     }
 }
 
-/// Makes an opaque struct of the header a handle.
+/// Makes a handle of an opaque struct of the header.
 macro_rules! handle {
     ($name:ident, $tag:literal, $object:ty) => {
         impl crate::ffi::registry::Handle for $name {

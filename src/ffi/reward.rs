@@ -1,5 +1,5 @@
-//! Rewards that the application gives: by hand for a job, or by a function that is called for each answer. Never scores
-//! itself.
+//! Rewards from the application: put by hand for a job, or computed by a function that is called for each answer. Never
+//! scores anything itself.
 
 use std::ffi::{c_char, c_void};
 
@@ -11,11 +11,11 @@ use super::hook::UserData;
 use super::scorer;
 use crate::types::GenerationId;
 
-/// Called with each answer that ended by itself (JSON as `apa_rewards_open` has it, not NUL-terminated, valid until it
-/// returns), on a thread that does nothing else, one at a time: it may take its time. 0: `*reward`, from -1 to 1, is
-/// what the answer is worth. Positive: it gets none. Negative: the function failed; the event feed is told, and the
-/// answer gets none. Of this library it may call only `apa_gen_cancel` and the frees, and it must not leave by an
-/// exception or `longjmp`.
+/// Called with each answer that ended normally (JSON as in `apa_rewards_open`, not NUL-terminated, valid until it
+/// returns), one call at a time, on a thread used for nothing else, so it may take its time. 0: `*reward`, from -1 to
+/// 1, is the answer's reward. Positive: the answer gets none. Negative: the function failed; the event feed reports it,
+/// and the answer gets none. It may call only `apa_gen_cancel` and the frees, and must not leave by an exception or
+/// `longjmp`.
 pub type apa_reward_fn = Option<
     unsafe extern "C" fn(
         user_data: *mut c_void,
@@ -25,9 +25,8 @@ pub type apa_reward_fn = Option<
     ) -> i32,
 >;
 
-/// Gives the answer `generation_id` its reward, from -1 to 1, as a rating by nobody in particular (`apa_feedback`
-/// without `user`); it is durable on disk when this returns. The last one counts, beside people's own ratings by the
-/// mean.
+/// Gives the answer `generation_id` a reward from -1 to 1, recorded as an anonymous rating (`apa_feedback` without
+/// `user`); it is durable on disk when this returns. The last one counts, averaged with users' ratings.
 ///
 /// Errors: `APA_ERR_ARG` for an unknown answer or a reward out of range; `APA_ERR_IO` if it could not be written;
 /// `APA_ERR_CLOSED`.
@@ -50,9 +49,9 @@ pub unsafe extern "C" fn apa_reward_put(
     }
 }
 
-/// Has `reward` called, with `user_data`, for each answer from now on, and what it says recorded as by
-/// `apa_reward_put`. One function an engine: it replaces the earlier one; NULL takes it back, and so does shutdown.
-/// When this or the shutdown returns, the earlier one is not running and never will be.
+/// Registers `reward`, which is called with `user_data` for each answer from now on; its rewards are recorded as by
+/// `apa_reward_put`. There is one function per engine, and this replaces it; NULL and shutdown remove it. When this or
+/// the shutdown returns, the earlier one is not running and never will be.
 ///
 /// Errors: `APA_ERR_BUSY` as `apa_rewards_open`; `APA_ERR_CLOSED`.
 #[unsafe(no_mangle)]

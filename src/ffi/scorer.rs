@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use crate::lock::lock;
 use crate::types::{GenerationId, NewFeedback, Signal};
 
-/// `apa_reward_fn`, when it is one.
+/// `apa_reward_fn`, when it is not NULL.
 pub(super) type Function = unsafe extern "C" fn(*mut c_void, *const c_char, usize, *mut f64) -> i32;
 
 /// The function of an engine, and the thread that calls it.
@@ -25,7 +25,7 @@ struct Running {
 }
 
 impl Scorer {
-    /// Has `function` called for each answer from now on, in place of the earlier one.
+    /// Calls `function` for each answer from now on, instead of the earlier one.
     pub(super) fn start(&self, engine: &Engine, function: Function, data: UserData) -> Result<()> {
         let mut running = lock(&self.0);
         end(running.take());
@@ -40,7 +40,7 @@ impl Scorer {
         Ok(())
     }
 
-    /// Takes the function back. It is not running when this returns.
+    /// Removes the function, which is not running when this returns.
     pub(super) fn stop(&self) {
         end(lock(&self.0).take());
     }
@@ -86,7 +86,7 @@ fn score(engine: &Engine, id: &GenerationId, answer: &News, slot: &Slot<Function
     }
 }
 
-/// Records a reward as a rating by nobody in particular.
+/// Records a reward as an anonymous rating.
 pub(super) fn put(engine: &Engine, generation_id: GenerationId, reward: f64) -> Result<()> {
     let signal = Signal::Rating(reward);
     engine.feedback(NewFeedback { generation_id, signal, user: None, comment: None }).map(drop)

@@ -1,4 +1,4 @@
-//! The HTTP service that runs beside an embedded engine, if it does. Never there without the `daemon` feature.
+//! The HTTP service beside an embedded engine, if it runs. Absent without the `daemon` feature.
 
 use std::sync::Mutex;
 
@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 use crate::http::Background;
 use crate::lock::lock;
 
-/// What a build without the service has in its place.
+/// Stands for the service in builds without it.
 #[cfg(not(feature = "daemon"))]
 struct Background;
 
@@ -30,7 +30,7 @@ impl Background {
 pub(super) struct Service(Mutex<Option<Background>>);
 
 impl Service {
-    /// Serves `engine` at `address`, and returns the address that it got.
+    /// Serves `engine` at `address`, and returns the address it listens on.
     pub(super) fn start(&self, engine: &Engine, address: &str) -> Result<String> {
         let mut running = lock(&self.0);
         if running.is_some() {
@@ -43,7 +43,7 @@ impl Service {
         Ok(bound)
     }
 
-    /// Ends it, if it runs.
+    /// Stops the service, if it runs.
     pub(super) fn stop(&self) -> Result<()> {
         let running = lock(&self.0).take();
         running.map_or(Ok(()), |service| service.stop())

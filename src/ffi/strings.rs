@@ -1,4 +1,4 @@
-//! `apa_string`: text that the library hands out. Never text that comes in.
+//! `apa_string`: text that the library returns. Never text that it receives.
 
 use std::ffi::c_char;
 
@@ -6,8 +6,8 @@ use super::panics::guard_infallible;
 use super::registry::{self, handle};
 use crate::error::Result;
 
-/// Text made by the library: UTF-8, with its length, and a NUL after it. Owned by whoever got it, who frees it with
-/// `apa_string_free`; it may be used from any thread.
+/// Text made by the library: UTF-8, with its length, and a NUL after it. Owned by the caller who received it, and freed
+/// with `apa_string_free`; it may be used from any thread.
 pub struct apa_string {
     _opaque: [u8; 0],
 }
@@ -37,13 +37,13 @@ pub(super) fn string(text: &str) -> Result<*mut apa_string> {
     registry::insert(Text::new(text))
 }
 
-/// The text, NUL-terminated, valid until `string` is freed. `""` for NULL or after its free.
+/// The text, NUL-terminated, valid until `string` is freed. `""` for NULL or once freed.
 #[unsafe(no_mangle)]
 pub extern "C" fn apa_string_data(string: *const apa_string) -> *const c_char {
     guard_infallible(c"".as_ptr(), || registry::get(string).map_or(c"".as_ptr(), |text| text.as_ptr()))
 }
 
-/// Its length in bytes, the NUL at the end not counted. 0 for NULL or after its free.
+/// The length in bytes, without the NUL at the end. 0 for NULL or once freed.
 #[unsafe(no_mangle)]
 pub extern "C" fn apa_string_len(string: *const apa_string) -> usize {
     guard_infallible(0, || registry::get(string).map_or(0, |text| text.len()))

@@ -1,4 +1,4 @@
-//! Learning, driven and watched from C. Never trains itself.
+//! Training: starting, stopping, stepping and watching it from C. Never trains itself.
 
 use super::args;
 use super::engine::{apa_engine, engine, put_json};
@@ -16,8 +16,8 @@ pub unsafe extern "C" fn apa_trainer_start(engine: *const apa_engine, error: *mu
     unsafe { guard(error, || self::engine(engine)?.start_trainer().map(|()| apa_status::APA_OK)) }
 }
 
-/// Has the engine train only when `apa_trainer_step` is called, from now on; ratings are kept. A step under way goes on
-/// to its end, and is not waited for.
+/// Lets the engine train only when `apa_trainer_step` is called, from now on; ratings are kept. A running step
+/// continues to its end, which is not waited for.
 ///
 /// Errors: `APA_ERR_CLOSED`.
 #[unsafe(no_mangle)]
@@ -26,11 +26,11 @@ pub unsafe extern "C" fn apa_trainer_stop(engine: *const apa_engine, error: *mut
     unsafe { guard(error, || self::engine(engine)?.stop_trainer().map(|()| apa_status::APA_OK)) }
 }
 
-/// Trains on the ratings that are in (one batch at most, even a small one), publishes, and returns when the new version
-/// is served. Blocks for as long as that takes, seconds to minutes; generations go on meanwhile. With `train.auto` (the
-/// default) the engine does so by itself whenever `train.batch` new ratings are in. `outcome` (may be NULL) gets a JSON
-/// object: `outcome` is `published`, with `version` and `metrics`; `pending`, with `version`, `ruling` (`trial` or
-/// `proposed`), `reason` and `metrics`; or `skipped`, with `reason` and `consumed`.
+/// Trains on the waiting ratings (at most one batch, even a small one), publishes, and returns when the new version is
+/// served. Blocks for seconds to minutes; generations continue meanwhile. With `train.auto` (the default) the engine
+/// does this by itself whenever `train.batch` new ratings are in. `outcome` (may be NULL) gets a JSON object: `outcome`
+/// is `published`, with `version` and `metrics`; `pending`, with `version`, `ruling` (`trial` or `proposed`), `reason`
+/// and `metrics`; or `skipped`, with `reason` and `consumed`.
 ///
 /// Errors: `APA_ERR_TRAIN` if training failed; `APA_ERR_UNSUPPORTED` if this model can't be trained, or training is
 /// off; `APA_ERR_CLOSED`. Serving goes on.
@@ -46,10 +46,9 @@ pub unsafe extern "C" fn apa_trainer_step(
 
 /// Writes the state of the trainer as a JSON object: `state` (`off`, `unsupported`, `loading`, `idle`, `training`),
 /// `reason`, `auto` (whether it trains by itself), `pending_ratings`, `batch`, `steps`, `skipped`, `rolled_back`
-/// (versions taken back because ratings fell), `trial` (the candidate that a share of the users gets, or null),
-/// `refused` (skipped by the gate), `dropped_steps`, `seconds` (that it worked), `waited_seconds` (that its threads
-/// were ready and waited for a core, all together), `reward` (the reward model that keeps learning), `last`
-/// (measurements of the newest step; lengths in tokens, KL in nats, times in seconds).
+/// (versions whose ratings fell), `trial` (the candidate on trial, or null), `refused` (by the gate), `dropped_steps`,
+/// `seconds` (of work), `waited_seconds` (that its threads, summed, were ready but waited for a core), `reward` (the
+/// reward model), `last` (measurements of the newest step; lengths in tokens, KL in nats, times in seconds).
 ///
 /// Errors: `APA_ERR_CLOSED` if `engine` was freed.
 #[unsafe(no_mangle)]

@@ -1,31 +1,32 @@
-//! Bounds on a mean that hold at every look, however often one looks, and the difference of two arms by them. Never
-//! decides anything.
+//! Confidence bounds on a mean that hold however often one looks, and on the difference of two arms. Never decides
+//! anything.
 //!
-//! Waudby-Smith and Ramdas, "Estimating means of bounded random variables by betting", arXiv 2010.09686. For each value
-//! that the mean might have, somebody bets against it on what was seen before. If it were the mean, the fortune made so
-//! would be a martingale, and by Ville's inequality it would ever reach 1/alpha with probability alpha at most: a value
-//! against which such a fortune was made is not the mean. Nothing is assumed of the observations but their range and
-//! that the mean of each, given those before it, is the same.
+//! Waudby-Smith and Ramdas, "Estimating means of bounded random variables by betting", arXiv 2010.09686. Each possible
+//! value of the mean is bet against, on the strength of earlier observations. For the true mean, the wealth from these
+//! bets is a martingale, and by Ville's inequality it ever reaches 1/alpha with probability alpha at most. So a value
+//! against which that much wealth was won is ruled out. The only assumptions are the range of the observations, and
+//! that each has the same mean given those before it.
 
 use serde::{Deserialize, Serialize};
 
-/// Values of the mean that are tried.
+/// Number of values of the mean that are tested.
 const GRID: usize = 201;
-/// Values of the parent that a comparison waits for: as many as come with one of the candidate where a quarter gets it.
+/// Values of the parent that a comparison waits for: as many as come per value of the candidate when a quarter of the
+/// users get it.
 const PARENTS: u64 = 3;
-/// Largest share of a fortune that one bet can lose.
+/// Largest share of the wealth that one bet can lose.
 const STAKE: f64 = 0.5;
 
-/// A mean and the bounds that it was shown to lie within.
+/// A mean with its confidence bounds.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Interval {
-    /// Observations.
+    /// Number of observations.
     pub count: u64,
-    /// Their mean; 0 where there are none.
+    /// Their mean; 0 if there are none.
     pub mean: f64,
-    /// It is at least this.
+    /// Lower bound.
     pub lower: f64,
-    /// It is at most this.
+    /// Upper bound.
     pub upper: f64,
 }
 
@@ -34,22 +35,21 @@ pub struct Interval {
 pub struct MeanBounds {
     low: f64,
     high: f64,
-    /// Logarithm of the fortune that settles it.
+    /// Logarithm of the wealth that rules a value out.
     enough: f64,
     count: u64,
     sum: f64,
     squares: f64,
-    /// Logarithms of the fortunes made by betting that the mean is above, and below, each value of the grid.
+    /// Logarithms of the wealth won by betting that the mean is above, and below, each value of the grid.
     above: Vec<f64>,
     below: Vec<f64>,
-    /// First value of the grid that the mean was not shown to exceed, and the last that it was not shown to fall short
-    /// of.
+    /// Index of the lowest value of the grid that is not ruled out, and of the highest.
     lower: usize,
     upper: usize,
 }
 
 impl MeanBounds {
-    /// Nothing seen yet. Observations lie in `[low, high]`; `alpha` is a probability.
+    /// Starts without observations. They lie in `[low, high]`; `alpha` is a probability.
     pub fn new(low: f64, high: f64, alpha: f64) -> MeanBounds {
         MeanBounds {
             low,
@@ -65,14 +65,14 @@ impl MeanBounds {
         }
     }
 
-    /// Takes in the next observation. What lies outside the range counts as its nearer end, what is no number not at
-    /// all.
+    /// Adds an observation. Values outside the range are clamped, and NaN is ignored.
     pub fn observe(&mut self, value: f64) {
         if value.is_nan() {
             return;
         }
         let x = value.clamp(self.low, self.high);
-        // What is known before this observation; one of each end is thought in, so that first bets are small.
+        // Estimates from earlier observations, with one imagined at each end of the range so that the first bets are
+        // small.
         let (middle, half) = ((self.low + self.high) / 2.0, (self.high - self.low) / 2.0);
         let n = self.count as f64 + 1.0;
         let mean = (self.sum + middle) / n;
@@ -85,7 +85,7 @@ impl MeanBounds {
             *above += (up * (x - m)).ln_1p();
             *below += (-down * (x - m)).ln_1p();
         }
-        // What was shown once stays shown.
+        // What was ruled out once stays ruled out.
         while self.lower + 1 < GRID && self.above.get(self.lower).is_some_and(|f| *f >= self.enough) {
             self.lower += 1;
         }
@@ -101,7 +101,7 @@ impl MeanBounds {
         self.low + (self.high - self.low) * i as f64 / (GRID - 1) as f64
     }
 
-    /// What is known of the mean; its range where nothing is.
+    /// The present bounds; the whole range if nothing is ruled out.
     pub fn interval(&self) -> Interval {
         let mean = if self.count == 0 { 0.0 } else { self.sum / self.count as f64 };
         let lower = self.value(self.lower.saturating_sub(1));
@@ -110,19 +110,19 @@ impl MeanBounds {
     }
 }
 
-/// Which of two versions something was seen of.
+/// The version that an observation belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Arm {
-    /// The version that is served.
+    /// The active version.
     Parent,
     /// The one on trial.
     Candidate,
 }
 
-/// How much larger the candidate's mean is than the parent's.
+/// The candidate's mean less the parent's.
 ///
-/// What is seen of both between two moments makes one observation, the difference of their means: so each is of people
-/// and hours alike, whatever changes over the days, and however few get the candidate.
+/// The observations of both between two points in time make one value, the difference of their means: so both come from
+/// similar users and hours, whatever changes over the days, and however few users get the candidate.
 #[derive(Clone, Debug)]
 pub struct Difference {
     bounds: MeanBounds,
@@ -131,12 +131,12 @@ pub struct Difference {
 }
 
 impl Difference {
-    /// Nothing seen yet, of values that lie within a range of length `span`.
+    /// Starts without observations, which lie in a range of length `span`.
     pub fn new(span: f64, alpha: f64) -> Difference {
         Difference { bounds: MeanBounds::new(-span, span, alpha), parent: (0.0, 0), candidate: (0.0, 0) }
     }
 
-    /// Takes in the next value.
+    /// Adds an observation.
     pub fn observe(&mut self, arm: Arm, value: f64) {
         if value.is_nan() {
             return;
@@ -153,7 +153,7 @@ impl Difference {
         }
     }
 
-    /// What is known of it.
+    /// The present bounds.
     pub fn interval(&self) -> Interval {
         self.bounds.interval()
     }

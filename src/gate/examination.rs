@@ -1,77 +1,77 @@
-//! An examination: candidate and parent answer the same prompts with the same dice, and the differences of their
-//! answers decide whether users may see the candidate. Never generates an answer, and never scores one.
+//! An examination compares the answers of candidate and parent to the same prompts with the same seeds, and decides
+//! whether users may see the candidate. Never generates or scores an answer.
 
 use serde::{Deserialize, Serialize};
 
 use super::bounds::Interval;
 use crate::types::TokenId;
 
-/// Tokens in a row that count as repeated when they occur again in the same answer.
+/// Length of a run of tokens that counts as repetition when it occurs again in the same answer.
 const REPEATED: usize = 4;
 
-/// What was measured of one answer.
+/// Measurements of one answer.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Measured {
-    /// What reward model, command or service gave it; `None` where there is none.
+    /// Its score by the reward model, command or service; `None` if there is none.
     pub score: Option<f64>,
-    /// It reached its limit of tokens.
+    /// Whether it reached its token limit.
     pub cut_off: bool,
-    /// Its tokens.
+    /// Its number of tokens.
     pub tokens: usize,
     /// Share of its runs of four tokens that occurred before in it.
     pub repetition: f64,
-    /// Log-probability of its tokens under the version that gave it less that under the initial model, summed, nats.
+    /// Log-probability of its tokens under the version that gave it, less that under the initial model, summed, nats.
     pub kl_initial: f64,
     /// The same against the parent; 0 for an answer of the parent.
     pub kl_parent: f64,
     /// Mean entropy at its tokens, nats.
     pub entropy: f64,
-    /// The format that was asked for refuses it; `None` where none was asked for.
+    /// Whether it violates the requested format; `None` if none was requested.
     pub malformed: Option<bool>,
 }
 
-/// An anchor: a prompt whose answer must hold.
+/// The result of an anchor: a prompt whose answer must pass a check.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct AnchorResult {
     /// Its name.
     pub name: String,
-    /// Whether the candidate's answer held.
+    /// Whether the candidate's answer passed.
     pub held: bool,
-    /// Whether the parent's did: what the parent fails too is no veto.
+    /// Whether the parent's passed; an anchor that the parent fails too is no reason against the candidate.
     pub held_before: bool,
 }
 
-/// What an examination looks at.
+/// The input of an examination.
 #[derive(Clone, Debug, Default)]
 pub struct Papers {
-    /// For each prompt the parent's answer and the candidate's.
+    /// For each prompt, the measurements of the parent's answer and of the candidate's.
     pub answers: Vec<(Measured, Measured)>,
-    /// Mean log-probability a token of a held-back text: of the initial model, the parent, the candidate; nats.
+    /// Mean log-probability per token of a held-back text under the initial model, the parent and the candidate, nats.
     pub held_back: Option<(f64, f64, f64)>,
-    /// The anchors.
+    /// The anchors' results.
     pub anchors: Vec<AnchorResult>,
 }
 
-/// What a candidate must not cross.
+/// The limits of a candidate.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Limits {
-    /// How much lower its mean score may be, in deviations of the parent's scores.
+    /// How much lower its mean score may be, in standard deviations of the parent's scores.
     pub margin: f64,
     /// KL to the initial model, nats a response.
     pub kl_initial: f64,
     /// KL to the parent, nats a response.
     pub kl_parent: f64,
-    /// More answers that are cut off, as a share of them.
+    /// How many more of its answers may be cut off, as a share of them.
     pub cut_off: f64,
-    /// Times as long, or as short, as the parent's answers.
+    /// How many times longer or shorter than the parent's its answers may be.
     pub length: f64,
-    /// More repetition, as a share of the runs of four tokens.
+    /// How much more repetition it may have, as a share of the runs of four tokens.
     pub repetition: f64,
-    /// Share of the parent's entropy that must be left.
+    /// Least share of the parent's entropy that must remain.
     pub entropy: f64,
-    /// How much less likely than to the initial model the held-back text may be, nats a token.
+    /// How much less likely than under the initial model the held-back text may be, nats a token.
     pub held_back: f64,
-    /// More answers that their format refuses, as a share of them.
+    /// How many more of its answers may violate their format, as a share of them.
     pub malformed: f64,
 }
 
@@ -94,49 +94,49 @@ impl Default for Limits {
 /// One line of the report.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Compared {
-    /// What was measured.
+    /// What is compared.
     pub name: String,
     /// The parent's mean.
     pub parent: f64,
     /// The candidate's mean.
     pub candidate: f64,
-    /// By how much the candidate's is larger, over the prompts, with 95% of confidence.
+    /// The candidate's less the parent's, over the prompts, with a 95% confidence interval.
     pub difference: Interval,
-    /// What it must not cross; none where it only informs.
+    /// Its limit; none if it only informs.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub limit: Option<f64>,
-    /// Whether it does.
+    /// Whether the limit was crossed.
     pub crossed: bool,
 }
 
-/// What comes of an examination.
+/// The outcome of an examination.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Outcome {
-    /// Shown to be no worse: it may serve all.
+    /// Shown to be no worse, so it may serve everyone.
     Passed,
-    /// It may serve nobody.
+    /// It may serve no one.
     Refused,
-    /// Nothing speaks against it, and nothing was shown: users decide.
+    /// No limit was crossed, but nothing was shown either: users decide.
     Undecided,
 }
 
 /// The report of an examination.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Examination {
-    /// What came of it.
+    /// The outcome.
     pub outcome: Outcome,
-    /// One sentence.
+    /// The reason, in one sentence.
     pub reason: String,
     /// Prompts that both versions answered.
     pub prompts: usize,
-    /// What was compared.
+    /// The comparisons.
     pub compared: Vec<Compared>,
-    /// The anchors.
+    /// The anchors' results.
     pub anchors: Vec<AnchorResult>,
 }
 
-/// Judges the papers. The first reason against a candidate is the one that is told.
+/// Judges the measurements. Only the first reason against a candidate is reported.
 pub fn examine(papers: &Papers, limits: &Limits) -> Examination {
     let answers = &papers.answers;
     let mut compared = Vec::new();
@@ -149,7 +149,7 @@ pub fn examine(papers: &Papers, limits: &Limits) -> Examination {
             compared.push(line);
         };
     let one = |yes: bool| f64::from(u8::from(yes));
-    // Not `mean > limit`: what is not a number is over every limit.
+    // Not `mean > limit`, since NaN must count as over every limit.
     let over = |limit: f64| move |c: &Compared| !at_most(c.candidate, limit);
     let rises = |limit: f64| move |c: &Compared| !at_most(c.difference.lower, limit);
     line("kl_initial", Some(limits.kl_initial), &over(limits.kl_initial), &|m| m.kl_initial);
@@ -183,7 +183,7 @@ pub fn examine(papers: &Papers, limits: &Limits) -> Examination {
     Examination { outcome, reason, prompts: answers.len(), compared, anchors: papers.anchors.clone() }
 }
 
-/// What is not a number is at most nothing.
+/// False for NaN.
 fn at_most(value: f64, limit: f64) -> bool {
     value <= limit
 }
@@ -218,21 +218,21 @@ fn decide(papers: &Papers, compared: &[Compared], score: Option<&Compared>, limi
     (outcome, told)
 }
 
-/// Means, and the difference over pairs with Student's 95% interval.
+/// Means, and their difference over pairs with Student's 95% interval.
 fn compare(name: &str, pairs: &[(f64, f64)]) -> Compared {
     let n = pairs.len() as f64;
     let mean = |of: &dyn Fn(&(f64, f64)) -> f64| pairs.iter().map(of).sum::<f64>() / n.max(1.0);
     let (parent, candidate) = (mean(&|p| p.0), mean(&|p| p.1));
     let difference = candidate - parent;
     let squares: f64 = pairs.iter().map(|(p, c)| (c - p - difference).powi(2)).sum();
-    // Of a single pair nothing is known.
+    // A single pair has no spread.
     let margin = if n > 1.0 { student(n - 1.0) * (squares / (n - 1.0) / n).sqrt() } else { f64::INFINITY };
     let (lower, upper) = if n > 1.0 { (difference - margin, difference + margin) } else { (f64::MIN, f64::MAX) };
     let difference = Interval { count: pairs.len() as u64, mean: difference, lower, upper };
     Compared { name: name.into(), parent, candidate, difference, limit: None, crossed: false }
 }
 
-/// Standard deviation; 0 of fewer than two.
+/// Standard deviation; 0 for fewer than two values.
 fn deviation(values: impl Iterator<Item = f64>) -> f64 {
     let values: Vec<f64> = values.collect();
     let n = values.len() as f64;
@@ -243,8 +243,8 @@ fn deviation(values: impl Iterator<Item = f64>) -> f64 {
     (values.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / (n - 1.0)).sqrt()
 }
 
-/// The 97.5% point of Student's distribution: Cornish and Fisher's expansion, good to a thousandth from 5 degrees of
-/// freedom on; from a table below.
+/// The 97.5% point of Student's distribution: Cornish and Fisher's expansion, accurate to a thousandth from 5 degrees
+/// of freedom on; below that from a table.
 fn student(degrees: f64) -> f64 {
     const TABLE: [f64; 4] = [12.706, 4.303, 3.182, 2.776];
     let z = 1.959_964_f64;
@@ -258,7 +258,7 @@ fn student(degrees: f64) -> f64 {
         + (79.0 * z9 + 776.0 * z7 + 1482.0 * z5 - 1920.0 * z3 - 945.0 * z) / (92160.0 * degrees.powi(4))
 }
 
-/// Share of an answer's runs of four tokens that occurred before in it; 0 for one that is too short to repeat itself.
+/// Share of an answer's runs of four tokens that occurred before in it; 0 for an answer of fewer tokens.
 pub fn repetition(tokens: &[TokenId]) -> f64 {
     let runs = tokens.windows(REPEATED);
     let count = runs.len();

@@ -1,4 +1,4 @@
-//! Judges candidates: whether a trained adapter may be served. Never trains, writes or publishes one.
+//! Judges candidates: whether a trained adapter may serve. Never trains, writes or publishes one.
 
 mod bounds;
 mod examination;
@@ -11,17 +11,17 @@ pub use trial::{Fate, Plan, Standing, Trial, TrialRecord, Watch};
 use crate::config::GateConfig;
 use crate::types::{Nats, StepMetrics, Verdict};
 
-/// What is known of a candidate when it is judged.
+/// A candidate as the gate sees it.
 pub struct Candidate<'a> {
-    /// What its training batch measured, its own distance included.
+    /// The measurements of its training batch, its own KL included.
     pub metrics: &'a StepMetrics,
-    /// The same of the version it was trained from; none for the initial model.
+    /// The same for the version it was trained from; none for the initial model.
     pub parent: Option<&'a StepMetrics>,
     /// Whether every weight is a finite number.
     pub finite: bool,
 }
 
-/// The verdict over a candidate. The first reason against it is the one that is told.
+/// Judges a candidate. Only the first reason against it is reported.
 pub fn judge(candidate: &Candidate, config: &GateConfig) -> Verdict {
     let Candidate { metrics, parent, finite } = candidate;
     if !finite {
@@ -51,7 +51,7 @@ pub fn judge(candidate: &Candidate, config: &GateConfig) -> Verdict {
 }
 
 fn within(kl: Nats, budget: Nats) -> Verdict {
-    // Not `kl > budget`: what is not a number is over every budget.
+    // Not `kl > budget`, since NaN must count as over every budget.
     if kl <= budget {
         return Verdict::Accepted;
     }
@@ -87,7 +87,7 @@ mod tests {
         let why = reason(&metrics(10.5, 0.0), None, true).unwrap();
         assert_eq!(why, "its KL to the initial model is 10.5 nats a response, the budget 10 (train.gate.kl_budget)");
         assert!(reason(&metrics(f64::NAN, 0.0), None, true).unwrap().contains("NaN nats"));
-        // Where it was not measured, nothing is held against it.
+        // A KL that was not measured is not held against it.
         assert_eq!(reason(&StepMetrics::default(), None, true), None);
     }
 

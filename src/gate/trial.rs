@@ -1,31 +1,30 @@
-//! A trial: a candidate answers a share of the users, and what they say of both versions decides. Holds no clock and
-//! asks nobody; never serves anything.
+//! A trial: a candidate answers a share of the users, and their ratings of both versions decide. Holds no clock, asks
+//! nobody, and never serves anything.
 
 use serde::{Deserialize, Serialize};
 
 use super::bounds::{Arm, Difference, Interval};
 
-/// A candidate whose mean rating is lower by this much so far stays with the users that it has, whatever chance may
-/// have done.
+/// A candidate whose mean rating is lower by this much so far gets no more users, even if it may be chance.
 const DOUBT: f64 = 0.25;
 
-/// How a trial is held.
+/// The parameters of a trial.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Plan {
-    /// Shares of the users that get the candidate, step by step.
+    /// Shares of the users that get the candidate, in order.
     pub shares: Vec<f64>,
     /// Comparisons before the next share.
     pub least: u64,
-    /// How much worse the candidate's mean rating may be and still take the parent's place, in ratings from -1 to 1.
+    /// How much lower the candidate's mean rating may be for promotion, in ratings from -1 to 1.
     pub margin: f64,
-    /// How much more often its answers may be regenerated or corrected, or how much less often rated, as a share of
-    /// the answers.
+    /// How much more often its answers may be regenerated or corrected, or how much less often rated, as a share of the
+    /// answers.
     pub rate_margin: f64,
-    /// Probability that a candidate that is worse by more than the margin is promoted, over all looks.
+    /// Probability that a candidate worse by more than the margin is promoted, over all looks.
     pub alpha: f64,
-    /// Ratings of both versions after which it ends undecided.
+    /// Ratings of both versions after which the trial ends undecided.
     pub most_ratings: u64,
-    /// Hours after which it ends undecided.
+    /// Hours after which the trial ends undecided.
     pub most_hours: f64,
 }
 
@@ -43,37 +42,37 @@ impl Default for Plan {
     }
 }
 
-/// What became of an answer, told once it has had time for that.
+/// What users did with an answer, reported once they have had time.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Fate {
-    /// Somebody rated it.
+    /// It was rated.
     pub rated: bool,
-    /// Somebody wanted another one in its place.
+    /// A user asked for another one instead.
     pub regenerated: bool,
-    /// Somebody said what they would have had.
+    /// A user corrected it.
     pub corrected: bool,
 }
 
-/// How it stands with a trial.
+/// The state of a trial.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Standing {
-    /// Nothing is decided.
+    /// Undecided so far.
     Open,
-    /// The candidate takes the parent's place.
+    /// The candidate replaces its parent.
     Better,
     /// The candidate is worse.
     Worse,
-    /// Its time or its ratings are over, and nothing is decided.
+    /// Its time or its ratings are over without a decision.
     Ended,
 }
 
-/// What a trial has seen, for the record.
+/// The observations of a trial, for the record.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TrialRecord {
-    /// How it stands.
+    /// Its state.
     pub standing: Standing,
-    /// One sentence.
+    /// The reason, in one sentence.
     pub reason: String,
     /// Share of the users that get the candidate.
     pub share: f64,
@@ -81,9 +80,9 @@ pub struct TrialRecord {
     pub parent_ratings: u64,
     /// Ratings of the candidate's.
     pub candidate_ratings: u64,
-    /// By how much its mean rating is larger than the parent's; `count` are comparisons.
+    /// The candidate's mean rating less the parent's; `count` is the number of comparisons.
     pub rating: Interval,
-    /// The same of the share of answers that are rated,
+    /// The same for the share of answers that are rated,
     pub rated: Interval,
     /// regenerated,
     pub regenerated: Interval,
@@ -104,7 +103,7 @@ pub struct Trial {
 }
 
 impl Trial {
-    /// Nothing seen yet.
+    /// Starts without observations.
     pub fn new(plan: Plan) -> Trial {
         let alpha = plan.alpha;
         let rate = || Difference::new(1.0, alpha);
@@ -117,8 +116,8 @@ impl Trial {
         self.plan.shares.get(self.step).copied().unwrap_or(0.0)
     }
 
-    /// A rating, in the order in which they came. The next share follows when enough was compared and nothing speaks
-    /// against it.
+    /// Adds a rating, in the order in which they came. Moves to the next share after enough comparisons, if nothing
+    /// speaks against it.
     pub fn rating(&mut self, arm: Arm, value: f64) {
         match arm {
             Arm::Parent => self.ratings.0 += 1,
@@ -132,7 +131,7 @@ impl Trial {
         }
     }
 
-    /// What became of an answer.
+    /// Adds what users did with an answer.
     pub fn answer(&mut self, arm: Arm, fate: Fate) {
         let one = |yes: bool| f64::from(u8::from(yes));
         self.rated.observe(arm, one(fate.rated));
@@ -140,7 +139,7 @@ impl Trial {
         self.corrected.observe(arm, one(fate.corrected));
     }
 
-    /// How it stands, `hours` after its start.
+    /// The state `hours` after the start.
     pub fn look(&self, hours: f64) -> TrialRecord {
         let (standing, reason) = self.standing(hours);
         TrialRecord {
@@ -174,7 +173,7 @@ impl Trial {
                 return (Standing::Worse, format!("its answers are {what} more often, by {more:.1}% of them at least"));
             }
         }
-        // At the last share alone: few users never decide for all.
+        // Only at the last share: few users never decide for all.
         if self.step + 1 >= self.plan.shares.len() && rating.lower > -margin {
             let (mean, lower) = (rating.mean, rating.lower);
             return (Standing::Better, format!("its mean rating differs by {mean:+.2}, by {lower:+.2} at least"));
@@ -196,8 +195,8 @@ impl Trial {
     }
 }
 
-/// Whether a version that was promoted fell below the one it replaced, by the ratings of both: those of the one before
-/// are on record, so hours and people may differ, and only a fall that no chance explains counts.
+/// Compares the ratings of a promoted version with those of the version it replaced. The latter come from the record,
+/// so hours and users may differ, and only a fall beyond chance counts.
 #[derive(Clone, Debug)]
 pub struct Watch {
     before: super::bounds::MeanBounds,
@@ -205,13 +204,13 @@ pub struct Watch {
 }
 
 impl Watch {
-    /// Begins with nothing seen; wrong with probability `alpha` at most, over all looks.
+    /// Starts without observations; wrong with probability `alpha` at most, over all looks.
     pub fn new(alpha: f64) -> Watch {
         let bounds = || super::bounds::MeanBounds::new(-1.0, 1.0, alpha / 2.0);
         Watch { before: bounds(), since: bounds() }
     }
 
-    /// A rating of the version before it, or of the one that is watched.
+    /// Adds a rating of the version before, or of the watched one.
     pub fn rating(&mut self, arm: Arm, value: f64) {
         match arm {
             Arm::Parent => self.before.observe(value),
@@ -219,12 +218,12 @@ impl Watch {
         }
     }
 
-    /// Both means: of the version before it, and of the one that is watched.
+    /// Both means: of the version before, and of the watched one.
     pub fn means(&self) -> (Interval, Interval) {
         (self.before.interval(), self.since.interval())
     }
 
-    /// Why it should be rolled back, if it fell.
+    /// The reason to roll back, if the version fell.
     pub fn fell(&self) -> Option<String> {
         let (before, since) = self.means();
         (since.upper < before.lower).then(|| {
@@ -244,7 +243,7 @@ mod tests {
 
     use super::*;
 
-    /// Thumbs of many users at a share that the trial chooses.
+    /// Thumbs from many users, at the shares that the trial chooses.
     fn hold(seed: u64, base: f64, effect: f64) -> TrialRecord {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         let mut trial = Trial::new(Plan::default());

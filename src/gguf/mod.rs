@@ -163,14 +163,14 @@ impl Gguf {
         Ok((info, kind))
     }
 
-    /// The data as words, because candle needs its blocks aligned.
+    /// The data as words, since candle needs aligned blocks.
     fn words(&self, info: &TensorInfo) -> Result<Vec<f32>> {
         let mut words = vec![0f32; (info.bytes as usize).div_ceil(4)];
         self.read_at(info.offset, &mut bytemuck::cast_slice_mut(&mut words)[..info.bytes as usize])?;
         Ok(words)
     }
 
-    /// SHA-256 of the whole file, in lower-case hex. Names a base model wherever an adapter must match it.
+    /// SHA-256 of the whole file, in lower-case hex. Identifies the base model that an adapter belongs to.
     pub fn fingerprint(&self) -> Result<String> {
         let mut file = self.lock();
         file.seek(SeekFrom::Start(0))?;
@@ -191,7 +191,7 @@ impl Gguf {
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, File> {
-        // The position is set before every read, so a lock that was poisoned is still good.
+        // Every read sets the position first, so a poisoned lock is harmless.
         lock(&self.file)
     }
 }

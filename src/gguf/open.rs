@@ -98,7 +98,7 @@ fn read_metadata<R: Read>(source: &mut Source<R>, count: u64) -> Result<BTreeMap
     Ok(metadata)
 }
 
-/// Refuses a NUL: C programs, llama.cpp among them, read names up to it, and would see another name than we do.
+/// A name. Refuses NUL, which ends names in C: llama.cpp would read another name than we do.
 fn name<R: Read>(source: &mut Source<R>) -> Result<String> {
     let name = String::decode(source)?;
     if name.contains('\0') {

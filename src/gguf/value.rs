@@ -6,18 +6,18 @@ macro_rules! kinds {
         #[derive(Clone, Debug, PartialEq)]
         pub enum Value {
             $(#[doc = concat!("A ", $word, ".")] $variant($ty),)*
-            /// Many values of one scalar type.
+            /// Several values of one scalar type.
             Array(Array),
         }
 
-        /// An array of one scalar type. The format's arrays of arrays are refused, as llama.cpp refuses them.
+        /// An array of one scalar type. The format's nested arrays are refused, as in llama.cpp.
         #[derive(Clone, Debug, PartialEq)]
         pub enum Array {
             $(#[doc = concat!("Values of type ", $word, ".")] $variant(Vec<$ty>),)*
         }
 
         impl Value {
-            /// The type's name, for messages: `u32`, `string`, `array of f32`.
+            /// The name of the type, for messages: `u32`, `string`, `array of f32`.
             pub fn kind(&self) -> &'static str {
                 match self {
                     $(Value::$variant(_) => $word,)*

@@ -16,7 +16,7 @@ use super::tensor::TensorType;
 use super::value::Value;
 use crate::error::{Error, Result};
 
-/// A file to be written. Data is encoded and copied during the writing, one tensor at a time.
+/// A file to be written. Each tensor's data is encoded or copied while writing.
 #[derive(Default)]
 pub struct Writer<'a> {
     metadata: BTreeMap<String, Value>,
@@ -44,7 +44,7 @@ impl<'a> Writer<'a> {
         Self::default()
     }
 
-    /// Sets a metadata value; of several for one key the last counts.
+    /// Sets a metadata value, replacing an earlier one of the same key.
     pub fn set(&mut self, key: &str, value: impl Into<Value>) -> &mut Self {
         self.metadata.insert(key.to_owned(), value.into());
         self
@@ -53,7 +53,7 @@ impl<'a> Writer<'a> {
     /// Copies all metadata of another file.
     pub fn copy_metadata(&mut self, from: &Gguf) -> &mut Self {
         self.metadata.extend(from.metadata().iter().map(|(key, value)| (key.clone(), value.clone())));
-        // The copy is laid out with the writer's own alignment.
+        // The copy uses the writer's own alignment.
         self.metadata.remove("general.alignment");
         self
     }
@@ -80,7 +80,7 @@ impl<'a> Writer<'a> {
         self.add(name, shape.to_vec(), format.into(), Data::Make(Box::new(make), format))
     }
 
-    /// Adds a tensor of another file, its data untouched.
+    /// Adds a tensor of another file without decoding its data.
     pub fn copy_tensor(&mut self, from: &'a Gguf, name: &str) -> Result<&mut Self> {
         let info = from.required(name)?;
         self.add(name, info.shape.clone(), info.kind, Data::Copy(from))
@@ -103,7 +103,7 @@ impl<'a> Writer<'a> {
         Ok(self)
     }
 
-    /// Writes the file: beside its place first, then to disk, then renamed over what was there.
+    /// Writes the file under a temporary name, syncs it, and renames it to `path`.
     pub fn write(&self, path: &Path) -> Result<()> {
         let mut beside = path.as_os_str().to_owned();
         beside.push(format!(".{}.partial", std::process::id()));
@@ -113,7 +113,7 @@ impl<'a> Writer<'a> {
             sync_folder(path)
         });
         if written.is_err() {
-            // Best effort: the first error is the one to report.
+            // The first error is the one to report.
             let _ = fs::remove_file(beside);
         }
         written.map_err(|e| e.context(format!("writing {}", path.display())))

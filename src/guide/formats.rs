@@ -1,18 +1,18 @@
-//! What `format` of a JSON schema demands of strings, as patterns. Never reads a schema.
+//! Patterns for the string formats (`format`) of JSON schemas. Never reads a schema.
 
-/// Who knows the format.
+/// How a format is handled.
 pub(super) enum Known {
-    /// The compiler of grammars.
+    /// By the grammar compiler.
     Compiler,
-    /// It is this pattern.
+    /// By this pattern.
     Pattern(&'static str),
 }
 
-/// Formats that answers can be held to.
+/// Formats that answers can be constrained to.
 pub(super) const NAMES: [&str; 10] =
     ["date-time", "date", "time", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri"];
 
-// RFC 3339, days that exist, without leap seconds and the year 0.
+// RFC 3339, with valid days only, without leap seconds and the year 0.
 macro_rules! date {
     () => {
         concat!(
@@ -32,7 +32,7 @@ macro_rules! time {
     };
 }
 
-/// The format of this name, if it is known.
+/// The format of this name, if it is supported.
 pub(super) fn of(name: &str) -> Option<Known> {
     match name {
         "date" => Some(Known::Pattern(concat!("^", date!(), "$"))),

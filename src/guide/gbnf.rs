@@ -1,5 +1,5 @@
-//! Translates a GBNF grammar, which is llama.cpp's notation, into the Lark dialect of the engine that guides answers,
-//! and says what is wrong with it. Never compiles or samples.
+//! Translates a GBNF grammar (llama.cpp's notation) into llguidance's Lark dialect, or says what is wrong with it.
+//! Never compiles or samples.
 
 use std::collections::HashMap;
 use std::fmt::Write;
@@ -9,15 +9,14 @@ use super::lark::{self, Node};
 use crate::error::{Error, Result};
 use crate::types::TokenId;
 
-/// Most rules.
+/// Most rules of a grammar.
 const RULES: usize = 4096;
 /// Deepest nesting of parentheses.
 const DEPTH: usize = 128;
-/// Most times something is repeated.
+/// Largest repetition count.
 const REPEATS: u32 = 100_000;
 
-/// The grammar in Lark; its first symbol is `root`. `token` gives the number of a text that is one token of the
-/// vocabulary.
+/// Translates to Lark; the start symbol is `root`. `token` returns the id of a text that is a single token.
 ///
 /// # Errors
 /// `Arg` naming the line and what was expected there, or the rule and what is wrong with it.
@@ -63,7 +62,7 @@ impl<'a> Parser<'a> {
         there
     }
 
-    /// Takes what is `good`, at most `most` bytes.
+    /// Consumes bytes while they are `good`, at most `most`.
     fn take(&mut self, most: usize, good: impl Fn(u8) -> bool) -> &'a str {
         let rest = &self.text[self.at..];
         let n = rest.iter().take(most).take_while(|b| good(**b)).count();
@@ -77,7 +76,7 @@ impl<'a> Parser<'a> {
             if self.peek() != Some(b'#') {
                 return;
             }
-            // Not `take`: a comment may be cut within a character.
+            // Not `take`, since a comment may be cut within a character.
             self.at += self.text[self.at..].iter().take_while(|b| !matches!(b, b'\r' | b'\n')).count();
         }
     }
@@ -222,7 +221,7 @@ impl<'a> Parser<'a> {
                 self.at += 1;
                 high = self.character("] at the end of the characters")?;
             }
-            // A range that ends before it begins has no characters.
+            // A range that ends before it begins is empty.
             if low <= high {
                 written(low, &mut text);
                 text.push('-');
@@ -265,7 +264,7 @@ impl<'a> Parser<'a> {
         };
         let text = self.take(digits, |b| b.is_ascii_hexdigit());
         let code = u32::from_str_radix(text, 16).ok().filter(|_| text.len() == digits);
-        // As ranges in the wild say "to the last one".
+        // Existing grammars use too large a code for "up to the last character".
         let code = code.map(|code| code.min(char::MAX as u32));
         match code.map(char::from_u32) {
             Some(Some(c)) => Ok(c),
@@ -274,7 +273,7 @@ impl<'a> Parser<'a> {
         }
     }
 
-    /// `<[id]>` or `<text>`: one token, whatever its text.
+    /// `<[id]>` or `<text>`: a single token, whatever its text.
     fn token(&mut self) -> Result<Node> {
         let not = self.eat(b'!');
         let from = self.at;
@@ -294,7 +293,7 @@ impl<'a> Parser<'a> {
     }
 }
 
-/// A character in a regular expression, in and out of classes.
+/// A character as a regular expression writes it, inside and outside of classes.
 fn written(c: char, out: &mut String) {
     if c.is_ascii_alphanumeric() || c == ' ' {
         out.push(c);

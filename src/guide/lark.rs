@@ -1,14 +1,14 @@
-//! Writes the rules of a grammar as Lark, the notation of the engine that guides answers. Never reads a grammar.
+//! Writes the rules of a grammar as llguidance's Lark dialect. Never reads a grammar.
 //!
-//! A rule that doesn't need recursion becomes a terminal, so that it is matched as one regular expression; so do
-//! neighbours in the sequences of the others. A terminal ends where it can't go on (it is matched greedily), which is
-//! what separates terminals in a recursive grammar.
+//! A rule without recursion becomes a terminal, which is matched as one regular expression; adjacent regular parts of
+//! other rules are merged likewise. Terminals are matched greedily, which is how terminals in a recursive grammar are
+//! told apart.
 
 use std::fmt::Write;
 
 use crate::types::TokenId;
 
-/// Rules in Lark; the answer is what the one with the number `root` says.
+/// Writes rules as Lark, with rule number `root` as the start symbol.
 pub(super) fn write(rules: &[Node], root: usize) -> String {
     let (regular, nullable) = (regular(rules), nullable(rules));
     let (out, terminals) = (String::new(), String::new());
@@ -17,15 +17,15 @@ pub(super) fn write(rules: &[Node], root: usize) -> String {
     lark.out + &lark.terminals
 }
 
-/// What a rule is made of.
+/// The parts of a rule.
 #[derive(Debug)]
 pub(super) enum Node {
-    /// A regular expression for text as it is, or for one of a class of characters.
+    /// A regular expression, for a literal text or a class of characters.
     Regex {
         text: String,
         empty: bool,
     },
-    /// A token, or any but that, whatever its text.
+    /// A token, or any token but that one, whatever its text.
     Token {
         id: TokenId,
         not: bool,
@@ -37,7 +37,7 @@ pub(super) enum Node {
 }
 
 impl Node {
-    /// Calls for each rule that it names, and says whether it names a token.
+    /// Calls `rule` for each rule it names, and returns whether it names a token.
     fn names(&self, rule: &mut dyn FnMut(usize)) -> bool {
         match self {
             Node::Regex { .. } => false,
@@ -47,7 +47,7 @@ impl Node {
                 false
             }
             Node::Sequence(nodes) | Node::Choice(nodes) => {
-                // All of them: not as soon as one does.
+                // Visits all of them; `any` would stop early.
                 nodes.iter().map(|node| node.names(rule)).filter(|token| *token).count() > 0
             }
             Node::Repeat(node, ..) => node.names(rule),
@@ -72,9 +72,9 @@ impl Node {
     }
 }
 
-/// Which rules are regular: neither recursive, nor do they name tokens or a rule that isn't.
+/// Which rules are regular: not recursive, and naming neither tokens nor rules that aren't regular.
 fn regular(rules: &[Node]) -> Vec<bool> {
-    // From those that name no rule, up.
+    // Bottom up, from rules that name no others.
     let mut regular = vec![false; rules.len()];
     let mut waits = vec![0usize; rules.len()];
     let mut users: Vec<Vec<usize>> = vec![Vec::new(); rules.len()];
@@ -102,7 +102,7 @@ fn regular(rules: &[Node]) -> Vec<bool> {
     regular
 }
 
-/// Which rules can be empty.
+/// Which rules can match the empty text.
 fn nullable(rules: &[Node]) -> Vec<bool> {
     let mut nullable = vec![false; rules.len()];
     loop {
@@ -116,12 +116,12 @@ fn nullable(rules: &[Node]) -> Vec<bool> {
     }
 }
 
-/// Writes Lark.
+/// The Lark output.
 struct Lark<'a> {
     regular: &'a [bool],
     nullable: &'a [bool],
     out: String,
-    /// Definitions of terminals, which follow.
+    /// Definitions of the terminals, which come last.
     terminals: String,
     made: usize,
 }
@@ -143,7 +143,7 @@ impl Lark<'_> {
         }
     }
 
-    /// A rule from within a rule.
+    /// A reference to a rule, inside a rule.
     fn reference(&mut self, number: usize) {
         if self.regular[number] {
             self.lexeme(&format!("T{number}"), self.nullable[number]);
@@ -152,7 +152,7 @@ impl Lark<'_> {
         }
     }
 
-    /// A terminal from within a rule. It must not be empty there.
+    /// A terminal inside a rule, where it must not match the empty text.
     fn lexeme(&mut self, text: &str, empty: bool) {
         if text == EMPTY {
             self.out.push_str("\"\"");
@@ -179,7 +179,7 @@ impl Lark<'_> {
             }
             Node::Rule(number) => self.reference(*number),
             Node::Sequence(nodes) => {
-                // Regular neighbours are one terminal.
+                // Adjacent regular parts become one terminal.
                 for run in nodes.chunk_by(|a, b| a.is_regular(self.regular) && b.is_regular(self.regular)) {
                     if run[0].is_regular(self.regular) {
                         let text = joined(run, " ");
@@ -209,10 +209,10 @@ impl Lark<'_> {
     }
 }
 
-/// The regular expression of nothing.
+/// The regular expression of the empty text.
 const EMPTY: &str = "\"\"";
 
-/// A regular node as a terminal is written.
+/// A regular node, written as a terminal.
 fn terminal(node: &Node) -> String {
     match node {
         Node::Regex { text, empty: false } => format!("/{text}/"),

@@ -1,9 +1,8 @@
-//! Holds answers to a JSON schema or a grammar: compiles it, and tells before each token which ones may follow. Never
-//! sees logits or chooses a token.
+//! Constrains answers to a JSON schema or a grammar: compiles it, and computes before each token which ones may follow.
+//! Never sees logits or chooses a token.
 //!
-//! Neither compiling nor finding the tokens is done on a thread that others wait for: a client's schema can make both
-//! slow. Compiling takes a thread of its own, a few at a time; the tokens that may follow are found by a few workers
-//! while the last token is being decoded.
+//! A client's schema can make both steps slow, so neither runs on a thread that others wait for. Each compilation has a
+//! thread of its own, a few at a time; a few workers compute the allowed tokens while the last token is being decoded.
 
 mod formats;
 mod gbnf;
@@ -27,23 +26,23 @@ use crate::error::{Error, Result};
 use crate::lock::{lock, unpoisoned};
 use crate::types::{Format, TokenId};
 
-/// Grammars that are compiled at once.
+/// Most compilations at a time.
 const COMPILERS: usize = 2;
-/// Longest time that compiling may take, and that one may wait for it to begin.
+/// Time limit of a compilation, and of the wait for its turn.
 const COMPILE: Duration = Duration::from_secs(5);
-/// Stack of a thread that compiles: it goes down the nesting of the schema and its references.
+/// Stack of a compiler's thread, which recurses into the nesting and the references of a schema.
 const STACK: usize = 64 << 20;
-/// Answers whose next tokens may be wanted at once.
+/// Most answers waiting for their next tokens.
 const STEPS: usize = 4096;
 /// Longest grammar or schema, in bytes.
 const FORMAT_BYTES: usize = 128 << 10;
-/// Longest token, in bytes, that an answer may be held to.
+/// Longest token, in bytes, that a constrained answer may use.
 const TOKEN_BYTES: usize = 1000;
-/// Most bytes of a vocabulary.
+/// Largest vocabulary, in bytes.
 const VOCABULARY_BYTES: usize = 3 << 20;
 
-/// What bounds the work for one answer. The engine's own, but for what a schema of some hundred optional properties
-/// needs, and for the memory of an answer.
+/// Limits on the work per answer: llguidance's defaults, raised for schemas with hundreds of optional properties, and
+/// lowered for memory.
 fn limits() -> ParserLimits {
     ParserLimits {
         max_items_in_row: 20_000,
@@ -54,7 +53,7 @@ fn limits() -> ParserLimits {
     }
 }
 
-/// Guides answers with the tokens of one vocabulary.
+/// Constrains answers over the tokens of one vocabulary.
 pub struct Guides {
     factory: Arc<ParserFactory>,
     steps: Sender<Step>,
@@ -62,8 +61,8 @@ pub struct Guides {
 }
 
 impl Guides {
-    /// From the bytes of each token, and the tokens that end an answer. What no text may contain, control tokens
-    /// above all, begins with 0xff.
+    /// Takes the bytes of each token, and the tokens that end an answer. Tokens that text must not contain, above all
+    /// control tokens, begin with 0xff.
     ///
     /// # Errors
     /// `Unsupported` for a vocabulary that is too large, `NoMem` if no thread can be started.
@@ -78,7 +77,7 @@ impl Guides {
         let end = ends.first().copied().unwrap_or(INVALID_TOKEN);
         let trie = TokTrie::from(&TokRxInfo::new(tokens.len() as u32, end), &tokens);
         let trie = if ends.is_empty() { trie } else { trie.with_eos_tokens(ends) };
-        // Answers are not made to use the tokens that the tokenizer would: the model's choice is the model's.
+        // Answers need not use the tokenizer's own segmentation: the model chooses.
         let environment: TokEnv = Arc::new(ApproximateTokEnv::new(trie));
         let slices = SlicedBiasComputer::general_slices();
         let factory = ParserFactory::new(&environment, InferenceCapabilities::default(), &slices);
@@ -98,12 +97,12 @@ impl Guides {
         Ok(Guides { factory: Arc::new(factory), steps, compilers: Arc::new(Permits::default()) })
     }
 
-    /// A guide at the beginning of an answer. Takes a while, usually a millisecond: not for a thread that others wait
-    /// for. `token` gives the number of a text that is one token of the vocabulary.
+    /// Creates a guide for the beginning of an answer. Usually takes a millisecond but may take longer, so not for a
+    /// thread that others wait for. `token` returns the id of a text that is a single token.
     ///
     /// # Errors
-    /// `Arg` with what is wrong with the schema or the grammar, or what of it can't be honoured; `Busy` if others are
-    /// being compiled all the time.
+    /// `Arg` with what is invalid or unsupported in the schema or grammar; `Busy` if too many others are being
+    /// compiled.
     pub fn guide(&self, format: &Format, token: &dyn Fn(&str) -> Option<TokenId>) -> Result<Guide> {
         let grammar = match format {
             Format::JsonSchema(schema) => TopLevelGrammar::from_json_schema(schema::prepare(schema)?),
@@ -146,7 +145,7 @@ fn spawn(name: &str, stack: usize, body: impl FnOnce() + Send + 'static) -> Resu
     thread.map(drop).map_err(|e| Error::nomem(format!("can't start the thread {name}: {e}")))
 }
 
-/// What the compiler says, in a sentence.
+/// The compiler's message as one sentence.
 fn refusal(error: &str) -> String {
     if error.contains("oneOf constraints are not supported") {
         return "oneOf is supported where its alternatives exclude each other (by type, or by a required property that \
@@ -160,7 +159,7 @@ fn refusal(error: &str) -> String {
     line.chars().take(300).collect()
 }
 
-/// Limits how many schemas and grammars are compiled at a time.
+/// Limits the number of simultaneous compilations.
 #[derive(Default)]
 struct Permits {
     taken: Mutex<usize>,
@@ -189,17 +188,17 @@ impl Drop for Permit {
     }
 }
 
-/// The tokens that may follow.
+/// The set of allowed tokens.
 pub struct Mask(SimpleVob);
 
 impl Mask {
-    /// Each of them, in order.
+    /// The allowed tokens, in order.
     pub fn tokens(&self) -> impl Iterator<Item = TokenId> + '_ {
         self.0.iter()
     }
 }
 
-/// One answer's place in its format.
+/// The state of one answer in its format.
 pub struct Guide {
     state: State,
     steps: Sender<Step>,
@@ -207,12 +206,12 @@ pub struct Guide {
 
 enum State {
     Ready(Box<Matcher>, Mask),
-    /// A worker has it.
+    /// A worker holds it.
     Away(Receiver<Result<(Box<Matcher>, Mask)>>),
     Failed(Error),
 }
 
-/// A token that an answer went on with.
+/// A token that continued an answer.
 struct Step {
     matcher: Box<Matcher>,
     token: TokenId,
@@ -226,12 +225,12 @@ impl Step {
             Ok(mask) => Ok((self.matcher, Mask(mask))),
             Err(_) => Err(ended(self.matcher.stop_reason(), self.matcher.get_error())),
         };
-        // Nobody waits for it if the answer ended.
+        // If the answer ended, nobody waits for this.
         drop(self.reply.send(result));
     }
 }
 
-/// Why an answer can't go on.
+/// The error for an answer that can't continue.
 fn ended(reason: StopReason, error: Option<String>) -> Error {
     let error = error.unwrap_or_default();
     if reason == StopReason::NoExtensionBias || error.contains("NoExtensionBias") {
@@ -241,10 +240,10 @@ fn ended(reason: StopReason, error: Option<String>) -> Error {
 }
 
 impl Guide {
-    /// The tokens that may follow; `None` while they are being found.
+    /// The allowed tokens; `None` while they are being computed.
     ///
     /// # Errors
-    /// `Arg` if none may, or if they take too much work to find.
+    /// `Arg` if none is allowed, or if they take too much work to compute.
     pub fn mask(&mut self) -> Result<Option<&Mask>> {
         self.look(Duration::ZERO);
         match &self.state {
@@ -254,7 +253,7 @@ impl Guide {
         }
     }
 
-    /// Waits until [`Guide::mask`] has something to tell, but not longer than `limit`.
+    /// Waits until [`Guide::mask`] has a result, but at most `limit`.
     pub fn wait(&mut self, limit: Duration) {
         self.look(limit);
     }
@@ -271,7 +270,7 @@ impl Guide {
         }
     }
 
-    /// Goes on with a token of the mask.
+    /// Continues with an allowed token.
     pub fn accept(&mut self, token: TokenId) {
         let busy = || State::Failed(Error::busy("too many answers are held to a format"));
         let State::Ready(matcher, _) = std::mem::replace(&mut self.state, busy()) else { return };

@@ -1,20 +1,20 @@
-//! Translates a JSON schema's `pattern` (ECMA-262, as Python's validators read it too) into the syntax of the regular
-//! expression engine that guides answers. Never matches anything.
+//! Translates the `pattern` of a JSON schema (ECMA-262, and what Python validators accept) into the syntax of the
+//! regular expression engine that constrains answers. Never matches anything.
 //!
-//! Where the two dialects differ (`\d`, `\w`, `\s` and their opposites beyond ASCII), what both accept is meant: an
-//! answer then passes whichever of them checks it.
+//! Where the two dialects differ (`\d`, `\w`, `\s` and their complements beyond ASCII), the result is what both accept,
+//! so that an answer passes either validator.
 
 use crate::error::{Error, Result};
 
 /// Longest pattern, in bytes.
 const BYTES: usize = 8 << 10;
-/// Most times something is repeated.
+/// Largest repetition count.
 const REPEATS: u32 = 100_000;
 
-/// The pattern in the engine's syntax.
+/// Translates the pattern into the engine's syntax.
 ///
 /// # Errors
-/// `Arg` naming what is not valid or can't be honoured, and where.
+/// `Arg` naming what is invalid or unsupported, and where.
 pub(super) fn translate(pattern: &str) -> Result<String> {
     if pattern.len() > BYTES {
         return Err(Error::arg(format!("pattern has {} bytes, expected at most {BYTES}", pattern.len())));
@@ -22,7 +22,7 @@ pub(super) fn translate(pattern: &str) -> Result<String> {
     let chars: Vec<char> = pattern.chars().collect();
     let mut walk = Walk { chars: &chars, at: 0, out: String::new() };
     walk.all()?;
-    // Said here, with the place in the pattern as it was written where the engine would name another one.
+    // Reported here with its position in the original pattern; the engine would give another one.
     if let Err(e) = regex_syntax::parse(&walk.out) {
         let kind = match &e {
             regex_syntax::Error::Parse(e) => e.kind().to_string(),
@@ -86,7 +86,7 @@ impl Walk<'_> {
                     self.out.push(c);
                     false
                 }
-                // ECMA-262 leaves out more ends of lines than the engine does.
+                // ECMA-262 excludes more line terminators than the engine does.
                 '.' => {
                     self.out.push_str(r"[^\n\r\x{2028}\x{2029}]");
                     true
@@ -96,7 +96,7 @@ impl Walk<'_> {
                         return self.wrong("there is nothing to repeat");
                     }
                     self.out.push(c);
-                    // What is matched lazily is the same text.
+                    // Lazy and greedy repetition match the same texts as a whole.
                     self.eat('?');
                     false
                 }
@@ -171,7 +171,7 @@ impl Walk<'_> {
         Ok(())
     }
 
-    /// What a backslash and its letter stand for.
+    /// The meaning of a backslash with its letter.
     fn escape(&mut self, in_class: bool) -> Result<Item> {
         let Some(c) = self.next() else { return self.wrong("a backslash is the last character") };
         let one = |c| Ok(Item::One(c));
@@ -297,7 +297,7 @@ impl Walk<'_> {
         }
     }
 
-    /// `negated`: inside a class that leaves it out, where it must be as large as any dialect makes it.
+    /// `negated`: inside a negated class, where it must include what any dialect includes.
     fn item(&mut self, item: &Item, negated: bool) {
         const SPACE: &str = r"\t-\r \x{a0}\x{1680}\x{2000}-\x{200a}\x{2028}\x{2029}\x{202f}\x{205f}\x{3000}";
         const MORE_SPACE: &str = r"\x{1c}-\x{1f}\x{85}\x{feff}";
@@ -327,7 +327,7 @@ impl Walk<'_> {
 
 enum Item {
     One(char),
-    /// The letter of `\d` and its like.
+    /// The letter of `\d` and the like.
     Set(char),
     Property(String),
 }

@@ -1,4 +1,4 @@
-//! What patterns mean, and which are refused.
+//! Tests of the translated patterns, and of refusals.
 
 use super::translate;
 

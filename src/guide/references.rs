@@ -1,4 +1,4 @@
-//! Finds what the references of a JSON schema name. Never reads another document.
+//! Resolves the references of a JSON schema. Never reads another document.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -7,18 +7,18 @@ use serde_json::Value;
 use super::values::{refuse, short};
 use crate::error::Result;
 
-/// Most schemas that references name.
+/// Most schemas that references may name.
 const TARGETS: usize = 1000;
-/// Deepest place in which names are looked for.
+/// How deep names are searched.
 const DEPTH: usize = 128;
 
 /// The references of one schema.
 pub(super) struct References<'a> {
     root: &'a Value,
-    /// Schemas that they name, as JSON pointers from the root, in the order in which they were met.
+    /// Schemas that they name, as JSON pointers from the root, in the order of discovery.
     targets: Vec<String>,
     numbers: HashMap<String, usize>,
-    /// `$id` and `$anchor`, and where they are.
+    /// Every `$id` and `$anchor`, with its position.
     ids: BTreeMap<String, String>,
     anchors: BTreeMap<String, Vec<String>>,
 }
@@ -31,12 +31,12 @@ impl<'a> References<'a> {
         all
     }
 
-    /// Where the schema with this number is.
+    /// The position of the schema with this number.
     pub(super) fn target(&self, number: usize) -> Option<String> {
         self.targets.get(number).cloned()
     }
 
-    /// Finds `$id` and `$anchor`.
+    /// Collects `$id` and `$anchor`.
     fn name_resources(&mut self, at: &Value, pointer: String, depth: usize) {
         if depth > DEPTH {
             return;
@@ -64,14 +64,14 @@ impl<'a> References<'a> {
         }
     }
 
-    /// The innermost schema with an `$id` around a place: what references from there begin at.
+    /// The innermost enclosing schema with an `$id`, which references there are relative to.
     pub(super) fn base_of(&self, pointer: &str) -> String {
         let ends = pointer.match_indices('/').map(|(at, _)| at).chain([pointer.len()]).rev();
         let mut bases = ends.map(|end| &pointer[..end]).filter(|p| self.root.pointer(p).is_some_and(is_resource));
         bases.next().unwrap_or_default().to_owned()
     }
 
-    /// Where a reference points, as a number of `targets`.
+    /// Resolves a reference to its index in `targets`.
     pub(super) fn resolve(&mut self, reference: &str, at: &str, base: &str) -> Result<usize> {
         let shown = short(format_args!("{reference:?}"));
         let (resource, fragment) = reference.split_once('#').unwrap_or((reference, ""));
@@ -107,17 +107,17 @@ impl<'a> References<'a> {
     }
 }
 
-/// Whether references inside begin at this schema.
+/// Whether references inside this schema are relative to it.
 pub(super) fn is_resource(schema: &Value) -> bool {
     schema.get("$id").and_then(Value::as_str).is_some_and(|id| !id.starts_with('#'))
 }
 
-/// A key as a part of a JSON pointer.
+/// A key as a segment of a JSON pointer.
 pub(super) fn escaped(key: &str) -> String {
     key.replace('~', "~0").replace('/', "~1")
 }
 
-/// Percent signs undone; `None` if they are damaged.
+/// Decodes percent escapes; `None` if they are malformed.
 fn decoded(fragment: &str) -> Option<String> {
     let mut bytes = Vec::with_capacity(fragment.len());
     let mut rest = fragment.bytes();

@@ -1,8 +1,8 @@
-//! Turns a client's JSON schema into one that the compiler of grammars reads as it was meant, and refuses by name what
-//! can't be honoured. Never compiles.
+//! Converts a client's JSON schema to one that the grammar compiler reads correctly, and refuses by name what is not
+//! supported. Never compiles.
 //!
-//! Draft 2020-12, and what older ones write otherwise. References become `#/$defs/N`, so that names, anchors and bases
-//! mean nothing further on; annotations go; keywords are in the order in which the compiler may read them.
+//! Reads draft 2020-12 and the older spellings. References become `#/$defs/N`, so later steps need no names, anchors
+//! and bases; annotations are dropped; keywords are put into the order that the compiler expects.
 
 use std::collections::BTreeMap;
 
@@ -15,17 +15,17 @@ use crate::error::{Error, Result};
 
 /// Deepest nesting of schemas.
 const DEPTH: usize = 64;
-/// Bound on the least common multiple of all `multipleOf`, in units of their last digit: the compiler makes that many
+/// Limit on the least common multiple of all `multipleOf`, in units of their last digit: the compiler makes that many
 /// states.
 const MULTIPLE: u64 = 20_000;
-/// Bound on the work of comparing `patternProperties` with each other, which is done again for each combination.
+/// Limit on the work of comparing `patternProperties` with each other, repeated for each combination.
 const PATTERN_PAIRS: usize = 5000;
-/// White space between the parts of an answer: a weak model must not write blanks for ever.
+/// White space between the parts of an answer, limited so that a weak model can't write blanks for ever.
 const WHITE_SPACE: &str = r"(?: |\n{1,2}[ \t]{0,20})";
-/// Each character of a string has one spelling: else a key could be written again in another one.
+/// Only one spelling for each character of a string, or a key could be repeated in another one.
 const ESCAPES: &str = r#"nrbtf\""#;
 
-/// Keywords that say nothing of what is valid.
+/// Keywords that don't affect validity.
 const ANNOTATIONS: [&str; 20] = [
     "$schema",
     "$id",
@@ -48,7 +48,7 @@ const ANNOTATIONS: [&str; 20] = [
     "contentMediaType",
     "contentSchema",
 ];
-/// Keywords that are known and can't be honoured, but where they demand nothing.
+/// Keywords that are known but not supported, unless they demand nothing.
 const REFUSED: [&str; 14] = [
     "$dynamicRef",
     "$recursiveRef",
@@ -65,7 +65,7 @@ const REFUSED: [&str; 14] = [
     "then",
     "uniqueItems",
 ];
-/// The order of the keywords in what is given to the compiler, which reads those before an applicator together.
+/// Order of the keywords for the compiler, which combines those before an applicator.
 const ORDER: [&str; 26] = [
     "type",
     "properties",
@@ -95,7 +95,7 @@ const ORDER: [&str; 26] = [
     "oneOf",
 ];
 
-/// The schema for the compiler.
+/// Converts a schema for the compiler.
 ///
 /// # Errors
 /// `Arg` naming the place in the schema, the keyword, and what was expected.
@@ -112,7 +112,7 @@ pub(super) fn prepare(schema: &Value) -> Result<Value> {
         _ => return Err(Error::arg("the JSON schema is false: nothing is valid")),
     };
     let mut defs = Map::new();
-    // References of what is referred to are found on the way.
+    // Converting a referenced schema may discover more references.
     let mut next = 0;
     while let Some(pointer) = all.references.target(next) {
         let target = schema.pointer(&pointer).unwrap_or(&Value::Bool(true));
@@ -134,14 +134,14 @@ fn in_schema(e: Error) -> Error {
 
 struct Prepare<'a> {
     references: References<'a>,
-    /// Digits of every `multipleOf` and how many of them are behind the point.
+    /// The digits of every `multipleOf`, and how many of them are after the decimal point.
     multiples: Vec<(u64, u32)>,
     patterns: usize,
     combinations: usize,
 }
 
 impl Prepare<'_> {
-    /// One schema: `at` is where it is, `base` what its references begin at.
+    /// Converts one schema: `at` is its position, `base` what its references are relative to.
     fn schema(&mut self, schema: &Value, at: &str, base: &str, depth: usize) -> Result<Value> {
         let map = match schema {
             Value::Bool(_) => return Ok(schema.clone()),
@@ -166,7 +166,7 @@ impl Prepare<'_> {
         }
         let applicators = ["$ref", "allOf", "anyOf", "oneOf"].iter().filter(|key| out.contains_key(**key)).count();
         self.combinations += applicators + out.get("allOf").and_then(Value::as_array).map_or(0, Vec::len);
-        // An array of sorted keywords: serde_json keeps the order in which they are put in.
+        // Inserted in this order, which serde_json keeps.
         Ok(ORDER.iter().filter_map(|key| Some(((*key).to_owned(), out.remove(key)?))).collect::<Map<_, _>>().into())
     }
 
@@ -206,7 +206,7 @@ impl Prepare<'_> {
                 let all = self.list(value, at, &inside, key, base, depth)?;
                 out.extend(name.map(|name| (name, all)));
             }
-            // Before draft 2020-12.
+            // The form before draft 2020-12.
             "items" if value.is_array() => {
                 let all = self.list(value, at, &inside, key, base, depth)?;
                 out.insert("prefixItems", all);
@@ -268,7 +268,7 @@ impl Prepare<'_> {
             }
             "format" => match (value.as_str(), formats::of(value.as_str().unwrap_or_default())) {
                 (None, _) => return refuse(at, "format is not a string"),
-                // It says something of strings alone.
+                // It applies to strings only.
                 _ if out_of_strings(map) => {}
                 (_, Some(formats::Known::Pattern(text))) => also.push(json!({"pattern": text})),
                 (Some(name), Some(formats::Known::Compiler)) => drop(out.insert("format", name.into())),
@@ -280,17 +280,17 @@ impl Prepare<'_> {
                     );
                 }
             },
-            // Together, below.
+            // Handled together, below.
             "minimum" | "maximum" | "exclusiveMinimum" | "exclusiveMaximum" => {}
             key if ANNOTATIONS.contains(&key) => {}
             key if REFUSED.contains(&key) && !demands_nothing(map, key, value) => {
                 return refuse(at, format!("{key} is not supported"));
             }
-            // Not a keyword: it says nothing.
+            // Not a keyword, so it has no effect.
             _ => {}
         }
         if key == "minProperties" {
-            // Keys that are not listed may come twice in a text, which is one property.
+            // An unlisted key may occur twice in a text, but it is one property.
             let required = map.get("required").and_then(Value::as_array).map_or(0, Vec::len);
             if whole(value, key, at)? > required as u64 + 1 {
                 return refuse(at, "minProperties above the number of required properties and 1 is not supported");
@@ -308,7 +308,7 @@ impl Prepare<'_> {
         all.collect::<Result<Vec<_>>>().map(Value::from)
     }
 
-    /// What takes the compiler long.
+    /// Limits what takes the compiler long.
     fn check_work(&self) -> Result<()> {
         let places = self.multiples.iter().map(|(_, places)| *places).max().unwrap_or(0);
         let mut together = 1u64;
@@ -333,7 +333,7 @@ impl Prepare<'_> {
     }
 }
 
-/// Whether strings are not among the types.
+/// Whether the types exclude strings.
 fn out_of_strings(map: &Map<String, Value>) -> bool {
     match map.get("type") {
         Some(Value::String(name)) => name != "string",
@@ -342,7 +342,7 @@ fn out_of_strings(map: &Map<String, Value>) -> bool {
     }
 }
 
-/// A keyword that is not supported, in a form in which it lets everything be.
+/// Whether an unsupported keyword has a value that allows everything.
 fn demands_nothing(map: &Map<String, Value>, key: &str, value: &Value) -> bool {
     let empty = |value: &Value| value.as_object().is_some_and(Map::is_empty);
     match key {

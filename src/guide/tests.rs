@@ -1,4 +1,4 @@
-//! Tests of guides with a vocabulary of bytes.
+//! Tests of guides over a vocabulary of bytes.
 
 use std::path::Path;
 
@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::*;
 
-/// A vocabulary of single bytes, a few longer ones, and the end.
+/// A vocabulary of single bytes, a few longer tokens, and the end token.
 fn guides() -> Guides {
     let mut tokens: Vec<Vec<u8>> = (0..=255u8).map(|b| if b == 0xff { Vec::new() } else { vec![b] }).collect();
     tokens.extend(["{\"", "\":", "\",", "the", "\u{1f680}"].map(|t| t.as_bytes().to_vec()));
@@ -17,7 +17,7 @@ fn guides() -> Guides {
 
 const END: TokenId = 261;
 
-/// How much of the text may follow the beginning, and whether it may end there.
+/// How much of the text is allowed, and whether the answer may end there.
 fn follow(mut guide: Guide, text: &str) -> Result<(usize, bool)> {
     for (at, byte) in text.bytes().enumerate() {
         let mask = ready(&mut guide)?;
@@ -40,7 +40,7 @@ fn accepts(guides: &Guides, format: &Format, text: &str) -> bool {
     follow(guide, text).unwrap_or_else(|e| panic!("{format:?}: {text}: {e}")) == (text.len(), true)
 }
 
-/// Schemas with instances, in files that the tests of clients read too.
+/// Schemas with instances, from files that the tests of clients read too.
 fn cases() -> Vec<Value> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/schemas");
     let mut files: Vec<_> = std::fs::read_dir(folder).unwrap().map(|f| f.unwrap().path()).collect();

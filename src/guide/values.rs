@@ -1,4 +1,4 @@
-//! Checks the values of a JSON schema's keywords: types, counts, bounds, constants. Never goes into a schema.
+//! Checks the values of a JSON schema's keywords: types, counts, bounds, constants. Never descends into a schema.
 
 use std::collections::BTreeMap;
 
@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 
 use crate::error::{Error, Result};
 
-/// Integers beyond are not exact as the compiler reads them.
+/// Larger integers are not exact in the compiler.
 const EXACT: f64 = 9_007_199_254_740_992.0;
 const TYPES: [&str; 7] = ["null", "boolean", "integer", "number", "string", "array", "object"];
 
@@ -15,7 +15,7 @@ pub(super) fn refuse<T>(at: &str, what: impl std::fmt::Display) -> Result<T> {
     Err(Error::arg(if at.is_empty() { what.to_string() } else { format!("at {at}: {what}") }))
 }
 
-/// A text of the client's, short enough for a message.
+/// A text of the client, shortened for a message.
 pub(super) fn short(value: impl std::fmt::Display) -> String {
     let text = value.to_string();
     let cut: String = text.chars().take(80).collect();
@@ -32,7 +32,7 @@ pub(super) fn types(value: &Value, at: &str) -> Result<Value> {
     if let Some(other) = names.iter().find(|name| !known(name)) {
         return refuse(at, format!("type is {}, expected one of {}", short(other), TYPES.join(", ")));
     }
-    // An integer is a number.
+    // Integers are numbers, so `number` covers them.
     if names.iter().any(|name| name == "number") {
         names.retain(|name| name != "integer");
     }
@@ -40,7 +40,7 @@ pub(super) fn types(value: &Value, at: &str) -> Result<Value> {
     Ok(if names.len() == 1 { names.remove(0) } else { names.into() })
 }
 
-/// `minimum` and its like. In draft 4, those that exclude are flags of the others.
+/// `minimum` and the like. In draft 4 the exclusive ones are flags of the others.
 pub(super) fn bounds(map: &Map<String, Value>, at: &str, out: &mut BTreeMap<&'static str, Value>) -> Result<()> {
     for (plain, exclusive, lower) in [("minimum", "exclusiveMinimum", true), ("maximum", "exclusiveMaximum", false)] {
         let read = |key: &str| match map.get(key) {
@@ -57,7 +57,7 @@ pub(super) fn bounds(map: &Map<String, Value>, at: &str, out: &mut BTreeMap<&'st
         if map.get(exclusive) == Some(&Value::Bool(true)) {
             excluded = included.take();
         }
-        // The tighter one alone.
+        // Keeps only the tighter one.
         match (&included, &excluded) {
             (Some((a, _)), Some((b, _))) if if lower { b >= a } else { b <= a } => included = None,
             (Some(_), Some(_)) => excluded = None,
@@ -73,7 +73,7 @@ pub(super) fn number(value: &Value) -> Option<f64> {
     value.as_f64().filter(|n| n.is_finite())
 }
 
-/// An integer as one: 16.0 is 16.
+/// An integral number as an integer: 16.0 is 16.
 fn exact(n: f64) -> Value {
     if n.fract() == 0.0 { (n as i64).into() } else { n.into() }
 }
@@ -85,7 +85,7 @@ pub(super) fn whole(value: &Value, key: &str, at: &str) -> Result<u64> {
     }
 }
 
-/// The digits of a number, and how many of them are behind the point.
+/// The digits of a number, and how many of them are after the decimal point.
 pub(super) fn digits(n: f64, at: &str) -> Result<(u64, u32)> {
     let text = n.to_string();
     let (before, behind) = text.split_once('.').unwrap_or((&text, ""));
@@ -99,7 +99,7 @@ pub(super) fn common(a: u64, b: u64) -> u64 {
     if b == 0 { a } else { common(b, a % b) }
 }
 
-/// Values are compared exactly.
+/// Refuses values that can't be compared exactly.
 pub(super) fn check_value(value: &Value, key: &str, at: &str) -> Result<()> {
     match value {
         Value::Number(n) if n.as_f64().is_none_or(|n| n.abs() > EXACT) => {
@@ -115,7 +115,7 @@ pub(super) fn check_value(value: &Value, key: &str, at: &str) -> Result<()> {
     }
 }
 
-/// Control characters without a letter of their own have a spelling that answers don't use.
+/// Refuses control characters without a letter escape, which answers never use.
 fn written(text: &str, key: &str, at: &str) -> Result<()> {
     let lost = |c: char| c < ' ' && !matches!(c, '\n' | '\r' | '\t' | '\u{8}' | '\u{c}') || c == '\u{7f}';
     match text.chars().find(|c| lost(*c)) {

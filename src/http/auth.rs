@@ -1,4 +1,4 @@
-//! Who may ask: Bearer keys from a file, compared in constant time. Never logs or returns a key.
+//! Authentication: Bearer keys from a file, compared in constant time. Never logs or returns a key.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -15,11 +15,10 @@ use super::error::{ApiError, ApiResult};
 use crate::config::HttpConfig;
 use crate::error::{Error, Result};
 
-/// What tells nothing but whether requests are taken, and which there are: probes and browsers' address lines carry no
-/// keys.
+/// Paths that reveal only whether requests are accepted and which exist: probes and browsers send no keys.
 const OPEN: [&str; 3] = ["/health", "/openapi.json", "/docs"];
 
-/// Digests of the accepted keys; `None` where everyone on this machine may ask.
+/// Digests of the accepted keys; `None` if everyone on this machine may ask.
 #[derive(Debug)]
 pub(super) struct Keys(Option<Vec<[u8; 32]>>);
 
@@ -42,7 +41,7 @@ impl Keys {
     fn accept(&self, presented: &str) -> bool {
         let Some(keys) = &self.0 else { return true };
         let presented: [u8; 32] = Sha256::digest(presented.as_bytes()).into();
-        // All keys and all bytes are looked at, so the time taken tells nothing about a key.
+        // Compares all keys and all bytes, so that the time reveals nothing about a key.
         keys.iter().fold(false, |found, key| found | same(key, &presented))
     }
 }
@@ -67,7 +66,7 @@ fn read_keys(path: &Path) -> Result<Vec<[u8; 32]>> {
     Ok(keys)
 }
 
-/// Refuses requests without a key where keys are set.
+/// Refuses requests without a valid key, if keys are configured.
 pub(super) async fn guard(State(app): State<Arc<App>>, request: Request, next: Next) -> ApiResult<Response> {
     if !OPEN.contains(&request.uri().path()) {
         let key = request.headers().get(header::AUTHORIZATION).and_then(|v| v.to_str().ok()).and_then(bearer);

@@ -11,7 +11,7 @@ use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::lock::lock;
 
-/// Threads that handle connections; the model is what is slow.
+/// Threads for connections; few, since the model is the bottleneck.
 const THREADS: usize = 2;
 
 /// A running service. Dropping it stops it.
@@ -49,7 +49,7 @@ impl Background {
         let work = move || {
             let stopped = async move { drop(stopped.await) };
             let served = runtime.block_on(super::serve(engine, listener, &config, stopped));
-            // Requests that still block (a training step) end with the engine, not with the service.
+            // Requests that still block (a training step) end with the engine rather than with the service.
             runtime.shutdown_background();
             served
         };
@@ -62,14 +62,14 @@ impl Background {
         self.address
     }
 
-    /// Stops: nothing new is accepted, running answers get 30 seconds. Idempotent.
+    /// Stops the service: refuses new connections and gives running answers 30 seconds. Idempotent.
     ///
     /// # Errors
     /// `Io` if the service had failed.
     pub fn stop(&self) -> Result<()> {
         let running = lock(&self.running).take();
         let Some(Running { stop, thread }) = running else { return Ok(()) };
-        // Fails only if the service has ended by itself.
+        // Fails only if the service ended by itself.
         let _ = stop.send(());
         thread.join().unwrap_or_else(|_| Err(Error::panic("a bug stopped the service; the log has the details")))
     }

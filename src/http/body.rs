@@ -1,4 +1,4 @@
-//! Request bodies, bounded in size and time. Parses nothing.
+//! Reads request bodies, bounded in size and time. Parses nothing.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,12 +11,12 @@ use futures_util::StreamExt;
 use super::App;
 use super::error::{ApiError, ApiResult};
 
-/// Bytes and time that a body is read on after it was found too large.
+/// Limits, in bytes and time, on reading the rest of a body that is too large.
 const MOST_THROWN_AWAY: usize = 64 << 20;
 const LONGEST_THROWN_AWAY: Duration = Duration::from_secs(5);
 
-/// The whole body, at most `http.body_limit` bytes, within `http.read_seconds`: one that takes longer holds a
-/// connection for nothing.
+/// A whole body of at most `http.body_limit` bytes, received within `http.read_seconds`, so that slow senders don't
+/// hold connections.
 pub(super) struct Body(pub(super) Vec<u8>);
 
 impl FromRequest<Arc<App>> for Body {
@@ -53,8 +53,8 @@ async fn read(request: Request, limit: usize) -> ApiResult<Vec<u8>> {
     Ok(body)
 }
 
-/// Reads on for a while, since most clients read no answer before they sent all: a connection that ends under them
-/// tells them nothing. One that asks before it sends is told at once.
+/// Reads on for a while before refusing, since most clients don't read the response before they have sent everything,
+/// and would only see a broken connection. A client that sent `Expect: 100-continue` is refused at once.
 async fn refuse(mut rest: BodyDataStream, asks_first: bool, limit: usize) -> ApiError {
     let throw_away = async {
         let mut thrown = 0;
@@ -66,7 +66,7 @@ async fn refuse(mut rest: BodyDataStream, asks_first: bool, limit: usize) -> Api
         }
     };
     if !asks_first {
-        // Whoever is slower has no answer to wait for.
+        // A slower client gets no response.
         drop(tokio::time::timeout(LONGEST_THROWN_AWAY, throw_away).await);
     }
     let message = format!("the request body is larger than {limit} bytes (http.body_limit)");

@@ -1,4 +1,4 @@
-//! Connections: how many, how long one may be silent, how they end. Reads no request.
+//! Connections: their number, timeouts and end. Reads no request.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -15,17 +15,17 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::AbortHandle;
 use tower::ServiceExt;
 
-/// Wait after a failed accept: the process has no file descriptor left, and trying at once would spin.
+/// Pause after a failed accept: the process is out of file descriptors, and retrying at once would spin.
 const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
 
 /// The open connections, at most `limit`.
 pub(super) struct Connections {
     router: Router,
     limit: u32,
-    /// Time for the head of a request to arrive, and for a connection to be kept without one.
+    /// Timeout for the head of a request, and for idle connections.
     patience: Duration,
     places: Arc<Semaphore>,
-    /// Those that had not asked for anything when they were last looked at, the oldest first.
+    /// Connections that had sent no request when last checked, the oldest first.
     silent: VecDeque<Silent>,
     closing: watch::Sender<bool>,
 }
@@ -47,8 +47,8 @@ impl Connections {
         Self { router, limit, patience, places, silent: VecDeque::new(), closing: watch::Sender::new(false) }
     }
 
-    /// Takes connections until it is dropped. Where all places are taken, the oldest connection that never asked for
-    /// anything gives up its own: who only opens connections keeps nobody out.
+    /// Accepts connections until it is dropped. If all places are taken, the oldest connection that never sent a
+    /// request gives up its place: merely opening connections keeps nobody out.
     pub(super) async fn accept(&mut self, listener: &TcpListener) {
         loop {
             let stream = match listener.accept().await {
@@ -65,14 +65,14 @@ impl Connections {
             {
                 oldest.task.abort();
             }
-            // Waits where all are in use; the others wait in the kernel's queue, which is bounded too.
+            // Waits while all places are taken; clients then wait in the kernel's queue, which is bounded too.
             let Ok(place) = self.places.clone().acquire_owned().await else { return };
             self.open(stream, place);
         }
     }
 
     fn open(&mut self, stream: TcpStream, place: OwnedSemaphorePermit) {
-        // Tokens are small packets: without this, each would wait for the acknowledgement of the one before.
+        // Tokens are small packets, each of which would otherwise wait for the acknowledgement of the one before.
         let _ = stream.set_nodelay(true);
         let spoke = Arc::new(AtomicBool::new(false));
         let (router, heard) = (self.router.clone(), spoke.clone());
@@ -81,14 +81,14 @@ impl Connections {
             router.clone().oneshot(request)
         });
         let mut builder = http1::Builder::new();
-        // Who has sent all may close that half; the answer still goes out.
+        // A client that has sent everything may close its half; the response is still sent.
         builder.timer(TokioTimer::new()).header_read_timeout(self.patience).half_close(true);
         let mut closing = self.closing.subscribe();
         let connection = builder.serve_connection(TokioIo::new(stream), service);
         let task = tokio::spawn(async move {
             let _place = place;
             let mut connection = std::pin::pin!(connection);
-            // What goes wrong on a connection is its client's affair: it left, or it doesn't speak HTTP.
+            // Errors on a connection are the client's: it left, or it does not speak HTTP.
             tokio::select! {
                 _ = connection.as_mut() => return,
                 _ = closing.wait_for(|closing| *closing) => connection.as_mut().graceful_shutdown(),
@@ -98,7 +98,7 @@ impl Connections {
         self.silent.push_back(Silent { spoke, task: task.abort_handle() });
     }
 
-    /// Lets the answers under way end, for at most `time`, and closes the rest.
+    /// Lets running answers end, for at most `time`, and closes the remaining connections.
     pub(super) async fn close(mut self, time: Duration) {
         self.silent.drain(..).filter(Silent::still).for_each(|silent| silent.task.abort());
         let _ = self.closing.send(true);

@@ -1,4 +1,4 @@
-//! Everything but generating: tokens, feedback, versions, trainer, models, health. One engine call a handler.
+//! All endpoints but generation: tokens, feedback, versions, trainer, models, health. One engine call per handler.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -79,7 +79,7 @@ pub(super) async fn detokenize(State(app): Shared, Body(body): Body) -> ApiResul
     .await
 }
 
-/// Dropped with the request's future, when its client leaves.
+/// Set when the request's future is dropped because its client left.
 struct Abandons(Arc<AtomicBool>);
 
 impl Drop for Abandons {
@@ -122,7 +122,7 @@ pub(super) async fn embeddings(State(app): Shared, Body(body): Body) -> ApiResul
     .await
 }
 
-/// An answer as it was made
+/// An answer as it was generated
 #[utoipa::path(get, path = "/v1/generations/{id}", params(("id" = String, Path)),
     responses((status = 200, body = Object), (status = 404, body = ErrorBody)))]
 pub(super) async fn generation(State(app): Shared, path: PathText) -> ApiResult<Json<GenerationRecord>> {
@@ -152,7 +152,7 @@ pub(super) async fn preference(State(app): Shared, Body(body): Body) -> ApiResul
     .await
 }
 
-/// Deletes what a user said and was told
+/// Delete a user's answers and feedback
 #[utoipa::path(post, path = "/v1/forget", request_body = Object,
     responses((status = 200, body = Object), (status = 400, body = ErrorBody)))]
 pub(super) async fn forget(State(app): Shared, Body(body): Body) -> ApiResult<Json<Forgotten>> {
@@ -160,14 +160,14 @@ pub(super) async fn forget(State(app): Shared, Body(body): Body) -> ApiResult<Js
     blocking(move || Ok(Json(app.engine.forget(&user)?))).await
 }
 
-/// Users whose ratings wait for a look
+/// Users whose ratings wait for review
 #[utoipa::path(get, path = "/v1/feedback/reviews", responses((status = 200, body = Object)))]
 pub(super) async fn reviews(State(app): Shared) -> ApiResult<Json<Value>> {
     let (reviews, left_out) = blocking(move || Ok((app.engine.reviews()?, app.engine.left_out()?))).await?;
     Ok(Json(json!({"object": "list", "data": reviews, "left_out": left_out})))
 }
 
-/// Says whether a user's ratings count
+/// Decide whether a user's ratings count
 #[utoipa::path(post, path = "/v1/feedback/reviews", request_body = Object,
     responses((status = 200, body = Object), (status = 400, body = ErrorBody)))]
 pub(super) async fn review(State(app): Shared, Body(body): Body) -> ApiResult<Json<Value>> {
@@ -187,7 +187,7 @@ pub(super) async fn versions(State(app): Shared) -> ApiResult<Json<Value>> {
     Ok(Json(json!({"object": "list", "data": versions})))
 }
 
-/// A version with the verdict over it and the versions it goes back to
+/// A version with its verdict and its lineage
 #[utoipa::path(get, path = "/v1/policy/versions/{version}", params(("version" = u64, Path)),
     responses((status = 200, body = Object), (status = 400, body = ErrorBody), (status = 404, body = ErrorBody)))]
 pub(super) async fn version(State(app): Shared, path: PathText) -> ApiResult<Json<VersionRecord>> {
@@ -196,7 +196,7 @@ pub(super) async fn version(State(app): Shared, path: PathText) -> ApiResult<Jso
     blocking(move || Ok(Json(app.engine.version(PolicyVersion(number))?))).await
 }
 
-/// The newest verdicts over candidates, at most 100, the newest first
+/// The newest verdicts on candidates, at most 100, the newest first
 #[utoipa::path(get, path = "/v1/policy/verdicts",
     responses((status = 200, body = Object)))]
 pub(super) async fn verdicts(State(app): Shared) -> ApiResult<Json<Value>> {
@@ -204,14 +204,14 @@ pub(super) async fn verdicts(State(app): Shared) -> ApiResult<Json<Value>> {
     Ok(Json(json!({"object": "list", "data": verdicts})))
 }
 
-/// Trained versions that the record doesn't know
+/// Trained versions that are not on record
 #[utoipa::path(get, path = "/v1/policy/aside", responses((status = 200, body = Object)))]
 pub(super) async fn aside(State(app): Shared) -> ApiResult<Json<Value>> {
     let aside = blocking(move || Ok(app.engine.set_aside()?)).await?;
     Ok(Json(json!({"object": "list", "data": aside})))
 }
 
-/// Take in versions that were set aside; none is served by it
+/// Adopt versions that were set aside; none of them is activated
 #[utoipa::path(post, path = "/v1/policy/adopt", request_body = Object,
     responses((status = 200, body = Object), (status = 400, body = ErrorBody), (status = 404, body = ErrorBody)))]
 pub(super) async fn adopt(State(app): Shared, Body(body): Body) -> ApiResult<Json<Value>> {
@@ -264,7 +264,7 @@ pub(super) async fn trainer(State(app): Shared) -> Json<TrainerStatus> {
     Json(app.engine.status().trainer)
 }
 
-/// Train on the ratings that are in, and publish
+/// Train on the waiting ratings, and publish
 #[utoipa::path(post, path = "/v1/trainer/step",
     responses((status = 200, body = Object), (status = 400, body = ErrorBody), (status = 429, body = ErrorBody)))]
 pub(super) async fn step(State(app): Shared) -> ApiResult<Json<PublishOutcome>> {
@@ -272,14 +272,14 @@ pub(super) async fn step(State(app): Shared) -> ApiResult<Json<PublishOutcome>> 
         return Err(Error::busy("a step that was asked for is still running").into());
     };
     blocking(move || {
-        // Held by the thread that trains, not by the request: its client may leave.
+        // Held by the thread that trains rather than by the request, whose client may leave.
         let _permit = permit;
         Ok(Json(app.engine.train_step()?))
     })
     .await
 }
 
-/// Makes fresh answers, judges them and trains on them
+/// Sample fresh answers, score them and train on them
 #[utoipa::path(post, path = "/v1/trainer/rollout",
     responses((status = 200, body = Object), (status = 429, body = ErrorBody)))]
 pub(super) async fn roll_out(State(app): Shared) -> ApiResult<Json<PublishOutcome>> {

@@ -1,4 +1,4 @@
-//! Errors as OpenAI-shaped JSON answers with the right status. Decides no policy: the engine's codes do.
+//! Errors as OpenAI-shaped JSON with the right status. Decides no policy: the engine's codes do.
 
 use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};
@@ -51,7 +51,7 @@ impl From<Error> for ApiError {
             return Self::new(StatusCode::GATEWAY_TIMEOUT, "time_limit_exceeded", e.message());
         }
         let status = match e.code() {
-            // What can't be done here was still the client's to ask: it is no failure of the server.
+            // An unsupported request is the client's error, not a failure of the server.
             Code::Arg | Code::Unsupported => StatusCode::BAD_REQUEST,
             Code::Busy => StatusCode::TOO_MANY_REQUESTS,
             Code::Closed => StatusCode::SERVICE_UNAVAILABLE,
@@ -69,7 +69,7 @@ impl IntoResponse for ApiError {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
         }
         if self.status == StatusCode::GATEWAY_TIMEOUT {
-            // OpenAI's clients ask again after most errors of a server, and would take the same time once more.
+            // OpenAI's clients retry most server errors, and would run into the same time limit again.
             response.headers_mut().insert("x-should-retry", HeaderValue::from_static("false"));
         }
         if self.status == StatusCode::UNAUTHORIZED {

@@ -1,4 +1,4 @@
-//! A running generation as an async stream. Holds no text: dropping it drops the generation, which cancels it.
+//! A running generation as an async stream. Holds no text: dropping it drops and so cancels the generation.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -16,7 +16,7 @@ use crate::types::TokenLogprob;
 pub(super) struct Events {
     generation: Option<GenerationStream>,
     waker: Arc<AtomicWaker>,
-    /// Log-probabilities given so far.
+    /// Number of log-probabilities returned so far.
     told: usize,
 }
 
@@ -36,7 +36,7 @@ impl Stream for Events {
     type Item = Result<Piece>;
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        // Registered before looking, so that an event between the look and the registration isn't missed.
+        // Registered before checking, so that an event in between isn't missed.
         self.waker.register(context.waker());
         let Some(generation) = &self.generation else { return Poll::Ready(None) };
         let item = match generation.next(Some(Duration::ZERO)) {

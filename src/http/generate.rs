@@ -1,4 +1,5 @@
-//! The two OpenAI-shaped ways to generate, streamed or at once. Knows the order of things; `shape` knows their form.
+//! The two OpenAI-shaped generation endpoints, streamed or whole. Handles the sequence of events; `shape` makes the
+//! JSON.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -46,7 +47,7 @@ async fn answer(
         return Err(Error::closed("the service is about to end and takes nothing new").into());
     }
     let engine = app.engine.clone();
-    // Templates and tokenizers take a while on long prompts.
+    // Templates and tokenizers are slow on long prompts.
     let (stream, include_usage, logprobs, n, tools, started) = blocking(move || {
         let mut parsed = parse()?;
         let (stream, include_usage, logprobs) = (parsed.stream, parsed.include_usage, parsed.each.logprobs.is_some());
@@ -70,8 +71,8 @@ async fn answer(
     if stream { Ok(streamed(shape, choices, events)) } else { at_once(shape, choices, events).await }
 }
 
-/// One generation for each answer wanted, those to a prompt one after the other, with the text that is to stand before
-/// it. If one is refused, those before it are cancelled.
+/// Starts a generation for each answer, grouped by prompt, with the text to echo before it. If one is refused, those
+/// started before it are cancelled.
 fn start(engine: &Engine, parsed: ParsedRequest) -> Result<Vec<(String, GenerationStream)>> {
     let (n, echo) = (parsed.n, parsed.echo);
     let given = |prompt: &Prompt| match prompt {
@@ -85,7 +86,7 @@ fn start(engine: &Engine, parsed: ParsedRequest) -> Result<Vec<(String, Generati
     for (request, text) in all {
         for i in 0..n {
             let mut request = request.clone();
-            // With a seed given, each answer has its own all the same.
+            // With a given seed, each answer still has its own.
             request.sampling.seed = request.sampling.seed.map(|seed| seed.wrapping_add(u64::from(i)));
             started.push((text.clone(), engine.generate(request)?));
         }
@@ -123,13 +124,13 @@ fn streamed(shape: Shape, mut choices: Vec<Choice>, events: Vec<Events>) -> Resp
                 chunks.extend(shape.last(choice, &generation, &logprobs).into_iter().map(data));
                 done.push(generation);
             }
-            // The others go on; a client can tell by `error` that this one is not whole.
+            // The other answers continue; `error` tells the client that this one is incomplete.
             Err(error) => {
                 chunks.push(data(shape.failed(choice, ApiError::from(error).body())));
                 failed += 1;
             }
         }
-        // After an end nothing more comes of a choice, so this is true once, at the last of all ends.
+        // An ended choice sends nothing more, so this holds once, after the last one ends.
         if done.len() + failed == choices.len() {
             chunks.extend(shape.counts(&done).map(data));
             chunks.push(sse::Event::default().data("[DONE]"));

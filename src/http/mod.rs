@@ -1,4 +1,4 @@
-//! The HTTP service: requests to engine calls, and their results to answers in OpenAI's shapes. The only user of axum;
+//! The HTTP service: turns requests into engine calls, and results into OpenAI-shaped responses. The only user of axum;
 //! holds no state of its own.
 
 mod auth;
@@ -38,17 +38,17 @@ use origin::Origins;
 
 pub use background::Background;
 
-/// Running answers get this long to end once shutdown was asked for.
+/// Time that running answers get to end after a shutdown request.
 const DRAIN: Duration = Duration::from_secs(30);
-/// Time between two looks whether requests are left.
+/// Polling interval for remaining requests.
 const LOOK: Duration = Duration::from_millis(20);
-/// Time for what was answered last to reach its client.
+/// Time for the last responses to reach their clients.
 const FLUSH: Duration = Duration::from_secs(1);
 
-/// What every handler sees.
+/// State shared by all handlers.
 struct App {
     engine: Engine,
-    /// The name answers and `/v1/models` give; the base model doesn't change while a process lives.
+    /// The model's name in responses and in `/v1/models`; the base model never changes while the process runs.
     model: String,
     started: u64,
     keys: Keys,
@@ -56,18 +56,19 @@ struct App {
     body_limit: usize,
     patience: Duration,
     draining: AtomicBool,
-    /// A step blocks a thread for as long as it trains, so only one may be asked for at a time.
+    /// A step blocks a thread while it trains, so only one at a time is accepted.
     step: Arc<Semaphore>,
 }
 
 impl App {
-    /// Whether the service is about to end, and takes nothing new.
+    /// Whether the service is shutting down and accepts nothing new.
     fn draining(&self) -> bool {
         self.draining.load(Ordering::Acquire)
     }
 }
 
-/// Whether `config` may be served on `address`; what [`serve`] checks first, for callers with slow work before it.
+/// Checks whether `config` may be served on `address`. [`serve`] checks it too; this is for callers with slow work
+/// before.
 ///
 /// # Errors
 /// `Arg` for an address beyond loopback without keys, or for a key file without a key; `Io` if that file can't be read.
@@ -75,8 +76,8 @@ pub fn check(config: &HttpConfig, address: SocketAddr) -> Result<()> {
     Keys::load(config, address).map(|_| ())
 }
 
-/// Serves `engine` on `listener` until `shutdown` resolves; then refuses to generate anything new, `/health` says so,
-/// and what runs gets 30 seconds. The engine stays open.
+/// Serves `engine` on `listener` until `shutdown` resolves; then refuses new generations, which `/health` reports, and
+/// gives running ones 30 seconds. The engine stays open.
 ///
 /// # Errors
 /// As [`check`], and `Io` if the listener has no address.
@@ -104,14 +105,14 @@ pub async fn serve(
         () = connections.accept(&listener) => None,
         deadline = async { shutdown.await; drain(&app).await } => Some(deadline),
     };
-    // Nobody who comes from now on should wait for an answer.
+    // Clients that connect from now on should not wait for a response.
     drop(listener);
     let left = deadline.map_or(FLUSH, |deadline| deadline.saturating_duration_since(Instant::now()).max(FLUSH));
     connections.close(left).await;
     Ok(())
 }
 
-/// Waits until no request is decoded or waits any more, at most [`DRAIN`]; returns when that time will be over.
+/// Waits until no request is running or queued, at most [`DRAIN`]; returns when that time ends.
 async fn drain(app: &App) -> Instant {
     let deadline = Instant::now() + DRAIN;
     app.draining.store(true, Ordering::Release);
@@ -162,12 +163,12 @@ fn router(app: Arc<App>) -> Router {
         .method_not_allowed_fallback(control::no_method)
         .layer(middleware::from_fn_with_state(app.clone(), auth::guard))
         .layer(middleware::from_fn_with_state(app.clone(), origin::guard))
-        // `body::Body` has the limit that the settings give.
+        // `body::Body` applies the limit from the settings.
         .layer(DefaultBodyLimit::disable())
         .with_state(app)
 }
 
-/// Runs an engine call that may wait for the disk or the trainer where it delays no other request.
+/// Runs an engine call that may wait for the disk or the trainer, on a thread where it delays no other request.
 async fn blocking<T: Send + 'static>(call: impl FnOnce() -> ApiResult<T> + Send + 'static) -> ApiResult<T> {
     match tokio::task::spawn_blocking(call).await {
         Ok(result) => result,

@@ -1,4 +1,4 @@
-//! What there is to call, as an OpenAPI document and a page to read it. Answers no other call.
+//! The API as an OpenAPI document, and a page to read it. Answers no other call.
 
 use std::sync::OnceLock;
 
@@ -15,7 +15,7 @@ pub(super) async fn document() -> impl IntoResponse {
     ([(header::CONTENT_TYPE, "application/json")], text.as_str())
 }
 
-/// GET /docs: needs nothing from elsewhere, and is allowed nothing from elsewhere.
+/// GET /docs: loads nothing from other hosts, and may not.
 pub(super) async fn page() -> impl IntoResponse {
     let policy = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'";
     let mut headers = HeaderMap::new();

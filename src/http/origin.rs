@@ -1,4 +1,4 @@
-//! Which sites' pages may ask (CORS): those of this machine, and those that the settings name. Checks no keys.
+//! Cross-origin requests (CORS): allows pages of this machine and of the configured origins. Checks no keys.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use super::App;
 use super::error::{ApiError, ApiResult};
 use crate::config::OriginPattern;
 
-/// How long a browser may remember what it was allowed, in seconds.
+/// How long a browser may cache the permission, in seconds.
 const REMEMBER: HeaderValue = HeaderValue::from_static("600");
 const METHODS: HeaderValue = HeaderValue::from_static("GET, POST, OPTIONS");
 
@@ -25,7 +25,7 @@ pub(super) struct Origins {
 impl Origins {
     /// Reads the setting `http.origins`.
     pub(super) fn new(setting: &str) -> Self {
-        // What is no origin was refused with the other settings.
+        // Invalid origins were refused with the other settings.
         Self { named: setting.split(',').map(str::trim).filter_map(OriginPattern::parse).collect() }
     }
 
@@ -34,9 +34,8 @@ impl Origins {
     }
 }
 
-/// Refuses requests that a browser sends for a page of another site: feedback changes the weights, and on loopback no
-/// key stands before it. A page that comes from where it asks is judged by its name as well: any name can be made to
-/// lead to this machine.
+/// Refuses requests that a browser sends for a page of another site: feedback changes the weights, and loopback needs
+/// no key. Same-origin pages are checked by their host name too, since any name can be made to resolve to this machine.
 pub(super) async fn guard(State(app): State<Arc<App>>, request: Request, next: Next) -> ApiResult<Response> {
     let Some(origin) = request.headers().get(header::ORIGIN).cloned() else { return Ok(next.run(request).await) };
     if !origin.to_str().is_ok_and(|origin| app.origins.allow(origin)) {
@@ -57,7 +56,7 @@ fn preflight(asked: &HeaderMap) -> Response {
     let headers = response.headers_mut();
     headers.insert(header::ACCESS_CONTROL_ALLOW_METHODS, METHODS);
     headers.insert(header::ACCESS_CONTROL_MAX_AGE, REMEMBER);
-    // Clients bring headers of their own, which are ignored.
+    // Clients send headers of their own, which are ignored.
     if let Some(wanted) = asked.get(header::ACCESS_CONTROL_REQUEST_HEADERS) {
         headers.insert(header::ACCESS_CONTROL_ALLOW_HEADERS, wanted.clone());
     }

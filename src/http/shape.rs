@@ -1,4 +1,4 @@
-//! The form of OpenAI's chat and text completions, whole and in chunks. Generates nothing.
+//! The JSON of OpenAI's chat and text completions, whole and in chunks. Generates nothing.
 
 use std::sync::Arc;
 
@@ -15,7 +15,7 @@ pub(super) enum Kind {
     Text,
 }
 
-/// What all pieces of one response share.
+/// Fields shared by all parts of one response.
 pub(super) struct Shape {
     pub(super) kind: Kind,
     pub(super) id: String,
@@ -26,8 +26,8 @@ pub(super) struct Shape {
     pub(super) per_prompt: usize,
 }
 
-/// Where tokens begin in the text of an answer, in characters. One that does not complete a character begins where that
-/// will stand.
+/// Offsets of tokens in the text of an answer, in characters. A token that doesn't complete a character has the offset
+/// of that character.
 #[derive(Default)]
 struct Offsets {
     characters: usize,
@@ -43,7 +43,7 @@ impl Offsets {
     }
 }
 
-/// The reason in OpenAI's words, which have none for an answer that was given up: it is cut short.
+/// The reason in OpenAI's words, which have none for a cancelled answer: it counts as cut short.
 fn finish_reason(finish: FinishReason) -> &'static str {
     match finish {
         FinishReason::Stop => "stop",
@@ -55,15 +55,15 @@ fn finish_reason(finish: FinishReason) -> &'static str {
 pub(super) struct Choice {
     index: usize,
     id: String,
-    /// Whether log-probabilities were asked for.
+    /// Whether log-probabilities were requested.
     logprobs: bool,
-    /// Those of an answer given at once.
+    /// The log-probabilities of an answer that is returned whole.
     pub(super) told: Vec<TokenLogprob>,
-    /// Where the tokens told in chunks before ended.
+    /// Offset at the end of the chunks sent so far.
     offsets: Offsets,
-    /// The prompt's text, where it is to stand before the answer.
+    /// The prompt's text, if it is echoed before the answer.
     echo: String,
-    /// Where the answer may call tools.
+    /// Parses tool calls, if the answer may make any.
     reader: Option<Reader>,
 }
 
@@ -114,7 +114,7 @@ impl Shape {
         body
     }
 
-    /// A chat stream opens with the role, a completion with its prompt where that is to be echoed.
+    /// The first chunk: the role of a chat, or the echoed prompt of a completion.
     pub(super) fn head(&self, choice: &Choice) -> Option<Value> {
         let opening = match self.kind {
             Kind::Chat => json!({"role": "assistant", "content": ""}),
@@ -124,7 +124,7 @@ impl Shape {
         Some(self.chunk(choice, opening, Value::Null, Value::Null))
     }
 
-    /// `None` where nothing can be told yet.
+    /// A chunk of text; `None` if there is nothing to send yet.
     pub(super) fn piece(&self, choice: &mut Choice, text: String, logprobs: &[TokenLogprob]) -> Option<Value> {
         let text = match &mut choice.reader {
             Some(reader) => reader.push(&text),
@@ -141,7 +141,7 @@ impl Shape {
         Some(self.chunk(choice, piece, logprobs, Value::Null))
     }
 
-    /// The end of an answer; before it what was held back, text or calls.
+    /// The last chunks of an answer, with any text or calls held back.
     pub(super) fn last(&self, choice: &mut Choice, generation: &Generation, logprobs: &[TokenLogprob]) -> Vec<Value> {
         let mut chunks = Vec::new();
         let mut finish = finish_reason(generation.finish);
@@ -168,7 +168,7 @@ impl Shape {
         chunks
     }
 
-    /// Calls as OpenAI has them; in a stream they are numbered.
+    /// Calls in OpenAI's form, which are numbered in a stream.
     fn calls(&self, generation: &str, calls: Vec<Call>, numbered: bool) -> Value {
         let mut calls = calls_json(generation, calls);
         if numbered {
@@ -177,7 +177,7 @@ impl Shape {
         calls.into()
     }
 
-    /// The end of an answer that failed: the error beside the choice that it ended.
+    /// The last chunk of an answer that failed: the error beside its choice.
     pub(super) fn failed(&self, choice: &Choice, error: Value) -> Value {
         let nothing = match self.kind {
             Kind::Chat => json!({}),
@@ -188,7 +188,7 @@ impl Shape {
         last
     }
 
-    /// The token counts, where they were asked for.
+    /// The token counts, if they were requested.
     pub(super) fn counts(&self, generations: &[Arc<Generation>]) -> Option<Value> {
         self.include_usage.then(|| {
             let mut counts = self.body(self.chunk_object(), Vec::new());
@@ -197,8 +197,7 @@ impl Shape {
         })
     }
 
-    /// Log-probabilities of a chunk, which may have come to none: text is held back until it is whole, and may be so in
-    /// groups.
+    /// Log-probabilities of a chunk, of which there may be none: text is held back until its characters are complete.
     fn told(&self, choice: &mut Choice, logprobs: &[TokenLogprob]) -> Value {
         if logprobs.is_empty() { Value::Null } else { self.logprobs(logprobs, &mut choice.offsets) }
     }
@@ -256,7 +255,7 @@ impl Shape {
     }
 }
 
-/// Said only where it isn't: such an answer can't be rated.
+/// Adds `recorded: false` to an answer that can't be rated.
 fn tell_if_unrecorded(choice: &mut Value, generation: &Generation) {
     if generation.unrecorded {
         choice["recorded"] = false.into();

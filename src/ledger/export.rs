@@ -1,4 +1,4 @@
-//! Reads a ledger for others, beside whoever holds it. Never writes.
+//! Reads a ledger that another process may hold. Never writes.
 
 use std::path::Path;
 
@@ -9,10 +9,10 @@ use super::{META_MODEL_SHA256, schema};
 use crate::error::{Error, Result};
 use crate::types::{Generation, GenerationId, TokenId};
 
-/// Rows read at once: a long read would keep the log of a running engine from being folded.
+/// Rows per read: a long read would keep a running engine's log from being folded.
 const PAGE: usize = 256;
 
-/// Something that was said.
+/// A piece of feedback.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Exported {
     /// Feedback on one answer.
@@ -22,7 +22,7 @@ pub enum Exported {
 }
 
 impl Exported {
-    /// The prompt that it is about, as the model saw it.
+    /// The prompt of the answer, as the model saw it.
     pub fn prompt(&self) -> &[TokenId] {
         match self {
             Exported::Feedback(generation, _) => &generation.prompt,
@@ -31,7 +31,7 @@ impl Exported {
     }
 }
 
-/// A ledger that is only read; an engine may hold the folder meanwhile.
+/// A ledger opened for reading; an engine may hold the folder.
 pub struct LedgerReader {
     db: Connection,
 }
@@ -51,7 +51,7 @@ impl LedgerReader {
         open().map_err(|e: Error| e.context(format!("opening {}", path.display())))
     }
 
-    /// SHA-256 of the base model that it belongs to.
+    /// SHA-256 of the base model.
     ///
     /// # Errors
     /// `Io` if it can't be read.

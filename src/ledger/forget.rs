@@ -1,4 +1,4 @@
-//! Deletes what one user said and was told. Never touches versions or batches: they hold numbers alone.
+//! Deletes one user's data. Never touches versions or batches, which hold only numbers.
 
 use std::time::Duration;
 
@@ -9,26 +9,26 @@ use super::{schema, waiting};
 use crate::error::Result;
 use crate::ids::GenerationKind;
 
-/// How much was deleted.
+/// Numbers of deleted rows.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Forgotten {
     /// Answers made for the user, with their prompts.
     pub generations: u64,
-    /// Pieces of feedback: the user's own, and anyone's on those answers.
+    /// Feedback: the user's own, and everyone's on those answers.
     pub feedback: u64,
-    /// Preferences: the user's own, and anyone's with one of those answers.
+    /// Preferences: the user's own, and everyone's that involve those answers.
     pub preferences: u64,
     /// Records of samples made of those answers.
     pub samples: u64,
-    /// Whether no copy is left on disk. `false` while another program reads the ledger: its log, which held them too,
-    /// is emptied as soon as that ends.
+    /// Whether no copy is left on disk. `false` while another program is reading the ledger, whose log, which held the
+    /// data too, is emptied when that ends.
     pub overwritten: bool,
 }
 
-/// Deletes, and returns also how many answers have nothing waiting any more.
+/// Deletes, and also returns how many answers no longer wait for training.
 pub(super) fn forget(db: &Connection, user: &str) -> Result<(Forgotten, u64)> {
     let before = waiting::pending_count(db)?;
-    // Rollouts to their prompts as well: those of earlier builds don't say whose the prompt is.
+    // Rollouts to the user's prompts too: those of earlier builds don't name the prompt's user.
     db.execute_batch("CREATE TEMP TABLE IF NOT EXISTS theirs (seq INTEGER PRIMARY KEY); DELETE FROM temp.theirs")?;
     let rollouts = GenerationKind::Rollout.prefix();
     db.prepare(
@@ -40,7 +40,7 @@ pub(super) fn forget(db: &Connection, user: &str) -> Result<(Forgotten, u64)> {
     let delete = |sql: &str| -> Result<u64> { Ok(db.prepare(sql)?.execute([user])? as u64) };
     let delete_theirs = |sql: &str| -> Result<u64> { Ok(db.prepare(sql)?.execute([])? as u64) };
     const THEIRS: &str = "(SELECT seq FROM temp.theirs)";
-    // What was taught by a correction of theirs of another's answer is on record there, as a score: no word of it.
+    // A correction of another user's answer left a score there, but no text.
     let forgotten = Forgotten {
         samples: delete_theirs(&format!("DELETE FROM samples WHERE generation IN {THEIRS}"))?,
         preferences: delete(&format!(
@@ -56,8 +56,8 @@ pub(super) fn forget(db: &Connection, user: &str) -> Result<(Forgotten, u64)> {
     Ok((forgotten, before.saturating_sub(waiting::pending_count(db)?)))
 }
 
-/// Folds the write-ahead log into the file and empties it: it held the words as well. `false` if another program reads
-/// the ledger for longer than `patience`.
+/// Folds the write-ahead log into the file and empties it, since it held the data too. `false` if another program keeps
+/// reading the ledger for longer than `patience`.
 pub(super) fn fold_log(db: &Connection, patience: Duration) -> Result<bool> {
     db.busy_timeout(patience)?;
     let busy = db.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get::<_, i64>(0));

@@ -1,5 +1,5 @@
-//! The handle: every call of the ledger, sent to the thread that writes or to a connection that reads. Never decides
-//! what may be written or what counts.
+//! The handle of the ledger: sends each call to the writer's thread or to the reading connection. Never decides what
+//! may be written or what counts.
 
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -17,16 +17,16 @@ use crate::error::{Error, Result};
 use crate::lock::lock;
 use crate::types::*;
 
-/// An open ledger. One process a folder; every method is safe from any thread.
+/// An open ledger. One process per folder; every method is safe from any thread.
 ///
-/// A generation must be of a version that is on record: commit a version before it serves.
+/// The version of a generation must be on record: commit a version before it serves.
 pub struct Ledger {
     pub(super) writer: Writer,
-    /// Reads see what is committed, and never wait for a write.
+    /// Reads see committed data, and never wait for a write.
     reader: Mutex<Option<Connection>>,
-    /// Answers with feedback that teaches and is not yet used. Changed on the writer's thread, after a commit.
+    /// Number of answers with feedback to train on. Changed on the writer's thread, after a commit.
     pending: Arc<AtomicU64>,
-    /// How much of what is said counts.
+    /// Rules about whose feedback counts.
     rules: Arc<Rules>,
 }
 
@@ -45,7 +45,7 @@ impl Ledger {
         Self::open_with(dir, Rules::default())
     }
 
-    /// The same, with rules of what counts.
+    /// The same, with rules about whose feedback counts.
     ///
     /// # Errors
     /// As [`Ledger::open`].
@@ -55,7 +55,7 @@ impl Ledger {
         let path = dir.join("ledger.sqlite3");
         let open = || -> Result<_> {
             let db = schema::open_writer(&path)?;
-            // The name of a new file must survive a power cut as well.
+            // The entry of a new file must survive a power failure too.
             #[cfg(unix)]
             std::fs::File::open(dir)?.sync_all()?;
             let pending = waiting::pending_count(&db)?;
@@ -65,12 +65,12 @@ impl Ledger {
         Ok(Ledger { writer, reader: Mutex::new(Some(reader)), pending: Arc::new(pending.into()), rules: rules.into() })
     }
 
-    /// Queues a generation to be recorded; waits only while the queue is full. `done` runs on the ledger's thread after
-    /// the commit: it must be quick, and must not wait for the ledger.
+    /// Queues a generation for recording; waits only while the queue is full. `done` runs on the ledger's thread after
+    /// the commit: it must be quick and must not wait for the ledger.
     ///
     /// # Errors
-    /// `Closed` at once. To `done`: `Arg` for an id that is taken or too long, an unknown version, or sampling settings
-    /// that are not finite; `Io` if it could not be written.
+    /// `Closed` at once. Passed to `done`: `Arg` for an id that is taken or too long, an unknown version, or sampling
+    /// settings that are not finite; `Io` if it could not be written.
     pub fn record_generation(&self, g: Arc<Generation>, done: Box<dyn FnOnce(Result<()>) + Send>) -> Result<()> {
         self.writer.submit(move |db| write::record(db, &g), done)
     }
@@ -84,7 +84,7 @@ impl Ledger {
         self.put_feedback(f, self.rules.clone())
     }
 
-    /// The same without limits of time: for what an operator brings in.
+    /// The same without limits over time, for what an operator imports.
     ///
     /// # Errors
     /// As [`Ledger::add_feedback`].
@@ -104,8 +104,8 @@ impl Ledger {
         Ok(receipt)
     }
 
-    /// Records that one answer is better than another, and returns its row number; it is on disk then. What a user said
-    /// before keeps its row.
+    /// Records that one answer is better than another, and returns its row number; it is on disk then. A repeated
+    /// preference keeps its row.
     ///
     /// # Errors
     /// As [`Ledger::add_feedback`]; `Arg` also if both are the same.
@@ -113,7 +113,7 @@ impl Ledger {
         Ok(self.import_preference(chosen, rejected, user)?.0)
     }
 
-    /// The same; says also whether it is new.
+    /// The same; also returns whether it is new.
     ///
     /// # Errors
     /// As [`Ledger::add_preference`].
@@ -148,14 +148,14 @@ impl Ledger {
         self.read(|db| rows::feedback_of(db, id))
     }
 
-    /// Answers that [`Ledger::pending_batch`] would offer. Costs nothing.
+    /// Number of answers that [`Ledger::pending_batch`] would offer. Costs nothing.
     pub fn pending_ratings(&self) -> u64 {
         self.pending.load(Ordering::Relaxed)
     }
 
-    /// At most `max` answers with feedback that teaches and is not yet used, the oldest answers first, within the
-    /// rules. Of several ratings of a user the last stands, of several users' their mean, and all are listed. An answer
-    /// without tokens is never offered. Nothing is marked: the same batch comes again until a commit uses it.
+    /// At most `max` answers with feedback that is not yet used, the oldest first, as far as the rules allow. A user's
+    /// last rating of an answer counts, and the mean over users; all ratings are listed. Answers without tokens are
+    /// never offered. Nothing is marked: the same batch comes again until a commit uses it.
     ///
     /// # Errors
     /// As [`Ledger::generation`].
@@ -163,8 +163,7 @@ impl Ledger {
         self.read(|db| limits::pending_batch(db, max, &self.rules))
     }
 
-    /// At most `max` answers that nobody said anything of and that no batch had, the newest first, of version `since`
-    /// or later.
+    /// At most `max` answers without feedback that were in no batch, the newest first, from version `since` on.
     ///
     /// # Errors
     /// As [`Ledger::generation`].
@@ -172,8 +171,8 @@ impl Ledger {
         self.read(|db| rows::unrated(db, max, since))
     }
 
-    /// The newest prompts that anybody asked, at most `max`, each once. (Rollouts, whose ids begin with `rol-`, are not
-    /// asked.)
+    /// The newest prompts of requests, at most `max`, each once. (Rollouts, whose ids begin with `rol-`, are not
+    /// requests.)
     ///
     /// # Errors
     /// As [`Ledger::generation`].
@@ -181,7 +180,7 @@ impl Ledger {
         self.read(|db| rows::recent_prompts(db, max))
     }
 
-    /// What taught from an answer: the samples it gave, oldest first.
+    /// The training samples made from an answer, oldest first.
     ///
     /// # Errors
     /// As [`Ledger::generation`].
@@ -189,8 +188,8 @@ impl Ledger {
         self.read(|db| rows::samples_of(db, id))
     }
 
-    /// At most `max` answers that taught, from all over the last thousands, with what each was worth; others for
-    /// another `draw`, and the same for the same.
+    /// At most `max` answers that were trained on, spread over the last thousands, with their scores. The selection
+    /// depends on `draw`.
     ///
     /// # Errors
     /// As [`Ledger::generation`].
@@ -198,9 +197,9 @@ impl Ledger {
         self.read(|db| rows::taught(db, max, draw))
     }
 
-    /// Preferences and corrections as pairs for a reward model, oldest first, within the rules: without those of users
-    /// who are held or rejected, what is said again, what is over a user's hour, what is not ripe, and what is over a
-    /// user's share. What was imported is limited by neither hour nor share.
+    /// Preferences and corrections as pairs for a reward model, oldest first, as far as the rules allow: without users
+    /// who are held or rejected, repeats, what exceeds a user's hourly limit or share, and what is in quarantine.
+    /// Imported pairs have no hourly limit and no share.
     ///
     /// # Errors
     /// As [`Ledger::generation`].
@@ -208,7 +207,7 @@ impl Ledger {
         self.read(|db| limits::pairs(db, &self.rules))
     }
 
-    /// How many there are of those pairs, users not looked at. Cheap.
+    /// Number of those pairs, without regard to users. Cheap.
     ///
     /// # Errors
     /// As [`Ledger::generation`].
@@ -216,7 +215,7 @@ impl Ledger {
         self.read(rows::pair_count)
     }
 
-    /// Users whose feedback waits for a person, and those that one has decided about.
+    /// Users whose feedback waits for review, and those already decided about.
     ///
     /// # Errors
     /// As [`Ledger::generation`].
@@ -224,8 +223,8 @@ impl Ledger {
         self.read(|db| limits::reviews(db, &self.rules))
     }
 
-    /// Records a decision about a user; it is on disk when this returns. Rejecting leaves out what waits of theirs, for
-    /// good.
+    /// Records a decision about a user; it is on disk when this returns. Rejecting a user discards the user's waiting
+    /// feedback for good.
     ///
     /// # Errors
     /// `Arg` for a name that is too long, `Io`, `Closed`.
@@ -235,10 +234,10 @@ impl Ledger {
         self.commit_batch(move |db| limits::review(db, &user, verdict))
     }
 
-    /// Deletes a user's words: the answers made for them with their prompts, what anyone said of those, and all they
-    /// said of others' answers. They are overwritten on disk, in the write-ahead log too, when this returns; while
-    /// another program reads the ledger the log can't be emptied, and is as soon as it can
-    /// ([`Forgotten::overwritten`]). Versions that learned from them remain, and the numbers of batches.
+    /// Deletes a user's data: the answers made for the user with their prompts, everyone's feedback on those, and the
+    /// user's feedback on other answers. It is overwritten on disk, in the write-ahead log too, when this returns;
+    /// while another program is reading the ledger, the log is only emptied afterwards ([`Forgotten::overwritten`]).
+    /// Versions that were trained on the data remain, as do the figures of batches.
     ///
     /// # Errors
     /// `Io` if it could not be written, `Closed`.
@@ -252,14 +251,14 @@ impl Ledger {
             Ok(forgotten)
         };
         self.writer.call_and_fold(work, move |forgotten: &mut Forgotten, folded| {
-            // Whatever becomes of the log: they are deleted.
+            // Whatever happens to the log, they are deleted.
             pending.fetch_sub(settled.load(Ordering::Relaxed), Ordering::Relaxed);
             forgotten.overwritten = folded;
         })
     }
 
-    /// Records a new version, marks the feedback it used, keeps what its samples were, and makes it the active one if
-    /// it says that it is: all or nothing.
+    /// Records a new version, marks the feedback it used, stores its samples, and activates it if `v` says so: all or
+    /// nothing.
     ///
     /// # Errors
     /// `Arg` if the number is not above every earlier one, the parent is unknown, or feedback was used before or
@@ -276,7 +275,7 @@ impl Ledger {
         })
     }
 
-    /// Records a version that was made elsewhere or earlier; the active one stays.
+    /// Records a version that was made elsewhere or earlier; the active one does not change.
     ///
     /// # Errors
     /// As [`Ledger::commit_version`].
@@ -302,7 +301,7 @@ impl Ledger {
         self.writer.call(move |db| write::activate(db, v), |()| ())
     }
 
-    /// The version that was made active last.
+    /// The version that was activated last.
     ///
     /// # Errors
     /// As [`Ledger::generation`].
@@ -315,12 +314,12 @@ impl Ledger {
         self.read(rows::versions)
     }
 
-    /// The version that was made last, whichever is active. Errors as [`Ledger::generation`].
+    /// The version that was made last, active or not. Errors as [`Ledger::generation`].
     pub fn newest(&self) -> Result<PolicyVersion> {
         self.read(rows::newest)
     }
 
-    /// The number that the next version gets.
+    /// The number of the next version.
     ///
     /// # Errors
     /// As [`Ledger::generation`].
@@ -328,7 +327,7 @@ impl Ledger {
         Ok(PolicyVersion(self.newest()?.0 + 1))
     }
 
-    /// SHA-256 of the base model that the ledger belongs to, if it belongs to one yet.
+    /// SHA-256 of the base model that the ledger is bound to, if any.
     ///
     /// # Errors
     /// As [`Ledger::generation`].
@@ -336,34 +335,34 @@ impl Ledger {
         self.read(|db| rows::meta(db, META_MODEL_SHA256))
     }
 
-    /// Ties the ledger to its base model, the first time; checks it ever after. (The name is for messages: the same
+    /// Binds the ledger to its base model the first time, and checks it afterwards. (The name is for messages: the same
     /// file under another name is the same model.)
     ///
     /// # Errors
-    /// `Model` if it belongs to another one, naming both.
+    /// `Model` if it is bound to another one, naming both.
     pub fn bind_model(&self, sha256: &str, name: &str) -> Result<()> {
         let (sha256, name) = (sha256.to_owned(), name.to_owned());
         self.writer.call(move |db| write::bind(db, &sha256, &name), |()| ())
     }
 
-    /// Writes what is queued and lets go of the folder; every later call is refused as `Closed`. Idempotent; dropping
-    /// the ledger does it too.
+    /// Writes what is queued and releases the folder; later calls are refused as `Closed`. Idempotent; dropping the
+    /// ledger does the same.
     pub fn close(&self) {
-        // First, so that the writer is the last connection: that one folds the write-ahead log into the file.
+        // First, so that the writer is the last connection, which folds the write-ahead log into the file.
         drop(lock(&self.reader).take());
         self.writer.close();
     }
 
-    /// What a query sees of what is committed.
+    /// Runs a query on the committed data.
     pub(super) fn read<T>(&self, query: impl FnOnce(&Connection) -> Result<T>) -> Result<T> {
         let reader = lock(&self.reader);
         let db = reader.as_ref().ok_or_else(|| Error::closed("the ledger is closed"))?;
-        // One snapshot for all the selects of a query.
+        // One snapshot for all selects of a query.
         let snapshot = db.unchecked_transaction()?;
         query(&snapshot)
     }
 
-    /// `work` returns how many answers have no rating waiting any more.
+    /// `work` returns how many answers no longer have a rating waiting.
     pub(super) fn commit_batch(&self, work: impl FnOnce(&Connection) -> Result<u64> + Send + 'static) -> Result<()> {
         let pending = self.pending.clone();
         let settle = move |settled: &u64| {

@@ -1,4 +1,4 @@
-//! Holds a data folder for one process. Never waits, and never removes the lock file (that would let two in).
+//! Locks a data folder for one process. Never waits, and never removes the lock file (that would let two in).
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{Read, Seek, Write};
@@ -6,7 +6,7 @@ use std::path::Path;
 
 use crate::error::{Error, Result};
 
-/// The folder is ours until this is dropped, or the process ends in whatever way: the operating system keeps the lock.
+/// Holds the lock until it is dropped or the process ends in any way: the operating system releases it.
 pub(super) struct FolderLock {
     _file: File,
 }

@@ -1,5 +1,5 @@
-//! The durable record of generations, feedback and versions, in SQLite. Never forgets what it acknowledged, never
-//! changes a row beyond marking a rating used, and never trains or judges.
+//! The durable record of generations, feedback and versions, in SQLite. Never loses what it acknowledged, never changes
+//! a row except to mark a rating as used, and never trains or judges.
 
 mod export;
 mod forget;
@@ -33,7 +33,7 @@ pub use unusable::LeftOut;
 pub const MAX_TEXT: usize = 64 << 10;
 /// Most pieces of feedback on one answer.
 pub const MAX_SAID: u64 = 1024;
-/// Most bytes of comments and corrections on one answer, all together.
+/// Most bytes of comments and corrections on one answer, summed.
 pub const MAX_SAID_TEXT: u64 = 1 << 20;
 /// Longest name of a signal, in bytes.
 pub const MAX_SIGNAL: usize = 64;

@@ -1,4 +1,4 @@
-//! What the ledger promises when its process is killed or its folder is held, and what it measures at full size.
+//! Tests of the ledger when its process is killed or its folder is held, and measurements at full size.
 
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Write};
@@ -52,11 +52,11 @@ fn the_second_process_is_told_who_holds_the_folder() {
     assert_eq!(error.message(), expected);
     child.kill().unwrap();
     child.wait().unwrap();
-    // Killed, not closed: the lock is free all the same.
+    // Killed rather than closed, but the lock is free.
     Ledger::open(dir.path()).unwrap();
 }
 
-/// Sixteen clients rate, each answer once; what was acknowledged is printed. A trainer uses ratings up, and prints that
+/// Sixteen clients rate, each answer once, and print what was acknowledged. A trainer uses ratings up, and prints that
 /// too.
 #[test]
 #[ignore = "run by a_killed_process_loses_and_doubles_nothing"]
@@ -118,7 +118,7 @@ fn a_killed_process_loses_and_doubles_nothing() {
             assert_eq!(kept.feedback_id, *row);
             match (used.get(row), &kept.used_by) {
                 (Some(version), found) => assert_eq!(*found, Some(Use::Version(PolicyVersion(*version)))),
-                // Killed between the commit and the print: at most the child's last words are missing.
+                // Killed between the commit and the print: only the child's last lines can be missing.
                 (None, found) => assert!(!matches!(found, Some(Use::Skipped(_)))),
             }
         }
@@ -130,7 +130,7 @@ fn a_killed_process_loses_and_doubles_nothing() {
             })
             .unwrap();
         assert_eq!(ledger.pending_ratings(), unused);
-        // Beyond what was acknowledged there is at most what was in flight: one a client a round.
+        // Besides what was acknowledged, only ratings in flight can be there: one per client and round.
         assert!(total >= rated.len() as u64 && total <= rated.len() as u64 + CLIENTS * (round + 1));
         let check: String =
             ledger.read(|db| Ok(db.pragma_query_value(None, "integrity_check", |r| r.get(0))?)).unwrap();
@@ -190,8 +190,8 @@ fn measure_a_million_generations() {
     let rules = default_rules();
     let ledger = Ledger::open_with(dir.path(), rules.clone()).unwrap();
     let start = Instant::now();
-    // What limits have to look past: the oldest quarter million ratings are one user's, held for review; then those of
-    // one user who has more than a share; then a thousand users in turn.
+    // What the limits must skip: the oldest quarter million ratings are of one user who is held for review; then come
+    // those of one user beyond a share; then a thousand users in turn.
     let user = |n: u32| match n {
         0..500_000 => "held".into(),
         500_000..700_000 => "eager".into(),
@@ -202,7 +202,7 @@ fn measure_a_million_generations() {
         ledger.record_generation(Arc::new(g), Box::new(|outcome| outcome.unwrap())).unwrap();
         if n % 2 == 0 {
             let f = NewFeedback { user: Some(user(n)), ..rating(&n.to_string(), 0.5) };
-            // Time's limit would leave most of them out, and with them the work.
+            // The hourly limit would leave out most of them, and so avoid the work.
             let rules = Rules { hourly: 0, ..rules.clone() };
             let work = move |db: &Connection| write::insert_feedback(db, &f, &rules);
             ledger.writer.submit(work, |outcome| drop(outcome.unwrap())).unwrap();

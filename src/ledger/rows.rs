@@ -1,4 +1,4 @@
-//! Between rows and `types` values. Never decides what may be written.
+//! Converts between rows and `types` values. Never decides what may be written.
 
 use rusqlite::{Connection, OptionalExtension, Row};
 use serde::{Deserialize, Serialize};
@@ -9,34 +9,34 @@ use crate::error::{Error, Result};
 use crate::ids::GenerationKind;
 use crate::types::*;
 
-/// A piece of feedback as it is kept.
+/// A stored piece of feedback.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct StoredFeedback {
     /// Row number; grows with time.
     pub feedback_id: u64,
-    /// What was said.
+    /// What it says.
     pub signal: Signal,
-    /// Who said it.
+    /// The user who gave it.
     pub user: Option<String>,
-    /// A remark.
+    /// A comment.
     pub comment: Option<String>,
-    /// When it came in.
+    /// When it was received.
     pub created: UnixMillis,
-    /// What used it up; `None` while it waits (or is of a kind that is only kept).
+    /// What used it up; `None` while it waits, or if it is of a kind that never trains.
     pub used_by: Option<Use>,
-    /// Why it doesn't count, though of a kind that does.
+    /// Why it doesn't count, if it is of a kind that otherwise does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub left_out: Option<String>,
 }
 
-/// A training sample that an answer gave.
+/// A training sample made from an answer.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct StoredSample {
-    /// The version it taught; `None` if its batch made none.
+    /// The version trained on it; `None` if its batch made none.
     pub version: Option<PolicyVersion>,
     /// Whether the answer itself or a correction was trained on.
     pub kind: SampleKind,
-    /// Its reward and the terms that made it.
+    /// Its reward and the terms of it.
     #[serde(flatten)]
     pub score: Score,
 }
@@ -50,11 +50,11 @@ pub struct StoredPair {
     pub chosen: PairAnswer,
     /// The worse one.
     pub rejected: PairAnswer,
-    /// Who said so.
+    /// The user who gave it.
     pub user: Option<String>,
 }
 
-/// An answer of a pair.
+/// One answer of a pair.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum PairAnswer {
     /// As it was generated.
@@ -63,35 +63,35 @@ pub enum PairAnswer {
     Text(String),
 }
 
-/// A prompt that somebody asked.
+/// The prompt of a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AskedPrompt {
     /// As the model saw it.
     pub tokens: Vec<TokenId>,
-    /// Who asked it last: what is made of it goes with what they said, when they are forgotten.
+    /// The last user who asked it: what is made of it is deleted when that user is forgotten.
     pub user: Option<String>,
 }
 
-/// What a rating was used for.
+/// What used a rating up.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Use {
-    /// The version that learned from it.
+    /// The version that was trained on it.
     Version(PolicyVersion),
-    /// Its batch made no version, for this reason.
+    /// A batch that made no version, for this reason.
     Skipped(String),
 }
 
-/// What the writer needs to know of an answer.
+/// What the writer needs to know about an answer.
 pub(super) struct Answer {
     pub(super) row: i64,
     pub(super) policy_version: PolicyVersion,
     pub(super) empty: bool,
-    /// The same for the same tokens to the same prompt.
+    /// Hash of the prompt and the response: equal for the same tokens to the same prompt.
     pub(super) content: i64,
 }
 
-/// SQLite's integers are signed; nothing real is above.
+/// SQLite's integers are signed; no real value exceeds them.
 pub(super) fn signed(value: u64) -> i64 {
     i64::try_from(value).unwrap_or(i64::MAX)
 }
@@ -221,7 +221,7 @@ fn feedback_row(row: &Row<'_>) -> Result<StoredFeedback> {
     })
 }
 
-/// The first eight bytes of a SHA-256 of what was asked and answered.
+/// The first eight bytes of the SHA-256 of prompt and response.
 fn content(prompt: &[u8], response: &[u8]) -> i64 {
     let mut sum = Sha256::new();
     sum.update((prompt.len() as u64).to_le_bytes());
@@ -232,7 +232,7 @@ fn content(prompt: &[u8], response: &[u8]) -> i64 {
     i64::from_le_bytes(first)
 }
 
-/// Rows looked at for each answer that is wanted: bounds the work where most are rated or taken.
+/// Rows examined per wanted answer: bounds the work where most are rated or used.
 const LOOKED_AT: usize = 16;
 
 pub(super) fn unrated(db: &Connection, max: usize, since: PolicyVersion) -> Result<Vec<RatedGeneration>> {
@@ -256,7 +256,7 @@ pub(super) fn unrated(db: &Connection, max: usize, since: PolicyVersion) -> Resu
 }
 
 pub(super) fn recent_prompts(db: &Connection, max: usize) -> Result<Vec<AskedPrompt>> {
-    // Of those who asked the same, the last.
+    // Of the users who asked the same, the last.
     let mut select = db.prepare_cached(
         "SELECT prompt, user, max(seq) FROM (SELECT seq, prompt, user FROM generations
          WHERE id NOT LIKE ?3 || '%' AND id NOT LIKE ?4 || '%'
@@ -281,7 +281,7 @@ pub(super) fn insert_samples(db: &Connection, batch: i64, samples: &[SampleRecor
     for sample in samples {
         let json = |e: serde_json::Error| Error::arg(format!("a sample's terms: {e}"));
         let terms = serde_json::to_string(&sample.score.terms).map_err(json)?;
-        // An answer may have been forgotten while it was trained on: then nothing of it is put on record.
+        // An answer may have been forgotten while it was trained on; then nothing of it is recorded.
         let kind = match sample.kind {
             SampleKind::Answer => "answer",
             SampleKind::Correction => "correction",
@@ -311,7 +311,7 @@ pub(super) fn samples_of(db: &Connection, id: &GenerationId) -> Result<Vec<Store
     Ok(all)
 }
 
-/// Newest samples among which answers that taught are drawn.
+/// Number of newest samples from which answers are drawn.
 const TAUGHT_AMONG: i64 = 4096;
 
 pub(super) fn taught(db: &Connection, max: usize, draw: u64) -> Result<Vec<(Generation, f64)>> {

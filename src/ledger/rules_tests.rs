@@ -1,4 +1,4 @@
-//! Whose word counts, and what is set aside. What is left once somebody is forgotten has a file of its own.
+//! Tests of whose feedback counts, and of what is set aside. Forgetting a user has a file of its own.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! Opens the database file and brings it to the format of this build. Never touches a newer one.
+//! Opens the database file and migrates it to this build's format. Never touches a newer one.
 
 use std::path::Path;
 use std::time::Duration;
@@ -7,12 +7,12 @@ use rusqlite::{Connection, OpenFlags, Transaction, TransactionBehavior};
 
 use crate::error::{Error, Result};
 
-/// How long a write waits for a lock. Only someone looking in with the sqlite3 shell can hold one.
+/// How long a write waits for a lock, which only someone using the sqlite3 shell can hold.
 pub(super) const PATIENCE: Duration = Duration::from_secs(5);
 
-/// One step a format; a ledger of format n has had the first n. Never edit one that was released: add another.
+/// The steps between formats; a ledger of format n has had the first n. Never edit a released one: add another.
 const MIGRATIONS: &[&str] = &[
-    // 1. Rows are only added. The one later change is `feedback.batch`, the mark of what used a rating up.
+    // 1. Rows are only added. The one later change is to `feedback.batch`, which marks what used a rating up.
     "CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT, WITHOUT ROWID;
 
     CREATE TABLE versions (
@@ -72,9 +72,9 @@ const MIGRATIONS: &[&str] = &[
         user TEXT,
         created INTEGER NOT NULL
     ) STRICT;",
-    // 2. Signals and remarks beside ratings and corrections; what feedback counts for; what a sample was made of. Marks
-    // beside what was said: `teaches` is whether it may train (`left_out` says why not), `batch` what used it up,
-    // `content` what answer it is about, whoever got it: the same tokens to the same prompt.
+    // 2. Signals and comments beside ratings and corrections; what feedback counts for; what a sample was made of.
+    // Marks: `teaches` is whether it may train (`left_out` says why not), `batch` what used it up, `content` the answer
+    // it is about, whoever got it: the same tokens to the same prompt.
     "CREATE TABLE feedback_2 (
         id INTEGER PRIMARY KEY AUTOINCREMENT,
         generation INTEGER NOT NULL REFERENCES generations(seq),
@@ -126,11 +126,11 @@ const MIGRATIONS: &[&str] = &[
     ) STRICT;
     CREATE INDEX reviews_of_user ON reviews(user);
     CREATE INDEX generations_of_user ON generations(user) WHERE user IS NOT NULL;",
-    // 3. What waits, by who said it.
+    // 3. Waiting feedback, by user.
     "CREATE INDEX feedback_unused_of_user ON feedback(user, generation, id, created) \
     WHERE teaches = 1 AND batch IS NULL;",
-    // 4. Verdicts over candidates, those that never became a version included; `decided` is empty while one is on trial
-    // or waits for a person.
+    // 4. Verdicts on candidates, including those that never became a version; `decided` is NULL during a trial and
+    // while a proposal waits.
     "CREATE TABLE verdicts (
         id INTEGER PRIMARY KEY,
         version INTEGER REFERENCES versions(version),
@@ -145,7 +145,7 @@ const MIGRATIONS: &[&str] = &[
     CREATE INDEX generations_of_version ON generations(policy_version, seq);",
 ];
 
-/// The connection that writes, at this build's format.
+/// The writing connection, at this build's format.
 pub(super) fn open_writer(path: &Path) -> Result<Connection> {
     let mut db = Connection::open(path)?;
     configure(&db)?;
@@ -155,8 +155,7 @@ pub(super) fn open_writer(path: &Path) -> Result<Connection> {
             "journal mode is {mode}, expected wal: is the folder on a network file system?"
         )));
     }
-    // An acknowledged write survives a power cut: one fsync a commit.
-    // What is forgotten is overwritten.
+    // One fsync per commit, so an acknowledged write survives a power failure; deleted data is overwritten.
     db.execute_batch(
         "PRAGMA secure_delete = ON; PRAGMA synchronous = FULL; PRAGMA fullfsync = ON;
          PRAGMA checkpoint_fullfsync = ON;",
@@ -166,14 +165,14 @@ pub(super) fn open_writer(path: &Path) -> Result<Connection> {
     Ok(db)
 }
 
-/// A connection that only reads.
+/// A read-only connection.
 pub(super) fn open_reader(path: &Path) -> Result<Connection> {
     let db = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
     configure(&db)?;
     Ok(db)
 }
 
-/// Whether a ledger that is only read is of this build's format.
+/// Checks that a ledger opened for reading has this build's format.
 pub(super) fn check_format(db: &Connection) -> Result<()> {
     let format: i64 = db.pragma_query_value(None, "user_version", |row| row.get(0))?;
     match MIGRATIONS.len() as i64 {
@@ -191,7 +190,7 @@ fn configure(db: &Connection) -> Result<()> {
     Ok(())
 }
 
-/// Applies the steps that are missing, all or none.
+/// Applies the missing steps, all or none.
 fn migrate(db: &mut Connection, steps: &[&str]) -> Result<()> {
     let tx = Transaction::new(db, TransactionBehavior::Immediate)?;
     let format: i64 = tx.pragma_query_value(None, "user_version", |row| row.get(0))?;

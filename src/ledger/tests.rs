@@ -1,4 +1,4 @@
-//! What the ledger promises, tried out: on good days, on a full disk, and with the process killed.
+//! Tests of the ledger's promises: in normal use, on a full disk, and with the process killed.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -65,7 +65,7 @@ pub(super) fn version(number: u64, parent: u64) -> VersionInfo {
     }
 }
 
-/// Name, rating and rows of what is pending.
+/// Name, rating and rows of each pending answer.
 fn pending(ledger: &Ledger) -> Vec<(String, f64, Vec<u64>)> {
     let batch = ledger.pending_batch(100).unwrap();
     assert_eq!(ledger.pending_ratings(), batch.len() as u64);
@@ -178,7 +178,7 @@ fn a_rating_is_used_exactly_once_and_a_new_one_counts_again() {
     ledger.commit_version(&version(1, 0), &[a], &[]).unwrap();
     assert_eq!(pending(&ledger), [("b".into(), 1.0, vec![b])]);
 
-    // A batch with a used rating, or an unknown one, changes nothing at all.
+    // A batch with a used or an unknown rating changes nothing.
     for (used, culprit) in [([b, a], a), ([b, 99], 99)] {
         let error = ledger.commit_version(&version(2, 1), &used, &[]).unwrap_err();
         assert!(error.message().starts_with(&format!("feedback {culprit} is not a rating that waits")), "{error}");
@@ -245,7 +245,7 @@ fn versions_are_listed_with_the_active_one_marked() {
     assert_eq!(versions.iter().map(|v| v.active).collect::<Vec<_>>(), [false, true, false]);
     assert!(versions[2].metrics.explained_variance.is_nan() && versions[2].metrics.kl_per_response.0.is_nan());
     assert_eq!(ledger.active().unwrap(), PolicyVersion(1));
-    // After a rollback numbers still only grow.
+    // Numbers keep growing after a rollback.
     assert_eq!(ledger.next_version().unwrap(), PolicyVersion(3));
     assert_eq!(ledger.set_active(PolicyVersion(7)).unwrap_err().message(), "version 7 is not on record");
     let error = ledger.commit_version(&version(2, 1), &[], &[]).unwrap_err();
@@ -309,7 +309,7 @@ fn closing_writes_what_is_queued_and_frees_the_folder() {
     ledger.close();
     assert_eq!(ledger.generation(&id("0")).unwrap_err().code(), Code::Closed);
     assert_eq!(ledger.add_feedback(&rating("0", 1.0)).unwrap_err().code(), Code::Closed);
-    // The handle is still there, the folder is free.
+    // The handle still exists, but the folder is free.
     let next = Ledger::open(dir.path()).unwrap();
     assert_eq!(next.generation(&id("199")).unwrap(), Some(answer("199")));
 }
@@ -351,7 +351,7 @@ fn the_last_handle_may_go_on_the_ledgers_own_thread() {
 fn a_write_that_fails_does_not_undo_its_neighbours() {
     let (_dir, ledger) = open();
     record(&ledger, answer("a")).unwrap();
-    // Holds the thread until everything below is queued: one group.
+    // Blocks the thread until everything below is queued, to make one group.
     let (go, wait) = crossbeam_channel::bounded::<()>(1);
     ledger.record_generation(Arc::new(answer("b")), Box::new(move |_| wait.recv().unwrap())).unwrap();
     let (sender, outcomes) = crossbeam_channel::unbounded();
@@ -373,7 +373,7 @@ fn a_full_disk_is_an_error_to_the_caller_and_nothing_more() {
     let (dir, ledger) = open();
     record(&ledger, answer("a")).unwrap();
     let kept = rate(&ledger, "a", 0.5);
-    // SQLite's own limit on the file makes the same error as the disk.
+    // SQLite's own limit on the file fails like a full disk.
     let limit = |ledger: &Ledger, pages: i64| {
         let set = move |db: &Connection| Ok(db.pragma_update_and_check(None, "max_page_count", pages, |_| Ok(()))?);
         ledger.writer.call(set, |()| ()).unwrap();
@@ -423,7 +423,7 @@ fn a_disk_that_is_really_full_loses_nothing_acknowledged() {
     println!("{kept} kept");
 }
 
-/// What can happen to a ledger, for comparing it with a model that is plainly right.
+/// Operations on a ledger, to compare it with a simple model.
 #[derive(Clone, Debug)]
 enum Act {
     Rate(usize, f64),
@@ -452,7 +452,7 @@ proptest! {
         for n in 0..4 {
             record(&ledger, answer(&n.to_string())).unwrap();
         }
-        // Ratings that wait, by answer.
+        // Waiting ratings, by answer.
         let mut model: BTreeMap<String, Vec<(u64, f64)>> = BTreeMap::new();
         for act in acts {
             match act {

@@ -1,4 +1,4 @@
-//! Feedback that nothing can be learned from: set aside with the reason, and listed for a person. Never deletes it.
+//! Feedback that can't be used for training: set aside with the reason, and listed for review. Never deletes it.
 
 use std::collections::BTreeSet;
 
@@ -9,24 +9,24 @@ use super::{Ledger, rows, waiting};
 use crate::error::Result;
 use crate::types::GenerationId;
 
-/// What the reason of such feedback begins with.
+/// Prefix of the reasons for such feedback.
 const UNUSABLE: &str = "set aside: ";
 
-/// A piece of feedback that nothing can be learned from.
+/// A piece of feedback that can't be used.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LeftOut {
     /// Its row.
     pub feedback_id: u64,
     /// The answer that it is about.
     pub generation_id: GenerationId,
-    /// Who said it.
+    /// The user who gave it.
     pub user: Option<String>,
     /// Why it can't be used.
     pub reason: String,
 }
 
 impl Ledger {
-    /// Sets feedback aside that nothing can be learned from, each for a reason; it is kept, and teaches no more.
+    /// Sets unusable feedback aside with the reasons; it is kept, but no longer trains.
     ///
     /// # Errors
     /// `Io` if it could not be written, `Closed`.
@@ -35,7 +35,7 @@ impl Ledger {
         self.commit_batch(move |db| leave_out(db, &feedback))
     }
 
-    /// Feedback that was set aside because nothing can be learned from it, the newest first, at most `max`.
+    /// Feedback that was set aside as unusable, the newest first, at most `max`.
     ///
     /// # Errors
     /// As [`Ledger::generation`].
@@ -59,7 +59,7 @@ fn left_out(db: &Connection, max: usize) -> Result<Vec<LeftOut>> {
     Ok(all)
 }
 
-/// How many answers have nothing waiting any more.
+/// Returns how many answers no longer have feedback waiting.
 fn leave_out(db: &Connection, feedback: &[(Vec<u64>, String)]) -> Result<u64> {
     let mut mark = db.prepare_cached(
         "UPDATE feedback SET teaches = 0, left_out = ?1 || ?2 WHERE id = ?3 AND batch IS NULL AND teaches = 1
@@ -69,7 +69,7 @@ fn leave_out(db: &Connection, feedback: &[(Vec<u64>, String)]) -> Result<u64> {
     for (ids, reason) in feedback {
         for id in ids {
             let marked = mark.query_row((UNUSABLE, reason, rows::signed(*id)), |row| row.get::<_, i64>(0));
-            // What was forgotten meanwhile needs no mark.
+            // Feedback that was forgotten meanwhile needs no mark.
             answers.extend(marked.optional()?);
         }
     }

@@ -1,5 +1,5 @@
-//! Verdicts over candidates: what was measured, how a trial by users stands, how it ended. And what users said of two
-//! versions, for whoever decides. Never decides.
+//! Verdicts on candidates: the measurements, the state of a trial, its end; and the users' ratings of two versions,
+//! which decide. Never decides itself.
 
 use rusqlite::{Connection, OptionalExtension, Row};
 
@@ -24,7 +24,7 @@ fn word(ruling: Ruling) -> &'static str {
     WORDS.iter().find(|(known, _)| *known == ruling).map_or("", |(_, word)| word)
 }
 
-/// The time of a decision, where the ruling is one.
+/// The time of the decision, if the ruling is one.
 fn decided(ruling: Ruling) -> Option<i64> {
     (!matches!(ruling, Ruling::Trial | Ruling::Proposed)).then(|| signed(unix_millis()))
 }
@@ -56,8 +56,7 @@ impl Ledger {
         self.read(newest_servable)
     }
 
-    /// Puts a verdict on record and returns its number. Of a candidate that never became a version, `version` is
-    /// `None`.
+    /// Records a verdict and returns its number. `version` is `None` for a candidate that never became one.
     ///
     /// # Errors
     /// `Io`, `Closed`.
@@ -71,7 +70,7 @@ impl Ledger {
         self.writer.call(move |db| insert(db, version, parent, ruling, &record), |_| ())
     }
 
-    /// Changes how a verdict stands.
+    /// Updates a verdict.
     ///
     /// # Errors
     /// `Arg` for an unknown number, `Io`, `Closed`.
@@ -79,7 +78,7 @@ impl Ledger {
         self.writer.call(move |db| update(db, id, ruling, &record), |()| ())
     }
 
-    /// The verdict over a version, if there is one.
+    /// The verdict on a version, if there is one.
     ///
     /// # Errors
     /// As [`Ledger::generation`].
@@ -87,7 +86,7 @@ impl Ledger {
         self.read(|db| of(db, version))
     }
 
-    /// The newest verdicts, at most `max`, the newest first; those over candidates that never became a version too.
+    /// The newest verdicts, at most `max`, the newest first, including those on candidates that never became a version.
     ///
     /// # Errors
     /// As [`Ledger::generation`].
@@ -95,7 +94,7 @@ impl Ledger {
         self.read(|db| newest(db, max))
     }
 
-    /// The trial that is under way.
+    /// The running trial.
     ///
     /// # Errors
     /// As [`Ledger::generation`].
@@ -103,8 +102,8 @@ impl Ledger {
         self.read(trial)
     }
 
-    /// Ratings that count, of answers of either version made since a moment, in their order; at most `max`, those
-    /// after row `after`.
+    /// Ratings that count, of answers of either version created since a given time, in order; at most `max`, after row
+    /// `after`.
     ///
     /// # Errors
     /// As [`Ledger::generation`].
@@ -118,8 +117,8 @@ impl Ledger {
         self.read(|db| ratings(db, versions, since, after, max))
     }
 
-    /// What became of answers that somebody asked for, of either version, made between two moments; at most `max`,
-    /// those after row `after`.
+    /// What users did with answers to requests, of either version, created between two times; at most `max`, after row
+    /// `after`.
     ///
     /// # Errors
     /// As [`Ledger::generation`].
@@ -133,7 +132,7 @@ impl Ledger {
         self.read(|db| answers(db, versions, times, after, max))
     }
 
-    /// How many users rated since a moment; no more than `max` are counted.
+    /// Number of users who rated since a given time; counts up to `max`.
     ///
     /// # Errors
     /// As [`Ledger::generation`].
@@ -142,7 +141,7 @@ impl Ledger {
     }
 }
 
-/// Adds a verdict and returns its number. One that ends nothing (`Ruling::Trial`, `Ruling::Proposed`) stays undecided.
+/// Adds a verdict and returns its number. `Ruling::Trial` and `Ruling::Proposed` leave it undecided.
 pub(super) fn insert(
     db: &Connection,
     version: Option<PolicyVersion>,
@@ -165,7 +164,7 @@ pub(super) fn insert(
     Ok(db.last_insert_rowid().cast_unsigned())
 }
 
-/// Changes how it stands.
+/// Updates a verdict.
 pub(super) fn update(db: &Connection, id: u64, ruling: Ruling, record: &serde_json::Value) -> Result<()> {
     let changed = db
         .prepare_cached("UPDATE verdicts SET ruling = ?2, decided = ?3, record = ?4 WHERE id = ?1")?
@@ -173,7 +172,7 @@ pub(super) fn update(db: &Connection, id: u64, ruling: Ruling, record: &serde_js
     if changed == 1 { Ok(()) } else { Err(Error::unknown_id(format!("verdict {id} is not on record"))) }
 }
 
-/// The newest verdict over a version.
+/// The newest verdict on a version.
 pub(super) fn of(db: &Connection, version: PolicyVersion) -> Result<Option<StoredVerdict>> {
     let sql = format!("SELECT {COLUMNS} FROM verdicts WHERE version = ?1 ORDER BY id DESC LIMIT 1");
     db.prepare_cached(&sql)?.query_row([signed(version.0)], |row| Ok(verdict(row))).optional()?.transpose()
@@ -187,7 +186,7 @@ pub(super) fn newest(db: &Connection, max: usize) -> Result<Vec<StoredVerdict>> 
     rows.map(|row| row?).collect()
 }
 
-/// The trial that is under way. There is one at most.
+/// The running trial. There is at most one.
 pub(super) fn trial(db: &Connection) -> Result<Option<StoredVerdict>> {
     let sql = format!("SELECT {COLUMNS} FROM verdicts WHERE ruling = ?1 ORDER BY id DESC LIMIT 1");
     db.prepare_cached(&sql)?.query_row([word(Ruling::Trial)], |row| Ok(verdict(row))).optional()?.transpose()
@@ -201,8 +200,8 @@ pub(super) fn newest_servable(db: &Connection) -> Result<PolicyVersion> {
     Ok(PolicyVersion(version?))
 }
 
-/// Ratings that count, of answers of either version made since a moment, in the order in which they were given; at most
-/// `max`, those after row `after`.
+/// Ratings that count, of answers of either version created since a given time, in the order in which they were given;
+/// at most `max`, after row `after`.
 pub(super) fn ratings(
     db: &Connection,
     versions: (PolicyVersion, PolicyVersion),
@@ -225,8 +224,8 @@ pub(super) fn ratings(
     Ok(found)
 }
 
-/// What became of answers that somebody asked for, of either version, made since a moment and before another; at most
-/// `max`, those after row `after`.
+/// What users did with answers to requests, of either version, created between two times; at most `max`, after row
+/// `after`.
 pub(super) fn answers(
     db: &Connection,
     versions: (PolicyVersion, PolicyVersion),
@@ -258,7 +257,7 @@ pub(super) fn answers(
     Ok(found)
 }
 
-/// Users who rated since a moment, at most `max`.
+/// Users who rated since a given time, at most `max`.
 pub(super) fn raters(db: &Connection, since: UnixMillis, max: usize) -> Result<usize> {
     let sql = "SELECT count(*) FROM (SELECT DISTINCT user FROM feedback
                WHERE user IS NOT NULL AND created >= ?1 AND rating IS NOT NULL LIMIT ?2)";

@@ -1,4 +1,4 @@
-//! Which answers have feedback that waits to be trained on, and how many. Never changes a row itself.
+//! Finds and counts answers with feedback that waits for training. Never changes a row itself.
 
 use rusqlite::Connection;
 
@@ -9,7 +9,7 @@ use crate::error::Result;
 pub(super) const WAITING: &str = "SELECT 1 FROM feedback INDEXED BY feedback_unused
     WHERE generation = ?1 AND teaches = 1 AND batch IS NULL LIMIT 1";
 
-/// Answers with feedback that waits.
+/// Number of answers with waiting feedback.
 pub(super) fn pending_count(db: &Connection) -> Result<u64> {
     let mut count = db.prepare_cached(
         "SELECT count(DISTINCT generation) FROM feedback INDEXED BY feedback_unused
@@ -19,7 +19,7 @@ pub(super) fn pending_count(db: &Connection) -> Result<u64> {
     rows.next()?.map_or(Ok(0), |row| rows::unsigned(row, 0))
 }
 
-/// How many of these answers have nothing waiting.
+/// Number of these answers without waiting feedback.
 pub(super) fn settled(db: &Connection, answers: impl IntoIterator<Item = i64>) -> Result<u64> {
     let mut waiting = db.prepare_cached(WAITING)?;
     let mut settled = 0;
@@ -29,8 +29,7 @@ pub(super) fn settled(db: &Connection, answers: impl IntoIterator<Item = i64>) -
     Ok(settled)
 }
 
-/// Does `change` to a user's feedback, and counts the answers that had something waiting before and have nothing any
-/// more.
+/// Applies `change` to a user's feedback, and counts the answers that had feedback waiting before but not afterwards.
 pub(super) fn use_count(db: &Connection, user: &str, change: impl FnOnce(&Connection) -> Result<()>) -> Result<u64> {
     let mut select = db.prepare_cached(
         "SELECT DISTINCT generation FROM feedback INDEXED BY feedback_of_user

@@ -1,5 +1,5 @@
-//! What may be written, checked and written: one function a kind of row, inside the writer's transaction. Never reads
-//! for a caller, never commits.
+//! Checks and writes rows: one function per kind of row, inside the writer's transaction. Never reads for a caller,
+//! never commits.
 
 use std::collections::BTreeSet;
 
@@ -54,11 +54,11 @@ pub(super) fn check_length(what: &str, text: Option<&str>, limit: usize) -> Resu
 }
 
 fn known(db: &Connection, id: &GenerationId) -> Result<rows::Answer> {
-    // Cut, because it is a stranger's text.
+    // Truncated, since the text comes from a client.
     rows::answer(db, id)?.ok_or_else(|| Error::unknown_id(format!("generation {:.64} is not on record", id.0)))
 }
 
-/// What is said of one answer is bounded: it is read at once.
+/// Limits the feedback on one answer, since it is read all at once.
 fn check_said(db: &Connection, f: &NewFeedback, answer: i64) -> Result<()> {
     let (count, text): (i64, i64) = db
         .prepare_cached(
@@ -80,7 +80,7 @@ fn check_said(db: &Connection, f: &NewFeedback, answer: i64) -> Result<()> {
     Ok(())
 }
 
-/// The receipt, and whether the answer had nothing waiting before and has now.
+/// Returns the receipt, and whether the answer has feedback waiting now but had none before.
 pub(super) fn insert_feedback(db: &Connection, f: &NewFeedback, rules: &Rules) -> Result<(FeedbackReceipt, bool)> {
     let answer = known(db, &f.generation_id)?;
     check_said(db, f, answer.row)?;
@@ -129,7 +129,7 @@ pub(super) fn insert_feedback(db: &Connection, f: &NewFeedback, rules: &Rules) -
     Ok((receipt, teaches && !waiting))
 }
 
-/// The row number of a preference, and whether it is new.
+/// Returns the row number of a preference, and whether it is new.
 pub(super) fn insert_preference(
     db: &Connection,
     chosen: &GenerationId,
@@ -162,7 +162,7 @@ pub(super) fn insert_version(db: &Connection, v: &VersionInfo) -> Result<()> {
     Ok(())
 }
 
-/// How many answers were waiting before and are not any more.
+/// Returns how many answers no longer have feedback waiting.
 pub(super) fn use_up(
     db: &Connection,
     used: &[u64],
@@ -189,7 +189,7 @@ pub(super) fn use_up(
     waiting::settled(db, answers)
 }
 
-/// Why feedback can't be used up: it was deleted or rejected meanwhile, or never was of use.
+/// Why feedback can't be used up: it was deleted or rejected meanwhile, or never could be used.
 fn missing(db: &Connection, id: u64) -> Result<Error> {
     let mut select = db.prepare_cached("SELECT teaches, batch IS NULL FROM feedback WHERE id = ?1")?;
     let found: Option<(bool, bool)> =

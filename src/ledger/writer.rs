@@ -1,5 +1,5 @@
-//! The one thread that writes: takes what is queued, commits it as one transaction with one fsync, then answers
-//! everyone. Never answers before the commit, and never lets one failing write undo its neighbours.
+//! The writing thread: commits everything queued as one transaction with one fsync, then answers all callers. Never
+//! answers before the commit, and never lets one failing write undo the others.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Mutex;
@@ -14,42 +14,42 @@ use super::lock::FolderLock;
 use crate::error::{Error, Result};
 use crate::lock::lock;
 
-/// Writes that may wait; one more waits in the caller.
+/// Writes that may be queued; beyond that, callers wait.
 const QUEUE: usize = 1024;
-/// Most writes of one transaction: bounds how long the first of them waits.
+/// Most writes per transaction: bounds how long the first of them waits.
 const GROUP: usize = 256;
 
-/// How long an emptying of the log waits for readers, while the writes behind it wait.
+/// How long emptying the log waits for readers, while later writes wait.
 const FOLD_PATIENCE: Duration = Duration::from_millis(200);
-/// How long until it is tried again.
+/// Time until the next try.
 const FOLD_AGAIN: Duration = Duration::from_secs(1);
 
-/// Gives work to the thread.
+/// Passes work to the thread.
 pub(super) struct Writer {
-    /// Taken when closing; the thread ends when it has done what was queued.
+    /// Taken when closing; the thread ends once the queue is done.
     queue: Mutex<Option<Sender<Box<dyn Job>>>>,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
-/// A write and whom to tell.
+/// A write and its callback.
 trait Job: Send {
-    /// Does the write, inside the group's transaction.
+    /// Writes, inside the group's transaction.
     fn run(&mut self, db: &Connection) -> Result<()>;
-    /// Whether the log is to be emptied once the group is committed.
+    /// Whether the log must be emptied after the commit.
     fn folds(&self) -> bool;
-    /// Is told whether the log was emptied.
+    /// Receives whether the log was emptied.
     fn folded(&mut self, folded: bool);
-    /// Tells what became of it, given what became of the group.
+    /// Reports the outcome, given that of the whole group.
     fn answer(self: Box<Self>, group: &Result<()>);
 }
 
 struct Write<T, W, A, D> {
     /// Taken when it runs.
     work: Option<W>,
-    /// Is told whether the log was emptied; where there is none, it needn't be.
+    /// Receives whether the log was emptied; `None` if that doesn't matter.
     after: Option<A>,
     done: D,
-    /// What the work returned; an error if it has not run.
+    /// The result of the work; an error until it has run.
     outcome: Result<T>,
 }
 
@@ -81,7 +81,7 @@ where
     fn answer(self: Box<Self>, group: &Result<()>) {
         let Self { work, done, outcome, .. } = *self;
         let result = match group {
-            // Its own error says more than the group's.
+            // Its own error is more specific than the group's.
             Err(e) if outcome.is_ok() || work.is_some() => Err(e.clone()),
             _ => outcome,
         };
@@ -92,7 +92,7 @@ where
 }
 
 impl Writer {
-    /// The thread keeps `lock` for as long as it may write.
+    /// The thread holds `lock` for as long as it may write.
     pub(super) fn start(db: Connection, lock: FolderLock) -> Result<Self> {
         let (sender, receiver) = bounded(QUEUE);
         let thread = std::thread::Builder::new().name("apa-ledger".into()).spawn(move || {
@@ -119,13 +119,13 @@ impl Writer {
         done: impl FnOnce(Result<T>) + Send + 'static,
     ) -> Result<()> {
         let closed = || Error::closed("the ledger is closed");
-        // Cloned, so that waiting for a place does not hold up `close`.
+        // Cloned, so that waiting for space does not block `close`.
         let queue = lock(&self.queue).clone().ok_or_else(closed)?;
         let outcome = Err(Error::closed("the write was not reached"));
         queue.send(Box::new(Write { work: Some(work), after, done, outcome })).map_err(|_| closed())
     }
 
-    /// Does `work` and waits until it is durable; `done` runs before this returns.
+    /// Runs `work` and waits until it is durable; `done` runs before this returns.
     pub(super) fn call<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Connection) -> Result<T> + Send + 'static,
@@ -138,7 +138,7 @@ impl Writer {
         receiver.recv().map_err(|_| Error::panic("the ledger's thread ended without an answer"))?
     }
 
-    /// The same; then empties the log, and tells `after` whether that could be done at once.
+    /// The same; then empties the log, and tells `after` whether that succeeded at once.
     pub(super) fn call_and_fold<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Connection) -> Result<T> + Send + 'static,
@@ -151,7 +151,7 @@ impl Writer {
         receiver.recv().map_err(|_| Error::panic("the ledger's thread ended without an answer"))?
     }
 
-    /// Does what is queued and ends the thread. Idempotent.
+    /// Finishes the queue and ends the thread. Idempotent.
     pub(super) fn close(&self) {
         drop(lock(&self.queue).take());
         let thread = lock(&self.thread).take();
@@ -163,7 +163,7 @@ impl Writer {
 }
 
 fn run(db: &Connection, queue: &Receiver<Box<dyn Job>>) {
-    // Whether the log holds what was deleted.
+    // Whether the log still holds deleted data.
     let mut unfolded = false;
     loop {
         let first = if unfolded { queue.recv_timeout(FOLD_AGAIN) } else { queue.recv().map_err(Into::into) };
@@ -194,7 +194,7 @@ fn commit(db: &Connection, group: &mut [Box<dyn Job>]) -> Result<()> {
     for job in group {
         tx.prepare_cached("SAVEPOINT job")?.execute([])?;
         if let Err(error) = job.run(db) {
-            // A full disk or a failed read may have ended the whole transaction: nothing of the group stands then.
+            // A full disk or a failed read may have ended the whole transaction, so nothing of the group was written.
             if tx.is_autocommit() {
                 return Err(error);
             }

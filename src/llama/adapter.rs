@@ -1,4 +1,4 @@
-//! A LoRA adapter in memory, for contexts to use. Never trains or writes one.
+//! A loaded LoRA adapter, for contexts to use. Never trains or writes one.
 
 use std::ffi::CString;
 use std::path::Path;
@@ -25,11 +25,11 @@ unsafe impl Send for Adapter {}
 unsafe impl Sync for Adapter {}
 
 impl Adapter {
-    /// Loads an adapter GGUF for `model`. Contexts of the model may decode meanwhile: a decode doesn't look at the
-    /// model's list of adapters, which [`Context::set_adapter`](super::Context::set_adapter) sees to.
+    /// Loads an adapter GGUF for `model`. Contexts of the model may decode meanwhile: decoding does not read the
+    /// model's list of adapters, which [`Context::set_adapter`](super::Context::set_adapter) ensures.
     ///
     /// # Errors
-    /// `Model` if the file is missing, damaged, no LoRA adapter, or made for another base.
+    /// `Model` if the file is missing, damaged, not a LoRA adapter, or made for another base.
     pub fn load(model: &Arc<Model>, path: &Path) -> Result<Arc<Adapter>> {
         let file = Gguf::open(path)?;
         validate::adapter(&file, model.architecture())?;

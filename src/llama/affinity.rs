@@ -1,12 +1,11 @@
-//! CPU affinity of the threads that decode, when there is one for every processor. Never starts a thread.
+//! CPU affinity of decoding threads, if there is one for every processor. Never starts a thread.
 //!
-//! A thread that waits is woken near the one that wakes it. If the other processor is busy at that moment, both share
-//! one; and if it is idle a moment later, Linux may leave them there for 30 to 130 ms, since threads that wake and
-//! sleep all the time make it think that moving one isn't worth it. Both spin at ggml's barriers meanwhile, and no
-//! answer goes on.
+//! A waking thread is placed near the thread that wakes it. If the other processor is busy at that moment, both share
+//! one; even if it becomes idle, Linux may leave them there for 30 to 130 ms, since threads that keep waking and
+//! sleeping look too short-lived to move. Both spin at ggml's barriers meanwhile, and no answer progresses.
 
-/// The processors of a pool with a thread for each one that the process may use: one for the thread that decodes, the
-/// others for the workers.
+/// The processors of a pool that has a thread for each of them: one for the decoding thread, the others for the
+/// workers.
 #[derive(Clone, Copy)]
 pub(super) struct Affinity {
     all: CpuSet,
@@ -15,7 +14,7 @@ pub(super) struct Affinity {
 }
 
 impl Affinity {
-    /// `None` where threads are fewer than processors, or more, or can't be pinned: the system places them.
+    /// `None` if there are fewer or more threads than processors, or they can't be pinned; the system places them then.
     pub(super) fn of(threads: u32) -> Option<Affinity> {
         let all = CpuSet::allowed()?;
         if threads < 2 || all.count() != threads {
@@ -25,7 +24,7 @@ impl Affinity {
         Some(Affinity { all, decoder: all.keep(|cpu| cpu == last), workers: all.keep(|cpu| cpu != last) })
     }
 
-    /// Does work with the affinity of the workers, on a thread of its own: threads that it starts inherit it.
+    /// Runs `work` on a thread with the workers' affinity, which threads it starts inherit.
     pub(super) fn as_worker<T: Send>(&self, work: impl FnOnce() -> T + Send) -> std::thread::Result<T> {
         let body = || {
             self.workers.pin();
@@ -35,8 +34,7 @@ impl Affinity {
     }
 }
 
-/// Pins the thread that decodes: to a processor of its own while its pool works with it, to none while it decodes
-/// alone.
+/// Pins the decoding thread: to a processor of its own while its pool works with it, to none while it decodes alone.
 pub struct DecoderPin {
     affinity: Option<Affinity>,
     pinned: bool,
@@ -54,7 +52,7 @@ impl DecoderPin {
         DecoderPin { affinity: None, pinned: false }
     }
 
-    /// To be called by the thread that decodes, before it does so with `threads` threads.
+    /// Called by the decoding thread before it decodes with `threads` threads.
     pub fn set(&mut self, threads: u32) {
         let Some(affinity) = &self.affinity else { return };
         let together = threads > 1;
@@ -87,7 +85,8 @@ mod linux {
             CpuSet(unsafe { std::mem::zeroed() })
         }
 
-        /// Those that the calling thread may use. `None` if the system won't tell, or has more than a set can name.
+        /// The processors that the calling thread may use. `None` if the system doesn't tell, or has more than a set
+        /// holds.
         pub(super) fn allowed() -> Option<CpuSet> {
             let mut set = CpuSet::empty();
             // SAFETY: writes at most SIZE bytes of the set; 0 names the calling thread.
@@ -95,7 +94,7 @@ mod linux {
         }
 
         fn each(&self) -> impl Iterator<Item = usize> {
-            // SAFETY: the number is below what a set can name.
+            // SAFETY: the number is below the size of a set.
             (0..MOST).filter(|&cpu| unsafe { libc::CPU_ISSET(cpu, &self.0) })
         }
 
@@ -114,7 +113,7 @@ mod linux {
             kept
         }
 
-        /// Pins the calling thread to it. A refusal leaves the thread where it is, which is but slower.
+        /// Pins the calling thread to the set. If the system refuses, the thread is merely slower.
         pub(super) fn pin(&self) {
             // SAFETY: reads SIZE bytes of the set; 0 names the calling thread.
             unsafe { libc::sched_setaffinity(0, SIZE, &raw const self.0) };
@@ -127,7 +126,7 @@ use elsewhere::CpuSet;
 
 #[cfg(not(target_os = "linux"))]
 mod elsewhere {
-    /// No system but Linux is told where threads run.
+    /// Affinity is only set on Linux.
     #[derive(Clone, Copy)]
     pub(super) struct CpuSet;
 

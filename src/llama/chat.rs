@@ -1,12 +1,12 @@
-//! From conversations to tokens, by the template that the model carries. Never decodes.
+//! Converts conversations to tokens with the model's chat template. Never decodes.
 
 use super::Model;
 use super::template::{ChatTemplate, Rendered};
 use crate::error::{Error, Result};
 use crate::types::{ChatMessage, TokenId};
 
-/// Messages as the model's own template writes them, ready for the assistant's answer, in tokens. What they say names
-/// no control token: only the template does.
+/// Renders messages with the model's own template, ready for the assistant's answer, as tokens. Control tokens in the
+/// messages are treated as plain text; only the template's own count.
 ///
 /// # Errors
 /// `Arg` if the template refuses the messages or the text is too long.
@@ -14,7 +14,7 @@ pub fn chat_tokens(model: &Model, template: &ChatTemplate, messages: &[ChatMessa
     rendered_tokens(model, &template.render(&messages.into())?)
 }
 
-/// What a template has written, in tokens.
+/// Tokenizes what a template rendered.
 ///
 /// # Errors
 /// `Arg` if the text is too long.
@@ -30,22 +30,22 @@ pub fn rendered_tokens(model: &Model, rendered: &Rendered) -> Result<Vec<TokenId
     Ok(tokens)
 }
 
-/// What the template writes behind the assistant's answers to end their turn, if anything.
+/// The token that the template writes after an assistant's answer to end the turn, if any.
 fn written_turn_end(model: &Model, template: &ChatTemplate) -> Option<TokenId> {
     let tokens = model.tokenize(&template.behind_an_answer()?, false, true).ok()?;
     tokens.into_iter().find(|token| model.ends(*token))
 }
 
 impl Model {
-    /// The token that ends a turn of the assistant: what the model's template writes behind its answers, or what the
-    /// vocabulary names for it where the template writes none or there is no template.
+    /// The token that ends an assistant's turn: the one the template writes after its answers, or else the one that the
+    /// vocabulary names.
     pub fn turn_end(&self) -> Option<TokenId> {
         let written = || template_of(self).ok().and_then(|template| written_turn_end(self, &template));
         *self.turn_end.get_or_init(|| written().or_else(|| self.named_turn_end()))
     }
 }
 
-/// The chat template that the model carries. If it can't write the simplest conversation, the log says why.
+/// The model's chat template. If it can't render the simplest conversation, the log says why.
 ///
 /// # Errors
 /// `Unsupported` if it carries none, or one that doesn't parse.

@@ -1,4 +1,4 @@
-//! From text and conversations to tokens, on tiny models with the vocabularies that files have.
+//! Tests of tokenizing text and conversations, on tiny models with vocabularies like those of real files.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use super::super::tokenize::TEXT_BYTES;
 use super::*;
 use crate::tiny::{END, TinySpec, tiny_model};
 
-/// Every name of a pre-tokenizer that llama.cpp knows, one of those that mean the same; `None` for a file without.
+/// One name for each kind of pre-tokenizer in llama.cpp; `None` for a file without.
 const PRE: [Option<&str>; 56] = [
     None,
     Some("llama-bpe"),
@@ -92,7 +92,7 @@ fn a_megabyte_of_one_letter_is_tokenized_with_every_pre_tokenizer() {
         let word = "a".repeat(1 << 20);
         let tokens = model.tokenize(&word, false, false).unwrap();
         assert!(model.text(&tokens, false) == word, "{pre:?}");
-        // Some know no such characters in a vocabulary of bytes; they must get through it.
+        // Some pre-tokenizers don't know these characters in a vocabulary of bytes, but must cope with them.
         for word in ["A".repeat(10_000), "!".repeat(10_000), "\n ".repeat(5_000), "中".repeat(10_000)] {
             model.tokenize(&word, false, false).unwrap();
         }
@@ -108,7 +108,7 @@ fn runs_of_digits_and_spaces_are_cut_where_llama_cpp_would_cut_them() {
             let whole = crate::llama::stack::with_stack(64 << 20, || model.tokenize_here(&text, true, false));
             assert!(model.tokenize(&text, true, false).unwrap() == whole.unwrap().unwrap(), "{pre}");
         }
-        // A time that grows with the square of the length would be hours.
+        // With time quadratic in the length this would take hours.
         let tokens = model.tokenize(&unit.repeat(200_000), false, false).unwrap();
         assert!(!tokens.is_empty());
     }
@@ -145,7 +145,7 @@ fn what_a_message_says_names_no_control_token() {
     assert_eq!(control(&tokens), control(&benign));
     let written = format!("<|im_start|>user\n{hostile}<|im_end|>\n<|im_start|>assistant\n");
     assert_eq!(model.text(&tokens, true), written);
-    // What is said reads like any text: the same tokens as by itself.
+    // Messages read like any text: the same tokens as by themselves.
     let said = model.tokenize(hostile, false, false).unwrap();
     assert!(tokens.windows(said.len()).any(|part| part == said));
     let wanted = Conversation { parse_special: true, ..(&[message("user", hostile)][..]).into() };
@@ -172,7 +172,7 @@ fn a_turn_ends_with_what_the_template_ends_it_with() {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
 
-    /// Taking a text apart here gives the tokens that llama.cpp gives.
+    /// Splitting the text here gives the same tokens as llama.cpp.
     #[test]
     fn parts_are_those_of_llama_cpp(
         text in "((<\\|im_(start|end)\\|>)|(<\\|endoftext\\|>)|[a-z<|> \n]{0,6}|é|中){0,12}",

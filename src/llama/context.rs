@@ -1,4 +1,4 @@
-//! A context: the KV cache of some sequences, under one adapter, and the decoding of batches. Never chooses what to
+//! A context: the KV cache of some sequences under one adapter, and the decoding of batches. Never chooses what to
 //! decode.
 
 use std::sync::Arc;
@@ -14,16 +14,16 @@ use crate::error::{Error, Result};
 use crate::lock::lock;
 use crate::types::TokenId;
 
-/// Shape of a context.
+/// The size of a context.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ContextOptions {
-    /// Tokens that all sequences share.
+    /// Tokens of cache that all sequences share.
     pub context: u32,
-    /// Most tokens of one batch.
+    /// Most tokens per batch.
     pub batch: u32,
-    /// Most sequences at once.
+    /// Most sequences at a time.
     pub sequences: u32,
-    /// Keep K and V in 32-bit floats, and attention unfused: for exact comparisons.
+    /// Keeps K and V in 32-bit floats, and attention unfused: for exact comparisons.
     pub exact: bool,
 }
 
@@ -49,7 +49,7 @@ impl Context {
         Context::with(model, Threads::new(threads)?, options)
     }
 
-    /// The same with threads that were started before.
+    /// The same with existing threads.
     ///
     /// # Errors
     /// As [`Context::new`].
@@ -76,7 +76,7 @@ impl Context {
             params.type_v = sys::GGML_TYPE_F32;
         }
         let _writes = lock(&MODEL_WRITES);
-        // SAFETY: the model is alive; the parameters are llama.cpp's defaults but for checked sizes.
+        // SAFETY: the model is alive; the parameters are llama.cpp's defaults except for checked sizes.
         let raw = guarded("making a context", || unsafe { guard::llama_init_from_model(model.raw, params) })?;
         if raw.is_null() {
             return Err(Error::nomem(format!(
@@ -89,14 +89,13 @@ impl Context {
         Ok(Context { raw, options, model: model.clone(), adapter: None, threads })
     }
 
-    /// Decodes with `adapter` from now on (at scale 1: the file's own alpha / rank), or without one. Forgets every
-    /// sequence: what another adapter computed is not this one's. Afterwards no decode sizes its buffers again:
-    /// llama.cpp does that at the first decode with another adapter, reading the model's list of adapters, and it is
-    /// done here.
+    /// Decodes with `adapter` from now on (at scale 1: the file's own alpha / rank), or without one. Clears every
+    /// sequence, since their caches belong to another adapter. Later decodes don't resize buffers: llama.cpp does that
+    /// at the first decode with another adapter, reading the model's list of adapters, so one is done here.
     ///
     /// # Errors
-    /// `Arg` if the adapter was loaded for another model; `Model` or `NoMem` if llama.cpp fails: the context is of no
-    /// use then.
+    /// `Arg` if the adapter was loaded for another model; `Model` or `NoMem` if llama.cpp fails, after which the
+    /// context is unusable.
     pub fn set_adapter(&mut self, adapter: Option<Arc<Adapter>>) -> Result<()> {
         if adapter.as_ref().is_some_and(|a| !Arc::ptr_eq(&a.model, &self.model)) {
             return Err(Error::arg("the adapter was loaded for another model"));
@@ -115,7 +114,7 @@ impl Context {
         Ok(())
     }
 
-    /// Decodes one token on one thread, and forgets it.
+    /// Decodes one token on one thread, and clears it again.
     fn settle(&mut self) -> Result<()> {
         let mut warm = Batch::default();
         warm.add(0, 0, 0, true);
@@ -137,12 +136,12 @@ impl Context {
         &self.model
     }
 
-    /// Its shape.
+    /// Its size.
     pub fn options(&self) -> ContextOptions {
         self.options
     }
 
-    /// Evaluates the batch. `Ok(false)` if the cache has no room for it: nothing was changed.
+    /// Evaluates the batch. `Ok(false)` if the cache has no room for it, in which case nothing was changed.
     ///
     /// # Errors
     /// `Arg` for an empty batch or one that is too large, `Model` or `NoMem` if llama.cpp failed.
@@ -182,19 +181,19 @@ impl Context {
         }
     }
 
-    /// Pins a thread that decodes with contexts of as many threads as this.
+    /// Pins a thread that decodes with contexts of as many threads as this one.
     pub fn decoder_pin(&self) -> DecoderPin {
         DecoderPin::new(self.threads.affinity)
     }
 
-    /// Decodes with `count` of the pool's threads from now on; at least one, at most all.
+    /// Sets how many of the pool's threads decode from now on; at least one, at most all.
     pub fn set_threads(&mut self, count: u32) {
         let count = count.clamp(1, self.threads.count()) as i32;
         // SAFETY: the context is alive; the count is within the attached pool's.
         unsafe { sys::llama_set_n_threads(self.raw, count, count) }
     }
 
-    /// Logits of the batch's entry `index`, which must have asked for them. [vocabulary]
+    /// Logits of the batch's entry `index`, which must have requested them. [vocabulary]
     ///
     /// # Errors
     /// `Arg` if that entry has none.
@@ -210,8 +209,8 @@ impl Context {
         }
     }
 
-    /// Lets a sequence have the positions `range` of another, which stay where they are. Copies nothing. False, and
-    /// nothing done, if the memory can't be shared in parts (recurrent models).
+    /// Shares the positions `range` of one sequence with another. Copies nothing. Returns false, without effect, if the
+    /// memory can't be shared in parts (recurrent models).
     pub fn share(&mut self, from: i32, to: i32, range: std::ops::Range<u32>) -> bool {
         let known = |seq: i32| (0..self.options.sequences as i32).contains(&seq);
         // SAFETY: reads the live model.
@@ -226,7 +225,7 @@ impl Context {
         true
     }
 
-    /// Forgets positions `from..` of a sequence. False if the memory can't be cut there (recurrent models).
+    /// Removes positions `from..` of a sequence. False if the memory can't be cut there (recurrent models).
     pub fn forget(&mut self, seq: i32, from: u32) -> bool {
         // SAFETY: the context is alive; sequence ids out of range are refused by the check.
         (0..self.options.sequences as i32).contains(&seq)

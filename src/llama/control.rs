@@ -1,23 +1,23 @@
-//! Control tokens that only a template may write: marks the characters of users' text that could begin one, and takes
-//! apart what a template made of it so that a marked character begins none. Never renders, and tokenizes no words.
+//! Control tokens that only a template may write: marks the characters of users' text that could begin one, and splits
+//! what a template made of it so that no marked character does. Never renders, and tokenizes no words.
 
 use std::collections::{BTreeSet, HashSet};
 use std::ops::Range;
 
 use crate::types::TokenId;
 
-/// A token that a tokenizer looks for in text before anything else.
+/// A token that the tokenizer searches text for before anything else.
 #[derive(Clone, Debug)]
 pub(super) struct Special {
     pub(super) id: TokenId,
     pub(super) text: String,
-    /// Whether it is looked for only where text may name control tokens. The others are words like any.
+    /// Whether it is only searched for where text may contain control tokens. The others are ordinary words.
     pub(super) control: bool,
-    /// Whether it takes the white space before it, or behind it.
+    /// Whether it absorbs white space before it, and after it.
     pub(super) strips: (bool, bool),
 }
 
-/// The special tokens of a vocabulary, as llama.cpp looks for them: the longest first.
+/// The special tokens of a vocabulary in the order in which llama.cpp searches for them, the longest first.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Specials {
     all: Vec<Special>,
@@ -25,14 +25,14 @@ pub(super) struct Specials {
     controls: HashSet<String>,
     /// Lengths of those texts, in bytes.
     lengths: BTreeSet<usize>,
-    /// Bytes that one of them begins with.
+    /// First bytes of those texts.
     firsts: HashSet<u8>,
 }
 
-/// A part of a text that was taken apart.
+/// A part of a split text.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Part {
-    /// Text in which nothing is looked for any more.
+    /// Text that is not searched any further.
     Text(Range<usize>),
     /// A special token.
     Token(TokenId),
@@ -48,8 +48,8 @@ impl Specials {
         Specials { all, controls, lengths, firsts }
     }
 
-    /// Whether a control token's text is anywhere in which a marked character stands, `marks` being the bytes at which
-    /// they begin. [ascending]
+    /// Whether a control token's text contains a marked character anywhere; `marks` are the byte offsets of marked
+    /// characters. [ascending]
     pub(super) fn named_by(&self, text: &str, marks: &[usize]) -> bool {
         let longest = self.lengths.last().copied().unwrap_or(0);
         let bytes = text.as_bytes();
@@ -57,7 +57,7 @@ impl Specials {
             let long = self.lengths.iter().filter(|length| begin + *length > mark);
             long.filter_map(|length| text.get(begin..begin + length)).any(|t| self.controls.contains(t))
         };
-        // What begins at the mark before or earlier and reaches to this one was found there.
+        // A token that begins at or before the last mark and reaches this one was found there.
         let mut from = 0;
         marks.iter().any(|&mark| {
             let first = from.max((mark + 1).saturating_sub(longest));
@@ -66,8 +66,7 @@ impl Specials {
         })
     }
 
-    /// Takes a text apart as llama.cpp does, but for control tokens that a marked character has part in: they stay
-    /// text.
+    /// Splits a text as llama.cpp does, except that control tokens containing a marked character stay text.
     pub(super) fn part(&self, text: &str, marks: &[usize]) -> Vec<Part> {
         let mut parts = vec![Part::Text(0..text.len())];
         for special in self.all.iter().filter(|special| text.contains(special.text.as_str())) {
@@ -116,23 +115,23 @@ fn space(c: char) -> bool {
     matches!(c, ' ' | '\t' | '\n' | '\r' | '\x0b' | '\x0c')
 }
 
-/// Signs that a control token is recognized by, the preferred first: none that JSON escapes, that has a case, or that
-/// names are made of.
+/// Characters that control tokens are recognized by, the preferred first: none that JSON escapes, that has a case, or
+/// that names consist of.
 const SIGNS: &str = "<[{|#$@^~&*=+:;!?/>]}`%";
 
-/// How the texts of users are marked for one vocabulary and one template.
+/// How users' texts are marked, for one vocabulary and one template.
 #[derive(Debug, Default)]
 pub(super) struct Marker {
-    /// Characters of which one is in every control token that has any of [`SIGNS`]. All of them are marked.
+    /// Characters such that every control token with any of [`SIGNS`] contains one of them. All occurrences are marked.
     signs: Vec<char>,
-    /// Texts of the other control tokens: where one stands, its first character is marked.
+    /// Texts of the other control tokens, whose first character is marked where they occur.
     wholes: Vec<String>,
-    /// Texts that the template itself looks for, and the characters in them that stay as they are.
+    /// Texts that the template itself searches for, and the characters in them that are left unmarked.
     known: Vec<(String, Vec<usize>)>,
 }
 
 impl Marker {
-    /// `literals` are the strings of the template: what it looks for in users' texts must still be found.
+    /// `literals` are the strings of the template: what it searches for in users' texts must still be found.
     pub(super) fn new(specials: &Specials, literals: &[String]) -> Marker {
         let single = |sign: char| literals.iter().any(|text| text.chars().eq([sign]));
         let usable: Vec<char> = SIGNS.chars().filter(|sign| !single(*sign)).collect();
@@ -148,7 +147,7 @@ impl Marker {
         }
         let mut known: Vec<(String, Vec<usize>)> = Vec::new();
         for literal in literals.iter().filter(|literal| literal.chars().nth(1).is_some()) {
-            // A sign may stay where no control token can go on from it as the literal does.
+            // A character may stay unmarked where no control token can continue as the literal does.
             let free = |at: usize| {
                 let rest = &literal[at..];
                 !specials.controls.iter().any(|control| {
@@ -178,7 +177,7 @@ impl Marker {
         self.signs.iter().copied().chain(firsts)
     }
 
-    /// The text with `stand_in` of each marked character in its place.
+    /// The text with each marked character replaced by its `stand_in`.
     pub(super) fn mark(&self, text: &str, stand_in: impl Fn(char) -> char) -> String {
         let mut stay: HashSet<usize> = HashSet::new();
         for (literal, free) in &self.known {

@@ -1,4 +1,4 @@
-//! Embeddings: the mean of a model's last hidden states over a text, of unit length. Never samples, and knows no
+//! Embeddings: the mean of a model's last hidden states over a text, of unit length. Never samples, and uses no
 //! adapter.
 
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use crate::lock::lock;
 use crate::types::TokenId;
 
-/// A context of one sequence that gives hidden states. Used by one thread at a time.
+/// A context of one sequence that returns hidden states. Used by one thread at a time.
 pub struct Embedder {
     raw: *mut sys::llama_context,
     /// Longest text, in tokens.
@@ -35,7 +35,7 @@ impl Embedder {
         let mut params = unsafe { sys::llama_context_default_params() };
         params.n_ctx = room;
         params.n_batch = room;
-        // llama.cpp pools over what is computed at once, so the whole text must be one part.
+        // llama.cpp pools over one micro-batch, so the whole text must be one.
         params.n_ubatch = room;
         params.n_seq_max = 1;
         params.n_threads = 1;
@@ -44,7 +44,7 @@ impl Embedder {
         params.pooling_type = sys::LLAMA_POOLING_TYPE_MEAN;
         params.no_perf = true;
         let _writes = lock(&MODEL_WRITES);
-        // SAFETY: the model is alive; the parameters are llama.cpp's defaults but for sizes of at least 1.
+        // SAFETY: the model is alive; the parameters are llama.cpp's defaults except for sizes of at least 1.
         let raw = guarded("making a context", || unsafe { guard::llama_init_from_model(model.raw, params) })?;
         if raw.is_null() {
             return Err(Error::nomem(format!(

@@ -6,7 +6,7 @@ use llama_cpp_sys_2 as sys;
 
 use crate::error::{Error, Result};
 
-// The functions that throw, declared as unwinding: the bindings' own declarations would abort.
+// Functions that may throw, declared as unwinding: the bindings' own declarations would abort.
 unsafe extern "C-unwind" {
     pub(super) fn llama_decode(ctx: *mut sys::llama_context, batch: sys::llama_batch) -> i32;
     pub(super) fn llama_init_from_model(
@@ -65,13 +65,12 @@ unsafe extern "C-unwind" fn trampoline<T>(arg: *mut c_void) {
     call.result = Some((call.body)());
 }
 
-/// Calls `body`, which calls llama.cpp. `body` must hold nothing that needs dropping while it calls: a C++ exception
-/// skips its destructors.
+/// Calls `body`, which calls llama.cpp. `body` must own nothing that needs dropping during the call, since a C++
+/// exception skips its destructors.
 pub(super) fn guarded<T>(what: &str, mut body: impl FnMut() -> T) -> Result<T> {
     let mut call = Call { body: &mut body, result: None };
     let mut message = [0 as c_char; 256];
-    // SAFETY: the trampoline gets the `Call<T>` it expects; the message buffer is as long as said and stays
-    // zero-terminated.
+    // SAFETY: the trampoline gets the `Call<T>` it expects; the buffer has the given length and stays zero-terminated.
     let status = unsafe { apa_cpp_guard(trampoline::<T>, (&raw mut call).cast(), message.as_mut_ptr(), message.len()) };
     match (status, call.result) {
         (0, Some(result)) => Ok(result),

@@ -1,26 +1,26 @@
-//! Reads a chat template's source where the engine's own parser does not help: finds its string literals, and rewrites
-//! what other engines know and this one lacks into what it has. Never renders.
+//! Analyses a chat template's source where the engine's own parser does not help: finds its string literals, and
+//! rewrites constructs that this engine lacks. Never renders.
 
 use std::ops::Range;
 
 use crate::error::{Error, Result};
 
-/// A source as the engine can take it, and what the source itself says.
+/// A source rewritten for the engine, with its literals.
 pub(super) struct Source {
     /// The rewritten source.
     pub(super) text: String,
-    /// Its string literals, escapes resolved, in the order they stand.
+    /// Its string literals, unescaped, in order.
     pub(super) literals: Vec<String>,
 }
 
-/// Most words and signs of one `{{ }}` or `{% %}`. What the engine does with a chain grows with its length's square.
+/// Most tokens of one `{{ }}` or `{% %}`, since the engine's work on a chain is quadratic in its length.
 const MOST_TOKENS: usize = 8192;
 
-/// Rewrites `{% generation %}` blocks, which mark the assistant's text for training and change nothing in it, and
-/// Python's `"%s" % value`, which becomes the filter `percent`.
+/// Rewrites `{% generation %}` blocks, which only mark the assistant's text for training, and Python's `"%s" % value`,
+/// which becomes the filter `percent`.
 ///
 /// # Errors
-/// `Unsupported` for an expression longer than any.
+/// `Unsupported` for an expression that is too long.
 pub(super) fn read(source: &str) -> Result<Source> {
     let mut edits: Vec<(Range<usize>, &'static str)> = Vec::new();
     let mut literals = Vec::new();
@@ -66,7 +66,7 @@ struct Token {
     at: Range<usize>,
 }
 
-/// The tokens of each `{{ }}` and `{% %}`, without its delimiters. Comments and raw blocks have none.
+/// The tokens of each `{{ }}` and `{% %}`, without delimiters. Comments and raw blocks have none.
 fn blocks(source: &str) -> Vec<Vec<Token>> {
     let mut blocks = Vec::new();
     let (mut at, mut raw) = (0, false);
@@ -84,7 +84,7 @@ fn blocks(source: &str) -> Vec<Vec<Token>> {
                 match word {
                     Some("endraw") => raw = false,
                     _ if raw => {
-                        // Nothing in a raw block is code; its end may stand within what looked like some.
+                        // Nothing in a raw block is code; its end may stand inside what looked like a block.
                         at = open + 2;
                         continue;
                     }
@@ -100,7 +100,7 @@ fn blocks(source: &str) -> Vec<Vec<Token>> {
     blocks
 }
 
-/// The tokens from `at` to `close`, and where the text goes on.
+/// The tokens from `at` to `close`, and the position after it.
 fn tokens(source: &str, mut at: usize, close: &str) -> (Vec<Token>, usize) {
     let (mut found, mut depth) = (Vec::new(), 0usize);
     let bytes = source.as_bytes();
@@ -124,7 +124,7 @@ fn tokens(source: &str, mut at: usize, close: &str) -> (Vec<Token>, usize) {
                         _ => {}
                     }
                 }
-                // A character of several bytes may have been entered in its middle by no path: quotes are ASCII.
+                // Quotes are ASCII, so this never starts inside a character of several bytes.
                 Kind::Text
             }
             _ if byte.is_ascii_alphanumeric() || byte == b'_' || !byte.is_ascii() => {
@@ -153,7 +153,7 @@ fn tokens(source: &str, mut at: usize, close: &str) -> (Vec<Token>, usize) {
     (found, source.len())
 }
 
-/// Without the sign of whitespace control right before the end.
+/// Drops the sign of whitespace control before the end.
 fn trimmed(source: &str, mut tokens: Vec<Token>, end: usize) -> Vec<Token> {
     if tokens.last().is_some_and(|t| t.at.end == end && matches!(&source[t.at.clone()], "-" | "+")) {
         tokens.pop();
@@ -161,7 +161,7 @@ fn trimmed(source: &str, mut tokens: Vec<Token>, end: usize) -> Vec<Token> {
     tokens
 }
 
-/// The text of a literal.
+/// The text of a literal, unescaped.
 fn literal(quoted: &str) -> String {
     let inside = quoted.get(1..quoted.len().saturating_sub(1)).unwrap_or_default();
     let (mut text, mut rest) = (String::with_capacity(inside.len()), inside.chars());
@@ -183,7 +183,7 @@ fn literal(quoted: &str) -> String {
 }
 
 /// Turns `left % right` into `left|percent(right)`, where `left` may be text. A filter binds more tightly than the
-/// operator, so what is left of it must end there.
+/// operator, so the left operand must end there.
 fn percents(block: &[Token], words: &[&str], edits: &mut Vec<(Range<usize>, &'static str)>) {
     for (place, token) in block.iter().enumerate() {
         if words[place] != "%" {
@@ -207,8 +207,8 @@ fn percents(block: &[Token], words: &[&str], edits: &mut Vec<(Range<usize>, &'st
     }
 }
 
-/// Where the operand that ends right before `end` begins: a literal, a name or brackets, with what is called, looked up
-/// or filtered behind it.
+/// The start of the operand that ends right before `end`: a literal, a name or brackets, with the calls, look-ups and
+/// filters after it.
 fn operand_before(block: &[Token], words: &[&str], end: usize) -> Option<usize> {
     let mut at = end.checked_sub(1)?;
     loop {
@@ -221,7 +221,7 @@ fn operand_before(block: &[Token], words: &[&str], end: usize) -> Option<usize> 
         let Some(before) = at.checked_sub(1) else { return Some(at) };
         let called = bracket && matches!(words[at], "(" | "[");
         match words[before] {
-            // A call or a look-up of what stands before.
+            // A call or look-up on what comes before.
             ")" | "]" if called => at = before,
             "." | "|" => at = before.checked_sub(1)?,
             word if called && block[before].kind != Kind::Sign && !KEYWORDS.contains(&word) => at = before,
@@ -233,7 +233,7 @@ fn operand_before(block: &[Token], words: &[&str], end: usize) -> Option<usize> 
 
 const KEYWORDS: [&str; 10] = ["and", "or", "not", "in", "is", "if", "else", "elif", "set", "for"];
 
-/// Where the operand that begins at `at` is over.
+/// The end of the operand that begins at `at`.
 fn operand_after(block: &[Token], words: &[&str], mut at: usize) -> Option<usize> {
     if matches!(*words.get(at)?, "(" | "[" | "{") {
         at = closing(words, at)? + 1;
@@ -311,7 +311,7 @@ mod tests {
         ] {
             assert_eq!(rewritten(source), wanted);
         }
-        // Where it would bind otherwise than the operator it stays one.
+        // It stays an operator where the filter would bind differently.
         for same in [
             "{{ a * b % c }}",
             "{{ -a % b }}",

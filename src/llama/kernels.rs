@@ -34,8 +34,8 @@ fn plain(values: &[f32]) -> Vec<u8> {
 /// A tensor to make: type, shape with the row's length first, data.
 type Input = (sys::ggml_type, Vec<i64>, Vec<u8>);
 
-/// Computes one operation of some inputs, the first of which counts as weights, by ggml's reference kernels or those in
-/// use.
+/// Computes one operation on some inputs, the first of which counts as weights, with ggml's reference kernels or with
+/// ours.
 fn compute(
     inputs: &[Input],
     threads: i32,
@@ -89,7 +89,7 @@ fn largest_gap(a: &[f32], b: &[f32]) -> f32 {
     a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
 }
 
-/// A list of buffer types as ggml keeps one, each with nothing but its name.
+/// A list of buffer types in ggml's layout, each with only its name.
 #[repr(C)]
 struct BufferType {
     name: unsafe extern "C" fn(*mut BufferType) -> *const c_char,
@@ -111,7 +111,7 @@ fn amx_kernels_of_ggml_serve_on_no_machine() {
     let left = unsafe { guard::apa_kernels_leave_out(list.as_mut_ptr(), list.len()) };
     assert_eq!(list[..left], [planted[0], planted[2]]);
 
-    // And in the list that models of this process are loaded with, on a machine that has AMX.
+    // Also in the list that models of this process use, on a machine with AMX.
     backend();
     // SAFETY: the registry lives as long as the process, its list of buffer types ends with a null.
     unsafe {
@@ -148,7 +148,7 @@ fn products_are_those_of_ggml_and_of_each_token_alone() {
         for tokens in [1, 2, 3, 4, 5, 7, 8, 9, 19] {
             let x = random(tokens as u64, tokens * width);
             let ours = product(&x, 2, false);
-            // Both round activations to 8 bits; ggml also their scales, to f16.
+            // Both round activations to 8 bits; ggml also rounds their scales to f16.
             let gap = largest_gap(&ours, &product(&x, 2, true));
             assert!(gap < 0.02, "{tokens} tokens: {gap}");
             assert_eq!(ours, product(&x, 1, false), "{tokens} tokens on one thread");
@@ -167,7 +167,7 @@ fn attention_is_that_of_ggml_and_sees_no_cell_of_others() {
             (sys::GGML_TYPE_F16, shape, half(&random(seed, (width * cells * shared) as usize)))
         };
         let (queries, keys, values) = (random(3, (width * tokens * heads) as usize), kv(4), kv(5));
-        // A token sees the cells of its own sequence, one of four; every tenth sees all, one sees none.
+        // A token attends to the cells of its own sequence, one of four; every tenth to all, one to none.
         let sees = |token: i64, cell: i64| token % 10 == 9 || (cell % 4 == token % 4 && token != 2);
         let attend = |range: std::ops::Range<i64>, threads, reference| {
             let count = range.end - range.start;

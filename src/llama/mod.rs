@@ -1,8 +1,7 @@
 //! The only user of llama.cpp: models, contexts, adapters, sampling, chat templates. Never queues, records or trains.
 //!
-//! llama-cpp-2 serves where it reaches; contexts and adapters are thin owned handles over its -sys crate, because its
-//! own cannot swap an adapter while contexts live. GGML asserts kill the process, so everything is validated here
-//! first.
+//! llama-cpp-2 is used where it suffices; contexts and adapters are thin owned handles over its -sys crate, because its
+//! own can't swap an adapter while contexts live. GGML asserts kill the process, so everything is validated here first.
 
 mod adapter;
 mod affinity;

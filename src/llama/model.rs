@@ -17,14 +17,14 @@ use crate::gguf::Gguf;
 use crate::guide::{Guide, Guides};
 use crate::types::{Format, TokenId};
 
-/// llama.cpp's process-wide state. It can be initialised once and needs no end.
+/// llama.cpp's process-wide state, initialised once and never torn down.
 pub(super) fn backend() {
     static BACKEND: OnceLock<Option<LlamaBackend>> = OnceLock::new();
     BACKEND.get_or_init(|| {
         send_logs_to_tracing(LogOptions::default());
         // SAFETY: called once, before any model is loaded.
         unsafe { guard::apa_kernels_install() };
-        // An application that initialised it already gives `None`: the state is shared either way.
+        // `None` if the application initialised it already: the state is shared either way.
         LlamaBackend::init().ok()
     });
 }
@@ -37,28 +37,28 @@ pub struct Model {
     architecture: String,
     name: String,
     template: Option<String>,
-    /// What splits text into words, where the file says so.
+    /// The pre-tokenizer that splits text into words, if the file names one.
     pub(super) pre: Option<String>,
     pub(super) n_vocab: usize,
     gpu_layers: i32,
     pub(super) specials: Specials,
-    /// Most bytes of text that one token stands for.
+    /// Most bytes that one token stands for.
     pub(super) longest_token: usize,
-    /// Made for the first answer that is held to a format: some tenths of a second.
+    /// Made for the first constrained answer, which takes some tenths of a second.
     guides: OnceLock<Result<Guides>>,
-    /// What the template ends a turn with, once somebody asked.
+    /// The token with which the template ends a turn, found on first use.
     pub(super) turn_end: OnceLock<Option<TokenId>>,
 }
 
 /// Longest name of a model, in characters.
 const NAME_CHARS: usize = 200;
-// SAFETY: the model is read-only after loading. The calls that mutate it (making contexts, adapters) are only made
-// through `Context` and `Adapter`, whose constructors hold `MODEL_WRITES`.
+// SAFETY: the model is read-only after loading. The calls that mutate it (creating contexts and adapters) go through
+// `Context` and `Adapter`, whose constructors hold `MODEL_WRITES`.
 unsafe impl Send for Model {}
 // SAFETY: as above.
 unsafe impl Sync for Model {}
 
-/// Held while llama.cpp mutates a model that others may read: making contexts, making and freeing adapters.
+/// Held while llama.cpp mutates a model that others may read: creating contexts, creating and freeing adapters.
 pub(super) static MODEL_WRITES: std::sync::Mutex<()> = std::sync::Mutex::new(());
 
 impl Model {
@@ -131,12 +131,12 @@ impl Model {
         &self.path
     }
 
-    /// Layers that were asked to be on the GPU.
+    /// Number of layers requested on the GPU.
     pub fn gpu_layers(&self) -> i32 {
         self.gpu_layers
     }
 
-    /// Whether it is of the same architecture and has the same tokens, in text and number.
+    /// Whether it has the same architecture and the same vocabulary.
     pub fn speaks_like(&self, other: &Model) -> bool {
         let same = |token: TokenId| {
             let (mut a, mut b) = (Vec::new(), Vec::new());
@@ -175,12 +175,12 @@ impl Model {
         unsafe { sys::llama_model_n_ctx_train(self.raw) }.max(0) as u32
     }
 
-    /// The special tokens of the vocabulary.
+    /// The vocabulary's special tokens.
     pub(super) fn specials(&self) -> &Specials {
         &self.specials
     }
 
-    /// Appends the bytes of a token. Control tokens give nothing unless `special`.
+    /// Appends the bytes of a token. Control tokens append nothing unless `special`.
     pub fn piece(&self, token: TokenId, special: bool, out: &mut Vec<u8>) {
         if token as usize >= self.n_vocab {
             return;
@@ -219,7 +219,7 @@ impl Model {
         String::from_utf8_lossy(&bytes).into_owned()
     }
 
-    /// Holds an answer of this model to a format, from its beginning. Not on a thread that others wait for.
+    /// Constrains a new answer of this model to a format. Not for a thread that others wait for.
     ///
     /// # Errors
     /// As [`Guides::guide`].
@@ -236,11 +236,11 @@ impl Model {
         guides.as_ref().map_err(Clone::clone)?.guide(format, &one)
     }
 
-    /// A token's bytes as [`Guides`] wants them.
+    /// A token's bytes in the form that [`Guides`] expects.
     fn guided_piece(&self, token: TokenId) -> Vec<u8> {
         let mut bytes = Vec::new();
         self.piece(token, false, &mut bytes);
-        // A byte that no text contains would look like the beginning of a control token.
+        // A leading 0xff byte, which text never contains, would mark it as a control token.
         if bytes.first() == Some(&0xff) {
             return Vec::new();
         }
@@ -269,7 +269,7 @@ impl Model {
         TokenId::try_from(unsafe { sys::llama_vocab_eos(self.vocab) }).ok()
     }
 
-    /// The token that ends a turn, as the vocabulary names it; else the end of the sequence.
+    /// The vocabulary's end-of-turn token; otherwise its end of sequence.
     pub(super) fn named_turn_end(&self) -> Option<TokenId> {
         // SAFETY: reads the live vocabulary.
         TokenId::try_from(unsafe { sys::llama_vocab_eot(self.vocab) }).ok().or_else(|| self.eos())
@@ -300,21 +300,20 @@ impl Drop for Model {
     }
 }
 
-/// A name as it can be shown on a terminal and be a part of an address: of a bounded length, without characters that
-/// control either.
+/// A name that is safe on terminals and in URLs: bounded in length, without control characters.
 fn plain_name(name: &str) -> String {
     let name: String = name.chars().map(|c| if c.is_control() { ' ' } else { c }).take(NAME_CHARS).collect();
     name.trim().to_owned()
 }
 
-/// Joins the bytes of successive tokens into text of whole codepoints.
+/// Joins the bytes of successive tokens into whole codepoints.
 #[derive(Default)]
 pub struct TextDecoder {
     held: Vec<u8>,
 }
 
 impl TextDecoder {
-    /// Adds bytes and returns the text that is complete. Bytes that can't become UTF-8 are replaced.
+    /// Adds bytes and returns the completed text. Bytes that can't become UTF-8 are replaced.
     pub fn push(&mut self, bytes: &[u8]) -> String {
         self.held.extend_from_slice(bytes);
         let mut text = String::new();

@@ -1,18 +1,18 @@
-//! Cuts text where its words end anyway, so that none of llama.cpp's patterns takes a time that grows with the square
-//! of a run's length. Never tokenizes.
+//! Cuts text at word boundaries so that none of llama.cpp's patterns takes time quadratic in the length of a run. Never
+//! tokenizes.
 
-/// Digits of a piece: a multiple of the three that a word holds.
+/// Digits per piece: a multiple of the three in a word.
 const DIGITS: usize = 99;
-/// White space of a piece, in characters: a multiple of the longest word of it.
+/// Characters of white space per piece: a multiple of the longest word of it.
 const SPACES: usize = 4096;
 
-/// The parts of a text, whose tokens together are those of the text, for a vocabulary whose words `pre` splits. Nearly
-/// always it is one.
+/// The parts of a text whose tokens, joined, equal those of the text, for the pre-tokenizer `pre`. Nearly always one.
 pub(super) fn pieces<'t>(pre: Option<&str>, text: &'t str) -> Vec<&'t str> {
     let cuts = match pre {
-        // `(?=(\d{3})+(?!\d))`: at each digit it looks to the last one.
+        // `(?=(\d{3})+(?!\d))` scans from each digit to the last one.
         Some("superbpe") => cuts_in_digits(text),
-        // `\s*[\r\n]+` before `\s{512}(?!\S)`: at each word it looks to the end of the spaces.
+        // `\s*[\r
+        // ]+` before `\s{512}(?!\S)` scans from each word to the end of the spaces.
         Some("jais-2") => cuts_in_spaces(text),
         _ => Vec::new(),
     };
@@ -20,7 +20,7 @@ pub(super) fn pieces<'t>(pre: Option<&str>, text: &'t str) -> Vec<&'t str> {
     begins.zip(cuts.iter().copied().chain([text.len()])).map(|(begin, end)| &text[begin..end]).collect()
 }
 
-/// Every [`DIGITS`] digits from the end of a run: words of three are counted from there.
+/// Cuts after every [`DIGITS`] digits from the end of a run, which is where words of three are counted from.
 fn cuts_in_digits(text: &str) -> Vec<usize> {
     let (bytes, mut cuts, mut at) = (text.as_bytes(), Vec::new(), 0);
     while at < bytes.len() {
@@ -32,7 +32,7 @@ fn cuts_in_digits(text: &str) -> Vec<usize> {
     cuts
 }
 
-/// Every [`SPACES`] characters of a run of white space in which no line ends and which ends no line.
+/// Cuts after every [`SPACES`] characters of white space, in runs without line breaks in or after them.
 fn cuts_in_spaces(text: &str) -> Vec<usize> {
     let (mut cuts, mut run) = (Vec::new(), Vec::new());
     for (at, c) in text.char_indices().chain([(text.len(), 'x')]) {
@@ -40,7 +40,7 @@ fn cuts_in_spaces(text: &str) -> Vec<usize> {
             '\r' | '\n' => run.clear(),
             c if c.is_whitespace() => run.push(at),
             _ => {
-                // The last word of a run holds at least one of its characters.
+                // The last word of a run keeps at least one of its characters.
                 cuts.extend(run.iter().copied().step_by(SPACES).skip(1).filter(|cut| cut + 1 < at));
                 run.clear();
             }

@@ -1,10 +1,10 @@
-//! Tokens of prompts that are conversations or text. Never decodes.
+//! Tokenizes prompts that are conversations or text. Never decodes.
 
 use super::{ChatTemplate, Model, chat_tokens, template_of};
 use crate::error::Result;
 use crate::types::{PromptText, TokenId};
 
-/// Turns prompts into tokens. A model without a template is an error only for conversations.
+/// Tokenizes prompts. A model without a template is an error only for conversations.
 pub struct PromptTokens<'m> {
     model: &'m Model,
     template: Result<ChatTemplate>,
@@ -16,7 +16,7 @@ impl<'m> PromptTokens<'m> {
         Self { model, template: template_of(model) }
     }
 
-    /// A conversation through the template, text as it is.
+    /// Tokenizes a conversation with the template, and text as it is.
     ///
     /// # Errors
     /// `Unsupported` for a conversation if the model carries no template, or one that doesn't parse; `Arg` if the

@@ -1,4 +1,4 @@
-//! What templates expect of Python: values, `json.dumps`, `%` on text, and the date. Never renders.
+//! What templates expect from Python: values, `json.dumps`, `%` on text, and the date. Never renders.
 
 use std::ffi::CString;
 
@@ -6,20 +6,20 @@ use minijinja::value::{Kwargs, ValueKind};
 use minijinja::{Environment, Error, ErrorKind, State, Value};
 use serde_json::Value as Json;
 
-/// Bytes of JSON that a rendering may write on the way: that work takes no instructions.
+/// Bytes of JSON that one rendering may write, since that work is not counted in instructions.
 const JSON_BYTES: u64 = 16 << 20;
-/// Under which name a rendering counts them.
+/// The name under which a rendering counts them.
 const JSON_SPENT: &str = "json_spent";
-/// Deepest nesting that is written as JSON; what is parsed is nested 128 deep at most.
+/// Deepest nesting that is written as JSON; parsed JSON is nested at most 128 deep.
 const JSON_DEPTH: usize = 256;
-/// Characters that stand in for others while a template works on them: a plane that is left to private use.
+/// Characters that replace others while a template works on them: a private-use plane.
 pub(super) const STAND_INS: std::ops::RangeInclusive<char> = '\u{f0000}'..='\u{ffffd}';
-/// Before the digits of an integer that no JSON number holds here. No text of users begins so: it is left to private
-/// use, and what is written never shows it.
+/// Precedes the digits of an integer too large for a JSON number here. A private-use character, which users' text never
+/// begins with and the output never shows.
 pub(super) const BIG: char = '\u{10fffd}';
 
-/// Reads JSON of which no integer is rounded: those that 64 bits don't hold become texts that
-/// templates write as the numbers they were. `None` for what is no JSON.
+/// Parses JSON without rounding integers: those that don't fit 64 bits become texts, which templates write as the
+/// original numbers. `None` if it isn't JSON.
 pub fn parse_whole_integers(text: &str) -> Option<Json> {
     let (mut marked, mut rest, mut quoted) = (String::with_capacity(text.len()), text, false);
     while let Some(c) = rest.chars().next() {
@@ -61,7 +61,7 @@ fn refused(message: impl Into<String>) -> Error {
     Error::new(ErrorKind::InvalidOperation, message.into())
 }
 
-/// JSON as templates see it, each text (keys too, but for plain names) by way of `text`.
+/// JSON as template values, with every text (and every key that isn't a plain name) passed through `text`.
 pub(super) fn value(json: &Json, text: &dyn Fn(&str) -> String) -> Value {
     let key = |name: &str| {
         let plain = name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
@@ -85,9 +85,9 @@ pub(super) fn value(json: &Json, text: &dyn Fn(&str) -> String) -> Value {
     }
 }
 
-/// How `json.dumps` was asked to write.
+/// The options of `json.dumps`.
 struct Dumps {
-    /// One level of indentation, if lines are broken.
+    /// One level of indentation, if output is broken into lines.
     indent: Option<String>,
     between: String,
     after_key: String,
@@ -97,7 +97,7 @@ struct Dumps {
     left: u64,
 }
 
-/// `tojson` as templates expect it: `json.dumps`, with `ensure_ascii` off unless it is asked for.
+/// `tojson` as templates expect it: `json.dumps`, with `ensure_ascii` off by default.
 fn dumps(state: &mut State, given: &Value, indent: Option<Value>, options: Kwargs) -> Result<Value, Error> {
     let indent = match indent {
         Some(indent) => Some(indent),
@@ -219,7 +219,7 @@ impl Dumps {
                 '\x08' => out.push_str("\\b"),
                 '\x0c' => out.push_str("\\f"),
                 c if (c as u32) < 0x20 => out.push_str(&format!("\\u{:04x}", c as u32)),
-                // A character that stands in for one of ASCII stays what it is.
+                // A stand-in for an ASCII character is left alone.
                 c if self.ascii && !c.is_ascii() && !STAND_INS.contains(&c) => {
                     c.encode_utf16(&mut [0; 2]).iter().for_each(|unit| out.push_str(&format!("\\u{unit:04x}")));
                 }
@@ -235,7 +235,7 @@ fn is_big(text: &str) -> bool {
     digits.is_some_and(|digits| !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit()))
 }
 
-/// A number as Python writes it.
+/// A number in Python's notation.
 fn number(given: &Value) -> String {
     match f64::try_from(given.clone()) {
         Ok(float) if !given.is_integer() => python_float(float),
@@ -262,7 +262,7 @@ fn python_float(float: f64) -> String {
     }
 }
 
-/// Python's `%`: formats where the left is text, else the remainder, which has the sign of the right.
+/// Python's `%`: formats if the left is text; otherwise the remainder with the sign of the right operand.
 fn percent(state: &mut State, left: &Value, right: Value) -> Result<Value, Error> {
     if left.as_str().is_some() {
         let many = right.is_tuple();
@@ -285,7 +285,7 @@ fn percent(state: &mut State, left: &Value, right: Value) -> Result<Value, Error
     }
 }
 
-/// The local time as `format` has it.
+/// The local time, formatted.
 fn strftime_now(format: &str) -> Result<String, Error> {
     let wrong = || refused("strftime_now has a format that can't be used");
     let format = CString::new(format).map_err(|_| wrong())?;

@@ -1,5 +1,4 @@
-//! Writes a model file anew in another number format. Never touches the file it reads, and a file appears whole or not
-//! at all.
+//! Rewrites a model file in another number format. Never touches the input, and writes the output whole or not at all.
 
 use std::ffi::CString;
 use std::fmt;
@@ -15,7 +14,7 @@ use super::validate;
 use crate::error::{Error, Result};
 use crate::gguf::{Gguf, TensorType};
 
-/// The number format of a whole file, by llama.cpp's name: `q4_k_m` is a mixture of formats.
+/// The number format of a file, by llama.cpp's name; `q4_k_m` is a mixture of formats.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FileType(usize);
 
@@ -72,12 +71,11 @@ impl fmt::Display for FileType {
     }
 }
 
-/// Writes the model `from` to `to`, its matrices as `kind` says; rows that a format can't hold get a finer one. Values
-/// that were rounded before are rounded again: what `from` had lost stays lost. 0 threads: all cores.
+/// Writes the model `from` to `to` with its matrices in `kind`; rows that don't fit a format get a finer one. Rounded
+/// values are rounded again, so precision that `from` lost stays lost. 0 threads: all cores.
 ///
 /// # Errors
-/// `Model` if `from` is not a whole model or has numbers that are not finite, `Arg` if `to` is `from`, `Io` if writing
-/// fails.
+/// `Model` if `from` is not a whole model or has non-finite numbers, `Arg` if `to` is `from`, `Io` if writing fails.
 pub fn quantize(from: &Path, to: &Path, kind: FileType, threads: u32) -> Result<()> {
     let doing = format!("writing {} as {kind}", to.display());
     write(from, to, kind, threads, &doing).map_err(|e| e.context(doing))
@@ -93,14 +91,14 @@ fn write(from: &Path, to: &Path, kind: FileType, threads: u32, doing: &str) -> R
     // llama.cpp doesn't say why it can't open a file.
     let made = File::create(beside).map_err(Error::from).and_then(|_| {
         run(from, beside, kind, threads, doing)?;
-        // llama.cpp doesn't notice every failed write; a file that opens is as long as its table says.
+        // llama.cpp misses some failed writes; a file that opens is as long as its table says.
         Gguf::open(beside)?;
         File::open(beside)?.sync_all()?;
         fs::rename(beside, to)?;
         crate::gguf::sync_folder(to)
     });
     if made.is_err() {
-        // Best effort: the error that is reported is the one that matters.
+        // The first error is the one to report.
         let _ = fs::remove_file(beside);
     }
     made
@@ -129,14 +127,14 @@ fn terminated(path: &Path) -> Result<CString> {
 
 fn check(file: &Gguf) -> Result<()> {
     validate::model(file)?;
-    // llama.cpp pads to 32 bytes whatever the metadata that it copies says.
+    // llama.cpp pads to 32 bytes, whatever the metadata that it copies says.
     match file.opt_u32("general.alignment")? {
         None | Some(32) => {}
         Some(n) => {
             return Err(Error::unsupported(format!("{}: its alignment is {n}, expected 32", file.path().display())));
         }
     }
-    // Types without a decoder make llama.cpp throw late; F64 and integers are never weights.
+    // llama.cpp throws late on types without a decoder; F64 and integers are never weights.
     let odd = |kind: TensorType| matches!(kind.name(), "I8" | "I16" | "I32" | "I64" | "F64");
     match file.tensors().iter().find(|t| t.shape().len() > 1 && odd(t.kind())) {
         Some(t) => Err(Error::unsupported(format!("tensor {} is {}, expected a weight", t.name(), t.kind().name()))),

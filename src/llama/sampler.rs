@@ -1,4 +1,4 @@
-//! Draws tokens from logits as a request asked. Never sees text.
+//! Samples tokens from logits as a request asks. Never sees text.
 
 use llama_cpp_2::sampling::LlamaSampler;
 use llama_cpp_2::token::LlamaToken;
@@ -10,18 +10,18 @@ use crate::error::{Error, Result};
 use crate::guide::Mask;
 use crate::types::{Sampling, TokenId};
 
-/// Tokens that penalties look back on.
+/// Number of recent tokens that penalties apply to.
 const PENALTY_WINDOW: i32 = 64;
-/// Temperatures below are greedy: what is more probable by a thousandth of a nat is surer than any dice, and logits
-/// divided by less come to infinity.
+/// Lower temperatures are greedy: a difference of a thousandth of a nat would already decide, and the divided logits
+/// would overflow.
 const LEAST_TEMPERATURE: f32 = 1e-6;
 
-/// The sampler of one request: its own seed and its own memory of the tokens.
+/// The sampler of one request, with its own seed and token history.
 pub struct Sampler {
     chain: LlamaSampler,
     candidates: LlamaTokenDataArray,
     biases: Vec<(usize, f32)>,
-    /// The most probable token is wanted, and nothing but biases comes between.
+    /// Whether the most probable token is wanted, with nothing applied but biases.
     plain_greedy: bool,
 }
 
@@ -103,12 +103,12 @@ impl Sampler {
             .try_for_each(|(token, &bias)| range(&format!("logit_bias of {token}"), bias, -100.0, 100.0))
     }
 
-    /// Draws the next token from a row of logits, [vocabulary], among those of the mask if there is one.
+    /// Samples the next token from a row of logits, [vocabulary], among those in the mask if there is one.
     ///
     /// # Errors
     /// `Model` if the logits are not numbers.
     pub fn sample(&mut self, logits: &[f32], mask: Option<&Mask>) -> Result<TokenId> {
-        // A NaN makes llama.cpp's samplers assert or choose at random.
+        // NaN makes llama.cpp's samplers assert or choose at random.
         if logits.iter().fold(false, |nan, l| nan | l.is_nan()) {
             return Err(Error::model("the model's logits are not numbers"));
         }
@@ -121,8 +121,8 @@ impl Sampler {
         Ok(token)
     }
 
-    /// The token with the largest logit, biases added; of equals the first. Spares the list of all candidates, which
-    /// costs as much as several layers of a small model.
+    /// The token with the largest logit, biases included; of equal ones the first. Avoids the list of all candidates,
+    /// which costs as much as several layers of a small model.
     fn largest(&self, logits: &[f32]) -> Option<TokenId> {
         let mut best: Option<(usize, f32)> = None;
         let mut begin = 0;
@@ -131,7 +131,7 @@ impl Sampler {
                 best = Some((index, logit));
             }
         };
-        // Biases are in the order of their tokens.
+        // Biases are sorted by token.
         for &(token, bias) in &self.biases {
             let (index, logit) = (token, *logits.get(token)?);
             if let Some((at, most)) = argmax(logits.get(begin..index)?) {
@@ -157,7 +157,7 @@ impl Sampler {
             None => c.data.extend((0..logits.len()).filter_map(candidate)),
             Some(mask) => c.data.extend(mask.tokens().filter_map(|token| candidate(token as usize))),
         }
-        // In the order of their tokens, as the biases are.
+        // Sorted by token, as the biases are.
         for &(token, bias) in &self.biases {
             if let Ok(at) = c.data.binary_search_by_key(&(token as i32), |entry| entry.id().0)
                 && let Some(entry) = c.data.get_mut(at)
@@ -173,8 +173,8 @@ impl Sampler {
     }
 }
 
-/// The 32 bits that llama.cpp's generator takes, of all 64, mixed as in splitmix64. Small seeds stay what they are. The
-/// one of 32 ones would stand for chance.
+/// Folds all 64 bits of a seed into the 32 that llama.cpp's generator takes, as in splitmix64. Small seeds are
+/// unchanged; 32 ones are avoided, since they stand for a random seed.
 fn folded(seed: u64) -> u32 {
     match u32::try_from(seed) {
         Ok(small) if small != u32::MAX => small,
@@ -187,10 +187,10 @@ fn folded(seed: u64) -> u32 {
     }
 }
 
-/// Values that are searched at once for the largest one's place.
+/// Size of the blocks in which the largest value is searched.
 const BLOCK: usize = 1024;
 
-/// The first largest value and its index. Only the block that holds it is searched for its place.
+/// The first largest value and its index. Only the block that holds it is searched for the index.
 fn argmax(values: &[f32]) -> Option<(usize, f32)> {
     let mut best: Option<(usize, f32)> = None;
     for (number, block) in values.chunks(BLOCK).enumerate() {
@@ -205,7 +205,7 @@ fn argmax(values: &[f32]) -> Option<(usize, f32)> {
     Some((begin + place, most))
 }
 
-/// In lanes, so that the compiler uses vectors.
+/// In lanes, so that the compiler vectorizes it.
 fn largest_of(values: &[f32]) -> f32 {
     let mut lanes = [f32::NEG_INFINITY; 64];
     let chunks = values.chunks_exact(lanes.len());

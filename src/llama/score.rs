@@ -1,4 +1,4 @@
-//! Log-probabilities of tokens, as llama.cpp computes them. Never samples.
+//! Log-probabilities of tokens as llama.cpp computes them. Never samples.
 
 use super::context::{Batch, Context};
 use super::model::Model;
@@ -41,8 +41,8 @@ pub fn token_logprobs(context: &mut Context, tokens: &[TokenId]) -> Result<Vec<f
     Ok(logprobs)
 }
 
-/// The log-probability of a token under the row that it was sampled from, and of the `top` most probable tokens: of the
-/// plain model at temperature 1, without penalties, biases or grammar. `logits` is [vocabulary], without NaN.
+/// The log-probability of a token under the row it was sampled from, and of the `top` most probable tokens, under the
+/// plain model at temperature 1: no penalties, biases or grammar. `logits` is [vocabulary], without NaN.
 pub fn sampled_logprob(model: &Model, logits: &[f32], token: TokenId, top: usize) -> TokenLogprob {
     let norm = log_sum_exp(logits);
     let told = |(token, logit): (TokenId, f32)| {
@@ -84,7 +84,7 @@ fn most_probable(logits: &[f32], count: usize) -> Vec<(TokenId, f32)> {
     best
 }
 
-/// Logarithm of the sum of exponentials, summed in f64: 49,152 terms lose digits in f32.
+/// Logarithm of the sum of exponentials, in f64: 49,152 terms lose digits in f32.
 fn log_sum_exp(logits: &[f32]) -> f64 {
     let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let sum: f64 = logits.iter().map(|l| f64::from(l - max).exp()).sum();

@@ -1,5 +1,5 @@
-//! Runs work that recurses as deep as its input is long, on a thread whose stack suffices for it. Never bounds the
-//! input: that is for the caller to do.
+//! Runs work whose recursion grows with its input on a thread with enough stack. Never limits the input: the caller
+//! does.
 
 use crate::error::{Error, Result};
 

@@ -1,5 +1,4 @@
-//! The chat template that a GGUF carries, rendered in a sandbox: no files, no environment, bounded work and output.
-//! Never tokenizes.
+//! Renders the GGUF's chat template in a sandbox: no files, no environment, bounded work and output. Never tokenizes.
 
 use std::collections::HashSet;
 
@@ -15,19 +14,19 @@ use super::{jinja, python};
 use crate::error::{Error, Result};
 use crate::types::ChatMessage;
 
-/// Instructions that one rendering may take. A template is a program of the file's author: it must end.
+/// Instructions per rendering. A template is a program by the file's author, and must end.
 const FUEL: u64 = 2_000_000;
 /// Nesting of macros and includes.
 const RECURSION: usize = 64;
 /// Bytes that a rendering may produce beyond four times its input.
 const OUTPUT_SLACK: usize = 1 << 16;
-/// Longest template, in bytes. Those of today's models have at most some ten thousand.
+/// Longest template, in bytes. Current models have at most some ten thousand.
 const SOURCE_BYTES: usize = 1 << 18;
-/// Stack for a byte of the source: a chain of two bytes a link (`x|e|e`) is compiled and dropped by recursion.
+/// Stack per byte of source: a chain with two bytes per link (`x|e|e`) is compiled and dropped recursively.
 const STACK_A_BYTE: usize = 1 << 10;
-/// Stack for what a source of no length takes.
+/// Stack for an empty source.
 const STACK_AT_LEAST: usize = 4 << 20;
-/// Stack of a rendering: values that a template nests as deep as its instructions allow are dropped by recursion.
+/// Stack of a rendering: values nested as deep as the instructions allow are dropped recursively.
 const STACK_TO_RENDER: usize = 256 << 20;
 
 /// Longest part of an engine's message that is passed on, in characters.
@@ -39,22 +38,22 @@ pub enum Ending {
     /// Where the assistant's answer begins.
     #[default]
     Answer,
-    /// With the last message, as the template ends it.
+    /// After the last message, closed by the template.
     Closed,
-    /// Within the last message, which is to go on.
+    /// Inside the last message, which is to be continued.
     Open,
 }
 
-/// What a template is to write.
+/// The input of a template.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Conversation {
-    /// Messages as OpenAI has them, but content is text and arguments of calls are objects.
+    /// Messages in OpenAI's form, except that content is text and the arguments of calls are objects.
     pub messages: Vec<Json>,
-    /// Tools that may be called, as OpenAI has them.
+    /// Available tools, in OpenAI's form.
     pub tools: Vec<Json>,
     /// How it ends.
     pub ending: Ending,
-    /// Whether texts of the messages and tools may name control tokens. They mean what the template's own mean then.
+    /// Whether control tokens in the texts of messages and tools count as such.
     pub parse_special: bool,
 }
 
@@ -65,12 +64,12 @@ impl From<&[ChatMessage]> for Conversation {
     }
 }
 
-/// What a template wrote.
+/// The output of a template.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Rendered {
     /// The text.
     pub text: String,
-    /// Where characters stand that were given and could begin a control token: they must not. [bytes, ascending]
+    /// Offsets of characters from the input that could begin a control token, and must not. [bytes, ascending]
     pub(super) marks: Vec<usize>,
 }
 
@@ -81,16 +80,16 @@ pub struct ChatTemplate {
     bos: String,
     eos: String,
     knows_tools: bool,
-    /// The strings that it names: roles of its own among them.
+    /// The string literals of its source, which include roles of its own.
     literals: HashSet<String>,
     marker: Marker,
 }
 
 impl ChatTemplate {
-    /// Compiles the template. `bos` and `eos` are the texts of the model's own tokens, which templates name.
+    /// Compiles the template. `bos` and `eos` are the texts of the model's tokens, which templates use.
     ///
     /// # Errors
-    /// `Unsupported` if it doesn't parse or is longer than any.
+    /// `Unsupported` if it doesn't parse or is too long.
     pub(super) fn new(source: &str, bos: String, eos: String, specials: &Specials) -> Result<ChatTemplate> {
         if source.len() > SOURCE_BYTES {
             let bytes = source.len();
@@ -111,11 +110,11 @@ impl ChatTemplate {
         })
     }
 
-    /// Writes a conversation.
+    /// Renders a conversation.
     ///
     /// # Errors
-    /// `Arg` without messages, for a role that neither OpenAI nor the template knows, or with what the template says of
-    /// them; `Unsupported` if the template knows no tools, or ends a message that is to go on.
+    /// `Arg` without messages, for a role that neither OpenAI nor the template knows, or with the template's own
+    /// complaint; `Unsupported` if the template has no tools, or ends a message that should continue.
     pub fn render(&self, conversation: &Conversation) -> Result<Rendered> {
         let Conversation { messages, tools, ending, parse_special } = conversation;
         if messages.is_empty() {
@@ -133,7 +132,7 @@ impl ChatTemplate {
         })
     }
 
-    /// What the template writes behind an assistant's answer, before anything else: what ends its turn.
+    /// What the template writes right after an assistant's answer, to end its turn.
     pub(super) fn behind_an_answer(&self) -> Option<String> {
         let messages = vec![json!({"role": "user", "content": "Hi"}), json!({"role": "assistant", "content": "Hi"})];
         let stand_ins = StandIns::new(&self.source, &self.marker, messages.iter());
@@ -141,7 +140,7 @@ impl ChatTemplate {
         stand_ins.take_out(text.split_once(stand_ins.end)?.1).ok().map(|rendered| rendered.text)
     }
 
-    /// A message as the template knows it.
+    /// A message in the form that templates expect.
     fn message(&self, place: usize, message: &Json) -> Result<Json> {
         let Some(role) = message["role"].as_str() else {
             return Err(Error::arg(format!("messages[{place}]: role is missing, expected a string")));
@@ -214,7 +213,7 @@ fn compile(source: String) -> Result<Environment<'static>> {
     environment.set_syntax(syntax.map_err(|e| Error::unsupported(e.to_string()))?);
     environment.set_unknown_method_callback(pycompat::unknown_method_callback);
     python::install(&mut environment);
-    // They write deeply nested values in a time that no count of instructions bounds, for people alone.
+    // They write deeply nested values in a time that instruction counts don't bound, and only for people.
     environment.remove_filter("pprint");
     environment.remove_global("debug");
     environment
@@ -223,7 +222,7 @@ fn compile(source: String) -> Result<Environment<'static>> {
     Ok(environment)
 }
 
-/// What the engine says of an error, in one line of bounded length: it may quote the template.
+/// The engine's message in one line of bounded length, since it may quote the template.
 fn shown(error: &minijinja::Error) -> String {
     let text = error.to_string();
     let line = text.lines().next().unwrap_or_default();
@@ -234,15 +233,15 @@ fn open() -> Error {
     Error::unsupported("the model's chat template does not let the last message go on (continue_final_message)")
 }
 
-/// Whether it could be a role's name.
+/// Whether it could be the name of a role.
 fn is_name(text: &str) -> bool {
     !text.is_empty() && text.len() <= 64 && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-')
 }
 
-/// Characters that are in neither the template nor the messages, and what they stand for while the template works.
+/// Characters that occur in neither the template nor the messages, and the characters they replace meanwhile.
 struct StandIns {
     of: Vec<(char, char)>,
-    /// Stands where the last message's content ends.
+    /// Marks the end of the last message's content.
     end: char,
 }
 
@@ -262,7 +261,7 @@ impl StandIns {
         self.of.iter().find_map(|(of, stand_in)| (*of == c).then_some(*stand_in)).unwrap_or(c)
     }
 
-    /// Puts back what they stand for, and says where.
+    /// Replaces stand-ins by their originals, and returns the positions.
     fn take_out(&self, text: &str) -> Result<Rendered> {
         let mut rendered = Rendered { text: String::with_capacity(text.len()), marks: Vec::new() };
         for c in text.chars() {
@@ -281,7 +280,7 @@ impl StandIns {
     }
 }
 
-/// Shows `look` every text of a value, keys too.
+/// Passes every text of a value, keys included, to `look`.
 fn texts(value: &Json, look: &mut impl FnMut(&str)) {
     match value {
         Json::String(text) => look(text),

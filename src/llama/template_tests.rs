@@ -1,4 +1,4 @@
-//! What templates write of conversations, and what of it may name control tokens.
+//! Tests of what templates render, and of which of it may be control tokens.
 
 use proptest::prelude::*;
 
@@ -35,7 +35,7 @@ fn text(template: &ChatTemplate, messages: &[Json]) -> Result<String> {
     template.render(&said(messages)).map(|rendered| rendered.text)
 }
 
-/// What a template makes of one message of a user.
+/// Renders one message of a user.
 fn one(source: &str) -> Result<String> {
     text(&template(source), &[message("user", "hi")])
 }
@@ -89,7 +89,7 @@ fn a_template_that_does_not_parse_is_unsupported() {
 
 #[test]
 fn chains_and_nests_of_any_length_never_overflow_the_stack() {
-    // The longest expressions that are taken, and sources as long as they may be.
+    // The longest accepted expressions, and sources of the maximum length.
     let most = |open: &str, link: &str, close: &str, links: usize| format!("{open}{}{close}", link.repeat(links));
     let long = |open: &str, link: &str, close: &str| {
         let room = SOURCE_BYTES - open.len() - close.len();
@@ -137,7 +137,7 @@ fn chains_and_nests_of_any_length_never_overflow_the_stack() {
     ];
     let started = std::time::Instant::now();
     for source in sources {
-        // Whatever it is, both are an answer: it is compiled, or it can't be parsed.
+        // Either outcome is fine: it compiles, or it is refused.
         match ChatTemplate::new(&source, String::new(), String::new(), &specials(&[])) {
             Ok(template) => drop(text(&template, &[message("user", "hi")])),
             Err(e) => assert!(e.message().contains("can't be parsed"), "{e}"),
@@ -247,7 +247,7 @@ fn a_conversation_ends_as_it_was_asked_to() {
     assert_eq!(t.behind_an_answer().as_deref(), Some("<|im_end|>\n"));
 }
 
-/// Templates in the manner of many models, and the control tokens of each.
+/// Templates in the style of many models, with their control tokens.
 fn templates() -> Vec<(ChatTemplate, Specials, Vec<&'static str>)> {
     let sources: [(&str, &[&'static str]); 9] = [
         (CHATML, &CHATML_TOKENS),
@@ -292,7 +292,7 @@ fn templates() -> Vec<(ChatTemplate, Specials, Vec<&'static str>)> {
           '<|im_start|>assistant\n' }}",
             &CHATML_TOKENS,
         ),
-        // Qwen 3: looks into the content.
+        // Qwen 3: inspects the content.
         (
             "{%- for message in messages %}{%- set content = message.content %}{%- if '</think>' in content %}{%- \
           set content = \
@@ -321,7 +321,7 @@ fn templates() -> Vec<(ChatTemplate, Specials, Vec<&'static str>)> {
           %}{{'<｜Assistant｜>'}}",
             &["<s>", "</s>", "<｜User｜>", "<｜Assistant｜>", "<｜end▁of▁sentence｜>", "stopword"],
         ),
-        // Phi 3: control tokens are put together of parts.
+        // Phi 3: control tokens are assembled from parts.
         (
             "{% for message in messages %}{{'<|' + message['role'] + '|>' + '\n' + message['content'] + '<|end|>\n' \
           }}{% endfor \
@@ -335,7 +335,7 @@ fn templates() -> Vec<(ChatTemplate, Specials, Vec<&'static str>)> {
         .collect()
 }
 
-/// Control tokens, in order, that a rendering names by itself.
+/// The control tokens, in order, that a rendering itself contains.
 fn named(specials: &Specials, rendered: &Rendered) -> Vec<u32> {
     use super::super::control::Part;
     let parts = specials.part(&rendered.text, &rendered.marks);
@@ -346,8 +346,8 @@ fn named(specials: &Specials, rendered: &Rendered) -> Vec<u32> {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
 
-    /// A conversation full of control tokens, whole and in pieces, names exactly those that one of plain words names,
-    /// and its text is what the same template writes without any marks.
+    /// A conversation full of control tokens, whole and in pieces, produces exactly those of one with plain words, and
+    /// its text is what the same template writes without any marks.
     #[test]
     fn texts_of_users_name_no_control_token_in_any_template(
         pieces in proptest::collection::vec((0usize..12, "[a-z<|>\\[\\] \n]{0,4}"), 0..12),

@@ -1,30 +1,30 @@
-//! The threads that decode: a pool for each context, so that a decode starts no thread. Never schedules work.
+//! The decoding threads: a pool per context, so that a decode starts no thread. Never schedules work.
 
 use llama_cpp_sys_2 as sys;
 
 use super::affinity::Affinity;
 use crate::error::{Error, Result};
 
-/// Rounds that an idle worker spins before it sleeps (ggml's 0 to 100). One that sleeps between two tokens leaves its
-/// core to whoever brings the last one to its client; one that spins keeps them waiting for the clock's next ticks.
+/// Rounds that an idle worker spins before it sleeps (ggml's 0 to 100). A worker that sleeps between tokens leaves its
+/// core to the thread that delivers the last one; one that spins delays it until the next clock ticks.
 const POLL: u32 = 0;
 
 /// Niceness of threads that give way: a tenth of a decoding thread's share where both want a core, so that a machine
-/// that is busy with something else slows them without stopping them.
+/// busy with something else slows them but doesn't stop them.
 const GIVING_WAY: libc::c_int = 10;
 
-/// Makes the calling thread give way to decoding threads wherever both want a core. ggml's threads spin at a barrier
-/// after every operation: one of them waiting for a core holds up all the others, and with them every answer.
+/// Makes the calling thread give way to decoding threads. ggml's threads spin at a barrier after every operation: if
+/// one waits for a core, so do all others, and with them every answer.
 pub fn give_way_to_decoding() {
-    // SAFETY: no pointers; 0 names the calling thread. A refusal changes nothing and needs no answer.
+    // SAFETY: no pointers; 0 names the calling thread. A refusal changes nothing and needs no handling.
     #[cfg(target_os = "linux")]
     unsafe {
         libc::setpriority(libc::PRIO_PROCESS, 0, GIVING_WAY);
     }
 }
 
-/// The pool of one context. Contexts don't share: while one decodes with it, taking it from another would pause it for
-/// both, and the decode would wait for ever.
+/// The pool of one context. Contexts don't share pools: taking one from another context while it decodes would pause it
+/// for both, and the decode would wait for ever.
 pub struct Threads {
     pub(super) raw: sys::ggml_threadpool_t,
     pub(super) affinity: Option<Affinity>,
@@ -37,7 +37,7 @@ unsafe impl Send for Threads {}
 unsafe impl Sync for Threads {}
 
 impl Threads {
-    /// Starts `count` threads, the caller of a decode being one of them. They are as nice as the caller of this.
+    /// Starts `count` threads, one of which is the caller of a decode. They inherit this caller's niceness.
     ///
     /// # Errors
     /// `Arg` for 0 or more than 512, `NoMem` if they can't be started.
@@ -68,7 +68,7 @@ impl Threads {
     }
 }
 
-/// A pool that is being sent from the thread that started it.
+/// A pool on its way from the thread that started it.
 struct Pool(sys::ggml_threadpool_t);
 
 // SAFETY: as for [`Threads`].

@@ -1,5 +1,4 @@
-//! From text to tokens, whatever the text's length and the vocabulary's way of splitting words. Never renders a
-//! template.
+//! Tokenizes text of any length with any vocabulary. Never renders a template.
 
 use std::ffi::CStr;
 use std::sync::Mutex;
@@ -17,20 +16,20 @@ use crate::types::TokenId;
 
 /// Longest text that is tokenized, in bytes.
 pub(super) const TEXT_BYTES: usize = 16 << 20;
-/// Stack for a byte of text: where llama.cpp splits words by `std::regex`, a word takes a frame of 320 bytes for each
-/// of its characters (measured with GCC 12 at -O2 and -O3 on x86-64).
+/// Stack per byte of text: where llama.cpp splits words with `std::regex`, each character of a word takes a frame of
+/// 320 bytes (measured with GCC 12 at -O2 and -O3 on x86-64).
 const STACK_A_BYTE: usize = 512;
-/// Stack for text of no length.
+/// Stack for an empty text.
 const STACK_AT_LEAST: usize = 1 << 20;
 /// Longest text that is tokenized on the caller's own thread, in bytes.
 const SHALLOW: usize = 1024;
-/// Texts from this length on are tokenized one after the other: a word may take half a gigabyte of stack.
+/// Texts of this length or more are tokenized one at a time, since a word may take half a gigabyte of stack.
 const ALONE: usize = 1 << 19;
-/// Held by who tokenizes such a text.
+/// Held while such a text is tokenized.
 static LONG_TEXT: Mutex<()> = Mutex::new(());
 
 impl Model {
-    /// Notes the special tokens and the longest one.
+    /// Records the special tokens and the longest one.
     pub(super) fn read_vocabulary(&mut self) {
         let mut specials = Vec::new();
         let mut bytes = Vec::new();
@@ -47,7 +46,7 @@ impl Model {
             let control = is(sys::LLAMA_TOKEN_ATTR_CONTROL as i64) || is(sys::LLAMA_TOKEN_ATTR_UNKNOWN as i64);
             if control || is(sys::LLAMA_TOKEN_ATTR_USER_DEFINED as i64) {
                 let strips = (is(sys::LLAMA_TOKEN_ATTR_LSTRIP as i64), is(sys::LLAMA_TOKEN_ATTR_RSTRIP as i64));
-                // What is no text can't be in one.
+                // A token that isn't text can't occur in text.
                 let Ok(text) = text.to_str() else { continue };
                 specials.push(Special { id: token, text: text.to_owned(), control, strips });
             }
@@ -55,13 +54,13 @@ impl Model {
         self.specials = Specials::new(specials);
     }
 
-    /// Least number of tokens that a text of so many bytes can be.
+    /// The least number of tokens in a text of so many bytes.
     pub fn fewest_tokens(&self, bytes: usize) -> usize {
         bytes / self.longest_token
     }
 
-    /// Tokenizes. `special` lets the text name control tokens, as a rendered chat template does; text of users must
-    /// not. Any word may be as long as the text.
+    /// Tokenizes. With `special`, control tokens in the text count, as in a rendered chat template; never use it for
+    /// users' text. A single word may be as long as the text.
     ///
     /// # Errors
     /// `Arg` if the text is too long, `NoMem` if there is no stack for it.
@@ -92,7 +91,7 @@ impl Model {
     pub(super) fn tokenize_here(&self, text: &str, add_bos: bool, special: bool) -> Result<Vec<TokenId>> {
         let too_long = || Error::arg(format!("the text of {} bytes is too long to tokenize", text.len()));
         let length = i32::try_from(text.len()).map_err(|_| too_long())?;
-        // A token covers at least one byte, but for the few that are added.
+        // A token covers at least one byte, except for the few that are added.
         let mut tokens: Vec<i32> = vec![0; text.len() + 8];
         let capacity = i32::try_from(tokens.len()).map_err(|_| too_long())?;
         let call = |tokens: &mut Vec<i32>, capacity| {
@@ -119,8 +118,7 @@ impl Model {
         Ok(tokens.into_iter().map(|t| t as TokenId).collect())
     }
 
-    /// What a chat template wrote, in tokens: it names control tokens, what it was given does not. Nothing ends it.
-    ///
+    /// Tokenizes a template's output: its own control tokens count, those in its input do not. No end token is added.
     /// # Errors
     /// As [`Model::tokenize`].
     pub(super) fn tokenize_rendered(&self, rendered: &Rendered) -> Result<Vec<TokenId>> {
@@ -146,7 +144,7 @@ impl Model {
         Ok(tokens)
     }
 
-    /// Takes away the end of sequence that some vocabularies have added to every text: a prompt is to go on.
+    /// Removes the end of sequence that some vocabularies add to every text, since a prompt is to be continued.
     fn drop_added_end(&self, tokens: &mut Vec<TokenId>) -> Option<TokenId> {
         // SAFETY: reads the live vocabulary.
         let added = unsafe { sys::llama_vocab_get_add_eos(self.vocab) };

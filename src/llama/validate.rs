@@ -1,5 +1,4 @@
-//! Checks of what llama.cpp asserts: a file that fails them would end the process instead of giving an error. Never
-//! loads.
+//! Checks what llama.cpp asserts: a file that fails would end the process instead of giving an error. Never loads.
 
 use std::collections::HashSet;
 
@@ -18,7 +17,7 @@ pub(super) fn model(file: &Gguf) -> Result<()> {
         return Err(Error::model(format!("{}: it holds a {kind}, expected a model", file.path().display())));
     }
     file.str("general.architecture").map_err(name)?;
-    // llama.cpp reads text up to a NUL, so it would see another value than what is checked here.
+    // llama.cpp reads text up to a NUL, so it would see another value than the one checked here.
     let cut = |value: &Value| matches!(value, Value::String(text) if text.contains('\0'));
     if let Some((key, _)) = file.metadata().iter().find(|(_, value)| cut(value)) {
         return Err(name(Error::model(format!("metadata key {key} has a NUL in its text"))));
@@ -35,7 +34,7 @@ fn vocabulary(file: &Gguf) -> Result<()> {
     for key in ["tokenizer.ggml.pre", "tokenizer.chat_template"] {
         file.opt_str(key)?;
     }
-    // Words with spaces in them, which llama.cpp's other tokenizers assert that there are none.
+    // Words with spaces in them, which llama.cpp's other tokenizers assert do not occur.
     if file.opt_str("tokenizer.ggml.pre")? == Some("whitespace") && kind != "whitespace" {
         return Err(Error::model(format!(
             "tokenizer.ggml.pre is whitespace and tokenizer.ggml.model {kind}, expected whitespace for both"
@@ -45,7 +44,7 @@ fn vocabulary(file: &Gguf) -> Result<()> {
         .opt_strings("tokenizer.ggml.tokens")?
         .ok_or_else(|| Error::model("metadata key tokenizer.ggml.tokens is missing"))?;
     let mut seen = HashSet::with_capacity(tokens.len());
-    // Read as llama.cpp reads them: up to a NUL, and each empty one gets a name of its own.
+    // Read as llama.cpp reads them: up to a NUL, with a distinct name for each empty one.
     let mut texts = tokens.iter().map(|token| token.split('\0').next().unwrap_or_default()).filter(|t| !t.is_empty());
     if let Some(twice) = texts.find(|text| !seen.insert(*text)) {
         return Err(Error::model(format!("the vocabulary holds the token {twice:?} twice")));

@@ -1,5 +1,4 @@
-//! Checks of the numbers that a model file gives its shape by: llama.cpp asserts on them while it loads or decodes.
-//! Never loads.
+//! Checks the numbers that define a model's shape: llama.cpp asserts on them while it loads or decodes. Never loads.
 
 use crate::error::{Error, Result};
 use crate::gguf::{Array, Gguf, Value};
@@ -8,10 +7,10 @@ use crate::gguf::{Array, Gguf, Value};
 const MOST_LAYERS: u32 = 512;
 /// Most experts (LLAMA_MAX_EXPERTS).
 const MOST_EXPERTS: u32 = 1024;
-/// Number formats in which no matrix is multiplied: numbers of other uses, and those of activations.
+/// Number formats that matrices can't have: those for other uses, and those of activations.
 const NO_MATRIX: [&str; 7] = ["I8", "I16", "I32", "I64", "F64", "Q8_1", "Q8_K"];
 
-/// Checks the shape that a model file says it has.
+/// Checks the shape of a model file.
 ///
 /// # Errors
 /// `Model` naming the key or tensor and what was expected of it.
@@ -39,12 +38,12 @@ impl Keys<'_> {
         self.file.opt_u32(&self.name(key))
     }
 
-    /// A number, or one for each layer.
+    /// One number, or one for each layer.
     fn each(&self, key: &str) -> Result<Vec<u32>> {
         Ok(match self.file.get(&self.name(key)) {
             None => Vec::new(),
             Some(Value::Array(Array::U32(all))) => all.clone(),
-            // llama.cpp uses these only as numbers that aren't negative.
+            // llama.cpp only uses these as non-negative numbers.
             Some(Value::Array(Array::I32(all))) => all.iter().map(|n| u32::try_from(*n).unwrap_or(u32::MAX)).collect(),
             Some(_) => self.number(key)?.into_iter().collect(),
         })
@@ -78,7 +77,7 @@ impl Keys<'_> {
         self.expect("expert_group_used_count", right, in_use, "a part of expert_group_count")
     }
 
-    /// What the graphs of the common architectures take for granted.
+    /// What the graphs of the common architectures assume.
     fn attention(&self) -> Result<()> {
         let whole = matches!(self.architecture, "llama" | "qwen2" | "qwen3");
         if !whole && self.architecture != "gptneox" {
@@ -124,7 +123,7 @@ impl Keys<'_> {
     }
 }
 
-/// A text that begins or ends with a token needs that token.
+/// If texts begin or end with a token, the vocabulary must name that token.
 fn tokens(file: &Gguf) -> Result<()> {
     let count = file.opt_strings("tokenizer.ggml.tokens")?.map_or(0, <[String]>::len);
     for name in ["bos", "eos"] {
@@ -137,7 +136,7 @@ fn tokens(file: &Gguf) -> Result<()> {
     Ok(())
 }
 
-/// Checks that every matrix is in a format that can be multiplied, and every vector of floats.
+/// Checks that every matrix has a format that can be multiplied, and every vector is in floats.
 ///
 /// # Errors
 /// `Model` naming the tensor.
@@ -210,7 +209,7 @@ mod tests {
         assert!(refused.message().contains("tokenizer.ggml.model has a NUL"), "{refused}");
     }
 
-    /// The error for a good file in which `change` has been made to `key`.
+    /// The error for a valid file in which `change` was applied to `key`.
     fn refusal(architecture: &'static str, key: &str, change: impl FnOnce(Option<&Value>) -> Value) -> Error {
         let dir = tempfile::tempdir().unwrap();
         let (good, bad) = (dir.path().join("good.gguf"), dir.path().join("bad.gguf"));

@@ -1,10 +1,10 @@
-//! AdamW with its state in the open, so that a checkpoint holds all of it. Never decides whether a step is taken.
+//! AdamW with accessible state, so that a checkpoint holds all of it. Never decides whether a step is taken.
 
 use candle_core::{Tensor, Var};
 
 use crate::error::{Error, Result};
 
-/// Keeps the square root's denominator away from zero; PyTorch's default.
+/// Keeps the denominator away from zero; PyTorch's default.
 const EPSILON: f64 = 1e-8;
 
 /// First and second moment of one variable's gradient, in its shape.
@@ -26,7 +26,7 @@ pub struct AdamW {
     pub moments: Vec<Moments>,
 }
 
-/// What an update is done with; may differ from one to the next.
+/// The parameters of an update, which may change from one to the next.
 #[derive(Clone, Copy)]
 pub struct AdamWConfig {
     /// Learning rate.
@@ -50,7 +50,7 @@ impl AdamW {
         Ok(Self { updates: 0, moments: vars.iter().map(zero).collect::<Result<_>>()? })
     }
 
-    /// Moves `vars` in place along `grads` (same order and shapes, already clipped by `grad_scale`).
+    /// Updates `vars` in place with `grads` (same order and shapes, already clipped by `grad_scale`).
     ///
     /// # Errors
     /// `Train` if their numbers differ or a product fails.
@@ -100,7 +100,7 @@ mod tests {
                 let (mh, vh) = (m[i] / (1.0 - 0.9f64.powi(t)), v[i] / (1.0 - 0.95f64.powi(t)));
                 p[i] = p[i] * (1.0 - 0.1 * 0.01) - 0.1 * mh / (vh.sqrt() + 1e-8);
             }
-            // Handed in doubled and halved by the scale, as clipping does.
+            // Passed in doubled and halved by the scale, as clipping does.
             let grad = Tensor::new(&[2.0 * g[0], 2.0 * g[1]], &Device::Cpu).unwrap();
             adamw.update(std::slice::from_ref(&var), &[grad], 0.5, config).unwrap();
             let got = var.to_vec1::<f64>().unwrap();

@@ -5,7 +5,7 @@ use candle_core::{DType, Tensor, Var};
 use super::{AdamW, AdamWConfig};
 use crate::error::{Error, Result};
 
-/// A sum of gradients: a tensor a variable, in their order.
+/// A sum of gradients: one tensor per variable, in their order.
 #[derive(Default)]
 pub struct Gradients {
     sums: Vec<Tensor>,
@@ -20,7 +20,7 @@ impl Gradients {
         let mut store = loss.backward()?;
         let mut fresh = Vec::with_capacity(vars.len());
         for (i, var) in vars.iter().enumerate() {
-            // A tensor that no gradient reaches would never learn, without a word.
+            // A variable without a gradient would silently never learn.
             let grad = store.remove(var).ok_or_else(|| Error::train(format!("no gradient reaches variable {i}")))?;
             fresh.push(match self.sums.get(i) {
                 Some(sum) => (sum + grad)?,
@@ -31,8 +31,8 @@ impl Gradients {
         Ok(())
     }
 
-    /// Clips to `clip_norm`, updates the variables, and returns the norm before clipping. Where that is not finite,
-    /// variables and moments are untouched.
+    /// Clips to `clip_norm`, updates the variables, and returns the norm before clipping. If that is not finite,
+    /// variables and moments are left as they are.
     ///
     /// # Errors
     /// As [`AdamW::update`].
@@ -50,7 +50,7 @@ impl Gradients {
     }
 }
 
-/// Euclidean norm of tensors together. Not finite if one of their values isn't.
+/// Euclidean norm of all tensors together. Not finite if any of their values isn't.
 ///
 /// # Errors
 /// `Train` if there are none, or the device fails.

@@ -1,5 +1,5 @@
-//! Adapters as GGUF files, the format that llama.cpp loads (its llama-adapter.cpp). Never trusts one: all that is read
-//! is checked against the base.
+//! Adapters as GGUF files, the format that llama.cpp loads (its llama-adapter.cpp). Trusts nothing in a file:
+//! everything is checked against the base.
 
 use std::path::Path;
 
@@ -10,12 +10,12 @@ use super::{Decoder, LinearInfo};
 use crate::error::{Error, Result};
 use crate::gguf::{Gguf, Value, Writer};
 
-/// SHA-256 of the base's file that an adapter or head was trained on.
+/// SHA-256 of the base model's file that an adapter or head was trained on.
 pub(super) const BASE_KEY: &str = "apa.base.sha256";
 const ALPHA_KEY: &str = "adapter.lora.alpha";
 
 impl Lora {
-    /// Writes the adapter, whole or not at all. `extra` adds metadata of the caller's own.
+    /// Writes the adapter, whole or not at all. `extra` is additional metadata.
     pub fn write_gguf(&self, path: &Path, extra: &[(&str, Value)]) -> Result<()> {
         let mut file = Writer::new();
         for (key, value) in extra {
@@ -26,7 +26,7 @@ impl Lora {
         file.write(path)
     }
 
-    /// Adds the adapter to a file that holds other tensors too.
+    /// Adds the adapter to a file that also holds other tensors.
     pub fn add_to(&self, file: &mut Writer<'_>) -> Result<()> {
         file.set("general.architecture", self.architecture);
         file.set("adapter.type", "lora").set(ALPHA_KEY, self.alpha as f32).set(BASE_KEY, self.base.as_str());
@@ -36,15 +36,15 @@ impl Lora {
         Ok(())
     }
 
-    /// Reads an adapter for this base. Errors say what doesn't fit: its kind, its base, a shape, a rank, a lone factor.
+    /// Reads an adapter for this base. Errors say what doesn't fit: the kind, the base, a shape, a rank, or a missing
+    /// factor.
     pub fn read_gguf(path: &Path, decoder: &Decoder) -> Result<Self> {
         let file = Gguf::open(path)?;
         let read = expect(&file, "general.type", "adapter").and_then(|()| Self::read_from(&file, decoder, &[]));
         read.map_err(|e| e.context(format!("adapter {}", path.display())))
     }
 
-    /// Reads the adapter of a file that holds more than it: tensors whose names begin with one of `beside` are left
-    /// alone.
+    /// Reads the adapter from a file that holds more; tensors whose names begin with one of `beside` are ignored.
     pub fn read_from(file: &Gguf, decoder: &Decoder, beside: &[&str]) -> Result<Self> {
         read(file, decoder, beside)
     }
@@ -53,7 +53,7 @@ impl Lora {
 fn read(file: &Gguf, decoder: &Decoder, beside: &[&str]) -> Result<Lora> {
     expect(file, "adapter.type", "lora")?;
     expect(file, "general.architecture", decoder.shape().architecture.name)?;
-    // Adapters made elsewhere don't name their base; then only the shapes can show that it is another.
+    // Adapters made elsewhere don't name their base; then only the shapes can tell.
     if let Some(base) = file.opt_str(BASE_KEY)?
         && base != decoder.fingerprint()
     {
@@ -86,7 +86,7 @@ fn expect(file: &Gguf, key: &str, expected: &str) -> Result<()> {
     }
 }
 
-/// `rank` is the rank of the layers read so far; all layers must have the same.
+/// `rank` is the rank of the layers read so far, which all must share.
 fn read_layer(
     file: &Gguf,
     decoder: &Decoder,
@@ -108,7 +108,7 @@ fn read_layer(
     factors(linear, a, b, rank).map(Some)
 }
 
-/// Checks a pair against its layer and makes it trainable.
+/// Checks a pair of factors against its layer and makes it trainable.
 pub(super) fn factors(linear: &LinearInfo, a: Tensor, b: Tensor, rank: &mut Option<usize>) -> Result<Factors> {
     let LinearInfo { tensor, out_features, in_features, .. } = linear;
     let (a_shape, b_shape) = (a.dims2()?, b.dims2()?);

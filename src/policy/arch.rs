@@ -1,5 +1,5 @@
-//! What a GGUF file says of its model, checked: sizes, norms, rotary frequencies. Reads no weights beside the
-//! frequencies' factors. A file that declares what the decoder doesn't compute is refused, never computed wrong.
+//! Reads and checks a GGUF model's description: sizes, norms, rotary frequencies. Reads no weights except the factors
+//! of the frequencies. A model with features that the decoder doesn't compute is refused rather than computed wrongly.
 
 use std::fmt;
 
@@ -7,29 +7,30 @@ use super::ops::RopeStyle;
 use crate::error::{Error, Result};
 use crate::gguf::{Gguf, Value};
 
-/// The architectures that can be trained. One that is put together from the same parts is a row here, with a case in
-/// `policy/tests` and in `tests/support/tiny.rs`; another block goes into `blocks.rs` and `loader.rs` as well.
+/// The architectures that can be trained. One made of the same parts is a row here, with a case in `policy/tests` and
+/// in `tests/support/tiny.rs`; another kind of block also goes into `blocks.rs` and `loader.rs`.
 static ARCHITECTURES: &[Architecture] = &[
-    // SmolLM, Llama 2 and 3, Mistral and their like.
+    // SmolLM, Llama 2 and 3, Mistral and the like.
     Architecture { rope_style: RopeStyle::Interleaved, rope_factors: true, ..Architecture::gated("llama") },
     Architecture::gated("qwen2"),
     Architecture { head_norms: true, ..Architecture::gated("qwen3") },
     Architecture { classic: true, ..Architecture::gated("gptneox") },
 ];
 
-/// What the decoders of an architecture have in common.
+/// The common properties of an architecture's models.
 #[derive(Debug, PartialEq)]
 pub struct Architecture {
-    /// GGUF's name.
+    /// Its name in GGUF.
     pub name: &'static str,
-    /// LayerNorm, GELU, and queries, keys and values in one projection, in place of RMSNorm, SwiGLU and three
-    /// projections.
+    /// Whether it has LayerNorm, GELU, and one projection for queries, keys and values, instead of RMSNorm, SwiGLU and
+    /// three projections.
     pub classic: bool,
-    /// RMSNorm of each query and key head.
+    /// Whether each query and key head has an RMSNorm.
     pub head_norms: bool,
-    /// Which values of a head rotate together: llama.cpp's `llama_model_rope_type`.
+    /// Which elements of a head rotate together: llama.cpp's `llama_model_rope_type`.
     pub rope_style: RopeStyle,
-    /// Whether `rope_freqs.weight` divides the rotary frequencies. Elsewhere it is left unread, and so refused.
+    /// Whether `rope_freqs.weight` divides the rotary frequencies. Other architectures don't read it, so a file with it
+    /// is refused.
     pub rope_factors: bool,
 }
 
@@ -45,8 +46,8 @@ impl fmt::Display for Architecture {
     }
 }
 
-/// Keys, after the architecture's prefix, of features that change the computation and are not computed here. A zero,
-/// `false` or `none` means that the feature is absent.
+/// Keys, after the architecture's prefix, of features that are not computed here. Zero, `false` and `none` mean that
+/// the feature is absent.
 const NOT_COMPUTED: &[(&str, &str)] = &[
     ("expert_count", "a mixture of experts"),
     ("attention.sliding_window", "sliding-window attention"),
@@ -67,27 +68,27 @@ const MOST_LAYERS: usize = 512;
 /// Sizes and constants of a decoder.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Shape {
-    /// The architecture, with what its models have in common.
+    /// The architecture.
     pub architecture: &'static Architecture,
-    /// Values of a hidden state.
+    /// Width of a hidden state.
     pub width: usize,
-    /// Blocks.
+    /// Number of blocks.
     pub layers: usize,
-    /// Query heads.
+    /// Number of query heads.
     pub heads: usize,
-    /// Key and value heads; divides `heads`.
+    /// Number of key and value heads; divides `heads`.
     pub kv_heads: usize,
-    /// Values of a head.
+    /// Width of a head.
     pub head_dim: usize,
     /// Inner width of the feed-forward layers.
     pub feed_forward: usize,
-    /// Tokens the model was made for.
+    /// Context length that the model was made for, in tokens.
     pub context: usize,
-    /// Added to the variance under a norm's root.
+    /// Epsilon of the norms, added to the variance under the root.
     pub eps: f32,
-    /// Attention and feed-forward read the same input.
+    /// Whether attention and feed-forward read the same input.
     pub parallel_residual: bool,
-    /// Angle per position of each rotated pair, scaling factors applied.
+    /// Rotation angle per position of each pair, scaling factors applied.
     pub inv_freq: Vec<f32>,
 }
 
@@ -186,7 +187,7 @@ impl Keys<'_> {
         Error::unsupported(format!("the model declares {feature}, which the trainer doesn't compute"))
     }
 
-    /// Angles per position, as ggml's rope computes them: base^(-2i/n) · scale / factor_i.
+    /// Rotation angles per position, as in ggml's rope: base^(-2i/n) · scale / factor_i.
     fn inverse_frequencies(&self, rotary: usize) -> Result<Vec<f32>> {
         let base = f64::from(self.file.opt_f32(&self.name("rope.freq_base"))?.unwrap_or(10_000.0));
         let scale = match self.file.opt_str(&self.name("rope.scaling.type"))? {

@@ -7,7 +7,7 @@ use super::ops::{self, Adapted, FeedForward, Frozen, RopeTable, SelfAttention};
 use super::{Lora, Shape};
 use crate::error::Result;
 
-/// What every block of a pass shares.
+/// The inputs that all blocks of a forward pass share.
 pub(super) struct Pass<'a> {
     pub(super) shape: &'a Shape,
     pub(super) starts: &'a [usize],
@@ -21,12 +21,12 @@ impl Pass<'_> {
     }
 }
 
-/// A linear layer of the blocks, which an adapter may change.
+/// A linear layer of a block, which an adapter may change.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LinearInfo {
     /// Name of its weight, such as `blk.0.attn_q.weight`.
     pub tensor: String,
-    /// Which part of a block it is, such as `attn_q`.
+    /// Its role in the block, such as `attn_q`.
     pub part: &'static str,
     /// Rows of its weight.
     pub out_features: usize,
@@ -34,7 +34,7 @@ pub struct LinearInfo {
     pub in_features: usize,
 }
 
-/// A frozen linear layer and its place among the decoder's.
+/// A frozen linear layer and its index among the decoder's.
 pub(super) struct Linear {
     pub(super) index: usize,
     pub(super) weight: Frozen,
@@ -53,7 +53,7 @@ impl Linear {
     }
 }
 
-/// RMSNorm, or LayerNorm where there is a bias.
+/// RMSNorm, or LayerNorm if there is a bias.
 pub(super) struct Norm {
     pub(super) weight: Tensor,
     pub(super) bias: Option<Tensor>,
@@ -128,7 +128,7 @@ impl Gated {
     }
 }
 
-/// gptneox: LayerNorm, one projection for q, k and v, GELU, residuals side by side or one after the other.
+/// gptneox: LayerNorm, one projection for q, k and v, GELU, parallel or sequential residuals.
 pub(super) struct Classic {
     pub(super) attn_norm: Norm,
     /// Rows of q, then k, then v.

@@ -22,7 +22,7 @@ pub struct Decoder {
     device: Device,
     dtype: DType,
     fingerprint: String,
-    /// Quantized as in the file: rows are decoded when they are looked up, so that no f32 copy is needed.
+    /// Quantized as in the file; rows are decoded on lookup, which avoids an f32 copy.
     embedding: QTensor,
     blocks: Vec<Block>,
     output_norm: Norm,
@@ -32,7 +32,8 @@ pub struct Decoder {
 }
 
 impl Decoder {
-    /// Reads a model and freezes it. Errors if the file is damaged, or its architecture or a feature is unknown.
+    /// Reads a model and freezes it. Errors if the file is damaged, or if its architecture or one of its features is
+    /// unknown.
     pub fn load(path: &Path, device: &Device, dtype: Dtype) -> Result<Self> {
         let file = Gguf::open(path)?;
         Self::from_gguf(&file, device, dtype).map_err(|e| e.context(format!("loading {} to train", path.display())))
@@ -59,7 +60,7 @@ impl Decoder {
         &self.shape
     }
 
-    /// Length of a hidden state.
+    /// Width of a hidden state.
     pub fn width(&self) -> usize {
         self.shape.width
     }
@@ -84,7 +85,7 @@ impl Decoder {
         &self.fingerprint
     }
 
-    /// What identifies the base to an adapter: the architecture, and the SHA-256 of the file.
+    /// The identity of the base for adapters: its architecture and the SHA-256 of its file.
     pub(super) fn identity(&self) -> (&'static str, &str) {
         (self.shape.architecture.name, &self.fingerprint)
     }
@@ -94,8 +95,8 @@ impl Decoder {
         &self.linears
     }
 
-    /// Hidden states after the final norm, [tokens, width]. Gradients flow to the adapter alone; without one there is
-    /// no graph to hold. Errors if a token is outside the vocabulary or the adapter was made for another base.
+    /// Hidden states after the final norm, [tokens, width]. Gradients flow to the adapter alone; without one no graph
+    /// is kept. Errors if a token is outside the vocabulary or the adapter belongs to another base.
     pub fn hidden(&self, packed: &Packed, lora: Option<&Lora>) -> Result<Tensor> {
         if let Some(lora) = lora {
             lora.check_base(&self.fingerprint)?;
@@ -115,12 +116,12 @@ impl Decoder {
         ops::token_logprobs(hidden, &self.head, targets, temperatures)
     }
 
-    /// Entropy of each row's distribution, [rows], in nats. Gives no gradient.
+    /// Entropy of each row's distribution, [rows], in nats. Not differentiable.
     pub fn entropy(&self, hidden: &Tensor, temperatures: &[f32]) -> Result<Tensor> {
         ops::token_entropy(hidden, &self.head, temperatures)
     }
 
-    /// [`Self::logprobs`] and [`Self::entropy`] in one pass over the head. Gives no gradient.
+    /// [`Self::logprobs`] and [`Self::entropy`] in one pass over the head. Not differentiable.
     pub fn logprobs_and_entropy(
         &self,
         hidden: &Tensor,
@@ -130,13 +131,13 @@ impl Decoder {
         ops::token_logprobs_and_entropy(hidden, &self.head, targets, temperatures)
     }
 
-    /// KL of each row's distribution from the one that `other` gives, over the whole vocabulary, [rows], in nats. Gives
-    /// no gradient.
+    /// KL of each row's distribution to that of `other`, over the whole vocabulary, [rows], in nats. Not
+    /// differentiable.
     pub fn kl(&self, hidden: &Tensor, other: &Tensor, temperatures: &[f32]) -> Result<Tensor> {
         ops::token_kl(hidden, other, &self.head, temperatures)
     }
 
-    /// A whole pass: the log-probability of each target, [response tokens], in nats; one temperature a sequence.
+    /// A whole pass: the log-probability of each target, [response tokens], in nats; one temperature per sequence.
     pub fn response_logprobs(
         &self,
         packed: &Packed,
@@ -157,7 +158,7 @@ impl Decoder {
     }
 }
 
-/// The number format that a setting asks for: `auto` is bf16 on a CPU that multiplies it, f32 elsewhere.
+/// The number format for a setting: `auto` is bf16 on a CPU with bf16 products, f32 elsewhere.
 fn frozen_dtype(wanted: Dtype, device: &Device) -> DType {
     match wanted {
         Dtype::F32 => DType::F32,

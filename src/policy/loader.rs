@@ -1,4 +1,4 @@
-//! Takes a decoder's tensors from a GGUF file, each held against its expected shape. Computes nothing.
+//! Reads a decoder's tensors from a GGUF file, checking each shape. Computes nothing.
 
 use std::collections::HashSet;
 
@@ -11,14 +11,14 @@ use super::ops::Frozen;
 use crate::error::{Error, Result};
 use crate::gguf::Gguf;
 
-/// Remembers which tensors were read: one that is left over belongs to a feature that is not computed here.
+/// Tracks which tensors were read: an unread one belongs to a feature that is not computed here.
 pub(super) struct Loader<'a> {
     pub(super) file: &'a Gguf,
     pub(super) shape: &'a Shape,
     pub(super) device: &'a Device,
     pub(super) dtype: DType,
     pub(super) used: HashSet<String>,
-    /// The linear layers read so far; an index into this list names a layer.
+    /// The linear layers read so far; a layer's number is its index here.
     pub(super) linears: Vec<LinearInfo>,
 }
 
@@ -78,7 +78,7 @@ impl Loader<'_> {
         Ok(Linear { index, weight, bias })
     }
 
-    /// A norm over hidden states, with a bias where the architecture has one.
+    /// A norm of hidden states, with a bias if the architecture has one.
     pub(super) fn norm(&mut self, name: &str) -> Result<Norm> {
         let width = self.shape.width;
         let weight = self.read(&format!("{name}.weight"), &[width])?;
@@ -102,7 +102,7 @@ impl Loader<'_> {
     }
 
     pub(super) fn refuse_unused(&self) -> Result<()> {
-        // These were applied to the shape's frequencies.
+        // These are already part of the shape's frequencies.
         let factors = |name: &str| name == "rope_freqs.weight" && self.shape.architecture.rope_factors;
         let mut names = self.file.tensors().iter().map(|info| info.name());
         match names.find(|name| !self.used.contains(*name) && !factors(name)) {

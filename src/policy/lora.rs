@@ -1,4 +1,4 @@
-//! Low-rank adapters: what is learned on top of the frozen base. Knows no file and no optimizer.
+//! Low-rank adapters, which are trained on top of the frozen base. Knows no file and no optimizer.
 
 use candle_core::{Tensor, Var};
 
@@ -21,7 +21,7 @@ pub struct Lora {
 
 #[derive(Clone)]
 pub(super) struct Factors {
-    /// The weight that is changed, such as `blk.0.attn_q.weight`.
+    /// The weight it changes, such as `blk.0.attn_q.weight`.
     pub(super) tensor: String,
     /// [rank, in].
     pub(super) a: Var,
@@ -30,7 +30,7 @@ pub(super) struct Factors {
 }
 
 impl Lora {
-    /// Makes an adapter of these layers, for the base of this architecture and SHA-256.
+    /// Makes an adapter of these layers for the base with this architecture and SHA-256.
     pub(super) fn from_layers(
         (architecture, base): (&'static str, &str),
         rank: usize,
@@ -70,8 +70,8 @@ impl Lora {
         self.factors().flat_map(pair).collect()
     }
 
-    /// The same adapter, in the same memory, for passes that need no gradient: they hold no graph, so they free each
-    /// intermediate at once.
+    /// The same adapter, sharing memory, for passes without gradients, which keep no graph and so free intermediates at
+    /// once.
     pub fn detached(&self) -> Self {
         let detach = |f: &Factors| (f.a.as_detached_tensor(), f.b.as_detached_tensor());
         let detached = self.layers.iter().map(|layer| layer.as_ref().map(detach)).collect();

@@ -1,5 +1,5 @@
-//! Folds an adapter into its base: a model file that needs no adapter. Never rounds a changed weight; that is a later
-//! step.
+//! Merges an adapter into its base, as a model file that needs no adapter. Never rounds a changed weight; that is a
+//! later step.
 
 use std::path::Path;
 
@@ -10,8 +10,9 @@ use crate::error::{Error, Result};
 use crate::gguf::{Gguf, Writer};
 
 impl Lora {
-    /// Writes `base` with W + (alpha / rank) · B A in the place of every weight that the adapter changes, as f32; all
-    /// else stays as it is, metadata included. One weight is in memory at a time. `decoder` was loaded from `base`.
+    /// Writes `base` with W + (alpha / rank) · B A in place of every weight that the adapter changes, as f32;
+    /// everything else is copied, metadata included. Holds one weight in memory at a time. `decoder` was loaded from
+    /// `base`.
     ///
     /// # Errors
     /// `Arg` if the adapter or the decoder is of another base, `Io` if the file can't be written.

@@ -1,4 +1,4 @@
-//! Sequences laid end to end, without padding. Only numbers; knows no model.
+//! Sequences concatenated without padding. Only numbers; knows no model.
 
 use std::ops::Range;
 
@@ -7,7 +7,7 @@ use candle_core::Tensor;
 use crate::error::{Error, Result};
 use crate::types::TokenId;
 
-/// Sequences laid end to end. Tensors computed from it are [tokens, ...]; attention stays inside each sequence.
+/// Concatenated sequences. Tensors computed from it are [tokens, ...]; attention stays inside each sequence.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Packed {
     tokens: Vec<TokenId>,
@@ -16,7 +16,7 @@ pub struct Packed {
 }
 
 impl Packed {
-    /// Lays sequences end to end. Errors if there is none or one is empty.
+    /// Concatenates sequences. Errors if there is none or one is empty.
     pub fn new<S: AsRef<[TokenId]>>(sequences: &[S]) -> Result<Self> {
         let mut packed = Self { tokens: Vec::new(), starts: vec![0], positions: Vec::new() };
         for (index, sequence) in sequences.iter().enumerate() {
@@ -39,7 +39,7 @@ impl Packed {
         &self.tokens
     }
 
-    /// Where each sequence begins, then the number of tokens: one entry more than there are sequences.
+    /// The start of each sequence, then the number of tokens: one entry more than there are sequences.
     pub fn starts(&self) -> &[usize] {
         &self.starts
     }
@@ -54,14 +54,14 @@ impl Packed {
         self.starts.len() - 1
     }
 
-    /// The rows of each sequence, in order.
+    /// The range of rows of each sequence, in order.
     pub fn ranges(&self) -> impl Iterator<Item = Range<usize>> + '_ {
         self.starts.windows(2).map(|pair| pair[0]..pair[1])
     }
 
-    /// The rows that predict each sequence's tokens after its first `prompts[i]`, and those tokens.
+    /// The rows that predict each sequence's tokens after its first `prompts[i]`, with those tokens.
     ///
-    /// Errors if a prompt has no token (nothing predicts the first one) or fills its sequence.
+    /// Errors if a prompt is empty (nothing predicts its first token) or fills its sequence.
     pub fn targets(&self, prompts: &[usize]) -> Result<Targets> {
         if prompts.len() != self.sequences() {
             return Err(Error::arg(format!("{} prompt lengths for {} sequences", prompts.len(), self.sequences())));
@@ -84,7 +84,7 @@ impl Packed {
     }
 }
 
-/// Which rows predict which tokens: one entry per response token, sequence after sequence.
+/// Which rows predict which tokens: one entry per response token, in sequence order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Targets {
     rows: Vec<u32>,
@@ -93,7 +93,7 @@ pub struct Targets {
 }
 
 impl Targets {
-    /// Rows of the hidden states: each is the state that the token was sampled in.
+    /// Rows of the hidden states that the tokens were sampled from.
     pub fn rows(&self) -> &[u32] {
         &self.rows
     }
@@ -103,7 +103,7 @@ impl Targets {
         &self.tokens
     }
 
-    /// Where each sequence's entries begin, then the number of entries.
+    /// The start of each sequence's entries, then the number of entries.
     pub fn starts(&self) -> &[usize] {
         &self.starts
     }
@@ -113,7 +113,7 @@ impl Targets {
         self.rows.len()
     }
 
-    /// Repeats a value per sequence, such as a temperature, for each of its response tokens.
+    /// Repeats a value per sequence, such as a temperature, for each response token.
     pub fn spread(&self, each: &[f32]) -> Result<Vec<f32>> {
         let sequences = self.starts.len() - 1;
         if each.len() != sequences {
@@ -123,7 +123,7 @@ impl Targets {
         Ok(each.iter().zip(lengths).flat_map(|(&value, n)| std::iter::repeat_n(value, n)).collect())
     }
 
-    /// Picks these rows of hidden states: [tokens, width] to [response tokens, width].
+    /// Selects these rows of hidden states: [tokens, width] to [response tokens, width].
     pub fn select(&self, hidden: &Tensor) -> Result<Tensor> {
         let rows = Tensor::new(self.rows.as_slice(), hidden.device())?;
         Ok(hidden.index_select(&rows, 0)?)

@@ -1,5 +1,5 @@
-//! Adapters in PEFT's form (`adapter_config.json` and `adapter_model.safetensors`), both ways and without loss. Undoes
-//! and redoes what llama.cpp's converter does to the rows of some weights. Never changes a value.
+//! Converts adapters to and from PEFT's form (`adapter_config.json` and `adapter_model.safetensors`) without loss,
+//! reversing and repeating llama.cpp's permutation of some weights' rows. Never changes a value.
 
 use std::collections::{BTreeSet, HashMap};
 use std::fs::{self, File};
@@ -16,11 +16,11 @@ use crate::error::{Error, Result};
 
 const CONFIG: &str = "adapter_config.json";
 const WEIGHTS: &str = "adapter_model.safetensors";
-/// Names of the files of an adapter's folder.
+/// The files of a PEFT adapter's folder.
 pub const PEFT_FILES: [&str; 2] = [CONFIG, WEIGHTS];
 const MOST_CONFIG_BYTES: u64 = 1 << 20;
 
-/// The part of PEFT's configuration that changes what is computed.
+/// The part of PEFT's configuration that affects computation.
 #[derive(Serialize, Deserialize)]
 struct PeftConfig {
     peft_type: String,
@@ -59,7 +59,7 @@ fn none() -> String {
 }
 
 impl PeftConfig {
-    /// Alpha as scale · rank; errors with the option that is not computed here, if there is one.
+    /// Alpha as scale · rank. Errors name an option that is not computed here.
     fn alpha(&self) -> Result<f64> {
         let refused = [
             (self.peft_type != "LORA", format!("of type {:.40}", self.peft_type)),
@@ -79,7 +79,7 @@ impl PeftConfig {
 }
 
 impl Lora {
-    /// Writes the adapter to a folder as PEFT reads it; `base_name` is the base's name on the Hugging Face hub.
+    /// Writes the adapter to a folder for PEFT; `base_name` is the base's name on the Hugging Face hub.
     pub fn write_peft(&self, folder: &Path, decoder: &Decoder, base_name: &str) -> Result<()> {
         self.check_base(decoder.fingerprint())?;
         let mut tensors = HashMap::new();
@@ -113,11 +113,11 @@ impl Lora {
         let config = serde_json::to_vec_pretty(&config).map_err(|e| Error::io(e.to_string()))?;
         fs::create_dir_all(folder)?;
         candle_core::safetensors::save(&tensors, folder.join(WEIGHTS)).map_err(|e| Error::io(e.to_string()))?;
-        // Last, so that a folder with a configuration is whole.
+        // Written last, so that a folder with a configuration is complete.
         Ok(fs::write(folder.join(CONFIG), config)?)
     }
 
-    /// Reads an adapter that PEFT wrote for the model this base was converted from.
+    /// Reads a PEFT adapter of the model that this base was converted from.
     pub fn read_peft(folder: &Path, decoder: &Decoder) -> Result<Self> {
         read(folder, decoder).map_err(|e| e.context(format!("PEFT adapter {}", folder.display())))
     }
@@ -166,7 +166,7 @@ fn weight_name(module: &str, factor: &str) -> String {
     format!("base_model.model.{module}.lora_{factor}.weight")
 }
 
-/// The layer's name in transformers, as in `model.layers.0.self_attn.q_proj`.
+/// The layer's name in transformers, such as `model.layers.0.self_attn.q_proj`.
 fn module(shape: &Shape, linear: &LinearInfo) -> Result<String> {
     let part = match (shape.architecture.classic, linear.part) {
         (false, "attn_q") => "self_attn.q_proj",
@@ -190,10 +190,11 @@ fn module(shape: &Shape, linear: &LinearInfo) -> Result<String> {
     Ok(format!("{layers}.{layer}.{part}"))
 }
 
-/// Where the converter moved the rows of a weight: for each row of the file, its row in transformers.
+/// The permutation of a weight's rows by the converter: for each row of the file, its row in transformers.
 ///
-/// llama: the two halves of each query and key head interleave (`LlamaModel.permute`). gptneox: q, k and v of each head
-/// become all q, all k, all v (`GPTNeoXModel.modify_tensors`). Others stay. Source: llama.cpp's convert_hf_to_gguf.py.
+/// llama: the two halves of each query and key head are interleaved (`LlamaModel.permute`). gptneox: q, k and v of each
+/// head become all q, all k, all v (`GPTNeoXModel.modify_tensors`). Other weights are unchanged. Source: llama.cpp's
+/// convert_hf_to_gguf.py.
 fn rows(shape: &Shape, linear: &LinearInfo) -> Option<Vec<u32>> {
     let (dim, half) = (shape.head_dim, shape.head_dim / 2);
     let row: Box<dyn Fn(usize) -> usize> = match (shape.architecture.rope_style, linear.part) {

@@ -1,4 +1,4 @@
-//! The adapter that training begins with. Never trains it.
+//! Creates the adapter that training starts from. Never trains it.
 
 use candle_core::{DType, Tensor, Var};
 use rand::{RngExt, SeedableRng};
@@ -9,10 +9,10 @@ use super::{Decoder, Lora};
 use crate::error::{Error, Result};
 
 impl Lora {
-    /// An adapter that changes nothing yet: A uniform within ±1/√in (PEFT's Kaiming with a = √5), B zero.
+    /// An adapter without effect yet: A is uniform within ±1/√in (PEFT's Kaiming with a = √5), B is zero.
     ///
-    /// `parts` names the linear layers, as in `attn_q`; `None` takes all of the blocks. The same seed gives the same
-    /// values. Errors if a part is unknown, the rank is 0 or exceeds a layer, or alpha is not positive.
+    /// `parts` names the adapted linear layers, as in `attn_q`; `None` adapts all layers of the blocks. Deterministic
+    /// in the seed. Errors if a part is unknown, the rank is 0 or exceeds a layer, or alpha is not positive.
     pub fn new(decoder: &Decoder, rank: usize, alpha: f64, parts: Option<&[String]>, seed: u64) -> Result<Self> {
         check_alpha(alpha)?;
         if let Some(unknown) =

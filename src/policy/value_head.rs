@@ -1,4 +1,4 @@
-//! A scalar read from hidden states: the critic's and the reward model's head. Knows no adapter.
+//! A scalar head on hidden states, for the critic and the reward model. Knows no adapter.
 
 use std::path::Path;
 
@@ -12,7 +12,7 @@ use crate::gguf::{Gguf, Writer};
 
 const KIND: &str = "value_head";
 
-/// h · weight + bias. Zero at the start.
+/// h · weight + bias. Starts at zero.
 #[derive(Clone)]
 pub struct ValueHead {
     /// [width].
@@ -24,7 +24,7 @@ pub struct ValueHead {
 }
 
 impl ValueHead {
-    /// A head whose value is 0 for every input.
+    /// A head whose output is 0 for every input.
     pub fn new(decoder: &Decoder) -> Result<Self> {
         Ok(Self {
             weight: Var::zeros(decoder.width(), DType::F32, decoder.device())?,
@@ -57,7 +57,7 @@ impl ValueHead {
         file.write(path)
     }
 
-    /// Adds the head to a file that holds other tensors too; the names of the head's begin with `value_head.`.
+    /// Adds the head to a file that also holds other tensors; its tensors' names begin with `value_head.`.
     pub fn add_to(&self, file: &mut Writer<'_>) -> Result<()> {
         file.set(BASE_KEY, self.base.as_str());
         for (name, var) in self.named() {
@@ -78,7 +78,7 @@ impl ValueHead {
             .map_err(|e| e.context(format!("value head {}", path.display())))
     }
 
-    /// Reads the head from a file that holds other tensors too.
+    /// Reads the head from a file that also holds other tensors.
     pub fn read_from(file: &Gguf, decoder: &Decoder) -> Result<Self> {
         let base = file.str(BASE_KEY)?.to_owned();
         if base != decoder.fingerprint() {

@@ -1,4 +1,4 @@
-//! Versions that no record knows: moved aside whole, and taken in again on demand. Never deletes a file of one.
+//! Versions that are not on record: moved aside whole, and adopted again on demand. Never deletes a file of one.
 
 use std::fs;
 use std::path::PathBuf;
@@ -7,26 +7,26 @@ use super::{Manifest, Stage, VersionStore, at, committed, manifest, name_of, syn
 use crate::error::Result;
 use crate::types::PolicyVersion;
 
-/// The folder of what was set aside, in `versions/`.
+/// Name of the folder for them, in `versions/`.
 const ASIDE: &str = "aside";
 
 /// A version that was set aside.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Aside {
-    /// Its folder's name in `versions/aside/`: its number, with `-2` and so on behind it where that was taken.
+    /// Its folder's name in `versions/aside/`: its number, with `-2` and so on added if that was taken.
     pub name: String,
-    /// Where it is.
+    /// Path of its folder.
     pub path: PathBuf,
 }
 
 impl Aside {
-    /// The number that it had.
+    /// The number it had.
     pub fn version(&self) -> PolicyVersion {
         let number = self.name.split('-').next().unwrap_or_default();
         committed(number).unwrap_or_default()
     }
 
-    /// Its manifest, after checking every file of it.
+    /// Checks every file, and returns the manifest.
     ///
     /// # Errors
     /// `Io` naming the file that is missing or damaged, `Unsupported` for a manifest of a newer format.
@@ -36,8 +36,8 @@ impl Aside {
 }
 
 impl VersionStore {
-    /// Moves versions that are not `known` into `versions/aside/`: an older or lost record doesn't know them, or a
-    /// crash came between their files and their record. Returns what was moved.
+    /// Moves versions that are not `known` to `versions/aside/`: the record is older or was lost, or a crash came
+    /// between writing their files and recording them. Returns the moved versions.
     ///
     /// # Errors
     /// `Io` for the disk.
@@ -65,7 +65,7 @@ impl VersionStore {
         Ok(moved)
     }
 
-    /// What was set aside, by number and then by age.
+    /// The versions set aside, by number and then by age.
     ///
     /// # Errors
     /// `Io` if the folder can't be read.
@@ -87,7 +87,7 @@ impl VersionStore {
         Ok(found)
     }
 
-    /// Removes the folder of what was taken in again.
+    /// Removes the folder of a version that was adopted.
     ///
     /// # Errors
     /// `Io` for the disk.
@@ -97,7 +97,7 @@ impl VersionStore {
 }
 
 impl Stage {
-    /// Takes over the files of what was set aside, checked. Returns its manifest.
+    /// Copies and checks the files of a version that was set aside. Returns its manifest.
     ///
     /// # Errors
     /// As [`Aside::verify`], and `Io` if they can't be copied.

@@ -1,4 +1,4 @@
-//! What a version's folder says of itself, and whether its files are what it says. Never writes into the folder.
+//! The manifest of a version's folder, and the check of its files. Never writes into the folder.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -15,21 +15,21 @@ use crate::types::{PolicyVersion, StepMetrics, UnixMillis};
 
 /// Name of the manifest in its folder.
 pub(super) const MANIFEST: &str = "manifest.json";
-/// Format of the manifest that this build writes.
+/// The manifest format of this build.
 const FORMAT: u32 = 1;
-/// A manifest is a few KB; what is larger is none.
+/// Size limit; a manifest is a few KB.
 const MAX_BYTES: u64 = 1 << 20;
 
-/// What the trainer knows of a version.
+/// Facts about a version from the trainer.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct About {
     /// The version it was trained from.
     pub parent: Option<PolicyVersion>,
-    /// SHA-256 of the base model's file, in hex: the adapter is for no other.
+    /// SHA-256 of the base model's file, in hex; the adapter fits no other.
     pub base_sha256: String,
     /// When it was made.
     pub created: UnixMillis,
-    /// The loss.
+    /// The algorithm it was trained with.
     pub algorithm: Algorithm,
     /// Its λ.
     pub lambda: f64,
@@ -37,27 +37,27 @@ pub struct About {
     pub rank: u32,
     /// Scale numerator of the adapter: the update is multiplied by alpha / rank.
     pub alpha: f64,
-    /// What its training batch measured.
+    /// The measurements of its training batch.
     pub metrics: StepMetrics,
 }
 
 /// Size and checksum of a file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FileSum {
-    /// In bytes.
+    /// Size in bytes.
     pub size: u64,
     /// SHA-256, in hex.
     pub sha256: String,
 }
 
-/// `manifest.json` of a version.
+/// The `manifest.json` of a version.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Manifest {
     /// Format of the manifest.
     pub format: u32,
     /// The version.
     pub version: PolicyVersion,
-    /// What the trainer knows of it.
+    /// Facts from the trainer.
     #[serde(flatten)]
     pub about: About,
     /// Version of this crate that wrote it.
@@ -87,7 +87,7 @@ impl Manifest {
         let mut text = String::new();
         at(Path::new(MANIFEST), from.take(MAX_BYTES).read_to_string(&mut text))?;
         let wrong = |e: serde_json::Error| Error::io(format!("{MANIFEST} is damaged: {e}"));
-        // The format first: a newer manifest may not have our fields.
+        // The format first, since a newer manifest may lack our fields.
         let Format { format } = serde_json::from_str(&text).map_err(wrong)?;
         if format > FORMAT {
             return Err(Error::unsupported(format!("{MANIFEST} has format {format}, this build knows up to {FORMAT}")));
@@ -109,7 +109,7 @@ pub(super) fn verify(dir: &Path, version: PolicyVersion) -> Result<Manifest> {
     Ok(manifest)
 }
 
-/// Checks one file alone.
+/// Checks one file only.
 pub(super) fn verify_file(dir: &Path, version: PolicyVersion, name: &str) -> Result<Manifest> {
     let manifest = read_as(dir, version)?;
     let expected =
@@ -144,13 +144,13 @@ fn check(dir: &Path, name: &str, expected: &FileSum) -> Result<()> {
     Ok(())
 }
 
-/// Sums of every file of a folder.
+/// Sizes and checksums of all files of a folder.
 pub(super) fn sum_files(dir: &Path) -> Result<BTreeMap<String, FileSum>> {
     let mut files = BTreeMap::new();
     for entry in at(dir, fs::read_dir(dir))? {
         let entry = at(dir, entry)?;
         let name = entry.file_name().into_string().ok().filter(|name| name != MANIFEST);
-        // Links are refused as well: what they point to is not part of the folder.
+        // Links are refused too, since their targets are not part of the folder.
         let (Some(name), true) = (name, at(&entry.path(), entry.file_type())?.is_file()) else {
             let name = entry.file_name();
             return Err(Error::arg(format!("a staged version holds {}, expected plain files only", name.display())));

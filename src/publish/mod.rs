@@ -1,5 +1,5 @@
-//! Policy versions on disk: a folder each, written aside, synced and renamed. Never edits or overwrites a committed
-//! folder, and never decides which version serves.
+//! Policy versions on disk: one folder each, written under a temporary name, synced and renamed. Never edits or
+//! overwrites a committed folder, and never decides which version serves.
 
 mod aside;
 mod manifest;
@@ -14,18 +14,19 @@ pub use aside::Aside;
 use manifest::MANIFEST;
 pub use manifest::{About, FileSum, Manifest, sha256_file};
 
-/// Prefix of folders being written.
+/// Prefix of folders that are being written.
 const STAGING: &str = ".staging-";
-/// Prefix of folders being deleted: half a version must never look like a whole one.
+/// Prefix of folders that are being deleted: half a version must never look like a whole one.
 const REMOVING: &str = ".removing-";
 
-/// The folder `versions/` of a data folder. The data folder's lock must be held: two stores in one folder would race.
+/// The folder `versions/` of a data folder. The data folder's lock must be held, since two stores in one folder would
+/// race.
 #[derive(Clone, Debug)]
 pub struct VersionStore {
     root: PathBuf,
 }
 
-/// A version being written. Dropped without a commit, it leaves nothing behind.
+/// A version that is being written. Dropped without a commit, it leaves nothing behind.
 #[derive(Debug)]
 pub struct Stage {
     version: PolicyVersion,
@@ -47,7 +48,7 @@ impl VersionStore {
         Ok(Self { root })
     }
 
-    /// Where the files of a version are, once it is committed.
+    /// The folder of a committed version.
     pub fn path(&self, version: PolicyVersion) -> PathBuf {
         self.root.join(name_of(version))
     }
@@ -55,7 +56,7 @@ impl VersionStore {
     /// Starts writing a version, in an empty folder beside the others.
     ///
     /// # Errors
-    /// `Arg` for version 0 or one that is there already, `Io` for the disk.
+    /// `Arg` for version 0 or one that already exists, `Io` for the disk.
     pub fn stage(&self, version: PolicyVersion) -> Result<Stage> {
         if version == PolicyVersion::INITIAL {
             return Err(Error::arg("version 0 is the initial model and has no files"));
@@ -70,7 +71,7 @@ impl VersionStore {
         Ok(Stage { version, staging, target, committed: false })
     }
 
-    /// The manifest of a version, after checking every file of it.
+    /// Checks every file of a version, and returns its manifest.
     ///
     /// # Errors
     /// `Arg` if there is no such version here, `Io` naming the file that is missing or damaged, `Unsupported` for a
@@ -93,10 +94,10 @@ impl VersionStore {
         Ok(versions)
     }
 
-    /// The manifest of a version, after checking one file of it.
+    /// Checks one file of a version, and returns its manifest.
     ///
     /// # Errors
-    /// As [`VersionStore::verify`], of that file alone; `Io` also if the manifest doesn't list it.
+    /// As [`VersionStore::verify`], for that file alone; `Io` also if the manifest doesn't list it.
     pub fn verify_file(&self, version: PolicyVersion, name: &str) -> Result<Manifest> {
         let path = self.path(version);
         if version == PolicyVersion::INITIAL || !path.is_dir() {
@@ -105,7 +106,7 @@ impl VersionStore {
         manifest::verify_file(&path, version, name).map_err(|e| e.context(format!("version {version}")))
     }
 
-    /// Removes what a crash left half written or half deleted; never a version. Returns the names that were removed.
+    /// Removes folders that a crash left half written or half deleted, but never a version. Returns their names.
     ///
     /// # Errors
     /// `Io` for the disk.
@@ -118,8 +119,7 @@ impl VersionStore {
         Ok(names)
     }
 
-    /// Removes a version that was written a moment ago and could not be recorded, so that its number is free for the
-    /// next try.
+    /// Removes a version that was just written but could not be recorded, so that its number is free for the next try.
     ///
     /// # Errors
     /// `Io` for the disk.
@@ -127,8 +127,8 @@ impl VersionStore {
         self.remove(&name_of(version))
     }
 
-    /// Removes the oldest versions beyond the newest `keep`, not counting `protected` ones, which stay. 0 keeps all.
-    /// Returns what was removed.
+    /// Removes the oldest versions beyond the newest `keep`; `protected` ones stay and are not counted. 0 keeps all.
+    /// Returns the removed versions.
     ///
     /// # Errors
     /// `Io` for the disk.
@@ -148,7 +148,7 @@ impl VersionStore {
         let mut names = Vec::new();
         for entry in entries {
             let entry = at(&self.root, entry)?;
-            // A link, or a name that is not UTF-8, is none of ours.
+            // Links and names that are not UTF-8 are not ours.
             let folder = at(&self.root, entry.file_type())?.is_dir();
             names.extend(entry.file_name().into_string().ok().filter(|_| folder));
         }
@@ -174,11 +174,11 @@ impl Stage {
         &self.staging
     }
 
-    /// Adds the manifest, makes all of it durable, and gives the folder its name. Returns the folder.
+    /// Writes the manifest, syncs everything, and renames the folder into place. Returns the folder.
     ///
     /// # Errors
-    /// `Arg` if the folder holds no file, or something that is not a plain file; `Io` for the disk. Nothing is left
-    /// then.
+    /// `Arg` if the folder has no file, or something that is not a plain file; `Io` for the disk. Nothing is left
+    /// behind then.
     pub fn commit(mut self, about: About) -> Result<PathBuf> {
         let files = manifest::sum_files(&self.staging)?;
         if files.is_empty() {
@@ -196,7 +196,7 @@ impl Stage {
             return Err(Error::arg(format!("version {} is on disk already", self.version)));
         }
         at(&self.target, fs::rename(&self.staging, &self.target))?;
-        // From here on a failure removes the renamed folder: its name may not be durable.
+        // From here on a failure removes the renamed folder, since the rename may not be durable.
         self.staging.clone_from(&self.target);
         if let Some(root) = self.target.parent() {
             sync_dir(root)?;
@@ -220,7 +220,7 @@ fn name_of(version: PolicyVersion) -> String {
     format!("{:06}", version.0)
 }
 
-/// Removes a file, a link or a folder under a name of ours, if there is one.
+/// Removes the file, link or folder at a path, if there is one.
 fn remove_any(path: &Path) -> Result<()> {
     match fs::symlink_metadata(path) {
         Ok(found) if found.is_dir() => at(path, fs::remove_dir_all(path)),
@@ -230,10 +230,10 @@ fn remove_any(path: &Path) -> Result<()> {
     }
 }
 
-/// The version a folder's name stands for.
+/// The version that a folder's name stands for.
 fn committed(name: &str) -> Option<PolicyVersion> {
     let version = name.parse().ok()?;
-    // Only the spelling that we write: `12` or `+00012` is someone else's.
+    // Only the spelling that we write: `12` and `+00012` are not ours.
     (format!("{version:06}") == name && version > 0).then_some(PolicyVersion(version))
 }
 
@@ -241,7 +241,7 @@ fn at<T>(path: &Path, result: std::io::Result<T>) -> Result<T> {
     result.map_err(|e| Error::from(e).context(path.display()))
 }
 
-/// Makes names in a folder durable. (Windows has no such call, and needs none.)
+/// Syncs a folder, which makes its names durable. (Windows has no such call, and needs none.)
 fn sync_dir(dir: &Path) -> Result<()> {
     if cfg!(unix) { at(dir, File::open(dir).and_then(|f| f.sync_all())) } else { Ok(()) }
 }

@@ -1,4 +1,5 @@
-//! A version as one file, to be carried to another data folder: a tar archive, the manifest first. Never trusts one.
+//! A version as one file, for transport to another data folder: a tar archive, with the manifest first. Trusts nothing
+//! in it.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
@@ -10,7 +11,7 @@ use crate::error::{Error, Result};
 use crate::types::PolicyVersion;
 
 impl VersionStore {
-    /// Writes the files of a version into one, `path`, which is whole or not there.
+    /// Writes the files of a version into one file at `path`, whole or not at all.
     ///
     /// # Errors
     /// As [`VersionStore::verify`], and `Io` if the file can't be written.
@@ -36,10 +37,10 @@ impl VersionStore {
 }
 
 impl Stage {
-    /// Takes the files out of what [`VersionStore::pack`] wrote, and checks them. Returns its manifest.
+    /// Extracts a file of [`VersionStore::pack`] and checks it. Returns the manifest.
     ///
     /// # Errors
-    /// `Io` for a file that is no such archive, cut or damaged; `Unsupported` for one of a newer format.
+    /// `Io` for a file that is not such an archive, truncated or damaged; `Unsupported` for a newer format.
     pub fn unpack(&self, path: &Path) -> Result<Manifest> {
         self.unpack_checked(path).map_err(|e| e.context(format!("restoring {}", path.display())))
     }
@@ -62,7 +63,7 @@ impl Stage {
                 return Err(Error::io(format!("it holds another file than {name}")));
             }
             let target = self.path().join(name);
-            // What an archive says of its sizes is not trusted: a disk could be filled.
+            // The sizes in an archive are not trusted, since they could fill the disk.
             let mut file = at(&target, File::create_new(&target))?;
             let size = at(&target, io::copy(&mut entry.take(expected.size.saturating_add(1)), &mut file))?;
             if size != expected.size {

@@ -1,4 +1,4 @@
-//! Reads a request for an answer: the body of a chat or of a completion. Never samples.
+//! Reads requests for answers: the body of a chat or of a completion. Never samples.
 
 use std::collections::BTreeMap;
 
@@ -15,12 +15,12 @@ use crate::types::{Format, Sampling, TokenId};
 
 /// Longest stop string, in bytes.
 const STOP_BYTES: usize = 256;
-/// Largest number of answers to one request.
+/// Most answers per prompt.
 const CHOICES: u64 = 8;
-/// Largest number of answers to all prompts of a request that has several.
+/// Most answers to all prompts of a request, if it has several.
 const ANSWERS: usize = 32;
 
-/// Known fields, among which the nearest name of an unknown one is looked for.
+/// Known fields, of which errors suggest the nearest.
 const REQUEST_FIELDS: &[&str] = &[
     "messages",
     "prompt",
@@ -54,7 +54,7 @@ const REQUEST_FIELDS: &[&str] = &[
     "echo",
 ];
 
-/// Fields of the OpenAI API that would change the answer and are not implemented: refused unless they have no effect.
+/// Fields of the OpenAI API that are not implemented and would change the answer: refused unless they have no effect.
 const UNSUPPORTED_FIELDS: &[&str] = &["functions", "suffix", "best_of", "modalities", "audio"];
 
 /// Reads the body of `POST /v1/chat/completions`.
@@ -161,7 +161,7 @@ impl Fields {
             include_usage: self.include_usage()?,
             tools: Vec::new(),
         };
-        // Whether there is one call or more is for the model to say.
+        // Accepted, but the model decides between one call and several.
         self.flag("parallel_tool_calls")?;
         self.refuse_unsupported()?;
         self.finish(REQUEST_FIELDS)?;
@@ -177,7 +177,7 @@ impl Fields {
         }
     }
 
-    /// `max_completion_tokens` is the newer name of the same thing.
+    /// `max_completion_tokens` is the newer name.
     fn max_tokens(&mut self) -> Result<Option<u32>> {
         let old = self.integer("max_tokens", 1, u64::from(u32::MAX))?;
         let new = self.integer("max_completion_tokens", 1, u64::from(u32::MAX))?;
@@ -284,7 +284,7 @@ impl Fields {
         }
     }
 
-    /// The schema of a response format, in `json_schema` as OpenAI has it, or beside the type as others do.
+    /// The schema of a response format, inside `json_schema` as in OpenAI's API, or beside the type as in others.
     fn schema(&mut self) -> Result<Option<Value>> {
         let beside = self.take("schema");
         let schema = match (self.take("json_schema"), beside) {
@@ -308,7 +308,7 @@ impl Fields {
         }
     }
 
-    /// A completion asks with a number; with a flag as a chat does, for no alternatives.
+    /// A completion requests log-probabilities with a number; a flag as in chats means no alternatives.
     fn text_logprobs(&mut self) -> Result<Option<u32>> {
         if let Some(Value::Bool(wanted)) = self.map.get("logprobs") {
             let wanted = *wanted;
@@ -318,7 +318,7 @@ impl Fields {
         Ok(self.integer("logprobs", 0, 5)?.map(|top| top as u32))
     }
 
-    /// A chat asks for log-probabilities with a flag, and for alternatives with a number beside it.
+    /// A chat requests log-probabilities with a flag, and alternatives with a number beside it.
     fn chat_logprobs(&mut self) -> Result<Option<u32>> {
         let wanted = self.flag("logprobs")?;
         match self.integer("top_logprobs", 0, GenerateRequest::MAX_LOGPROBS.into())? {

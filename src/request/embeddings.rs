@@ -4,17 +4,17 @@ use super::fields::Fields;
 use super::{Prompt, Unknown, prompts_of};
 use crate::error::{Error, Result};
 
-/// Largest number of texts in one request.
+/// Most texts per request.
 const EMBEDDINGS: usize = 256;
 
-/// Texts to embed, and the encoding of the result.
+/// Texts to embed, with the encoding of the result.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ParsedEmbeddings {
     /// The texts, each as text or as tokens.
     pub input: Vec<Prompt>,
-    /// As base64 of little-endian 32-bit floats instead of a list.
+    /// Whether to return base64 of little-endian 32-bit floats instead of a list.
     pub base64: bool,
-    /// How many are expected of each; there is but one number.
+    /// The requested width; only the model's own is possible.
     pub dimensions: Option<u64>,
 }
 

@@ -1,5 +1,5 @@
-//! Takes the members out of a JSON object, checked: a refusal names the field, its value and what was expected. Knows
-//! no request of its own.
+//! Takes the members of a JSON object, with checks: errors name the field, its value and what was expected. Knows no
+//! particular request.
 
 use serde_json::{Map, Value};
 
@@ -22,7 +22,7 @@ impl Fields {
         }
     }
 
-    /// Takes a member out; null counts as missing.
+    /// Takes a member; null counts as missing.
     pub(super) fn take(&mut self, key: &str) -> Option<Value> {
         self.map.shift_remove(key).filter(|value| !value.is_null())
     }
@@ -60,7 +60,7 @@ impl Fields {
         Ok(self.choice(key)?.unwrap_or(false))
     }
 
-    /// A flag that may be left to its default.
+    /// An optional flag.
     pub(super) fn choice(&mut self, key: &str) -> Result<Option<bool>> {
         match self.take(key) {
             None => Ok(None),
@@ -86,23 +86,23 @@ impl Fields {
         }
     }
 
-    /// Takes a member out that has to be there.
+    /// Takes a member that is required.
     pub(super) fn required(&mut self, key: &str) -> Result<Value> {
         self.take(key).ok_or_else(|| self.missing(key))
     }
 
-    /// The error for a member that has to be there.
+    /// The error for a missing member.
     pub(super) fn missing(&self, key: &str) -> Error {
         self.mistyped(&[key]).unwrap_or_else(|| Error::arg(format!("{key} is missing")))
     }
 
-    /// The error for a member whose name is nearly one of `known`, if there is one.
+    /// The error for a member whose name is close to one of `known`, if there is one.
     pub(super) fn mistyped(&self, known: &[&str]) -> Option<Error> {
         let nearly = |key: &&String| matches!(nearest(key, known), Some((1.., _)));
         self.map.keys().find(nearly).map(|key| unknown_key(key, known))
     }
 
-    /// Refuses members that nobody took, unless unknown fields are ignored.
+    /// Refuses members that were not taken, unless unknown fields are ignored.
     pub(super) fn finish(self, known: &[&str]) -> Result<()> {
         match self.map.keys().next() {
             Some(key) if self.unknown == Unknown::Refuse => Err(unknown_key(key, known)),
@@ -111,7 +111,7 @@ impl Fields {
     }
 }
 
-/// The name that `key` is nearest to, if it is near, and how many letters apart they are.
+/// The name closest to `key`, if it is close, and their edit distance.
 fn nearest<'a>(key: &str, known: &[&'a str]) -> Option<(usize, &'a str)> {
     let all = known.iter().map(|name| (strsim::damerau_levenshtein(key, name), *name));
     all.min().filter(|(distance, name)| *distance <= 1 + name.len() / 3)
@@ -133,23 +133,22 @@ pub(super) fn json(body: &[u8]) -> Result<Value> {
     serde_json::from_str(text).map_err(|e| Error::arg(format!("the body is not valid JSON: {e}")))
 }
 
-/// Largest whole number up to which a float has all of them.
+/// The limit up to which floats represent every whole number.
 const FLOAT_WHOLE: f64 = 9_007_199_254_740_992.0;
 
-/// A whole number from 0 on, however it is written: many languages have no other numbers than floats.
+/// A whole number from 0 on, in any notation: in many languages all numbers are floats.
 pub(super) fn whole(value: &Value) -> Option<u64> {
     let float = |x: &f64| x.fract() == 0.0 && (0.0..=FLOAT_WHOLE).contains(x);
     value.as_u64().or_else(|| value.as_f64().filter(float).map(|x| x as u64))
 }
 
-/// A whole number below 0, however it is written.
+/// A whole number below 0, in any notation.
 pub(super) fn negative(value: &Value) -> Option<i64> {
     let float = |x: &f64| x.fract() == 0.0 && (-FLOAT_WHOLE..0.0).contains(x);
     value.as_i64().or_else(|| value.as_f64().filter(float).map(|x| x as i64))
 }
 
-/// A value as an error message shows it: numbers and flags as they are, the rest by kind, so that no prompt gets into a
-/// log.
+/// A value as errors show it: numbers and flags literally, the rest by type, so that no prompt reaches a log.
 pub(super) fn shown(value: &Value) -> String {
     match value {
         Value::Number(number) => number.to_string(),

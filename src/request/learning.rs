@@ -1,5 +1,4 @@
-//! Reads what the policy learns from (feedback, preferences, samples), and decisions about users. Never stores
-//! anything.
+//! Reads feedback, preferences and samples, and decisions about users. Never stores anything.
 
 use super::fields::Fields;
 use super::messages::messages_of;

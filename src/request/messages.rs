@@ -1,4 +1,4 @@
-//! Reads the messages of a chat. Never puts them through a template.
+//! Reads the messages of a chat. Never applies a template.
 
 use serde_json::{Map, Value, json};
 
@@ -9,7 +9,7 @@ use crate::llama::{Conversation, parse_whole_integers};
 
 /// Members of a message that a template may use, all of them strings.
 const KEPT: [&str; 4] = ["role", "name", "tool_call_id", "reasoning_content"];
-/// All members of a message; what is not kept says nothing to a model.
+/// All members of a message; those that are not kept don't reach the model.
 const MEMBERS: [&str; 10] = [
     "role",
     "content",
@@ -31,7 +31,7 @@ pub fn parse_messages(body: &[u8], unknown: Unknown) -> Result<Conversation> {
     Ok(Conversation { messages: messages_of(json(body)?, unknown)?, ..Conversation::default() })
 }
 
-/// The messages as templates know them: content is text, and arguments of calls are objects.
+/// The messages in the form of templates: content is text, and arguments of calls are objects.
 pub(super) fn messages_of(value: Value, unknown: Unknown) -> Result<Vec<Value>> {
     let Value::Array(items) = value else {
         return Err(Error::arg(format!("messages is {}, expected an array of messages", shown(&value))));
@@ -64,7 +64,7 @@ fn message_of(value: Value, unknown: Unknown) -> Result<Value> {
         Some(other) => {
             return Err(Error::arg(format!("content is {}, expected a string or an array of parts", shown(&other))));
         }
-        // An assistant may have called tools or refused; a tool may have nothing to say.
+        // An assistant's message may hold only tool calls or a refusal, and a tool may return nothing.
         None if matches!(role.as_str(), "assistant" | "tool" | "function") => refusal.unwrap_or_default(),
         None => return Err(fields.missing("content")),
     };
@@ -74,7 +74,7 @@ fn message_of(value: Value, unknown: Unknown) -> Result<Value> {
         Some(Value::Array(calls)) => calls.into_iter().map(call).collect::<Result<Vec<_>>>()?,
         Some(other) => return Err(Error::arg(format!("tool_calls is {}, expected an array", kind(&other)))),
     };
-    // The older name of one call.
+    // The older form of a single call.
     if let Some(function) = fields.take("function_call") {
         calls.push(call(json!({"type": "function", "function": function}))?);
     }
@@ -101,7 +101,7 @@ fn call(mut call: Value) -> Result<Value> {
     if !call["function"]["name"].is_string() {
         return Err(Error::arg("tool_calls has an entry without function.name"));
     }
-    // In the API they are JSON in a string.
+    // The API has them as JSON in a string.
     if let Some(parsed) = call["function"]["arguments"].as_str().and_then(parse_whole_integers)
         && let Value::Object(_) = parsed
     {

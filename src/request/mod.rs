@@ -43,22 +43,22 @@ pub enum Unknown {
     Ignore,
 }
 
-/// What the model is to continue.
+/// The prompt of a request.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Prompt {
-    /// A conversation, put through the model's chat template.
+    /// A conversation, to be rendered with the model's chat template.
     Chat(Conversation),
     /// Plain text.
     Text(String),
-    /// Text in which control tokens are what they stand for, as a template of the client's own has written it.
+    /// Text whose control tokens count, as written by a template of the client's own.
     Special(String),
-    /// Tokens as they are.
+    /// Tokens.
     Tokens(Vec<TokenId>),
 }
 
 impl Prompt {
-    /// What all turns of one conversation share: a hash of its messages up to the first of the user. `None` for what is
-    /// no conversation.
+    /// A value that all turns of a conversation share: a hash of its messages up to the first one of the user. `None`
+    /// if it is not a conversation.
     pub(crate) fn conversation(&self) -> Option<u64> {
         let mut hash = Sha256::new();
         let mut add = |role: &str, content: &str| {
@@ -76,7 +76,7 @@ impl Prompt {
         hash.finalize().first_chunk().map(|first| u64::from_le_bytes(*first))
     }
 
-    /// The prompt in tokens of the engine's model.
+    /// The prompt tokenized with the engine's model.
     pub(crate) fn tokens(self, engine: &Engine) -> Result<Vec<TokenId>> {
         match self {
             Prompt::Chat(conversation) => engine.conversation_prompt(&conversation),
@@ -87,7 +87,7 @@ impl Prompt {
     }
 }
 
-/// A prompt that is text or tokens.
+/// A prompt given as text or tokens.
 fn prompt_of(name: &str, value: Value, special: bool) -> Result<Prompt> {
     match prompts_of(name, value, special)?.as_mut_slice() {
         [prompt] => Ok(std::mem::replace(prompt, Prompt::Tokens(Vec::new()))),
@@ -95,7 +95,7 @@ fn prompt_of(name: &str, value: Value, special: bool) -> Result<Prompt> {
     }
 }
 
-/// One prompt or an array of them, each a text or an array of tokens; at least one.
+/// A prompt or an array of prompts, each a text or an array of tokens; at least one.
 fn prompts_of(name: &str, value: Value, special: bool) -> Result<Vec<Prompt>> {
     let text = |text: String| if special { Prompt::Special(text) } else { Prompt::Text(text) };
     let expected = "expected a string, an array of tokens, or an array of either";

@@ -1,4 +1,4 @@
-//! A request for an answer as it was read, and what it becomes with a model. Never reads a body.
+//! A parsed request for answers, and its conversion with a model's tokenizer. Never reads a body.
 
 use super::Prompt;
 use crate::Engine;
@@ -8,26 +8,26 @@ use crate::error::{Error, Result};
 /// A request for an answer, checked as far as possible without the model.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ParsedRequest {
-    /// What to continue: one prompt, or several of a completion, each with answers of its own.
+    /// The prompts: one, or several of a completion, each with its own answers.
     pub prompts: Vec<Prompt>,
-    /// Whether the text of an answer begins with that of its prompt.
+    /// Whether the text of an answer begins with its prompt.
     pub echo: bool,
-    /// What is asked of each answer, without its prompt.
+    /// The parameters of each answer, without its prompt.
     pub each: GenerateRequest,
     /// The model the client named.
     pub model: Option<String>,
-    /// Number of answers, each a generation of its own.
+    /// Number of answers per prompt, each a generation of its own.
     pub n: u32,
     /// Whether the answer is streamed.
     pub stream: bool,
-    /// Whether the last piece of a stream carries the token counts.
+    /// Whether the last chunk of a stream carries the token counts.
     pub include_usage: bool,
     /// Names of the tools that the answer may call.
     pub tools: Vec<String>,
 }
 
 impl ParsedRequest {
-    /// Tokenizes the prompt with the engine's model, and makes what is to be generated for one answer.
+    /// Tokenizes the prompt with the engine's model, and returns the request for one answer.
     ///
     /// # Errors
     /// As [`Engine::conversation_prompt`] and [`Engine::text_prompt`]; `Unsupported` for several prompts or an echo.
@@ -40,10 +40,10 @@ impl ParsedRequest {
         all.pop().ok_or_else(|| Error::arg("the request has no prompt"))
     }
 
-    /// The same for each of its prompts.
+    /// The same for each prompt.
     ///
     /// # Errors
-    /// As [`ParsedRequest::resolve`], with the place of the prompt.
+    /// As [`ParsedRequest::resolve`], with the index of the prompt.
     pub fn resolve_all(self, engine: &Engine) -> Result<Vec<GenerateRequest>> {
         let one = self.prompts.len() == 1;
         let request = |(i, prompt): (usize, Prompt)| {

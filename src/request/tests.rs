@@ -1,4 +1,4 @@
-//! What bodies are read as, and what refusals say.
+//! Tests of how bodies are read, and of what refusals say.
 
 use super::*;
 use crate::error::Code;
@@ -9,7 +9,7 @@ fn chat(body: &str) -> Result<ParsedRequest> {
     parse_chat(body.as_bytes(), Unknown::Refuse)
 }
 
-/// The message of the error that a chat body with these extra members gets.
+/// The error message for a chat body with these extra members.
 fn refusal(members: &str) -> String {
     let body = format!(r#"{{"messages":[{{"role":"user","content":"hi"}}],{members}}}"#);
     chat(&body).expect_err(members).message().to_owned()
@@ -298,7 +298,7 @@ fn an_assistant_may_have_said_nothing_refused_or_called() {
         of(r#"{"role":"assistant","function_call":{"name":"f","arguments":"{\"n\":12345678901234567890123}"}}"#);
     let function = &called.unwrap()["tool_calls"][0]["function"];
     assert_eq!(function["name"], "f");
-    // As a text that templates write as the number it was.
+    // As a text that templates write as the original number.
     assert_eq!(function["arguments"]["n"], "\u{10fffd}12345678901234567890123");
     assert_eq!(of(r#"{"role":"user"}"#).unwrap_err().message(), "messages[1]: content is missing");
     assert_eq!(
@@ -358,7 +358,7 @@ fn a_completion_may_have_several_prompts_and_echo_them() {
     assert!(message(r#""prompt":"a","echo":true,"logprobs":0"#).starts_with("echo with logprobs is not supported"));
 }
 
-/// Also one that has to be there: what is missing is not all that is wrong.
+/// Also for a required key: that another one is missing is not the whole error.
 #[test]
 fn a_mistyped_key_is_answered_with_the_name_it_is_nearest_to() {
     let request = |body: &str| parse_request(body.as_bytes(), Unknown::Refuse).unwrap_err().message().to_owned();

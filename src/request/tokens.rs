@@ -1,4 +1,4 @@
-//! Reads what is to be tokenized, or made text again. Never tokenizes.
+//! Reads requests to tokenize or detokenize. Never tokenizes.
 
 use serde_json::Value;
 
@@ -12,9 +12,9 @@ use crate::types::TokenId;
 pub struct ParsedTokenize {
     /// The text.
     pub content: String,
-    /// Whether what the model begins with comes first.
+    /// Whether to add the model's beginning-of-sequence token.
     pub add_special: bool,
-    /// Whether the text may name control tokens.
+    /// Whether control tokens in the text count.
     pub parse_special: bool,
 }
 
@@ -30,7 +30,7 @@ pub fn parse_tokenize(body: &[u8], unknown: Unknown) -> Result<ParsedTokenize> {
     Ok(ParsedTokenize { content, add_special, parse_special })
 }
 
-/// Reads `{tokens}`: tokens to turn back into text.
+/// Reads `{tokens}`: tokens to convert to text.
 ///
 /// # Errors
 /// As [`parse_tokenize`].

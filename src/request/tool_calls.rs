@@ -1,4 +1,4 @@
-//! Finds calls of tools in an answer's text. Never makes one.
+//! Finds tool calls in an answer's text. Never makes one.
 
 use std::sync::Arc;
 
@@ -7,18 +7,18 @@ use serde_json::{Value, json};
 
 const OPEN: &str = "<tool_call>";
 const CLOSE: &str = "</tool_call>";
-/// Mistral's sign, where its token has a text.
+/// Mistral's marker, if its token has a text.
 const MARK: &str = "[TOOL_CALLS]";
 
-/// A call that the model wants made.
+/// A tool call in an answer.
 #[derive(Debug, PartialEq)]
 pub(crate) struct Call {
     pub(crate) name: String,
-    /// JSON.
+    /// JSON text.
     pub(crate) arguments: String,
 }
 
-/// Calls as OpenAI's messages have them, each with an id of its own.
+/// Calls in the form of OpenAI's messages, each with an id of its own.
 pub(crate) fn calls_json(generation: &str, calls: Vec<Call>) -> Vec<Value> {
     let call = |(i, Call { name, arguments }): (usize, Call)| {
         let function = json!({"name": name, "arguments": arguments});
@@ -27,7 +27,7 @@ pub(crate) fn calls_json(generation: &str, calls: Vec<Call>) -> Vec<Value> {
     calls.into_iter().enumerate().map(call).collect()
 }
 
-/// Reads an answer as it comes: what is surely no part of a call is shown at once.
+/// Parses an answer as it arrives: text that can't be part of a call is passed on at once.
 pub(crate) struct Reader {
     /// Tools that may be called.
     names: Arc<[String]>,
@@ -40,7 +40,7 @@ impl Reader {
         Self { names, held: String::new(), shown: false }
     }
 
-    /// Takes more text and returns what of it may be shown.
+    /// Adds text, and returns the part that can be shown.
     pub(crate) fn push(&mut self, text: &str) -> String {
         self.held.push_str(text);
         let begun = self.held.trim_start();
@@ -58,12 +58,12 @@ impl Reader {
         shown
     }
 
-    /// The text that is left, and the calls.
+    /// The remaining text, and the calls.
     pub(crate) fn finish(&mut self) -> (String, Vec<Call>) {
         let held = std::mem::take(&mut self.held);
         match self.calls(&held) {
             Some((rest, calls)) => (rest, calls),
-            // What only looked like a call, or broke off, is text.
+            // Text that only resembled a call, or broke off, is shown.
             None => (held, Vec::new()),
         }
     }
@@ -76,7 +76,7 @@ impl Reader {
         }
         let (mut rest, mut calls, mut left) = (String::new(), Vec::new(), text);
         while let Some((before, after)) = left.split_once(OPEN) {
-            // The last may lack its end where that is a token without text.
+            // The last call may lack its closing marker if that is a token without text.
             let (inside, behind) = after.split_once(CLOSE).unwrap_or((after, ""));
             rest.push_str(before.trim_end());
             calls.extend(self.all(inside.trim())?);
@@ -86,7 +86,7 @@ impl Reader {
         Some((rest, calls))
     }
 
-    /// All calls that a JSON text holds, at least one; `None` if it is anything else.
+    /// All calls in a JSON text, at least one; `None` if it is anything else.
     fn all(&self, json: &str) -> Option<Vec<Call>> {
         let calls =
             if json.starts_with('[') { parts(json)?.into_iter().map(|(_, call)| call).collect() } else { vec![json] };
@@ -103,8 +103,8 @@ impl Reader {
     }
 }
 
-/// The members of an object or the items of an array (with empty names), each as it is written: numbers may have more
-/// digits than any type.
+/// The members of an object or the items of an array (with empty names), each in its original notation, since numbers
+/// may have more digits than any type.
 fn parts(json: &str) -> Option<Vec<(String, &str)>> {
     let object = json.starts_with('{');
     let mut rest = json.strip_prefix(if object { '{' } else { '[' })?.trim_start();
@@ -129,7 +129,7 @@ fn parts(json: &str) -> Option<Vec<(String, &str)>> {
     }
 }
 
-/// The JSON value that a text begins with, as it is written, and what comes after it.
+/// The JSON value at the start of a text, in its original notation, and the rest.
 fn value(text: &str) -> Option<(&str, &str)> {
     let mut values = serde_json::Deserializer::from_str(text).into_iter::<IgnoredAny>();
     values.next()?.ok()?;
@@ -141,7 +141,7 @@ fn value(text: &str) -> Option<(&str, &str)> {
 mod tests {
     use super::*;
 
-    /// What is shown in the end, and the calls, of a text that comes character by character.
+    /// The shown text and the calls of a text that arrives character by character.
     fn read(text: &str) -> (String, Vec<(String, String)>) {
         let mut reader = Reader::new(["add".to_string(), "now".to_string()].into());
         let mut shown: String = text.chars().map(|c| reader.push(&c.to_string())).collect();

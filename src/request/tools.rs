@@ -6,7 +6,7 @@ use super::Unknown;
 use super::fields::{Fields, kind, shown};
 use crate::error::{Error, Result};
 
-/// Largest number of tools in a request.
+/// Most tools per request.
 const TOOLS: usize = 64;
 /// Longest name of a tool, in bytes.
 const NAME_BYTES: usize = 64;
@@ -14,10 +14,10 @@ const NAME_BYTES: usize = 64;
 /// The tools of a request.
 #[derive(Default)]
 pub(super) struct Tools {
-    /// The tools as the template gets them.
+    /// The tools as passed to the template.
     pub(super) given: Vec<Value>,
     pub(super) names: Vec<String>,
-    /// The schema of a call, where `tool_choice` demands one.
+    /// The schema of a call, if `tool_choice` demands one.
     pub(super) forced: Option<Value>,
 }
 
@@ -58,14 +58,14 @@ pub(super) fn take(fields: &mut Fields) -> Result<Tools> {
     Ok(Tools { given, names: among, forced })
 }
 
-/// What `tool_choice` asks for.
+/// The meaning of `tool_choice`.
 enum Choice {
     None,
     Any { forced: bool },
     Of { forced: bool, among: Vec<String> },
 }
 
-/// Reads `tool_choice`, as chats have it and as responses do.
+/// Reads `tool_choice`, in the form of chats and in that of responses.
 fn choice_of(choice: &Value) -> Result<Choice> {
     const EXPECTED: &str =
         "expected \"none\", \"auto\", \"required\" or {\"type\": \"function\", \"function\": {\"name\": ...}}";
@@ -99,7 +99,7 @@ fn choice_of(choice: &Value) -> Result<Choice> {
     }
 }
 
-/// The schema of a call. References of the parameters begin at the parameters.
+/// The schema of a call. References in the parameters are relative to the parameters.
 fn call_schema(name: &str, parameters: &Value) -> Value {
     let mut parameters = parameters.clone();
     if let Value::Object(map) = &mut parameters {
@@ -110,7 +110,7 @@ fn call_schema(name: &str, parameters: &Value) -> Value {
         "required": ["name", "arguments"], "additionalProperties": false})
 }
 
-/// Name and parameters of a function.
+/// The name and parameters of a function.
 fn function(tool: &Value) -> Result<(String, Value)> {
     if tool["type"] != "function" {
         return Err(Error::arg("its type is not function, which is the only one that is known"));

@@ -1,4 +1,4 @@
-//! A reward model of our own: a trained network with what its file says of it. Never learns.
+//! Our own reward models: a trained network with its manifest. Never learns.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use crate::gguf::Gguf;
 use crate::policy::Decoder;
 use crate::types::TokenId;
 
-/// Tokens computed at once.
+/// Tokens computed at a time.
 const MICRO_TOKENS: usize = 1024;
 
 /// A trained reward model. Cheap to clone; clones share the weights.
@@ -33,7 +33,7 @@ impl RewardAdapter {
         Ok(Self { network, manifest })
     }
 
-    /// Of a network that was just trained.
+    /// Made from a newly trained network.
     pub fn new(network: RewardNetwork, manifest: Manifest) -> Self {
         Self { network, manifest }
     }
@@ -42,7 +42,7 @@ impl RewardAdapter {
         self.network
     }
 
-    /// Writes the one file that [`RewardAdapter::open`] reads, whole or not at all.
+    /// Writes the file that [`RewardAdapter::open`] reads, whole or not at all.
     ///
     /// # Errors
     /// `Io` if it can't be written.
@@ -50,21 +50,21 @@ impl RewardAdapter {
         self.network.write(file, &self.manifest, &[], &[])
     }
 
-    /// The metadata of its file.
+    /// The metadata in its file.
     pub fn manifest(&self) -> &Manifest {
         &self.manifest
     }
 
-    /// The score of each answer to its prompt (template applied), as tokens. Higher is better; only differences between
-    /// answers mean something. An answer that was cut off is judged as if it ended there. A score may be NaN or
-    /// infinite where weights are damaged: it judges nothing.
+    /// The score of each answer to its prompt (template applied), both as tokens. Higher is better; only differences
+    /// between answers are meaningful. Truncated answers are scored as if they ended there. A score may be NaN or
+    /// infinite if weights are damaged, and must be ignored then.
     ///
     /// # Errors
     /// `Arg` if prompt and answer have no token, or one outside the vocabulary.
     pub fn score<P: AsRef<[TokenId]>, A: AsRef<[TokenId]>>(&self, answers: &[(P, A)]) -> Result<Vec<f32>> {
         let sequence = |(prompt, answer): &(P, A)| {
             let (prompt, answer) = (prompt.as_ref(), answer.as_ref());
-            // Every answer it was taught with ended like this.
+            // In training, every answer ended with it.
             let end = self.manifest.end_token.filter(|end| answer.last() != Some(end));
             prompt.iter().chain(answer).copied().chain(end).collect::<Vec<TokenId>>()
         };

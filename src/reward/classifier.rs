@@ -30,7 +30,7 @@ enum Network {
     ModernBert(Box<ModernBert>),
 }
 
-/// candle's own head ends in a softmax, which of one output makes 1.
+/// candle's own head ends in a softmax, which turns a single output into 1.
 struct ModernBert {
     trunk: modernbert::ModernBert,
     dense: Linear,
@@ -98,8 +98,8 @@ impl Classifier {
         Ok(Self { network, tokenizer, device: device.clone() })
     }
 
-    /// The score of each answer to its question, higher is better. Texts too long for the model are cut, the longer one
-    /// first.
+    /// The score of each answer to its question; higher is better. Texts too long for the model are truncated, the
+    /// longer one first.
     ///
     /// # Errors
     /// `Arg` if a text can't be tokenized, `Train` if nothing can be computed.
@@ -134,7 +134,7 @@ impl ModernBert {
         }
         let mut config = config.clone();
         let theta = |layers: &str| config.pointer(&format!("/rope_parameters/{layers}/rope_theta")).cloned();
-        // Newer files say the same in other places.
+        // Newer files have the same values in other places.
         let newer = [
             ("global_rope_theta", theta("full_attention")),
             ("local_rope_theta", theta("sliding_attention")),
@@ -147,7 +147,7 @@ impl ModernBert {
                     map.insert(key.into(), value);
                 }
             });
-            // Read here already; candle knows only some of its forms.
+            // Already read here; candle knows only some of its forms.
             map.remove("classifier_pooling");
         }
         let config: modernbert::Config =

@@ -1,10 +1,10 @@
-//! How sure one can be that a reward model tells good from bad: lower confidence bounds of shares of pairs. Never
+//! How certain it is that a reward model ranks answers correctly: lower confidence bounds on shares of pairs. Never
 //! computes a score.
 
 /// Standard normal quantile of a one-sided 95%.
 const SURE: f64 = 1.645;
 
-/// A share that the true one is above, at 95%: Wilson's lower bound of `right` of `count`. 0 where nothing was counted.
+/// A 95% lower bound on a share: Wilson's, for `right` of `count`. 0 if nothing was counted.
 pub fn lower_bound(right: f64, count: usize) -> f64 {
     if count == 0 {
         return 0.0;
@@ -16,9 +16,9 @@ pub fn lower_bound(right: f64, count: usize) -> f64 {
     ((middle - width) / (1.0 + z2 / n)).max(0.0)
 }
 
-/// Whether one of two judges of the same pairs is above the other, at 95%: of the pairs that only one of them tells
-/// right, a coin would give it half. Margins are the chosen answer's score minus the rejected one's; one that is no
-/// number tells nothing right.
+/// Whether one of two judges of the same pairs is better than the other, at 95%: of the pairs that only one of them
+/// ranks correctly, chance would give it half. A margin is the chosen answer's score minus the rejected one's; NaN
+/// counts as wrong.
 pub fn is_above(margins: &[f64], other: &[f64]) -> bool {
     let (mut won, mut differ) = (0usize, 0usize);
     for (own, other) in margins.iter().zip(other) {
@@ -40,7 +40,7 @@ mod tests {
         }
         assert_eq!(lower_bound(0.0, 0), 0.0);
         assert!(lower_bound(13.0, 20) < 0.5 && lower_bound(14.0, 20) > 0.5);
-        // All right of two pairs says little; the bound tends to the share.
+        // Two of two correct pairs prove little; with more, the bound approaches the share.
         assert!(lower_bound(2.0, 2) < 0.5 && lower_bound(3.0, 3) > 0.5);
         assert!((lower_bound(900.0, 1000) - 0.9).abs() < 0.02);
     }

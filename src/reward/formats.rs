@@ -1,4 +1,4 @@
-//! Judged answers as people have them in files: a line of JSON each, plain or gzipped. Never tokenizes or stores them.
+//! Reads judged answers from files: one JSON object per line, plain or gzipped. Never tokenizes or stores them.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
@@ -14,9 +14,9 @@ use crate::types::{ChatMessage, GenerationId, PromptText, TokenId};
 
 /// Longest line, in bytes.
 const LINE_BYTES: u64 = 16 << 20;
-/// Most bytes of a file, unpacked: a small gzip can hold endless zeros.
+/// Largest file, in bytes, unpacked: a small gzip can hold endless zeros.
 const FILE_BYTES: u64 = 4 << 30;
-/// What some editors put in front of UTF-8.
+/// The byte order mark that some editors put before UTF-8.
 const BYTE_ORDER_MARK: &[u8] = "\u{feff}".as_bytes();
 const GZIP: [u8; 2] = [0x1f, 0x8b];
 
@@ -45,13 +45,13 @@ pub enum Judged {
         /// The rating, in [-1, 1].
         rating: f64,
     },
-    /// An answer, and a named signal or a remark on it.
+    /// An answer with a named signal or a comment.
     Said {
         /// The prompt.
         prompt: PromptText,
         /// The answer.
         answer: String,
-        /// The signal's name; `None` where the comment is all there is.
+        /// The signal's name; `None` if there is only a comment.
         signal: Option<String>,
     },
 }
@@ -63,19 +63,19 @@ pub struct Entry {
     pub line: usize,
     /// Its content.
     pub judged: Judged,
-    /// The user, where the file names one.
+    /// The user, if the file names one.
     pub user: Option<String>,
     /// The comment, if there is one.
     pub comment: Option<String>,
-    /// The prompt's exact tokens, where our own export wrote the line.
+    /// The prompt's exact tokens, in lines of our own export.
     pub prompt_tokens: Option<Vec<TokenId>>,
-    /// The base model that those tokens are of.
+    /// The base model that those tokens belong to.
     pub base_sha256: Option<String>,
-    /// Names of the answer, or of the better and the worse one, where our own export wrote the line.
+    /// Ids of the answer, or of the better and the worse one, in lines of our own export.
     pub answer_ids: Vec<GenerationId>,
-    /// The line says that nobody gave a name, where others say nothing of users.
+    /// Whether the line says that the user was anonymous, rather than saying nothing about users.
     pub anonymous: bool,
-    /// The better answer of a pair is a user's correction of the worse.
+    /// Whether the better answer of a pair is a user's correction of the worse one.
     pub correction: bool,
 }
 
@@ -88,12 +88,12 @@ pub struct Refused {
     pub reason: String,
 }
 
-/// A file's lines.
+/// The lines of a file.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Judgements {
-    /// The lines that can be used.
+    /// The usable lines.
     pub entries: Vec<Entry>,
-    /// The lines that can't.
+    /// The unusable lines.
     pub refused: Vec<Refused>,
     /// SHA-256 of the unpacked file.
     pub sha256: String,
@@ -104,7 +104,7 @@ pub struct Judgements {
 /// conversations with thumbs; our own export). Empty lines are skipped.
 ///
 /// # Errors
-/// `Io` if the file can't be read, `Arg` if it is too large. A line that can't be used is no error: it is in `refused`.
+/// `Io` if the file can't be read, `Arg` if it is too large. Unusable lines are not errors: they are in `refused`.
 pub fn read_judgements(path: &Path) -> Result<Judgements> {
     read(path).map_err(|e| e.context(format!("reading {}", path.display())))
 }
@@ -145,7 +145,7 @@ fn read(path: &Path) -> Result<Judgements> {
     Ok(found)
 }
 
-/// Reads to the end of a line that is too long, without keeping it.
+/// Reads to the end of an overlong line without keeping it.
 fn skip_line(lines: &mut impl BufRead, sum: &mut Sha256) -> Result<()> {
     loop {
         let bytes = lines.fill_buf()?;
@@ -228,7 +228,7 @@ fn rated(map: &Map<String, Value>) -> Result<Judged> {
         (None, Some(label), ..) => {
             label.as_bool().or(label.as_u64().map(|n| n != 0)).map(|good| if good { 1.0 } else { -1.0 })
         }
-        // Of many thumbs their mean: two against one say less than two alone.
+        // Of several thumbs their mean: two against one say less than two alone.
         (None, None, Some(up), Some(down)) if up + down > 0 => Some((up as f64 - down as f64) / (up + down) as f64),
         _ => None,
     };
@@ -246,7 +246,7 @@ fn prompt_of(value: &Value) -> Result<PromptText> {
     }
 }
 
-/// An answer as text, or as the one message that TRL writes.
+/// An answer as text, or as the single message that TRL writes.
 fn answer_of(key: &str, value: &Value) -> Result<String> {
     if let Value::String(text) = value {
         return Ok(text.clone());
@@ -257,7 +257,7 @@ fn answer_of(key: &str, value: &Value) -> Result<String> {
     }
 }
 
-/// A whole conversation, its last answer apart: messages, or a transcript as HH writes them.
+/// A conversation and its last answer, from messages or from an HH transcript.
 fn conversation(key: &str, value: &Value) -> Result<(Vec<ChatMessage>, String)> {
     let messages = match value {
         Value::String(text) => transcript(text),

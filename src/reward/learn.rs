@@ -1,5 +1,5 @@
-//! Teaches a reward model preference pairs: Bradley-Terry, with pairs held back, early stop, and checkpoints that go on
-//! bit for bit. Never reads a text and never decides where the result goes.
+//! Trains a reward model on preference pairs: Bradley-Terry, with held-back pairs, early stopping, and checkpoints that
+//! resume bit for bit. Never reads a text and never decides where the result goes.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -27,9 +27,9 @@ const STATE_KEY: &str = "apa.reward.state";
 const BEST: &str = "best.";
 const FIRST: &str = "first_moment.";
 const SECOND: &str = "second_moment.";
-/// Share of the steps in which the learning rate rises; then it falls to zero, linearly.
+/// Share of the steps during which the learning rate rises; afterwards it falls linearly to zero.
 const WARMUP: f64 = 0.05;
-/// A checkpoint is written at most this often between two evaluations.
+/// Least time between two checkpoints, apart from those after evaluations.
 const CHECKPOINT_EVERY: Duration = Duration::from_secs(60);
 
 /// Progress of a training.
@@ -57,16 +57,16 @@ pub enum Progress {
     },
 }
 
-/// How training ended.
+/// The result of a training.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Ended {
-    /// Steps taken, dropped ones among them.
+    /// Steps taken, including dropped ones.
     pub steps: u64,
     /// Steps dropped because a loss or gradient was not finite.
     pub dropped_steps: u64,
-    /// Whether it was asked to stop; the checkpoint goes on from there.
+    /// Whether it was stopped; the checkpoint resumes from there.
     pub stopped: bool,
-    /// Whether it ended before its epochs, because the held-back pairs got no better.
+    /// Whether it ended before its epochs because the held-back loss stopped improving.
     pub early: bool,
     /// Epochs after which the kept weights were reached.
     pub epochs_done: f64,
@@ -74,7 +74,7 @@ pub struct Ended {
     pub validation: Report,
 }
 
-/// What a checkpoint holds beside tensors.
+/// The part of a checkpoint that is not tensors.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 struct State {
     step: u64,
@@ -82,7 +82,7 @@ struct State {
     dropped: u64,
     stale: u32,
     best: Option<(u64, Report)>,
-    /// Sum and number of the losses since the last evaluation.
+    /// Sum and number of losses since the last evaluation.
     losses: (f64, u64),
 }
 
@@ -96,7 +96,7 @@ pub struct Learner {
     train: Vec<Pair>,
     held: Vec<Pair>,
     state: State,
-    /// The weights to keep; empty while there are none.
+    /// The best weights so far; empty if there are none.
     best: Vec<Tensor>,
     checkpoint: Option<PathBuf>,
     sha256: String,
@@ -106,7 +106,7 @@ impl Learner {
     /// Starts from a reward model that scores everything 0. `sha256` identifies the pairs in checkpoints.
     ///
     /// # Errors
-    /// `Arg` for settings out of range, or without pairs to learn from or to hold back.
+    /// `Arg` for settings out of range, or if there are no pairs to train on or to hold back.
     pub fn new(
         decoder: Arc<Decoder>,
         settings: &Settings,
@@ -130,7 +130,7 @@ impl Learner {
         Ok(learner)
     }
 
-    /// Starts from a trained reward model instead. Its weights change, so nobody else may share them.
+    /// Starts from a trained reward model instead. Its weights change, so they must not be shared.
     ///
     /// # Errors
     /// `Train` if tensors can't be made.
@@ -157,7 +157,7 @@ impl Learner {
         })
     }
 
-    /// Writes checkpoints to `path`. With `resume`, continues from the one that is there, if any.
+    /// Writes checkpoints to `path`. With `resume`, continues from an existing one.
     ///
     /// # Errors
     /// `Arg` if it is of other pairs or settings, `Io` or `Model` if it is damaged.
@@ -234,7 +234,7 @@ impl Learner {
         self.state.step
     }
 
-    /// Trains to the end, or until `stop` says so; then the checkpoint is written.
+    /// Trains to the end, or until `stop` returns true, writing a checkpoint then.
     ///
     /// # Errors
     /// `Train` if nothing can be computed, `Io` for the checkpoint.
@@ -346,7 +346,7 @@ impl Learner {
         Ok(Progress::Evaluated { step: self.state.step, train_loss: sum / count.max(1) as f64, report, best })
     }
 
-    /// The final weights: the best on the held-back pairs, or the last where none are held back.
+    /// The final weights: the best on the held-back pairs, or the last if none are held back.
     ///
     /// # Errors
     /// `Train` if they can't be copied.

@@ -1,9 +1,9 @@
-//! Feedback and reward models into one number. Never trains a policy and never decides what is served.
+//! Turns feedback and reward models into one number. Never trains a policy and never decides what is served.
 //!
-//! A [`Source`] names what gives answers their scores (a reward model, the application's command or service, a rule);
-//! opened, it is a [`Grader`]. A [`RewardModel`] is a [`RewardAdapter`] (a [`Lora`](crate::policy::Lora) and a scalar
-//! head on the frozen base of the policy, which a [`Learner`] taught preference pairs) or a [`Classifier`] that others
-//! trained; a [`Report`] tells how well it does. [`Terms`] sum scores, ratings and signals by their weights.
+//! A [`Source`] names where scores come from (a reward model, the application's command or service, a rule); opened, it
+//! is a [`Grader`]. A [`RewardModel`] is a [`RewardAdapter`] (a [`Lora`](crate::policy::Lora) and a scalar head on the
+//! policy's frozen base, trained on preference pairs by a [`Learner`]) or a [`Classifier`] that others trained; a
+//! [`Report`] measures it. [`Terms`] is the weighted sum of scores, ratings and signals.
 
 mod adapter;
 mod classifier;

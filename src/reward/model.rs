@@ -1,4 +1,4 @@
-//! A reward model of either kind, by its path: a folder is somebody's classifier, a file our adapter. Never learns.
+//! A reward model of either kind, chosen by its path: a folder is a classifier, a file our adapter. Never learns.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -40,9 +40,9 @@ impl RewardModel {
         Ok(Self::Adapter(Box::new(RewardAdapter::open(decoder.clone(), path)?)))
     }
 
-    /// The score of each answer to its prompt (template applied), as tokens of the base. Higher is better; only
-    /// differences between answers mean something. A score may be NaN or infinite where weights are damaged: it judges
-    /// nothing.
+    /// The score of each answer to its prompt (template applied), both as tokens of the base. Higher is better; only
+    /// differences between answers are meaningful. A score may be NaN or infinite if weights are damaged, and must be
+    /// ignored then.
     ///
     /// # Errors
     /// `Arg` if prompt and answer have no token, or one outside the vocabulary; `Train` if nothing can be computed.

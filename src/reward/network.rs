@@ -1,4 +1,4 @@
-//! The network of a reward model: an adapter and a scalar head on the frozen base. Reads and writes its one file; never
+//! The network of a reward model: an adapter and a scalar head on the frozen base. Reads and writes its file; never
 //! trains.
 
 use std::path::Path;
@@ -18,7 +18,7 @@ use crate::types::{TokenId, UnixMillis};
 const KIND: &str = "reward_model";
 const MANIFEST_KEY: &str = "apa.reward.manifest";
 const HEAD_PREFIX: &str = "value_head.";
-/// Format of the manifest that this build writes.
+/// The manifest format of this build.
 const FORMAT: u32 = 1;
 
 /// The metadata of a reward model's file.
@@ -28,7 +28,7 @@ pub struct Manifest {
     pub format: u32,
     /// Version of this crate that wrote it.
     pub apa_version: String,
-    /// SHA-256 of the base model's file: the reward model is for no other.
+    /// SHA-256 of the base model's file; the reward model fits no other.
     pub base_sha256: String,
     /// When it was made.
     pub created: UnixMillis,
@@ -70,7 +70,7 @@ impl Manifest {
     }
 }
 
-/// Gives each sequence of tokens a scalar. Cheap to clone; clones share the weights.
+/// Maps a sequence of tokens to a scalar. Cheap to clone; clones share the weights.
 #[derive(Clone)]
 pub struct RewardNetwork {
     pub(super) decoder: Arc<Decoder>,
@@ -88,7 +88,7 @@ impl RewardNetwork {
         self.head.forward(&hidden.index_select(&last, 0)?)
     }
 
-    /// The score of each sequence, `micro_tokens` tokens computed at once; a longer one alone.
+    /// The score of each sequence, computing at most `micro_tokens` tokens at a time, but a longer sequence alone.
     pub(super) fn scores<S: AsRef<[TokenId]>>(&self, sequences: &[S], micro_tokens: usize) -> Result<Vec<f32>> {
         let model = Self { lora: self.lora.detached(), ..self.clone() };
         let mut scores = Vec::with_capacity(sequences.len());
@@ -109,7 +109,7 @@ impl RewardNetwork {
         Ok(Report::new(&chosen, &rejected))
     }
 
-    /// Writes the one file, whole or not at all. `more` adds tensors of the caller's own, `values` metadata.
+    /// Writes the file, whole or not at all. `more` adds tensors, `values` metadata.
     pub(super) fn write(
         &self,
         path: &Path,
@@ -132,7 +132,7 @@ impl RewardNetwork {
         file.write(path)
     }
 
-    /// Reads the file of a reward model for this base. Tensors whose names begin with one of `beside` are left alone.
+    /// Reads the file of a reward model for this base. Tensors whose names begin with one of `beside` are ignored.
     pub(super) fn read(file: &Gguf, decoder: Arc<Decoder>, beside: &[&str]) -> Result<(Self, Manifest)> {
         match file.str("general.type")? {
             KIND => {}
@@ -144,7 +144,7 @@ impl RewardNetwork {
         struct Format {
             format: u32,
         }
-        // The format first: a newer manifest may not have our fields.
+        // The format first, since a newer manifest may lack our fields.
         let Format { format } = serde_json::from_str(text).map_err(damaged)?;
         if format > FORMAT {
             return Err(Error::unsupported(format!("its format is {format}, this build knows up to {FORMAT}")));
@@ -157,7 +157,7 @@ impl RewardNetwork {
     }
 }
 
-/// Ranges of neighbours with at most `most` tokens together; a longer one stands alone.
+/// Ranges of consecutive items with at most `most` tokens together; a longer item is alone.
 pub(super) fn groups(lengths: impl Iterator<Item = usize>, most: usize) -> Vec<std::ops::Range<usize>> {
     let mut groups: Vec<std::ops::Range<usize>> = Vec::new();
     let mut filled = 0usize;

@@ -1,4 +1,4 @@
-//! Preference pairs as tokens, and which of them are held back. Never reads a weight.
+//! Preference pairs as tokens, and the split into trained and held-back ones. Never reads a weight.
 
 use sha2::{Digest, Sha256};
 
@@ -10,7 +10,7 @@ use crate::types::{PromptText, TokenId};
 /// A preference pair in tokens.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pair {
-    /// Its line in the file, from 1; 0 if it is from no file.
+    /// Its line in the file, from 1; 0 if it comes from no file.
     pub line: usize,
     /// The prompt of both answers, chat template applied.
     pub prompt: Vec<TokenId>,
@@ -41,7 +41,7 @@ pub struct Tokenizer<'a> {
 }
 
 impl<'a> Tokenizer<'a> {
-    /// For this model; `most` is the longest prompt with answer that is trained on, in tokens.
+    /// A tokenizer for this model; `most` is the longest prompt with answer, in tokens.
     pub fn new(model: &'a Model, most: usize) -> Self {
         let trained = match model.n_ctx_train() as usize {
             0 => most,
@@ -50,14 +50,14 @@ impl<'a> Tokenizer<'a> {
         Self { model, prompts: PromptTokens::new(model), most: most.min(trained) }
     }
 
-    /// A prompt: conversations through the template, text as it is.
+    /// Tokenizes a prompt: conversations with the template, text as it is.
     ///
     /// # Errors
     /// `Arg` if it leaves no room for an answer or can't be tokenized, `Unsupported` for a conversation without a
     /// template.
     pub fn prompt(&self, prompt: &PromptText) -> Result<Vec<TokenId>> {
         let tokens = self.prompts.of(prompt)?;
-        // A token of the answer and its end.
+        // At least one token of the answer, and its end.
         if tokens.is_empty() || tokens.len() + 2 > self.most {
             let (found, most) = (tokens.len(), self.most);
             return Err(Error::arg(format!(
@@ -67,7 +67,7 @@ impl<'a> Tokenizer<'a> {
         Ok(tokens)
     }
 
-    /// An answer and its end-of-turn token, truncated where it would not fit behind `prompt` tokens.
+    /// Tokenizes an answer with its end-of-turn token, truncated to fit after `prompt` tokens.
     ///
     /// # Errors
     /// `Arg` if it has no token.
@@ -81,10 +81,10 @@ impl<'a> Tokenizer<'a> {
         Ok(tokens)
     }
 
-    /// Both answers of a pair behind `prompt` tokens.
+    /// Tokenizes both answers of a pair, to follow `prompt` tokens.
     ///
     /// # Errors
-    /// `Arg` if one has no token, if both would have to be cut, or if they are the same tokens.
+    /// `Arg` if one is empty, if both would have to be truncated, or if their tokens are equal.
     pub fn answers(&self, chosen: &str, rejected: &str, prompt: usize) -> Result<[Vec<TokenId>; 2]> {
         let (chosen, rejected) = (self.answer(chosen, prompt)?, self.answer(rejected, prompt)?);
         let room = self.most.saturating_sub(prompt);
@@ -105,7 +105,7 @@ impl<'a> Tokenizer<'a> {
         Ok(Pair { line, prompt, chosen, rejected })
     }
 
-    /// The pairs of a file. Ratings in it are left alone; a pair that can't be used joins the refused lines.
+    /// The pairs of a file. Ratings in it are ignored; unusable pairs are added to the refused lines.
     pub fn pairs(&self, file: Judgements) -> (Vec<Pair>, Vec<Refused>) {
         let (mut pairs, mut refused) = (Vec::new(), file.refused);
         for entry in file.entries {
@@ -125,7 +125,7 @@ impl<'a> Tokenizer<'a> {
 
 /// Splits pairs into those to train on and those held back, about `share` of them.
 ///
-/// A pair's side follows from its prompt and the seed alone, so pairs of one prompt stay together, and adding pairs
+/// The side of a pair depends only on its prompt and the seed, so pairs with one prompt stay together, and adding pairs
 /// moves none.
 pub fn split(pairs: Vec<Pair>, share: f64, seed: u64) -> (Vec<Pair>, Vec<Pair>) {
     let held_back = |pair: &Pair| {

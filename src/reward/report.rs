@@ -1,4 +1,4 @@
-//! How well scores tell the better answer from the worse. Never computes a score.
+//! Measures how well scores rank the better answer above the worse. Never computes a score.
 
 use serde::{Deserialize, Serialize};
 
@@ -16,16 +16,16 @@ pub struct Report {
     pub accuracy: f64,
     /// Standard error of the accuracy.
     pub accuracy_stderr: f64,
-    /// Mean of `-ln sigmoid(margin)`, in nats: what training lowers.
+    /// Mean of `-ln sigmoid(margin)`, in nats: the training loss.
     pub loss: f64,
     /// Margins.
     pub margin: Spread,
     /// Scores of all answers.
     pub score: Spread,
-    /// Expected calibration error: how far `sigmoid(|margin|)` is from the share of pairs that are told right, mean
-    /// over ten bins weighted by their pairs.
+    /// Expected calibration error: the distance between `sigmoid(|margin|)` and the share of pairs ranked correctly,
+    /// averaged over ten bins weighted by their pairs.
     pub calibration_error: f64,
-    /// The bins that are not empty, by rising confidence.
+    /// The non-empty bins, by increasing confidence.
     pub calibration: Vec<Bin>,
 }
 
@@ -40,12 +40,12 @@ pub struct Spread {
     pub percentiles: [f64; 5],
 }
 
-/// Pairs of about the same confidence.
+/// Pairs of similar confidence.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Bin {
     /// Mean confidence: `sigmoid(|margin|)`.
     pub confidence: f64,
-    /// Share of pairs ranked right.
+    /// Share of pairs ranked correctly.
     pub accuracy: f64,
     /// Number of pairs.
     pub pairs: usize,
@@ -130,7 +130,7 @@ mod tests {
         assert!((report.margin.mean - 1.0 / 3.0).abs() < 1e-12);
         let loss = ((1.0 + (-2f64).exp()).ln() + (1.0 + 1f64.exp()).ln() + 2f64.ln()) / 3.0;
         assert!((report.loss - loss).abs() < 1e-12);
-        // Three bins of one pair: told right with 0.881, wrong with 0.731, a tie with one half.
+        // Three bins of one pair each: correct with 0.881, wrong with 0.731, and a tie at one half.
         let sigmoid = |x: f64| 1.0 / (1.0 + (-x).exp());
         let expected = ((1.0 - sigmoid(2.0)) + sigmoid(1.0)) / 3.0;
         assert!((report.calibration_error - expected).abs() < 1e-12, "{report:?}");

@@ -1,4 +1,5 @@
-//! A reward service: answers out by HTTP, scores in, within a time. Never interprets what an answer says.
+//! A reward service: sends answers over HTTP and receives scores, within a time limit. Never interprets an answer's
+//! text.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -65,7 +66,7 @@ pub fn scores(
     })
 }
 
-/// A client, which goes through no proxy to this machine itself: what is said here is nobody else's.
+/// A client that uses no proxy for addresses on this machine, so that answers stay on it.
 fn client_for(url: &str) -> reqwest::Result<Client> {
     let host = reqwest::Url::parse(url).ok().and_then(|url| url.host_str().map(str::to_owned)).unwrap_or_default();
     let host = host.trim_matches(['[', ']']).trim_end_matches('.');
@@ -138,7 +139,7 @@ fn parse(reply: &[u8], answers: usize) -> Result<Vec<f64>> {
     Ok(scores)
 }
 
-/// The beginning of what was said, on one line.
+/// The beginning of a reply, on one line.
 fn shown(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).chars().take(60).map(|c| if c.is_control() { ' ' } else { c }).collect()
 }

@@ -1,10 +1,10 @@
-//! How a reward model is trained, checked. Never trains one.
+//! The settings for training a reward model, with their checks. Never trains one.
 
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 
-/// How a reward model is trained.
+/// The settings for training a reward model.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Settings {
@@ -42,7 +42,7 @@ impl Default for Settings {
             rank: 16,
             alpha: 32.0,
             epochs: 3,
-            // The head begins at zero, and until it has moved the adapter gets no gradient: small steps are lost ones.
+            // The head starts at zero, and until it moves the adapter gets no gradient, so small steps are wasted.
             lr: 1e-3,
             batch: 8,
             weight_decay: 1e-2,

@@ -1,7 +1,7 @@
-//! The kinds of reward: what gives an answer a score, as it is written (`command:./judge`), and ready to be asked.
-//! Never weighs a score and never learns.
+//! The kinds of reward: the sources of scores, in their written form (`command:./judge`) and opened for use. Never
+//! weights a score and never learns.
 //!
-//! A new kind is a variant of [`Source`] with its name, its reading, its opening and its scores, all in this file.
+//! A new kind is a variant of [`Source`]: its name, parsing, opening and scoring are all in this file.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -23,30 +23,30 @@ use crate::llama::Model;
 use crate::policy::Decoder;
 use crate::types::{FinishReason, Generation, PromptText};
 
-/// How each kind is written.
+/// The written form of each kind.
 pub const SCHEMES: [&str; 5] = ["length:TOKENS", "regex:PATTERN", "model:PATH", "command:SHELL COMMAND", "http:URL"];
 
-/// Distance from the wanted length, in tokens, at which an answer is worth -1.
+/// Distance from the wanted length, in tokens, at which the score is -1.
 const WORST_DISTANCE: f64 = 40.0;
 /// Largest compiled pattern, in bytes.
 const PATTERN_SIZE: usize = 1 << 20;
 
-/// A kind of reward: gives answers their scores.
+/// A kind of reward: a source of scores for answers.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum Source {
-    /// 1 for an answer of so many tokens (its end included) that ends by itself, falling linearly to -1 at 40 tokens
-    /// off; -1 if it was cut off.
+    /// 1 for an answer of that many tokens (end included) that ends by itself, falling linearly to -1 at 40 tokens off;
+    /// -1 if it was cut off.
     Length(u32),
-    /// 1 if the pattern matches somewhere in the answer's text, else -1: the mean tells the share that match.
+    /// 1 if the pattern matches anywhere in the answer's text, else -1; the mean shows the share that match.
     Regex(String),
     /// A reward model's file, for the same base (see `apad reward train`), or the folder of a classifier.
     Model(PathBuf),
-    /// A shell command that reads a line `{"prompt": .., "response": ".."}` an answer and writes a line `{"score":
-    /// number}` each, in order. Started for each batch; its input then ends.
+    /// A shell command that reads a line `{"prompt": .., "response": ".."}` per answer and writes a line `{"score":
+    /// number}` for each, in order. Started for each batch, after which its input ends.
     Command(String),
-    /// A service that is posted `{"samples": [{"prompt": .., "response": ".."}]}` and replies `{"scores": [numbers]}`,
-    /// in order. At most 32 samples a request; failures that may pass are tried again.
+    /// A service that receives a POST of `{"samples": [{"prompt": .., "response": ".."}]}` and replies `{"scores":
+    /// [numbers]}`, in order. At most 32 samples per request; temporary failures are retried.
     Http(String),
 }
 
@@ -73,7 +73,7 @@ impl FromStr for Source {
             "model" => Ok(Source::Model(rest.into())),
             "command" if rest.trim().is_empty() => Err(Error::arg("the reward command is empty")),
             "command" => Ok(Source::Command(rest.to_owned())),
-            // `http://host/path` alone is a URL already.
+            // `http://host/path` is a URL by itself.
             "http" if rest.starts_with("//") && rest.len() > 2 => Ok(Source::Http(text.to_owned())),
             "http" if rest.starts_with("http://") || rest.starts_with("https://") => Ok(Source::Http(rest.to_owned())),
             "http" => Err(Error::arg(format!(
@@ -109,7 +109,7 @@ impl From<Source> for String {
     }
 }
 
-/// An answer and the prompt that it answers.
+/// An answer with its prompt.
 pub type Asked<'a> = (&'a PromptText, &'a Generation);
 
 /// A source that is ready to score answers.
@@ -118,18 +118,18 @@ pub struct Grader(Box<Scores>);
 type Scores = dyn Fn(&[Asked], &AtomicBool) -> Result<Vec<f64>> + Send + Sync;
 
 impl Source {
-    /// The command or service that the settings name, if they name one.
+    /// The command or service in the settings, if any.
     pub fn external(config: &RewardConfig) -> Option<Self> {
         let command = config.command.clone().map(Source::Command);
         command.or_else(|| config.url.clone().map(Source::Http))
     }
 
-    /// Loads and compiles what it needs. A command or service may take `timeout` for a batch; `decoder` and `base` are
+    /// Loads and compiles what it needs. A command or service may take `timeout` per batch; `decoder` and `base` are
     /// the model whose answers are scored.
     ///
     /// # Errors
-    /// As [`RewardModel::open`] for a reward model; `Arg` for a wrong pattern; `Unsupported` for a service in a build
-    /// without HTTP.
+    /// As [`RewardModel::open`] for a reward model; `Arg` for an invalid pattern; `Unsupported` for a service in a
+    /// build without HTTP.
     pub fn open(&self, timeout: Duration, decoder: &Arc<Decoder>, base: &Arc<Model>) -> Result<Grader> {
         Ok(Grader(match self.clone() {
             Source::Length(wanted) => {
@@ -187,7 +187,7 @@ fn length(wanted: u32, answer: &Generation) -> f64 {
 
 fn compile(pattern: &str) -> Result<Regex> {
     let built = RegexBuilder::new(pattern).size_limit(PATTERN_SIZE).build();
-    // Its own message draws the pattern over several lines.
+    // Its own message spreads the pattern over several lines.
     built.map_err(|e| {
         let text = e.to_string();
         let why = text.lines().last().unwrap_or_default();

@@ -1,5 +1,4 @@
-//! One number from what is known of an answer: a sum of terms with weights, each left out where it is missing. Never
-//! asks anyone.
+//! Computes one number for an answer: a weighted sum of terms, leaving out those that are unknown. Never asks anyone.
 
 use std::collections::BTreeMap;
 
@@ -10,22 +9,22 @@ use crate::config::RewardConfig;
 use crate::error::Result;
 use crate::types::{Score, Term};
 
-/// What is known of an answer.
+/// The facts about an answer.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Known {
-    /// People's rating, in [-1, 1].
+    /// Its mean rating by people, in [-1, 1].
     pub rating: Option<f64>,
     /// A reward model's own score.
     pub model: Option<f64>,
-    /// The score of the application's own function.
+    /// The score by the application's own function.
     pub external: Option<f64>,
-    /// Named signals.
+    /// Its named signals.
     pub signals: Vec<String>,
     /// Tokens of the answer.
     pub tokens: usize,
 }
 
-/// Running scales of scores. Kept with each policy version: going back to one brings back its scales.
+/// Running scales of scores. Kept with each policy version, so that going back to one restores its scales.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Scales {
@@ -33,11 +32,11 @@ pub struct Scales {
     pub model: RewardScale,
     /// Of the scores of the application's own function.
     pub external: RewardScale,
-    /// Version of the reward model whose scores they are; another version starts new ones.
+    /// Version of the reward model that the scores come from; another version starts new scales.
     pub reward_version: u64,
 }
 
-/// The weights of the terms, by the settings.
+/// The weights of the terms.
 #[derive(Clone, Debug)]
 pub struct Terms {
     config: RewardConfig,
@@ -53,8 +52,8 @@ impl Terms {
         Ok(Self { signals: config.signal_weights()?, config: config.clone() })
     }
 
-    /// Sums the terms. `None` if only the length of the answer is known: that alone says nothing about it. A score that
-    /// is not a finite number is left out.
+    /// Sums the terms. `None` if only the answer's length is known, which alone means nothing. Non-finite scores are
+    /// left out.
     pub fn score(&self, known: &Known, scales: &Scales) -> Option<Score> {
         let c = &self.config;
         let mut terms = Vec::new();
@@ -66,7 +65,7 @@ impl Terms {
         if let Some(rating) = known.rating {
             add("rating", rating, c.rating_weight, None);
         }
-        // Centred: the zero of such a score means nothing, and would reward or punish every answer alike.
+        // Centred, since the zero of such a score means nothing, and would reward or punish every answer alike.
         let normal = |raw: f64, scale: &RewardScale| (raw - scale.mean) / scale.std();
         if let Some(raw) = known.model {
             add("model", normal(raw, &scales.model), c.model_weight, Some(raw));

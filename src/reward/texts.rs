@@ -1,31 +1,31 @@
-//! From tokens of the base to the texts that a classifier reads. Never scores one.
+//! Converts tokens of the base to the texts that a classifier reads. Never scores one.
 
 use std::sync::Arc;
 
 use crate::llama::{Model, template_of};
 use crate::types::{ChatMessage, TokenId};
 
-/// Takes off what the base's chat template put around what people said: a classifier was taught questions without it.
+/// Removes what the base's chat template put around people's texts: classifiers were trained on questions without it.
 pub struct Texts {
     model: Arc<Model>,
-    /// What stands before a conversation and behind it, longest first.
+    /// Text before and after a conversation, the longest first.
     frames: Vec<(String, String)>,
-    /// What stands between its turns.
+    /// Text between its turns.
     between: Vec<String>,
 }
 
-/// What no template has, and no template changes.
+/// Texts that occur in no template and that no template changes.
 const MARKS: [&str; 3] = ["0first0mark0", "0second0mark0", "0third0mark0"];
 const TURN: &str = "\n\n";
 
 impl Texts {
-    /// Learns from the template that the model carries; without one, texts stay as they are.
+    /// Derives the frames from the model's template; without one, texts are unchanged.
     pub fn new(model: Arc<Model>) -> Self {
         let rendered = |roles: &[&str]| -> Option<Vec<String>> {
             let message = |(role, mark): (&&str, &&str)| ChatMessage { role: (*role).into(), content: (*mark).into() };
             let messages: Vec<ChatMessage> = roles.iter().zip(&MARKS).map(message).collect();
             let mut rest = template_of(&model).ok()?.render(&messages[..].into()).ok()?.text;
-            // Tokens don't say whether the template or the tokenizer put it there.
+            // Tokens don't tell whether the template or the tokenizer added it.
             if let Some(bos) = model.bos().map(|bos| model.text(&[bos], true)) {
                 rest = rest.strip_prefix(bos.as_str()).map(str::to_owned).unwrap_or(rest);
             }
@@ -53,7 +53,7 @@ impl Texts {
         Self { model, frames, between }
     }
 
-    /// What was asked, turns apart by an empty line.
+    /// The question, its turns separated by an empty line.
     pub fn question(&self, prompt: &[TokenId]) -> String {
         let bos = self.model.bos();
         let bare = prompt.strip_prefix(bos.as_slice()).filter(|_| bos.is_some()).unwrap_or(prompt);
@@ -68,7 +68,7 @@ impl Texts {
         }
     }
 
-    /// What was answered, without what ends a turn.
+    /// The answer, without the end of turn.
     pub fn answer(&self, response: &[TokenId]) -> String {
         self.model.text(response, false)
     }

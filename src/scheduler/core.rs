@@ -1,5 +1,5 @@
-//! The thread that decodes: takes requests into slots, turns lanes, makes prepared weights those of new requests. Never
-//! checks a request, never reads a file.
+//! The decoding thread: admits requests into slots, runs the lanes, and switches new requests to prepared weights.
+//! Never checks a request or reads a file.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -19,35 +19,35 @@ use crate::llama::Context;
 use crate::lock::lock;
 use crate::types::{FinishReason, PolicyVersion};
 
-/// What the thread is told.
+/// Commands for the thread.
 pub(super) enum Command {
     Submit(Vec<Job>),
     Swap(Box<Ready>),
-    /// Serve this version no longer beside the active one.
+    /// Stop serving this version beside the active one.
     Leave(PolicyVersion),
 }
 
-/// What the thread owns.
+/// State owned by the thread.
 pub(super) struct Core {
-    /// The versions on a context; the last one is active and takes new requests, but for those that name another.
+    /// The versions on contexts; the last one is active and takes new requests, except those that name another.
     pub(super) lanes: Vec<Lane>,
-    /// Those that are served beside it.
+    /// Versions that are served beside the active one.
     pub(super) beside: Vec<PolicyVersion>,
     pub(super) tuner: Tuner,
-    /// Takes contexts whose last request ended, for the next swap.
+    /// Receives contexts whose last request ended, for the next swap.
     pub(super) drained: Sender<Context>,
     pub(super) waiting: VecDeque<Box<Job>>,
     pub(super) on_finished: OnFinished,
     pub(super) counters: Arc<Counters>,
 }
 
-/// How long it waits at once where all requests wait for what may follow in their format.
+/// Longest wait when all requests wait for the allowed tokens of their format.
 const HELD: Duration = Duration::from_millis(2);
-/// How long the thread sleeps without work before it looks whether it should stop.
+/// How long the idle thread sleeps before it checks whether to stop.
 const IDLE: Duration = Duration::from_millis(50);
 
 impl Core {
-    /// Decodes until `stopping` is set; what is under way ends as `Closed` then.
+    /// Decodes until `stopping` is set; running requests then end as `Closed`.
     pub(super) fn run(mut self, commands: &Receiver<Command>, stopping: &AtomicBool) {
         let mut finished = Vec::new();
         while !stopping.load(Ordering::Acquire) {
@@ -68,7 +68,7 @@ impl Core {
                 self.counters.prompt_tokens.fetch_add(turn.prompt_tokens, Ordering::Relaxed);
                 self.counters.generated_tokens.fetch_add(turn.generated_tokens, Ordering::Relaxed);
             }
-            // All that run wait for what may follow in their format.
+            // All running requests wait for the allowed tokens of their format.
             if !worked && let Some(guide) = self.lanes.iter_mut().find_map(Lane::held) {
                 guide.wait(HELD);
             }
@@ -76,7 +76,7 @@ impl Core {
             self.retire();
             self.publish_load();
         }
-        // Dropping a request's sink tells its client that the engine closed; so for those that are still on their way.
+        // Dropping a request's sink tells its client that the engine closed; also for requests still in the channel.
         self.waiting.clear();
         let closed = Error::closed("the engine is closing");
         for lane in &mut self.lanes {
@@ -95,8 +95,8 @@ impl Core {
         }
     }
 
-    /// Moves waiting requests into free slots of their lanes, in order. One that finds no room holds up those of its
-    /// lane alone.
+    /// Admits waiting requests into free slots of their lanes, in order. A request without room only blocks its own
+    /// lane.
     fn admit(&mut self, finished: &mut Vec<Finished>) {
         let before = self.waiting.len();
         let mut full = Vec::new();
@@ -119,14 +119,14 @@ impl Core {
         self.counters.queued.fetch_sub(before - self.waiting.len(), Ordering::AcqRel);
     }
 
-    /// The lane of the version that a request names, if it is served; else the active one.
+    /// The lane of the version that a request names, if it is served; otherwise the active one.
     fn lane_of(&self, job: &Job) -> usize {
         let active = self.lanes.len().saturating_sub(1);
         let named = job.request.version.filter(|v| self.beside.contains(v));
         named.and_then(|v| self.lanes.iter().position(|l| l.version == v)).unwrap_or(active)
     }
 
-    /// Makes the prepared weights those that new requests get, all of them or those that name them.
+    /// Switches new requests to the prepared weights: all of them, or those that name that version.
     fn swap(&mut self, ready: Ready) {
         let version = ready.weights.version;
         let lane = Lane::new(version, ready.context);
@@ -147,12 +147,12 @@ impl Core {
         ready.replies.iter().for_each(|r| drop(r.send(Ok(()))));
     }
 
-    /// Gives the contexts of versions that have drained to the next swap.
+    /// Returns the contexts of drained versions for the next swap.
     fn retire(&mut self) {
         let active = self.lanes.len().saturating_sub(1);
         for index in (0..active).rev() {
             if self.lanes[index].running() == 0 && !self.beside.contains(&self.lanes[index].version) {
-                // There is a place for each context; nobody takes it only when the engine closes.
+                // There is space for every context; it is only refused when the engine closes.
                 let _ = self.drained.try_send(self.lanes.remove(index).into_context());
             }
         }
@@ -165,7 +165,7 @@ impl Core {
         }
     }
 
-    /// Shows the present load to whoever asks the handle.
+    /// Publishes the present load to the handle.
     pub(super) fn publish_load(&self) {
         let running = self.lanes.iter().map(Lane::running).sum();
         self.counters.running.store(running, Ordering::Relaxed);

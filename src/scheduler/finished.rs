@@ -1,4 +1,4 @@
-//! What becomes of an answer that ended. Records nothing.
+//! The outcome of an answer that ended. Records nothing.
 
 use std::sync::Arc;
 
@@ -6,15 +6,15 @@ use super::stream::Sink;
 use crate::error::Result;
 use crate::types::Generation;
 
-/// An answer that ended, and the sink that must be told once it is recorded.
+/// An answer that ended, with the sink to notify once it is recorded.
 pub struct Finished {
-    /// The record, or why there is none.
+    /// The generation to record, or the error.
     pub outcome: Result<Arc<Generation>>,
     /// The client's end.
     pub sink: Sink,
 }
 
-/// Takes what ended. Called on the scheduler's thread: it must be quick.
+/// Receives answers that ended. Called on the scheduler's thread, so it must be quick.
 pub type OnFinished = Box<dyn FnMut(Finished) + Send>;
 
 /// Is told the name of a thread that panicked, once the scheduler is closed. Called on that thread.

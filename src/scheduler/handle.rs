@@ -1,4 +1,4 @@
-//! The handle: checks requests, queues them, asks for swaps, ends the threads. Never decodes.
+//! The handle of the scheduler: checks and queues requests, requests swaps, ends the threads. Never decodes.
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -24,22 +24,22 @@ use crate::lock::{lock, unpoisoned};
 use crate::system::unix_millis;
 use crate::types::{GenerateRequest, GenerationId, PolicyVersion, UnixMillis};
 
-/// Swaps that may wait to be looked at; more wait to be sent. Of those that wait, only the newest is made.
+/// Swaps that may be queued; beyond that, senders wait. Of the queued ones only the newest is made.
 const MAX_WANTED: usize = 8;
 
-/// Shape of the service.
+/// Options of the scheduler.
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
-    /// Shape of each context; `sequences` is the number of requests decoded together.
+    /// Size of each context; `sequences` is the number of requests decoded together.
     pub context: ContextOptions,
     /// Requests that may wait.
     pub queue: u32,
-    /// Most tokens of an answer whose request names no number.
+    /// Most tokens of an answer if the request sets no limit.
     pub max_tokens: u32,
-    /// Let measurements choose how many of the threads decode. Without it the same requests give the same answers, to
-    /// the last bit of their sums.
+    /// Whether measurements choose the number of decoding threads. Without that, the same requests give the same
+    /// answers, to the last bit.
     pub tune_threads: bool,
-    /// Longest time from the submission of a request to its end.
+    /// Longest time from submission to the end of a request.
     pub patience: Option<Duration>,
 }
 
@@ -59,7 +59,7 @@ struct End {
     stopping: AtomicBool,
     /// Nothing is sent once it is set. A command left in a channel would keep its client waiting.
     closed: RwLock<bool>,
-    /// Other ends of the channels, for what the threads leave in them.
+    /// Receiving ends of the channels, to drop what the threads leave in them.
     left: (Receiver<Command>, Receiver<Wanted>),
     counters: Arc<Counters>,
     on_failed: OnFailed,
@@ -109,7 +109,7 @@ impl Scheduler {
         on_finished: OnFinished,
         on_failed: OnFailed,
     ) -> Result<Scheduler> {
-        // The queue's own count bounds the submissions; a few more places are for swaps.
+        // The queue's count bounds the submissions; a few more places are for swaps.
         let (commands, receiver) = bounded(options.queue as usize + 8);
         let (wanted, wants) = bounded(MAX_WANTED);
         let (drained, idle) = bounded(MAX_CONTEXTS);
@@ -142,7 +142,7 @@ impl Scheduler {
         };
         core.publish_load();
         let to_core = commands.clone();
-        // Nobody takes it only when the engine closes; the replies go with it, and whoever waits learns that.
+        // Only refused when the engine closes; dropping the replies tells those who wait.
         let ready = Box::new(move |ready| drop(to_core.send(Command::Swap(Box::new(ready)))));
         let gpu_layers = model.gpu_layers();
         let swapper = Swapper {
@@ -171,7 +171,7 @@ impl Scheduler {
         Ok(())
     }
 
-    /// Queues a request under a name that no other has. `max_tokens` is cut to what the context has room for.
+    /// Queues a request under a unique id. `max_tokens` is reduced to what the context has room for.
     ///
     /// # Errors
     /// `Arg` for an empty prompt, one that leaves no room in the context, a token outside the vocabulary, settings out
@@ -182,11 +182,11 @@ impl Scheduler {
         Ok(stream)
     }
 
-    /// Queues requests as one: an idle scheduler begins with all of them. Which ones share a batch then doesn't depend
-    /// on how fast they came, and the same requests on fresh weights give the same answers.
+    /// Queues requests as one unit, which an idle scheduler starts together. Which of them share a batch then doesn't
+    /// depend on timing, so the same requests on fresh weights give the same answers.
     ///
     /// # Errors
-    /// As [`Scheduler::submit`]; none is queued then.
+    /// As [`Scheduler::submit`]; on an error none is queued.
     pub fn submit_together(&self, requests: Vec<(GenerationId, GenerateRequest)>) -> Result<Vec<GenerationStream>> {
         let all = requests.into_iter().map(|(id, request)| self.job(id, request)).collect::<Result<Vec<_>>>()?;
         let (jobs, streams) = all.into_iter().unzip();
@@ -194,7 +194,7 @@ impl Scheduler {
         Ok(streams)
     }
 
-    /// Checks a request and makes both ends of its stream.
+    /// Checks a request and creates both ends of its stream.
     fn job(&self, id: GenerationId, mut request: GenerateRequest) -> Result<(Job, GenerationStream)> {
         let created: UnixMillis = unix_millis();
         let context = self.options.context.context as usize;
@@ -250,7 +250,7 @@ impl Scheduler {
         Ok((job, stream))
     }
 
-    /// Serves other weights to requests from now on, and returns when new ones get them. Requests go on meanwhile.
+    /// Serves other weights from now on, and returns when new requests get them. Running requests continue meanwhile.
     ///
     /// # Errors
     /// `Model` if the adapter can't be loaded: the old weights stay. `Closed` after [`Scheduler::stop`].
@@ -258,8 +258,8 @@ impl Scheduler {
         self.want(weights, Role::Active)
     }
 
-    /// Serves other weights beside the active ones, to the requests that name their version, and returns when those get
-    /// them. They stay until [`Scheduler::leave`].
+    /// Serves other weights beside the active ones to requests that name their version, and returns when those get
+    /// them. They are served until [`Scheduler::leave`].
     ///
     /// # Errors
     /// As [`Scheduler::swap`].
@@ -267,7 +267,8 @@ impl Scheduler {
         self.want(weights, Role::Beside)
     }
 
-    /// Ends that: running requests end on their weights, new ones that name them get the active ones.
+    /// Stops serving a version beside the active one: running requests finish on it, new ones that name it get the
+    /// active version.
     ///
     /// # Errors
     /// `Closed` after [`Scheduler::stop`].
@@ -282,7 +283,7 @@ impl Scheduler {
         answer.recv().map_err(|_| closed())?
     }
 
-    /// Tells whether the trainer works from now on: the gaps between tokens are counted apart then.
+    /// Tells the scheduler whether the trainer is working: gaps between tokens are counted separately then.
     pub fn beside_training(&self, training: bool) {
         self.counters.meters.training.store(training, Ordering::Relaxed);
     }
@@ -292,7 +293,7 @@ impl Scheduler {
         self.counters.load()
     }
 
-    /// Ends the threads: running and waiting requests end as `Closed`. Idempotent.
+    /// Ends the threads: running and queued requests end as `Closed`. Idempotent.
     pub fn stop(&self) {
         self.end.close();
         for thread in lock(&self.running).drain(..) {
@@ -309,7 +310,7 @@ impl Scheduler {
         !*unpoisoned(self.end.closed.read())
     }
 
-    /// Takes places in the queue, all or none, and hands the jobs on.
+    /// Takes places in the queue, all or none, and passes the jobs on.
     fn queue(&self, jobs: Vec<Job>) -> Result<()> {
         let limit = self.options.queue as usize;
         let more = |n: usize| n.checked_add(jobs.len()).filter(|sum| *sum <= limit);
@@ -321,8 +322,8 @@ impl Scheduler {
         self.send(&self.commands, Command::Submit(jobs))
     }
 
-    /// Sends unless it is closed. Never waits for long: submissions are bounded by the queue's count, swaps by their
-    /// one caller.
+    /// Sends unless the scheduler is closed. Never waits long: submissions are bounded by the queue's count, swaps by
+    /// their single caller.
     fn send<T>(&self, to: &Sender<T>, message: T) -> Result<()> {
         let error = || Error::closed("the engine is closed");
         let closed = unpoisoned(self.end.closed.read());

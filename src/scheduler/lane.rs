@@ -1,5 +1,5 @@
-//! A lane: one policy version on one context, and the requests that are pinned to it. Builds batches, samples, frees
-//! slots.
+//! A lane: one policy version on one context, with the requests pinned to it. Builds batches, samples, frees slots.
+//! Never queues a request.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -12,7 +12,7 @@ use crate::guide::Guide;
 use crate::llama::{Batch, Context, Model};
 use crate::types::{FinishReason, PolicyVersion, TokenId};
 
-/// A sequence of the context: in use, or idle with the tokens that its cache still holds.
+/// A sequence of the context: in use, or idle with cached tokens.
 enum Slot {
     Idle { cached: Vec<TokenId>, since: Instant },
     Busy(Box<Running>),
@@ -25,7 +25,7 @@ impl Slot {
 }
 
 impl Slot {
-    /// How many of the prompt's first tokens its cache holds, but for the last, whose logits are needed.
+    /// How many of the prompt's first tokens are cached, without its last one, whose logits are needed.
     fn prefix_of(&self, prompt: &[TokenId]) -> usize {
         match self {
             Slot::Idle { cached, .. } => common_prefix(cached, prompt),
@@ -34,28 +34,28 @@ impl Slot {
     }
 }
 
-/// Tokens that both begin with, at most all but the last of the prompt: its logits are needed.
+/// Number of first tokens that both share, without the prompt's last one, whose logits are needed.
 fn common_prefix(other: &[TokenId], prompt: &[TokenId]) -> usize {
     let alike = other.iter().zip(prompt).take_while(|(a, b)| a == b).count();
     alike.min(prompt.len().saturating_sub(1))
 }
 
-/// Most prompt tokens of a turn in which answers wait for their next one. More reads prompts no faster, and holds up
+/// Most prompt tokens per turn while answers wait for their next token. Larger chunks read prompts no faster, and delay
 /// the answers.
 const CHUNK: usize = 128;
-/// Tokens of a prompt that are rather had from another request that is about to read them.
+/// Least number of prompt tokens worth waiting for while another request reads them.
 const WORTH_WAITING: usize = 16;
 
-/// What a batch holds.
+/// The contents of a batch.
 #[derive(Default)]
 struct Filled {
     /// Rows with logits: index in the batch, and slot.
     outputs: Vec<(usize, usize)>,
-    /// Slots, and how many tokens of each.
+    /// Slots with their numbers of tokens.
     added: Vec<(usize, usize)>,
 }
 
-/// Counts of one turn.
+/// Counters of one turn.
 #[derive(Default)]
 pub(super) struct Turn {
     pub(super) prompt_tokens: u64,
@@ -75,7 +75,7 @@ impl Lane {
         Lane { version, context, slots, batch: Batch::default() }
     }
 
-    /// Gives the context back; the lane must have no running request.
+    /// Returns the context; the lane must have no running request.
     pub(super) fn into_context(self) -> Context {
         self.context
     }
@@ -84,7 +84,7 @@ impl Lane {
         self.slots.iter().filter(|s| matches!(s, Slot::Busy(_))).count()
     }
 
-    /// Tokens that its cache holds, and has room for.
+    /// Number of tokens in the cache, and its capacity.
     pub(super) fn cache(&self) -> (usize, usize) {
         let held = |slot: &Slot| match slot {
             Slot::Idle { cached, .. } => cached.len(),
@@ -93,7 +93,7 @@ impl Lane {
         (self.slots.iter().map(held).sum(), self.context.options().context as usize)
     }
 
-    /// Takes the request if there is a slot and room for it; else returns it.
+    /// Admits the request if there is a slot and room for it; otherwise returns it.
     pub(super) fn admit(&mut self, job: Job) -> Option<Job> {
         let Some((index, reused)) = self.best_slot(&job.request.prompt) else {
             return Some(job);
@@ -102,11 +102,11 @@ impl Lane {
         let reserved: usize = self.slots.iter().map(|s| if let Slot::Busy(r) = s { r.reserve(fair) } else { 0 }).sum();
         let capacity = self.context.options().context as usize;
         let needed = reserved + job.reserve(fair);
-        // Alone it always fits: the prompt and its answer are shorter than the context.
+        // Alone it always fits: prompt and answer are shorter than the context.
         if reserved > 0 && needed > capacity {
             return Some(job);
         }
-        // What can't be cut there is forgotten as a whole.
+        // If the sequence can't be cut there, it is cleared completely.
         let reused = if self.context.forget(index as i32, reused as u32) { reused } else { 0 };
         if reused == 0 {
             self.context.forget(index as i32, 0);
@@ -117,8 +117,8 @@ impl Lane {
         None
     }
 
-    /// The idle slot to use, and how much of its cache: the one that shares the longest beginning with the prompt.
-    /// Where that is but a small part of what it holds, another one: the beginning can be had from it all the same
+    /// The idle slot to use, and how much of its cache: the one that shares the longest prefix with the prompt. If that
+    /// is only a small part of its cache, another slot is used, since the prefix can still be shared
     /// ([`Lane::share_prefix`]).
     fn best_slot(&self, prompt: &[TokenId]) -> Option<(usize, usize)> {
         let idle = || {
@@ -138,7 +138,7 @@ impl Lane {
             .map(|(i, cached, _)| (i, common_prefix(cached, prompt)))
     }
 
-    /// The prefix cache: a request that reads its prompt gets what any other sequence holds of it.
+    /// The prefix cache: a request that reads its prompt gets what any other sequence has cached of it.
     fn share_prefix(&mut self, index: usize) {
         let Slot::Busy(running) = &self.slots[index] else { return };
         let (prompt, have) = (&running.job.request.prompt, running.evaluated);
@@ -150,7 +150,7 @@ impl Lane {
         }
     }
 
-    /// Forgets idle caches, the oldest first, until those left fit `room` tokens. Whether there was one to forget.
+    /// Clears idle caches, the oldest first, until the rest fits `room` tokens. Returns whether there was one to clear.
     fn evict(&mut self, room: usize) -> bool {
         let mut any = false;
         loop {
@@ -171,8 +171,8 @@ impl Lane {
         }
     }
 
-    /// One turn: a token for every running answer, prompt chunks up to a cap, decode, sample. A cache that is full
-    /// gives up idle beginnings, then the chunks get smaller, then the largest request ends.
+    /// One turn: a token for every running answer, prompt chunks up to a limit, decode, sample. When the cache is full,
+    /// idle prefixes are cleared first, then chunks get smaller, then the largest request ends.
     pub(super) fn turn(&mut self, tuner: &mut Tuner, finished: &mut Vec<Finished>) -> Turn {
         self.drop_cancelled(finished);
         let resumed = self.resume(finished);
@@ -182,7 +182,7 @@ impl Lane {
             if self.batch.is_empty() {
                 return resumed;
             }
-            // A row of logits for every token: each answer goes on by one, and no prompt is being read.
+            // A row of logits for every token: each answer advances by one, and no prompt is being read.
             let (tokens, steady) = (self.batch.len(), self.batch.len() == outputs.len());
             let threads = tuner.threads(tokens, steady);
             self.context.set_threads(threads);
@@ -224,7 +224,7 @@ impl Lane {
         }
     }
 
-    /// An answer that waits for what may follow in its format.
+    /// An answer that waits for the allowed tokens of its format.
     pub(super) fn held(&mut self) -> Option<&mut Guide> {
         self.slots.iter_mut().find_map(|slot| match slot {
             Slot::Busy(running) => running.held(),
@@ -232,7 +232,7 @@ impl Lane {
         })
     }
 
-    /// Goes on with the answers that waited for what may follow, where it is known now.
+    /// Continues the answers whose allowed tokens are known by now.
     fn resume(&mut self, finished: &mut Vec<Finished>) -> Turn {
         let mut turn = Turn::default();
         let model: Arc<Model> = self.context.model().clone();
@@ -248,8 +248,8 @@ impl Lane {
         turn
     }
 
-    /// Fills the batch: a token for every answer under way, then prompts in the order they came, with `chunk` tokens in
-    /// all where answers wait for them.
+    /// Fills the batch: a token for every running answer, then prompts in order of arrival, with `chunk` tokens in all
+    /// if answers wait.
     fn fill_batch(&mut self, chunk: usize) -> Filled {
         self.batch.clear();
         let mut filled = Filled::default();
@@ -268,12 +268,12 @@ impl Lane {
         if !self.batch.is_empty() || chunk < CHUNK {
             room = room.min(chunk);
         }
-        // What each sequence holds counts as it was before this batch.
+        // The contents of each sequence before this batch.
         for &(_, index) in &reading {
             self.share_prefix(index);
         }
         for (place, &(_, index)) in reading.iter().enumerate() {
-            // Another one reads the same beginning: it will be had from there.
+            // Another request reads the same prefix, which will be shared from there.
             if room == 0 || reading[..place].iter().any(|&(_, before)| self.reads_same_prefix(index, before)) {
                 continue;
             }
@@ -300,13 +300,13 @@ impl Lane {
         filled.added.push((index, count));
     }
 
-    /// Whether a prompt goes on like that of `before`, by more than is worth reading twice.
+    /// Whether a prompt continues like that of `before` for more tokens than are worth reading twice.
     fn reads_same_prefix(&self, index: usize, before: usize) -> bool {
         let (Slot::Busy(this), Slot::Busy(other)) = (&self.slots[index], &self.slots[before]) else { return false };
         common_prefix(&other.job.request.prompt, &this.job.request.prompt) >= this.evaluated + WORTH_WAITING
     }
 
-    /// Takes back what a batch counted that was not evaluated.
+    /// Reverts the counts of a batch that was not evaluated.
     fn take_back(&mut self, added: &[(usize, usize)]) {
         for &(index, count) in added {
             if let Slot::Busy(running) = &mut self.slots[index] {
@@ -315,7 +315,7 @@ impl Lane {
         }
     }
 
-    /// Samples from the rows of logits, and counts on from `turn`.
+    /// Samples from the rows of logits, and adds to the counters of `turn`.
     fn sample(&mut self, outputs: Vec<(usize, usize)>, mut turn: Turn, finished: &mut Vec<Finished>) -> Turn {
         turn.prompt_tokens += self.batch.len() as u64;
         let model: Arc<Model> = self.context.model().clone();
@@ -332,7 +332,7 @@ impl Lane {
         turn
     }
 
-    /// Ends the request in a slot and keeps its cache for a prompt that begins alike.
+    /// Ends the request in a slot, and keeps its cache for prompts with the same prefix.
     fn end(&mut self, index: usize, how: Result<FinishReason>, finished: &mut Vec<Finished>) {
         let slot = std::mem::replace(&mut self.slots[index], Slot::empty());
         let Slot::Busy(running) = slot else { return };
@@ -349,7 +349,7 @@ impl Lane {
         }
     }
 
-    /// Ends the request that takes most of the cache: an answer as too long, a prompt as an error.
+    /// Ends the request with the largest cache: an answer as too long, a prompt with an error.
     fn end_largest(&mut self, finished: &mut Vec<Finished>) {
         let busy = self.slots.iter().enumerate().filter_map(|(i, s)| match s {
             Slot::Busy(r) => Some((r.evaluated, i, r.generating())),
@@ -362,7 +362,7 @@ impl Lane {
         self.evict(0);
     }
 
-    /// Ends every request with the error and forgets every cache.
+    /// Ends every request with the error, and clears all caches.
     pub(super) fn fail_all(&mut self, error: &Error, finished: &mut Vec<Finished>) {
         for index in 0..self.slots.len() {
             self.end(index, Err(error.clone()), finished);

@@ -1,4 +1,4 @@
-//! Counts what the scheduler does, and shows it. Decides nothing.
+//! Counts the scheduler's work, and reports it. Decides nothing.
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -9,7 +9,7 @@ use super::meters::{Durations, Meters};
 use crate::lock::lock;
 use crate::types::PolicyVersion;
 
-/// Counts since the start, and the present load.
+/// Counters since the start, and the present load.
 #[derive(Default)]
 pub(super) struct Counters {
     pub(super) queued: AtomicUsize,
@@ -68,18 +68,18 @@ pub struct Load {
     pub panics: u64,
     /// Requests refused because the queue was full, since the start.
     pub refused: u64,
-    /// Tokens that the caches of the versions in use hold; idle prefixes are among them.
+    /// Tokens in the caches of the versions in use, idle prefixes included.
     pub cached_tokens: usize,
-    /// Tokens that those caches have room for.
+    /// Capacity of those caches, in tokens.
     pub cache_capacity: usize,
-    /// From the submission of a request to its first token, since the start.
+    /// Times from the submission of a request to its first token, since the start.
     pub first_token: Durations,
-    /// Between two tokens of an answer, since the start.
+    /// Times between two tokens of an answer, since the start.
     pub gap: Durations,
-    /// Gaps that began while the trainer worked: what training costs serving.
+    /// Gaps that began while the trainer was working: the cost of training to serving.
     #[serde(default)]
     pub gap_training: Durations,
-    /// Versions on a context: the active one last, before it those with running requests.
+    /// Versions on contexts: the active one last, before it those with running requests.
     #[serde(rename = "serving_versions")]
     pub versions: Vec<PolicyVersion>,
 }

@@ -5,15 +5,15 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-/// Upper ends of the buckets, in seconds; one more bucket takes what is longer.
+/// Upper bounds of the buckets, in seconds; one more bucket counts longer durations.
 pub const BOUNDS_SECONDS: [f64; 12] = [0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24];
 
-/// Durations since the start, by length.
+/// A histogram of durations since the start.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Durations {
-    /// How many were at most [`BOUNDS_SECONDS`] long and longer than the bound before; the last is of those beyond all
-    /// bounds.
+    /// Number of durations in each bucket: at most [`BOUNDS_SECONDS`], and above the bound before; the last bucket is
+    /// above all bounds.
     pub counts: [u64; BOUNDS_SECONDS.len() + 1],
     /// Sum of the durations, in seconds.
     pub sum_seconds: f64,
@@ -52,13 +52,13 @@ impl Meter {
 /// Shared by all requests of a scheduler.
 #[derive(Default)]
 pub(super) struct Meters {
-    /// From the submission to the first token.
+    /// From submission to the first token.
     pub(super) first_token: Meter,
     /// From one token of an answer to the next.
     pub(super) gap: Meter,
-    /// From one token to the next while the trainer works.
+    /// From one token to the next while the trainer is working.
     pub(super) gap_training: Meter,
-    /// Whether the trainer works.
+    /// Whether the trainer is working.
     pub(super) training: AtomicBool,
     /// Requests refused because the queue was full.
     pub(super) refused: AtomicU64,

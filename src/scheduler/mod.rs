@@ -1,8 +1,8 @@
 //! Decodes requests in batches on one thread that owns every llama.cpp context, and swaps weights under them. Never
-//! records or trains: what ended is handed on.
+//! records or trains: finished answers are passed on.
 //!
-//! A swap is blue/green: the new version is put on an idle context by a thread beside, then takes new requests; running
-//! ones stay pinned to theirs, and a context is idle again when its last request ended.
+//! A swap is blue/green: another thread puts the new version on an idle context, which then takes new requests. Running
+//! requests stay pinned to their version, and its context becomes idle when the last of them ends.
 
 mod core;
 mod finished;

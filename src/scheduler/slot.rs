@@ -1,4 +1,4 @@
-//! One running request inside a lane: what has been evaluated, what was sampled, how it ends. Never touches a context.
+//! One running request in a lane: its evaluated and sampled tokens, and how it ends. Never touches a context.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -14,16 +14,16 @@ use crate::types::{
     FinishReason, GenerateRequest, Generation, GenerationId, PolicyVersion, TokenId, TokenLogprob, UnixMillis,
 };
 
-/// A request that was accepted and waits or runs.
+/// An accepted request, waiting or running.
 pub(super) struct Job {
     pub(super) id: GenerationId,
-    /// As it was handed in, but that `sampling.seed` is set.
+    /// The request as submitted, with `sampling.seed` set.
     pub(super) request: GenerateRequest,
     /// The sampler of this request, before its first token.
     pub(super) sampler: Sampler,
-    /// What the answer is held to, at its beginning.
+    /// The constraint on the answer, in its initial state.
     pub(super) guide: Option<Guide>,
-    /// Most tokens to make: what was asked for, as far as the context has room.
+    /// Most tokens to generate: the requested number, as far as the context has room.
     pub(super) max_tokens: u32,
     pub(super) created: UnixMillis,
     pub(super) submitted: Instant,
@@ -33,7 +33,7 @@ pub(super) struct Job {
 }
 
 impl Job {
-    /// Why it ends, if its time is over.
+    /// The error if its time limit is over.
     pub(super) fn late(&self) -> Option<Error> {
         let patience = self.patience.filter(|patience| self.submitted.elapsed() > *patience)?;
         let seconds = patience.as_secs();
@@ -42,8 +42,8 @@ impl Job {
         )))
     }
 
-    /// Tokens of the cache to hold for it: the prompt, and as much of the answer as is its `fair` share. Few answers
-    /// are as long as they may be.
+    /// Cache to reserve for it, in tokens: the prompt, and as much of the answer as its `fair` share. Few answers
+    /// become as long as they may.
     pub(super) fn reserve(&self, fair: usize) -> usize {
         self.request.prompt.len() + (self.max_tokens as usize).min(fair)
     }
@@ -52,7 +52,7 @@ impl Job {
 /// A request in a slot of a lane.
 pub(super) struct Running {
     pub(super) job: Job,
-    /// Tokens of prompt and response that the cache holds.
+    /// Number of tokens of prompt and response in the cache.
     pub(super) evaluated: usize,
     pub(super) response: Vec<TokenId>,
     text: String,
@@ -60,19 +60,19 @@ pub(super) struct Running {
     stops: StopStrings,
     /// Whether a stop string ended the answer, at the end of `text`.
     cut: bool,
-    /// Bytes of text that were there before each token of the response.
+    /// Length of the text before each token of the response, in bytes.
     begins: Vec<usize>,
-    /// Bytes of text that the tokens came to, shown or held back.
+    /// Length of the text of all tokens so far, shown or held back, in bytes.
     decoded: usize,
-    /// Log-probabilities of tokens whose text is held back, and where that begins: a stop string may yet cut them off.
+    /// Log-probabilities of tokens whose text is held back, with its offset: a stop string may still cut them off.
     unshown: VecDeque<(usize, TokenLogprob)>,
     last_token: Option<Instant>,
-    /// The row of logits to sample from as soon as it is known what may follow.
+    /// The row of logits to sample from once the allowed tokens are known.
     held: Option<Vec<f32>>,
 }
 
 impl Running {
-    /// Begins, with the first `reused` tokens of the prompt in the cache already.
+    /// Starts, with the first `reused` tokens of the prompt already in the cache.
     pub(super) fn new(mut job: Job, reused: usize) -> Running {
         Running {
             stops: StopStrings::new(std::mem::take(&mut job.request.stop)),
@@ -90,7 +90,7 @@ impl Running {
         }
     }
 
-    /// Tokens of the cache that it holds and is to get.
+    /// Tokens in the cache plus those reserved for it.
     pub(super) fn reserve(&self, fair: usize) -> usize {
         self.job.reserve(fair).max(self.evaluated + 1)
     }
@@ -100,7 +100,7 @@ impl Running {
         !self.response.is_empty()
     }
 
-    /// The tokens to evaluate next, at most `limit`, and whether they reach the end of what is known.
+    /// The next tokens to evaluate, at most `limit`, and whether they are the last known ones.
     pub(super) fn pending(&self, limit: usize) -> (&[TokenId], bool) {
         if let Some(last) = self.response.last() {
             return (std::slice::from_ref(last), true);
@@ -110,20 +110,20 @@ impl Running {
         (&rest[..n], n == rest.len())
     }
 
-    /// Whether it has a row of logits and waits for what may follow.
+    /// Whether it holds a row of logits, waiting for the allowed tokens.
     pub(super) fn is_held(&self) -> bool {
         self.held.is_some()
     }
 
-    /// What it waits for, if it has a row of logits and it isn't known yet what may follow.
+    /// The guide it waits for, if it holds a row of logits whose allowed tokens aren't known yet.
     pub(super) fn held(&mut self) -> Option<&mut Guide> {
         self.held.as_ref().and(self.job.guide.as_mut())
     }
 
-    /// Goes on from the row of logits that was held, if it is known by now what may follow.
+    /// Continues from the held row of logits, if the allowed tokens are known by now.
     pub(super) fn resume(&mut self, model: &Model) -> crate::Result<Option<FinishReason>> {
         let Some(logits) = self.held.take() else { return Ok(None) };
-        // Looked at twice, so that the row is not copied again.
+        // Checked first, to avoid copying the row again.
         match self.job.guide.as_mut().map(Guide::mask).transpose()? {
             Some(None) => {
                 self.held = Some(logits);
@@ -133,8 +133,8 @@ impl Running {
         }
     }
 
-    /// Samples from a row of logits and sends the text. `Some` if the answer ended. Where it isn't known yet what may
-    /// follow, the row is held.
+    /// Samples from a row of logits and sends the text. `Some` if the answer ended. If the allowed tokens aren't known
+    /// yet, the row is held.
     pub(super) fn advance(&mut self, model: &Model, logits: &[f32]) -> crate::Result<Option<FinishReason>> {
         let mask = match &mut self.job.guide {
             None => None,
@@ -176,7 +176,7 @@ impl Running {
         Ok((self.response.len() >= self.job.max_tokens as usize).then_some(FinishReason::Length))
     }
 
-    /// Ends the answer: the record of it, and where to announce it. The tokens in the cache come along, for reuse.
+    /// Ends the answer: returns its record, and the sink to notify. Also returns the cached tokens, for reuse.
     pub(super) fn finish(
         mut self,
         finish: FinishReason,
@@ -186,11 +186,11 @@ impl Running {
         cached.extend_from_slice(&self.response);
         cached.truncate(self.evaluated);
         if self.cut {
-            // What a stop string cut off was neither shown nor meant: it is no part of the answer.
+            // What a stop string cut off was never shown, and is not part of the answer.
             let kept = self.begins.partition_point(|begin| *begin < self.text.len());
             self.response.truncate(kept);
         } else {
-            // A codepoint that the tokens never completed is no text.
+            // A codepoint that was never completed is not text.
             let rest = self.stops.finish();
             self.show(rest);
             self.unshown.drain(..).for_each(|(_, logprob)| self.job.sink.logprob(logprob));

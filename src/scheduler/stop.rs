@@ -1,4 +1,4 @@
-//! Stop strings: finds them across token borders and holds back text that may be the beginning of one.
+//! Finds stop strings across token boundaries, and holds back text that may begin one. Never sees a token.
 
 /// Watches the text of one answer.
 pub(super) struct StopStrings {
@@ -12,7 +12,8 @@ impl StopStrings {
         Self { stops: stops.into_iter().filter(|s| !s.is_empty()).collect(), held: String::new() }
     }
 
-    /// Adds text; returns what can be shown and whether a stop string ended the answer. After an end nothing is held.
+    /// Adds text; returns the part that can be shown, and whether a stop string ended the answer. Then nothing is held
+    /// back.
     pub(super) fn push(&mut self, text: &str) -> (String, bool) {
         if self.stops.is_empty() {
             return (text.to_string(), false);
@@ -33,7 +34,7 @@ impl StopStrings {
     }
 }
 
-/// Length of the longest end of `text` that is a proper beginning of `stop`, in bytes.
+/// Length of the longest suffix of `text` that is a proper prefix of `stop`, in bytes.
 fn suffix_that_begins(text: &str, stop: &str) -> usize {
     let longest = text.len().min(stop.len() - 1);
     (1..=longest).rev().find(|&n| stop.is_char_boundary(n) && text.ends_with(&stop[..n])).unwrap_or(0)

@@ -1,5 +1,5 @@
 //! The two ends of a running generation: the scheduler sends, the client pulls. Bounded by the answer's own length, so
-//! that a slow client holds up nobody.
+//! that a slow client delays nobody. Never decodes.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use crate::lock::lock;
 use crate::types::{Generation, GenerationId, TokenLogprob};
 
-/// What a generation says while it runs.
+/// An event of a running generation.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Event {
     /// More text, whole codepoints.
@@ -23,28 +23,28 @@ pub enum Event {
 /// The outcome of waiting for an event.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Next {
-    /// Something came.
+    /// An event.
     Event(Event),
-    /// Nothing came in the time given; wait again.
+    /// No event within the timeout; wait again.
     Timeout,
-    /// The end has been delivered before.
+    /// The end was delivered before.
     Finished,
 }
 
 /// Called when an event became ready.
 pub type Wake = Arc<dyn Fn() + Send + Sync>;
 
-/// What both ends hold.
+/// State shared by both ends.
 #[derive(Default)]
 struct Shared {
-    /// The client left or asked to stop; the scheduler looks every turn.
+    /// The client left or cancelled; the scheduler checks it every turn.
     cancelled: AtomicBool,
-    /// The end was sent: a closed channel is then no surprise, whoever took the end from it.
+    /// The end was sent, so a closed channel is expected, whoever took the end from it.
     ended: AtomicBool,
-    /// The scheduler's end is gone; nothing will wake a hook that is set later.
+    /// The scheduler's end was dropped; nothing will wake a hook registered later.
     gone: AtomicBool,
     wake: Mutex<Option<Wake>>,
-    /// One a token, if they were asked for; kept, since clients may want them piece by piece and at the end.
+    /// One per token, if requested; kept, since clients may read them piecewise and at the end.
     logprobs: Mutex<Vec<TokenLogprob>>,
 }
 
@@ -57,9 +57,9 @@ impl Shared {
     }
 }
 
-/// Makes both ends for an answer of at most `max_tokens` tokens.
+/// Creates both ends for an answer of at most `max_tokens` tokens.
 pub(super) fn stream(id: GenerationId, max_tokens: u32) -> (Sink, GenerationStream) {
-    // A text a token, the text held back at the end, and the end itself: a send never waits.
+    // One text per token, the text held back at the end, and the end itself: a send never waits.
     let (sender, receiver) = bounded(max_tokens as usize + 2);
     let shared = Arc::new(Shared::default());
     let sink = Sink { id: id.clone(), sender: Some(sender), shared: shared.clone() };
@@ -74,7 +74,7 @@ pub struct Sink {
 }
 
 impl Sink {
-    /// The generation's name.
+    /// The generation's id.
     pub fn id(&self) -> &GenerationId {
         &self.id
     }
@@ -84,25 +84,25 @@ impl Sink {
         self.send(Ok(Event::Text(text)));
     }
 
-    /// Tells the log-probabilities of a token, before its text.
+    /// Records the log-probabilities of a token, before its text is sent.
     pub(super) fn logprob(&self, token: TokenLogprob) {
         lock(&self.shared.logprobs).push(token);
     }
 
-    /// Ends it: with the generation once it is recorded, or with what went wrong.
+    /// Ends it, with the recorded generation or with an error.
     pub fn finish(self, end: Result<Arc<Generation>>) {
         self.shared.ended.store(true, Ordering::Release);
         self.send(end.map(Event::Done));
     }
 
-    /// Whether the client wants no more.
+    /// Whether the client has left or cancelled.
     pub(super) fn cancelled(&self) -> bool {
         self.shared.cancelled.load(Ordering::Relaxed)
     }
 
     fn send(&self, event: Result<Event>) {
         if let Some(sender) = &self.sender {
-            // Fails only if the client is gone; then nobody wants it.
+            // Fails only if the client is gone.
             let _ = sender.try_send(event);
             self.shared.wake();
         }
@@ -118,7 +118,7 @@ impl Drop for Sink {
     }
 }
 
-/// A running generation. Dropping it cancels what is left of it.
+/// A running generation. Dropping it cancels the rest.
 pub struct GenerationStream {
     id: GenerationId,
     receiver: Receiver<Result<Event>>,
@@ -135,8 +135,8 @@ impl GenerationStream {
     /// Waits at most `timeout` for the next event (zero polls, `None` waits without limit).
     ///
     /// # Errors
-    /// `Closed` if the engine shut down, `Model` if decoding failed, `Io` if the ledger could not take it; the stream
-    /// is at its end then.
+    /// `Closed` if the engine shut down, `Model` if decoding failed, `Io` if the ledger could not record it; the stream
+    /// has ended then.
     pub fn next(&self, timeout: Option<Duration>) -> Result<Next> {
         if self.finished.load(Ordering::Acquire) {
             return Ok(Next::Finished);
@@ -167,20 +167,20 @@ impl GenerationStream {
         }
     }
 
-    /// The log-probabilities of the tokens so far, without the first `skip`. Empty unless the request asked for them;
-    /// the token that ended the answer is not among them.
+    /// The log-probabilities of the tokens so far, without the first `skip`. Empty unless requested; without the token
+    /// that ended the answer.
     pub fn logprobs(&self, skip: usize) -> Vec<TokenLogprob> {
         let logprobs = lock(&self.shared.logprobs);
         logprobs.get(skip..).unwrap_or_default().to_vec()
     }
 
-    /// Asks it to end; the end still comes, with what there is. From any thread, at any time.
+    /// Cancels it; the end still comes, with the text so far. From any thread, at any time.
     pub fn cancel(&self) {
         self.shared.cancelled.store(true, Ordering::Relaxed);
     }
 
-    /// Calls `hook` from the engine's threads whenever an event became ready, and once at once if one is already. For
-    /// event loops: the hook must be quick and must not call back into the engine.
+    /// Registers a hook that the engine's threads call whenever an event is ready, and at once if one already is. For
+    /// event loops: the hook must be quick and must not call the engine.
     pub fn set_wake(&self, hook: Wake) {
         *lock(&self.shared.wake) = Some(hook.clone());
         if !self.receiver.is_empty() || self.shared.gone.load(Ordering::Acquire) {

@@ -1,5 +1,5 @@
-//! Makes contexts ready for new weights on a thread of its own, so that no stream waits for a file to be read or a
-//! context to be made. Never decodes a request.
+//! Prepares contexts for new weights on a thread of its own, so that no stream waits for a file or a context. Never
+//! decodes a request.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -13,28 +13,28 @@ use crate::error::{Error, Result};
 use crate::llama::{Adapter, Context, ContextOptions, Model, Threads, give_way_to_decoding};
 use crate::system::free_memory;
 
-/// Contexts at once: the active one, and those that drain. One more version waits until one is idle.
+/// Most contexts: the active one, and those that drain. Another version waits until one is idle.
 pub(super) const MAX_CONTEXTS: usize = 3;
-/// Time between two looks whether to stop.
+/// Polling interval for the stop flag.
 const LOOK: Duration = Duration::from_millis(50);
 
-/// Who gets weights.
+/// Which requests get the weights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Role {
-    /// All new requests that name no other version.
+    /// All new requests that don't name another version.
     Active,
-    /// Those that name them.
+    /// Requests that name the version.
     Beside,
 }
 
-/// Weights that somebody waits to be served.
+/// Weights that a caller waits for.
 pub(super) struct Wanted {
     pub(super) weights: Weights,
     pub(super) role: Role,
     pub(super) reply: Sender<Result<()>>,
 }
 
-/// A context with its adapter on, for the scheduler's thread to use, and who is told then.
+/// A prepared context for the scheduler's thread, with the callers to notify.
 pub(super) struct Ready {
     pub(super) weights: Weights,
     pub(super) role: Role,
@@ -45,21 +45,21 @@ pub(super) struct Ready {
 pub(super) struct Swapper {
     pub(super) model: Arc<Model>,
     pub(super) threads: u32,
-    /// Shape of each context.
+    /// Size of each context.
     pub(super) shape: ContextOptions,
-    /// Layers on the GPU of models that are loaded here.
+    /// Layers on the GPU for models that are loaded here.
     pub(super) gpu_layers: i32,
-    /// Contexts that exist, wherever they are.
+    /// Number of existing contexts, wherever they are.
     pub(super) made: usize,
     pub(super) wanted: Receiver<Wanted>,
     /// Contexts that drained.
     pub(super) idle: Receiver<Context>,
-    /// Takes what is ready.
+    /// Receives prepared contexts.
     pub(super) ready: Box<dyn Fn(Ready) + Send + Sync>,
 }
 
 impl Swapper {
-    /// Serves what is wanted until nobody can want more, or `stopping` is set.
+    /// Prepares contexts until all senders are gone or `stopping` is set.
     pub(super) fn run(mut self, stopping: &AtomicBool) {
         loop {
             let first = match self.wanted.recv_timeout(LOOK) {
@@ -76,7 +76,7 @@ impl Swapper {
             let (weights, role) = weights;
             let prepared = context.and_then(|context| self.prepare(context, &weights));
             match prepared {
-                // If the scheduler has gone, the replies go with the message, and whoever waits learns that.
+                // If the scheduler is gone, dropping the replies tells those who wait.
                 Ok(context) => (self.ready)(Ready { weights, role, context, replies }),
                 Err(error) => {
                     tracing::error!(version = weights.version.0, %error, "weights not swapped");
@@ -86,8 +86,8 @@ impl Swapper {
         }
     }
 
-    /// A context for the newest of what is wanted: an idle one, a new one, or the next that drains. Only the newest
-    /// weights matter; whoever asked for older ones gets at least as new. `None` if the engine closes.
+    /// A context for the newest of the wanted weights: an idle one, a new one, or the next that drains. Only the newest
+    /// weights matter; callers that wait for older ones get those. `None` if the engine closes.
     fn idle_context(
         &mut self,
         weights: &mut (Weights, Role),
@@ -118,11 +118,11 @@ impl Swapper {
         }
     }
 
-    /// Puts the weights on the context. A context on which that failed is given up: another one is made in its place.
+    /// Puts the weights on the context. If that fails, the context is dropped, and another one is made.
     fn prepare(&mut self, context: Context, weights: &Weights) -> Result<Context> {
         let ready = match &weights.source {
             Source::Whole(path) => {
-                // Its memory goes to the one that takes its place.
+                // Frees its memory for the one that replaces it.
                 drop(context);
                 self.whole(path)
             }
@@ -139,7 +139,7 @@ impl Swapper {
         ready
     }
 
-    /// A context of another file's model, where memory allows it.
+    /// A context of another file's model, if memory allows.
     fn whole(&self, path: &Path) -> Result<Context> {
         let needed = std::fs::metadata(path)?.len();
         if let Some(free) = free_memory().filter(|free| *free < needed + needed / 4) {
@@ -155,14 +155,14 @@ impl Swapper {
         Ok(context)
     }
 
-    /// A new context. Its threads are started here, since they are as nice as who starts them.
+    /// A new context. Its threads are started here, so that they get this thread's niceness.
     fn context(&self, model: Arc<Model>) -> Result<Context> {
         let threads = Threads::new(self.threads)?;
         giving_way(|| Context::with(&model, threads, self.shape))
     }
 }
 
-/// Does work on a thread that gives way to decoding.
+/// Runs work on a thread that gives way to decoding.
 fn giving_way<T: Send>(work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
     let body = || {
         give_way_to_decoding();
@@ -172,8 +172,7 @@ fn giving_way<T: Send>(work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
     std::thread::scope(|threads| threads.spawn(body).join().unwrap_or_else(panicked))
 }
 
-/// Loads the adapter, if there is one, and puts it on the context. Of a whole model there is none to load: the context
-/// is of that model.
+/// Loads the adapter, if there is one, and puts it on the context. A whole model has none: the context is its own.
 pub(super) fn put(context: &mut Context, source: &Source) -> Result<()> {
     let adapter = match source {
         Source::Adapter(path) => Some(Adapter::load(context.model(), path)?),

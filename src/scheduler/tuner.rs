@@ -1,8 +1,8 @@
-//! Chooses how many threads decode, by measuring while they do, and where the one that leads them runs. Never changes
-//! what is computed, but for its rounding: ggml splits the attention of a lone sequence between the threads there are.
+//! Chooses how many threads decode, by measuring during decoding, and pins the leading thread. Never changes what is
+//! computed, except for rounding: ggml splits the attention of a single sequence among its threads.
 //!
 //! ggml's threads spin at a barrier after every operation. On idle cores two threads are almost twice as fast as one;
-//! when something else wants a core, each barrier waits for a time slice, and two are ten times slower than one.
+//! when another program wants a core, each barrier waits for a time slice, and two are ten times slower.
 
 use std::time::{Duration, Instant};
 
@@ -10,16 +10,16 @@ use crate::llama::DecoderPin;
 
 /// Decodes with each choice in one trial.
 const ROUNDS: usize = 3;
-/// The other choice must be faster by this factor: a switch for noise gains nothing.
+/// The other choice must be faster by this factor, so that noise causes no switch.
 const MARGIN: f64 = 1.15;
-/// Time between two trials, at first and at most. Each trial that confirms the present choice doubles it.
+/// Time between two trials: the first, and the limit. Each trial that confirms the present choice doubles it.
 const FIRST: Duration = Duration::from_secs(1);
 const LONGEST: Duration = Duration::from_secs(8);
 
-/// Decides between all threads and one.
+/// Chooses between all threads and one.
 pub(super) struct Tuner {
     all: u32,
-    /// Whether anything is tried.
+    /// Whether there are trials.
     trials: bool,
     /// The present choice.
     threads: u32,
@@ -27,15 +27,15 @@ pub(super) struct Tuner {
     last_trial: Instant,
     trial: Option<Trial>,
     pin: DecoderPin,
-    /// Whether the trainer works: one processor is left to it then. Sharing each one with it, every barrier waits for
-    /// its time slices.
+    /// Whether the trainer is working: one processor is left to it then. If they shared it, every barrier would wait
+    /// for the trainer's time slices.
     pub(super) beside_training: bool,
 }
 
 /// Both choices in turn, on decodes of one size.
 struct Trial {
     tokens: usize,
-    /// Seconds of the present choice and of the other one.
+    /// Seconds with the present choice and with the other one.
     seconds: [Vec<f64>; 2],
 }
 
@@ -59,8 +59,8 @@ impl Tuner {
         Tuner { trials: false, ..Tuner::new(all, pin) }
     }
 
-    /// Threads for a decode of `tokens` tokens by the calling thread, which gets its place for it. Only decodes without
-    /// prompt parts (`steady`) come one like the other, so only they are compared.
+    /// Number of threads for a decode of `tokens` tokens by the calling thread, which is pinned for it. Only decodes
+    /// without prompt chunks (`steady`) are alike, so only they are compared.
     pub(super) fn threads(&mut self, tokens: usize, steady: bool) -> u32 {
         let threads = if self.beside_training { 1.max(self.all - 1) } else { self.choose(tokens, steady) };
         self.pin.set(threads);
@@ -83,13 +83,13 @@ impl Tuner {
         }
     }
 
-    /// Takes the time of the decode that the last call of [`Tuner::threads`] was for.
+    /// Records the time of the decode for which [`Tuner::threads`] was last called.
     pub(super) fn took(&mut self, tokens: usize, steady: bool, threads: u32, time: Duration) {
         let present = self.threads;
         let Some(trial) = self.trial.as_mut().filter(|t| steady && t.tokens == tokens) else { return };
         trial.seconds[usize::from(threads != present)].push(time.as_secs_f64());
-        // A first look that speaks clearly for the present choice is enough: on an idle machine a trial is one slow
-        // decode.
+        // A first measurement clearly in favour of the present choice is enough: on an idle machine a trial then costs
+        // one slow decode.
         let clear = matches!(trial.seconds.as_slice(), [a, b] if a.len() == 1 && b.len() == 1 && a[0] * MARGIN < b[0]);
         if trial.seconds[1].len() < ROUNDS && !clear {
             return;
@@ -120,10 +120,10 @@ fn median(x: &mut [f64]) -> f64 {
 mod tests {
     use super::*;
 
-    /// Runs decodes of 8 tokens that take as long as `cost` says, and returns the choice in the end.
+    /// Runs decodes of 8 tokens with the durations of `cost`, and returns the final choice.
     fn settle(tuner: &mut Tuner, cost: impl Fn(u32) -> u64) -> u32 {
         for _ in 0..4 * ROUNDS {
-            // As if the time of the next trial had come.
+            // As if it were time for the next trial.
             tuner.last_trial = Instant::now().checked_sub(LONGEST).unwrap();
             let threads = tuner.threads(8, true);
             tuner.took(8, true, threads, Duration::from_millis(cost(threads)));

@@ -1,10 +1,10 @@
-//! What is served: a version, and where its weights are. Reads no file.
+//! The weights of a version, and where they are. Reads no file.
 
 use std::path::PathBuf;
 
 use crate::types::PolicyVersion;
 
-/// Weights to serve: a version, and where they are.
+/// Weights to serve: a version and its source.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Weights {
     /// The version.
@@ -16,10 +16,10 @@ pub struct Weights {
 /// Where the weights of a version are.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Source {
-    /// In the base model alone: the initial version.
+    /// The base model alone: the initial version.
     Base,
-    /// In an adapter on the base.
+    /// An adapter on the base.
     Adapter(PathBuf),
-    /// In a whole model with the version's weights merged in, served in place of base and adapter.
+    /// A whole model with the version's weights merged in, served instead of base and adapter.
     Whole(PathBuf),
 }

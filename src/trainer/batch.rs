@@ -1,5 +1,5 @@
-//! A batch made ready: checked, too long samples cut to their last part, laid out in rows of response tokens. Never
-//! computes a forward pass.
+//! Prepares a batch: checks samples, truncates long ones to their last part, and lays them out in rows of response
+//! tokens. Never computes a forward pass.
 
 use std::ops::Range;
 
@@ -8,10 +8,10 @@ use candle_core::{Device, Tensor};
 use crate::error::{Error, Result};
 use crate::types::{PolicyVersion, Rollout, TokenId};
 
-/// Temperatures below this are as good as greedy and would overflow the logits; such samples are trained at 1.
+/// Temperatures below this are practically greedy and would overflow the logits; such samples are trained at 1.
 const GREEDY_BELOW: f32 = 0.01;
 
-/// One sample and the rows that its response tokens take in the batch's flat arrays.
+/// One sample and its rows in the batch's flat arrays, one per response token.
 pub(super) struct Sample<'a> {
     pub prompt: &'a [TokenId],
     pub response: &'a [TokenId],
@@ -19,10 +19,10 @@ pub(super) struct Sample<'a> {
     pub temperature: f32,
     pub score: f64,
     pub advantage_floor: Option<f64>,
-    /// The server's, where they say something of this temperature.
+    /// Those of the server, if they are of this temperature.
     pub served_logprobs: Option<&'a [f32]>,
     pub version: Option<PolicyVersion>,
-    /// Of the policy that sampled it, where that is another one; one a token.
+    /// Those of the policy that sampled it, if it is another one; one per token.
     pub behavior_logprobs: Option<&'a [f32]>,
     pub rows: Range<usize>,
 }
@@ -39,19 +39,19 @@ impl Sample<'_> {
     }
 }
 
-/// Samples to train on, response tokens numbered end to end.
+/// Samples to train on, with response tokens numbered consecutively.
 pub(super) struct Batch<'a> {
     pub samples: Vec<Sample<'a>>,
-    /// Samples of which the last part alone is there.
+    /// Number of samples that were truncated.
     pub shortened: usize,
 }
 
 impl<'a> Batch<'a> {
-    /// Checks every rollout, and keeps the last `max_tokens` of those that are longer: of the prompt what fits before
-    /// the response, and of a response that fills it all the last part, with one token before it to begin from.
+    /// Checks every rollout, and truncates longer ones to their last `max_tokens`: the end of the prompt that fits
+    /// before the response, or, if the response fills it all, the response's last part with one token before it.
     ///
     /// # Errors
-    /// `Arg` for an empty prompt or response, or a score or temperature that is no number.
+    /// `Arg` for an empty prompt or response, or a score or temperature that is NaN.
     pub fn new(rollouts: &'a [Rollout], max_tokens: usize) -> Result<Self> {
         let mut batch = Batch { samples: Vec::with_capacity(rollouts.len()), shortened: 0 };
         for (i, rollout) in rollouts.iter().enumerate() {
@@ -76,17 +76,17 @@ impl<'a> Batch<'a> {
         Ok(batch)
     }
 
-    /// Response tokens in all.
+    /// Number of response tokens.
     pub fn rows(&self) -> usize {
         self.samples.last().map_or(0, |s| s.rows.end)
     }
 
-    /// Every sample's number.
+    /// Indices of all samples.
     pub fn all(&self) -> Vec<usize> {
         (0..self.samples.len()).collect()
     }
 
-    /// Every sample's score.
+    /// Scores of all samples.
     pub fn scores(&self) -> Vec<f64> {
         self.samples.iter().map(|s| s.score).collect()
     }
@@ -96,7 +96,7 @@ impl<'a> Batch<'a> {
         self.split(order, tokens).iter().map(|group| self.group(group)).collect()
     }
 
-    /// Splits samples (indices, in this order) into groups of at most `tokens` input tokens; a longer one stands alone.
+    /// Splits samples (indices, in this order) into groups of at most `tokens` input tokens; a longer sample is alone.
     pub fn split(&self, order: &[usize], tokens: usize) -> Vec<Vec<usize>> {
         let mut groups: Vec<Vec<usize>> = Vec::new();
         let mut filled = usize::MAX;
@@ -121,7 +121,7 @@ impl<'a> Batch<'a> {
         indices.iter().filter_map(|i| self.samples.get(*i)).collect()
     }
 
-    /// Flat rows `[rows]` as a padded `[batch, time]` tensor, in f64: these are few numbers, and exact there.
+    /// Flat rows `[rows]` as a padded `[batch, time]` tensor, in f64, which is exact and cheap for so few numbers.
     pub fn padded(&self, flat: &[f64], device: &Device) -> Result<Tensor> {
         let time = self.samples.iter().map(|s| s.response.len()).max().unwrap_or(0);
         let mut padded = Vec::with_capacity(self.samples.len() * time);
@@ -140,7 +140,7 @@ impl<'a> Batch<'a> {
     }
 }
 
-/// The last `most` tokens of prompt and response, of which at least one belongs to each.
+/// The last `most` tokens of prompt and response, with at least one of each.
 fn last_part(rollout: &Rollout, most: usize) -> (&[TokenId], &[TokenId]) {
     let (prompt, response) = (&rollout.prompt[..], &rollout.response[..]);
     let over = (prompt.len() + response.len()).saturating_sub(most);
@@ -148,17 +148,17 @@ fn last_part(rollout: &Rollout, most: usize) -> (&[TokenId], &[TokenId]) {
         return (&prompt[over..], response);
     }
     let (before, last) = response.split_at(response.len() - (most - 1));
-    // Where exactly the last token of the prompt was to go, it is it that the response begins from.
+    // If there is no room for the prompt's last token, the response starts from the token before its last part.
     (before.last_chunk::<1>().map_or(&prompt[prompt.len() - 1..], |token| &token[..]), last)
 }
 
-/// A sample's part of a flat array.
+/// A sample's slice of a flat array.
 pub(super) fn slice<'v, T>(flat: &'v [T], sample: &Sample) -> Result<&'v [T]> {
     flat.get(sample.rows.clone())
         .ok_or_else(|| Error::train(format!("rows {:?} lie outside an array of {}", sample.rows, flat.len())))
 }
 
-/// The server tells them at temperature 1.
+/// The server's log-probabilities are of temperature 1.
 fn served_logprobs(rollout: &Rollout) -> Option<&[f32]> {
     let served = rollout.served_logprobs.as_deref()?;
     (rollout.temperature == 1.0 && served.len() <= rollout.response.len()).then_some(served)
@@ -220,13 +220,13 @@ mod tests {
         let part = |i: usize| (batch.samples[i].prompt.to_vec(), batch.samples[i].response[0]);
         assert_eq!(part(0), (vec![0, 1, 2], 100));
         assert_eq!(part(1), (vec![1, 2], 100));
-        // The response fills it: it begins from its own token before.
+        // The response fills it, so it starts from its own token before.
         assert_eq!(part(2), (vec![100], 101));
         assert_eq!(part(3), (vec![102], 103));
         assert!(batch.samples.iter().all(|s| s.input_tokens() < 7));
         assert_eq!(batch.samples[3].behavior_logprobs.unwrap(), [3.0, 4.0, 5.0, 6.0, 7.0, 8.0]);
         assert_eq!(batch.samples[1].rows, 4..9);
-        // A response one shorter than the limit begins from the prompt's last token.
+        // A response one token shorter than the limit starts from the prompt's last token.
         let exact = [counted(4, 6)];
         assert_eq!(Batch::new(&exact, 7).unwrap().samples[0].prompt, [3]);
     }

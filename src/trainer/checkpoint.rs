@@ -1,5 +1,5 @@
-//! A trainer on disk: adapters as llama.cpp reads them, moments and head as safetensors, the rest as JSON. Writes
-//! plainly; whoever calls makes it durable and moves it into place.
+//! A trainer on disk: adapters as llama.cpp reads them, moments and head as safetensors, the rest as JSON. Never syncs
+//! or renames files; the caller does.
 
 use std::collections::HashMap;
 use std::fs;
@@ -17,14 +17,14 @@ use crate::error::{Error, Result};
 use crate::optim::Moments;
 use crate::policy::{Decoder, Lora, ValueHead};
 
-/// The policy's adapter in a checkpoint's folder: what the server loads.
+/// The policy's adapter in a checkpoint's folder, which the server loads.
 pub const ADAPTER_FILE: &str = "adapter.gguf";
 const CRITIC_FILE: &str = "critic.gguf";
 const TENSORS_FILE: &str = "trainer.safetensors";
 const STATE_FILE: &str = "trainer.json";
 const FORMAT: u32 = 1;
 
-/// What is no tensor.
+/// The part that is not tensors.
 #[derive(Serialize, Deserialize)]
 struct State {
     format: u32,
@@ -32,16 +32,16 @@ struct State {
     policy_updates: u64,
     critic_updates: u64,
     reward_scale: RewardScale,
-    /// None in what older versions of this program wrote.
+    /// None in checkpoints of older builds.
     #[serde(default)]
     baseline: Option<Baseline>,
     #[serde(default)]
     critic_trust: CriticTrust,
     kl_controller: KlController,
-    /// A power of two, which JSON keeps exactly.
+    /// A power of two, which JSON represents exactly.
     #[serde(default = "full_pace")]
     pace: f64,
-    /// The settings it was trained with, for the reader; loading takes the present ones.
+    /// The settings it was trained with, for readers; loading uses the present ones.
     config: serde_json::Value,
 }
 
@@ -84,11 +84,11 @@ impl Trainer {
         fs::write(&path, json).map_err(|e| Error::from(e).context(format!("writing {}", path.display())))
     }
 
-    /// Goes on from a folder written by [`Trainer::save`], bit for bit where the settings are the same.
+    /// Resumes from a folder written by [`Trainer::save`], bit for bit if the settings are the same.
     ///
     /// # Errors
-    /// `Io` for a file that is missing or damaged, `Model` for an adapter of another base, `Arg` if rank or alpha are
-    /// not the configured ones.
+    /// `Io` for a file that is missing or damaged, `Model` for an adapter of another base, `Arg` if rank or alpha
+    /// differ from the settings.
     pub fn load(decoder: Arc<Decoder>, config: &TrainConfig, dir: &Path) -> Result<Self> {
         let state = read_state(&dir.join(STATE_FILE))?;
         let mut trainer = Self::new(decoder.clone(), config)?;
@@ -163,7 +163,7 @@ fn fits(lora: &Lora, config: &TrainConfig) -> Result<()> {
     Ok(())
 }
 
-/// Puts the moments from `tensors` into the network's optimizer.
+/// Puts the moments in `tensors` into the network's optimizer.
 fn fill(network: &mut Network, role: &str, tensors: &mut HashMap<String, Tensor>) -> Result<()> {
     let names = network.names();
     let mut moment = |name: &str, which, like: &Var| take(tensors, &moment_key(role, name, which), like);

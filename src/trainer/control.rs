@@ -1,9 +1,9 @@
-//! How far a batch may move the policy: measures what an optimizer step did, and takes back what is over a limit. Never
-//! computes a gradient.
+//! Limits how far a batch may move the policy: measures the effect of each optimizer step, and reverts what exceeds a
+//! limit. Never computes a gradient.
 //!
-//! Measured is KL over the whole vocabulary at each token of some of the batch's answers, so that there is neither an
-//! importance weight nor the noise of one sampled token: docs/APA.md eq. 13. The states are those of the policy that
-//! the batch started from; the next batch shows the same of its own answers before anything moves.
+//! The measure is the KL over the whole vocabulary at each token of some of the batch's answers, which needs no
+//! importance weights and has no noise from sampled tokens: docs/APA.md eq. 13. The states are those of the policy at
+//! the start of the batch; the next batch measures on its own answers before anything moves.
 
 use candle_core::Tensor;
 
@@ -14,54 +14,54 @@ use crate::error::Result;
 use crate::policy::{Decoder, Lora};
 use crate::types::Nats;
 
-/// How often the last optimizer step is halved before it is taken back altogether.
+/// How often the last optimizer step is halved before it is reverted completely.
 const HALVINGS: i32 = 3;
 
-/// The learning rate is never cut further than to this part of it.
+/// The lowest factor of the learning rate.
 const LEAST_PACE: f64 = 1.0 / 1024.0;
 
 /// Hidden states of one sample that predict its response tokens, `[tokens, width]`.
 pub(super) struct States {
-    /// The sample's number in the batch.
+    /// The sample's index in the batch.
     pub sample: usize,
-    /// Of the initial model.
+    /// Those of the initial model.
     pub reference: Tensor,
-    /// Of the policy that the batch starts from.
+    /// Those of the policy at the start of the batch.
     pub before: Tensor,
 }
 
-/// KL in nats a response, mean over the responses that are watched.
+/// KL in nats a response, mean over the watched responses.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Distance {
-    /// From the policy that the batch started from.
+    /// To the policy at the start of the batch.
     pub step: Nats,
-    /// From the initial model.
+    /// To the initial model.
     pub total: Nats,
 }
 
-/// What speaks against a policy, in words, and whether smaller steps would mend it.
+/// The limit that a policy exceeds, in words, and whether smaller steps would help.
 pub(super) struct Over {
     pub reason: String,
     pub too_fast: bool,
 }
 
-/// What an optimizer step came to.
+/// The result of an optimizer step.
 pub(super) struct Held {
-    /// Where the policy is now.
+    /// The policy's distance afterwards.
     pub at: Distance,
-    /// Why it was shortened or taken back; then the policy has no more steps in this batch.
+    /// Why it was shortened or reverted; the policy then takes no more steps in this batch.
     pub over: Option<Over>,
-    /// Whether nothing is left of it.
+    /// Whether it was reverted completely.
     pub taken_back: bool,
 }
 
-/// Watches a batch's policy steps.
+/// Watches the policy steps of a batch.
 pub(super) struct Guard<'d> {
     groups: Vec<Group<'d>>,
     samples: usize,
     kl_step: f64,
     kl_budget: f64,
-    /// From the initial model, before the batch.
+    /// To the initial model, before the batch.
     start: Nats,
 }
 
@@ -72,7 +72,7 @@ struct Group<'d> {
 }
 
 impl<'d> Guard<'d> {
-    /// Samples to watch: the newest policy's own where they are known, spread over the batch.
+    /// The samples to watch: those of the newest policy if known, spread over the batch.
     pub fn choose(batch: &Batch, wanted: usize) -> Vec<usize> {
         let newest = batch.samples.iter().map(|s| s.version).max().flatten();
         let (mut chosen, others): (Vec<usize>, Vec<usize>) =
@@ -85,7 +85,7 @@ impl<'d> Guard<'d> {
         (0..wanted).filter_map(|i| chosen.get(i * chosen.len() / wanted).copied()).collect()
     }
 
-    /// None where there is nothing to watch.
+    /// None if nothing is to be watched.
     pub fn new(
         decoder: &'d Decoder,
         batch: &Batch,
@@ -100,7 +100,7 @@ impl<'d> Guard<'d> {
         let samples: Vec<&Sample> = states.iter().filter_map(|s| batch.samples.get(s.sample)).collect();
         let mut groups = Vec::new();
         let (mut taken, mut tokens) = (Vec::new(), 0);
-        // As many together as the micro-batches hold; a longer one stands alone.
+        // Groups as large as the micro-batches; a longer sample is alone.
         for (place, sample) in places.iter().zip(&samples) {
             let length = sample.input_tokens();
             if !taken.is_empty() && tokens + length > config.micro_batch_tokens as usize {
@@ -126,7 +126,7 @@ impl<'d> Guard<'d> {
         Ok(Some(Self { groups, samples: samples.len(), kl_step, kl_budget, start }))
     }
 
-    /// Where a policy is.
+    /// The distance of a policy.
     pub fn measure(&self, policy: &Lora) -> Result<Distance> {
         let policy = policy.detached();
         let (mut step, mut total) = (0.0, 0.0);
@@ -139,9 +139,9 @@ impl<'d> Guard<'d> {
         Ok(Distance { step: Nats(step / samples), total: Nats(total / samples) })
     }
 
-    /// What speaks against a policy at that distance. One that was over the budget before may come nearer.
+    /// The limit that a policy at that distance exceeds. One that was over the budget before may come nearer.
     pub fn over(&self, at: Distance) -> Option<Over> {
-        // Not `kl > limit`: what is not a number is over every limit.
+        // Not `kl > limit`, since NaN must count as over every limit.
         let within = |kl: Nats, limit: f64| if limit == 0.0 { kl.0.is_finite() } else { kl.0 <= limit };
         if !within(at.step, self.kl_step) {
             let (kl, limit) = (at.step.0, self.kl_step);
@@ -157,8 +157,7 @@ impl<'d> Guard<'d> {
         None
     }
 
-    /// Looks at what the last optimizer step did. Where that is over a limit, the step is halved until it is not, or
-    /// taken back.
+    /// Checks the last optimizer step. If it exceeds a limit, the step is halved until it does not, or reverted.
     pub fn hold(&self, policy: &mut Network, before: Saved) -> Result<Held> {
         let mut at = self.measure(&policy.lora)?;
         let Some(over) = self.over(at) else { return Ok(Held { at, over: None, taken_back: false }) };
@@ -175,14 +174,14 @@ impl<'d> Guard<'d> {
     }
 }
 
-/// What is left of the advantages where part of the budget is used: all of them up to half of it, then less and less,
-/// so that the target policy comes to lie within it and learning goes on at its border. docs/APA.md eq. 14.
+/// The factor of the advantages once part of the budget is used: 1 up to half of it, then decreasing, so that the
+/// target policy stays within the budget and learning continues at its edge. docs/APA.md eq. 14.
 pub(super) fn room(kl: Nats, kl_budget: f64) -> f64 {
     if kl_budget == 0.0 { 1.0 } else { (2.0 * (1.0 - kl.0 / kl_budget)).clamp(0.0, 1.0) }
 }
 
-/// The factor of the policy's learning rate for the next batch: half of it after one that went too fast, twice as much,
-/// up to 1, after one that used less than a quarter of what it may.
+/// The factor of the policy's learning rate for the next batch: halved after one that went too fast, doubled, up to 1,
+/// after one that used less than a quarter of its limit.
 pub(super) fn next_pace(pace: f64, too_fast: bool, kl_step: Nats, limit: f64) -> f64 {
     match too_fast {
         true => (pace / 2.0).max(LEAST_PACE),
@@ -191,7 +190,7 @@ pub(super) fn next_pace(pace: f64, too_fast: bool, kl_step: Nats, limit: f64) ->
     }
 }
 
-/// The same after a step of which even an eighth was too much.
+/// The same after a step that exceeded a limit even at an eighth.
 pub(super) fn taken_back_pace(pace: f64) -> f64 {
     (pace * 0.5f64.powi(HALVINGS + 1)).max(LEAST_PACE)
 }

@@ -1,35 +1,35 @@
-//! What stays fixed while a batch is trained on: what the policy, the initial model and the critic say of it, how far
-//! the policy is, and what each token is credited with. Takes no step.
+//! The values that stay fixed while a batch is trained on: log-probabilities, distances, critic values, advantages and
+//! returns. Takes no step.
 
 use candle_core::Tensor;
 
 use super::batch::{Batch, Sample, slice};
 use super::control::{States, room};
 use super::network::Forward;
-use super::{Trainer, go_on, mean};
+use super::{Trainer, check_cancelled, mean};
 use crate::align;
 use crate::config::{Algorithm, Credit, TrainConfig};
 use crate::error::Result;
 use crate::types::{Nats, StepMetrics};
 
-/// What stays fixed while a batch is trained on: flat arrays, one entry a response token.
+/// The fixed values of a batch, in flat arrays with one entry per response token.
 pub(super) struct Fixed {
     pub ref_logprobs: Vec<f32>,
-    /// Of the policy that sampled.
+    /// Those of the policy that sampled.
     pub behavior_logprobs: Vec<f32>,
     pub old_values: Vec<f32>,
     pub advantages: Vec<f32>,
     pub returns: Vec<f32>,
-    /// Mean squared returns and mean squared errors of the values: what the running mean and the critic got wrong.
+    /// Mean squared returns and mean squared errors of the values: the errors of the running mean and of the critic.
     pub errors: (f64, f64),
-    /// Of the samples that are watched.
+    /// Those of the watched samples.
     pub states: Vec<States>,
-    /// KL of the policy to the initial model over those samples, a response.
+    /// KL of the policy to the initial model over those samples, per response.
     pub start: Nats,
 }
 
 impl Trainer {
-    /// The passes without gradient and what follows from them.
+    /// The forward passes without gradients, and what follows from them.
     pub(super) fn fix(
         &self,
         batch: &Batch,
@@ -43,10 +43,10 @@ impl Trainer {
         for group in batch.split(&batch.all(), self.config.micro_batch_tokens as usize) {
             let samples = batch.group(&group);
             let forward = Forward::new(&self.decoder, &samples)?;
-            go_on(cancel)?;
+            check_cancelled(cancel)?;
             let reference = forward.hidden(None)?;
             ref_logprobs.extend(forward.logprobs_at(&reference)?.to_vec1::<f32>()?);
-            go_on(cancel)?;
+            check_cancelled(cancel)?;
             let now = forward.hidden(Some(&policy))?;
             let (own, entropies) = forward.logprobs_and_entropy_at(&now)?;
             logprobs.extend(own.to_vec1::<f32>()?);
@@ -60,7 +60,7 @@ impl Trainer {
                 }
                 row += sample.response.len();
             }
-            go_on(cancel)?;
+            check_cancelled(cancel)?;
             old_values.extend(forward.values(&critic, self.critic.head()?)?.detach().to_vec1::<f32>()?);
         }
 
@@ -81,7 +81,7 @@ impl Trainer {
         metrics.entropy = Nats(entropy / batch.rows().max(1) as f64);
         metrics.serve_train_gap = serve_train_gap(batch, &logprobs)?;
 
-        // From here on the policy that sampled counts, where it is another one.
+        // From here on those of the policy that sampled, if it is another one.
         let mut behavior_logprobs = logprobs;
         for sample in &batch.samples {
             if let (Some(own), Some(to)) = (sample.behavior_logprobs, behavior_logprobs.get_mut(sample.rows.clone())) {
@@ -100,7 +100,7 @@ impl Trainer {
             _ => self.advantages(&rewards, &values, &mask)?,
         };
         (metrics.baseline, metrics.critic_trust) = (self.baseline.mean, share);
-        // Credit by response asks the critic about prompts alone.
+        // With credit by response the critic's value matters at the prompt alone.
         let asked = if self.config.credit == Credit::Response { first_tokens(&mask)? } else { mask.clone() };
         let error = align::scalar(&align::masked_mean(&(&values - &returns)?.sqr()?, &asked)?)?;
         let baseline_error = align::scalar(&align::masked_mean(&returns.sqr()?, &asked)?)?;
@@ -126,14 +126,14 @@ impl Trainer {
         Ok(Fixed { advantages, returns, ref_logprobs, behavior_logprobs, old_values, errors, states, start })
     }
 
-    /// A score as the critic knows it: its distance from the running mean, in standard deviations, clipped.
+    /// A score on the critic's scale: its distance from the running mean, in standard deviations, clipped.
     pub(super) fn scaled(&self, score: f64) -> f64 {
         self.reward_scale.scale(score - self.baseline.mean, self.config.score_clip)
     }
 
-    /// Advantages and returns, both `[batch, time]`, docs/APA.md eq. 2 to 4: the critic is believed as far as it has
-    /// explained the returns of earlier batches. While it is cold, an answer's tokens all get what the answer is worth
-    /// beyond the running mean, undiscounted. With credit by response it is so at every token, whatever it explains.
+    /// Advantages and returns, both `[batch, time]`, docs/APA.md eq. 2 to 4: the critic is trusted as far as it
+    /// explained the returns of earlier batches. While it is untrained, all tokens of an answer get its reward beyond
+    /// the running mean, undiscounted. With credit by response, they always do.
     fn advantages(&self, rewards: &Tensor, values: &Tensor, mask: &Tensor) -> Result<Advantages> {
         let TrainConfig { gamma, gae_lambda, credit, .. } = self.config;
         let share = self.critic_trust.share();
@@ -147,9 +147,9 @@ impl Trainer {
         Ok(Advantages { advantages, returns, share })
     }
 
-    /// What the policy's distance costs an answer on average, in rewards. The value of a prompt is the expected reward
-    /// less this: it is what the policy attains of the aim that has the loss for its square. On the policy's own
-    /// answers it changes the gradient's noise alone. docs/APA.md eq. 7.
+    /// The mean cost of the policy's distance per answer, in rewards. The value of a prompt is the expected reward less
+    /// this cost, which is the policy's value under the objective whose squared residual is the loss. On the policy's
+    /// own answers it only affects the gradient's noise. docs/APA.md eq. 7.
     fn distance_worth(&self, batch: &Batch, kl: &[f64]) -> f64 {
         let power = self.config.length_power;
         let moved = batch.samples.iter().zip(kl).map(|(s, kl)| kl / (s.response.len() as f64).powf(power));
@@ -157,15 +157,15 @@ impl Trainer {
     }
 }
 
-/// What an answer's tokens are credited with, all `[batch, time]`.
+/// Advantages and returns, all `[batch, time]`.
 struct Advantages {
     advantages: Tensor,
     returns: Tensor,
-    /// How far the critic was believed.
+    /// Weight given to the critic.
     share: f64,
 }
 
-/// Each answer's reward, KL penalty included, less the mean of the other answers to its prompt.
+/// Each answer's reward, KL penalty included, minus the mean of the other answers to its prompt.
 fn against_others(batch: &Batch, rewards: &Tensor, mask: &Tensor) -> Result<Advantages> {
     let sums = align::sum_per_response(rewards, mask)?.to_vec1::<f64>()?;
     let groups: Vec<_> = batch.samples.iter().map(|s| s.prompt).collect();
@@ -180,7 +180,7 @@ fn first_tokens(mask: &Tensor) -> Result<Tensor> {
     Ok(mask.narrow(1, 0, 1)?.pad_with_zeros(1, 0, time - 1)?)
 }
 
-/// Mean distance a token between the server's log-probabilities and ours, over the samples whose server's are known.
+/// Mean distance per token between the server's log-probabilities and ours, over the samples whose server's are known.
 fn serve_train_gap(batch: &Batch, logprobs: &[f32]) -> Result<Option<Nats>> {
     let (mut sum, mut tokens) = (0.0, 0usize);
     for sample in &batch.samples {

@@ -1,4 +1,4 @@
-//! What a version thinks of answers: log-probabilities and entropies. Never learns from one.
+//! Measures a version on given answers: log-probabilities and entropies. Never learns from one.
 
 use super::Trainer;
 use super::batch::Batch;
@@ -7,18 +7,18 @@ use crate::error::{Error, Result};
 use crate::policy::Lora;
 use crate::types::{Rollout, TokenId};
 
-/// What a version thinks of an answer, at temperature 1.
+/// Measurements of an answer under a version, at temperature 1.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Weighed {
     /// Log-probability of the answer given its prompt, summed over its tokens, nats.
     pub logprob: f64,
-    /// Mean entropy at its tokens, nats; 0 for the initial model, which is not asked for it.
+    /// Mean entropy at its tokens, nats; 0 for the initial model, where it is not computed.
     pub entropy: f64,
 }
 
 impl Trainer {
-    /// What the version of an adapter thinks of answers, each a prompt and a response of at least one token; without an
-    /// adapter, what the initial model does. `cancel` is asked between forward passes.
+    /// Measures answers, each a prompt and a response of at least one token, under the version of an adapter; without
+    /// one, under the initial model. `cancel` is checked between forward passes.
     ///
     /// # Errors
     /// `Arg` for an empty prompt or response, `Closed` if cancelled, `Train` otherwise.

@@ -1,5 +1,5 @@
-//! Turns rated answers into a better adapter: batch → advantages → steps → candidate. Never judges or publishes what it
-//! made.
+//! Turns rated answers into a better adapter: batch → advantages → steps → candidate. Never judges or publishes the
+//! result.
 
 mod batch;
 mod checkpoint;
@@ -21,7 +21,7 @@ pub use checkpoint::ADAPTER_FILE;
 pub use measure::Weighed;
 use network::{Network, Saved};
 
-/// Policy and critic on one frozen base, and all state that learning carries from batch to batch.
+/// Policy and critic on one frozen base, with all state that is carried from batch to batch.
 ///
 /// Deterministic: the same seed, batches and number of threads give the same bits.
 pub struct Trainer {
@@ -33,30 +33,30 @@ pub struct Trainer {
     baseline: Baseline,
     critic_trust: CriticTrust,
     kl_controller: KlController,
-    /// Factor of the policy's learning rate: below 1 where batches before went too fast.
+    /// Factor of the policy's learning rate: below 1 after batches that moved too fast.
     pace: f64,
-    /// Batches trained on; also numbers the random stream of the next one.
+    /// Batches trained on; also selects the random stream of the next one.
     batches: u64,
 }
 
-/// What came of a batch.
+/// The outcome of a batch.
 #[expect(clippy::large_enum_variant, reason = "one for a batch, never many")]
 #[derive(Clone, Debug, PartialEq)]
 pub enum StepOutcome {
     /// The policy moved.
     Trained(StepMetrics),
-    /// Nothing was changed.
+    /// Nothing changed.
     Skipped {
-        /// One sentence.
+        /// The reason, in one sentence.
         reason: String,
         /// Optimizer steps dropped because a loss or gradient was not finite.
         dropped_steps: usize,
-        /// Whether the samples may teach later, with others to be told from.
+        /// Whether the samples may train later, together with others to compare with.
         wait: bool,
     },
 }
 
-/// The changing half of a trainer, as it was before a batch.
+/// The mutable state of a trainer, as it was before a batch.
 struct Before {
     policy: Saved,
     critic: Saved,
@@ -69,7 +69,7 @@ struct Before {
 }
 
 impl Trainer {
-    /// A policy equal to the initial model and a critic that expects the running mean of everything.
+    /// A policy equal to the initial model, and a critic that predicts the running mean.
     ///
     /// # Errors
     /// `Arg` for settings out of range.
@@ -92,16 +92,16 @@ impl Trainer {
         })
     }
 
-    /// Goes back to the state of [`Trainer::new`], as for a rollback to the initial model.
+    /// Resets to the state of [`Trainer::new`], as for a rollback to the initial model.
     ///
     /// # Errors
-    /// `NoMem` or `Train` if tensors can't be made; the trainer is as before then.
+    /// `NoMem` or `Train` if tensors can't be made; the trainer is unchanged then.
     pub fn reset_to_initial(&mut self) -> Result<()> {
         *self = Self::new(self.decoder.clone(), &self.config)?;
         Ok(())
     }
 
-    /// The policy's adapter as it is now.
+    /// The policy's present adapter.
     pub fn adapter(&self) -> &Lora {
         &self.policy.lora
     }
@@ -149,7 +149,8 @@ impl Trainer {
     }
 }
 
-fn go_on(cancel: &dyn Fn() -> bool) -> Result<()> {
+/// Returns `Closed` once `cancel` says so.
+fn check_cancelled(cancel: &dyn Fn() -> bool) -> Result<()> {
     if cancel() { Err(Error::closed("training was stopped; the batch has changed nothing")) } else { Ok(()) }
 }
 

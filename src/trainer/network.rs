@@ -1,5 +1,5 @@
-//! A trainable network: an adapter on the frozen base, the critic's with a scalar head, and its optimizer. Policy and
-//! critic share nothing but the frozen base. Knows no loss.
+//! A trainable network: an adapter on the frozen base (for the critic, with a scalar head) and its optimizer. Policy
+//! and critic share only the frozen base. Knows no loss.
 
 use candle_core::{Tensor, Var};
 
@@ -9,8 +9,8 @@ use crate::error::{Error, Result};
 use crate::optim::{AdamW, AdamWConfig, Gradients, norm};
 use crate::policy::{Decoder, Lora, Packed, ValueHead};
 
-/// The policy: its adapter, read through the base's own language-model head.
-/// The critic: its adapter and a scalar head.
+/// The policy is an adapter, read through the base's own language-model head; the critic is an adapter with a scalar
+/// head.
 pub(super) struct Network {
     pub lora: Lora,
     pub head: Option<ValueHead>,
@@ -18,17 +18,17 @@ pub(super) struct Network {
     vars: Vec<Var>,
 }
 
-/// Everything an update changes, as it was.
+/// A copy of everything that an update changes.
 pub(super) struct Saved {
     vars: Vec<Tensor>,
     optimizer: AdamW,
 }
 
-/// What came of one optimizer step.
+/// The result of one optimizer step.
 pub(super) enum Update {
-    /// Weights moved.
+    /// The weights moved.
     Taken { loss: f64, grad_norm: f64, clip_fraction: f64 },
-    /// The loss or a gradient was not finite: weights and moments are untouched.
+    /// The loss or a gradient was not finite: weights and moments are unchanged.
     Dropped { what: &'static str, value: f64 },
 }
 
@@ -64,19 +64,19 @@ impl Network {
         Ok(norm(self.vars.iter().map(Var::as_tensor))?.is_finite())
     }
 
-    /// Copies what an update changes.
+    /// Copies everything that an update changes.
     pub fn save(&self) -> Result<Saved> {
         let vars = self.vars.iter().map(|v| Ok(v.as_detached_tensor().copy()?)).collect::<Result<_>>()?;
         Ok(Saved { vars, optimizer: self.optimizer.clone() })
     }
 
-    /// Goes back to `saved`.
+    /// Restores `saved`.
     pub fn restore(&mut self, saved: Saved) -> Result<()> {
         self.optimizer = saved.optimizer;
         Ok(self.vars.iter().zip(&saved.vars).try_for_each(|(var, old)| var.set(old))?)
     }
 
-    /// Goes to the point between `before` and `after` that lies at `share` of the way. The optimizer's moments stay.
+    /// Moves to the point between `before` and `after` at `share` of the way. The optimizer's moments stay.
     pub fn between(&mut self, before: &Saved, after: &Saved, share: f64) -> Result<()> {
         for ((var, before), after) in self.vars.iter().zip(&before.vars).zip(&after.vars) {
             var.set(&(before + ((after - before)? * share)?)?)?;
@@ -84,11 +84,11 @@ impl Network {
         Ok(())
     }
 
-    /// One optimizer step on a minibatch given as micro-batches: the gradient of the mean over all of it, whatever the
-    /// split.
+    /// One optimizer step on a minibatch given as micro-batches: the gradient of the mean over the minibatch, however
+    /// it is split.
     ///
-    /// `loss` gives a micro-batch's mean, and `weigh` how many things that is the mean of: tokens or answers. Errors of
-    /// `loss` (`Closed` if the trainer is to stop) leave the weights untouched.
+    /// `loss` returns a micro-batch's mean, and `weigh` the number of items in that mean: tokens or answers. Errors of
+    /// `loss` (`Closed` if the trainer is to stop) leave the weights unchanged.
     pub fn update<'a, 'b>(
         &mut self,
         micro_batches: &[Vec<&'b Sample<'a>>],
@@ -119,7 +119,7 @@ impl Network {
     }
 }
 
-/// The forward passes of one group of samples, packed without padding.
+/// Forward passes of one group of samples, packed without padding.
 pub(super) struct Forward<'d> {
     decoder: &'d Decoder,
     packed: Packed,
@@ -146,23 +146,24 @@ impl<'d> Forward<'d> {
         Ok(Self { decoder, packed: Packed::new(&inputs)?, predicting, targets, temperatures })
     }
 
-    /// Log-probabilities of the response tokens, `[rows]`, nats. Without an adapter: of the initial model.
+    /// Log-probabilities of the response tokens, `[rows]`, nats; without an adapter, under the initial model.
     pub fn logprobs(&self, lora: Option<&Lora>) -> Result<Tensor> {
         self.logprobs_at(&self.hidden(lora)?)
     }
 
-    /// The same from hidden states that are known.
+    /// The same from given hidden states.
     pub fn logprobs_at(&self, hidden: &Tensor) -> Result<Tensor> {
         self.decoder.logprobs(hidden, &self.targets, &self.temperatures)
     }
 
-    /// Log-probabilities of the response tokens and entropies of their distributions, both `[rows]`, nats. No gradient.
+    /// Log-probabilities of the response tokens and entropies of their distributions, both `[rows]`, nats. Not
+    /// differentiable.
     pub fn logprobs_and_entropy_at(&self, hidden: &Tensor) -> Result<(Tensor, Tensor)> {
         self.decoder.logprobs_and_entropy(hidden, &self.targets, &self.temperatures)
     }
 
-    /// KL of the distributions of `hidden` from those of `other` over the whole vocabulary, `[rows]`, nats. No
-    /// gradient.
+    /// KL of the distributions of `hidden` to those of `other` over the whole vocabulary, `[rows]`, nats. Not
+    /// differentiable.
     pub fn kl_at(&self, hidden: &Tensor, other: &Tensor) -> Result<Tensor> {
         self.decoder.kl(hidden, other, &self.temperatures)
     }
@@ -172,7 +173,7 @@ impl<'d> Forward<'d> {
         head.forward(&self.hidden(Some(lora))?)
     }
 
-    /// Hidden states that predict the response tokens, `[rows, width]`. Without an adapter: of the initial model.
+    /// Hidden states that predict the response tokens, `[rows, width]`; without an adapter, of the initial model.
     pub fn hidden(&self, lora: Option<&Lora>) -> Result<Tensor> {
         Ok(self.decoder.hidden(&self.packed, lora)?.index_select(&self.predicting, 0)?)
     }

@@ -1,5 +1,5 @@
-//! One batch: epochs of policy and critic steps towards what is fixed for it. Reads no file and no clock but for the
-//! duration it reports.
+//! Trains on one batch: epochs of policy and critic steps with the batch's fixed values. Reads no file, and no clock
+//! except for the duration it reports.
 
 use std::time::Instant;
 
@@ -14,7 +14,7 @@ use super::control::{Guard, Held, next_pace, taken_back_pace};
 use super::fixed::Fixed;
 use super::network::{Forward, Network, Update};
 use super::totals::Totals;
-use super::{StepOutcome, Trainer, go_on, mean};
+use super::{StepOutcome, Trainer, check_cancelled, mean};
 use crate::align::{self, Clipped};
 use crate::config::{Algorithm, Credit, TrainConfig};
 use crate::error::{Error, Result};
@@ -22,20 +22,20 @@ use crate::optim::AdamWConfig;
 use crate::policy::Lora;
 use crate::types::{Nats, Rollout, StepMetrics};
 
-/// Least distance of a score from the running mean, in standard deviations, that teaches anything.
+/// Least distance of a score from the running mean, in standard deviations, that is worth training on.
 const LEAST_TOLD: f64 = 1e-3;
 
 impl Trainer {
-    /// Trains on one batch. `cancel` is asked between micro-batches.
+    /// Trains on one batch. `cancel` is checked between micro-batches.
     ///
     /// # Errors
-    /// `Arg` for a sample that can't be trained on, `Closed` if cancelled, `Train` otherwise; the trainer is as it was
-    /// before.
+    /// `Arg` for a sample that can't be trained on, `Closed` if cancelled, `Train` otherwise; the trainer is then
+    /// unchanged.
     pub fn step(&mut self, rollouts: &[Rollout], cancel: &dyn Fn() -> bool) -> Result<StepOutcome> {
         self.step_with(rollouts, &[], cancel)
     }
 
-    /// Trains on one batch, with answers that taught before: they teach the critic alone, once more.
+    /// Trains on one batch, and once more on earlier answers, for the critic alone.
     ///
     /// # Errors
     /// As [`Trainer::step`].
@@ -65,20 +65,20 @@ impl Trainer {
             other => {
                 let pace = self.pace;
                 self.restore(before)?;
-                // The same batch goes slower when it comes again.
+                // If the same batch comes again, it is trained on at a lower rate.
                 self.pace = pace;
                 other
             }
         }
     }
 
-    /// Takes in scores for the mean and the scale that others are compared with. Nothing is learned from them.
+    /// Adds scores to the mean and the scale that others are compared with. Nothing is learned from them.
     pub fn note(&mut self, scores: &[f64]) {
         self.reward_scale.update(scores);
         self.baseline.update(scores);
     }
 
-    /// What a batch says of the policy as it is: KL, entropy, value error. Nothing is learned from it.
+    /// Measures the present policy on a batch: KL, entropy, value error. Nothing is learned from it.
     ///
     /// # Errors
     /// `Arg` for a sample that can't be read, or if there is none; `Closed` if cancelled, `Train` otherwise.
@@ -93,7 +93,7 @@ impl Trainer {
     }
 
     /// Log-probabilities of each rollout's response tokens, nats, by the trainer's own forward pass: under `policy`, or
-    /// under the initial model. For rollouts that another policy than the trainer's sampled.
+    /// under the initial model. For rollouts that another policy sampled.
     ///
     /// # Errors
     /// As [`Trainer::measure`].
@@ -107,12 +107,12 @@ impl Trainer {
         let policy = policy.map(Lora::detached);
         let mut all = Vec::with_capacity(batch.rows());
         for group in batch.split(&batch.all(), self.config.micro_batch_tokens as usize) {
-            go_on(cancel)?;
+            check_cancelled(cancel)?;
             let logprobs = Forward::new(&self.decoder, &batch.group(&group))?.logprobs(policy.as_ref())?;
             all.extend(logprobs.to_vec1::<f32>()?);
         }
         let own = |(sample, rollout): (&Sample, &Rollout)| {
-            // Of what was cut off nothing is known, and nothing is asked for.
+            // Nothing is known of the truncated part, and nothing needs to be.
             let mut logprobs = vec![0.0; rollout.response.len() - sample.response.len()];
             logprobs.extend_from_slice(slice(&all, sample)?);
             Ok(logprobs)
@@ -145,7 +145,7 @@ impl Trainer {
         self.note(&batch.scores());
 
         let (mut rng, mut totals) = (ChaCha12Rng::seed_from_u64(self.config.seed), Totals::default());
-        // A stream of its own for every batch: a run that was saved and loaded goes on with the same order.
+        // A stream of its own for every batch, so that a saved and loaded run continues in the same order.
         rng.set_stream(self.batches);
         self.remind_critic(replay, &mut rng, cancel)?;
 
@@ -202,7 +202,7 @@ impl Trainer {
         Ok(StepOutcome::Trained(metrics))
     }
 
-    /// Once over answers that taught before, for the critic alone.
+    /// One pass over earlier answers, for the critic alone.
     fn remind_critic(&mut self, replay: &Batch, rng: &mut ChaCha12Rng, cancel: &dyn Fn() -> bool) -> Result<()> {
         if replay.samples.is_empty() || self.config.algorithm == Algorithm::Rloo {
             return Ok(());
@@ -218,7 +218,7 @@ impl Trainer {
         Ok(())
     }
 
-    /// One policy step; whether it was taken.
+    /// One policy step; returns whether it was taken.
     fn policy_step(
         &mut self,
         batch: &Batch,
@@ -231,7 +231,7 @@ impl Trainer {
         let (decoder, config) = (&self.decoder, &self.config);
         let whole = config.credit == Credit::Response;
         let loss = |network: &Network, samples: &[&Sample]| -> Result<Clipped> {
-            go_on(cancel)?;
+            check_cancelled(cancel)?;
             let logprobs = Forward::new(decoder, samples)?.logprobs(Some(&network.lora))?;
             let at = |flat: &[f32]| rows_like(flat, samples, &logprobs);
             let (advantages, mask) = (at(&fixed.advantages)?, logprobs.ones_like()?);
@@ -283,7 +283,7 @@ impl Trainer {
         self.value_step(batch, minibatch, &fixed.returns, clipped, totals, cancel)
     }
 
-    /// One step of the critic towards `returns`; with `old_values` it is clipped to them, as PPO has it.
+    /// One step of the critic towards `returns`; with `old_values` clipped to them, as in PPO.
     fn value_step(
         &mut self,
         batch: &Batch,
@@ -296,7 +296,7 @@ impl Trainer {
         let micro_batches = batch.micro_batches(minibatch, self.config.micro_batch_tokens as usize);
         let (decoder, config) = (&self.decoder, &self.config);
         let loss = |network: &Network, samples: &[&Sample]| -> Result<Clipped> {
-            go_on(cancel)?;
+            check_cancelled(cancel)?;
             let values = Forward::new(decoder, samples)?.values(&network.lora, network.head()?)?;
             let at = |flat: &[f32]| rows_like(flat, samples, &values);
             let (returns, mask) = (at(returns)?, values.ones_like()?);
@@ -321,8 +321,8 @@ impl Trainer {
     }
 }
 
-/// The loss whose action is the whole answer, over log-probabilities laid end to end. An answer's advantage is that of
-/// its first token: what it is worth beyond the value of its prompt.
+/// The loss whose action is the whole answer, over concatenated log-probabilities. An answer's advantage is that of its
+/// first token: its reward beyond the value of its prompt.
 fn response_loss(
     logprobs: &Tensor,
     ref_logprobs: &Tensor,
@@ -348,12 +348,12 @@ fn response_loss(
     align::apa_response_loss(&padded(logprobs)?, &padded(ref_logprobs)?, &advantages, &mask, nats, power)
 }
 
-/// Response tokens of some samples.
+/// Number of response tokens of some samples.
 fn rows(samples: &[&Sample]) -> usize {
     samples.iter().map(|s| s.rows.len()).sum()
 }
 
-/// What is known of a batch before any pass.
+/// What is known of a batch before any forward pass.
 fn about(batch: &Batch) -> StepMetrics {
     let samples = batch.samples.len();
     StepMetrics {

@@ -1,4 +1,4 @@
-//! What the optimizer steps of a batch add up to. Takes no step.
+//! Accumulates the results of a batch's optimizer steps. Takes no step.
 
 use tracing::warn;
 

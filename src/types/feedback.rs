@@ -1,65 +1,64 @@
-//! What people say of answers, and what it makes an answer worth. No behaviour, no I/O.
+//! Feedback on answers, and the rewards that follow from it. No behaviour, no I/O.
 
 use serde::{Deserialize, Serialize};
 
 use super::{Generation, GenerationId, PolicyVersion};
 
-/// What a person said of an answer.
+/// A person's feedback on an answer.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Signal {
     /// A rating in [-1, 1]; thumbs are 1 and -1.
     Rating(f64),
-    /// The answer as the user would have had it.
+    /// The answer as the user would have written it.
     Correction(String),
-    /// Something that happened to the answer, by name: `copied`, `regenerated`, `abandoned`. The settings say what it
-    /// is worth.
+    /// A named event on the answer: `copied`, `regenerated`, `abandoned`. The settings have its weight.
     Named(String),
-    /// A remark alone; it is in the comment.
+    /// Only a comment, in the field of that name.
     Comment,
 }
 
-/// Feedback as it is handed in.
+/// Feedback as it is submitted.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct NewFeedback {
     /// The answer it is about.
     pub generation_id: GenerationId,
-    /// What was said.
+    /// What it says.
     pub signal: Signal,
-    /// Who said it.
+    /// The user who gave it.
     pub user: Option<String>,
-    /// A remark; kept, not used for training.
+    /// A comment; kept, but not used for training.
     pub comment: Option<String>,
 }
 
-/// Proof that feedback is on disk.
+/// Confirms that feedback is on disk.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FeedbackReceipt {
     /// Row number in the ledger; grows with time.
     pub feedback_id: u64,
     /// The answer it is about.
     pub generation_id: GenerationId,
-    /// The weights that had answered.
+    /// The version that generated the answer.
     pub policy_version: PolicyVersion,
     /// Whether it replaces an earlier rating of the same answer by the same user (which stays on record).
     pub replaces_earlier: bool,
-    /// Why it doesn't count, though it is kept: a limit, or that it was said before.
+    /// Why it doesn't count, though it is kept: a limit, or a repetition.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub left_out: Option<String>,
 }
 
-/// An answer with what was said of it, ready to learn from.
+/// An answer with its feedback, ready to train on.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RatedGeneration {
-    /// The feedback rows that stand for it; all are marked used together. Empty for an answer that nobody rated.
+    /// The rows of its feedback, which are marked as used together. Empty for an answer that nobody rated.
     pub feedback_ids: Vec<u64>,
     /// The answer.
     pub generation: Generation,
-    /// Mean over users of the last rating each gave, in [-1, 1]; `None` if nobody rated it.
+    /// Mean over users of each one's last rating, in [-1, 1]; `None` if nobody rated it.
     pub rating: Option<f64>,
-    /// Named signals, one entry a user and name.
+    /// Named signals, one per user and name.
     pub signals: Vec<String>,
-    /// The last correction, if corrections teach as samples.
+    /// The last correction, if corrections become samples.
     pub correction: Option<String>,
 }
 
@@ -68,16 +67,16 @@ pub struct RatedGeneration {
 pub struct Term {
     /// `rating`, `model`, `external`, `length`, `correction`, or `signal:NAME`.
     pub name: String,
-    /// What was measured, after its normalization.
+    /// The measured value, normalized.
     pub value: f64,
     /// The weight of the value in the sum.
     pub weight: f64,
-    /// What was measured, before: a reward model's own score.
+    /// The value before normalization, such as a reward model's own score.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub raw: Option<f64>,
 }
 
-/// The reward of a sample and how it came about.
+/// The reward of a sample with its terms.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Score {
     /// The scalar that the trainer gets: the clipped sum of the terms.
@@ -86,24 +85,24 @@ pub struct Score {
     pub terms: Vec<Term>,
 }
 
-/// What a training sample is made of.
+/// The origin of a training sample.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum SampleKind {
     /// The answer itself.
     Answer,
-    /// What a user would have had in its place.
+    /// A user's correction of it.
     Correction,
 }
 
-/// A training sample as it goes on record.
+/// A training sample as it is recorded.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SampleRecord {
     /// The answer it is about.
     pub generation_id: GenerationId,
     /// Whether the answer itself or a correction was trained on.
     pub kind: SampleKind,
-    /// The reward it got.
+    /// Its reward.
     #[serde(flatten)]
     pub score: Score,
 }

@@ -1,38 +1,38 @@
-//! Versions of the policy, and how candidates for one are judged. No behaviour, no I/O.
+//! Versions of the policy, and the verdicts on candidates. No behaviour, no I/O.
 
 use serde::{Deserialize, Serialize};
 
 use super::{PolicyVersion, StepMetrics, UnixMillis};
 
-/// Whether a candidate may be served.
+/// Whether a candidate may serve.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// The candidate may be served.
+    /// The candidate may serve.
     Accepted,
-    /// The candidate may not be served.
+    /// The candidate may not serve.
     Refused {
-        /// Why not, in one sentence.
+        /// The reason, in one sentence.
         reason: String,
     },
 }
 
-/// How a verdict over a candidate stands.
+/// The state of a verdict on a candidate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Ruling {
-    /// It serves, or did.
+    /// It serves or did serve.
     Promoted,
     /// It may not serve.
     Refused,
-    /// A share of the users gets it.
+    /// It is tried on a share of the users.
     Trial,
     /// It waits for a person to promote it.
     Proposed,
-    /// It served, and was taken back.
+    /// It served, and was rolled back.
     RolledBack,
 }
 
-/// A verdict over a candidate, as it stands on record.
+/// A verdict on a candidate, as it is recorded.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct StoredVerdict {
     /// Row number in the ledger; grows with time.
@@ -41,45 +41,45 @@ pub struct StoredVerdict {
     pub version: Option<PolicyVersion>,
     /// The version that it was compared with.
     pub parent: PolicyVersion,
-    /// How it stands.
+    /// Its state.
     pub ruling: Ruling,
     /// When it was first judged.
     pub created: UnixMillis,
     /// When it was decided; `None` while it is open.
     pub decided: Option<UnixMillis>,
-    /// What was measured and why it was decided so.
+    /// The measurements and the reason.
     pub record: serde_json::Value,
 }
 
-/// A rating of an answer of one of two versions that are compared.
+/// A rating of an answer by one of two compared versions.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TrialRating {
     /// Row number of the feedback.
     pub id: u64,
-    /// The version that had answered.
+    /// The version that answered.
     pub version: PolicyVersion,
     /// From -1 to 1.
     pub rating: f64,
-    /// Who said it.
+    /// The user who gave it.
     pub user: Option<String>,
 }
 
-/// What became of an answer of one of two versions that are compared.
+/// What users did with an answer by one of two compared versions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TrialAnswer {
     /// Row number of the answer.
     pub id: u64,
-    /// The version that had answered.
+    /// The version that answered.
     pub version: PolicyVersion,
-    /// Somebody rated it.
+    /// It was rated.
     pub rated: bool,
-    /// Somebody wanted another one in its place.
+    /// A user asked for another one instead.
     pub regenerated: bool,
-    /// Somebody said what they would have had.
+    /// A user corrected it.
     pub corrected: bool,
 }
 
-/// One line of the list of versions.
+/// A row of the list of versions.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct VersionInfo {
     /// The version.
@@ -90,6 +90,6 @@ pub struct VersionInfo {
     pub active: bool,
     /// When it was published.
     pub created: UnixMillis,
-    /// What its training batch measured.
+    /// The measurements of its training batch.
     pub metrics: StepMetrics,
 }

@@ -1,4 +1,4 @@
-//! `apad chat`: a conversation in the terminal, and what a person has to say of the answers.
+//! `apad chat`: a conversation in the terminal, with ratings of its answers.
 
 use std::io::{IsTerminal, Write};
 
@@ -10,7 +10,7 @@ use tokio::sync::mpsc;
 
 use crate::client::{Answer, ChatParams, Client, Daemon};
 
-/// What a line can be beside a question.
+/// Commands that a line may hold instead of a question.
 const COMMANDS: &str = "\
 + or -          the last answer was good, or not
 /rate NUMBER    how good, from -1 to 1
@@ -78,7 +78,7 @@ pub async fn run(options: Options) -> Result<()> {
         match line.trim() {
             "" if interactive => return Ok(()),
             "" => continue,
-            // What goes wrong with one line doesn't end a conversation held by a person.
+            // An error in one line must not end the conversation.
             line => match talk.hear(line).await {
                 Err(e) if interactive => eprintln!("{e:#}"),
                 outcome => outcome?,
@@ -91,12 +91,12 @@ pub async fn run(options: Options) -> Result<()> {
 struct Talk {
     client: Client,
     params: ChatParams,
-    /// What every conversation begins with.
+    /// Messages that every conversation begins with.
     opening: Vec<ChatMessage>,
     messages: Vec<ChatMessage>,
-    /// What feedback is about.
+    /// The answer that feedback is about.
     last: Option<Answer>,
-    /// The answer to the same question before that.
+    /// The previous answer to the same question.
     other: Option<Answer>,
 }
 
@@ -150,7 +150,7 @@ impl Talk {
         }
     }
 
-    /// Answers what stands last, and says so.
+    /// Answers the last message, and prints the answer.
     async fn answer(&mut self) -> Result<Answer> {
         let on_text = |text: &str| {
             print!("{text}");

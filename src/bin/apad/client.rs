@@ -14,7 +14,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-/// A line of a stream that is longer than this is not one of ours.
+/// Longest line of a stream, in bytes; the daemon's are far shorter.
 const LINE_LIMIT: usize = 1 << 20;
 
 /// Which daemon a command talks to.
@@ -29,7 +29,7 @@ pub struct Daemon {
 }
 
 impl Daemon {
-    /// A client for it.
+    /// A client of it.
     pub fn client(&self) -> Result<Client> {
         Client::with_key(&self.url, self.key.clone())
     }
@@ -43,7 +43,7 @@ pub struct Client {
     key: Option<String>,
 }
 
-/// How to answer; what is unset takes the daemon's default.
+/// Sampling parameters; the daemon's defaults hold for unset ones.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct ChatParams {
     /// Most tokens of the answer.
@@ -63,12 +63,12 @@ pub struct ChatParams {
     pub logit_bias: BTreeMap<u32, f32>,
 }
 
-/// What waits for somebody to look at it.
+/// What waits for review.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Reviews {
-    /// Users, and what was decided about them.
+    /// Users and the decisions about them.
     pub data: Vec<ReviewEntry>,
-    /// Feedback that was set aside, with why.
+    /// Feedback that is left out, with the reasons.
     #[serde(default)]
     pub left_out: Vec<LeftOut>,
 }
@@ -76,15 +76,15 @@ pub struct Reviews {
 /// A finished answer.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Answer {
-    /// Names it for feedback.
+    /// Its id, for feedback.
     pub id: String,
-    /// What was said.
+    /// Its text.
     pub text: String,
-    /// The weights that said it.
+    /// The version that generated it.
     pub policy_version: PolicyVersion,
     /// `stop` or `length`.
     pub finish_reason: String,
-    /// Its cost.
+    /// Its tokens.
     pub usage: Usage,
 }
 
@@ -100,7 +100,7 @@ pub struct Usage {
 impl Client {
     /// A client for the daemon at `base_url`, like `http://127.0.0.1:8372`.
     pub fn new(base_url: &str) -> Result<Self> {
-        // A proxy of the environment is for the world outside; the daemon is on this machine or named on purpose.
+        // Proxies in the environment are for the internet; the daemon is local or named on purpose.
         let http = reqwest::Client::builder().no_proxy().connect_timeout(Duration::from_secs(5)).build()?;
         Ok(Self { http, base: base_url.trim_end_matches('/').to_owned(), key: None })
     }
@@ -177,7 +177,7 @@ impl Client {
         self.say(json!({"generation_id": generation_id, "rating": rating})).await
     }
 
-    /// Says anything of an answer: the body of `POST /v1/feedback`.
+    /// Sends any feedback on an answer: the body of `POST /v1/feedback`.
     pub async fn say(&self, body: Value) -> Result<FeedbackReceipt> {
         self.call(Method::POST, "/v1/feedback", Some(body)).await
     }
@@ -188,12 +188,12 @@ impl Client {
         self.call::<Value>(Method::POST, "/v1/preferences", Some(body)).await.map(drop)
     }
 
-    /// Deletes what a user said and was told.
+    /// Deletes a user's requests, answers and feedback.
     pub async fn forget(&self, user: &str) -> Result<Forgotten> {
         self.call(Method::POST, "/v1/forget", Some(json!({"user": user}))).await
     }
 
-    /// Users whose feedback waits for review, and those decided about; what nothing can be learned from.
+    /// Users whose feedback waits for review, decisions already made, and feedback that can't be used.
     pub async fn reviews(&self) -> Result<Reviews> {
         self.call(Method::GET, "/v1/feedback/reviews", None).await
     }
@@ -218,7 +218,7 @@ impl Client {
         self.call(Method::GET, &format!("/v1/policy/versions/{version}"), None).await
     }
 
-    /// What was set aside.
+    /// Versions that were set aside.
     pub async fn set_aside(&self) -> Result<Vec<AsideVersion>> {
         #[derive(Deserialize)]
         struct List {
@@ -227,7 +227,7 @@ impl Client {
         Ok(self.call::<List>(Method::GET, "/v1/policy/aside", None).await?.data)
     }
 
-    /// Takes in what was set aside, by its name, or all of it.
+    /// Adopts the version that was set aside under that name, or all of them.
     pub async fn adopt(&self, name: Option<&str>) -> Result<Vec<Adopted>> {
         #[derive(Deserialize)]
         struct List {
@@ -236,7 +236,7 @@ impl Client {
         Ok(self.call::<List>(Method::POST, "/v1/policy/adopt", Some(json!({"name": name}))).await?.data)
     }
 
-    /// Serves `version` from now on, by its adapter or by its `whole` weights.
+    /// Serves `version` from now on, as adapter or as `whole` merged weights.
     pub async fn activate(&self, version: PolicyVersion, whole: bool) -> Result<PolicyVersion> {
         let body = json!({"version": version, "whole": whole});
         Ok(self.call::<Activated>(Method::POST, "/v1/policy/activate", Some(body)).await?.policy_version)
@@ -286,7 +286,7 @@ impl Client {
     }
 }
 
-/// What lies at the bottom of an error: the layers above it only repeat addresses.
+/// The innermost cause of an error: the layers above it only repeat addresses.
 pub fn root_cause(error: &dyn std::error::Error) -> String {
     error.source().map_or_else(|| error.to_string(), root_cause)
 }

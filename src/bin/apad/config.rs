@@ -37,7 +37,7 @@ pub async fn run(options: Options) -> Result<()> {
         let within = |set: &Set| set.key.name == *name || set.key.name.starts_with(&format!("{name}."));
         settings.retain(within);
         if settings.is_empty() {
-            // As for any other wrong name, with the nearest known one.
+            // The same error as for any other unknown name, with the nearest known one.
             builder.clone().set(name, Value::Null).map_err(wrong_use)?;
         }
     }
@@ -46,7 +46,7 @@ pub async fn run(options: Options) -> Result<()> {
     } else {
         settings.iter().for_each(|set| print!("{}", as_text(set)));
     }
-    // What is out of range is listed as it is, and then said.
+    // Values out of range are listed as they are, then reported.
     checked(builder)?;
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! `apad export`: an adapter in the form that other programs take. Never changes the adapter or its base.
+//! `apad export`: converts an adapter for other programs. Never changes the adapter or its base.
 
 use std::path::{Path, PathBuf};
 
@@ -63,7 +63,7 @@ pub async fn run(mut options: Options) -> Result<()> {
     if let Some(feedback) = options.feedback.take() {
         return feedback::export(feedback).await;
     }
-    // Clap has made sure of them.
+    // Clap requires them.
     let (Some(model), Some(adapter), Some(out)) = (&options.model, &options.adapter, &options.out) else {
         return Err(WrongUse("no --model, --adapter or --out".into()).into());
     };
@@ -86,7 +86,7 @@ fn export(options: &Options, paths: &Paths, base: &Path, kind: FileType) -> Resu
     } else {
         check_output(&paths.out, &inputs)?;
     }
-    // Its weights are only checked against, so the small form is enough.
+    // The weights are only compared with, so the compact format is enough.
     let decoder = Decoder::load(base, &policy::device("auto")?, Dtype::Bf16)?;
     let lora = if paths.adapter.is_dir() {
         Lora::read_peft(&paths.adapter, &decoder)?
@@ -111,12 +111,12 @@ fn export(options: &Options, paths: &Paths, base: &Path, kind: FileType) -> Resu
 }
 
 fn merge(lora: &Lora, base: &Path, decoder: &Decoder, out: &Path, kind: FileType) -> Result<()> {
-    // Beside its place: the same disk has room for it, and no other user can read it.
+    // Written beside the target: the same disk has room for it, and other users can't read it.
     let mut whole = out.as_os_str().to_owned();
     whole.push(format!(".{}.merged", std::process::id()));
     let whole = Path::new(&whole);
     let written = lora.write_merged(base, decoder, whole).and_then(|()| quantize(whole, out, kind, 0));
-    // Whatever happened, it isn't what was asked for.
+    // Whatever failed, the file is not what was asked for.
     let _ = std::fs::remove_file(whole);
     Ok(written?)
 }

@@ -16,7 +16,7 @@ use clap::{Args, Subcommand};
 use crate::client::Daemon;
 use crate::pull;
 
-/// Lines that are named one by one.
+/// Most lines that are reported one by one.
 const NAMED: usize = 20;
 
 /// Take feedback in from a file

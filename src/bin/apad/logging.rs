@@ -22,8 +22,7 @@ pub struct Options {
 impl Options {
     /// Installs the subscriber of this process.
     pub fn start(&self, verbose: bool) -> Result<()> {
-        // What the hub's client has to say is said again, shorter, by the error it returns.
-        // llama.cpp tells a hundred lines about every model and context.
+        // The hub's client logs what its errors say again; llama.cpp logs a hundred lines per model and context.
         let level = if verbose { "info" } else { "warn" };
         let default = format!("{level},llama-cpp-2=warn,llama_cpp_2=error");
         let filter = self.log.as_deref().unwrap_or(&default);

@@ -103,7 +103,7 @@ fn llama(options: &Options, model: &Path, longest: usize) -> Result<Score> {
     let model = llama::Model::load(model, -1)?;
     let threads = std::thread::available_parallelism().map_or(1, |n| n.get().min(512) as u32);
     let context = u32::try_from(longest.max(2)).context("a line has too many tokens")?;
-    // As it serves, except for the rounding of a 16-bit cache: what is compared are the weights.
+    // As in serving, but without the rounding of a 16-bit cache: the weights are what is compared.
     let shape = ContextOptions { context, batch: BATCH, sequences: 1, exact: true };
     let mut context = llama::Context::new(&model, threads, shape)?;
     if let Some(path) = &options.adapter {

@@ -25,7 +25,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
-/// Training and serving allocate large buffers in turns; the system's allocator returns and zeroes them every time.
+/// Training and serving allocate large buffers in turns; the system's allocator would return and zero them every time.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
@@ -70,16 +70,16 @@ impl std::fmt::Display for WrongUse {
 
 impl std::error::Error for WrongUse {}
 
-/// What a shell says of a program that a closed pipe ended.
+/// Exit code that shells use for a program ended by a closed pipe.
 const BROKEN_PIPE: i32 = 141;
 
-/// A reader that left, as `head` does, ends a command without a word.
+/// Ends a command silently when its reader leaves, as `head` does.
 fn end_quietly_on_a_closed_pipe() {
     let usual = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
         let payload = panic.payload();
         let text = payload.downcast_ref::<String>().map(String::as_str).or(payload.downcast_ref::<&str>().copied());
-        // How `println!` tells it.
+        // The panic message of `println!`.
         if text.is_some_and(|text| text.starts_with("failed printing to stdout") && text.contains("Broken pipe")) {
             std::process::exit(BROKEN_PIPE);
         }

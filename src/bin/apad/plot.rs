@@ -25,11 +25,11 @@ pub struct Series {
     pub name: String,
     /// Points from left to right. Those that are not finite are left out.
     pub points: Vec<(f64, f64)>,
-    /// Filled faintly behind it: x with the least and the greatest y.
+    /// A faint band behind it: x with the least and the greatest y.
     pub band: Vec<(f64, f64, f64)>,
-    /// Drawn faintly and without dots: one of many that belong together.
+    /// Drawn faintly and without dots, as one of many.
     pub thin: bool,
-    /// Its colour, by number; unset: by its place among the lines.
+    /// Number of its colour; unset: its position among the lines.
     pub colour: Option<usize>,
 }
 
@@ -48,7 +48,7 @@ pub struct Panel {
     pub mark: Option<f64>,
 }
 
-/// Pixels of a PNG for one unit of its size: sharp on dense screens, and letters keep their distances.
+/// Pixels of a PNG per unit of size: sharp on dense screens, and letters keep their spacing.
 const PNG_SCALE: u32 = 2;
 
 /// Writes the panels, `columns` side by side, as a PNG; sizes are those of [`svg`], in finer pixels.
@@ -163,13 +163,13 @@ where
     Ok(())
 }
 
-/// A line as one stroke from each point to the next: where a whole one turns sharply, plotters lets its corner stick
-/// out, over the whole panel where it turns back.
+/// A line as separate strokes between points: at sharp turns plotters extends the corner of a polyline, across the
+/// whole panel where it turns back.
 fn strokes(line: &[(f64, f64)], style: ShapeStyle) -> impl Iterator<Item = PathElement<(f64, f64)>> {
     line.windows(2).map(move |ends| PathElement::new(ends.to_vec(), style))
 }
 
-/// As few digits as tell the marks of an axis apart.
+/// As few digits as distinguish the marks of an axis.
 fn number(value: &f64) -> String {
     format!("{}", (value * 1e4).round() / 1e4 + 0.0)
 }

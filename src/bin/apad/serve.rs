@@ -73,7 +73,7 @@ pub async fn run(options: Options) -> Result<()> {
     let engine = tokio::task::spawn_blocking(move || Engine::open(settings)).await??;
     let stop = stop_signal()?;
     let status = engine.status();
-    // Whoever started it may not read: that ends no daemon.
+    // Nobody may be reading this; that must not end the daemon.
     let mut out = std::io::stdout();
     let _ =
         writeln!(out, "apad serves {} (policy version {}) on http://{address}", status.model, status.policy_version);
@@ -106,7 +106,7 @@ fn stop_signal() -> Result<impl Future<Output = ()> + Send + 'static> {
         tracing::info!("draining; a second signal stops at once");
         let _ = first.send(());
         next().await;
-        // The record is safe to leave at any moment; what is lost are the answers still running.
+        // The ledger is safe at any moment; only running answers are lost.
         std::process::exit(130);
     });
     Ok(async move {

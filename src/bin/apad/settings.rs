@@ -54,12 +54,12 @@ impl Overrides {
     }
 }
 
-/// The settings that were collected, if they fit together.
+/// The finished settings, if they are valid together.
 pub fn checked(builder: Builder) -> Result<Config> {
     builder.build().map_err(wrong_use)
 }
 
-/// A wrong setting is wrong use of the command.
+/// An invalid setting is wrong use of the command.
 pub fn wrong_use(error: apa::Error) -> anyhow::Error {
     match error.code() {
         apa::Code::Arg => WrongUse(error.to_string()).into(),

@@ -1,4 +1,4 @@
-//! `apad status`: what a running daemon does.
+//! `apad status`: prints what a running daemon does. Changes nothing.
 
 use anyhow::Result;
 use apa::engine::{Status, WeightFormat};

@@ -69,7 +69,7 @@ Weights of its own serve a version faster than base and adapter, and take the me
     },
 }
 
-/// Where the versions are asked for.
+/// Where to read the versions: a daemon or its folder.
 enum Versions {
     Daemon(Client),
     Folder(Box<Archive>),
@@ -175,7 +175,7 @@ fn table(versions: &[VersionInfo]) -> String {
     text
 }
 
-/// A version for people to read.
+/// A version as text.
 fn shown(record: &VersionRecord) -> String {
     let lineage: Vec<String> = record.lineage.iter().map(|v| v.to_string()).collect();
     let mut text = format!("version {}{}\n", record.info.version, if record.info.active { ", active" } else { "" });
@@ -233,7 +233,7 @@ fn aside_table(aside: &[AsideVersion]) -> String {
     if lines.is_empty() { lines } else { lines + "  `apad versions adopt` takes them in\n" }
 }
 
-/// The files of a version, and what is wrong with them.
+/// The files of a version, and their damage.
 fn files(record: &VersionRecord) -> String {
     let mut rows = Vec::new();
     let bytes: u64 = record.files.values().sum();

@@ -1,10 +1,10 @@
-//! What the thread learns from besides live feedback: pairs for the reward model, and rollouts while nobody asks. Never
-//! publishes by itself: rollouts go through the same step.
+//! What the learner does besides training on live feedback: it trains the reward model, and trains on rollouts while
+//! the engine is idle. Never publishes by itself: rollouts go through the same step.
 
 use super::*;
 
 impl Worker {
-    /// Lets the reward model learn, once enough pairs are in.
+    /// Trains the reward model once there are enough pairs.
     pub(super) fn learn_reward(&mut self) {
         if !self.shared.auto.load(Ordering::Acquire) {
             return;
@@ -24,7 +24,7 @@ impl Worker {
         self.ready = Some(ready);
     }
 
-    /// Trains on fresh answers while nobody asks.
+    /// Trains on fresh answers while the engine is idle.
     pub(super) fn roll_out_if_idle(&mut self) {
         let Some(Ready { trainer, rollouts: Some(rollouts), .. }) = &mut self.ready else { return };
         let due = rollouts.due(&self.scheduler.load()) && self.config.reward.rollout_idle > 0;
@@ -36,7 +36,7 @@ impl Worker {
         {
             tracing::error!(%error, "rollouts failed");
             self.shared.status().reason = Some(error.to_string());
-            // Not again at every look.
+            // Waits again, instead of retrying at every look.
             if let Some(Ready { rollouts: Some(rollouts), .. }) = &mut self.ready {
                 rollouts.postpone();
             }

@@ -1,4 +1,4 @@
-//! The handle to the learning thread: what the engine asks of it. Never trains.
+//! The handle through which the engine gives orders to the learner's thread. Never trains.
 
 use crossbeam_channel::TryRecvError;
 
@@ -8,7 +8,7 @@ use super::*;
 pub(in crate::engine) struct LearningLoop {
     orders: Sender<Order>,
     due: Sender<Order>,
-    /// Gives an error once the thread has ended; an order it left in its channel is never answered.
+    /// Fails once the thread has ended; orders left in its channel are never answered.
     ended: Receiver<()>,
     shared: Arc<Shared>,
     ledger: Arc<Ledger>,
@@ -16,7 +16,7 @@ pub(in crate::engine) struct LearningLoop {
 }
 
 impl LearningLoop {
-    /// Starts the thread. The trainer is built on it, so that serving doesn't wait.
+    /// Starts the thread. The trainer is built there, so that serving doesn't wait for it.
     pub(in crate::engine) fn start(
         config: &Config,
         base_sha256: String,
@@ -25,7 +25,7 @@ impl LearningLoop {
     ) -> Result<LearningLoop> {
         let Parts { ledger, store, scheduler, model, hub, routes, alerts, in_flight } = parts;
         let (orders, inbox) = bounded(16);
-        // One reminder is as good as many.
+        // One pending reminder is enough.
         let (due, reminders) = bounded(1);
         let (running, ended) = bounded(0);
         let status =
@@ -66,46 +66,46 @@ impl LearningLoop {
         Ok(LearningLoop { orders, due, ended, shared, ledger, thread: Mutex::new(Some(thread)) })
     }
 
-    /// Tells the thread that a batch is in. Never waits.
+    /// Tells the thread that there are enough ratings. Never waits.
     pub(in crate::engine) fn nudge(&self) {
-        // A full channel holds the same reminder already.
+        // If the channel is full, it already holds a reminder.
         let _ = self.due.try_send(Order::Due);
     }
 
-    /// Trains one batch and returns what came of it.
+    /// Trains one batch and returns the outcome.
     pub(in crate::engine) fn step(&self) -> Result<PublishOutcome> {
         let (reply, answer) = bounded(1);
         self.ask(Order::Step(reply), &answer)
     }
 
-    /// Trains one batch with fresh answers in it.
+    /// Trains one batch that includes fresh answers.
     pub(in crate::engine) fn roll_out(&self) -> Result<PublishOutcome> {
         let (reply, answer) = bounded(1);
         self.ask(Order::RollOut(reply), &answer)
     }
 
-    /// Serves a version and goes on from it; interrupts a step under way.
+    /// Serves a version and trains on from it; aborts a running step.
     pub(in crate::engine) fn activate(&self, version: PolicyVersion, whole: Option<PathBuf>) -> Result<()> {
         let (reply, answer) = bounded(1);
         self.shared.interrupt.store(true, Ordering::Release);
         self.ask(Order::Activate(version, whole, reply), &answer)
     }
 
-    /// Serves the newest version and goes on from it; interrupts a step under way.
+    /// Serves the newest version and trains on from it; aborts a running step.
     pub(in crate::engine) fn sync(&self) -> Result<PolicyVersion> {
         let (reply, answer) = bounded(1);
         self.shared.interrupt.store(true, Ordering::Release);
         self.ask(Order::Sync(reply), &answer)
     }
 
-    /// Takes in what was set aside; interrupts a step under way, whose version's number it may take.
+    /// Adopts versions that were set aside; aborts a running step, whose version number it may take.
     pub(in crate::engine) fn adopt(&self, name: Option<&str>) -> Result<Vec<Adopted>> {
         let (reply, answer) = bounded(1);
         self.shared.interrupt.store(true, Ordering::Release);
         self.ask(Order::Adopt(name.map(str::to_owned), reply), &answer)
     }
 
-    /// Serves a snapshot as a new version and goes on from it; interrupts a step under way.
+    /// Serves a snapshot as a new version and trains on from it; aborts a running step.
     pub(in crate::engine) fn restore(&self, path: &Path) -> Result<PolicyVersion> {
         let (reply, answer) = bounded(1);
         self.shared.interrupt.store(true, Ordering::Release);
@@ -143,14 +143,14 @@ impl LearningLoop {
         status
     }
 
-    /// Gives up the step under way, for good.
+    /// Aborts the running step, for good.
     pub(in crate::engine) fn interrupt(&self) {
         self.shared.stopping.store(true, Ordering::Release);
         self.shared.interrupt.store(true, Ordering::Release);
         self.nudge();
     }
 
-    /// Ends the thread. Idempotent.
+    /// Stops the thread. Idempotent.
     pub(in crate::engine) fn stop(&self) {
         self.interrupt();
         if let Some(thread) = lock(&self.thread).take()

@@ -1,4 +1,4 @@
-//! The learning loop on its own thread: ratings → trainer → versions on disk → ledger → scheduler. Never decodes, and
+//! The learning loop, on its own thread: ratings → trainer → versions on disk → ledger → scheduler. Never decodes, and
 //! never leaves the policy in memory ahead of the one on record.
 
 mod beside;
@@ -49,7 +49,7 @@ use crate::types::*;
 use panics::caught;
 use retry::Retry;
 
-/// What came of a training step that was asked for, or that ratings started.
+/// The outcome of a training step, whoever started it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "outcome", rename_all = "snake_case")]
 pub enum PublishOutcome {
@@ -57,55 +57,55 @@ pub enum PublishOutcome {
     Published {
         /// The new version.
         version: PolicyVersion,
-        /// What its batch measured.
+        /// The measurements of its batch.
         metrics: StepMetrics,
     },
-    /// A new version was trained that doesn't serve everyone yet.
+    /// A new version was trained but doesn't serve everyone yet.
     Pending {
         /// The new version.
         version: PolicyVersion,
-        /// What becomes of it: a trial by users, or a proposal to a person.
+        /// What happens to it: a trial by users, or a proposal to a person.
         ruling: Ruling,
-        /// One sentence.
+        /// The reason, in one sentence.
         reason: String,
-        /// What its batch measured.
+        /// The measurements of its batch.
         metrics: StepMetrics,
     },
     /// Nothing was changed, for the reason given.
     Skipped {
         /// Why, in one sentence.
         reason: String,
-        /// Ratings that were used up by it.
+        /// Ratings that were used up.
         consumed: usize,
     },
 }
 
-/// Feedback in quarantine becomes ripe by itself: how often the thread looks for it.
+/// Polling interval for feedback whose quarantine ends.
 const LOOK: Duration = Duration::from_secs(5);
 
 enum Order {
-    /// Train while full batches are in.
+    /// Train while there are full batches.
     Due,
     /// Train one batch, even a small one.
     Step(Sender<Result<PublishOutcome>>),
-    /// Train a batch with fresh answers in it.
+    /// Train one batch that includes fresh answers.
     RollOut(Sender<Result<PublishOutcome>>),
-    /// Serve a version, by its adapter or by a file of its whole weights.
+    /// Serve a version, as adapter or from a file of merged weights.
     Activate(PolicyVersion, Option<PathBuf>, Sender<Result<()>>),
     /// Serve the newest version.
     Sync(Sender<Result<PolicyVersion>>),
-    /// Take in a version that was set aside, or all of them.
+    /// Adopt the version that was set aside under that name, or all of them.
     Adopt(Option<String>, Sender<Result<Vec<Adopted>>>),
-    /// Take in a snapshot and serve it.
+    /// Restore a snapshot and serve it.
     Restore(PathBuf, Sender<Result<PolicyVersion>>),
 }
 
-/// What the loop goes through.
+/// The parts that the loop connects.
 pub(super) struct Parts {
     pub(super) ledger: Arc<Ledger>,
     pub(super) store: VersionStore,
     pub(super) scheduler: Arc<Scheduler>,
-    /// For the tokens of corrections.
+    /// Tokenizes corrections.
     pub(super) model: Arc<Model>,
     pub(super) hub: Arc<Hub>,
     pub(super) routes: Arc<Routes>,
@@ -113,12 +113,12 @@ pub(super) struct Parts {
     pub(super) in_flight: Arc<InFlight>,
 }
 
-/// What the thread and its handle share.
+/// State shared between the thread and its handle.
 struct Shared {
     status: Mutex<TrainerStatus>,
-    /// Gives up the step under way: set while an activation or the end waits for the thread.
+    /// Aborts the running step: set while an activation or the shutdown waits for the thread.
     interrupt: AtomicBool,
-    /// Whether the thread trains by itself when a batch is in.
+    /// Whether the thread trains by itself when there are enough ratings.
     auto: AtomicBool,
     /// Tells the thread to end.
     stopping: AtomicBool,
@@ -138,7 +138,7 @@ impl Shared {
     }
 }
 
-/// What the thread owns.
+/// State owned by the thread.
 struct Worker {
     config: Config,
     base_sha256: String,
@@ -151,32 +151,32 @@ struct Worker {
     shared: Arc<Shared>,
     active: PolicyVersion,
     model: Arc<Model>,
-    /// Which version answers whom.
+    /// Chooses the version for each user.
     routes: Arc<Routes>,
-    /// The candidate that is tried by users.
+    /// The candidate on trial.
     trial: Option<trial::OnTrial>,
-    /// The version that serves, if it is watched.
+    /// The active version, if it is watched.
     watched: Option<trial::Watched>,
-    /// What training takes. `None` while the model is read, where training is off, and for a model that can't be
+    /// The means of training. `None` while the model is loading, if training is off, and for a model that can't be
     /// trained.
     ready: Option<Ready>,
-    /// Ratings that were waiting when nothing told good from bad among them: more have to come.
+    /// Number of waiting ratings when they were all alike: more must come before the next try.
     waiting: Option<u64>,
-    /// When a step that failed is tried again.
+    /// When a failed step is tried again.
     retry: Retry,
     /// Its threads, as names under `/proc`.
     threads: Arc<Mutex<Vec<PathBuf>>>,
 }
 
-/// What training takes, once the frozen base is read.
+/// The means of training, once the frozen base is loaded.
 struct Ready {
     decoder: Arc<Decoder>,
-    /// Makes rewards of what people say.
+    /// Turns feedback into rewards.
     judge: Judge,
-    /// The state that belongs to the active version. `None` after a failure, until another version is activated.
+    /// State of the active version. `None` after a failure, until another version is activated.
     trainer: Option<Trainer>,
     rollouts: Option<Rollouts>,
-    /// Holds examinations of candidates, where the settings want them.
+    /// Examines candidates, if the settings ask for it.
     examiner: Option<Examiner>,
 }
 
@@ -236,7 +236,7 @@ impl Worker {
             if self.shared.stopping.load(Ordering::Acquire) {
                 return;
             }
-            // The handle is gone.
+            // The handle was dropped.
             let Ok(order) = order else { return };
             pool.install(|| self.obey(order, orders));
         }
@@ -280,7 +280,7 @@ impl Worker {
         }
     }
 
-    /// What ratings say of the version that serves and of the one on trial.
+    /// Updates the watch on the active version and the trial of the candidate.
     fn look_at_versions(&mut self) {
         if let Err(error) = self.look_at_trial().and_then(|()| self.look_back()) {
             tracing::error!(%error, "versions could not be compared");
@@ -288,7 +288,7 @@ impl Worker {
         }
     }
 
-    /// Trains while full batches are in; orders come between two of them.
+    /// Trains while there are full batches; orders are handled between them.
     fn learn(&mut self, orders: &Receiver<Order>) {
         while self.shared.auto.load(Ordering::Acquire)
             && self.trial.is_none()
@@ -298,7 +298,7 @@ impl Worker {
             && !self.shared.interrupted()
         {
             let outcome = self.step(self.config.train.batch as usize);
-            // Enough is in, but limits or a quarantine hold it back: what comes next tries again.
+            // There are enough ratings, but limits or a quarantine hold them back: later feedback tries again.
             if let Ok(PublishOutcome::Skipped { reason, consumed: 0 }) = outcome {
                 self.shared.status().reason = Some(reason);
                 return;
@@ -308,7 +308,7 @@ impl Worker {
                     tracing::info!(%error, "training step given up; its ratings stay in");
                     return;
                 }
-                // What fails again and again must not spin.
+                // Repeated failures must not spin.
                 let wait = self.retry.failed().as_secs();
                 tracing::error!(%error, again_in_seconds = wait, "training step failed");
                 self.shared.status().reason = Some(format!("{error}; it is tried again in {wait} s"));
@@ -322,7 +322,7 @@ impl Worker {
         self.trainer().is_some() && pending >= u64::from(self.config.train.batch) && self.waiting != Some(pending)
     }
 
-    /// Takes back the interruption by an order that has come.
+    /// Clears an interruption whose order has arrived.
     fn take_back_interrupt(&self) {
         self.shared.interrupt.store(self.shared.stopping.load(Ordering::Acquire), Ordering::Release);
     }
@@ -333,12 +333,12 @@ impl Worker {
         status.reason = Some(reason);
     }
 
-    /// The trainer, if it has the active version's state.
+    /// The trainer, if it holds the active version's state.
     fn trainer(&self) -> Option<&Trainer> {
         self.ready.as_ref()?.trainer.as_ref()
     }
 
-    /// Loads the frozen base and the state of the active version. What can't be trained is served all the same.
+    /// Loads the frozen base and the state of the active version. A model that can't be trained is served all the same.
     fn prepare(&mut self) {
         if !self.config.train.enabled {
             return self.turn_off(TrainerState::Off, "training is switched off (train.enabled)".into());
@@ -355,7 +355,7 @@ impl Worker {
         }
     }
 
-    /// The frozen base and what judges answers, without a trainer.
+    /// The frozen base and the judge, without a trainer.
     fn load_base(&self) -> Result<Ready> {
         let TrainConfig { device, dtype, .. } = &self.config.train;
         let decoder = Arc::new(Decoder::load(&self.config.model, &policy::device(device)?, *dtype)?);

@@ -1,10 +1,10 @@
-//! When a step that failed is tried again: later each time, within bounds. Knows nothing of why.
+//! Decides when a failed step is tried again: later each time, up to a limit. Knows nothing of the reason.
 
 use std::time::{Duration, Instant};
 
 const FIRST: Duration = Duration::from_secs(5);
 const LONGEST: Duration = Duration::from_secs(15 * 60);
-/// Each wait is this many times the one before.
+/// Factor from each wait to the next.
 const GROWTH: u32 = 4;
 
 /// The waits between tries.
@@ -15,19 +15,19 @@ pub(super) struct Retry {
 }
 
 impl Retry {
-    /// Whether it may be tried now.
+    /// Whether to try now.
     pub(super) fn due(&self) -> bool {
         self.until.is_none_or(|until| Instant::now() >= until)
     }
 
-    /// It failed: returns how long to wait.
+    /// Registers a failure and returns how long to wait.
     pub(super) fn failed(&mut self) -> Duration {
         let wait = self.wait.map_or(FIRST, |wait| (wait * GROWTH).min(LONGEST));
         (self.wait, self.until) = (Some(wait), Some(Instant::now() + wait));
         wait
     }
 
-    /// It went well, or what it depends on has changed.
+    /// Forgets failures after a success, or when the conditions changed.
     pub(super) fn reset(&mut self) {
         *self = Self::default();
     }

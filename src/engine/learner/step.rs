@@ -1,12 +1,12 @@
-//! One step of the learner: a batch becomes samples, a candidate, a version on record that is served. Never decides
-//! when.
+//! One step of the learner: a batch becomes samples, then a candidate, then a version on record that is served. Never
+//! decides when.
 
 use super::trial::VerdictRecord;
 use super::*;
 use crate::gate::{Examination, Outcome};
 
 const NOT_READY: &str = "the trainer is not ready";
-/// Batches of ratings that wait together where all of them agree.
+/// Most batches of ratings that wait together while all ratings agree.
 const MOST_BATCHES: usize = 8;
 
 impl Worker {
@@ -33,7 +33,7 @@ impl Worker {
             }
             let full = batch.len() >= size;
             match self.work(batch.clone())? {
-                // Nothing tells good from bad among them: those after them may.
+                // These ratings don't distinguish good from bad; with more of them they may.
                 PublishOutcome::Skipped { consumed: 0, .. } if full && size < most => size = (size * 2).min(most),
                 outcome => break (batch, outcome),
             }
@@ -44,7 +44,8 @@ impl Worker {
         }
     }
 
-    /// So many wait that all agree that the oldest batch of them sets the mean to compare others with, and no more.
+    /// So many ratings agree that the oldest batch sets the mean that others are compared with; nothing more is
+    /// trained.
     fn set_mean(&mut self, planned: usize) -> Result<PublishOutcome> {
         let batch = self.ledger.pending_batch(planned)?;
         let Samples { rollouts, used, .. } = self.samples(batch)?;
@@ -59,7 +60,7 @@ impl Worker {
         Ok(outcome)
     }
 
-    /// One batch, whatever its size. Where its ratings wait for others, nothing is consumed.
+    /// Trains on one batch of any size. If its ratings must wait for others, none are used up.
     pub(super) fn work(&mut self, batch: Vec<RatedGeneration>) -> Result<PublishOutcome> {
         let work = self.begin();
         let room = self.check_room();
@@ -68,7 +69,7 @@ impl Worker {
         let outcome = match outcome {
             Ok(outcome) => outcome,
             Err(error) => {
-                // The weights in memory may be ahead of those on record: go back to them.
+                // The weights in memory may be ahead of those on record, so reload those.
                 if let Err(again) = self.load_trainer() {
                     self.turn_off(
                         TrainerState::Off,
@@ -111,7 +112,7 @@ impl Worker {
         Ok(outcome)
     }
 
-    /// Whether the version that would be made fits on the disk.
+    /// Whether another version fits on the disk.
     fn check_room(&self) -> Result<()> {
         let bytes = self.trainer().map_or(0, Trainer::checkpoint_bytes);
         let room = disk::check_room(&self.config.data, bytes);
@@ -133,7 +134,7 @@ impl Worker {
         }
     }
 
-    /// What the batch teaches, with answers that nobody rated where the settings ask for them.
+    /// The training samples of a batch, with unrated answers if the settings ask for them.
     fn samples(&mut self, mut batch: Vec<RatedGeneration>) -> Result<Samples> {
         let Some(Ready { judge, .. }) = &mut self.ready else { return Err(Error::train(NOT_READY)) };
         if judge.unrated() > 0 {
@@ -197,19 +198,19 @@ impl Worker {
             VersionInfo { version, parent: Some(parent), active, created: unix_millis(), metrics: metrics.clone() };
         stage.commit(self.about(&info))?;
         if let Err(error) = self.ledger.commit_version(&info, used, records) {
-            // Its number is not taken: the folder must not stand in the way of the next try.
+            // The number is free again: the folder must not block the next try.
             self.discard(version);
             return Err(error);
         }
         let record = VerdictRecord { reason: reason.clone(), examination, seconds, trial: None };
         let verdict = self.ledger.add_verdict(Some(version), parent, ruling, record.json())?;
         if active {
-            // From here on it is on record: whatever fails later, a restart serves it.
+            // On record from here on: whatever fails later, a restart serves it.
             self.active = version;
             self.scheduler.swap(weights_of(&self.store, version)?)?;
             self.begin_watch()?;
         } else {
-            // The trainer goes on from what serves.
+            // Training continues from the version that serves.
             self.load_trainer()?;
             if ruling == Ruling::Trial
                 && let Some(verdict) = self.ledger.trial()?.filter(|v| v.id == verdict)
@@ -233,7 +234,7 @@ impl Worker {
         Ok(PublishOutcome::Published { version, metrics })
     }
 
-    /// Answers that taught before, for the critic alone.
+    /// Earlier answers, for the critic alone.
     fn replay(&self) -> Result<Vec<Rollout>> {
         let rollout = |(g, score): (Generation, f64)| Rollout {
             prompt: g.prompt,
@@ -243,15 +244,14 @@ impl Worker {
             version: Some(g.policy_version),
             ..Rollout::default()
         };
-        // A run that goes on after a restart is the run that was not stopped: the batch's number decides.
+        // Depends on the batch's number alone, so that a resumed run equals one that was not stopped.
         let draw = self.trainer().map_or(0, Trainer::batches);
         let taught = self.ledger.taught(self.config.train.replay as usize, draw)?;
         Ok(taught.into_iter().map(rollout).filter(|r| !r.prompt.is_empty() && !r.response.is_empty()).collect())
     }
 
-    /// For PPO and RLOO, whose ratio is to the policy that sampled: the log-probabilities of answers that another
-    /// version than the active one gave, under that version. Answers of versions that are no longer on disk are left
-    /// out.
+    /// For PPO and RLOO, whose ratio is taken to the policy that sampled: the log-probabilities of answers by older
+    /// versions, under those versions. Answers by versions that are no longer on disk are left out.
     fn with_behavior(&self, rollouts: &[Rollout]) -> Result<Vec<Rollout>> {
         let mut rollouts = rollouts.to_vec();
         if !matches!(self.config.train.algorithm, Algorithm::Ppo | Algorithm::Rloo) {
@@ -293,7 +293,7 @@ impl Worker {
         Ok(gate::judge(&candidate, &self.config.train.gate))
     }
 
-    /// Records that a batch made a candidate that may not be served, and goes back to the version that is.
+    /// Records that a batch's candidate was refused, and goes back to the active version.
     fn refuse(&mut self, reason: String, used: &[u64]) -> Result<PublishOutcome> {
         let reason = format!("the candidate was refused: {reason}");
         self.ledger.commit_skipped(&reason, used)?;
@@ -304,7 +304,7 @@ impl Worker {
     }
 }
 
-/// Why a batch is not begun.
+/// Why a batch is not started.
 fn too_few(answers: usize, least: usize) -> &'static str {
     match answers {
         0 => "there is no new feedback that counts yet",

@@ -1,5 +1,5 @@
-//! What becomes of a candidate: examined before anyone sees it, tried by a share of the users, watched once it serves.
-//! Never trains.
+//! Carries out the verdict on a candidate: examines it before anyone sees it, tries it on a share of the users, and
+//! watches it once it serves. Never trains.
 
 use std::collections::HashMap;
 
@@ -12,23 +12,23 @@ use crate::policy::Lora;
 use crate::scheduler::Weights;
 use crate::trainer::ADAPTER_FILE;
 
-/// Rows that are read of the ledger at a look. What is left is read at the next.
+/// Most rows read from the ledger at a time; the rest is read the next time.
 const ROWS: usize = 10_000;
 /// How far back `gate.users` looks for users who rate, in milliseconds.
 const MONTH: u64 = 30 * 24 * 3600 * 1000;
 
-/// What a verdict rests on, as it is kept with it.
+/// The evidence for a verdict, as it is stored with it.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct VerdictRecord {
-    /// One sentence.
+    /// The reason, in one sentence.
     pub reason: String,
-    /// What candidate and parent answered to the same prompts.
+    /// The examination of candidate and parent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub examination: Option<Examination>,
-    /// What that took, in seconds.
+    /// Duration of the examination, in seconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub seconds: Option<f64>,
-    /// What users said.
+    /// The users' ratings.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub trial: Option<TrialRecord>,
 }
@@ -38,13 +38,13 @@ impl VerdictRecord {
         serde_json::to_value(self).unwrap_or_default()
     }
 
-    /// Of what is on record; what an older build wrote otherwise counts as nothing.
+    /// Reads the evidence of a stored verdict; what another build wrote differently is ignored.
     fn of(verdict: &StoredVerdict) -> VerdictRecord {
         serde_json::from_value(verdict.record.clone()).unwrap_or_default()
     }
 }
 
-/// A candidate that a share of the users gets.
+/// A candidate that is on trial.
 pub(super) struct OnTrial {
     verdict: u64,
     pub(super) candidate: PolicyVersion,
@@ -52,13 +52,13 @@ pub(super) struct OnTrial {
     started: UnixMillis,
     record: VerdictRecord,
     trial: Trial,
-    /// Rows of the ledger up to which it has heard what was said, and what became of answers.
+    /// The last rows of the ledger, of feedback and of answers, that were counted.
     heard: (u64, u64),
-    /// Ratings of each user that counted.
+    /// Number of ratings of each user that counted.
     users: HashMap<String, u32>,
 }
 
-/// A version that serves, watched against the one before it.
+/// A serving version that is watched against its parent.
 pub(super) struct Watched {
     verdict: StoredVerdict,
     version: PolicyVersion,
@@ -68,8 +68,8 @@ pub(super) struct Watched {
 }
 
 impl Worker {
-    /// Candidate, whose files are in a folder, and parent answer the same prompts. `None` where the settings want no
-    /// examination.
+    /// Has the candidate, whose files are in `folder`, and its parent answer the same prompts. `None` if the settings
+    /// ask for no examination.
     pub(super) fn examine(&self, candidate: PolicyVersion, folder: &Path) -> Result<Option<(Examination, f64)>> {
         let Some(Ready { trainer: Some(trainer), judge, examiner: Some(examiner), .. }) = &self.ready else {
             return Ok(None);
@@ -101,7 +101,7 @@ impl Worker {
         Ok(Some((examination, seconds)))
     }
 
-    /// What becomes of a candidate that was not refused.
+    /// Decides what happens to a candidate that was not refused.
     pub(super) fn ruling(&self, examination: Option<&Examination>) -> Result<(Ruling, String)> {
         let gate = &self.config.gate;
         let passed = examination.is_some_and(|e| e.outcome == Outcome::Passed);
@@ -132,7 +132,7 @@ impl Worker {
         }
     }
 
-    /// Serves a candidate beside its parent, as its verdict on record says.
+    /// Serves a candidate beside its parent, as its verdict says.
     pub(super) fn begin_trial(&mut self, verdict: &StoredVerdict) -> Result<()> {
         let Some(candidate) = verdict.version else { return Err(Error::train("a trial without a version")) };
         self.scheduler.serve_beside(weights_of(&self.store, candidate)?)?;
@@ -155,7 +155,7 @@ impl Worker {
         Ok(())
     }
 
-    /// Goes on with what was on trial when the engine closed.
+    /// Resumes a trial that was running when the engine was closed.
     pub(super) fn resume_trial(&mut self) {
         let begun = self.ledger.trial().and_then(|open| match open {
             Some(verdict) if verdict.parent == self.active => self.begin_trial(&verdict),
@@ -176,7 +176,7 @@ impl Worker {
         self.ledger.set_verdict(verdict.id, ruling, record.json())
     }
 
-    /// Hears what was said since the last look, and ends the trial if that decides it.
+    /// Counts new feedback, and ends the trial if that decides it.
     pub(super) fn look_at_trial(&mut self) -> Result<()> {
         let gate = &self.config.gate;
         let (settle, most) = (u64::from(gate.settle) * 1000, gate.user_ratings);
@@ -186,7 +186,7 @@ impl Worker {
         let arm = |version| if version == candidate { Arm::Candidate } else { Arm::Parent };
         for said in self.ledger.ratings_of(versions, on.started, on.heard.0, ROWS)? {
             on.heard.0 = said.id;
-            // One voice must not outweigh many. Users who are not named can't be told apart.
+            // One user must not outweigh many. Anonymous users can't be told apart.
             if let Some(user) = said.user {
                 let count = on.users.entry(user).or_default();
                 *count += 1;
@@ -225,7 +225,7 @@ impl Worker {
         self.end_trial(if promoted { Ruling::Promoted } else { Ruling::Refused }, reason)
     }
 
-    /// Ends the trial, if there is one: the candidate takes the parent's place, or leaves.
+    /// Ends the trial, if there is one: the candidate replaces its parent, or is dropped.
     pub(super) fn end_trial(&mut self, ruling: Ruling, reason: String) -> Result<()> {
         let Some(on) = self.trial.take() else { return Ok(()) };
         let record = VerdictRecord { reason: reason.clone(), ..on.record };
@@ -253,10 +253,10 @@ impl Worker {
         Ok(())
     }
 
-    /// A person chose what serves: that ends a trial too.
+    /// A person chose the version to serve, which ends a trial.
     pub(super) fn trial_overruled(&mut self, version: PolicyVersion) -> Result<()> {
         let Some(on) = self.trial.take_if(|on| on.candidate != version) else {
-            // Whoever promotes the candidate by hand has decided.
+            // Promoting the candidate by hand decides its trial.
             if let Some(on) = self.trial.take() {
                 self.routes.set(None);
                 self.scheduler.leave(on.candidate)?;
@@ -273,7 +273,7 @@ impl Worker {
         self.ledger.set_verdict(on.verdict, Ruling::Refused, record.json())
     }
 
-    /// Watches the active version against its parent, if it was promoted and the settings want that.
+    /// Watches the active version against its parent, if it was promoted and the settings ask for it.
     pub(super) fn begin_watch(&mut self) -> Result<()> {
         self.watched = None;
         if !self.config.gate.watch {
@@ -290,7 +290,7 @@ impl Worker {
         Ok(())
     }
 
-    /// Hears how the active version is rated, and goes back to its parent if it has fallen below it.
+    /// Counts new ratings of the active version, and goes back to its parent if it fell below it.
     pub(super) fn look_back(&mut self) -> Result<()> {
         let Some(watched) = &mut self.watched else { return Ok(()) };
         let (version, parent) = (watched.version, watched.verdict.parent);

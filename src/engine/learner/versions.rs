@@ -1,10 +1,10 @@
-//! Which version the learner goes on from: activated, restored, loaded into the trainer. Never trains.
+//! Which version the learner continues from: activates, restores, and loads versions into the trainer. Never trains.
 
 use super::*;
 use crate::gate::{Examination, Outcome};
 
 impl Worker {
-    /// Takes the trainer's state from the active version's folder, or starts fresh from the initial model.
+    /// Loads the trainer's state from the active version's folder, or starts from the initial model.
     pub(super) fn load_trainer(&mut self) -> Result<()> {
         let Some(Ready { decoder, judge, trainer, .. }) = &mut self.ready else { return Ok(()) };
         *trainer = None;
@@ -35,7 +35,7 @@ impl Worker {
         }
     }
 
-    /// Serves a version because a person says so.
+    /// Serves a version that a person chose.
     pub(super) fn activate(&mut self, version: PolicyVersion, whole: Option<PathBuf>) -> Result<()> {
         self.serve_as(version, whole)?;
         if let Some(verdict) = self.ledger.verdict_of(version)?.filter(|v| v.ruling == Ruling::Proposed) {
@@ -45,7 +45,7 @@ impl Worker {
         self.begin_watch()
     }
 
-    /// Serves a version by its adapter, and goes on from it.
+    /// Serves a version as adapter, and trains on from it.
     pub(super) fn serve(&mut self, version: PolicyVersion) -> Result<()> {
         self.serve_as(version, None)
     }
@@ -57,7 +57,7 @@ impl Worker {
         }
         self.scheduler.swap(weights)?;
         if let Err(error) = self.ledger.set_active(version) {
-            // Serve what is on record, or a restart would change the answers.
+            // Serve the version on record, or a restart would change the answers.
             self.scheduler.swap(weights_of(&self.store, self.active)?)?;
             return Err(error);
         }
@@ -70,7 +70,7 @@ impl Worker {
         Ok(())
     }
 
-    /// Serves the newest version on record. Asked here again which that is: a step may have made one meanwhile.
+    /// Serves the newest version on record, looked up here because a step may have published one meanwhile.
     pub(super) fn sync(&mut self) -> Result<PolicyVersion> {
         let newest = self.ledger.newest_servable()?;
         if self.scheduler.load().versions.last() != Some(&newest) {
@@ -79,7 +79,7 @@ impl Worker {
         Ok(newest)
     }
 
-    /// Trains on from the active version, if that can be.
+    /// Reloads the trainer from the active version, if it can be trained.
     pub(super) fn reload(&mut self) {
         let version = self.active;
         if let Err(error) = self.load_trainer() {
@@ -127,7 +127,7 @@ impl Worker {
             return Err(error);
         }
         if let Err(error) = self.scheduler.swap(weights_of(&self.store, version)?) {
-            // It stays listed, but is not what the next start opens.
+            // It stays listed, but the next start does not open it.
             self.ledger.set_active(parent)?;
             return Err(error);
         }
@@ -140,7 +140,7 @@ impl Worker {
         Ok(version)
     }
 
-    /// Frees the number of a version whose files were written and whose record failed.
+    /// Frees the number of a version whose files were written but whose record failed.
     pub(super) fn discard(&self, version: PolicyVersion) {
         let unknown = |all: Vec<VersionInfo>| all.iter().all(|v| v.version != version);
         match self.ledger.versions().map(unknown) {
@@ -154,7 +154,7 @@ impl Worker {
         }
     }
 
-    /// Removes old versions as configured; never one that is served, nor the one to roll back to.
+    /// Removes old versions as configured, but never the served one or the one to roll back to.
     pub(super) fn prune(&self, parent: PolicyVersion) {
         let mut protected = self.scheduler.load().versions;
         protected.extend([self.active, parent]);

@@ -1,8 +1,8 @@
-//! How long the trainer works, and waits for a core meanwhile. Does none of the work.
+//! Measures how long the trainer works, and how long it waits for a core. Does none of the work.
 
 use super::*;
 
-/// The trainer at work, for the meters.
+/// Measures the trainer's work.
 pub(super) struct Work {
     since: Instant,
     waited: f64,
@@ -24,7 +24,7 @@ impl Worker {
         status.waited_seconds += waited;
     }
 
-    /// Seconds that the trainer's threads have been ready without a core. 0 where the system doesn't say.
+    /// Seconds that the trainer's threads were ready without a core; 0 where the system does not tell.
     fn waited(&self) -> f64 {
         let threads = lock(&self.threads);
         let of = |name: &PathBuf| -> Option<f64> {

@@ -1,5 +1,5 @@
-//! Which waiting feedback makes the next batch, within the rules: two scans that find the same, by answer and by user.
-//! Never marks anything.
+//! Selects waiting feedback for the next batch, within the rules: two scans with the same result, by answer and by
+//! user. Never marks anything.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -11,15 +11,15 @@ use crate::error::Result;
 use crate::ledger::rows;
 use crate::types::RatedGeneration;
 
-/// Waiting rows that limits leave out before a batch is looked for user by user: some 5 ms.
+/// Rows that limits may skip before the search goes user by user: some 5 ms.
 const LEFT_OUT_ROWS: usize = 20_000;
 
-/// At most `max` answers with feedback that waits and counts, each with what the last word of every user says.
+/// At most `max` answers with waiting feedback that counts, each with every user's last rating.
 pub(in crate::ledger) fn pending_batch(db: &Connection, max: usize, rules: &Rules) -> Result<Vec<RatedGeneration>> {
     let mut select = db.prepare_cached("SELECT user, rating, signal, correction FROM feedback WHERE id = ?1")?;
     let mut batch = Vec::new();
     for (answer, ids) in choose(db, max, rules)? {
-        // The last word of each user.
+        // The last rating of each user.
         let mut ratings: BTreeMap<Option<String>, f64> = BTreeMap::new();
         let mut signals: BTreeSet<(Option<String>, String)> = BTreeSet::new();
         let mut last_correction = None;
@@ -49,20 +49,20 @@ pub(in crate::ledger) fn pending_batch(db: &Connection, max: usize, rules: &Rule
     Ok(batch)
 }
 
-/// A piece of feedback that waits.
+/// A piece of waiting feedback.
 struct Waiting {
     answer: i64,
     id: i64,
     user: Option<String>,
 }
 
-/// Which waiting feedback makes the next batch: rows by answer, the oldest answers first, at most `max` answers.
+/// Rows of the next batch, the oldest answers first, at most `max` answers.
 fn choose(db: &Connection, max: usize, rules: &Rules) -> Result<Vec<(i64, Vec<i64>)>> {
     let limited = rules.share < 1.0 && !lone(db)?;
     let cap = |size: usize| if limited { ((rules.share * size as f64) as usize).max(1) } else { usize::MAX };
     let mut chosen = scan(db, max, cap(max), rules)?;
-    // The share is of what the batch comes to be: a smaller batch lowers the cap, which may make it smaller still. What
-    // a lower cap leaves is a part of what a higher one found.
+    // The share is a share of the final batch: a smaller batch lowers the cap, which may make it smaller still. A lower
+    // cap selects a subset of what a higher one does.
     let mut size = max;
     loop {
         let found = answers(&chosen);
@@ -86,8 +86,8 @@ fn choose(db: &Connection, max: usize, rules: &Rules) -> Result<Vec<(i64, Vec<i6
     Ok(batch)
 }
 
-/// Fills a batch with what the share left out and has waited long enough, the oldest answers first: a share may delay,
-/// and must not keep a batch from ever being full.
+/// Fills a batch with feedback that the share left out and that has waited long enough, the oldest answers first: a
+/// share may delay, but must not keep a batch from ever being full.
 fn fill(db: &Connection, chosen: Vec<Waiting>, max: usize, rules: &Rules) -> Result<Vec<Waiting>> {
     let delay_ms = rules.patience_ms.max(rules.delay_ms);
     let late = scan(db, max, usize::MAX, &Rules { delay_ms, ..rules.clone() })?;
@@ -101,12 +101,12 @@ fn fill(db: &Connection, chosen: Vec<Waiting>, max: usize, rules: &Rules) -> Res
     Ok(all.into_values().collect())
 }
 
-/// Different answers among rows that are sorted by them.
+/// Number of distinct answers in rows sorted by answer.
 fn answers(rows: &[Waiting]) -> usize {
     rows.chunk_by(|a, b| a.answer == b.answer).count()
 }
 
-/// Answers that each user has a word in; `None` is whoever gave no name.
+/// Number of answers per user; `None` is all anonymous users.
 #[derive(Default)]
 struct Shares {
     named: HashMap<String, (usize, i64)>,
@@ -114,13 +114,12 @@ struct Shares {
 }
 
 impl Shares {
-    /// Whether this word of a user still fits under the cap: any number of words on one answer are one. Answers come in
-    /// order.
+    /// Whether this feedback of a user fits under the cap; any amount on one answer counts once. Answers come in order.
     fn take(&mut self, answer: i64, user: Option<&str>, cap: usize) -> bool {
         let (count, last) = match user {
             None => &mut self.unnamed,
             Some(user) => {
-                // Looked up first: most rows are of users that are known, and cost no allocation.
+                // Looked up first: most users are known already, and cost no allocation.
                 if !self.named.contains_key(user) {
                     self.named.insert(user.to_owned(), (0, 0));
                 }
@@ -139,7 +138,7 @@ impl Shares {
     }
 }
 
-/// The waiting rows that count with this cap, by answer, up to `max` answers.
+/// The waiting rows that count under this cap, by answer, up to `max` answers.
 fn scan(db: &Connection, max: usize, cap: usize, rules: &Rules) -> Result<Vec<Waiting>> {
     let limits = Limits { max, cap, held: held(db, rules)?, ripe: Ripe::after(rules.delay_ms) };
     match scan_answers(db, &limits)? {
@@ -148,19 +147,19 @@ fn scan(db: &Connection, max: usize, cap: usize, rules: &Rules) -> Result<Vec<Wa
     }
 }
 
-/// What a scan keeps to.
+/// The limits of a scan.
 struct Limits {
-    /// Answers.
+    /// Most answers.
     max: usize,
-    /// Answers of a user.
+    /// Most answers per user.
     cap: usize,
-    /// Users of whom nothing is taken.
+    /// Users whose feedback is held.
     held: BTreeSet<String>,
-    /// When what is taken came in.
+    /// Times of feedback that has waited long enough.
     ripe: Ripe,
 }
 
-/// Looks at the oldest answers first; `None` if limits leave out nearly all that was seen.
+/// Scans the oldest answers first; `None` if limits skip nearly everything.
 fn scan_answers(db: &Connection, limits: &Limits) -> Result<Option<Vec<Waiting>>> {
     let mut select = db.prepare_cached(
         "SELECT generation, id, user FROM feedback INDEXED BY feedback_unused
@@ -180,7 +179,7 @@ fn scan_answers(db: &Connection, limits: &Limits) -> Result<Option<Vec<Waiting>>
     Ok(Some(choice.chosen))
 }
 
-/// Finds the same user by user: of each, only as many answers as could be taken are looked at.
+/// Finds the same user by user: of each, only as many answers as could be taken are read.
 fn scan_users(db: &Connection, limits: &Limits) -> Result<Vec<Waiting>> {
     let mut next = db.prepare_cached(
         "SELECT user FROM feedback INDEXED BY feedback_unused_of_user
@@ -192,7 +191,7 @@ fn scan_users(db: &Connection, limits: &Limits) -> Result<Vec<Waiting>> {
          ORDER BY generation, id",
     )?;
     let mut heads = Vec::new();
-    // First those who gave no name.
+    // First the anonymous users.
     let mut user: Option<String> = None;
     loop {
         if user.as_ref().is_none_or(|user| !limits.held.contains(user)) {
@@ -206,7 +205,7 @@ fn scan_users(db: &Connection, limits: &Limits) -> Result<Vec<Waiting>> {
                 heads.push(Waiting { answer, id, user: user.clone() });
             }
         }
-        // No text sorts between a name and the name with a NUL behind it.
+        // No text sorts between a name and that name followed by NUL.
         let from = user.map_or_else(String::new, |last| last + "\0");
         user = next.query_row([from], |row| row.get(0)).optional()?;
         if user.is_none() {
@@ -223,7 +222,7 @@ fn scan_users(db: &Connection, limits: &Limits) -> Result<Vec<Waiting>> {
     Ok(choice.chosen)
 }
 
-/// Rows taken, offered by answer.
+/// Selected rows, offered by answer.
 #[derive(Default)]
 struct Choice {
     shares: Shares,
@@ -234,7 +233,7 @@ struct Choice {
 enum Offered {
     Taken,
     LeftOut,
-    /// There are as many answers as wanted, and this is of another.
+    /// The batch is full, and this row is of another answer.
     Full,
 }
 
@@ -274,7 +273,7 @@ mod tests {
         }
         let names = [None, Some(""), Some("a"), Some("a\0"), Some("ab"), Some("b"), Some("held")];
         for _ in 0..1500 {
-            // The first answers are nearly all of one user's.
+            // The first answers are nearly all of one user.
             let answer = rng.random_range(0..400);
             let user = if answer < 200 && rng.random_bool(0.9) { Some("b") } else { names[rng.random_range(0..7)] };
             db.execute(

@@ -1,4 +1,4 @@
-//! Whether a piece of feedback that comes in counts. Never looks at what an answer says.
+//! Decides whether incoming feedback counts. Never looks at an answer's text.
 
 use rusqlite::Connection;
 
@@ -9,7 +9,7 @@ use crate::ledger::rows;
 use crate::system::unix_millis;
 use crate::types::NewFeedback;
 
-/// Why a piece of feedback that could teach doesn't, if so.
+/// Why feedback that could train does not count, if so.
 pub(in crate::ledger) fn left_out(
     db: &Connection,
     rules: &Rules,
@@ -31,7 +31,7 @@ pub(in crate::ledger) fn left_out(
                 "SELECT count(*) FROM (SELECT 1 FROM feedback INDEXED BY feedback_of_user
                  WHERE user IS ?1 AND created >= ?2 AND created < ?4 AND teaches = 1 LIMIT ?3)",
             )?
-            // What was written while the clock was ahead is of no hour that has begun.
+            // Rows written while the clock was ahead belong to no hour that has begun.
             .query_row((&f.user, hour, rules.hourly, hour + rows::signed(HOUR_MS)), |row| row.get(0))?;
         if counted >= rules.hourly {
             return Ok(Some("over the user's limit of this hour"));

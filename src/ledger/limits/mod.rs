@@ -1,5 +1,5 @@
-//! How much of what is said counts, so that nobody bends the model alone. Everything is kept; marks say what teaches.
-//! Never looks at what an answer says.
+//! Limits on whose feedback counts, so that nobody bends the model alone. Everything is kept; marks say what trains.
+//! Never looks at an answer's text.
 
 mod batch;
 mod intake;

@@ -1,4 +1,4 @@
-//! Which preferences and corrections make the pairs of a reward model, within the rules. Never trains on one.
+//! Selects preferences and corrections as pairs for the reward model, within the rules. Never trains on one.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -12,15 +12,15 @@ use crate::ids::GenerationKind;
 use crate::ledger::rows::{self, PairAnswer, StoredPair};
 use crate::types::{TokenId, UnixMillis};
 
-/// A pair, and what decides whether it counts.
+/// A pair with the facts that decide whether it counts.
 struct PairRow {
     pair: StoredPair,
     created: UnixMillis,
-    /// An operator brought it in.
+    /// Whether an operator imported it.
     imported: bool,
 }
 
-/// All pairs that count, preferences before corrections, each kind oldest first.
+/// All pairs that count, preferences before corrections, the oldest first within each.
 pub(in crate::ledger) fn pairs(db: &Connection, rules: &Rules) -> Result<Vec<StoredPair>> {
     let mut found = Vec::new();
     let mut select = db.prepare_cached(
@@ -62,7 +62,7 @@ pub(in crate::ledger) fn pairs(db: &Connection, rules: &Rules) -> Result<Vec<Sto
     countable(db, found, rules)
 }
 
-/// The pairs that count, in their order.
+/// The pairs that count, in order.
 fn countable(db: &Connection, mut all: Vec<PairRow>, rules: &Rules) -> Result<Vec<StoredPair>> {
     let (held, ripe) = (held(db, rules)?, Ripe::after(rules.delay_ms));
     let mut said = HashSet::new();
@@ -83,7 +83,7 @@ fn countable(db: &Connection, mut all: Vec<PairRow>, rules: &Rules) -> Result<Ve
             c.imported || rules.hourly == 0 || *counted <= rules.hourly
         });
         let mut left = shares(&all, rules.share);
-        // The newest of each, where not all fit.
+        // The newest of each user, if not all fit.
         all.reverse();
         all.retain(|c| {
             let Some(left) = left.get_mut(&c.pair.user).filter(|_| !c.imported) else { return c.imported };
@@ -96,7 +96,7 @@ fn countable(db: &Connection, mut all: Vec<PairRow>, rules: &Rules) -> Result<Ve
     Ok(all.into_iter().map(|c| c.pair).collect())
 }
 
-/// How many pairs each user has in a set of which none has more than `share`.
+/// Number of pairs per user in a set in which none has more than `share`.
 fn shares(all: &[PairRow], share: f64) -> BTreeMap<Option<String>, usize> {
     let mut counts: BTreeMap<Option<String>, usize> = BTreeMap::new();
     for c in all.iter().filter(|c| !c.imported) {
@@ -104,7 +104,7 @@ fn shares(all: &[PairRow], share: f64) -> BTreeMap<Option<String>, usize> {
     }
     let imported = all.iter().filter(|c| c.imported).count();
     let mut size = all.len();
-    // As for a batch: the share is of what the set comes to be.
+    // As for a batch, the share is a share of the final set.
     loop {
         let cap = if share >= 1.0 { usize::MAX } else { ((share * size as f64) as usize).max(1) };
         counts.values_mut().for_each(|count| *count = (*count).min(cap));

@@ -1,4 +1,4 @@
-//! Users who disagree with everyone: counted, listed for a person, and what that person decided. Never decides itself.
+//! Users who disagree with everyone: counts and lists them, and records what a person decided. Never decides itself.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -15,7 +15,7 @@ use crate::types::{NewFeedback, Signal};
 /// Most earlier ratings of an answer that a new one is compared with.
 const COMPARED: u32 = 16;
 
-/// What a person decided about a user whose feedback was held.
+/// A person's decision about a user.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ReviewVerdict {
@@ -23,7 +23,7 @@ pub enum ReviewVerdict {
     Trust,
     /// The user's feedback waits.
     Hold,
-    /// The user's feedback is left out: what waits, and what comes later.
+    /// The user's feedback is left out: what is waiting, and what comes later.
     Reject,
 }
 
@@ -40,19 +40,19 @@ impl ReviewVerdict {
 /// A user on the review list.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReviewEntry {
-    /// The name of the user.
+    /// The user's name.
     pub user: String,
-    /// Ratings that could be compared with another user's of the same answer.
+    /// Number of ratings compared with another user's of the same answer.
     pub compared: u64,
-    /// Of those, ratings of the other sign.
+    /// Number of those with the opposite sign.
     pub disagreed: u64,
-    /// Pieces of the user's feedback that wait.
+    /// Number of the user's waiting pieces of feedback.
     pub waiting: u64,
-    /// What was decided last; `None` if nobody has looked.
+    /// The last decision; `None` if nobody has decided.
     pub verdict: Option<ReviewVerdict>,
 }
 
-/// Counts how a rating agrees with other users' of the same answer, for both sides. `content` is what it is about.
+/// Counts how a rating agrees with other users' of the same answer, for both sides. `content` identifies the answer.
 pub(in crate::ledger) fn compare(db: &Connection, f: &NewFeedback, content: i64) -> Result<()> {
     let (Signal::Rating(rating), Some(user)) = (&f.signal, &f.user) else { return Ok(()) };
     let again = db
@@ -97,7 +97,7 @@ pub(super) fn verdict(db: &Connection, user: &str) -> Result<Option<ReviewVerdic
     word.map(known).transpose()
 }
 
-/// Users whose feedback waits for a person: flagged ones and those on hold, with what was decided.
+/// Users whose feedback waits for review: flagged ones and those on hold, with the decisions.
 pub(in crate::ledger) fn reviews(db: &Connection, rules: &Rules) -> Result<Vec<ReviewEntry>> {
     let mut waiting = db.prepare_cached(
         "SELECT count(*) FROM feedback INDEXED BY feedback_unused_of_user
@@ -111,7 +111,7 @@ pub(in crate::ledger) fn reviews(db: &Connection, rules: &Rules) -> Result<Vec<R
     Ok(all)
 }
 
-/// As [`reviews`], with what waits of theirs not counted.
+/// As [`reviews`], without counting their waiting feedback.
 fn on_list(db: &Connection, rules: &Rules) -> Result<Vec<ReviewEntry>> {
     let mut select = db.prepare_cached(
         "SELECT user, compared, disagreed FROM agreement
@@ -137,7 +137,7 @@ pub(super) fn held(db: &Connection, rules: &Rules) -> Result<BTreeSet<String>> {
     Ok(all.into_iter().filter(|e| e.verdict != Some(ReviewVerdict::Trust)).map(|e| e.user).collect())
 }
 
-/// Records a decision; returns how many answers have nothing waiting any more.
+/// Records a decision; returns how many answers no longer have feedback waiting.
 pub(in crate::ledger) fn review(db: &Connection, user: &str, verdict: ReviewVerdict) -> Result<u64> {
     db.prepare_cached("INSERT INTO reviews (user, verdict, created) VALUES (?1, ?2, ?3)")?.execute((
         user,

@@ -1,5 +1,5 @@
-//! What counts, as values: the settings of limits, and the two questions about users that they begin with. Never
-//! changes a row.
+//! The rules about whose feedback counts, as values, and the two questions about users that come first. Never changes a
+//! row.
 
 use std::collections::BTreeSet;
 
@@ -11,32 +11,32 @@ use crate::ledger::rows;
 use crate::system::unix_millis;
 use crate::types::UnixMillis;
 
-/// The clock hour of the limits.
+/// The hour that the hourly limit counts in.
 pub(super) const HOUR_MS: UnixMillis = 3_600_000;
 
-/// What counts. The default counts everything. Limits of share and time begin with the second user: where one person is
-/// the only one, there is nobody to protect. Feedback without a user is taken as one user's.
+/// Rules about whose feedback counts; the default counts everything. Limits of share and time begin with the second
+/// user: where only one person rates, there is nobody to protect. Anonymous feedback counts as one user's.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Rules {
-    /// Pieces of feedback of one user in a clock hour that count; 0 is no limit.
+    /// Most pieces of feedback of one user that count in a clock hour; 0 is no limit.
     pub hourly: u32,
     /// Largest share of one user in a batch; 1 is no limit.
     pub share: f64,
-    /// How long what a share leaves out waits before it fills a batch that isn't full without it, in milliseconds; 0 is
-    /// without end.
+    /// How long feedback that a share leaves out waits before it fills a batch that isn't full without it, in
+    /// milliseconds; 0 is for ever.
     pub patience_ms: u64,
     /// How long feedback waits before it is used, in milliseconds.
     pub delay_ms: u64,
     /// Count a user's repeated feedback once while it is pending: the same words about the same answer to the same
     /// prompt.
     pub duplicates_once: bool,
-    /// Comparisons with others after which a user can be flagged; 0 flags nobody.
+    /// Comparisons with other users after which a user can be flagged; 0 flags nobody.
     pub flag_after: u32,
-    /// Share of comparisons that must disagree.
+    /// Share of comparisons that must disagree for a flag.
     pub flag_share: f64,
-    /// Named signals that teach.
+    /// Named signals that train.
     pub signals: BTreeSet<String>,
-    /// Whether corrections teach as samples.
+    /// Whether corrections become training samples.
     pub corrections: bool,
 }
 
@@ -57,7 +57,7 @@ impl Default for Rules {
 }
 
 impl Rules {
-    /// What counts, by the settings.
+    /// The rules in the settings.
     ///
     /// # Errors
     /// `Arg` for signals that are not names with weights.
@@ -77,8 +77,8 @@ impl Rules {
     }
 }
 
-/// Which times are long enough ago. One of the future is: the clock was ahead when it was written, and it must not wait
-/// until that time comes.
+/// Which times are long enough ago. Times in the future are too: they were written while the clock was ahead, and must
+/// not wait until then.
 #[derive(Clone, Copy)]
 pub(super) struct Ripe {
     pub(super) until: i64,
@@ -86,7 +86,7 @@ pub(super) struct Ripe {
 }
 
 impl Ripe {
-    /// What came in at least `delay_ms` ago. Without a delay all of it, whatever the clock says.
+    /// Feedback received at least `delay_ms` ago. Without a delay, all feedback, whatever the clock says.
     pub(super) fn after(delay_ms: u64) -> Self {
         let now = unix_millis();
         let until = if delay_ms == 0 { i64::MAX } else { rows::signed(now.saturating_sub(delay_ms)) };
@@ -99,7 +99,7 @@ impl Ripe {
     }
 }
 
-/// Whether anyone but `user` ever said anything.
+/// Whether anyone but `user` has ever given feedback.
 pub(super) fn has_others(db: &Connection, user: Option<&str>) -> Result<bool> {
     for order in ["ASC", "DESC"] {
         let end: Option<Option<String>> = db
@@ -113,7 +113,7 @@ pub(super) fn has_others(db: &Connection, user: Option<&str>) -> Result<bool> {
     Ok(false)
 }
 
-/// Whether one user said all there is.
+/// Whether all feedback is of one user.
 pub(super) fn lone(db: &Connection) -> Result<bool> {
     let first: Option<Option<String>> = db
         .prepare_cached("SELECT user FROM feedback ORDER BY user LIMIT 1")?

@@ -1,4 +1,4 @@
-//! SwiGLU and GELU. Never keeps anything but their inputs for the backward pass.
+//! SwiGLU and GELU. Keep only their inputs for the backward pass.
 
 use super::cpu::{Values, exp, result, rows, sigmoid, slice, tensor};
 use super::{cpu, plain};
@@ -16,7 +16,7 @@ pub fn swiglu(gate: &Tensor, up: &Tensor) -> crate::Result<Tensor> {
     Ok(gate.contiguous()?.apply_op2(&up.contiguous()?, Swiglu)?)
 }
 
-/// GELU in its tanh form, as ggml computes it.
+/// GELU in its tanh approximation, as in ggml.
 pub fn gelu(x: &Tensor) -> crate::Result<Tensor> {
     if !cpu::takes(x) {
         return plain::gelu(x);
@@ -63,14 +63,14 @@ impl CustomOp2 for Swiglu {
     }
 }
 
-/// Gradients of gate and up.
+/// Gradients with respect to gate and up.
 #[inline(always)]
 pub fn swiglu_backward(g: f32, u: f32, dy: f32) -> (f32, f32) {
     let s = sigmoid(g);
     (dy * u * s * (1.0 + g * (1.0 - s)), dy * g * s)
 }
 
-/// GELU in its tanh form.
+/// GELU in its tanh approximation.
 pub struct Gelu;
 
 const ROOT: f32 = 0.797_884_6; // sqrt(2 / π)

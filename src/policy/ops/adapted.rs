@@ -1,4 +1,5 @@
-//! What a linear layer is made of: frozen weight, bias, low-rank update, and whether they fit. Never multiplies.
+//! The arguments of a linear layer: frozen weight, bias, low-rank update, with the checks of their shapes. Never
+//! multiplies.
 
 use super::frozen::Frozen;
 use crate::error::{Error, Result};
@@ -15,18 +16,18 @@ pub struct LoraPair<'a> {
     pub scale: f64,
 }
 
-/// A linear layer as [`linear`] takes it.
+/// The arguments of [`linear`].
 #[derive(Clone, Copy, Debug)]
 pub struct Adapted<'a> {
     /// `[out, in]`.
     pub weight: &'a Frozen,
     /// `[out]`, frozen.
     pub bias: Option<&'a Tensor>,
-    /// Its low-rank update.
+    /// The low-rank update.
     pub lora: Option<LoraPair<'a>>,
 }
 
-/// Errors with what was expected if the layer does not take an input of this shape.
+/// Errors, with what was expected, if the layer does not accept an input of this shape.
 pub(super) fn check(x: &[usize], layer: &Adapted) -> Result<()> {
     let (out, inp) = (layer.weight.out_features(), layer.weight.in_features());
     if x.len() != 2 || x[1] != inp {

@@ -1,5 +1,5 @@
-//! Causal attention with grouped heads over packed sequences. Never keeps scores: the backward pass makes them again
-//! from queries, keys and one log-sum a row. Memory grows with the tokens, never with their square.
+//! Causal attention with grouped heads over packed sequences. Never stores scores: the backward pass recomputes them
+//! from queries, keys and one log-sum per row, so memory grows linearly with the tokens.
 
 use super::accumulate::{Begin, Run};
 use super::cpu::{Values, exp, result, rows, slice, sum, tensor};
@@ -12,7 +12,7 @@ use std::sync::OnceLock;
 
 /// Causal attention inside each sequence: `q [N, H, D]`, `k` and `v [N, Hkv, D]` to `[N, H, D]`.
 ///
-/// Sequence `i` is rows `starts[i]..starts[i + 1]`; `starts` begins with 0 and ends with N. H is a multiple of Hkv.
+/// Sequence `i` is rows `starts[i]..starts[i + 1]`; `starts` begins with 0 and ends with N. Hkv divides H.
 pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, starts: &[usize], scale: f32) -> crate::Result<Tensor> {
     let (n, h, d) = match q.dims() {
         &[n, h, d] => (n, h, d),
@@ -44,19 +44,19 @@ pub(super) fn check_starts(op: &str, starts: &[usize], n: usize) -> crate::Resul
     Ok(())
 }
 
-/// Rows of queries (tokens × heads of a group) that meet the keys at once.
+/// Rows of queries (tokens × heads of a group) per block.
 const ROWS: usize = 96;
-/// Most tokens whose queries are one task: a single long sequence has work for every core, and the same parts on any
-/// number.
+/// Most tokens whose queries make one task: even a single long sequence is divided among the cores, in the same way for
+/// any number of them.
 const PIECE: usize = 128;
 
-/// Gradients of queries, keys and values.
+/// Gradients with respect to queries, keys and values.
 type Slopes = (Vec<f32>, Vec<f32>, Vec<f32>);
 
-/// Which rows are whose.
+/// The shapes of the operation.
 #[derive(Clone, Debug)]
 pub struct Shapes {
-    /// Borders of the sequences.
+    /// Boundaries of the sequences.
     pub starts: Vec<usize>,
     pub heads: usize,
     pub kv_heads: usize,
@@ -64,13 +64,13 @@ pub struct Shapes {
     pub scale: f32,
 }
 
-/// A part of a sequence and one of its key heads: all query heads that read it, of these tokens, with all keys before
+/// A piece of a sequence with one of its key heads: all query heads that read it, for these tokens, with all keys up to
 /// them.
 struct Task<'a> {
     shapes: &'a Shapes,
-    /// Where the sequence begins.
+    /// First row of the sequence.
     start: usize,
-    /// The part, in tokens of the sequence.
+    /// First token of the piece, within the sequence.
     first: usize,
     count: usize,
     kv: usize,
@@ -85,7 +85,7 @@ impl Shapes {
         self.starts.last().copied().unwrap_or(0)
     }
 
-    /// In the order of the tokens, for each part all key heads.
+    /// In the order of the tokens, and for each piece all key heads.
     fn tasks(&self) -> Vec<Task<'_>> {
         let mut tasks = Vec::new();
         for (start, end) in self.starts.windows(2).map(|w| (w[0], w[1])) {
@@ -97,7 +97,7 @@ impl Shapes {
         tasks
     }
 
-    /// Lays the tasks' results, each `[heads of the task][count][width]`, out as `[N, heads, width]`.
+    /// Arranges the tasks' results, each `[heads of the task][count][width]`, as `[N, heads, width]`.
     fn gather(&self, tasks: &[Task], parts: &[&[f32]], per_task: usize, width: usize) -> Vec<f32> {
         let heads = per_task * self.kv_heads;
         let mut out = vec![0f32; self.tokens() * heads * width];
@@ -119,14 +119,14 @@ impl Shapes {
         out
     }
 
-    /// Adds up what the tasks say of keys, each `[tokens up to the part's end][dim]`, to `[N, kv heads, dim]`.
+    /// Sums the tasks' gradients of keys, each `[tokens up to the piece's end][dim]`, to `[N, kv heads, dim]`.
     fn sum(&self, tasks: &[Task], parts: &[&[f32]]) -> Vec<f32> {
         let width = self.kv_heads * self.dim;
         let mut out = vec![0f32; self.tokens() * width];
         rows(&mut out, width, |first, block| {
             for (i, token) in block.chunks_exact_mut(width).enumerate() {
                 let row = first + i;
-                // A key is read by its own part and the later ones of its sequence.
+                // A key is read by its own piece and by later ones of its sequence.
                 let own = tasks.partition_point(|t| t.end() <= row);
                 let start = tasks[own].start;
                 for (task, part) in tasks[own..].iter().zip(&parts[own..]).take_while(|(t, _)| t.start == start) {
@@ -140,13 +140,13 @@ impl Shapes {
 }
 
 impl Task<'_> {
-    /// Behind the part's last row of the packed tokens.
+    /// One past the piece's last row of the packed tokens.
     fn end(&self) -> usize {
         self.start + self.first + self.count
     }
 
-    /// Calls `f(first token of the part, tokens, all query heads of these as one matrix [heads · tokens, dim])` block
-    /// by block.
+    /// Calls `f(first token of the block, tokens, all query heads of these as one matrix [heads · tokens, dim])` for
+    /// each block.
     fn blocks(&self, q: &Mat, mut f: impl FnMut(usize, usize, &Mat)) {
         let step = (ROWS / self.shapes.group()).max(1);
         for first in (0..self.count).step_by(step) {
@@ -155,7 +155,7 @@ impl Task<'_> {
         }
     }
 
-    /// Heads of the group one below the other, `tokens` rows each.
+    /// The heads of the group stacked, `tokens` rows each.
     fn queries(&self, q: &Mat, first: usize, tokens: usize) -> Mat {
         let (group, dim) = (self.shapes.group(), self.shapes.dim);
         let mut block = Mat::zeros(q.precision(), group * tokens, dim);
@@ -166,7 +166,7 @@ impl Task<'_> {
         block
     }
 
-    /// Of all tokens that the part sees.
+    /// The keys of all tokens that the piece sees.
     fn keys(&self, k: &Mat) -> Mat {
         k.cut((self.start, self.kv * self.shapes.dim), self.first + self.count, self.shapes.dim)
     }
@@ -204,8 +204,8 @@ impl Task<'_> {
         (out, log_sums)
     }
 
-    /// `(dq [group][count][dim], dk and dv [tokens that the part sees][dim])`. Works on transposed scores, `[keys,
-    /// queries]`, so that the three sums over queries and keys read them as they are.
+    /// `(dq [group][count][dim], dk and dv [tokens that the piece sees][dim])`. Works on transposed scores, `[keys,
+    /// queries]`, which all three products can read directly.
     fn backward(&self, q: &Mat, k: &Mat, v: &Mat, dout: &Mat, log_sums: &[f32]) -> Slopes {
         let (dim, count, group, scale) = (self.shapes.dim, self.count, self.shapes.group(), self.shapes.scale);
         let (k, v) = (self.keys(k), self.keys(v));
@@ -279,7 +279,7 @@ pub fn backward(shapes: &Shapes, q: &Mat, k: &Mat, v: &Mat, dout: &Mat, log_sums
 /// The operation on f32 tensors.
 pub struct Attention {
     pub shapes: Shapes,
-    /// Of the forward pass, `[N, H]`.
+    /// From the forward pass, `[N, H]`.
     pub log_sums: OnceLock<Vec<f32>>,
 }
 

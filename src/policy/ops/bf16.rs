@@ -1,29 +1,29 @@
-//! Matrix products of bf16 operands with f32 sums, on AVX512-BF16. Never rounds a sum and never knows a model.
+//! Matrix products of bf16 operands with f32 sums, on AVX512-BF16. Never rounds a sum, and knows no model.
 //!
-//! One micro-kernel makes 14 × 32 results at a time. The right operand is packed panel by panel (32 columns, the
-//! contraction in pairs) just before its use, from row-major bf16 in either direction; a frozen weight is packed once
-//! for both, `x Wᵀ` and `dy W`, since packing it again and again was a tenth of a training step. Every result is one
-//! sum in a fixed order: the partition never changes a bit.
+//! One call of the micro-kernel computes 14 × 32 results. The right operand is packed panel by panel (32 columns, in
+//! pairs along the contraction) just before use, from row-major bf16 in either direction. A frozen weight is packed
+//! once for both, `x Wᵀ` and `dy W`, since repacking it took a tenth of a training step. Every result is one sum in a
+//! fixed order, so the partition never changes a bit.
 
 use super::accumulate::{Begin, Run};
 use rayon::prelude::*;
 use std::arch::x86_64::*;
 
-/// Rows of the left operand that a kernel call takes.
+/// Rows of the left operand per kernel call.
 const ROWS: usize = 14;
-/// Columns of a panel.
+/// Columns per panel.
 const PANEL: usize = 32;
 /// Most parts of a right operand: a weight and its update.
 const PARTS: usize = 2;
 
-/// Whether this processor has what the kernels need.
+/// Whether this processor has the required instructions.
 pub fn available() -> bool {
     is_x86_feature_detected!("avx512f")
         && is_x86_feature_detected!("avx512bw")
         && is_x86_feature_detected!("avx512bf16")
 }
 
-/// `from · scale` to bf16, nearest even; a NaN stays a NaN, a denormal becomes zero.
+/// Rounds `from · scale` to bf16, to nearest even; NaN stays NaN, denormals become zero.
 pub fn round(from: &[f32], scale: f32, to: &mut [u16]) {
     assert!(available() && from.len() == to.len(), "bf16: rounding {} values to {}", from.len(), to.len());
     // SAFETY: the features were just checked.
@@ -46,7 +46,7 @@ unsafe fn round_vectors(from: &[f32], scale: f32, to: &mut [u16]) {
     }
 }
 
-/// Row-major bf16 values: `rows` rows of `cols` values at distance `stride`, which is even. The last row may end early.
+/// Row-major bf16 values: `rows` rows of `cols` values, `stride` apart, which is even. The last row may end early.
 #[derive(Clone, Copy)]
 pub struct Rows<'a> {
     pub data: &'a [u16],
@@ -64,7 +64,7 @@ impl Rows<'_> {
     }
 }
 
-/// A matrix that was packed once, to be read as its transpose and straight.
+/// A matrix packed once, to be read transposed and straight.
 #[derive(Clone, Debug)]
 pub struct Panels {
     rows: usize,
@@ -76,7 +76,7 @@ pub struct Panels {
 }
 
 impl Panels {
-    /// Packs all of a matrix.
+    /// Packs a whole matrix.
     pub fn new(rows: Rows) -> Self {
         assert!(available(), "bf16 panels");
         rows.check();
@@ -91,7 +91,7 @@ impl Panels {
         Self { rows: rows.rows, cols: rows.cols, transposed, straight }
     }
 
-    /// Writes the first values of a row to `to`.
+    /// Reads the first values of a row into `to`.
     pub fn read_row(&self, row: usize, to: &mut [f32]) {
         let pairs = self.cols.div_ceil(2);
         let panel = &self.transposed[row / PANEL * pairs * PANEL..][..pairs * PANEL];
@@ -102,16 +102,16 @@ impl Panels {
     }
 }
 
-/// Where a part of the right operand comes from.
+/// The source of a part of the right operand.
 #[derive(Clone, Copy)]
 pub enum Operand<'a> {
-    /// Packed panel by panel as it is needed.
+    /// Packed panel by panel when needed.
     Loose(Rows<'a>),
-    /// Rows `first..first + rows` of what is packed. Transposed, they begin at a panel; straight, at a pair.
+    /// Rows `first..first + rows` of a packed matrix. Transposed ones begin at a panel, straight ones at a pair.
     Ready { panels: &'a Panels, first: usize, rows: usize },
 }
 
-/// A part of the right operand, read as its transpose or straight.
+/// A part of the right operand, read transposed or straight.
 #[derive(Clone, Copy)]
 pub struct Packed<'a> {
     pub operand: Operand<'a>,
@@ -127,7 +127,7 @@ impl<'a> Packed<'a> {
         if self.transposed { cols.div_ceil(2) } else { rows.div_ceil(2) }
     }
 
-    /// Panics if the kernel would read values that are not the operand's.
+    /// Panics if the kernel would read outside the operand.
     fn check(&self) {
         match self.operand {
             Operand::Loose(rows) => rows.check(),
@@ -139,7 +139,7 @@ impl<'a> Packed<'a> {
         }
     }
 
-    /// The panel of 32 columns from `first_col` on, if it is packed already.
+    /// The panel of 32 columns from `first_col` on, if it is already packed.
     fn ready(&self, first_col: usize) -> Option<&'a [u32]> {
         let Operand::Ready { panels, first, .. } = self.operand else { return None };
         let len = self.pairs() * PANEL;
@@ -150,7 +150,7 @@ impl<'a> Packed<'a> {
         })
     }
 
-    /// Packs 32 columns from `first` on as `[pairs][32]` pairs; what is outside the matrix is zero.
+    /// Packs 32 columns from `first` on as `[pairs][32]` pairs; positions outside the matrix are zero.
     fn pack(&self, rows: Rows, first: usize, panel: &mut [u32]) {
         assert!(panel.len() == self.pairs() * PANEL);
         // SAFETY: the callers checked the features and the operand; both functions mask their reads to its rows.
@@ -162,7 +162,7 @@ impl<'a> Packed<'a> {
     }
 }
 
-/// Where results go.
+/// The output pointer.
 struct Out(*mut f32);
 // SAFETY: tasks write disjoint elements, see `product`.
 unsafe impl Sync for Out {}
@@ -175,7 +175,7 @@ pub fn product(a: Rows, rights: &[Packed], begin: Begin, c: &mut [f32], n: usize
     a.check();
     rights.iter().for_each(Packed::check);
     let panels = n.div_ceil(PANEL);
-    // Few panels: split the rows as well, so that two cores have work.
+    // With few panels, the rows are split as well, so that two cores have work.
     let block = if panels >= 8 || run == Run::Here { a.rows } else { ROWS * 16 };
     let blocks = a.rows.div_ceil(block);
     let out = Out(c.as_mut_ptr());
@@ -236,17 +236,17 @@ pub fn product(a: Rows, rights: &[Packed], begin: Begin, c: &mut [f32], n: usize
 
 /// The operands of one kernel call.
 struct Tile<'a> {
-    /// Pairs of the left operand; `distance` of them from row to row.
+    /// Pairs of the left operand; rows are `distance` pairs apart.
     a: *const i32,
     distance: usize,
-    /// Each `[pairs][32]` pairs, one behind the other along the contraction.
+    /// Each `[pairs][32]` pairs, consecutive along the contraction.
     parts: &'a [&'a [u32]; PARTS],
     bias: &'a [f32; PANEL],
-    /// `cols` values in rows of `ldc`.
+    /// `cols` values per row, rows `ldc` apart.
     c: *mut f32,
     ldc: usize,
     cols: usize,
-    /// Whether to add to what `c` holds.
+    /// Whether to add to the values in `c`.
     add: bool,
 }
 
@@ -268,7 +268,7 @@ impl Tile<'_> {
         dispatch!(1 2 3 4 5 6 7 8 9 10 11 12 13 14)
     }
 
-    /// `R × 16 V` results over the whole contraction.
+    /// Computes `R × 16 V` results over the whole contraction.
     ///
     /// # Safety
     /// As [`Tile::run`].
@@ -315,7 +315,7 @@ impl Tile<'_> {
     }
 }
 
-/// Rows `first..` of `m` become columns: transposes blocks of 16 × 16 pairs.
+/// Packs rows `first..` of `m` as columns: transposes blocks of 16 × 16 pairs.
 ///
 /// # Safety
 /// Needs AVX-512F; `panel` has a pair for each two columns of `m`, times 32.
@@ -344,7 +344,7 @@ unsafe fn pack_transposed(m: Rows, first: usize, panel: &mut [u32]) {
     }
 }
 
-/// Transposes 16 × 16 values of 32 bits.
+/// Transposes 16 × 16 32-bit values.
 #[target_feature(enable = "avx512f")]
 #[inline]
 fn transpose(mut r: [__m512i; 16]) -> [__m512i; 16] {
@@ -372,7 +372,7 @@ fn transpose(mut r: [__m512i; 16]) -> [__m512i; 16] {
     r
 }
 
-/// Columns `first..` of `m`: interleaves each two rows.
+/// Packs columns `first..` of `m`: interleaves each two rows.
 ///
 /// # Safety
 /// Needs AVX-512F and BW; `panel` has `m.rows / 2` (rounded up) `× 32` pairs.

@@ -1,10 +1,10 @@
-//! What the fused operations share: views of tensors as slices, rows in parallel, a fast exponential. Never a product.
+//! Helpers of the fused operations: tensors as slices, rows in parallel, a fast exponential. Never a product.
 
 use candle_core::{CpuStorage, DType, Device, Layout, Result, Shape, Storage, StorageRef, Tensor, bail};
 use rayon::prelude::*;
 use std::ops::Deref;
 
-/// Whether the fused form takes this tensor.
+/// Whether the fused form accepts this tensor.
 pub fn takes(t: &Tensor) -> bool {
     t.device().is_cpu() && t.dtype() == DType::F32
 }
@@ -22,7 +22,7 @@ fn storage_dtype(storage: &CpuStorage) -> DType {
     storage.dtype()
 }
 
-/// The values of a contiguous f32 tensor on the CPU, for as long as they are needed.
+/// The values of a contiguous f32 tensor on the CPU, borrowed.
 pub struct Values<'a> {
     guard: StorageRef<'a>,
     start: usize,
@@ -50,12 +50,12 @@ impl Deref for Values<'_> {
     }
 }
 
-/// A result on its way into the graph.
+/// The result of an operation, for the graph.
 pub fn result(values: Vec<f32>, shape: &Shape) -> Result<(CpuStorage, Shape)> {
     Ok((CpuStorage::F32(values), shape.clone()))
 }
 
-/// A gradient.
+/// A gradient as a tensor.
 pub fn tensor(values: Vec<f32>, shape: impl Into<Shape>) -> Result<Tensor> {
     Tensor::from_vec(values, shape.into(), &Device::Cpu)
 }
@@ -69,7 +69,7 @@ pub fn rows(out: &mut [f32], width: usize, f: impl Fn(usize, &mut [f32]) + Sync)
     out.par_chunks_mut(block * width).enumerate().for_each(|(i, part)| f(i * block, part));
 }
 
-/// `eˣ` to about 1e-7 relative, written so that loops over it become vector code. Below -87 it is about 1e-38.
+/// `eˣ` to about 1e-7 relative, written so that loops over it are vectorized. Below -87 it is about 1e-38.
 #[inline(always)]
 pub fn exp(x: f32) -> f32 {
     const MAGIC: f32 = 12_582_912.0; // 1.5 · 2²³: adding it rounds to an integer, kept in the low bits
@@ -91,7 +91,7 @@ pub fn sigmoid(x: f32) -> f32 {
     1.0 / (1.0 + exp(-x))
 }
 
-/// Sum in sixteen interleaved parts: fixed order, vector speed.
+/// A sum in sixteen interleaved parts: in a fixed order, and vectorized.
 #[inline(always)]
 pub fn sum(n: usize, f: impl Fn(usize) -> f32) -> f32 {
     let mut parts = [0f32; 16];

@@ -1,5 +1,5 @@
 //! The gated feed-forward block with its norm and residual as one operation. Keeps gate and up in the weights'
-//! precision and makes the rest again in the backward pass.
+//! precision, and recomputes the rest in the backward pass.
 
 use super::accumulate::{Begin, Run};
 use super::activation::{swiglu, swiglu_backward};
@@ -29,8 +29,8 @@ pub struct FeedForward<'a> {
     pub down: Adapted<'a>,
 }
 
-/// `x + down(silu(gate(n)) · up(n))` with `n = rms_norm(x)`, `[N, E]`: the composition of the other operations, and on
-/// the CPU one operation that keeps a third of their memory.
+/// `x + down(silu(gate(n)) · up(n))` with `n = rms_norm(x)`, `[N, E]`: composed of the other operations, or on the CPU
+/// one operation that keeps a third of their memory.
 pub fn feed_forward(x: &Tensor, block: &FeedForward) -> crate::Result<Tensor> {
     norm::check("feed_forward", x, block.norm)?;
     let (n, inner) = (x.dims()[0], block.gate.weight.out_features());
@@ -64,11 +64,11 @@ pub struct FusedFeedForward {
     pub kept: OnceLock<Vec<Kept>>,
 }
 
-/// Of one task's rows.
+/// What one task keeps for the backward pass.
 pub struct Kept {
     gate: Mat,
     up: Mat,
-    /// `u` of the three layers.
+    /// `u` of the three layers; see [`super::linear`].
     low: [Vec<f32>; 3],
 }
 

@@ -1,4 +1,4 @@
-//! Frozen weights, which never get a gradient, and the rows of one as embeddings. Never multiplies.
+//! Frozen weights, which never get a gradient, and embedding lookups in them. Never multiplies.
 
 use super::bf16;
 use super::cpu;
@@ -61,7 +61,7 @@ impl Frozen {
         }
     }
 
-    /// The stored values as f32 `[out, in]`.
+    /// The stored values as f32, `[out, in]`.
     pub fn weight_f32(&self) -> Result<Tensor> {
         match &self.store {
             Store::Cpu(mat) => rows_of(mat, 0..mat.rows()),
@@ -69,7 +69,7 @@ impl Frozen {
         }
     }
 
-    /// The matrix for a fused operation on `x`.
+    /// The matrix, if a fused operation on `x` can use it.
     pub(super) fn fused(&self, x: &Tensor) -> Option<&Arc<Mat>> {
         match &self.store {
             Store::Cpu(mat) if cpu::takes(x) => Some(mat),
@@ -77,7 +77,7 @@ impl Frozen {
         }
     }
 
-    /// Whether the two shapes of a layer's input and output are these.
+    /// Whether the matrix has these dimensions.
     pub(super) fn is(&self, out: usize, inp: usize) -> bool {
         self.out_features() == out && self.in_features() == inp
     }
@@ -98,7 +98,7 @@ pub(super) fn frozen_values(t: &Tensor) -> Result<Vec<f32>> {
     Ok(t.flatten_all()?.to_dtype(DType::F32)?.to_vec1()?)
 }
 
-/// Rows of the embedding `[V, E]`: `[N, E]`, the stored values exactly.
+/// Looks up rows of the embedding `[V, E]`: `[N, E]`, exactly the stored values.
 pub fn embed(tokens: &[u32], table: &Frozen) -> Result<Tensor> {
     check_tokens("embed", tokens, table.out_features())?;
     match &table.store {

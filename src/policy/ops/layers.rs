@@ -1,5 +1,5 @@
-//! What the fused blocks share: several adapted layers whose factors travel as one flat tensor, and rows of tokens as
-//! independent tasks. Never knows what a block computes.
+//! Helpers of the fused blocks: several adapted layers whose factors form one flat tensor, and rows of tokens as
+//! independent tasks. Knows nothing of what a block computes.
 
 use super::cpu;
 use super::frozen::frozen_values;
@@ -10,7 +10,7 @@ use crate::error::Result;
 use candle_core::{DType, Tensor};
 use rayon::prelude::*;
 
-/// Where a layer's factors are in the flat tensor.
+/// The position of a layer's factors in the flat tensor.
 #[derive(Clone, Copy)]
 struct Slot {
     a: usize,
@@ -27,8 +27,8 @@ pub struct Layers {
 }
 
 impl Layers {
-    /// The layers, and the factors of all of them as one flat tensor through which gradients flow. None if the fused
-    /// form does not take these.
+    /// The layers, and the factors of all of them as one flat tensor through which gradients flow. `None` if the fused
+    /// form does not accept these.
     pub fn new(x: &Tensor, specs: &[Adapted]) -> Result<Option<(Self, Tensor)>> {
         let (mut layers, mut slots, mut parts, mut len) = (Vec::new(), Vec::new(), Vec::new(), 0);
         for spec in specs {
@@ -69,12 +69,12 @@ impl Layers {
         self.layers.iter().zip(&self.slots).map(rounded).collect()
     }
 
-    /// Room for the gradients of all factors, dB transposed.
+    /// Zeroed gradients of all factors, dB transposed.
     pub fn zero_grads(&self) -> Vec<f32> {
         vec![0f32; self.len]
     }
 
-    /// Layer `i`'s factors with the place of their gradients.
+    /// Layer `i`'s factors with the slices for their gradients.
     pub fn with_grads<'a>(
         &self,
         i: usize,
@@ -86,7 +86,7 @@ impl Layers {
         factors[i].as_ref().map(|f| (f, FactorGrads { a, b_transposed }))
     }
 
-    /// The sum of the tasks' gradients in their order, as the gradient of the flat tensor.
+    /// Sums the tasks' gradients in their order, as the gradient of the flat tensor.
     pub fn total(&self, tasks: &[Vec<f32>]) -> Vec<f32> {
         let mut sum = self.zero_grads();
         cpu::rows(&mut sum, 1, |at, sum| {
@@ -104,13 +104,13 @@ impl Layers {
     }
 }
 
-/// Rows that one task takes: enough tasks for every core, enough rows to pay for packing the weights. Depends on the
-/// number of tokens alone, so that sums over tasks do not depend on the number of threads.
+/// Rows per task: enough tasks for every core, and enough rows to make packing the weights worthwhile. Depends only on
+/// the number of tokens, so that sums over tasks do not depend on the number of threads.
 pub fn task_rows(tokens: usize) -> usize {
     tokens.div_ceil(8).next_multiple_of(14).clamp(14, 168)
 }
 
-/// Calls `f(first row, rows of out)` for each task and collects what it returns, in order.
+/// Calls `f(first row, rows of out)` for each task, and collects the results in order.
 pub fn by_rows<T: Send>(
     out: &mut [f32],
     width: usize,

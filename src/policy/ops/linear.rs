@@ -1,7 +1,7 @@
 //! The frozen linear layer with its low-rank update as one operation. Never computes the frozen weight's gradient.
 //!
-//! The update rides on the same product: `y = [x, u] [W, B]ᵀ` with `u = scale · x Aᵀ`, and backward
-//! `dx = [dy, v] [W; A]` with `v = scale · dy B`.
+//! The update is part of the same product: `y = [x, u] [W, B]ᵀ` with `u = scale · x Aᵀ`, and backward `dx = [dy, v] [W;
+//! A]` with `v = scale · dy B`.
 
 use super::accumulate::{Begin, Run};
 use super::adapted::{Adapted, LoraPair, check};
@@ -12,7 +12,7 @@ use super::plain;
 use candle_core::{CpuStorage, CustomOp1, CustomOp3, Layout, Result, Shape, Tensor};
 use std::sync::{Arc, OnceLock};
 
-/// What a layer makes of `x`.
+/// Applies a layer to `x`.
 pub(super) fn apply(layer: &Adapted, x: &Tensor) -> crate::Result<Tensor> {
     linear(x, layer.weight, layer.bias, layer.lora)
 }
@@ -34,21 +34,21 @@ pub fn linear(x: &Tensor, w: &Frozen, bias: Option<&Tensor>, lora: Option<LoraPa
     })
 }
 
-/// The part that does not change from call to call.
+/// The constant part of the operation.
 #[derive(Clone)]
 pub struct Layer {
     pub weight: Arc<Mat>,
     pub bias: Option<Vec<f32>>,
 }
 
-/// Rounded LoRA factors.
+/// LoRA factors, rounded to the weights' precision.
 pub struct Factors {
     a: Mat,
     b: Mat,
     scale: f32,
 }
 
-/// Where the gradients of the factors go: `dA [rank, in]` and `dBᵀ [rank, out]`.
+/// The slices for the factors' gradients: `dA [rank, in]` and `dBᵀ [rank, out]`.
 pub struct FactorGrads<'a> {
     pub a: &'a mut [f32],
     pub b_transposed: &'a mut [f32],
@@ -87,7 +87,7 @@ impl Layer {
         Factors { a: Mat::new(self.precision(), a, self.inp()), b: Mat::new(self.precision(), b, rank), scale }
     }
 
-    /// Writes `y`, or adds to it; returns `u [rows, rank]`. `x` needs room for the rank beside its columns.
+    /// Writes `y`, or adds to it; returns `u [rows, rank]`. `x` needs space for the rank after its columns.
     pub fn forward(&self, x: &mut Mat, factors: Option<&Factors>, y: &mut [f32], add: bool, run: Run) -> Vec<f32> {
         let (rows, inp) = (x.rows(), self.inp());
         let begin = match &self.bias {
@@ -111,7 +111,7 @@ impl Layer {
         low
     }
 
-    /// Writes `dx` (or adds to it) and adds to the factors' gradients. `low` is what `forward` returned.
+    /// Writes `dx` (or adds to it), and adds to the factors' gradients. `low` is what `forward` returned.
     pub fn backward(
         &self,
         x: &Mat,
@@ -132,7 +132,7 @@ impl Layer {
         let rank = f.rank();
         let mut dy = Mat::with_room(precision, dy, out, rank);
         let dlow = f.low(&dy, out, Right::Straight(f.b.all()), run);
-        // dB = dyᵀ u, made as (uᵀ dy)ᵀ: few rows, so the large operand is only packed.
+        // dB = dyᵀ u, computed as (uᵀ dy)ᵀ: it has few rows, so the large operand is only packed.
         let low_t = Mat::transpose_of(precision, low, rank, 1.0);
         product(low_t.all(), &[Right::Straight(dy.part(0, rows, out))], Begin::Add, grads.b_transposed, run);
         // dA = vᵀ x.
@@ -146,13 +146,13 @@ impl Layer {
     }
 }
 
-/// `[cols, rows]` of row-major `[rows, cols]`.
+/// Transposes row-major `[rows, cols]` to `[cols, rows]`.
 pub fn transposed(values: &[f32], cols: usize) -> Vec<f32> {
     let rows = values.len() / cols.max(1);
     (0..values.len()).map(|i| values[i % rows * cols + i / rows]).collect()
 }
 
-/// Without an update: an operation of `x` alone.
+/// Without an update: an operation on `x` alone.
 pub struct FrozenLinear(pub Layer);
 
 impl CustomOp1 for FrozenLinear {
@@ -178,7 +178,7 @@ impl CustomOp1 for FrozenLinear {
     }
 }
 
-/// With an update: an operation of `x`, `A` and `B`.
+/// With an update: an operation on `x`, `A` and `B`.
 pub struct AdaptedLinear {
     pub layer: Layer,
     pub scale: f32,

@@ -1,6 +1,6 @@
-//! Log-probabilities and entropies of tokens straight from hidden rows. Never holds `[tokens, vocabulary]`: logits live
-//! for one block of rows and words at a time. The gradient's only large part, the mean of the head's rows under each
-//! distribution, is made in the same sweep, so the backward pass needs no product.
+//! Log-probabilities and entropies of tokens straight from hidden rows. Never holds `[tokens, vocabulary]`: logits
+//! exist for one block of rows and words at a time. The gradient's only large part, the mean of the head's rows under
+//! each distribution, is accumulated in the same sweep, so the backward pass needs no product.
 
 use super::accumulate::{Begin, Run};
 use super::cpu::{Values, exp, result, rows, slice, sum, tensor};
@@ -12,7 +12,7 @@ use candle_core::{CpuStorage, CustomOp1, DType, Layout, Result, Shape, Tensor, b
 use rayon::prelude::*;
 use std::sync::{Arc, OnceLock};
 
-/// `log softmax(h Wᵀ / T)[target]` a row, nats. Differentiable in `hidden [M, E]`; `head` is `[V, E]`.
+/// `log softmax(h Wᵀ / T)[target]` per row, nats. Differentiable in `hidden [M, E]`; `head` is `[V, E]`.
 ///
 /// Errors if a target is not below V or a temperature is not positive and finite.
 pub fn token_logprobs(hidden: &Tensor, head: &Frozen, targets: &[u32], temperatures: &[f32]) -> crate::Result<Tensor> {
@@ -32,7 +32,7 @@ pub fn token_logprobs(hidden: &Tensor, head: &Frozen, targets: &[u32], temperatu
     }
 }
 
-/// Entropy of `softmax(h Wᵀ / T)` a row, nats. Gives no gradient.
+/// Entropy of `softmax(h Wᵀ / T)` per row, nats. Not differentiable.
 pub fn token_entropy(hidden: &Tensor, head: &Frozen, temperatures: &[f32]) -> crate::Result<Tensor> {
     if check_head("token_entropy", hidden, head, temperatures)? == 0 {
         return Ok(Tensor::zeros(0, DType::F32, hidden.device())?);
@@ -47,7 +47,7 @@ pub fn token_entropy(hidden: &Tensor, head: &Frozen, temperatures: &[f32]) -> cr
     }
 }
 
-/// [`token_logprobs`] and [`token_entropy`] from one product with the head. Gives no gradient.
+/// [`token_logprobs`] and [`token_entropy`] from one product with the head. Not differentiable.
 pub fn token_logprobs_and_entropy(
     hidden: &Tensor,
     head: &Frozen,
@@ -67,8 +67,8 @@ pub fn token_logprobs_and_entropy(
     }
 }
 
-/// KL(p‖q) a row over the whole vocabulary, nats: p is `softmax(h Wᵀ / T)` of `hidden [M, E]`, q that of `other [M,
-/// E]`. Gives no gradient.
+/// KL(p‖q) per row over the whole vocabulary, nats: p is `softmax(h Wᵀ / T)` of `hidden [M, E]`, q that of `other [M,
+/// E]`. Not differentiable.
 pub fn token_kl(hidden: &Tensor, other: &Tensor, head: &Frozen, temperatures: &[f32]) -> crate::Result<Tensor> {
     let m = check_head("token_kl", hidden, head, temperatures)?;
     check_head("token_kl", other, head, temperatures)?;
@@ -124,7 +124,7 @@ pub struct Head {
     pub mean_words: OnceLock<Vec<f32>>,
 }
 
-/// Sums over the words of the vocabulary seen so far, of one row.
+/// Sums of one row over the words of the vocabulary so far.
 struct Running {
     max: f32,
     /// Sum of `exp(l − max)`.
@@ -136,7 +136,7 @@ struct Running {
 impl Running {
     const EMPTY: Self = Self { max: f32::NEG_INFINITY, sum: 0.0, moment: 0.0 };
 
-    /// Returns the factor by which the earlier sums were scaled when the largest logit changed.
+    /// Adds logits. Returns the factor by which the earlier sums were rescaled because the largest logit changed.
     fn add(&mut self, logits: &[f32], moment: bool) -> f32 {
         let max = logits.iter().fold(f32::NEG_INFINITY, |m, &l| if l > m { l } else { m });
         let new = self.max.max(max);
@@ -157,7 +157,7 @@ impl Running {
 }
 
 impl Head {
-    /// Rows that one task takes: enough tasks for every core, enough rows to pay for packing the head.
+    /// Rows per task: enough tasks for every core, and enough rows to make packing the head worthwhile.
     fn block(&self) -> usize {
         (self.inverse_temperatures.len().div_ceil(8)).clamp(28, 168)
     }
@@ -177,8 +177,8 @@ impl Head {
         (0..v).step_by(WORDS).map(move |first| (first, WORDS.min(v - first)))
     }
 
-    /// Calls `f(index of the first row, hidden rows, their inverse temperatures, their results)` in parallel and
-    /// collects what it returns, in order.
+    /// Calls `f(index of the first row, hidden rows, their inverse temperatures, their results)` in parallel, and
+    /// collects the results in order.
     fn by_rows<T: Send>(
         &self,
         hidden: &[f32],
@@ -194,7 +194,7 @@ impl Head {
         out.par_chunks_mut(block).enumerate().with_max_len(1).map(task).collect()
     }
 
-    /// Log-probabilities, and where they are kept the means of the head's rows.
+    /// Log-probabilities and, if kept, the means of the head's rows.
     fn forward(&self, hidden: &[f32]) -> (Vec<f32>, Vec<f32>) {
         let mut out = vec![0f32; self.inverse_temperatures.len()];
         let means = self.by_rows(hidden, &mut out, |at, hidden, inverse, out| {
@@ -235,7 +235,7 @@ impl Head {
         (out, means.concat())
     }
 
-    /// Log-probabilities and entropies, nats; the former mean something where there are targets alone.
+    /// Log-probabilities and entropies, nats; the former are meaningful only if there are targets.
     pub fn measure(&self, hidden: &[f32]) -> (Vec<f32>, Vec<f32>) {
         let mut logprobs = vec![0f32; self.inverse_temperatures.len()];
         let entropies = self.by_rows(hidden, &mut logprobs, |at, hidden, inverse, out| {
@@ -260,15 +260,15 @@ impl Head {
         (logprobs, entropies.concat())
     }
 
-    /// KL(p‖q) a row, nats, p being the distribution of `hidden` and q that of `other`. Over the whole vocabulary, so
-    /// that it is exact and never negative but for rounding.
+    /// KL(p‖q) per row, nats, where p is the distribution of `hidden` and q that of `other`. Summed over the whole
+    /// vocabulary, so it is exact, and never negative except for rounding.
     pub fn divergence(&self, hidden: &[f32], other: &[f32]) -> Vec<f32> {
         let mut out = vec![0f32; self.inverse_temperatures.len()];
         let e = self.weight.cols();
         self.by_rows(hidden, &mut out, |at, hidden, inverse, out| {
             let other = Mat::new(self.weight.precision(), &other[at * e..][..out.len() * e], e);
             let (mut p, mut q) = (Vec::new(), Vec::new());
-            // Of each row: both sums, and the sum of exp(p − max) · (p − q).
+            // Per row: both sums, and the sum of exp(p − max) · (p − q).
             let mut running: Vec<(Running, Running, f32)> =
                 out.iter().map(|_| (Running::EMPTY, Running::EMPTY, 0.0)).collect();
             for (first, words) in self.words() {

@@ -1,18 +1,17 @@
-//! Matrices as operands of products, f32 or bf16, and the product itself. Never rounds a result and never knows a
-//! model.
+//! Matrices as operands of products, f32 or bf16, and the product itself. Never rounds a result, and knows no model.
 
 use super::accumulate::{Begin, Run};
 use super::bf16;
 use rayon::prelude::*;
 
-/// What an operand is rounded to before it is multiplied; sums are f32 in both.
+/// The precision that operands are rounded to before multiplication; sums are f32 in both.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Precision {
     F32,
     Bf16,
 }
 
-/// Number of values from which rounding is spread over the pool. With fewer, a task would wait for its own parts.
+/// Number of values from which rounding is parallel. For fewer, splitting costs more than it saves.
 const PARALLEL: usize = 1 << 19;
 
 #[derive(Clone, Debug)]
@@ -42,12 +41,13 @@ impl Mat {
         Self { data, rows, cols, stride }
     }
 
-    /// Row-major f32 values `[.., cols]`.
+    /// From row-major f32 values `[.., cols]`.
     pub fn new(precision: Precision, values: &[f32], cols: usize) -> Self {
         Self::with_room(precision, values, cols, 0)
     }
 
-    /// Row-major f32 values `[.., cols]`, then `extra` zero columns, which begin at the even number from `cols` up.
+    /// From row-major f32 values `[.., cols]`, followed by `extra` zero columns, which start at `cols` rounded up to
+    /// even.
     pub fn with_room(precision: Precision, values: &[f32], cols: usize, extra: usize) -> Self {
         let width = if extra == 0 { cols } else { cols.next_multiple_of(2) + extra };
         let mut mat = Self::zeros(precision, values.len() / cols.max(1), width);
@@ -55,7 +55,7 @@ impl Mat {
         mat
     }
 
-    /// The same values, which from now on are only multiplied with: bf16 ones are laid out as the product reads them.
+    /// The same values, to be used only as a right operand from now on: bf16 ones are packed as the product reads them.
     pub fn frozen(self) -> Self {
         let Data::Bf16(data) = &self.data else { return self };
         let rows = bf16::Rows { data, rows: self.rows, cols: self.cols, stride: self.stride };
@@ -79,7 +79,7 @@ impl Mat {
         mat
     }
 
-    /// Writes rows of `cols` values, times `scale`, beginning at column `at`.
+    /// Writes rows of `cols` values, times `scale`, starting at column `at`.
     pub fn put(&mut self, at: usize, values: &[f32], cols: usize, scale: f32) {
         assert!(at + cols <= self.stride && values.len() == self.rows * cols);
         if values.is_empty() {
@@ -103,7 +103,7 @@ impl Mat {
         }
     }
 
-    /// Writes `row`'s first values to `to`.
+    /// Reads the first values of `row` into `to`.
     pub fn read_row(&self, row: usize, to: &mut [f32]) {
         assert!(to.len() <= self.cols);
         let at = row * self.stride;
@@ -114,7 +114,7 @@ impl Mat {
         }
     }
 
-    /// Copies `rows × cols` values of a matrix of the same precision, from `(row, col)` on, to rows `to..`.
+    /// Copies `rows × cols` values from `(row, col)` of a matrix of the same precision to rows `to..`.
     pub fn copy(&mut self, to: usize, from: &Mat, (row, col): (usize, usize), rows: usize, cols: usize) {
         assert!(to + rows <= self.rows && cols <= self.stride && row + rows <= from.rows && col + cols <= from.stride);
         let (stride, step) = (self.stride, from.stride);
@@ -130,7 +130,7 @@ impl Mat {
         }
     }
 
-    /// `rows × cols` values from `(row, col)` on, as their own matrix.
+    /// Copies `rows × cols` values from `(row, col)` on into a new matrix.
     pub fn cut(&self, at: (usize, usize), rows: usize, cols: usize) -> Mat {
         let mut part = Mat::zeros(self.precision(), rows, cols);
         part.copy(0, self, at, rows, cols);
@@ -192,7 +192,7 @@ pub struct View<'a> {
     pub cols: usize,
 }
 
-/// How a part of the right operand is read: the contraction of `a · B` runs over the view's columns or its rows.
+/// How a part of the right operand is read: the contraction of `a · B` runs over the view's columns or rows.
 #[derive(Clone, Copy, Debug)]
 pub enum Right<'a> {
     /// `a · Vᵀ`.
@@ -224,10 +224,10 @@ impl<'a> Right<'a> {
     }
 }
 
-/// `c [a.rows, n] = a · [right₀; right₁; …]` plus `begin`; the parts lie one below the other along the contraction,
-/// each from an even column of `a` on. A result is one sum in a fixed order, whatever the number of threads.
+/// `c [a.rows, n] = a · [right₀; right₁; …]` plus `begin`; the parts are stacked along the contraction, each starting
+/// at an even column of `a`. A result is one sum in a fixed order, whatever the number of threads.
 ///
-/// Panics if shapes or precisions do not fit: a bug of the caller.
+/// Panics if shapes or precisions do not fit, which is a bug of the caller.
 pub fn product(a: View, rights: &[Right], begin: Begin, c: &mut [f32], run: Run) {
     let n = rights.first().map_or(0, Right::width);
     let depth: usize = rights.iter().map(|r| r.depth().next_multiple_of(2)).sum();

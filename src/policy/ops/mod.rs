@@ -1,8 +1,9 @@
-//! The differentiable operations of the decoder, fused on the CPU, plain elsewhere: a file each, with its arguments and
-//! their checks. Never knows an architecture or a loss.
+//! The differentiable operations of the decoder, fused on the CPU and plain elsewhere: one file each, with its
+//! arguments and their checks. Knows no architecture and no loss.
 //!
-//! Activations are f32, contiguous, with tokens first: `[tokens, width]` or `[tokens, heads, dim]`. Frozen weights live
-//! inside [`Frozen`] and never get a gradient; the gradients of inputs and LoRA factors are exact for the values used.
+//! Activations are f32, contiguous, with tokens first: `[tokens, width]` or `[tokens, heads, dim]`. Frozen weights are
+//! stored in [`Frozen`] and never get a gradient; the gradients of inputs and LoRA factors are exact for the values
+//! used.
 
 mod accumulate;
 mod activation;

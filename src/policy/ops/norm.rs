@@ -1,4 +1,4 @@
-//! RMSNorm and LayerNorm over the last dimension. Never gives their frozen weights a gradient.
+//! RMSNorm and LayerNorm over the last dimension. Their frozen weights never get a gradient.
 
 use super::cpu::{Values, result, rows, slice, sum, tensor};
 use super::frozen::frozen_values;
@@ -33,7 +33,7 @@ pub(super) fn check(op: &str, x: &Tensor, weight: &Tensor) -> crate::Result<()> 
     }
 }
 
-/// A norm with its frozen weight; centred for LayerNorm.
+/// A norm with its frozen weight; LayerNorm also subtracts the mean.
 pub struct Norm {
     pub weight: Vec<f32>,
     /// LayerNorm's bias; if there is one, the mean is subtracted too.
@@ -42,7 +42,7 @@ pub struct Norm {
 }
 
 impl Norm {
-    /// The mean that is taken out (0 for RMSNorm) and 1 / root of a row.
+    /// The mean that is subtracted (0 for RMSNorm) and 1 / root of a row.
     fn statistics(&self, x: &[f32]) -> (f32, f32) {
         let n = x.len() as f32;
         let mean = if self.bias.is_some() { sum(x.len(), |i| x[i]) / n } else { 0.0 };
@@ -50,7 +50,7 @@ impl Norm {
         (mean, 1.0 / (square + self.eps).sqrt())
     }
 
-    /// One row.
+    /// Normalizes one row.
     pub fn row(&self, x: &[f32], y: &mut [f32]) {
         let (mean, inverse) = self.statistics(x);
         for ((y, x), w) in y.iter_mut().zip(x).zip(&self.weight) {
@@ -61,7 +61,7 @@ impl Norm {
         }
     }
 
-    /// One row's input gradient from the output's.
+    /// The gradient of one row's input from that of its output.
     pub fn row_backward(&self, x: &[f32], dy: &[f32], dx: &mut [f32]) {
         let n = x.len();
         let (mean, inverse) = self.statistics(x);
@@ -73,7 +73,7 @@ impl Norm {
         }
     }
 
-    /// `dx = residual + ` the input gradient, row by row.
+    /// `dx = residual + ` the gradient of the input, row by row.
     pub fn add_backward(&self, x: &[f32], dy: &[f32], residual: &[f32], dx: &mut [f32]) {
         let width = self.weight.len();
         let inputs = x.chunks_exact(width).zip(dy.chunks_exact(width)).zip(residual.chunks_exact(width));

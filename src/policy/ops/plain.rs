@@ -1,11 +1,11 @@
-//! The operations in ordinary tensor algebra: the reference for the fused ones and the path of every other device.
-//! Never called with shapes that the operation has not checked.
+//! The operations as ordinary tensor algebra: the reference for the fused ones, and the path of every other device.
+//! Only called with shapes that the operation has checked.
 
 use super::{Frozen, LoraPair, RopeStyle, RopeTable};
 use crate::error::Result;
 use candle_core::{D, DType, Tensor};
 
-/// Rows of logits made at once.
+/// Rows of logits computed at a time.
 const HEAD_ROWS: usize = 64;
 
 pub fn linear(x: &Tensor, w: &Frozen, bias: Option<&Tensor>, lora: Option<LoraPair>) -> Result<Tensor> {

@@ -1,4 +1,4 @@
-//! Rotary positions: turns heads by the angles of a table. Never makes one.
+//! Rotary positions: rotates heads by the angles of a table. Never makes a table.
 
 use super::cpu::{Values, result, rows, slice, tensor};
 use super::rope_table::{RopeStyle, RopeTable, Turns, check};
@@ -6,7 +6,7 @@ use super::{cpu, plain};
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 use std::sync::Arc;
 
-/// Rotates the first rotary_dim elements of each head of `[N, heads, dim]` by the token's angles; the rest passes.
+/// Rotates the first rotary_dim elements of each head of `[N, heads, dim]` by the token's angles, and copies the rest.
 pub fn rope(x: &Tensor, table: &RopeTable, style: RopeStyle) -> crate::Result<Tensor> {
     let half = check(x.dims(), table)?;
     if !cpu::takes(x) {
@@ -15,7 +15,7 @@ pub fn rope(x: &Tensor, table: &RopeTable, style: RopeStyle) -> crate::Result<Te
     Ok(x.contiguous()?.apply_op1(Rope { turns: table.turns.clone(), half, style })?)
 }
 
-/// Turns each head of `[N, heads, dim]`.
+/// Rotates each head of `[N, heads, dim]`.
 #[derive(Clone)]
 pub struct Rope {
     pub turns: Arc<Turns>,
@@ -24,7 +24,7 @@ pub struct Rope {
 }
 
 impl Rope {
-    /// Turns one token's heads in place, forward (`sign` 1) or back (-1).
+    /// Rotates one token's heads in place, forward (`sign` 1) or backward (-1).
     pub fn turn(&self, token: usize, heads: &mut [f32], dim: usize, sign: f32) {
         let half = self.half;
         let (cos, sin) = (&self.turns.cos[token * half..][..half], &self.turns.sin[token * half..][..half]);

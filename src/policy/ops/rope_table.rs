@@ -1,4 +1,5 @@
-//! The angles of rotary positions, and whether they fit. Never knows a frequency's origin, and rotates nothing.
+//! Tables of rotary angles, and the checks of their shapes. Does not know where frequencies come from, and rotates
+//! nothing.
 
 use crate::error::{Error, Result};
 use candle_core::{Device, Tensor};
@@ -7,9 +8,9 @@ use std::sync::Arc;
 /// Which elements of a head rotate together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RopeStyle {
-    /// Neighbours `(2i, 2i + 1)`: llama files.
+    /// Adjacent pairs `(2i, 2i + 1)`, in llama files.
     Interleaved,
-    /// `(i, i + rotary_dim / 2)`: qwen and gptneox files.
+    /// Pairs `(i, i + rotary_dim / 2)`, in qwen and gptneox files.
     Halves,
 }
 
@@ -23,7 +24,7 @@ pub struct RopeTable {
 }
 
 impl RopeTable {
-    /// One row a token; `inv_freq` holds rotary_dim / 2 angles a position, scaling factors applied.
+    /// One row per token; `inv_freq` holds rotary_dim / 2 angles per position, scaling factors applied.
     pub fn new(positions: &[u32], inv_freq: &[f32], device: &Device) -> Result<Self> {
         if inv_freq.is_empty() {
             return Err(Error::train("rope: no frequencies, expected rotary_dim / 2 of them"));
@@ -37,7 +38,7 @@ impl RopeTable {
     }
 }
 
-/// The number of rotating pairs.
+/// Checks the shapes; returns the number of rotating pairs.
 pub(super) fn check(x: &[usize], table: &RopeTable) -> Result<usize> {
     let (rows, half) = (table.cos.dims()[0], table.cos.dims()[1]);
     match x {

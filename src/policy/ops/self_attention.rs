@@ -1,5 +1,5 @@
 //! The attention block with its norm, rotations and residual as one operation. Keeps queries, keys, values and the
-//! mixed heads in the weights' precision and makes the rest again in the backward pass.
+//! attention's output in the weights' precision, and recomputes the rest in the backward pass.
 
 use super::accumulate::{Begin, Run};
 use super::adapted::{self, Adapted};
@@ -37,20 +37,20 @@ pub struct SelfAttention<'a> {
     pub heads: usize,
     /// Key and value heads, a divisor of the query heads.
     pub kv_heads: usize,
-    /// Angles of the tokens.
+    /// Rotary angles of the tokens.
     pub rope: &'a RopeTable,
     /// Which elements of a head rotate together.
     pub style: RopeStyle,
-    /// Borders of the sequences, from 0 to N.
+    /// Boundaries of the sequences, from 0 to N.
     pub starts: &'a [usize],
     /// Factor of the scores.
     pub scale: f32,
 }
 
-/// `x + output(attention(rope(query(n)), rope(key(n)), value(n)))` with `n = rms_norm(x)`, `[N, E]`: the composition of
-/// the other operations, and on the CPU one operation that keeps a third of their memory.
+/// `x + output(attention(rope(query(n)), rope(key(n)), value(n)))` with `n = rms_norm(x)`, `[N, E]`: composed of the
+/// other operations, or on the CPU one operation that keeps a third of their memory.
 ///
-/// Fused with bf16 weights, scores and mixed heads are products of bf16 operands too.
+/// When fused with bf16 weights, the products of scores and values have bf16 operands too.
 pub fn self_attention(x: &Tensor, block: &SelfAttention) -> crate::Result<Tensor> {
     norm::check("self_attention", x, block.norm)?;
     let (n, out) = (x.dims()[0], block.query.weight.out_features());
@@ -132,11 +132,11 @@ pub struct Kept {
     q: Mat, // [N, heads · dim]
     k: Mat,
     v: Mat,
-    /// Queries and keys before their head norms, a task, if there are such norms.
+    /// Queries and keys before their head norms, per task, if there are such norms.
     raw: Vec<Option<[Mat; 2]>>,
     mixed: Mat,
     log_sums: Vec<f32>, // [N, heads]
-    /// `u` of query, key and value, and of output, a task.
+    /// `u` of query, key and value, and of output, per task; see [`super::linear`].
     low: Vec<[Vec<f32>; 3]>,
     low_output: Vec<Vec<f32>>,
 }
@@ -171,7 +171,7 @@ impl FusedSelfAttention {
         }
     }
 
-    /// Queries, keys and values of the rows from `first` on.
+    /// Computes queries, keys and values of the rows from `first` on.
     fn project(&self, first: usize, x: &[f32], factors: &[Option<Factors>]) -> Projected {
         let (count, dim, precision) = (x.len() / self.width(), self.shapes.dim, self.layers.precision());
         let mut n = self.normed(x, factors);
@@ -198,7 +198,7 @@ impl FusedSelfAttention {
         Projected { qkv, raw, low: [low_q, low_k, low_v] }
     }
 
-    /// Takes the queries' and keys' gradients back through rotation and head norm, in place.
+    /// Propagates the gradients of queries and keys back through rotation and head norm, in place.
     fn unturn(&self, first: usize, heads: &mut [f32], width: usize, raw: Option<&Mat>, norm: Option<&Norm>) {
         self.turn(first, heads, width, -1.0);
         let (Some(raw), Some(norm)) = (raw, norm) else { return };
@@ -237,7 +237,7 @@ impl CustomOp2 for FusedSelfAttention {
         let (mixed, log_sums) = attention::forward(&self.shapes, &q, &k, &v);
         let heads = self.heads_width();
         let room = factors[OUTPUT].as_ref().map_or(0, Factors::rank);
-        // y holds the residual already.
+        // y already holds the residual.
         let low_output = by_rows(&mut y, width, step, |first, y| {
             let rows = &mixed[first * heads..][..y.len() / width * heads];
             let mut rows = Mat::with_room(precision, rows, heads, room);

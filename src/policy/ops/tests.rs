@@ -1,4 +1,4 @@
-//! Each operation against numeric gradients, and each fused one against its plain form. Never needs a model file.
+//! Tests each operation against numeric gradients, and each fused one against its plain form. Needs no model file.
 
 use super::*;
 use crate::error::{Error, Result};
@@ -31,7 +31,7 @@ fn gradients(f: Function, inputs: &[Tensor]) -> (Vec<f32>, Vec<Vec<f32>>) {
     (flat(&out), grads)
 }
 
-/// Central differences along seeded directions agree with the gradient: `tolerance` is relative to the larger of them.
+/// Compares central differences along seeded directions with the gradient; `tolerance` is relative to the larger.
 fn check_gradient(f: Function, inputs: &[Tensor], tolerance: f64) {
     let (_, grads) = gradients(f, inputs);
     let loss = |inputs: &[Tensor]| -> f64 {
@@ -62,7 +62,7 @@ fn check_gradient(f: Function, inputs: &[Tensor], tolerance: f64) {
     }
 }
 
-/// Two forms of a function agree in value and gradients, relative to the largest element.
+/// Compares two forms of a function in value and gradients, relative to the largest element.
 fn check_equal(fused: Function, plain: Function, inputs: &[Tensor], tolerance: f32) {
     let (a, ga) = gradients(fused, inputs);
     let (b, gb) = gradients(plain, inputs);
@@ -111,7 +111,7 @@ fn bf16_operations_follow_the_plain_ones_within_their_rounding() {
     check_equal(&|i| score(&w, i), &|i| score(&rounded, i), &inputs[..1], 1e-2);
 }
 
-/// The plain forms of a whole block; factors are inputs 1 to 6 and 1 to 8.
+/// The plain forms of whole blocks; the factors are inputs 1 to 6 and 1 to 8.
 fn pair<'a>(i: &'a [Tensor], at: usize) -> Option<LoraPair<'a>> {
     Some(LoraPair { a: &i[at], b: &i[at + 1], scale: 0.7 })
 }

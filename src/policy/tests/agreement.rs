@@ -1,11 +1,11 @@
-//! The decoder's log-probabilities are llama.cpp's, with and without an adapter.
+//! Tests that the decoder's log-probabilities are llama.cpp's, with and without an adapter.
 
 use std::path::{Path, PathBuf};
 
 use super::*;
 use crate::gguf::Value;
 
-/// Most and mean absolute difference, in nats.
+/// Maximum and mean absolute difference, in nats.
 fn difference(ours: &[f32], theirs: &[f64]) -> (f64, f64) {
     assert_eq!(ours.len(), theirs.len());
     let all = ours.iter().zip(theirs).map(|(&a, &b)| (f64::from(a) - b).abs());
@@ -13,7 +13,7 @@ fn difference(ours: &[f32], theirs: &[f64]) -> (f64, f64) {
     (all.clone().fold(0.0, f64::max), all.sum::<f64>() / ours.len() as f64)
 }
 
-/// Both engines on the same file, without and with an adapter whose alpha is not its rank.
+/// Compares both engines on a file, without an adapter and with one whose alpha is not its rank.
 fn check(model: &Path, folder: &TempDir) {
     let decoder = load(model);
     let tokens = tokens(96, decoder.vocabulary(), 11);
@@ -89,7 +89,7 @@ fn real_model() -> Option<PathBuf> {
     path
 }
 
-/// Each number format has its own limit on the mean absolute difference, in nats.
+/// Compares on the real model; each number format has its own limit on the mean absolute difference, in nats.
 fn real_agreement(model: &Path, limits: &[(Dtype, f64)]) {
     let folder = folder();
     let tokens = llama_reference::tokenize(model, CHAT);
@@ -133,6 +133,6 @@ fn the_real_model_agrees_in_f32() {
     let path = folder.path().join("f32.gguf");
     full.write(&path).unwrap();
     drop(full);
-    // bf16 keeps 8 bits of every product's operands: 0.019 nats measured.
+    // bf16 keeps 8 bits of each operand: 0.019 nats measured.
     real_agreement(&path, &[(Dtype::F32, 0.01), (Dtype::Bf16, 0.03)]);
 }

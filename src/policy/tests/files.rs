@@ -1,4 +1,4 @@
-//! Files that must be refused, with the reason.
+//! Tests of files that must be refused, with the reason.
 
 use super::*;
 use crate::error::{Code, Error};
@@ -94,7 +94,7 @@ fn adapters_that_do_not_fit_are_refused() {
     let packed = Packed::new(&[[1, 2]]).unwrap();
     assert!(other.hidden(&packed, Some(&lora)).unwrap_err().message().contains("is for base"));
 
-    // Without a named base the shapes must tell.
+    // Without a named base only the shapes can tell.
     let source = Gguf::open(&path).unwrap();
     let rewritten = folder.path().join("rewritten.gguf");
     let rewrite = |skip: &str, change: &dyn Fn(&mut Writer<'_>)| {

@@ -1,4 +1,4 @@
-//! Gradients reach every trainable value, are right, and reach nothing else.
+//! Tests that gradients reach every trainable value, are correct, and reach nothing else.
 
 use candle_core::Var;
 use candle_core::backprop::GradStore;

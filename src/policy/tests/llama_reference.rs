@@ -1,4 +1,4 @@
-//! llama.cpp as the reference: log-probabilities of given tokens, everything in f32.
+//! llama.cpp as the reference: log-probabilities of given tokens, all in f32.
 
 use std::num::NonZeroU32;
 use std::path::Path;

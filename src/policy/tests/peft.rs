@@ -1,4 +1,4 @@
-//! PEFT's form: nothing is lost either way, and the rows are where transformers has them.
+//! Tests of PEFT's form: nothing is lost either way, and rows are ordered as in transformers.
 
 use super::*;
 

@@ -1,4 +1,4 @@
-//! `apad bench`: measures the parts as they are used. Never tunes or fakes what it measures.
+//! `apad bench`: measures the parts as they are really used. Never tunes or fakes them.
 
 mod promotion;
 mod score;

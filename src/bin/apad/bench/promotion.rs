@@ -1,5 +1,5 @@
-//! `apad bench promotion`: what trials decide about candidates whose effect is known, with users that are made up.
-//! Never asks a model.
+//! `apad bench promotion`: simulates users to measure what trials decide about candidates whose effect is known. Never
+//! runs a model.
 
 use anyhow::{Result, bail};
 use apa::gate::{Arm, Fate, Plan, Standing, Trial};
@@ -9,15 +9,15 @@ use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
 use serde_json::json;
 
-/// What users think of a parent's answers, as mean thumbs.
+/// Mean thumbs that users give a parent's answers.
 const BASES: [f64; 3] = [0.0, 0.5, 0.8];
-/// By how much the candidate's differ.
+/// Differences of the candidate's mean.
 const EFFECTS: [f64; 3] = [-0.2, 0.0, 0.2];
-/// Users differ from each other by up to this, whatever answers them.
+/// How much users differ from each other, whatever version answers.
 const TEMPER: f64 = 0.2;
-/// Users, each of whom always gets the same version.
+/// Number of users; each always gets the same version.
 const USERS: usize = 400;
-/// Of the answers, this share is rated.
+/// Share of the answers that are rated.
 const RATED: f64 = 0.5;
 
 /// Simulate promotions of candidates whose effect is known
@@ -47,7 +47,7 @@ struct Tally {
     promoted: u32,
     refused: u32,
     ended: u32,
-    /// Beyond the first share.
+    /// Reached the second share.
     advanced: u32,
     ratings: u64,
 }
@@ -80,7 +80,7 @@ fn simulate(options: &Options) -> Result<()> {
             let share = |count: u32| f64::from(count) / all;
             kept &= match effect {
                 e if e < 0.0 => share(tally.promoted) <= 0.01,
-                // Of a parent that nearly everyone likes, nobody can be better by so much.
+                // Above a parent that nearly everyone likes there is no room for that effect.
                 e if e > 0.0 && base + e <= 0.9 => share(tally.promoted) >= 0.9,
                 _ => true,
             };
@@ -109,11 +109,11 @@ fn simulate(options: &Options) -> Result<()> {
     Ok(())
 }
 
-/// A trial to its end: how it ended, at which share, after how many ratings.
+/// Runs a trial to its end: the outcome, the share it reached, and the number of ratings.
 fn hold(seed: u64, base: f64, effect: f64) -> (Standing, f64, u64) {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     let mut trial = Trial::new(Plan::default());
-    // A user gets the candidate while the share is above their number.
+    // A user gets the candidate if the share is above the user's number.
     let users: Vec<(f64, f64)> =
         (0..USERS).map(|_| (rng.random_range(0.0..1.0), rng.random_range(-TEMPER..TEMPER))).collect();
     loop {

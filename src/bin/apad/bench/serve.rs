@@ -1,5 +1,4 @@
-//! `apad bench serve`: a closed-loop client for any OpenAI-compatible server; several are measured in turns. Starts
-//! none.
+//! `apad bench serve`: a closed-loop client for any OpenAI-compatible server; measures several in turns. Starts none.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -82,7 +81,7 @@ impl std::fmt::Display for Prefix {
 pub async fn run(options: Options) -> Result<()> {
     let mut clients = Vec::new();
     for url in &options.urls {
-        // Servers differ in how long they keep a connection, and closing one loses the request on its way.
+        // Servers differ in how long they keep a connection, and one closed meanwhile would lose a request.
         clients.push((url.as_str(), Client::unpooled(url, options.key.clone())?));
     }
     if clients.iter().enumerate().any(|(i, (url, _))| clients[..i].iter().any(|(other, _)| other == url)) {
@@ -131,7 +130,7 @@ async fn measure(options: &Options, client: &Client, streams: u32, prefix: Prefi
     });
     let mut questions = Questions::new(prefix, options.words, seed);
     if prefix == Prefix::Shared {
-        // What is shared must be known before it can be: this one is not counted.
+        // The shared prefix must be cached before it counts: this request is not measured.
         let _ = client.chat_stream(&[questions.next()], &params, |_| ()).await;
     }
     let started = Instant::now();
@@ -184,15 +183,15 @@ async fn ask(client: &Client, params: &ChatParams, questions: Vec<ChatMessage>) 
     seen
 }
 
-/// Makes questions of words that say nothing.
+/// Makes questions of meaningless words.
 struct Questions {
     rng: ChaCha8Rng,
     words: u32,
-    /// What all of them begin with.
+    /// The prefix that all of them share.
     shared: String,
 }
 
-/// Words that differ at the end of questions that begin alike.
+/// Distinct words at the end of questions that share a prefix.
 const TAIL: u32 = 8;
 const WORDS: &[&str] = &[
     "river", "stone", "light", "winter", "garden", "letter", "silver", "morning", "bridge", "forest", "music",
@@ -244,7 +243,7 @@ impl Measured {
     }
 }
 
-/// The value that `part` of the sorted values don't exceed; `None` of none.
+/// The quantile `part` of the sorted values; `None` if there are none.
 fn quantile(sorted: &[f64], part: f64) -> Option<f64> {
     let rank = (part * sorted.len() as f64).ceil() as usize;
     sorted.get(rank.saturating_sub(1)).copied()

@@ -83,10 +83,10 @@ fn measure(options: &Options, model: &Path) -> Result<()> {
             Format::Bf16 => Dtype::Bf16,
         },
         batch: options.batch,
-        // One policy and one critic step an epoch.
+        // One policy step and one critic step an epoch.
         minibatch: options.batch,
         max_tokens: options.seq,
-        // Looking at how far it went is not part of the update.
+        // Measuring the KL is not part of the update.
         kl_samples: 0,
         threads: options.threads,
         ..TrainConfig::default()
@@ -132,7 +132,7 @@ fn rollouts(options: &Options, vocabulary: u32, rng: &mut ChaCha8Rng) -> Vec<Rol
             prompt: tokens(options.prompt),
             response: tokens(options.seq - options.prompt),
             temperature: 1.0,
-            // Different, or there would be nothing to learn.
+            // Scores must differ, or there would be nothing to learn.
             score: f64::from(i),
             advantage_floor: None,
             served_logprobs: None,
@@ -153,7 +153,7 @@ fn rounded(x: f64, parts: f64) -> f64 {
     (x * parts).round() / parts
 }
 
-/// Most memory that this process ever had resident, in MiB.
+/// Peak resident memory of this process, in MiB.
 fn peak_memory_mb() -> Result<u64> {
     let path = "/proc/self/status";
     let status = std::fs::read_to_string(path).with_context(|| format!("reading {path}"))?;

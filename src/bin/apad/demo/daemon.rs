@@ -38,14 +38,14 @@ impl Daemon {
         Ok(Self { client: Client::new(&url)?, url, engine, stop, server })
     }
 
-    /// The engine behind the service, for what HTTP doesn't show.
+    /// The engine behind the service, for what HTTP does not expose.
     pub fn engine(&self) -> &Engine {
         &self.engine
     }
 
     /// Ends the service, then the engine.
     pub async fn stop(self) -> Result<()> {
-        // The service's drain waits for open connections; the client's pool holds some that never carried a request.
+        // Draining waits for open connections, and the client's pool holds some.
         drop(self.client);
         let _ = self.stop.send(());
         self.server.await??;

@@ -1,5 +1,4 @@
-//! How far a version is from the initial model, measured on its answers with the trainer's own decoder. Changes no
-//! weight.
+//! Measures a version's KL to the initial model on its own answers, with the trainer's decoder. Changes no weight.
 
 use anyhow::Result;
 use apa::config::Config;
@@ -12,7 +11,7 @@ use candle_core::DType;
 /// Answers of one forward pass; bounds its memory.
 const AT_ONCE: usize = 8;
 
-/// KL of `version` to the initial model: k1 summed over a response, mean over `answers`, which it must have sampled.
+/// KL of `version` to the initial model: k1 summed over a response, mean over `answers`, which `version` sampled.
 pub fn kl_per_response(config: &Config, version: PolicyVersion, answers: &[Generation]) -> Result<Nats> {
     if version == PolicyVersion::INITIAL {
         return Ok(Nats(0.0));

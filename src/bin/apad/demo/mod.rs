@@ -1,4 +1,4 @@
-//! `apad demo`: the whole loop on a real model with simulated users, and a report of what came of it.
+//! `apad demo`: the whole loop on a real model with simulated users, and a report of the results.
 
 mod daemon;
 mod distance;
@@ -101,10 +101,10 @@ fn settings(options: &Options, data: &Path) -> Result<Config> {
     options.overrides.build([
         ("model", text(&options.model)),
         ("data", text(data)),
-        // A batch of ratings is answered in one batch of llama.cpp's.
+        // The answers of a batch of ratings are decoded together.
         ("serve.slots", Some(json!(16))),
         ("train.enabled", Some(json!(true))),
-        // Half as many prompts as usual: the demo is to be short.
+        // Half of the usual number, to keep the demo short.
         ("gate.count", Some(json!(8))),
         ("train.auto", Some(json!(true))),
         ("train.algorithm", Some(json!("apa"))),
@@ -121,7 +121,7 @@ fn settings(options: &Options, data: &Path) -> Result<Config> {
     ])
 }
 
-/// What the daemon's users saw, before anything is computed from it.
+/// The raw results, before anything is computed from them.
 struct Seen {
     rows: Vec<report::Row>,
     before: Vec<Rated>,
@@ -190,7 +190,7 @@ async fn see(options: &Options, config: &Config, screen: &Screen, daemon: &Daemo
 
     let last = daemon.client.status().await?.policy_version;
     let after = users.ask("held-back prompts, last", &held_back).await?;
-    // The first version once more, from disk: what was learned is a file, and can be put aside.
+    // The initial model once more: what was learned is a file, and can be put aside.
     daemon.client.activate(PolicyVersion::INITIAL, false).await?;
     let first = users.ask("the first version again", &held_back[..SHOWN.min(held_back.len())]).await?;
     daemon.client.activate(last, false).await?;
@@ -206,7 +206,7 @@ async fn see(options: &Options, config: &Config, screen: &Screen, daemon: &Daemo
     Ok(Seen { rows, before, after, after_tokens, side_by_side })
 }
 
-/// The record of answers, with their tokens.
+/// The recorded answers, with their tokens.
 fn generations(daemon: &Daemon, rated: &[Rated]) -> Result<Vec<Generation>> {
     let find = |r: &Rated| {
         let id = GenerationId(r.answer.id.clone());
@@ -229,7 +229,7 @@ fn measured(rated: &[Rated], kl_per_response: Option<f64>) -> Result<Measured> {
     })
 }
 
-/// The daemon's data: the user's folder, or one of our own that goes when we go.
+/// The daemon's data: the user's folder, or a temporary one that is removed at the end.
 struct DataFolder {
     path: PathBuf,
     temporary: bool,
@@ -241,7 +241,7 @@ impl DataFolder {
             let path = std::env::temp_dir().join(format!("apad-demo-{}", std::process::id()));
             return Ok(Self { path, temporary: true });
         };
-        // A demo on top of earlier learning would call a trained model the initial one.
+        // Starting from earlier training would mistake a trained model for the initial one.
         if path.join("ledger.sqlite3").exists() {
             bail!("{} holds a record already, expected a folder without one: the demo starts anew", path.display());
         }

@@ -1,22 +1,22 @@
-//! What the demo measured, as data and as lines of text. Does no measuring.
+//! What the demo measured, as data and as lines of text. Measures nothing.
 
 use serde::Serialize;
 
 /// Rise of the held-back mean reward that counts as success.
 pub const WANTED_RISE: f64 = 0.5;
 
-/// Everything the demo found out.
+/// All results of the demo.
 #[derive(Clone, Debug, Serialize)]
 pub struct Report {
     /// The base model's file name.
     pub model: String,
-    /// The users' taste, in words.
+    /// The users' taste in words.
     pub taste: String,
     /// Seeds prompts, sampling and adapters.
     pub seed: u64,
     /// The settings of the trainer that matter here, as `key value` pairs.
     pub settings: Vec<(String, String)>,
-    /// One line a version.
+    /// A row per version.
     pub rows: Vec<Row>,
     /// The held-back prompts, by the first version.
     pub before: Measured,
@@ -30,7 +30,7 @@ pub struct Report {
     pub seconds: f64,
 }
 
-/// What one version's answers were like.
+/// The answers of one version.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Row {
     /// The version that answered.

@@ -1,4 +1,4 @@
-//! What the demo shows while it runs: bars on a terminal, log lines elsewhere, and the lines of its table. Decides
+//! The demo's output while it runs: bars on a terminal, log lines elsewhere, and the rows of its table. Decides
 //! nothing.
 
 use std::time::Duration;
@@ -38,7 +38,7 @@ impl Screen {
         self.restart(what, Some(steps as u64));
     }
 
-    /// Begins a part whose length nobody knows.
+    /// Begins a part of unknown length.
     pub fn wait(&self, what: &str) {
         let style = ProgressStyle::with_template("{msg:28} {spinner} {elapsed_precise}");
         self.part.set_style(style.expect("a valid template"));

@@ -1,4 +1,4 @@
-//! The taste of the simulated users: what an answer is worth to them. Never sees the answer's text.
+//! The taste of the simulated users: how they rate answers. Never sees an answer's text.
 
 /// Tokens of an ideal answer.
 pub const IDEAL_TOKENS: f64 = 20.0;

@@ -1,4 +1,5 @@
-//! The simulated users: they ask over HTTP, all at once, and rate what they get. Never look at how the daemon works.
+//! The simulated users: they ask over HTTP, all at once, and rate the answers. They know nothing of how the daemon
+//! works.
 
 use std::time::{Duration, Instant};
 
@@ -12,7 +13,7 @@ use super::screen::Screen;
 use super::taste;
 use crate::client::{Answer, ChatParams, Client};
 
-/// A training step that takes longer than this has gone wrong.
+/// A training step that takes longer than this has failed.
 const STEP_LIMIT: Duration = Duration::from_secs(600);
 
 /// A trainer that idles for longer than this, with a batch of ratings in, has failed.
@@ -27,7 +28,7 @@ pub struct Rated {
 }
 
 impl Rated {
-    /// How it is shown beside another.
+    /// The answer as the report shows it.
     pub fn shown(&self) -> Shown {
         let tokens = self.answer.usage.completion_tokens;
         Shown { text: self.answer.text.clone(), tokens, reward: self.reward }
@@ -130,7 +131,7 @@ pub fn one_version(rated: &[Rated]) -> Result<PolicyVersion> {
     }
 }
 
-/// The mean of something over answers; zero for none.
+/// The mean of a figure over answers; zero for none.
 pub fn mean(rated: &[Rated], of: impl Fn(&Rated) -> f64) -> f64 {
     rated.iter().map(of).sum::<f64>() / rated.len().max(1) as f64
 }

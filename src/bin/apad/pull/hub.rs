@@ -1,4 +1,4 @@
-//! Fetches a file from the Hugging Face hub, going on where an earlier try stopped. Checks nothing.
+//! Fetches a file from the Hugging Face hub, resuming an earlier try. Checks nothing.
 
 use std::fs::OpenOptions;
 use std::io::Write;
@@ -13,13 +13,13 @@ use tokio::time::timeout;
 use super::progress::Progress;
 use crate::client::root_cause;
 
-/// Where the hub is; `HF_ENDPOINT` names another one.
+/// Address of the hub; `HF_ENDPOINT` overrides it.
 const ENDPOINT: &str = "https://huggingface.co";
-/// Without a network the next source should get its turn soon.
+/// Short, so that without a network the next source is tried soon.
 const CONNECT: Duration = Duration::from_secs(5);
-/// Bounds the whole of asking for the file, retries and redirects included.
+/// Limits the whole request, retries and redirects included.
 const ANSWER: Duration = Duration::from_secs(20);
-/// A download that gives nothing for this long has stopped.
+/// Longest pause before a download counts as stalled.
 const STALL: Duration = Duration::from_secs(30);
 
 /// Brings `part` to `bytes` bytes of `file` in `repo` at `revision`.
@@ -52,7 +52,7 @@ pub async fn fetch(
         .map_err(|e| anyhow!("{repo}: {}", root_cause(&e)))?;
     let mut answer = match answer.status() {
         StatusCode::PARTIAL_CONTENT => answer,
-        // Whoever knows no ranges sends all of it.
+        // A server that does not support ranges sends the whole file.
         status if status.is_success() && have == 0 => answer,
         status if status.is_success() => bail!("{repo}: asked for the bytes from {have} on, the answer is {status}"),
         status => bail!("{repo}: the hub answered {status}"),

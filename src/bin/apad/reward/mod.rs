@@ -1,4 +1,4 @@
-//! `apad reward`: reward models from preference pairs, and how well they judge.
+//! `apad reward`: trains reward models on preference pairs, and measures them.
 
 mod score;
 mod train;
@@ -13,7 +13,7 @@ use apa::reward::{Pair, Refused, Tokenizer, read_judgements};
 use clap::{Args, Subcommand, ValueEnum};
 use indicatif::{ProgressBar, ProgressDrawTarget};
 
-/// Bad lines that are named one by one.
+/// Most bad lines that are reported one by one.
 const NAMED: usize = 20;
 
 /// Train a reward model on preference pairs, or measure one

@@ -1,4 +1,4 @@
-//! `apad reward score`: how well a reward model tells pairs apart.
+//! `apad reward score`: measures how well a reward model separates pairs. Trains nothing.
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};

@@ -1,4 +1,4 @@
-//! `apad reward train`: from pairs to one file.
+//! `apad reward train`: trains a reward model on pairs and writes it to one file.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -17,7 +17,7 @@ use serde_json::json;
 use super::{Compute, bar, prepare};
 use crate::{WrongUse, pull};
 
-/// Where there is no terminal, a line this often.
+/// Time between lines of progress where there is no terminal.
 const LINE_EVERY: Duration = Duration::from_secs(20);
 
 /// Train a reward model: an adapter and a scalar head on the frozen base, by Bradley-Terry

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::curves;
 use super::group::Group;
 
-/// Steps at the end of a run whose reward is averaged for a summary.
+/// Final steps whose mean reward stands in a summary.
 const LAST: usize = 5;
 
 /// Draws the experiments in `dirs` into `out`.
@@ -46,7 +46,7 @@ fn number(x: Option<f64>) -> String {
     x.map_or_else(|| "-".into(), |x| format!("{x:.3}"))
 }
 
-/// What came of an experiment, for machines.
+/// The results of an experiment, for programs.
 pub fn summary(group: &Group) -> Value {
     let train = &group.plan.config.train;
     let seeds: Vec<Value> = group.seeds.iter().map(|(seed, records)| Summary::of(records).json(*seed)).collect();
@@ -77,7 +77,7 @@ struct Summary {
 impl Summary {
     fn of(records: &[StepRecord]) -> Self {
         let last = &records[records.len().saturating_sub(LAST)..];
-        // Of a run on fixed answers not every step has samples.
+        // In a run on fixed answers, not every step has samples.
         let mean = |of: fn(&StepRecord) -> Option<f64>| {
             let values: Vec<f64> = last.iter().filter_map(of).collect();
             (!values.is_empty()).then(|| values.iter().sum::<f64>() / values.len() as f64)

@@ -1,5 +1,5 @@
-//! The curves of experiments: the mean over the seeds as a line, in the band from the least to the greatest. Reads no
-//! file.
+//! The curves of experiments: the mean over the seeds as a line, and the range from lowest to highest as a band. Reads
+//! no file.
 
 use std::path::Path;
 
@@ -11,7 +11,7 @@ use crate::plot::{self, Panel, Series};
 
 const SIZE: (u32, u32) = (1440, 460);
 
-/// Where a point of a curve comes from.
+/// The figure that a point's coordinate shows.
 type Coordinate = fn(&StepRecord) -> Option<f64>;
 
 const SAMPLES: Coordinate = |r| Some(r.samples as f64);
@@ -44,7 +44,7 @@ fn lines(group: &Group, colour: usize, x: Coordinate, y: Coordinate) -> Vec<Seri
     let seeds: Vec<Vec<(f64, f64)>> = group.seeds.iter().map(|(_, records)| points(records)).collect();
     let mean = mean_of(&seeds);
     let line = |name: &str, points| Series { name: name.into(), points, colour: Some(colour), ..Series::default() };
-    // Where the seeds' points don't share their x, a band would lie: they are drawn one by one.
+    // Where the seeds' points don't share their x, there is no band, and each seed is drawn as a line.
     let band = if seeds.len() > 1 { band_of(&seeds) } else { Some(Vec::new()) };
     match band {
         Some(band) => vec![Series { band, ..line(&group.name, mean) }],
@@ -55,7 +55,7 @@ fn lines(group: &Group, colour: usize, x: Coordinate, y: Coordinate) -> Vec<Seri
     }
 }
 
-/// The mean point of each step that every seed has made.
+/// The mean point of each step that every seed has reached.
 fn mean_of(seeds: &[Vec<(f64, f64)>]) -> Vec<(f64, f64)> {
     let steps = seeds.iter().map(Vec::len).min().unwrap_or(0);
     let mean = |step: usize| {

@@ -27,7 +27,7 @@ impl Group {
                 text => text.with_context(|| format!("reading {}", path.display()))?,
             };
             let mut records = Vec::new();
-            // A run that goes on may be writing its last line.
+            // A running experiment may still be writing its last line.
             for (index, line) in text.split_inclusive('\n').enumerate().filter(|(_, l)| l.ends_with('\n')) {
                 let record = serde_json::from_str(line).with_context(|| format!("{}:{}", path.display(), index + 1))?;
                 records.push(record);

@@ -1,4 +1,4 @@
-//! `apad train`: a batch experiment without the daemon, gone on with after a stop, and compared with others.
+//! `apad train`: a batch experiment without the daemon; resumes it after a stop, and compares it with others.
 
 mod compare;
 mod curves;
@@ -25,10 +25,10 @@ use crate::WrongUse;
 use crate::pull;
 use crate::settings::Overrides;
 
-/// The file that one process at a time holds in the folder of an experiment.
+/// The file that locks the folder of an experiment for one process.
 const LOCK_FILE: &str = "run.lock";
 
-/// What a run that goes on takes from its folder, and must not be told again, beside the hyperparameters.
+/// What a resumed run takes from its folder and must not be given again, beside the hyperparameters.
 const FIXED: [&str; 15] = [
     "model",
     "prompts",
@@ -147,7 +147,7 @@ pub async fn run(options: Options) -> Result<()> {
     work.await?
 }
 
-/// The plan of a folder, to its end or beyond.
+/// The plan stored in a folder, with more steps if asked for.
 fn resumed(dir: &Path, steps: Option<u64>) -> Result<Plan> {
     let mut plan = Plan::read(dir)?;
     if let Some(steps) = steps {
@@ -162,7 +162,7 @@ fn resumed(dir: &Path, steps: Option<u64>) -> Result<Plan> {
     Ok(plan)
 }
 
-/// The plan that the flags make.
+/// The plan that the flags describe.
 async fn planned(options: &Options) -> Result<Plan> {
     let model = options.model.as_ref().context("no --model")?;
     let mut flags = options.hyperparameters.settings();
@@ -175,7 +175,7 @@ async fn planned(options: &Options) -> Result<Plan> {
     let mut plan = Plan {
         prompts,
         reward: match &options.reward {
-            // A run that goes on may be started in another folder.
+            // A resumed run may start in another working directory.
             Some(Source::Model(file)) => Some(Source::Model(absolute(file)?)),
             reward => reward.clone(),
         },
@@ -215,7 +215,7 @@ impl Job {
         let screen = Screen::new(&plan, self.json);
         screen.wait("loading the model");
         let lab = Lab::open(plan)?;
-        // The folder is made once nothing is left to be wrong with what was asked for.
+        // The folder is made only after everything was checked.
         std::fs::create_dir_all(&self.dir).with_context(|| format!("creating {}", self.dir.display()))?;
         let _held = self.lock()?;
         if self.fresh && self.dir.join(PLAN_FILE).exists() {
@@ -226,7 +226,7 @@ impl Job {
         screen.begin(lab.prompts(), lab.dataset());
         let outcome = self.all_seeds(&lab, &screen);
         screen.finish();
-        // What there is is drawn, however it ended.
+        // Curves are drawn from what there is, however the run ended.
         let drawn = Group::read(&self.dir).and_then(|group| {
             curves::write(&self.dir, std::slice::from_ref(&group))?;
             Ok(group)
@@ -246,7 +246,7 @@ impl Job {
         Ok(())
     }
 
-    /// Runs every seed; where it was stopped, if it was.
+    /// Runs every seed. Returns the seed and step where it was stopped, if it was.
     fn all_seeds(&self, lab: &Lab, screen: &Screen) -> Result<Option<(u64, usize)>> {
         for &seed in &lab.plan().seeds {
             let ended = lab

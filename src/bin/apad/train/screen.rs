@@ -1,4 +1,4 @@
-//! What `apad train` shows while it runs: a bar on a terminal, and a line a step everywhere. Decides nothing.
+//! The output of `apad train` while it runs: a bar on a terminal, and a line per step everywhere. Decides nothing.
 
 use std::time::Duration;
 
@@ -33,7 +33,7 @@ impl Screen {
         Self { bar, title, results_to_stderr }
     }
 
-    /// A part whose length nobody knows.
+    /// Begins a part of unknown length.
     pub fn wait(&self, what: &str) {
         if let Ok(style) = ProgressStyle::with_template("{msg} {spinner} {elapsed_precise}") {
             self.bar.set_style(style);
