@@ -28,8 +28,8 @@
 #define APA_ABI_VERSION 65538
 
 /**
- * How a call ended. Numbers are stable and never reused. Zero is success; positive is an outcome that is no failure
- * and has no `apa_error`; negative is a failure.
+ * The outcome of a call. The numbers are stable and never reused. Zero is success; positive numbers are outcomes that
+ * are not failures and have no `apa_error`; negative numbers are failures.
  */
 enum apa_status
 #if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
@@ -37,15 +37,15 @@ enum apa_status
 #endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
  {
     /**
-     * It was done.
+     * Success.
      */
     APA_OK = 0,
     /**
-     * The generation has ended; there is nothing more to come.
+     * The generation has ended; nothing more will come.
      */
     APA_DONE = 1,
     /**
-     * Nothing came in the time given.
+     * Nothing came within the timeout.
      */
     APA_TIMEOUT = 2,
     /**
@@ -102,70 +102,69 @@ typedef int32_t apa_status;
 #endif // __cplusplus
 
 /**
- * A serving, learning model. Owned by whoever opened it, who frees it with `apa_engine_free`; every call is safe from
- * any thread.
+ * A serving, learning model. Owned by the caller who opened it, and freed with `apa_engine_free`; every call is safe
+ * from any thread.
  */
 typedef struct apa_engine apa_engine;
 
 /**
- * What went wrong, in one sentence, and its status. Owned by whoever got it, who frees it with `apa_error_free`; it
- * may be handed to and used from any thread. It says nothing of the text of prompts and answers.
+ * An error: one sentence and its status. Owned by the caller who received it, and freed with `apa_error_free`; it may
+ * be used from any thread. It never contains the text of prompts or answers.
  */
 typedef struct apa_error apa_error;
 
 /**
- * A bounded queue of news. It gets what happens from its opening on and keeps the newest 256: whoever pulls too slowly
- * misses the oldest, and is told how many. Owned by whoever opened it, who frees it with `apa_feed_free`; every call
- * is safe from any thread, and of several threads in `apa_feed_next` each gets some of the news.
+ * A bounded queue of events. It receives events from its opening on and keeps the newest 256: a caller that pulls too
+ * slowly loses the oldest, and is told how many. Owned by the caller who opened it, and freed with `apa_feed_free`;
+ * every call is safe from any thread, and threads that pull the same feed share its events.
  */
 typedef struct apa_feed apa_feed;
 
 /**
- * A running or ended generation. Owned by whoever started it, who frees it with `apa_gen_free`; every call is safe
- * from any thread, though of several threads in `apa_gen_next` each gets only some of the text.
+ * A running or ended generation. Owned by the caller who started it, and freed with `apa_gen_free`; every call is safe
+ * from any thread, but threads that pull the same generation share its text.
  */
 typedef struct apa_gen apa_gen;
 
 /**
- * Settings of an engine to be opened. Keys are those of `apad.toml`, the section first: `model`, `data`,
- * `serve.slots`, `train.lambda`. Owned by whoever made it, who frees it with `apa_options_free`; an engine keeps
- * nothing of it. Safe from any thread.
+ * Settings for an engine to be opened. Keys are those of `apad.toml`, with their section: `model`, `data`,
+ * `serve.slots`, `train.lambda`. Owned by the caller who made it, and freed with `apa_options_free`; an engine does
+ * not refer to it once opened. Safe from any thread.
  */
 typedef struct apa_options apa_options;
 
 /**
- * Text made by the library: UTF-8, with its length, and a NUL after it. Owned by whoever got it, who frees it with
- * `apa_string_free`; it may be used from any thread.
+ * Text made by the library: UTF-8, with its length, and a NUL after it. Owned by the caller who received it, and freed
+ * with `apa_string_free`; it may be used from any thread.
  */
 typedef struct apa_string apa_string;
 
 /**
- * Called from a thread of the library when a generation has something to be pulled. It should set a flag, write to a
- * pipe or the like, and return: decoding waits for it. Of this library it may call only `apa_gen_cancel` and the
- * frees.
+ * Called from a thread of the library when a generation has something to pull. It should set a flag, write to a pipe
+ * or the like, and return, because decoding waits for it. It may call only `apa_gen_cancel` and the frees.
  */
 typedef void (*apa_wake_fn)(void *user_data);
 
 /**
- * Called by `apa_generate`, on the thread that called that, with more text: whole codepoints, not NUL-terminated,
- * valid until it returns. 0 goes on; a positive number ends the generation as cancelled; a negative one ends it with
- * `APA_ERR_CALLBACK`. It may call anything of this library, and must not leave by an exception or `longjmp`.
+ * Called by `apa_generate`, on its caller's thread, with more text: whole codepoints, not NUL-terminated, valid until
+ * it returns. 0 continues; a positive number ends the generation as cancelled; a negative one ends it with
+ * `APA_ERR_CALLBACK`. It may call any function of this library, and must not leave by an exception or `longjmp`.
  */
 typedef int32_t (*apa_text_fn)(void *user_data, const char *text, size_t text_len);
 
 /**
- * Called with each answer that ended by itself (JSON as `apa_rewards_open` has it, not NUL-terminated, valid until it
- * returns), on a thread that does nothing else, one at a time: it may take its time. 0: `*reward`, from -1 to 1, is
- * what the answer is worth. Positive: it gets none. Negative: the function failed; the event feed is told, and the
- * answer gets none. Of this library it may call only `apa_gen_cancel` and the frees, and it must not leave by an
- * exception or `longjmp`.
+ * Called with each answer that ended normally (JSON as in `apa_rewards_open`, not NUL-terminated, valid until it
+ * returns), one call at a time, on a thread used for nothing else, so it may take its time. 0: `*reward`, from -1 to
+ * 1, is the answer's reward. Positive: the answer gets none. Negative: the function failed; the event feed reports it,
+ * and the answer gets none. It may call only `apa_gen_cancel` and the frees, and must not leave by an exception or
+ * `longjmp`.
  */
 typedef int32_t (*apa_reward_fn)(void *user_data, const char *answer_json, size_t answer_json_len, double *reward);
 
 /**
  * Called with each line of the log: its level (1 error, 2 warning, 3 information, 4 debugging, 5 tracing) and a JSON
- * object of `level`, `target`, `message` and the line's own fields; not NUL-terminated, valid until it returns. On any
- * thread, one at a time. It must not call this library except for the frees.
+ * object of `level`, `target`, `message` and the line's own fields; not NUL-terminated, valid until it returns. Called
+ * on any thread, one call at a time. It must not call this library except for the frees.
  */
 typedef void (*apa_log_fn)(void *user_data, int32_t level, const char *json, size_t json_len);
 
@@ -174,8 +173,8 @@ extern "C" {
 #endif // __cplusplus
 
 /**
- * The interface version of the library that is linked. A program runs with it if the major number is that of
- * `APA_ABI_VERSION` and the minor number at least that.
+ * The interface version of the linked library. A program can use it if the major number equals that of
+ * `APA_ABI_VERSION` and the minor number is at least that.
  */
 uint32_t apa_abi_version(void);
 
@@ -191,12 +190,12 @@ const char *apa_version(void);
 int32_t apa_has(const char *feature, size_t feature_len);
 
 /**
- * The status that `error` came with. `APA_ERR_ARG` for NULL, `APA_ERR_CLOSED` after its free.
+ * The status of `error`. `APA_ERR_ARG` for NULL, `APA_ERR_CLOSED` once freed.
  */
 apa_status apa_error_code(const apa_error *error);
 
 /**
- * The sentence, NUL-terminated UTF-8, valid until `error` is freed. `""` for NULL or after its free.
+ * The message of `error`, NUL-terminated UTF-8, valid until `error` is freed. `""` for NULL or once freed.
  */
 const char *apa_error_message(const apa_error *error);
 
@@ -206,12 +205,12 @@ const char *apa_error_message(const apa_error *error);
 void apa_error_free(apa_error *error);
 
 /**
- * The text, NUL-terminated, valid until `string` is freed. `""` for NULL or after its free.
+ * The text, NUL-terminated, valid until `string` is freed. `""` for NULL or once freed.
  */
 const char *apa_string_data(const apa_string *string);
 
 /**
- * Its length in bytes, the NUL at the end not counted. 0 for NULL or after its free.
+ * The length in bytes, without the NUL at the end. 0 for NULL or once freed.
  */
 size_t apa_string_len(const apa_string *string);
 
@@ -221,7 +220,7 @@ size_t apa_string_len(const apa_string *string);
 void apa_string_free(apa_string *string);
 
 /**
- * Makes options that hold nothing yet: every setting has a default but `model`.
+ * Makes empty options: every setting except `model` has a default.
  *
  * Errors: `APA_ERR_ARG` if `options` is NULL.
  */
@@ -305,7 +304,7 @@ apa_status apa_engine_status(const apa_engine *engine, apa_string **json, apa_er
 apa_status apa_engine_metrics(const apa_engine *engine, apa_string **text, apa_error **error);
 
 /**
- * Counts the tokens that `text` is for the model, its beginning-of-sequence token included where it wants one.
+ * Counts the tokens of `text`, including the model's beginning-of-sequence token if it uses one.
  *
  * Errors: `APA_ERR_ARG` for text that is not UTF-8 or too long to be tokenized; `APA_ERR_CLOSED`.
  */
@@ -347,17 +346,18 @@ apa_status apa_gen_start(const apa_engine *engine,
                          apa_error **error);
 
 /**
- * Writes the id of the generation, which names it for feedback.
+ * Writes the id of the generation, which feedback refers to.
  *
  * Errors: `APA_ERR_CLOSED` if `generation` was freed.
  */
 apa_status apa_gen_id(const apa_gen *generation, apa_string **id, apa_error **error);
 
 /**
- * Waits at most `timeout_ms` milliseconds for more text; 0 only looks, a negative number waits without limit.
+ * Waits at most `timeout_ms` milliseconds for more text; 0 polls, a negative number waits without limit.
  *
- * `APA_OK`: `text` holds more, whole codepoints. `APA_TIMEOUT`: nothing yet. `APA_DONE`, `APA_CANCELLED`: it has
- * ended, and `apa_gen_result` says how; every later call says the same. `text` is written with `APA_OK` only.
+ * `APA_OK`: `text` holds more text, in whole codepoints. `APA_TIMEOUT`: nothing yet. `APA_DONE`, `APA_CANCELLED`: the
+ * generation has ended, and `apa_gen_result` has the details; every later call returns the same. `text` is written
+ * with `APA_OK` only.
  *
  * Errors: `APA_ERR_CLOSED` if the engine was shut down or `generation` freed, also while waiting; `APA_ERR_MODEL` if
  * decoding failed.
@@ -377,33 +377,33 @@ apa_status apa_gen_next(apa_gen *generation, int64_t timeout_ms, apa_string **te
 apa_status apa_gen_result(const apa_gen *generation, apa_string **json, apa_error **error);
 
 /**
- * Asks the generation to end. What has been made is kept and can be pulled; then comes `APA_CANCELLED`. From any
- * thread, at any time, also while another waits in `apa_gen_next`, and from inside a hook. It does not wait.
+ * Cancels the generation. Text generated so far can still be pulled; then comes `APA_CANCELLED`. May be called from
+ * any thread at any time, also while another waits in `apa_gen_next`, and from inside a hook. Does not wait.
  *
  * Errors: `APA_ERR_CLOSED` if `generation` was freed.
  */
 apa_status apa_gen_cancel(apa_gen *generation, apa_error **error);
 
 /**
- * Has `wake` called, with `user_data`, whenever there is something to be pulled, and once now if there is already;
- * then pull with a timeout of 0 until `APA_TIMEOUT`. It replaces the earlier hook; NULL takes it back. Once this or
- * `apa_gen_free` returns, the earlier hook is not running and never will be; so these wait for one that is.
+ * Registers `wake`, which is called with `user_data` whenever there is something to pull, at once if there already is;
+ * then pull with a timeout of 0 until `APA_TIMEOUT`. It replaces the earlier hook; NULL removes it. Once this or
+ * `apa_gen_free` returns, the earlier hook is not running and never will be, so these calls wait for one that is.
  *
  * Errors: `APA_ERR_CLOSED` if `generation` was freed.
  */
 apa_status apa_gen_set_wake(apa_gen *generation, apa_wake_fn wake, void *user_data, apa_error **error);
 
 /**
- * Frees `generation`, cancelling it if it still runs; another thread that waits in `apa_gen_next` gets
- * `APA_ERR_CLOSED`. NULL and a second free are harmless.
+ * Frees `generation`, cancelling it if it is running; another thread waiting in `apa_gen_next` gets `APA_ERR_CLOSED`.
+ * NULL and a second free are harmless.
  */
 void apa_gen_free(apa_gen *generation);
 
 /**
- * Generates, blocking: `on_text` (may be NULL) is called with each piece on this thread, and `result` (may be NULL)
- * gets the JSON of `apa_gen_result`. The request is that of `apa_gen_start`.
+ * Generates, blocking: `on_text` (may be NULL) is called with each piece on the calling thread, and `result` (may be
+ * NULL) gets the JSON of `apa_gen_result`. The request is that of `apa_gen_start`.
  *
- * `APA_DONE`: it ended. `APA_CANCELLED`: `on_text` ended it; there is a result all the same.
+ * `APA_DONE`: the generation ended. `APA_CANCELLED`: `on_text` ended it; there is still a result.
  *
  * Errors: as `apa_gen_start` and `apa_gen_next`; `APA_ERR_CALLBACK` if `on_text` returned a negative number.
  */
@@ -462,11 +462,12 @@ apa_status apa_sample_add(const apa_engine *engine,
                           apa_error **error);
 
 /**
- * Deletes a user's words: the answers made for them with their prompts, what anyone said of those, and all they said
- * of others' answers. They are overwritten on disk when this returns. What remains are the versions that learned from
- * them. `receipt` (may be NULL) gets how many were deleted: `generations`, `feedback`, `preferences`, `samples`; all 0
- * for a user who is not known. `overwritten` is false while another program reads the ledger: its log, which held them
- * too, is emptied when that ends. An answer under way for the user is given and not recorded.
+ * Deletes a user's data: the answers made for the user with their prompts, everyone's feedback on those, and the
+ * user's feedback on other answers. It is overwritten on disk when this returns. Versions that were trained on it
+ * remain. `receipt` (may be NULL) gets the numbers of deleted rows: `generations`, `feedback`, `preferences`,
+ * `samples`; all are 0 for an unknown user. `overwritten` is false while another program is reading the ledger, whose
+ * log, which still holds the data, is emptied when that ends. A running answer for the user is delivered but not
+ * recorded.
  *
  * Errors: `APA_ERR_ARG` for an empty name; `APA_ERR_IO` if it could not be written; `APA_ERR_CLOSED`.
  */
@@ -485,19 +486,19 @@ apa_status apa_forget(const apa_engine *engine,
 apa_status apa_trainer_start(const apa_engine *engine, apa_error **error);
 
 /**
- * Has the engine train only when `apa_trainer_step` is called, from now on; ratings are kept. A step under way goes on
- * to its end, and is not waited for.
+ * Lets the engine train only when `apa_trainer_step` is called, from now on; ratings are kept. A running step
+ * continues to its end, which is not waited for.
  *
  * Errors: `APA_ERR_CLOSED`.
  */
 apa_status apa_trainer_stop(const apa_engine *engine, apa_error **error);
 
 /**
- * Trains on the ratings that are in (one batch at most, even a small one), publishes, and returns when the new version
- * is served. Blocks for as long as that takes, seconds to minutes; generations go on meanwhile. With `train.auto` (the
- * default) the engine does so by itself whenever `train.batch` new ratings are in. `outcome` (may be NULL) gets a JSON
- * object: `outcome` is `published`, with `version` and `metrics`; `pending`, with `version`, `ruling` (`trial` or
- * `proposed`), `reason` and `metrics`; or `skipped`, with `reason` and `consumed`.
+ * Trains on the waiting ratings (at most one batch, even a small one), publishes, and returns when the new version is
+ * served. Blocks for seconds to minutes; generations continue meanwhile. With `train.auto` (the default) the engine
+ * does this by itself whenever `train.batch` new ratings are in. `outcome` (may be NULL) gets a JSON object: `outcome`
+ * is `published`, with `version` and `metrics`; `pending`, with `version`, `ruling` (`trial` or `proposed`), `reason`
+ * and `metrics`; or `skipped`, with `reason` and `consumed`.
  *
  * Errors: `APA_ERR_TRAIN` if training failed; `APA_ERR_UNSUPPORTED` if this model can't be trained, or training is
  * off; `APA_ERR_CLOSED`. Serving goes on.
@@ -507,10 +508,9 @@ apa_status apa_trainer_step(const apa_engine *engine, apa_string **outcome, apa_
 /**
  * Writes the state of the trainer as a JSON object: `state` (`off`, `unsupported`, `loading`, `idle`, `training`),
  * `reason`, `auto` (whether it trains by itself), `pending_ratings`, `batch`, `steps`, `skipped`, `rolled_back`
- * (versions taken back because ratings fell), `trial` (the candidate that a share of the users gets, or null),
- * `refused` (skipped by the gate), `dropped_steps`, `seconds` (that it worked), `waited_seconds` (that its threads
- * were ready and waited for a core, all together), `reward` (the reward model that keeps learning), `last`
- * (measurements of the newest step; lengths in tokens, KL in nats, times in seconds).
+ * (versions whose ratings fell), `trial` (the candidate on trial, or null), `refused` (by the gate), `dropped_steps`,
+ * `seconds` (of work), `waited_seconds` (that its threads, summed, were ready but waited for a core), `reward` (the
+ * reward model), `last` (measurements of the newest step; lengths in tokens, KL in nats, times in seconds).
  *
  * Errors: `APA_ERR_CLOSED` if `engine` was freed.
  */
@@ -524,18 +524,20 @@ apa_status apa_trainer_status(const apa_engine *engine, apa_string **json, apa_e
 apa_status apa_policy_version(const apa_engine *engine, uint64_t *version, apa_error **error);
 
 /**
- * Brings the newest trained weights into serving now: new requests get the newest version from when this returns, also
- * after a rollback, and training goes on from it. Does nothing if they get it already, as they do whenever a version
- * was published and nobody went back. Running generations end on theirs. Where there is something to do, a training
- * step under way is given up, and its ratings stay in. `version` (may be NULL) gets the version that is served.
+ * Brings the newest trained weights into serving now: when this returns, new requests get the newest version, also
+ * after a rollback, and training continues from it. Does nothing if they already do, as is the case after every
+ * publication unless somebody went back. Running generations finish on their version. If there is something to do, a
+ * running training step is aborted, and its ratings keep waiting. `version` (may be NULL) gets the version that is
+ * served.
  *
- * Errors: `APA_ERR_IO` or `APA_ERR_MODEL` if its files are gone or damaged: what was served goes on; `APA_ERR_CLOSED`.
+ * Errors: `APA_ERR_IO` or `APA_ERR_MODEL` if its files are gone or damaged, and the present version is served on;
+ * `APA_ERR_CLOSED`.
  */
 apa_status apa_policy_sync(const apa_engine *engine, uint64_t *version, apa_error **error);
 
 /**
- * Serves `version` from now on, and trains on from it. Running generations end on theirs; a training step under way is
- * given up, and its ratings stay in. Returns when new requests get it.
+ * Serves `version` from now on, and trains on from it. Running generations finish on their version; a running training
+ * step is aborted, and its ratings keep waiting. Returns when new requests get the version.
  *
  * Errors: `APA_ERR_ARG` for an unknown version; `APA_ERR_IO` or `APA_ERR_MODEL` if its files are gone or damaged;
  * `APA_ERR_CLOSED`.
@@ -550,8 +552,8 @@ apa_status apa_policy_activate(const apa_engine *engine, uint64_t version, apa_e
 apa_status apa_policy_rollback(const apa_engine *engine, uint64_t *version, apa_error **error);
 
 /**
- * Writes the files of `version` into one file, to be carried to another data folder with the same base model. `path`
- * is replaced if it is there; it is whole or not written.
+ * Writes the files of `version` into one file, which another data folder with the same base model can restore. An
+ * existing file at `path` is replaced; the file is written whole or not at all.
  *
  * Errors: `APA_ERR_ARG` for an unknown version, and for 0, which has no files; `APA_ERR_IO` if its files are gone or
  * damaged, or `path` can't be written; `APA_ERR_CLOSED`.
@@ -563,12 +565,12 @@ apa_status apa_policy_snapshot(const apa_engine *engine,
                                apa_error **error);
 
 /**
- * Takes in what `apa_policy_snapshot` wrote as a new version, whose parent is the active one, and serves it from now
- * on. `version` (may be NULL) gets its number. The file is checked against its own checksums.
+ * Reads a file of `apa_policy_snapshot` as a new version, whose parent is the active one, and serves it from now on.
+ * `version` (may be NULL) gets its number. The file is checked against its own checksums.
  *
- * Errors: `APA_ERR_IO` if the file can't be read, is damaged, or is none; `APA_ERR_MODEL` if it belongs to another
- * base model (nothing changes then) or can't be served (it is listed then, and the version before goes on);
- * `APA_ERR_CLOSED`.
+ * Errors: `APA_ERR_IO` if the file can't be read, is damaged, or is not a snapshot; `APA_ERR_MODEL` if it belongs to
+ * another base model (nothing changes then) or can't be served (it is listed then, and the version before is served
+ * on); `APA_ERR_CLOSED`.
  */
 apa_status apa_policy_restore(const apa_engine *engine,
                               const char *path,
@@ -577,9 +579,9 @@ apa_status apa_policy_restore(const apa_engine *engine,
                               apa_error **error);
 
 /**
- * Writes a version as a JSON object: the fields of `apa_policy_list`, its `lineage` (the versions it goes back to, its
- * parent first) and the `verdict` over it: `ruling` (`promoted`, `refused`, `trial`, `proposed`, `rolled_back`) and
- * `record` with `reason`, `examination` and `trial`; null for a version that no gate has judged.
+ * Writes a version as a JSON object: the fields of `apa_policy_list`, its `lineage` (its ancestors, the parent first)
+ * and its `verdict`: `ruling` (`promoted`, `refused`, `trial`, `proposed`, `rolled_back`) and `record` with `reason`,
+ * `examination` and `trial`; null for a version that no gate has judged.
  *
  * Errors: `APA_ERR_ARG` for an unknown version; `APA_ERR_IO` if the record can't be read; `APA_ERR_CLOSED`.
  */
@@ -594,51 +596,49 @@ apa_status apa_policy_show(const apa_engine *engine, uint64_t version, apa_strin
 apa_status apa_policy_list(const apa_engine *engine, apa_string **json, apa_error **error);
 
 /**
- * Opens a feed of what the engine learns. Each piece of news is a JSON object with `event`: `step_done` (`version`,
- * `metrics`), `step_dropped` (`reason`, `consumed`: a batch changed nothing), `version_published` (`version`,
- * `parent`), `version_activated` (`version`), `error` (`code`, `message`), `missed` (`count`: the oldest news were
- * dropped).
+ * Opens a feed of events about learning. Each event is a JSON object with `event`: `step_done` (`version`, `metrics`),
+ * `step_dropped` (`reason`, `consumed`: a batch changed nothing), `version_published` (`version`, `parent`),
+ * `version_activated` (`version`), `error` (`code`, `message`), `missed` (`count`: the oldest events were dropped).
  *
  * Errors: `APA_ERR_BUSY` if 64 feeds are open on the engine; `APA_ERR_CLOSED`.
  */
 apa_status apa_events_open(const apa_engine *engine, apa_feed **feed, apa_error **error);
 
 /**
- * Opens a feed of answers to be scored: reward jobs. One comes with each answer that ended by itself, once it is on
- * record: a JSON object with `event` `answer`, `generation_id`, `policy_version`, `prompt` (as the model saw it),
- * `text`, `finish_reason`, `completion_tokens`, `user`; or `missed` (`count`), as above. A job is done by
- * `apa_reward_put`; one that is not done is an answer without a reward.
+ * Opens a feed of answers to score: reward jobs. Each answer that ends normally makes one, once it is on record: a
+ * JSON object with `event` `answer`, `generation_id`, `policy_version`, `prompt` (as the model saw it), `text`,
+ * `finish_reason`, `completion_tokens`, `user`; or `missed` (`count`), as above. `apa_reward_put` completes a job; an
+ * answer whose job is never completed has no reward.
  *
  * Errors: as `apa_events_open`.
  */
 apa_status apa_rewards_open(const apa_engine *engine, apa_feed **feed, apa_error **error);
 
 /**
- * Waits at most `timeout_ms` milliseconds for news; 0 only looks, a negative number waits without limit.
+ * Waits at most `timeout_ms` milliseconds for an event; 0 polls, a negative number waits without limit.
  *
- * `APA_OK`: `json` holds a piece of news. `APA_TIMEOUT`: there was none.
+ * `APA_OK`: `json` holds an event. `APA_TIMEOUT`: there was none.
  *
  * Errors: `APA_ERR_CLOSED` if the engine was shut down or `feed` freed, also while waiting.
  */
 apa_status apa_feed_next(apa_feed *feed, int64_t timeout_ms, apa_string **json, apa_error **error);
 
 /**
- * Has `wake` called, with `user_data`, when there is news to be pulled, and at the end; as `apa_gen_set_wake`.
+ * Registers `wake`, which is called with `user_data` when there is an event to pull, and at the end; as
+ * `apa_gen_set_wake`.
  *
  * Errors: `APA_ERR_CLOSED` if `feed` was freed.
  */
 apa_status apa_feed_set_wake(apa_feed *feed, apa_wake_fn wake, void *user_data, apa_error **error);
 
 /**
- * Frees `feed`; another thread that waits in `apa_feed_next` gets `APA_ERR_CLOSED`. NULL and a second free are
- * harmless.
+ * Frees `feed`; another thread waiting in `apa_feed_next` gets `APA_ERR_CLOSED`. NULL and a second free are harmless.
  */
 void apa_feed_free(apa_feed *feed);
 
 /**
- * Gives the answer `generation_id` its reward, from -1 to 1, as a rating by nobody in particular (`apa_feedback`
- * without `user`); it is durable on disk when this returns. The last one counts, beside people's own ratings by the
- * mean.
+ * Gives the answer `generation_id` a reward from -1 to 1, recorded as an anonymous rating (`apa_feedback` without
+ * `user`); it is durable on disk when this returns. The last one counts, averaged with users' ratings.
  *
  * Errors: `APA_ERR_ARG` for an unknown answer or a reward out of range; `APA_ERR_IO` if it could not be written;
  * `APA_ERR_CLOSED`.
@@ -650,22 +650,22 @@ apa_status apa_reward_put(const apa_engine *engine,
                           apa_error **error);
 
 /**
- * Has `reward` called, with `user_data`, for each answer from now on, and what it says recorded as by
- * `apa_reward_put`. One function an engine: it replaces the earlier one; NULL takes it back, and so does shutdown.
- * When this or the shutdown returns, the earlier one is not running and never will be.
+ * Registers `reward`, which is called with `user_data` for each answer from now on; its rewards are recorded as by
+ * `apa_reward_put`. There is one function per engine, and this replaces it; NULL and shutdown remove it. When this or
+ * the shutdown returns, the earlier one is not running and never will be.
  *
  * Errors: `APA_ERR_BUSY` as `apa_rewards_open`; `APA_ERR_CLOSED`.
  */
 apa_status apa_reward_set(const apa_engine *engine, apa_reward_fn reward, void *user_data, apa_error **error);
 
 /**
- * Serves the engine over HTTP, as `apad serve` does, on threads of its own. `address` is `127.0.0.1:8372` or the like,
- * with port 0 for a free one; empty for the option `http.listen`. Returns once it listens; `bound` (may be NULL) gets
- * the address. Beyond loopback it wants keys (option `http.keys`).
+ * Serves the engine over HTTP, as `apad serve` does, on threads of its own. `address` is like `127.0.0.1:8372`, with
+ * port 0 for a free one; empty for the option `http.listen`. Returns once it listens; `bound` (may be NULL) gets the
+ * address. Beyond loopback, keys are required (option `http.keys`).
  *
- * Errors: `APA_ERR_UNSUPPORTED` if the library was built without it (`apa_has("http")`); `APA_ERR_BUSY` if it runs
- * already or the address is taken; `APA_ERR_ARG` for what is no address, or an address beyond loopback without keys;
- * `APA_ERR_IO`; `APA_ERR_CLOSED`.
+ * Errors: `APA_ERR_UNSUPPORTED` if the library was built without HTTP (`apa_has("http")`); `APA_ERR_BUSY` if the
+ * service is running already or the address is taken; `APA_ERR_ARG` for an invalid address, or one beyond loopback
+ * without keys; `APA_ERR_IO`; `APA_ERR_CLOSED`.
  */
 apa_status apa_http_start(const apa_engine *engine,
                           const char *address,
@@ -674,17 +674,17 @@ apa_status apa_http_start(const apa_engine *engine,
                           apa_error **error);
 
 /**
- * Stops the HTTP service: nothing new is accepted, running answers get 30 seconds. Returns when it has stopped; does
- * nothing if it does not run. A shutdown of the engine stops it too.
+ * Stops the HTTP service: refuses new connections and gives running answers 30 seconds. Returns when it has stopped;
+ * does nothing if it is not running. Shutting the engine down stops it too.
  *
  * Errors: `APA_ERR_IO` if the service had failed; `APA_ERR_CLOSED` if `engine` was freed.
  */
 apa_status apa_http_stop(const apa_engine *engine, apa_error **error);
 
 /**
- * Has `log` called, with `user_data`, for each line of the log up to `level` (1 to 5). One hook a process: it replaces
- * the earlier one; NULL takes it back. When this returns the earlier one is not running and never will be. Without a
- * hook nothing is logged.
+ * Registers `log`, which is called with `user_data` for each line of the log up to `level` (1 to 5). There is one hook
+ * per process, and this replaces it; NULL removes it. When this returns, the earlier one is not running and never will
+ * be. Without a hook nothing is logged.
  *
  * Errors: `APA_ERR_ARG` for another level; `APA_ERR_BUSY` if a Rust program around this library logs already.
  */
