@@ -5,7 +5,7 @@ set -euo pipefail
 cd "$(dirname "$0")/../fuzz"
 
 targets=("$@")
-[ ${#targets[@]} -gt 0 ] || targets=(request options schema gguf model adapter engine)
+[ ${#targets[@]} -gt 0 ] || targets=(request options schema template gguf model adapter engine)
 coverage="-C passes=sancov-module -C llvm-args=-sanitizer-coverage-level=4 -C llvm-args=-sanitizer-coverage-inline-8bit-counters
     -C llvm-args=-sanitizer-coverage-pc-table -C llvm-args=-sanitizer-coverage-trace-compares"
 # Named, so that the flags are not those of build scripts.

@@ -48,6 +48,14 @@ impl Specials {
         Specials { all, controls, lengths, firsts }
     }
 
+    /// Control tokens of these texts, numbered from 0.
+    pub(super) fn of_controls(texts: &[&str]) -> Specials {
+        let ids = 0..;
+        let special =
+            |(id, text): (TokenId, &&str)| Special { id, text: (*text).into(), control: true, strips: (false, false) };
+        Specials::new(ids.zip(texts).map(special).collect())
+    }
+
     /// Whether a control token's text contains a marked character anywhere; `marks` are the byte offsets of marked
     /// characters. [ascending]
     pub(super) fn named_by(&self, text: &str, marks: &[usize]) -> bool {

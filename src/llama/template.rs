@@ -86,6 +86,15 @@ pub struct ChatTemplate {
 }
 
 impl ChatTemplate {
+    /// Compiles a template apart from a model: only it may write the `controls`, and it knows neither a first nor a last
+    /// token of texts.
+    ///
+    /// # Errors
+    /// `Unsupported` if it doesn't parse or is longer than any.
+    pub fn without_model(source: &str, controls: &[&str]) -> Result<ChatTemplate> {
+        ChatTemplate::new(source, String::new(), String::new(), &Specials::of_controls(controls))
+    }
+
     /// Compiles the template. `bos` and `eos` are the texts of the model's tokens, which templates use.
     ///
     /// # Errors

@@ -2,25 +2,14 @@
 
 use proptest::prelude::*;
 
-use super::super::control::Special;
 use super::*;
 
 fn message(role: &str, content: &str) -> Json {
     json!({"role": role, "content": content})
 }
 
-fn specials(texts: &[&str]) -> Specials {
-    let special = |(id, text): (usize, &&str)| Special {
-        id: id as u32,
-        text: (*text).into(),
-        control: true,
-        strips: (false, false),
-    };
-    Specials::new(texts.iter().enumerate().map(special).collect())
-}
-
 fn with_controls(source: &str, controls: &[&str]) -> ChatTemplate {
-    ChatTemplate::new(source, "<s>".into(), "</s>".into(), &specials(controls)).unwrap()
+    ChatTemplate::new(source, "<s>".into(), "</s>".into(), &Specials::of_controls(controls)).unwrap()
 }
 
 fn template(source: &str) -> ChatTemplate {
@@ -80,7 +69,7 @@ fn a_template_has_no_files_to_include() {
 
 #[test]
 fn a_template_that_does_not_parse_is_unsupported() {
-    let parsed = |source: &str| ChatTemplate::new(source, String::new(), String::new(), &specials(&[]));
+    let parsed = |source: &str| ChatTemplate::new(source, String::new(), String::new(), &Specials::of_controls(&[]));
     let e = parsed("{% for %}").err().unwrap();
     assert_eq!(e.code(), crate::Code::Unsupported);
     let e = parsed(&"x".repeat(SOURCE_BYTES + 1)).err().unwrap();
@@ -138,7 +127,7 @@ fn chains_and_nests_of_any_length_never_overflow_the_stack() {
     let started = std::time::Instant::now();
     for source in sources {
         // Either outcome is fine: it compiles, or it is refused.
-        match ChatTemplate::new(&source, String::new(), String::new(), &specials(&[])) {
+        match ChatTemplate::new(&source, String::new(), String::new(), &Specials::of_controls(&[])) {
             Ok(template) => drop(text(&template, &[message("user", "hi")])),
             Err(e) => assert!(e.message().contains("can't be parsed"), "{e}"),
         }
@@ -331,7 +320,7 @@ fn templates() -> Vec<(ChatTemplate, Specials, Vec<&'static str>)> {
     ];
     sources
         .into_iter()
-        .map(|(source, controls)| (with_controls(source, controls), specials(controls), controls.into()))
+        .map(|(source, controls)| (with_controls(source, controls), Specials::of_controls(controls), controls.into()))
         .collect()
 }
 
