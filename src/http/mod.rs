@@ -13,6 +13,7 @@ mod openapi;
 mod origin;
 mod schemas;
 mod shape;
+mod socket;
 
 use std::net::SocketAddr;
 use std::sync::Arc;

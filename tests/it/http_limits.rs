@@ -224,3 +224,102 @@ async fn a_request_that_takes_too_long_is_told_so_and_makes_room() {
     server.works().await;
     server.close().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_that_are_kept_give_way_and_answers_under_way_do_not() {
+    let server = Server::of(&tiny(), |c| (c.http.connections, c.serve.context) = (8, 1 << 15)).await;
+    let request = server.client.post(format!("{}/v1/completions", server.url));
+    let mut running =
+        request.body(long(json!({"stream": true, "max_tokens": 20_000})).to_string()).send().await.unwrap();
+    let first = running.chunk().await.unwrap().unwrap();
+    let mut kept = Vec::new();
+    for _ in 0..7 {
+        kept.push(server.raw().await);
+    }
+    let asked = Instant::now();
+    for _ in 0..3 {
+        for stream in &mut kept {
+            // One that has given way is opened anew, as whoever keeps others out would do.
+            let mut byte = [0; 1];
+            let asks = stream.write_all(b"GET /health HTTP/1.1\r\nhost: a\r\n\r\n").await;
+            if asks.is_err() || stream.read(&mut byte).await.unwrap_or(0) == 0 {
+                *stream = server.raw().await;
+            }
+        }
+        let alone = reqwest::Client::builder().no_proxy().pool_max_idle_per_host(0).build().unwrap();
+        for _ in 0..3 {
+            assert_eq!(alone.get(format!("{}/health", server.url)).send().await.unwrap().status(), StatusCode::OK);
+        }
+    }
+    assert!(asked.elapsed() < Duration::from_secs(20), "{:?}", asked.elapsed());
+    let mut text = String::from_utf8_lossy(&first).into_owned();
+    for _ in 0..100 {
+        text += &String::from_utf8_lossy(&running.chunk().await.unwrap().expect("it goes on"));
+    }
+    assert!(!text.contains("error"), "{text}");
+    drop((running, kept));
+    server.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn work_whose_clients_have_left_is_given_up() {
+    let server = Server::of(&tiny(), |c| c.serve.context = 1 << 18).await;
+    let leave = async |path: &str, body: Value| {
+        let (mut stream, body) = (server.raw().await, body.to_string());
+        let head = format!("POST {path} HTTP/1.1\r\nhost: a\r\ncontent-length: {}\r\n\r\n", body.len());
+        stream.write_all((head + &body).as_bytes()).await.unwrap();
+    };
+    // An answer that is told at its end, so that nothing is written meanwhile.
+    leave("/v1/completions", long(json!({"max_tokens": 200_000}))).await;
+    // More texts than are embedded in minutes, as many requests as may wait and one.
+    let text: Vec<u32> = (0..2048).map(|i| i % 200).collect();
+    for _ in 0..17 {
+        leave("/v1/embeddings", json!({"input": vec![&text; 256]})).await;
+    }
+    let asked = Instant::now();
+    while server.post("/v1/embeddings", json!({"input": "hi"})).await.0 != StatusCode::OK
+        || server.engine.status().load.running > 0
+    {
+        assert!(asked.elapsed() < Duration::from_secs(30), "{:?}", server.engine.status().load);
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    server.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn embeddings_that_nobody_waits_for_hold_up_no_end() {
+    let server = Server::start().await;
+    let text: Vec<u32> = (0..2048).map(|i| i % 200).collect();
+    let body = json!({"input": vec![&text; 256]}).to_string();
+    let mut stream = server.raw().await;
+    let head = format!("POST /v1/embeddings HTTP/1.1\r\nhost: a\r\ncontent-length: {}\r\n\r\n", body.len());
+    stream.write_all((head + &body).as_bytes()).await.unwrap();
+    // Under way.
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    drop(stream);
+    let asked = Instant::now();
+    server.close().await;
+    assert!(asked.elapsed() < Duration::from_secs(10), "{:?}", asked.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_closes_its_half_may_wait_long_for_its_answer() {
+    let server = Server::of(&tiny(), |c| c.serve.context = 1 << 14).await;
+    let ask = async |version: &str| {
+        let body = long(json!({"max_tokens": 14_000})).to_string();
+        let (mut stream, length) = (server.raw().await, body.len());
+        let head = format!("POST /v1/completions HTTP/{version}\r\nhost: a\r\ncontent-length: {length}\r\n\r\n");
+        let asked = Instant::now();
+        stream.write_all((head + &body).as_bytes()).await.unwrap();
+        stream.shutdown().await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        (answer, asked.elapsed())
+    };
+    // What asks it whether it is there is skipped by clients of HTTP 1.1, and not sent to older ones.
+    let (answer, took) = ask("1.1").await;
+    assert!(took > Duration::from_secs(2) && answer.starts_with("HTTP/1.1 100 Continue\r\n\r\n"), "{answer:.200}");
+    assert!(answer.trim_start_matches("HTTP/1.1 100 Continue\r\n\r\n").starts_with("HTTP/1.1 200 OK"), "{answer:.200}");
+    assert!(ask("1.0").await.0.starts_with("HTTP/1.0 200 OK"));
+    server.close().await;
+}
