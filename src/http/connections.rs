@@ -1,4 +1,4 @@
-//! Connections: how many, how long one may be silent, which gives way, how they end. Reads no request.
+//! Connections: their number, timeouts and end, and which of them gives way. Reads no request.
 
 use std::io;
 use std::pin::Pin;
@@ -23,16 +23,16 @@ use tower::ServiceExt;
 use super::socket::Socket;
 use crate::lock::lock;
 
-/// Wait after a failed accept: the process has no file descriptor left, and trying at once would spin.
+/// Pause after a failed accept: the process is out of file descriptors, and retrying at once would spin.
 const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
-/// How long a connection that was told to give way has for it, before another one is told too.
+/// How long a connection that was told to close has for it, before the next one is told too.
 const GIVING_WAY: Duration = Duration::from_millis(200);
 
 /// The open connections, at most `limit`.
 pub(super) struct Connections {
     router: Router,
     limit: u32,
-    /// Time for the head of a request to arrive, and for a connection to be kept without one.
+    /// Timeout for the head of a request, and for idle connections.
     patience: Duration,
     places: Arc<Semaphore>,
     open: Vec<Open>,
@@ -44,7 +44,7 @@ struct Open {
     task: JoinHandle<()>,
 }
 
-/// Whose turn it is on a connection.
+/// Whether a connection is idle or waits for the server.
 struct Turn {
     state: Mutex<State>,
     gives_way: Notify,
@@ -52,9 +52,10 @@ struct Turn {
 
 #[derive(Clone, Copy)]
 struct State {
-    /// Whether it ever asked for anything.
+    /// Whether it has sent a request.
     spoke: bool,
-    /// Since when it has asked for nothing, if nothing is being answered. Never, once it was told to give way.
+    /// When its last response ended, or when it was opened; `None` while a request is being answered, and once it was
+    /// told to close.
     idle: Option<Instant>,
 }
 
@@ -67,13 +68,12 @@ impl Turn {
         *lock(&self.state)
     }
 
-    /// It is the client's, or no longer.
     fn set(&self, idle: Option<Instant>) {
         *lock(&self.state) = State { spoke: true, idle };
     }
 }
 
-/// A request that is being answered; dropped when all of the answer was handed on.
+/// A request that is being answered; dropped with the end of the response's body.
 struct Answering(Arc<Turn>);
 
 impl Answering {
@@ -95,8 +95,8 @@ impl Connections {
         Self { router, limit, patience, places, open: Vec::new(), closing: watch::Sender::new(false) }
     }
 
-    /// Takes connections until it is dropped. Where all places are taken, the one that has asked for nothing for the
-    /// longest time gives up its own: who only opens connections, or keeps them, keeps nobody out.
+    /// Accepts connections until it is dropped. If all places are taken, the connection that has been idle longest
+    /// gives up its place: merely opening connections, or keeping them alive, keeps nobody out.
     pub(super) async fn accept(&mut self, listener: &TcpListener) {
         loop {
             let stream = match listener.accept().await {
@@ -113,7 +113,8 @@ impl Connections {
         }
     }
 
-    /// A place for one more; waits where all are in use. The others wait in the kernel's queue, which is bounded too.
+    /// A place for one more connection. Waits while all are in use; clients then wait in the kernel's queue, which is
+    /// bounded too.
     async fn place(&self) -> Option<OwnedSemaphorePermit> {
         loop {
             if self.places.available_permits() == 0 {
@@ -131,7 +132,7 @@ impl Connections {
         let idle = idle.filter_map(|open| Some((open.turn.state().idle?, open)));
         let Some((_, open)) = idle.min_by_key(|(since, _)| *since) else { return };
         if open.turn.state().spoke {
-            // What it is sent is sent to its end.
+            // A response that is still being written is written to its end.
             open.turn.set(None);
             open.turn.gives_way.notify_one();
         } else {
@@ -140,7 +141,7 @@ impl Connections {
     }
 
     fn open(&mut self, stream: TcpStream, place: OwnedSemaphorePermit) {
-        // Tokens are small packets: without this, each would wait for the acknowledgement of the one before.
+        // Tokens are small packets, each of which would otherwise wait for the acknowledgement of the one before.
         let _ = stream.set_nodelay(true);
         let (socket, turn) = (Socket::new(stream), Arc::new(Turn::new()));
         let (router, client, answered) = (self.router.clone(), socket.clone(), turn.clone());
@@ -155,13 +156,13 @@ impl Connections {
                         let Ok(answer) = answer;
                         Ok::<Response, io::Error>(answer.map(|body| Body::new(Answer { body, _answering: answering })))
                     }
-                    // Nobody waits for it any more: it is dropped, and whatever works for it learns that.
+                    // The client has left: the handler is dropped, which cancels the work for it.
                     () = client.left(may_ask) => Err(io::ErrorKind::ConnectionReset.into()),
                 }
             }
         });
         let mut builder = http1::Builder::new();
-        // Who has sent all may close that half; the answer still goes out.
+        // A client that has sent everything may close its half; the response is still sent.
         builder.timer(TokioTimer::new()).header_read_timeout(self.patience).half_close(true);
         let mut closing = self.closing.subscribe();
         let connection = builder.serve_connection(TokioIo::new(socket), service);
@@ -169,7 +170,7 @@ impl Connections {
         let task = tokio::spawn(async move {
             let _place = place;
             let mut connection = std::pin::pin!(connection);
-            // What goes wrong on a connection is its client's affair: it left, or it doesn't speak HTTP.
+            // Errors on a connection are the client's: it left, or it does not speak HTTP.
             tokio::select! {
                 _ = connection.as_mut() => return,
                 _ = closing.wait_for(|closing| *closing) => connection.as_mut().graceful_shutdown(),
@@ -180,7 +181,7 @@ impl Connections {
         self.open.push(Open { turn, task });
     }
 
-    /// Lets the answers under way end, for at most `time`, and closes the rest.
+    /// Lets running answers end, for at most `time`, and closes the remaining connections.
     pub(super) async fn close(mut self, time: Duration) {
         self.open.drain(..).filter(|open| !open.turn.state().spoke).for_each(|open| open.task.abort());
         let _ = self.closing.send(true);
@@ -188,7 +189,7 @@ impl Connections {
     }
 }
 
-/// The body of an answer, which is under way until it is dropped.
+/// The body of a response; its connection is busy until it is dropped.
 struct Answer {
     body: Body,
     _answering: Answering,

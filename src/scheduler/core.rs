@@ -9,7 +9,7 @@ use std::time::Duration;
 use crossbeam_channel::{Receiver, Sender};
 
 use super::finished::{Finished, OnFinished};
-use super::lane::Lane;
+use super::lane::{Admitted, Lane};
 use super::load::Counters;
 use super::slot::{Job, Running};
 use super::swapper::{Ready, Role};
@@ -95,28 +95,53 @@ impl Core {
         }
     }
 
-    /// Admits waiting requests into free slots of their lanes, in order. A request without room only blocks its own
-    /// lane.
+    /// Admits waiting requests into free slots of their lanes, in order. If the cache has no room for the next one,
+    /// later ones that fit may overtake it, within the bound of [`Job::may_be_passed`]. A lane without a free slot
+    /// admits nothing.
     fn admit(&mut self, finished: &mut Vec<Finished>) {
         let before = self.waiting.len();
-        let mut full = Vec::new();
-        for job in std::mem::take(&mut self.waiting) {
+        // For each lane, how many tokens may still overtake those that wait; 0 if none.
+        let mut may_pass = vec![usize::MAX; self.lanes.len()];
+        for mut job in std::mem::take(&mut self.waiting) {
             let index = self.lane_of(&job);
             let Some(lane) = self.lanes.get_mut(index) else { continue };
+            let needed = job.reserve(lane.fair_share());
             if job.sink.cancelled() {
                 let unborn = Running::new(*job, 0);
                 let (generation, sink, _) = unborn.finish(FinishReason::Cancelled, lane.version);
                 finished.push(Finished { outcome: Ok(generation), sink });
-            } else if let Some(error) = job.late() {
-                finished.push(Finished { outcome: Err(error), sink: job.sink });
-            } else if full.contains(&index) {
-                self.waiting.push_back(job);
-            } else if let Some(refused) = lane.admit(*job) {
-                full.push(index);
-                self.waiting.push_back(Box::new(refused));
+                continue;
             }
+            if let Some(error) = job.late() {
+                finished.push(Finished { outcome: Err(error), sink: job.sink });
+                continue;
+            }
+            if needed <= may_pass[index] {
+                match lane.admit(*job) {
+                    Admitted::Taken => {
+                        self.pass(index, needed);
+                        may_pass[index] = may_pass[index].saturating_sub(needed);
+                        continue;
+                    }
+                    Admitted::NoRoom(refused) => job = refused,
+                    Admitted::NoSlot(refused) => {
+                        may_pass[index] = 0;
+                        job = refused;
+                    }
+                }
+            }
+            let room = self.lanes[index].cache().1;
+            may_pass[index] = may_pass[index].min(job.may_be_passed(room));
+            self.waiting.push_back(job);
         }
         self.counters.queued.fetch_sub(before - self.waiting.len(), Ordering::AcqRel);
+    }
+
+    /// Counts a request of that many tokens as having overtaken those of its lane that already wait.
+    fn pass(&mut self, index: usize, tokens: usize) {
+        let mut waiting = std::mem::take(&mut self.waiting);
+        waiting.iter_mut().filter(|job| self.lane_of(job) == index).for_each(|job| job.passed += tokens);
+        self.waiting = waiting;
     }
 
     /// The lane of the version that a request names, if it is served; otherwise the active one.

@@ -243,6 +243,7 @@ impl Scheduler {
             max_tokens,
             created,
             submitted: Instant::now(),
+            passed: 0,
             patience: self.options.patience,
             meters: self.counters.meters.clone(),
             sink,

@@ -62,6 +62,15 @@ pub(super) struct Turn {
     pub(super) generated_tokens: u64,
 }
 
+/// Whether a request was admitted.
+pub(super) enum Admitted {
+    Taken,
+    /// There is no free slot.
+    NoSlot(Box<Job>),
+    /// There is a free slot, but the cache has no room for the request beside the running ones.
+    NoRoom(Box<Job>),
+}
+
 pub(super) struct Lane {
     pub(super) version: PolicyVersion,
     context: Context,
@@ -93,18 +102,23 @@ impl Lane {
         (self.slots.iter().map(held).sum(), self.context.options().context as usize)
     }
 
+    /// A slot's share of the cache. [tokens]
+    pub(super) fn fair_share(&self) -> usize {
+        self.context.options().context as usize / self.slots.len().max(1)
+    }
+
     /// Admits the request if there is a slot and room for it; otherwise returns it.
-    pub(super) fn admit(&mut self, job: Job) -> Option<Job> {
+    pub(super) fn admit(&mut self, job: Job) -> Admitted {
         let Some((index, reused)) = self.best_slot(&job.request.prompt) else {
-            return Some(job);
+            return Admitted::NoSlot(Box::new(job));
         };
-        let fair = self.context.options().context as usize / self.slots.len().max(1);
+        let fair = self.fair_share();
         let reserved: usize = self.slots.iter().map(|s| if let Slot::Busy(r) = s { r.reserve(fair) } else { 0 }).sum();
         let capacity = self.context.options().context as usize;
         let needed = reserved + job.reserve(fair);
         // Alone it always fits: prompt and answer are shorter than the context.
         if reserved > 0 && needed > capacity {
-            return Some(job);
+            return Admitted::NoRoom(Box::new(job));
         }
         // If the sequence can't be cut there, it is cleared completely.
         let reused = if self.context.forget(index as i32, reused as u32) { reused } else { 0 };
@@ -114,7 +128,7 @@ impl Lane {
         self.slots[index] = Slot::Busy(Box::new(Running::new(job, reused)));
         self.share_prefix(index);
         self.evict(capacity.saturating_sub(needed));
-        None
+        Admitted::Taken
     }
 
     /// The idle slot to use, and how much of its cache: the one that shares the longest prefix with the prompt. If that

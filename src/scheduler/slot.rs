@@ -27,6 +27,8 @@ pub(super) struct Job {
     pub(super) max_tokens: u32,
     pub(super) created: UnixMillis,
     pub(super) submitted: Instant,
+    /// Tokens of later requests that were admitted before it.
+    pub(super) passed: usize,
     pub(super) patience: Option<Duration>,
     pub(super) meters: Arc<Meters>,
     pub(super) sink: Sink,
@@ -40,6 +42,12 @@ impl Job {
         Some(Error::time_limit(format!(
             "the request took longer than the {seconds} seconds that serve.request_seconds allows"
         )))
+    }
+
+    /// How many tokens of later requests may still overtake it: in all as many as the cache has `room` for, which
+    /// bounds its wait.
+    pub(super) fn may_be_passed(&self, room: usize) -> usize {
+        room.saturating_sub(self.passed)
     }
 
     /// Cache to reserve for it, in tokens: the prompt, and as much of the answer as its `fair` share. Few answers

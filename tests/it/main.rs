@@ -26,6 +26,7 @@ mod node;
 mod panics;
 mod promotion;
 mod pull;
+mod queue;
 mod recovery;
 mod requests;
 #[cfg(feature = "daemon")]
