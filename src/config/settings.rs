@@ -214,8 +214,6 @@ settings! {
         /// Largest KL of a version to the initial model, in nats per response; a version beyond it is not served.
         /// Generous: answers that far away are hardly the model's any more.
         kl_budget: f64 = 200.0, above(0.0);
-        /// How far the mean rating of a batch may fall below that of the batch that the version was trained on.
-        reward_drop: f64 = 1.5, above(0.0);
     }
 
     /// Settings of the judgement over candidates. First it and its parent answer the same prompts with the same dice;

@@ -174,7 +174,8 @@ impl Worker {
             tracing::info!(reason, "training on the batch ended early");
         }
         let finite = trainer.is_finite()?;
-        if let Verdict::Refused { reason } = self.judge(&metrics, finite)? {
+        let candidate = Candidate { metrics: &metrics, finite };
+        if let Verdict::Refused { reason } = gate::judge(&candidate, &self.config.train.gate) {
             return self.refuse(reason, used);
         }
         let Some(Ready { trainer: Some(trainer), judge, .. }) = &self.ready else {
@@ -284,13 +285,6 @@ impl Worker {
             }
         }
         Ok(rollouts)
-    }
-
-    fn judge(&self, metrics: &StepMetrics, finite: bool) -> Result<Verdict> {
-        let versions = self.ledger.versions()?;
-        let parent = versions.iter().find(|v| v.version == self.active && v.version != PolicyVersion::INITIAL);
-        let candidate = Candidate { metrics, parent: parent.map(|v| &v.metrics), finite };
-        Ok(gate::judge(&candidate, &self.config.train.gate))
     }
 
     /// Records that a batch's candidate was refused, and goes back to the active version.
