@@ -1,5 +1,9 @@
-//! Asks the machine for the time, its cores, its free memory and disk space. Never changes anything on it.
+//! Asks the machine for the time, its cores, its free memory and disk space, and for private folders and files. Writes
+//! nothing into them.
 
+use std::fs::{DirBuilder, OpenOptions};
+use std::io;
+use std::path::Path;
 use std::sync::OnceLock;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -17,6 +21,33 @@ pub(crate) fn cores_or(threads: u32) -> u32 {
     if threads == 0 { *CORES.get_or_init(cores) } else { threads }
 }
 
+/// Makes a folder that only its owner can access, and its missing parents. Returns whether it was made; an existing
+/// folder is left as it is.
+pub(crate) fn make_private_folder(path: &Path) -> io::Result<bool> {
+    if path.is_dir() {
+        return Ok(false);
+    }
+    if let Some(above) = path.parent().filter(|above| !above.as_os_str().is_empty()) {
+        std::fs::create_dir_all(above)?;
+    }
+    let mut builder = DirBuilder::new();
+    #[cfg(unix)]
+    std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
+    match builder.create(path) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => Ok(false),
+        made => made.map(|()| true),
+    }
+}
+
+/// Options to open a file for reading and writing; if it is missing, it is made so that only its owner can access it.
+pub(crate) fn private_file() -> OpenOptions {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create(true).truncate(false);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    options
+}
+
 /// Space on the disk that holds a folder.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct DiskRoom {
@@ -27,7 +58,7 @@ pub(crate) struct DiskRoom {
 }
 
 /// The space on a folder's disk; `None` where the system does not tell.
-pub(crate) fn disk_room(folder: &std::path::Path) -> Option<DiskRoom> {
+pub(crate) fn disk_room(folder: &Path) -> Option<DiskRoom> {
     #[cfg(unix)]
     return rustix::fs::statvfs(folder).ok().map(|disk| DiskRoom {
         free: disk.f_bavail.saturating_mul(disk.f_frsize),

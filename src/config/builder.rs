@@ -2,7 +2,7 @@
 //! environment itself; every layer becomes JSON values at dotted names, which are deserialized in one place.
 
 use std::collections::BTreeMap;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::path::{Path, PathBuf};
 
@@ -95,22 +95,24 @@ impl Builder {
     }
 
     /// Adds the variables whose name starts with `APAD_`, of those given: `std::env::vars_os()`, less any that are not
-    /// settings. Those that Kubernetes sets in every pod for a service named `apad` are none.
+    /// settings. Those that Kubernetes sets in every pod for services named like `apad` are none.
     ///
     /// # Errors
     /// `Arg` for an `APAD_` variable that is unknown, not UTF-8, or of a wrong type.
     pub fn env<K: Into<OsString>, V: Into<OsString>>(mut self, vars: impl IntoIterator<Item = (K, V)>) -> Result<Self> {
         let known: Vec<(String, String)> = Config::keys().into_iter().map(|k| (k.variable, k.name)).collect();
         for (name, value) in vars {
-            let Ok(name) = name.into().into_string() else { continue };
-            if !name.starts_with("APAD_") || of_kubernetes(&name) {
+            let (Ok(name), value) = (name.into().into_string(), value.into()) else { continue };
+            if !name.starts_with("APAD_") {
                 continue;
             }
             let Some((_, key)) = known.iter().find(|(variable, _)| *variable == name) else {
+                if of_kubernetes(&name, &value) {
+                    continue;
+                }
                 let hint = hint(nearest(&name, known.iter().map(|(variable, _)| variable.as_str())));
                 return Err(Error::arg(format!("unknown variable {name}{hint}")));
             };
-            let value = value.into();
             let Some(text) = value.to_str() else {
                 return Err(Error::arg(format!("the variable {name} is not UTF-8")));
             };
@@ -222,21 +224,26 @@ fn hint(nearest: Option<&str>) -> String {
     nearest.map_or_else(String::new, |name| format!("; did you mean {name}?"))
 }
 
-/// `APAD_PORT`, `APAD_PORT_8372_TCP_ADDR`, `APAD_SERVICE_HOST` and the like: links to a service named `apad`.
-fn of_kubernetes(name: &str) -> bool {
+/// `APAD_PORT`, `APAD_PORT_8372_TCP_ADDR`, `APAD_SERVICE_HOST` and the like: links to a service named `apad`, or to
+/// one whose name begins with it (`APAD_METRICS_SERVICE_HOST`: `apad-metrics`).
+fn of_kubernetes(name: &str, value: &OsStr) -> bool {
+    let is_number = |text: &str| text.parse::<u16>().is_ok();
+    // The part after `PORT_`, as in `PORT_8372_TCP_ADDR`.
     let port = |rest: &str| {
         let (number, tail) = rest.split_once('_').unwrap_or((rest, ""));
-        let tails = ["TCP", "UDP", "SCTP"];
         let known = |kind: &&str| {
             tail == *kind || tail.strip_prefix(*kind).is_some_and(|t| ["_PORT", "_PROTO", "_ADDR"].contains(&t))
         };
-        number.parse::<u16>().is_ok() && tails.iter().any(known)
+        is_number(number) && ["TCP", "UDP", "SCTP"].iter().any(known)
     };
-    match name.strip_prefix("APAD_") {
-        Some("PORT" | "SERVICE_HOST" | "SERVICE_PORT") => true,
-        Some(rest) => rest.strip_prefix("PORT_").is_some_and(port) || rest.starts_with("SERVICE_PORT_"),
-        None => false,
-    }
+    let link = |rest: &str| match rest {
+        "PORT" => value.to_str().is_some_and(|value| value.contains("://")),
+        "SERVICE_HOST" => true,
+        "SERVICE_PORT" => value.to_str().is_some_and(is_number),
+        rest if rest.starts_with("SERVICE_PORT_") => value.to_str().is_some_and(is_number),
+        rest => rest.strip_prefix("PORT_").is_some_and(port),
+    };
+    name.match_indices('_').any(|(at, _)| link(&name[at + 1..]))
 }
 
 #[cfg(test)]
@@ -268,9 +275,13 @@ mod tests {
             ("APAD_SERVICE_HOST", "10.0.0.7"),
             ("APAD_SERVICE_PORT", "8372"),
             ("APAD_SERVICE_PORT_HTTP", "8372"),
+            ("APAD_METRICS_PORT", "udp://10.0.0.8:53"),
+            ("APAD_METRICS_PORT_53_UDP_ADDR", "10.0.0.8"),
+            ("APAD_METRICS_SERVICE_HOST", "10.0.0.8"),
+            ("APAD_METRICS_SERVICE_PORT", "53"),
         ];
         assert!(Config::builder().env(links).is_ok());
-        for unknown in ["APAD_PORTS", "APAD_PORT_X_TCP", "APAD_SERVICE", "APAD_PORT_1_TCP_X"] {
+        for unknown in ["APAD_PORT", "APAD_PORTS", "APAD_PORT_X_TCP", "APAD_SERVICE", "APAD_PORT_1_TCP_X"] {
             assert!(Config::builder().env([(unknown, "1")]).is_err(), "{unknown}");
         }
     }

@@ -1,5 +1,6 @@
 //! Opens an engine: model, ledger, versions and threads, each after what it needs. Never serves or trains itself.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
@@ -19,7 +20,7 @@ use crate::ledger::{Ledger, Rules};
 use crate::llama::{ContextOptions, Model, template_of};
 use crate::publish::VersionStore;
 use crate::scheduler::{self, Finished, OnFinished, Scheduler};
-use crate::system::cores_or;
+use crate::system::{cores_or, make_private_folder};
 use crate::types::{FinishReason, Generation};
 
 impl Engine {
@@ -27,12 +28,27 @@ impl Engine {
     ///
     /// # Errors
     /// `Arg` for settings out of range, `Model` for a file that is missing, damaged or of another kind, `Busy` if
-    /// another process holds the data folder (its process id is named), `Io` for the disk.
+    /// another process holds the data folder (its process id is named), `Io` for the disk. A data folder that was not
+    /// there before is not there after an error.
     pub fn open(config: Config) -> Result<Engine> {
         config.validate()?;
         if config.model.as_os_str().is_empty() {
             return Err(Error::arg("model is not set, expected the path of a GGUF file"));
         }
+        let data = config.data.clone();
+        let missing: Vec<PathBuf> = data.ancestors().take_while(|p| !p.exists()).map(PathBuf::from).collect();
+        let made = make_private_folder(&data);
+        let made = made.map_err(|e| Error::from(e).context(format!("creating {}", data.display())))?;
+        let opened = Self::open_in(config);
+        if made && opened.is_err() {
+            Ledger::take_back(&data);
+            // Those above it, as long as nobody has put anything there.
+            missing.iter().skip(1).take_while(|above| std::fs::remove_dir(above).is_ok()).for_each(drop);
+        }
+        opened
+    }
+
+    fn open_in(config: Config) -> Result<Engine> {
         let ledger = Arc::new(Ledger::open_with(&config.data, Rules::new(&config.reward)?)?);
         let threads = cores_or(config.serve.threads);
         let fingerprint = Gguf::open(&config.model)?.fingerprint()?;

@@ -15,6 +15,7 @@ use super::writer::Writer;
 use super::{MAX_USER, META_MODEL_SHA256, schema, waiting, write};
 use crate::error::{Error, Result};
 use crate::lock::lock;
+use crate::system::{make_private_folder, private_file};
 use crate::types::*;
 
 /// An open ledger. One process per folder; every method is safe from any thread.
@@ -36,6 +37,14 @@ impl Ledger {
         dir.join("ledger.sqlite3").is_file()
     }
 
+    /// Takes a folder away that was made for a ledger and is not wanted after all; whoever else has it by now keeps it.
+    pub(crate) fn take_back(dir: &Path) {
+        let Ok(_held) = FolderLock::take(dir) else { return };
+        if let Err(error) = std::fs::remove_dir_all(dir) {
+            tracing::warn!(%error, "the data folder of a failed start is left");
+        }
+    }
+
     /// Opens the ledger of a data folder; both are made if missing.
     ///
     /// # Errors
@@ -50,10 +59,12 @@ impl Ledger {
     /// # Errors
     /// As [`Ledger::open`].
     pub fn open_with(dir: &Path, rules: Rules) -> Result<Ledger> {
-        std::fs::create_dir_all(dir).map_err(|e| Error::from(e).context(format!("creating {}", dir.display())))?;
+        make_private_folder(dir).map_err(|e| Error::from(e).context(format!("creating {}", dir.display())))?;
         let lock = FolderLock::take(dir)?;
         let path = dir.join("ledger.sqlite3");
         let open = || -> Result<_> {
+            // SQLite makes its own files as readable as this one is.
+            private_file().open(&path)?;
             let db = schema::open_writer(&path)?;
             // The entry of a new file must survive a power failure too.
             #[cfg(unix)]

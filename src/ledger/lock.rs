@@ -1,10 +1,11 @@
 //! Locks a data folder for one process. Never waits, and never removes the lock file (that would let two in).
 
-use std::fs::{File, OpenOptions, TryLockError};
+use std::fs::{File, TryLockError};
 use std::io::{Read, Seek, Write};
 use std::path::Path;
 
 use crate::error::{Error, Result};
+use crate::system::private_file;
 
 /// Holds the lock until it is dropped or the process ends in any way: the operating system releases it.
 pub(super) struct FolderLock {
@@ -16,8 +17,7 @@ impl FolderLock {
     pub(super) fn take(dir: &Path) -> Result<Self> {
         let path = dir.join("lock");
         let failed = |e: std::io::Error| Error::from(e).context(format!("locking {}", path.display()));
-        let mut file =
-            OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path).map_err(failed)?;
+        let mut file = private_file().open(&path).map_err(failed)?;
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {

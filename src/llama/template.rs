@@ -86,8 +86,8 @@ pub struct ChatTemplate {
 }
 
 impl ChatTemplate {
-    /// Compiles a template apart from a model: only it may write the `controls`, and it knows neither a first nor a last
-    /// token of texts.
+    /// Compiles a template apart from a model: only it may write the `controls`, and it knows no token that begins or
+    /// ends a text.
     ///
     /// # Errors
     /// `Unsupported` if it doesn't parse or is longer than any.

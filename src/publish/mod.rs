@@ -9,6 +9,7 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
+use crate::system::make_private_folder;
 use crate::types::PolicyVersion;
 pub use aside::Aside;
 use manifest::MANIFEST;
@@ -43,7 +44,7 @@ impl VersionStore {
     /// `Io` if it can't be made.
     pub fn open(dir: &Path) -> Result<Self> {
         let root = dir.join("versions");
-        at(&root, fs::create_dir_all(&root))?;
+        at(&root, make_private_folder(&root))?;
         sync_dir(dir)?;
         Ok(Self { root })
     }

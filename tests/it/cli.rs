@@ -5,10 +5,14 @@ use std::process::{Command, Output};
 fn apad(args: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_apad"));
     let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("damaged.gguf"), "GGUF, but not for long").unwrap();
     // No settings of whoever runs the tests, and no daemon of theirs.
     command.args(args).current_dir(folder.path()).env_clear().env("HOME", folder.path());
     command.env("APAD_URL", "http://127.0.0.1:1");
-    command.output().unwrap()
+    let output = command.output().unwrap();
+    let left: Vec<_> = std::fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(left, ["damaged.gguf"], "{args:?} leaves something behind");
+    output
 }
 
 fn fails(args: &[&str], code: i32, part: &str) {
@@ -17,6 +21,8 @@ fn fails(args: &[&str], code: i32, part: &str) {
     assert_eq!(output.status.code(), Some(code), "{args:?}: {said}");
     assert!(said.contains(part), "{args:?}: {said}");
     assert!(output.stdout.is_empty(), "{args:?}");
+    // What is said is one sentence, behind the usage where clap has found the fault.
+    assert!(code == 2 || said.trim_end().lines().count() == 1, "{args:?}: {said}");
 }
 
 #[test]
@@ -39,7 +45,10 @@ fn failure_ends_with_1_and_one_sentence() {
     fails(&["serve", "--model", "missing.gguf", listen[0], listen[1]], 1, "missing.gguf");
     fails(&["serve", "--model", "x.gguf", "--listen", "0.0.0.0:0"], 1, "http.keys");
     fails(&["serve", "--model", "x.gguf", "--config", "missing.toml"], 1, "missing.toml");
+    fails(&["serve", "--model", "damaged.gguf", listen[0], listen[1]], 1, "damaged.gguf");
+    fails(&["serve", "--model", "damaged.gguf", "--data", "a/b/c", listen[0], listen[1]], 1, "damaged.gguf");
     fails(&["bench", "train", "--model", "missing.gguf"], 1, "missing.gguf");
+    fails(&["bench", "serve", "--streams", "1", "--url", "http://127.0.0.1:1"], 1, "http://127.0.0.1:1 gave no answer");
     for args in [vec!["status"], vec!["versions", "list"], vec!["chat"]] {
         fails(&args, 1, "apad serve");
     }

@@ -21,10 +21,10 @@ const LINE_LIMIT: usize = 1 << 20;
 #[derive(Args, Clone, Debug)]
 pub struct Daemon {
     /// Address of the running daemon
-    #[arg(long, env = "APAD_URL", default_value = "http://127.0.0.1:8372", value_name = "URL")]
+    #[arg(long, global = true, env = "APAD_URL", default_value = "http://127.0.0.1:8372", value_name = "URL")]
     url: String,
     /// Key, where the daemon asks for one
-    #[arg(long, env = "APAD_KEY", hide_env_values = true, value_name = "KEY")]
+    #[arg(long, global = true, env = "APAD_KEY", hide_env_values = true, value_name = "KEY")]
     key: Option<String>,
 }
 

@@ -79,8 +79,8 @@ fn end_quietly_on_a_closed_pipe() {
     std::panic::set_hook(Box::new(move |panic| {
         let payload = panic.payload();
         let text = payload.downcast_ref::<String>().map(String::as_str).or(payload.downcast_ref::<&str>().copied());
-        // The panic message of `println!`.
-        if text.is_some_and(|text| text.starts_with("failed printing to stdout") && text.contains("Broken pipe")) {
+        // The panic message of `println!` and `eprintln!`.
+        if text.is_some_and(|text| text.starts_with("failed printing to std") && text.contains("Broken pipe")) {
             std::process::exit(BROKEN_PIPE);
         }
         usual(panic);

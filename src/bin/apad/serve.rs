@@ -51,6 +51,8 @@ pub struct Options {
 }
 
 pub async fn run(options: Options) -> Result<()> {
+    // What it records is for its user alone.
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
     let mut config = options.overrides.build([
         ("model", options.model.map(Value::from)),
         ("data", options.data.map(|p| p.to_string_lossy().into_owned().into())),
@@ -95,13 +97,23 @@ async fn listen(address: &str) -> Result<TcpListener> {
     }
 }
 
-/// Resolves at the first SIGTERM or SIGINT; a second one ends the process at once.
+/// Resolves at the first SIGTERM, SIGINT or SIGHUP; a second one ends the process at once. A process that was started
+/// to outlive its terminal (`nohup`) ignores SIGHUP.
 fn stop_signal() -> Result<impl Future<Output = ()> + Send + 'static> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut hangup = if ignores_hangup() { None } else { Some(signal(SignalKind::hangup())?) };
     let (first, asked) = tokio::sync::oneshot::channel();
     tokio::spawn(async move {
-        let mut next = async || tokio::select! { _ = terminate.recv() => (), _ = interrupt.recv() => () };
+        let mut next = async || {
+            let hung_up = async {
+                match &mut hangup {
+                    Some(hangup) => drop(hangup.recv().await),
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! { _ = terminate.recv() => (), _ = interrupt.recv() => (), () = hung_up => () }
+        };
         next().await;
         tracing::info!("draining; a second signal stops at once");
         let _ = first.send(());
@@ -112,4 +124,12 @@ fn stop_signal() -> Result<impl Future<Output = ()> + Send + 'static> {
     Ok(async move {
         let _ = asked.await;
     })
+}
+
+/// Whether SIGHUP was ignored when the process was started. Where the system doesn't say, it was not.
+fn ignores_hangup() -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    // The lowest bit is signal 1, SIGHUP.
+    mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).is_some_and(|mask| mask & 1 == 1)
 }

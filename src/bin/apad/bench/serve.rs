@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use apa::types::ChatMessage;
 use clap::{Args, ValueEnum};
 use rand::seq::IndexedRandom;
@@ -87,19 +87,19 @@ pub async fn run(options: Options) -> Result<()> {
     if clients.iter().enumerate().any(|(i, (url, _))| clients[..i].iter().any(|(other, _)| other == url)) {
         return Err(WrongUse("--url names a server twice, expected each once".into()).into());
     }
-    if !options.json {
-        println!(
-            "{:28} {:>7} {:7} {:>9} {:>16} {:>16}",
-            "server", "streams", "prefix", "tokens/s", "first ms", "gap ms"
-        );
-        println!("{:53} {:>16} {:>16}", "", "p50 / p99", "p50 / p99");
-    }
+    let mut headed = options.json;
     for round in 0..options.rounds {
         for &streams in &options.streams {
             for &prefix in &options.prefixes {
                 for (url, client) in &clients {
                     let seed = [options.seed, u64::from(round), u64::from(streams), prefix as u64];
                     let measured = measure(&options, client, streams, prefix, seed).await?;
+                    if let (0, Some(error)) = (measured.answers, &measured.error) {
+                        bail!("{url} gave no answer: {error}");
+                    }
+                    if !std::mem::replace(&mut headed, true) {
+                        println!("{}", head());
+                    }
                     let line = measured.line(url, streams, prefix, round);
                     println!("{}", if options.json { line.to_string() } else { row(&line) });
                 }
@@ -247,6 +247,13 @@ impl Measured {
 fn quantile(sorted: &[f64], part: f64) -> Option<f64> {
     let rank = (part * sorted.len() as f64).ceil() as usize;
     sorted.get(rank.saturating_sub(1)).copied()
+}
+
+fn head() -> String {
+    format!(
+        "{:28} {:>7} {:7} {:>9} {:>16} {:>16}\n{:53} {:>16} {:>16}",
+        "server", "streams", "prefix", "tokens/s", "first ms", "gap ms", "", "p50 / p99", "p50 / p99"
+    )
 }
 
 fn row(line: &Value) -> String {
