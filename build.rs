@@ -21,6 +21,7 @@ fn main() {
     // GCC warns of its own headers of intrinsics.
     kernels.flag_if_supported("-Wno-maybe-uninitialized").flag_if_supported("-Wno-uninitialized");
     let features = env::var("CARGO_CFG_TARGET_FEATURE").unwrap_or_default();
+    println!("cargo::rustc-env=APA_TARGET_FEATURES={features}");
     let has = |name: &str| features.split(',').any(|f| f == name);
     // llama-cpp-sys-2 tells where it installed ggml's package; the headers are beside it.
     let headers = env::var("DEP_LLAMA_GGML_CMAKE_DIR").ok();
@@ -35,8 +36,4 @@ fn main() {
         }
     }
     kernels.compile("apa_kernels");
-    // llguidance has a C API of its own, which is none of ours: what libraries bring along is not exported.
-    if env::var("CARGO_CFG_TARGET_OS").is_ok_and(|os| os == "linux") {
-        println!("cargo::rustc-cdylib-link-arg=-Wl,--exclude-libs,ALL");
-    }
 }

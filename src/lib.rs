@@ -54,6 +54,7 @@ mod tiny;
 
 pub mod align;
 pub mod config;
+pub mod doctor;
 pub mod engine;
 pub mod error;
 pub mod experiment;
@@ -70,6 +71,7 @@ mod lock;
 pub mod optim;
 pub mod overwrite;
 pub mod policy;
+pub mod processor;
 mod prompts;
 pub mod publish;
 pub mod request;

@@ -18,6 +18,7 @@ use crate::gguf::Gguf;
 use crate::ids::GenerationKind;
 use crate::ledger::{Ledger, Rules};
 use crate::llama::{ContextOptions, Model, template_of};
+use crate::processor::Processor;
 use crate::publish::VersionStore;
 use crate::scheduler::{self, Finished, OnFinished, Scheduler};
 use crate::system::{cores_or, make_private_folder};
@@ -28,10 +29,11 @@ impl Engine {
     ///
     /// # Errors
     /// `Arg` for settings out of range, `Model` for a file that is missing, damaged or of another kind, `Busy` if
-    /// another process holds the data folder (its process id is named), `Io` for the disk. A data folder that was not
-    /// there before is not there after an error.
+    /// another process holds the data folder (its process id is named), `Unsupported` for a processor that lacks what
+    /// the build uses, `Io` for the disk. A data folder that was not there before is not there after an error.
     pub fn open(config: Config) -> Result<Engine> {
         config.validate()?;
+        Processor::detect().suffices()?;
         if config.model.as_os_str().is_empty() {
             return Err(Error::arg("model is not set, expected the path of a GGUF file"));
         }

@@ -6,6 +6,7 @@
 mod adapter;
 mod affinity;
 mod chat;
+mod compare;
 mod context;
 mod control;
 mod embed;
@@ -29,6 +30,7 @@ mod validate_shape;
 pub use adapter::Adapter;
 pub use affinity::DecoderPin;
 pub use chat::{chat_tokens, rendered_tokens, template_of};
+pub use compare::{KERNELS, kernels};
 pub use context::{Batch, Context, ContextOptions};
 pub use embed::Embedder;
 pub use model::{Model, TextDecoder};

@@ -7,6 +7,7 @@ mod conformance;
 mod credit;
 #[cfg(feature = "daemon")]
 mod demo;
+mod doctor;
 mod engine;
 #[cfg(feature = "daemon")]
 mod export;

@@ -12,10 +12,10 @@ use std::path::{Path, PathBuf};
 /// the same in a sentence, which is compared.
 const LAYERS: &[&[&str]] = &[
     &["types", "error", "lock"],
-    &["system", "config", "gguf", "guide", "align", "optim", "overwrite", "prompts"],
+    &["system", "processor", "config", "gguf", "guide", "align", "optim", "overwrite", "prompts"],
     &["ids", "llama", "policy", "gate", "publish"],
     &["ledger", "scheduler", "reward", "trainer"],
-    &["engine", "experiment"],
+    &["engine", "experiment", "doctor"],
     &["request"],
     &["http"],
     &["ffi"],
@@ -31,7 +31,7 @@ const ONLY_IN: &[(&str, &[&str])] = &[
     ("axum", &["src/http/"]),
     ("anyhow", &["src/bin/"]),
     ("rusqlite", &["src/ledger/"]),
-    ("unsafe", &["src/llama/", "src/ffi/", "src/policy/ops/", "src/bin/apad/allocator.rs"]),
+    ("unsafe", &["src/llama/", "src/ffi/", "src/policy/ops/", "src/processor.rs", "src/bin/apad/allocator.rs"]),
 ];
 
 /// Imports against the layers, and files of one folder that import each other.

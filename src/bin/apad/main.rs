@@ -6,6 +6,7 @@ mod chat;
 mod client;
 mod config;
 mod demo;
+mod doctor;
 mod export;
 mod feedback;
 mod logging;
@@ -52,6 +53,7 @@ enum Command {
     Review(feedback::Review),
     Status(status::Options),
     Config(config::Options),
+    Doctor(doctor::Options),
     Versions(versions::Options),
     Export(export::Options),
     Logprobs(logprobs::Options),
@@ -92,6 +94,11 @@ fn is_closed_pipe(cause: &(dyn std::error::Error + 'static)) -> bool {
 }
 
 fn main() -> ExitCode {
+    // Before anything that such a processor might not know.
+    if let Err(error) = apa::processor::Processor::detect().suffices() {
+        eprintln!("apad: {error}");
+        return ExitCode::FAILURE;
+    }
     allocator::keep_freed_memory();
     end_quietly_on_a_closed_pipe();
     let cli = Cli::parse();
@@ -129,6 +136,7 @@ fn run(cli: Cli) -> Result<()> {
             Command::Review(options) => feedback::review(options).await,
             Command::Status(options) => status::run(options).await,
             Command::Config(options) => config::run(options).await,
+            Command::Doctor(options) => doctor::run(options).await,
             Command::Versions(options) => versions::run(options).await,
             Command::Export(options) => export::run(options).await,
             Command::Logprobs(options) => logprobs::run(options).await,

@@ -11,6 +11,7 @@ mod adapted;
 mod attention;
 #[cfg_attr(not(target_arch = "x86_64"), path = "bf16_elsewhere.rs")]
 mod bf16;
+mod compare;
 mod cpu;
 mod feed_forward;
 mod frozen;
@@ -29,6 +30,7 @@ mod tests;
 pub use activation::{gelu, swiglu};
 pub use adapted::{Adapted, LoraPair};
 pub use attention::attention;
+pub use compare::{KERNELS, precision};
 pub use feed_forward::{FeedForward, feed_forward};
 pub use frozen::{Frozen, embed};
 pub use linear::linear;

@@ -1,34 +1,20 @@
 //! Tests each operation against numeric gradients, and each fused one against its plain form. Needs no model file.
 
+use super::compare::Function;
 use super::*;
 use crate::error::{Error, Result};
-use candle_core::{DType, Device, Tensor, Var};
-use rand::{RngExt, SeedableRng, rngs::StdRng};
-
-/// Seeded values in -1..1.
-fn values(seed: u64, n: usize) -> Vec<f32> {
-    let mut rng = StdRng::seed_from_u64(seed);
-    (0..n).map(|_| rng.random_range(-1.0f32..1.0)).collect()
-}
+use candle_core::{DType, Device, Tensor};
 
 fn tensor(seed: u64, shape: &[usize]) -> Tensor {
-    Tensor::from_vec(values(seed, shape.iter().product()), shape, &Device::Cpu).unwrap()
+    compare::tensor(seed, shape).unwrap()
 }
 
 fn flat(t: &Tensor) -> Vec<f32> {
-    t.flatten_all().unwrap().to_vec1().unwrap()
+    compare::flat(t).unwrap()
 }
 
-type Function<'a> = &'a dyn Fn(&[Tensor]) -> Result<Tensor>;
-
-/// The output and every input's gradient of `sum(f(inputs) · direction)`.
 fn gradients(f: Function, inputs: &[Tensor]) -> (Vec<f32>, Vec<Vec<f32>>) {
-    let vars: Vec<Var> = inputs.iter().map(|t| Var::from_tensor(t).unwrap()).collect();
-    let out = f(&vars.iter().map(|v| v.as_tensor().clone()).collect::<Vec<_>>()).unwrap();
-    let direction = tensor(99, out.dims());
-    let grads = (&out * &direction).unwrap().sum_all().unwrap().backward().unwrap();
-    let grads = vars.iter().map(|v| flat(grads.get(v).expect("every input gets a gradient"))).collect();
-    (flat(&out), grads)
+    compare::gradients(f, inputs).unwrap()
 }
 
 /// Compares central differences along seeded directions with the gradient; `tolerance` is relative to the larger.
@@ -64,18 +50,15 @@ fn check_gradient(f: Function, inputs: &[Tensor], tolerance: f64) {
 
 /// Compares two forms of a function in value and gradients, relative to the largest element.
 fn check_equal(fused: Function, plain: Function, inputs: &[Tensor], tolerance: f32) {
-    let (a, ga) = gradients(fused, inputs);
-    let (b, gb) = gradients(plain, inputs);
-    let close = |what: &str, a: &[f32], b: &[f32]| {
-        assert_eq!(a.len(), b.len());
-        let size = b.iter().fold(1e-3f32, |m, x| m.max(x.abs()));
-        for (i, (x, y)) in a.iter().zip(b).enumerate() {
-            assert!((x - y).abs() <= tolerance * size, "{what}[{i}]: fused {x}, plain {y}, largest {size}");
-        }
-    };
-    close("value", &a, &b);
-    for (i, (a, b)) in ga.iter().zip(&gb).enumerate() {
-        close(&format!("gradient {i}"), a, b);
+    let gap = compare::gap(fused, plain, inputs).unwrap();
+    assert!(gap <= tolerance, "apart by {gap}, expected at most {tolerance}");
+}
+
+#[test]
+fn every_kernel_is_near_its_plain_form() {
+    for kernel in KERNELS {
+        let gap = (kernel.run)().unwrap();
+        assert!(gap.found <= gap.allowed, "{}: {gap:?}", kernel.name);
     }
 }
 

@@ -97,14 +97,16 @@ fn measure(options: &Options, model: &Path) -> Result<()> {
     let mut trainer = Trainer::new(decoder, &config)?;
     let mut rng = ChaCha8Rng::seed_from_u64(config.seed);
     let mut walls = Vec::new();
-    for _ in 0..options.updates {
+    for update in 1..=options.updates {
         let rollouts = rollouts(options, vocabulary, &mut rng);
         let started = Instant::now();
         match trainer.step(&rollouts, &|| false)? {
             StepOutcome::Trained(metrics) => ensure!(metrics.dropped_steps == 0, "optimizer steps were dropped"),
             StepOutcome::Skipped { reason, .. } => bail!("the trainer skipped an update: {reason}"),
         }
-        walls.push(started.elapsed().as_secs_f64());
+        let seconds = started.elapsed().as_secs_f64();
+        eprintln!("update {update} of {}: {seconds:.2} s", options.updates);
+        walls.push(seconds);
     }
     let wall = median(walls.get(1..).filter(|rest| !rest.is_empty()).unwrap_or(&walls));
     let (batch, seq, epochs, threads) = (options.batch, options.seq, config.epochs, options.threads);
