@@ -1,5 +1,5 @@
-//! What follows a panic of the trainer: it is told, what it held is let go, and after a rest it starts again from what is
-//! on record. Never hides one.
+//! What follows a panic of the trainer: it is told, what it held is let go, and after a rest it starts again from what
+//! is on record. Never hides one.
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};

@@ -1,4 +1,4 @@
-//! The fused operations against their plain forms, values and gradients, on seeded numbers. Never part of a computation.
+//! The fused operations against their plain forms, values and gradients, on seeded numbers. Never part of an update.
 
 use super::*;
 use crate::error::{Error, Result};
