@@ -1,5 +1,6 @@
 //! A run's folder: records that grow step by step, and one durable checkpoint. Never decides when to write.
 
+use std::collections::VecDeque;
 use std::fs::{self, File, OpenOptions};
 use std::io::{BufRead, BufReader, BufWriter, Write};
 use std::path::{Path, PathBuf};
@@ -9,6 +10,7 @@ use serde::Deserialize;
 use super::record::StepRecord;
 use crate::error::{Error, Result};
 use crate::trainer::Trainer;
+use crate::types::{PolicyVersion, Rollout, TokenId};
 
 pub use crate::trainer::ADAPTER_FILE;
 
@@ -19,6 +21,29 @@ pub const SAMPLES_FILE: &str = "samples.jsonl";
 
 const CHECKPOINT: &str = "checkpoint-";
 const STAGED: &str = "staged-checkpoint";
+
+/// What of a line of [`SAMPLES_FILE`] can be trained on.
+#[derive(Deserialize)]
+pub(super) struct SampleLine {
+    step: u64,
+    score: f64,
+    prompt_tokens: Vec<TokenId>,
+    response_tokens: Vec<TokenId>,
+}
+
+impl SampleLine {
+    /// The answer as it was trained on, sampled at that temperature.
+    pub fn rollout(self, temperature: f32) -> Rollout {
+        Rollout {
+            prompt: self.prompt_tokens,
+            response: self.response_tokens,
+            temperature,
+            score: self.score,
+            version: Some(PolicyVersion(self.step)),
+            ..Rollout::default()
+        }
+    }
+}
 
 /// The folder of one seed's run.
 pub fn seed_folder(dir: &Path, seed: u64) -> PathBuf {
@@ -123,6 +148,24 @@ impl Folder {
         };
         at(&path, write())?;
         Ok(kept)
+    }
+
+    /// The last `most` answers of the samples' file, oldest first.
+    pub fn samples(&self, most: usize) -> Result<VecDeque<SampleLine>> {
+        let path = self.dir.join(SAMPLES_FILE);
+        let file = match File::open(&path) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(VecDeque::new()),
+            file => at(&path, file)?,
+        };
+        let mut last = VecDeque::new();
+        for line in BufReader::new(file).lines() {
+            let line = serde_json::from_str(&at(&path, line)?);
+            last.push_back(line.map_err(|e| Error::io(format!("{} is damaged: {e}", path.display())))?);
+            if last.len() > most {
+                last.pop_front();
+            }
+        }
+        Ok(last)
     }
 
     /// Adds whole lines; they are on disk when this returns.

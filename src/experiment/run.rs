@@ -1,6 +1,7 @@
 //! The run of one seed: sample → reward → train → record → serve the new policy. All randomness of a step follows from
 //! the seed and the step's number, so that a resumed run equals one that was not stopped.
 
+use std::collections::VecDeque;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -20,6 +21,9 @@ use crate::types::{GenerateRequest, Generation, GenerationId, PolicyVersion, Rol
 
 /// Polling interval of waits that can be stopped.
 const LOOK: Duration = Duration::from_millis(50);
+
+/// Answers that are remembered for [`TrainConfig::replay`]: as many as the daemon draws from.
+const TAUGHT_AMONG: usize = 4096;
 
 /// The result of a run.
 #[derive(Clone, Debug, PartialEq)]
@@ -74,6 +78,8 @@ struct Run<'a> {
     trainer: Trainer,
     scheduler: Option<Scheduler>,
     records: Vec<StepRecord>,
+    /// Answers that taught before, oldest first: what the ledger is to the daemon.
+    taught: VecDeque<Rollout>,
     /// Steps that the checkpoint on disk holds.
     kept: u64,
 }
@@ -90,7 +96,14 @@ impl<'a> Run<'a> {
         })?;
         let records = folder.rewind(kept)?;
         trainer.adapter().write_gguf(&folder.adapter(), &[])?;
-        Ok(Self { lab, seed, folder, stop, trainer, scheduler: None, records, kept })
+        let mut run =
+            Self { lab, seed, folder, stop, trainer, scheduler: None, records, taught: VecDeque::new(), kept };
+        // With a data set, what is sampled teaches nothing; and its own answers come again and again anyway.
+        if lab.dataset.is_none() {
+            let temperature = lab.plan.temperature;
+            run.taught = run.folder.samples(TAUGHT_AMONG)?.into_iter().map(|s| s.rollout(temperature)).collect();
+        }
+        Ok(run)
     }
 
     fn all(&mut self, watch: &mut dyn FnMut(&StepRecord)) -> Result<()> {
@@ -140,7 +153,14 @@ impl<'a> Run<'a> {
             (None, Some(judged)) => &judged.rollouts,
             (None, None) => return Err(Error::arg("there is nothing to train on")),
         };
-        let outcome = timed(&mut times.train, || self.lab.pool.install(|| self.trainer.step(rollouts, &stopped)))?;
+        let replay = self.replay(step);
+        let outcome = timed(&mut times.train, || {
+            self.lab.pool.install(|| self.trainer.step_with(rollouts, &replay, &stopped))
+        })?;
+        if !offline {
+            self.taught.extend(rollouts.iter().map(|r| Rollout { served_logprobs: None, ..r.clone() }));
+            self.taught.drain(..self.taught.len().saturating_sub(TAUGHT_AMONG));
+        }
 
         let samples = self.records.last().map_or(0, |r| r.samples) + rollouts.len() as u64;
         let mut record = StepRecord::new(step, samples, times);
@@ -156,6 +176,13 @@ impl<'a> Run<'a> {
         self.folder.append(METRICS_FILE, &format!("{}\n", json!(record)))?;
         self.trainer.adapter().write_gguf(&self.folder.adapter(), &[])?;
         Ok(record)
+    }
+
+    /// Answers that taught before, drawn anew for each step.
+    fn replay(&self, step: u64) -> Vec<Rollout> {
+        let drawn = (self.lab.plan.config.train.replay as usize).min(self.taught.len());
+        let places = order(self.taught.len(), dice(self.seed, step, u64::MAX), 0, drawn);
+        places.iter().filter_map(|i| self.taught.get(*i)).cloned().collect()
     }
 
     /// This step's part of the data set: each answer once, in random order, before any comes again.
