@@ -6,6 +6,9 @@ use super::ppo::{Clipped, larger};
 use super::{masked_mean, same_shapes, scalar};
 use crate::error::Result;
 
+/// Below this, returns in standard deviations of the scores differ by rounding alone.
+const LEAST_VARIANCE: f64 = 1e-12;
+
 /// Value loss `0.5 · mean((V − R)²)`, docs/APA.md eq. 11. All of one shape; scalar. Gradients flow to `values` alone.
 ///
 /// # Errors
@@ -34,7 +37,7 @@ pub fn clipped_value_loss(
 }
 
 /// Fraction of the returns' variance that the values explain, `1 − var(R − V) / var(R)` over the mask: 1 is perfect, 0
-/// is no better than a constant, below 0 is worse. 0 where the returns do not vary.
+/// is no better than a constant, below 0 is worse. 0 where the returns do not vary but for rounding.
 ///
 /// # Errors
 /// `Arg` if shapes differ or the mask is empty.
@@ -46,7 +49,7 @@ pub fn explained_variance(values: &Tensor, returns: &Tensor, mask: &Tensor) -> R
     };
     let total = variance(returns)?;
     let left = variance(&(returns - values)?)?;
-    Ok(if total > 0.0 { 1.0 - left / total } else { 0.0 })
+    Ok(if total > LEAST_VARIANCE { 1.0 - left / total } else { 0.0 })
 }
 
 #[cfg(test)]
@@ -63,5 +66,8 @@ mod tests {
         assert_eq!(explained_variance(&returns, &returns, &mask).unwrap(), 1.0);
         assert!(explained_variance(&constant, &returns, &mask).unwrap().abs() < 1e-12);
         assert!(explained_variance(&returns.neg().unwrap(), &returns, &mask).unwrap() < -2.9);
+        // A batch of one score, whose mean is off by a last bit.
+        let same = Tensor::new(&[0.1f64, 0.1, 0.1 + 1e-16, 99.0], &Device::Cpu).unwrap();
+        assert_eq!(explained_variance(&returns, &same, &mask).unwrap(), 0.0);
     }
 }

@@ -130,7 +130,7 @@ settings! {
         length_power: f64 = 0.0, from_to(0.0, 1.0);
         /// Limit on the KL of a batch's new policy to the one before, in nats a response: training on the batch stops
         /// there, and the next batch learns at a lower rate. 0 is no limit.
-        kl_step: f64 = 1.0, at_least(0.0);
+        kl_step: f64 = 0.1, at_least(0.0);
         /// Limit on the KL to the initial model, in nats a response: advantages shrink from half of it on, and training
         /// on a batch stops there. 0 is no limit.
         kl_budget: f64 = 10.0, at_least(0.0);

@@ -154,9 +154,8 @@ impl<'a> Run<'a> {
             (None, None) => return Err(Error::arg("there is nothing to train on")),
         };
         let replay = self.replay(step);
-        let outcome = timed(&mut times.train, || {
-            self.lab.pool.install(|| self.trainer.step_with(rollouts, &replay, &stopped))
-        })?;
+        let outcome =
+            timed(&mut times.train, || self.lab.pool.install(|| self.trainer.step_with(rollouts, &replay, &stopped)))?;
         if !offline {
             self.taught.extend(rollouts.iter().map(|r| Rollout { served_logprobs: None, ..r.clone() }));
             self.taught.drain(..self.taught.len().saturating_sub(TAUGHT_AMONG));

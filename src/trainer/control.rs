@@ -15,7 +15,7 @@ use crate::policy::{Decoder, Lora};
 use crate::types::Nats;
 
 /// How often the last optimizer step is halved before it is reverted completely.
-const HALVINGS: i32 = 3;
+const HALVINGS: i32 = 5;
 
 /// The lowest factor of the learning rate.
 const LEAST_PACE: f64 = 1.0 / 1024.0;

@@ -72,7 +72,7 @@ pub struct Hyperparameters {
     /// far (default: 0)
     #[arg(long, value_name = "X", allow_negative_numbers = true)]
     length_power: Option<f64>,
-    /// Most KL of a batch's new policy to the one before, in nats a response; 0 is no limit (default: 1)
+    /// Most KL of a batch's new policy to the one before, in nats a response; 0 is no limit (default: 0.1)
     #[arg(long, value_name = "X", allow_negative_numbers = true)]
     kl_step: Option<f64>,
     /// Most KL to the initial model, in nats a response; 0 is no limit (default: 10)
