@@ -190,7 +190,7 @@ pub(super) fn next_pace(pace: f64, too_fast: bool, kl_step: Nats, limit: f64) ->
     }
 }
 
-/// The same after a step that exceeded a limit even at an eighth.
+/// The same after a step that exceeded a limit even when all halvings were done.
 pub(super) fn taken_back_pace(pace: f64) -> f64 {
     (pace * 0.5f64.powi(HALVINGS + 1)).max(LEAST_PACE)
 }
