@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test build setup header bench-train bench-promotion bench-reward bench-feedback bench-align check-credit bench-serve bench-beside check-cuda test-swaps install fuzz loom memcheck docs
+.PHONY: help demo test build setup header bench-train bench-promotion bench-reward bench-feedback bench-align check-credit bench-serve bench-beside check-cuda test-swaps dist test-dist install fuzz loom memcheck docs
 
 # rustup installs here, and a shell that was open before doesn't know it yet.
 export PATH := $(HOME)/.cargo/bin:$(PATH)
@@ -12,6 +12,8 @@ export CARGO_TARGET_DIR ?= $(CURDIR)/target
 PREFIX ?= /usr/local
 export PREFIX
 export DESTDIR ?=
+ARCH ?= x86_64
+DIST ?= $(CURDIR)/dist/$(ARCH)
 
 MODEL ?= smollm2-135m-instruct
 APAD := $(CARGO_TARGET_DIR)/release/apad
@@ -46,6 +48,14 @@ memcheck: TOOLS := test
 memcheck: setup ## the C cases under valgrind, with a library built for an older processor
 	RUSTFLAGS="-C target-cpu=x86-64-v3" CARGO_TARGET_DIR="$(CARGO_TARGET_DIR)/memcheck" cargo build --release --locked --lib --no-default-features
 	APA_MEMCHECK_LIB="$(CARGO_TARGET_DIR)/memcheck/release/libapa.so" cargo test --release --locked --test it memcheck -- --ignored
+
+dist: setup ## a release for many machines, in dist/: it takes the kernels that fit when it starts; an hour; ARCH=aarch64
+	ARCH="$(ARCH)" LEVELS="$(LEVELS)" scripts/dist.sh "$(DIST)"
+
+test-dist: setup ## that release under qemu, on the least processor that it is for and on one below; ARCH=aarch64
+	APA_DIST="$$(echo "$(DIST)"/libapa-*-linux)" APA_DIST_ARCH="$(ARCH)" cargo test --release --locked --test it a_release_runs -- --ignored --nocapture
+
+dist test-dist: TOOLS := dist
 
 install: build ## library, headers, pkg-config, CMake package and apad, to PREFIX (/usr/local), under DESTDIR
 	scripts/install.sh "$(CARGO_TARGET_DIR)/release"

@@ -23,18 +23,18 @@ needs="-lstdc++ -lgcc_s -lpthread -lm -ldl -lc"
 # Groups of C++ are resolved here: the linker would else drop ours for the application's own of the same name.
 grep -oE '\bapa_[a-z_]+\(' "$source/include/apa.h" | tr -d '(' | sort -u >"$work/names"
 # shellcheck disable=SC2046
-ld -r --force-group-allocation $(sed 's/^/-u/' "$work/names") "$build/libapa.a" -o "$work/apa.o"
+"${CROSS:-}ld" -r --force-group-allocation $(sed 's/^/-u/' "$work/names") "$build/libapa.a" -o "$work/apa.o"
 # Rust's bitcode is for linkers that optimize; merged it is none.
-objcopy --strip-debug --remove-section=.llvmbc --remove-section=.llvmcmd "$work/apa.o"
+"${CROSS:-}objcopy" --strip-debug --remove-section=.llvmbc --remove-section=.llvmcmd "$work/apa.o"
 # C++ has variables that are one in the whole process; objcopy can't make them local, so ours get names of their own.
-nm "$work/apa.o" | sed -n 's/^[0-9a-f]* u \(.*\)$/\1 _apa_\1/p' | sort -u >"$work/renamed"
-objcopy --keep-global-symbols="$work/names" --redefine-syms="$work/renamed" "$work/apa.o"
-ar rcs "$work/libapa.a" "$work/apa.o"
+"${CROSS:-}nm" "$work/apa.o" | sed -n 's/^[0-9a-f]* u \(.*\)$/\1 _apa_\1/p' | sort -u >"$work/renamed"
+"${CROSS:-}objcopy" --keep-global-symbols="$work/names" --redefine-syms="$work/renamed" "$work/apa.o"
+"${CROSS:-}ar" rcs "$work/libapa.a" "$work/apa.o"
 printf 'APA_%s { global: apa_*; local: *; };\n' "$major" >"$work/exports"
 # shellcheck disable=SC2086
 "$cc" -shared -o "$work/libapa.so" "$work/apa.o" -Wl,-soname,libapa.so."$major" -Wl,--gc-sections -Wl,--version-script="$work/exports" \
     -Wl,-z,relro,-z,now -Wl,-z,defs $needs
-strip --strip-unneeded "$work/libapa.so"
+"${CROSS:-}strip" --strip-unneeded "$work/libapa.so"
 
 install -d "$root/include" "$root/lib/pkgconfig" "$root/lib/cmake/apa"
 install -m 644 "$source/include/apa.h" "$source/include/apa.hpp" "$root/include"
@@ -44,7 +44,7 @@ ln -sf "libapa.so.$major.$minor" "$root/lib/libapa.so.$major"
 ln -sf "libapa.so.$major" "$root/lib/libapa.so"
 if [ -x "$build/apad" ]; then
     install -d "$root/bin"
-    install -m 755 -s "$build/apad" "$root/bin/apad"
+    install -m 755 -s --strip-program="${CROSS:-}strip" "$build/apad" "$root/bin/apad"
 fi
 
 # Both find themselves by their own place, so that the tree can be moved.

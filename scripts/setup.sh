@@ -1,6 +1,6 @@
 #!/bin/bash
-# Makes sure that the tools of the build are there; with `test`, those of the tests too. Changes nothing when they are, and says
-# in one line what to do when it can't install them. Knows Debian and what derives from it; elsewhere it only says what is missing.
+# Makes sure that the tools of the build are there; with `test` those of the tests too, with `dist` those of releases. Changes
+# nothing when they are, and says in one line what to do when it can't install them. Knows Debian and what derives from it; elsewhere it only says what is missing.
 set -euo pipefail
 
 rust_wanted=1.89
@@ -33,6 +33,12 @@ if [ "${1:-}" = test ]; then
     have clang || missing+=(clang)
     have valgrind || missing+=(valgrind)
     have pkg-config || missing+=(pkg-config)
+fi
+
+if [ "${1:-}" = dist ]; then
+    # A release is tried under emulation, and cross-built for aarch64.
+    have qemu-x86_64 || missing+=(qemu-user)
+    have aarch64-linux-gnu-g++ || missing+=(g++-aarch64-linux-gnu)
 fi
 
 if [ ${#missing[@]} -gt 0 ]; then

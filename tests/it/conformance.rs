@@ -142,6 +142,48 @@ fn memcheck_finds_no_error_and_no_leak() {
     conforms("c", &lines_of(memcheck, dir.path()));
 }
 
+/// The first processor with AVX2 and FMA, without what qemu warns of.
+const HASWELL: &str = "Haswell-noTSX,-pcid,-x2apic,-tsc-deadline,-invpcid";
+
+/// `make test-dist`: a release (APA_DIST, for APA_DIST_ARCH) on processors that are emulated: C calls the library, which
+/// answers, learns and answers anew.
+#[test]
+#[ignore = "minutes, and wants the release that APA_DIST names"]
+fn a_release_runs_on_the_processors_that_it_is_for_and_says_so_on_others() {
+    let dir = folder();
+    let dist = std::env::var_os("APA_DIST").map(PathBuf::from).expect("APA_DIST names a release's folder");
+    let (compiler, emulators): (_, &[&[&str]]) = match std::env::var("APA_DIST_ARCH").as_deref() {
+        Ok("aarch64") => ("aarch64-linux-gnu-gcc", &[&["qemu-aarch64", "-L", "/usr/aarch64-linux-gnu"]]),
+        _ => ("gcc", &[&["qemu-x86_64", "-cpu", HASWELL], &["env"]]),
+    };
+    let program = program(compiler, &["-std=c99"], "run.c", dir.path(), &dist.join("lib/libapa.so"));
+    let native = lines_of(compiled("gcc", &["-std=c99"], "run.c", dir.path()), dir.path());
+    for emulator in emulators {
+        let mut runner = Command::new(emulator[0]);
+        runner.args(&emulator[1..]).arg(&program);
+        let lines = lines_of(runner, dir.path());
+        conforms("c", &lines);
+        for (step, outcome) in &native {
+            assert_eq!(lines.get(step), Some(outcome), "{emulator:?} and this machine's build differ: {step:?}");
+        }
+    }
+    if compiler != "gcc" {
+        return;
+    }
+    for program in [&program, &dist.join("bin/apad")] {
+        let output = Command::new("qemu-x86_64").args(["-cpu", "Nehalem"]).arg(program).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!((output.status.code(), said.lines().count()), (Some(1), 1), "{said}");
+        assert!(said.contains("it lacks AVX2, FMA or what else x86-64-v3 asks for"), "{said}");
+    }
+    let doctor = |level: &str| {
+        let output = run(Command::new(dist.join("bin/apad")).args(["doctor", "--json"]).env("APA_LEVEL", level));
+        serde_json::from_slice::<Value>(&output.stdout).unwrap()["report"]["processor"]["compiled_for"].to_string()
+    };
+    let floor = doctor("x86-64-v3");
+    assert!(floor.contains("avx2") && !floor.contains("avx512"), "{floor}");
+}
+
 #[test]
 fn streams_and_engines_leave_nothing_behind() {
     let dir = folder();
