@@ -13,6 +13,7 @@ mod embed;
 mod guard;
 mod jinja;
 mod kernels;
+mod log;
 mod model;
 mod pieces;
 mod prompt_tokens;

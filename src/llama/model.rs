@@ -6,11 +6,11 @@ use std::sync::{Arc, OnceLock};
 
 use llama_cpp_2::llama_backend::LlamaBackend;
 use llama_cpp_2::token::LlamaToken;
-use llama_cpp_2::{LogOptions, send_logs_to_tracing};
 use llama_cpp_sys_2 as sys;
 
 use super::control::Specials;
 use super::guard::{self, guarded};
+use super::log;
 use super::validate;
 use crate::error::{Error, Result};
 use crate::gguf::Gguf;
@@ -21,7 +21,7 @@ use crate::types::{Format, TokenId};
 pub(super) fn backend() {
     static BACKEND: OnceLock<Option<LlamaBackend>> = OnceLock::new();
     BACKEND.get_or_init(|| {
-        send_logs_to_tracing(LogOptions::default());
+        log::send_to_tracing();
         // SAFETY: called once, before any model is loaded.
         unsafe { guard::apa_kernels_install() };
         // `None` if the application initialised it already: the state is shared either way.

@@ -22,10 +22,8 @@ pub struct Options {
 impl Options {
     /// Installs the subscriber of this process.
     pub fn start(&self, verbose: bool) -> Result<()> {
-        // The hub's client logs what its errors say again; llama.cpp logs a hundred lines per model and context.
-        let level = if verbose { "info" } else { "warn" };
-        let default = format!("{level},llama-cpp-2=warn,llama_cpp_2=error");
-        let filter = self.log.as_deref().unwrap_or(&default);
+        let default = if verbose { "info" } else { "warn" };
+        let filter = self.log.as_deref().unwrap_or(default);
         let filter = EnvFilter::try_new(filter).map_err(|e| WrongUse(format!("--log {filter}: {e}")))?;
         let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
         if self.log_json {
