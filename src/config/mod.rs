@@ -18,14 +18,21 @@ pub use builder::{Builder, Origin, Set};
 pub use keys::Key;
 pub use origin_pattern::OriginPattern;
 pub use settings::{
-    Algorithm, AwrConfig, Config, Credit, Dtype, GateConfig, HttpConfig, PpoConfig, Promotion, PromotionConfig,
-    RewardConfig, ServeConfig, TrainConfig, Undecided,
+    Algorithm, AwrConfig, Config, Credit, Dtype, GateConfig, HttpConfig, LedgerConfig, PpoConfig, Promotion,
+    PromotionConfig, PublishConfig, RewardConfig, ServeConfig, TrainConfig, Undecided,
 };
 
 impl TrainConfig {
     /// The temperature λ of the algorithm in use; PPO and RLOO have none.
     pub fn temperature(&self) -> f64 {
         if self.algorithm == Algorithm::Awr { self.awr.lambda } else { self.lambda }
+    }
+}
+
+impl PublishConfig {
+    /// The versions that are never removed.
+    pub fn pinned(&self) -> Vec<u64> {
+        self.pinned.split(',').filter_map(|part| part.trim().parse().ok()).collect()
     }
 }
 

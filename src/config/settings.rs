@@ -74,6 +74,10 @@ settings! {
         train: TrainConfig = TrainConfig::default(), Range::Any;
         /// What a trained candidate must show before it serves.
         gate: PromotionConfig = PromotionConfig::default(), Range::Any;
+        /// Which versions stay on disk.
+        publish: PublishConfig = PublishConfig::default(), Range::Any;
+        /// How long the record is kept.
+        ledger: LedgerConfig = LedgerConfig::default(), Range::Any;
         /// What an answer is worth, and whose feedback counts.
         reward: RewardConfig = RewardConfig::default(), Range::Any;
         /// The HTTP service.
@@ -182,8 +186,6 @@ settings! {
         micro_batch_tokens: u32 = 1024, whole(1..=1 << 24);
         /// Seeds adapters and the order of minibatches.
         seed: u64 = 0, Range::Any;
-        /// Number of versions kept on disk, beside the active one and the initial model; 0 keeps all.
-        keep_versions: u32 = 0, Range::Any;
     }
 
     /// Settings of AWR.
@@ -221,11 +223,12 @@ settings! {
     PromotionConfig {
         /// Judge each candidate by its own answers before it serves.
         examine: bool = true, Range::Any;
-        /// Prompts of the examination, never trained on: a file of JSON lines, or `users` for the newest prompts of
-        /// users. Unset: a few general ones.
+        /// Prompts of the examination, never trained on: a file of JSON lines `{"prompt"}`, each perhaps with the
+        /// `schema` or `grammar` that its answer should have, or `users` for the newest prompts of users. Unset: a few
+        /// general ones.
         prompts: Option<String> = None, Range::Any;
-        /// Prompts whose answers must hold: a file of JSON lines `{"prompt", "name", "regex" or "command"}`.
-        /// A candidate that fails one that its parent holds is refused.
+        /// Prompts whose answers must hold: a file of JSON lines `{"prompt", "name"}`, each with a `regex`, a
+        /// `command`, a `schema` or a `grammar`. A candidate that fails one that its parent holds is refused.
         anchors: Option<PathBuf> = None, Range::Any;
         /// Text whose probability must stay; unset, a paragraph of plain English.
         text: Option<PathBuf> = None, Range::Any;
@@ -245,6 +248,8 @@ settings! {
         length: f64 = 3.0, above(1.0);
         /// How much more of its answers may be repetition, as a share of their runs of four tokens.
         repetition: f64 = 0.15, from_to(0.0, 1.0);
+        /// How many more of its answers may miss the format that their prompt asks for, as a share of those.
+        malformed: f64 = 0.1, from_to(0.0, 1.0);
         /// Least share of the parent's entropy that must be left.
         entropy: f64 = 0.25, from_to(0.0, 1.0);
         /// How much less likely than to the initial model the text may be, in nats a token.
@@ -274,6 +279,25 @@ settings! {
         undecided: Undecided = Undecided::Parent, Range::OneOf(Undecided::WORDS);
         /// Go back to the version before when ratings show that the one that serves has fallen below it.
         watch: bool = true, Range::Any;
+    }
+
+    /// Which versions stay on disk. The one that serves, the one before it, one on trial and one that waits for a
+    /// person always do.
+    PublishConfig {
+        /// Newest versions whose adapters are kept; those of older ones are removed. 0 keeps all.
+        keep: u32 = 100, Range::Any;
+        /// Newest versions that also keep what only training goes on from: the critic and the optimizer's moments, some
+        /// five times as large as the adapter. After a rollback to an older one these begin anew. 0 keeps all.
+        keep_states: u32 = 3, Range::Any;
+        /// Versions that are never removed, whatever their age: `3, 17`.
+        pinned: String = String::new(), Range::Text("numbers of versions, such as 3, 17", no_version);
+    }
+
+    /// How long the record is kept.
+    LedgerConfig {
+        /// Days after which what was asked, answered and said is deleted. Of what has taught the numbers stay: which
+        /// version, what it was worth. 0 keeps all.
+        keep_days: u32 = 0, whole(0..=36_500);
     }
 
     /// Settings of the reward: a weighted sum of terms, each left out where it is not known for an answer.
@@ -366,6 +390,10 @@ fn no_device(text: &str) -> Option<&str> {
 fn no_address(text: &str) -> Option<&str> {
     let port = text.rsplit_once(':').filter(|(host, _)| !host.is_empty()).map(|(_, port)| port.parse::<u16>());
     (!matches!(port, Some(Ok(_)))).then_some(text)
+}
+
+fn no_version(text: &str) -> Option<&str> {
+    text.split(',').map(str::trim).filter(|part| !part.is_empty()).find(|part| part.parse::<u64>().is_err())
 }
 
 fn no_origin(text: &str) -> Option<&str> {

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::system::disk_room;
+use crate::trainer::OPTIMIZER_FILES;
 
 /// Publishing leaves 1/`LEFT` of the disk free, so that answers can still be recorded; at most [`MOST_LEFT`].
 const LEFT: u64 = 20;
@@ -23,6 +24,9 @@ pub struct DiskUse {
     pub versions: u64,
     /// The part of them that was set aside.
     pub aside: u64,
+    /// Of the versions, critics and moments, which only training goes on from.
+    #[serde(default)]
+    pub states: u64,
     /// Reward models.
     pub reward: u64,
     /// Everything else: served forms, merged models.
@@ -44,6 +48,9 @@ pub(super) fn measure(data: &Path) -> DiskUse {
         }
     }
     found.aside = size(&data.join("versions/aside"), DEPTH);
+    let versions = fs::read_dir(data.join("versions")).into_iter().flatten().flatten();
+    let states = |folder: fs::DirEntry| OPTIMIZER_FILES.map(|name| size(&folder.path().join(name), 0));
+    found.states = versions.flat_map(states).sum();
     found
 }
 
@@ -91,12 +98,13 @@ mod tests {
         write("ledger.sqlite3", 10);
         write("ledger.sqlite3-wal", 5);
         write("versions/000001/adapter.gguf", 100);
+        write("versions/000001/critic.gguf", 30);
         write("versions/aside/000002/adapter.gguf", 40);
         write("reward/000001.gguf", 7);
         write("whole/1.gguf", 3);
         let found = measure(dir.path());
-        let DiskUse { ledger, versions, aside, reward, other, free } = found;
-        assert_eq!((ledger, versions, aside, reward, other), (15, 140, 40, 7, 3));
+        let DiskUse { ledger, versions, aside, states, reward, other, free } = found;
+        assert_eq!((ledger, versions, aside, states, reward, other), (15, 170, 40, 30, 7, 3));
         check_room(dir.path(), 1).unwrap();
         if let Some(free) = free {
             let error = check_room(dir.path(), free).unwrap_err();

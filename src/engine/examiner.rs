@@ -10,7 +10,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::judge::Judge;
-use super::rollouts::{USERS, end_of, tokens_of};
+use super::rollouts::{USERS, end_of};
 use crate::config::{Config, PromotionConfig};
 use crate::error::{Error, Result};
 use crate::gate::{AnchorResult, Limits, Measured, Papers, repetition};
@@ -53,14 +53,27 @@ pub(super) struct Examiner {
 enum Prompts {
     General,
     Users,
-    File(Vec<Vec<TokenId>>),
+    File(Vec<Question>),
+}
+
+/// A prompt and the format that its answer should have.
+#[derive(Clone)]
+struct Question {
+    prompt: Vec<TokenId>,
+    format: Option<Format>,
 }
 
 struct Anchor {
     name: String,
     prompt: Vec<TokenId>,
     text: PromptText,
-    grader: Grader,
+    check: Check,
+}
+
+/// What an anchor's answer must hold.
+enum Check {
+    Graded(Grader),
+    Format(Format),
 }
 
 /// An anchor as the file has it; its prompt is parsed apart.
@@ -69,6 +82,29 @@ struct Line {
     name: Option<String>,
     regex: Option<String>,
     command: Option<String>,
+    #[serde(flatten)]
+    asks: Asks,
+}
+
+/// The format that a line asks for.
+#[derive(Deserialize)]
+struct Asks {
+    schema: Option<Value>,
+    grammar: Option<String>,
+}
+
+impl Asks {
+    /// The format that an answer should have, once it is known that the model can be held to it.
+    fn format(&self, model: &Model) -> Result<Option<Format>> {
+        let format = match (&self.schema, &self.grammar) {
+            (None, None) => return Ok(None),
+            (Some(schema), None) => Format::JsonSchema(schema.clone()),
+            (None, Some(grammar)) => Format::Grammar(grammar.clone()),
+            (Some(_), Some(_)) => return Err(Error::arg("schema stands beside grammar, expected one of them")),
+        };
+        model.guide(&format)?;
+        Ok(Some(format))
+    }
 }
 
 /// The examined versions and the means to examine them.
@@ -102,7 +138,7 @@ impl Examiner {
         }
         let prompts = match gate.prompts.as_deref() {
             Some(USERS) => Prompts::Users,
-            Some(path) => Prompts::File(tokens_of(Path::new(path), model)?),
+            Some(path) => Prompts::File(questions(Path::new(path), model)?),
             None => Prompts::General,
         };
         let text = match &gate.text {
@@ -132,7 +168,7 @@ impl Examiner {
             repetition: c.repetition,
             entropy: c.entropy,
             held_back: c.text_loss,
-            ..Limits::default()
+            malformed: c.malformed,
         }
     }
 
@@ -142,19 +178,22 @@ impl Examiner {
     /// `Closed` if it was stopped; whatever keeps answers from being made, scored or read.
     pub fn papers(&self, hall: &Hall) -> Result<Papers> {
         let count = self.config.count as usize;
-        let prompts: Vec<Vec<TokenId>> = match &self.prompts {
+        let plain = |prompt| Question { prompt, format: None };
+        let questions: Vec<Question> = match &self.prompts {
             Prompts::General => {
                 let tokens = PromptTokens::new(&self.model);
                 let lines = PROMPTS.lines().filter(|line| !line.is_empty()).take(count);
-                lines.map(|line| asked(line, &tokens)).collect::<Result<_>>()?
+                lines.map(|line| asked(line, &tokens).map(plain)).collect::<Result<_>>()?
             }
-            Prompts::Users => hall.ledger.recent_prompts(count)?.into_iter().map(|prompt| prompt.tokens).collect(),
-            Prompts::File(prompts) => prompts.iter().take(count).cloned().collect(),
+            Prompts::Users => {
+                hall.ledger.recent_prompts(count)?.into_iter().map(|prompt| plain(prompt.tokens)).collect()
+            }
+            Prompts::File(questions) => questions.iter().take(count).cloned().collect(),
         };
         let requests: Vec<GenerateRequest> =
-            prompts.iter().zip(0..).map(|(prompt, dice)| self.request(prompt, dice)).collect();
+            questions.iter().zip(0..).map(|(question, dice)| self.request(&question.prompt, dice)).collect();
         let answers = self.answer(hall, &requests)?;
-        let measured = self.measure(hall, &answers)?;
+        let measured = self.measure(hall, &answers, &questions)?;
         Ok(Papers { answers: measured, held_back: self.held_back(hall)?, anchors: self.hold(hall)? })
     }
 
@@ -214,6 +253,7 @@ impl Examiner {
         &self,
         hall: &Hall,
         answers: &[(Arc<Generation>, Arc<Generation>)],
+        questions: &[Question],
     ) -> Result<Vec<(Measured, Measured)>> {
         // An answer without tokens has nothing to measure.
         let whole: Vec<_> = answers.iter().filter(|(p, c)| !p.response.is_empty() && !c.response.is_empty()).collect();
@@ -234,6 +274,10 @@ impl Examiner {
             None => weigh(&both, Some(&Lora::new(hall.trainer.decoder(), 1, 1.0, None, 0)?))?,
         };
         let by_candidate = weigh(&candidates, Some(hall.adapter))?;
+        // By the prompt: one that could not be asked has no answer here.
+        let format = |g: &Generation| questions.iter().find(|q| q.prompt == g.prompt).and_then(|q| q.format.as_ref());
+        let malformed = |g: &Generation| format(g).map(|format| fits(&self.model, format, g).map(|fits| !fits));
+        let malformed = both.iter().map(|g| malformed(g).transpose()).collect::<Result<Vec<_>>>()?;
         let of = |g: &Generation, score: Option<f64>| Measured {
             score,
             cut_off: g.finish == FinishReason::Length,
@@ -242,8 +286,9 @@ impl Examiner {
             ..Measured::default()
         };
         let (mut first, mut second) = (Vec::new(), Vec::new());
-        for (i, (g, score)) in both.iter().zip(scores).enumerate() {
+        for (i, ((g, score), malformed)) in both.iter().zip(scores).zip(malformed).enumerate() {
             let (Some(initial), Some(parent)) = (initial.get(i), by_parent.get(i)) else { continue };
+            let of = |g: &Generation, score: Option<f64>| Measured { malformed, ..of(g, score) };
             match i.checked_sub(parents.len()).and_then(|i| by_candidate.get(i)) {
                 None => first.push(Measured {
                     kl_initial: parent.logprob - initial.logprob,
@@ -293,10 +338,16 @@ impl Examiner {
         }
         let mut results = Vec::with_capacity(answers.len());
         for (anchor, (parent, candidate)) in self.anchors.iter().zip(&answers) {
-            let asked: [Asked; 2] = [(&anchor.text, parent), (&anchor.text, candidate)];
-            let scores = anchor.grader.scores(&asked, hall.stop)?;
-            let held = |i: usize| scores.get(i).is_some_and(|score| *score > 0.0);
-            results.push(AnchorResult { name: anchor.name.clone(), held: held(1), held_before: held(0) });
+            let (held_before, held) = match &anchor.check {
+                Check::Graded(grader) => {
+                    let asked: [Asked; 2] = [(&anchor.text, parent), (&anchor.text, candidate)];
+                    let scores = grader.scores(&asked, hall.stop)?;
+                    let held = |i: usize| scores.get(i).is_some_and(|score| *score > 0.0);
+                    (held(0), held(1))
+                }
+                Check::Format(format) => (fits(&self.model, format, parent)?, fits(&self.model, format, candidate)?),
+            };
+            results.push(AnchorResult { name: anchor.name.clone(), held, held_before });
         }
         Ok(results)
     }
@@ -313,20 +364,43 @@ fn anchors(path: &Path, tokens: &PromptTokens, decoder: &Arc<Decoder>, model: &A
         let value: Value = serde_json::from_slice(line).map_err(|e| Error::arg(format!("no JSON ({e})")))?;
         let text = prompt_of(&value)?;
         let line: Line = serde_json::from_value(value).map_err(|e| Error::arg(e.to_string()))?;
-        let source = match (line.regex, line.command) {
-            (Some(regex), None) => format!("regex:{regex}").parse::<Source>()?,
-            (None, Some(command)) => format!("command:{command}").parse::<Source>()?,
-            _ => return Err(Error::arg("an anchor has either \"regex\" or \"command\"")),
+        let format = line.asks.format(model)?;
+        let graded = |source: String| source.parse::<Source>()?.open(ANCHOR_TIME, decoder, model).map(Check::Graded);
+        let check = match (line.regex, line.command, format) {
+            (Some(regex), None, None) => graded(format!("regex:{regex}"))?,
+            (None, Some(command), None) => graded(format!("command:{command}"))?,
+            (None, None, Some(format)) => Check::Format(format),
+            _ => return Err(Error::arg("an anchor has one of \"regex\", \"command\", \"schema\" and \"grammar\"")),
         };
-        Ok((line.name, text, source))
+        Ok((line.name, text, check))
     })?;
-    let anchor = |(number, (name, text, source)): (usize, (Option<String>, PromptText, Source))| {
+    let anchor = |(number, (name, text, check)): (usize, (Option<String>, PromptText, Check))| {
         let name = name.unwrap_or_else(|| format!("line {number}"));
         let prompt = tokens.of(&text)?;
-        let grader = source.open(ANCHOR_TIME, decoder, model)?;
-        Ok(Anchor { name, prompt, text, grader })
+        Ok(Anchor { name, prompt, text, check })
     };
     lines.into_iter().map(anchor).collect()
+}
+
+/// The prompts of a file, each with the format that its answer should have.
+fn questions(path: &Path, model: &Arc<Model>) -> Result<Vec<Question>> {
+    let tokens = PromptTokens::new(model);
+    let (lines, _) = read_lines(path, |line| {
+        let value: Value = serde_json::from_slice(line).map_err(|e| Error::arg(format!("no JSON ({e})")))?;
+        let prompt = tokens.of(&prompt_of(&value)?)?;
+        let asks: Asks = serde_json::from_value(value).map_err(|e| Error::arg(e.to_string()))?;
+        Ok(Question { prompt, format: asks.format(model)? })
+    })?;
+    if lines.is_empty() {
+        return Err(Error::arg(format!("{} holds no prompt", path.display())));
+    }
+    Ok(lines.into_iter().map(|(_, question)| question).collect())
+}
+
+/// Whether an answer that was made without a format has it; one that was cut off hasn't.
+fn fits(model: &Model, format: &Format, answer: &Generation) -> Result<bool> {
+    let guide = model.guide(format)?;
+    Ok(answer.finish == FinishReason::Stop && guide.fits(&answer.response, &|token| model.ends(token)))
 }
 
 /// Waits, for a bounded time, while other requests are queued; returns whether others are still being answered.

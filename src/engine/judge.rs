@@ -69,7 +69,7 @@ impl Judge {
     }
 
     /// Whether the reward model has enough new pairs to learn from.
-    pub fn learning_is_due(&self, ledger: &Ledger) -> bool {
+    pub fn learning_is_due(&mut self, ledger: &Ledger) -> bool {
         self.versions.due(ledger)
     }
 

@@ -97,8 +97,11 @@ impl RewardVersions {
     }
 
     /// Whether there are enough new pairs since the last attempt.
-    pub fn due(&self, ledger: &Ledger) -> bool {
-        self.enough > 0 && ledger.pair_count().is_ok_and(|count| count >= self.status.pairs + self.enough)
+    pub fn due(&mut self, ledger: &Ledger) -> bool {
+        let Ok(count) = ledger.pair_count() else { return false };
+        // Pairs that were forgotten, or too old to be kept, don't have to be said again.
+        self.status.pairs = self.status.pairs.min(count);
+        self.enough > 0 && count >= self.status.pairs + self.enough
     }
 
     /// Trains on all pairs, and returns the new reward model if it is adopted. A stopped attempt is repeated; a failed

@@ -161,8 +161,13 @@ pub fn examine(papers: &Papers, limits: &Limits) -> Examination {
     line("log_length", Some(far), &length, &|m| (m.tokens.max(1) as f64).ln());
     let left = |c: &Compared| !at_most(limits.entropy * c.parent, c.candidate);
     line("entropy", Some(limits.entropy), &left, &|m| m.entropy);
-    if answers.iter().any(|(p, _)| p.malformed.is_some()) {
-        line("malformed", Some(limits.malformed), &rises(limits.malformed), &|m| one(m.malformed == Some(true)));
+    // Of the prompts that ask for a format alone.
+    let asked: Vec<(f64, f64)> =
+        answers.iter().filter_map(|(p, c)| Some((one(p.malformed?), one(c.malformed?)))).collect();
+    if !asked.is_empty() {
+        let mut line = Compared { limit: Some(limits.malformed), ..compare("malformed", &asked) };
+        line.crossed = rises(limits.malformed)(&line);
+        compared.push(line);
     }
     if let Some((initial, parent, candidate)) = papers.held_back {
         let difference =
@@ -321,6 +326,14 @@ mod tests {
             assert_eq!(report.outcome, Outcome::Refused, "{name}");
             assert!(report.reason.starts_with(&format!("its {name} is ")), "{}", report.reason);
         }
+        // Half of the prompts ask for a format; of those, the candidate's answers no longer have it.
+        let asked = |i: usize| (i % 2 == 0).then_some(false);
+        let broken = papers(|i| {
+            let parent = Measured { malformed: asked(i), ..good(noise(i)) };
+            (parent, Measured { malformed: asked(i).map(|_| i % 8 != 0), ..good(1.0) })
+        });
+        let report = examine(&broken, &Limits::default());
+        assert_eq!(report.reason, "its malformed is 0.750, the parent's 0.000: that crosses the limit of 0.100");
         let text = Papers { held_back: Some((-3.0, -3.1, -3.6)), ..better(good(1.0)) };
         assert!(examine(&text, &Limits::default()).reason.starts_with("its held_back_logprob is -3.600"));
     }

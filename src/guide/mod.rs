@@ -270,6 +270,25 @@ impl Guide {
         }
     }
 
+    /// Waits for the tokens that may follow; `None` if none may.
+    fn following(&mut self) -> Option<Vec<TokenId>> {
+        self.look(COMPILE);
+        self.mask().ok().flatten().map(|mask| mask.tokens().collect())
+    }
+
+    /// Whether a whole answer has the format: each token may follow those before it, and it may end where it does. One
+    /// of the tokens that `ends` may stand at its end. For an answer that was made without it.
+    pub fn fits(mut self, answer: &[TokenId], ends: &dyn Fn(TokenId) -> bool) -> bool {
+        let text = answer.split_last().filter(|(last, _)| ends(**last)).map_or(answer, |(_, text)| text);
+        for token in text {
+            if !self.following().is_some_and(|tokens| tokens.contains(token)) {
+                return false;
+            }
+            self.accept(*token);
+        }
+        self.following().is_some_and(|tokens| tokens.into_iter().any(ends))
+    }
+
     /// Continues with an allowed token.
     pub fn accept(&mut self, token: TokenId) {
         let busy = || State::Failed(Error::busy("too many answers are held to a format"));

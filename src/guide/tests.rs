@@ -188,3 +188,20 @@ fn guides_that_are_dropped_leave_the_workers_free() {
     }
     assert!(accepts(&guides, &Format::JsonSchema(serde_json::json!({})), "[1,\"a\"]"));
 }
+
+#[test]
+fn an_answer_that_was_made_without_its_format_has_it_or_not() {
+    let guides = guides();
+    let format = Format::JsonSchema(serde_json::json!({
+        "type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"], "additionalProperties": false
+    }));
+    let fits = |text: &str, ended: bool| {
+        let mut tokens: Vec<TokenId> = text.bytes().map(TokenId::from).collect();
+        tokens.extend(ended.then_some(END));
+        guides.guide(&format, &|_| None).unwrap().fits(&tokens, &|token| token == END)
+    };
+    assert!(fits(r#"{"a": 12}"#, true) && fits(r#"{"a":1}"#, false));
+    for other in [r#"{"a": "x"}"#, r#"{"a": 1"#, r#"Sure! {"a": 1}"#, "```json\n{\"a\": 1}\n```", "", r#"{"a": 1}x"#] {
+        assert!(!fits(other, true), "{other}");
+    }
+}

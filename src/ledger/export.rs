@@ -69,7 +69,8 @@ impl LedgerReader {
             let page = rows::feedback_page(&self.db, last, PAGE)?;
             let Some((_, newest)) = page.last() else { break };
             last = newest.feedback_id;
-            for (generation, feedback) in page {
+            // Of one without a prompt the words were too old to be kept.
+            for (generation, feedback) in page.into_iter().filter(|(g, _)| !g.prompt.is_empty()) {
                 each(&Exported::Feedback(Box::new(generation), feedback))?;
             }
         }

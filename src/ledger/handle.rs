@@ -26,7 +26,7 @@ pub struct Ledger {
     /// Reads see committed data, and never wait for a write.
     reader: Mutex<Option<Connection>>,
     /// Number of answers with feedback to train on. Changed on the writer's thread, after a commit.
-    pending: Arc<AtomicU64>,
+    pub(super) pending: Arc<AtomicU64>,
     /// Rules about whose feedback counts.
     rules: Arc<Rules>,
 }

@@ -10,6 +10,7 @@ mod limits;
 mod lock;
 #[cfg(test)]
 mod process_tests;
+mod retention;
 mod rows;
 #[cfg(test)]
 mod rules_tests;
@@ -26,6 +27,7 @@ pub use export::{Exported, LedgerReader};
 pub use forget::Forgotten;
 pub use handle::Ledger;
 pub use limits::{ReviewEntry, ReviewVerdict, Rules};
+pub use retention::Expired;
 pub use rows::{AskedPrompt, PairAnswer, StoredFeedback, StoredPair, StoredSample, Use};
 pub use unusable::LeftOut;
 

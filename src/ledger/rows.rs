@@ -259,7 +259,7 @@ pub(super) fn recent_prompts(db: &Connection, max: usize) -> Result<Vec<AskedPro
     // Of the users who asked the same, the last.
     let mut select = db.prepare_cached(
         "SELECT prompt, user, max(seq) FROM (SELECT seq, prompt, user FROM generations
-         WHERE id NOT LIKE ?3 || '%' AND id NOT LIKE ?4 || '%'
+         WHERE length(prompt) > 0 AND id NOT LIKE ?3 || '%' AND id NOT LIKE ?4 || '%'
          ORDER BY seq DESC LIMIT ?1) GROUP BY prompt ORDER BY 3 DESC LIMIT ?2",
     )?;
     let (rollouts, imports) = (GenerationKind::Rollout.prefix(), GenerationKind::Import.prefix());

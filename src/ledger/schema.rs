@@ -143,6 +143,8 @@ const MIGRATIONS: &[&str] = &[
     CREATE INDEX verdicts_of_version ON verdicts(version) WHERE version IS NOT NULL;
     CREATE INDEX verdicts_undecided ON verdicts(ruling) WHERE decided IS NULL;
     CREATE INDEX generations_of_version ON generations(policy_version, seq);",
+    // 5. What still has words, by age. Of answers that have taught a row without words stays when they are too old.
+    "CREATE INDEX generations_with_words ON generations(created) WHERE length(prompt) > 0;",
 ];
 
 /// The writing connection, at this build's format.

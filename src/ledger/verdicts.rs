@@ -102,6 +102,14 @@ impl Ledger {
         self.read(trial)
     }
 
+    /// Versions that nobody has decided about: on trial, or proposed to a person.
+    ///
+    /// # Errors
+    /// As [`Ledger::generation`].
+    pub fn open_candidates(&self) -> Result<Vec<PolicyVersion>> {
+        self.read(open_candidates)
+    }
+
     /// Ratings that count, of answers of either version created since a given time, in order; at most `max`, after row
     /// `after`.
     ///
@@ -190,6 +198,19 @@ pub(super) fn newest(db: &Connection, max: usize) -> Result<Vec<StoredVerdict>> 
 pub(super) fn trial(db: &Connection) -> Result<Option<StoredVerdict>> {
     let sql = format!("SELECT {COLUMNS} FROM verdicts WHERE ruling = ?1 ORDER BY id DESC LIMIT 1");
     db.prepare_cached(&sql)?.query_row([word(Ruling::Trial)], |row| Ok(verdict(row))).optional()?.transpose()
+}
+
+/// Versions whose verdict is open.
+pub(super) fn open_candidates(db: &Connection) -> Result<Vec<PolicyVersion>> {
+    let sql = "SELECT version FROM verdicts INDEXED BY verdicts_undecided
+               WHERE decided IS NULL AND version IS NOT NULL";
+    let mut select = db.prepare_cached(sql)?;
+    let mut rows = select.query([])?;
+    let mut found = Vec::new();
+    while let Some(row) = rows.next()? {
+        found.push(PolicyVersion(unsigned(row, 0)?));
+    }
+    Ok(found)
 }
 
 /// The newest version that may serve: none that was refused, is on trial or waits for a person.

@@ -8,7 +8,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::at;
+use super::{at, sync_dir};
 use crate::config::Algorithm;
 use crate::error::{Error, Result};
 use crate::types::{PolicyVersion, StepMetrics, UnixMillis};
@@ -142,6 +142,21 @@ fn check(dir: &Path, name: &str, expected: &FileSum) -> Result<()> {
         return Err(Error::io(format!("{name} is damaged: sha256 {found}, expected {expected}")));
     }
     Ok(())
+}
+
+/// Lists the files `names` no longer: written beside and renamed, so that there is always one whole manifest.
+pub(super) fn leave_out(dir: &Path, version: PolicyVersion, names: &[&str]) -> Result<()> {
+    let mut manifest = read_as(dir, version)?;
+    let before = manifest.files.len();
+    manifest.files.retain(|name, _| !names.contains(&name.as_str()));
+    if manifest.files.len() == before {
+        return Ok(());
+    }
+    let (path, beside) = (dir.join(MANIFEST), dir.join(format!("{MANIFEST}.partial")));
+    at(&beside, fs::write(&beside, manifest.to_json()?))?;
+    at(&beside, File::open(&beside).and_then(|file| file.sync_all()))?;
+    at(&path, fs::rename(&beside, &path))?;
+    sync_dir(dir)
 }
 
 /// Sizes and checksums of all files of a folder.

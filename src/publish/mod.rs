@@ -128,19 +128,40 @@ impl VersionStore {
         self.remove(&name_of(version))
     }
 
-    /// Removes the oldest versions beyond the newest `keep`; `protected` ones stay and are not counted. 0 keeps all.
-    /// Returns the removed versions.
+    /// Removes versions older than the newest `keep`, except `protected` ones. 0 keeps all. Returns the removed versions.
     ///
     /// # Errors
     /// `Io` for the disk.
     pub fn prune(&self, keep: u32, protected: &[PolicyVersion]) -> Result<Vec<PolicyVersion>> {
-        let mut versions = self.list()?;
-        versions.retain(|v| !protected.contains(v));
-        let surplus = if keep == 0 { 0 } else { versions.len().saturating_sub(keep as usize) };
-        versions.truncate(surplus);
+        let versions = self.older(keep, protected)?;
         for version in &versions {
             self.remove(&name_of(*version))?;
         }
+        Ok(versions)
+    }
+
+    /// Lets go of the files `names` of versions older than the newest `keep`, but for `protected` ones, which stay
+    /// whole. 0 keeps all. The manifest no longer lists them then. Returns the versions of which something was let go.
+    ///
+    /// # Errors
+    /// `Io` for the disk, and for a damaged manifest: what was let go before stays so.
+    pub fn slim(&self, keep: u32, names: &[&str], protected: &[PolicyVersion]) -> Result<Vec<PolicyVersion>> {
+        let mut versions = self.older(keep, protected)?;
+        versions.retain(|version| names.iter().any(|name| self.path(*version).join(name).exists()));
+        for version in &versions {
+            let path = self.path(*version);
+            manifest::leave_out(&path, *version, names).map_err(|e| e.context(format!("version {version}")))?;
+            // A crash between two of them leaves files that no manifest lists; the next time removes them.
+            names.iter().try_for_each(|name| remove_any(&path.join(name)))?;
+        }
+        Ok(versions)
+    }
+
+    /// Versions older than the newest `keep`, but for `protected` ones; none where all are kept.
+    fn older(&self, keep: u32, protected: &[PolicyVersion]) -> Result<Vec<PolicyVersion>> {
+        let mut versions = self.list()?;
+        versions.truncate(if keep == 0 { 0 } else { versions.len().saturating_sub(keep as usize) });
+        versions.retain(|version| !protected.contains(version));
         Ok(versions)
     }
 
@@ -453,6 +474,29 @@ mod tests {
         assert_eq!(store.prune(2, &versions(&[0, 2])).unwrap(), versions(&[1, 3, 4]));
         assert_eq!(store.list().unwrap(), versions(&[2, 5, 6]));
         assert_eq!(store.prune(9, &[]).unwrap(), versions(&[]));
+    }
+
+    #[test]
+    fn of_older_versions_what_only_training_needs_is_let_go_and_they_stay_whole() {
+        let (_dir, store) = store();
+        for version in 1..=5 {
+            publish(&store, version);
+        }
+        assert_eq!(store.slim(0, &["critic.gguf"], &[]).unwrap(), versions(&[]));
+        assert_eq!(store.slim(2, &["critic.gguf", "none"], &versions(&[2])).unwrap(), versions(&[1, 3]));
+        assert_eq!(store.slim(2, &["critic.gguf", "none"], &versions(&[2])).unwrap(), versions(&[]));
+        for version in 1..=5 {
+            let manifest = store.verify(PolicyVersion(version)).unwrap();
+            let critic = store.path(PolicyVersion(version)).join("critic.gguf").exists();
+            assert_eq!(critic, ![1, 3].contains(&version));
+            assert_eq!(manifest.files.contains_key("critic.gguf"), critic);
+            assert_eq!(manifest.about, about());
+        }
+        // Cut off between the manifest and the files.
+        fs::write(store.path(PolicyVersion(1)).join("critic.gguf"), "critic").unwrap();
+        store.verify(PolicyVersion(1)).unwrap();
+        assert_eq!(store.slim(2, &["critic.gguf"], &[]).unwrap(), versions(&[1, 2]));
+        assert!(!store.path(PolicyVersion(1)).join("critic.gguf").exists());
     }
 
     #[test]

@@ -21,6 +21,8 @@ use crate::policy::{Decoder, Lora, ValueHead};
 pub const ADAPTER_FILE: &str = "adapter.gguf";
 const CRITIC_FILE: &str = "critic.gguf";
 const TENSORS_FILE: &str = "trainer.safetensors";
+/// What only training goes on from: without them it begins with a fresh critic and fresh moments.
+pub const OPTIMIZER_FILES: [&str; 2] = [CRITIC_FILE, TENSORS_FILE];
 const STATE_FILE: &str = "trainer.json";
 const FORMAT: u32 = 1;
 
@@ -84,7 +86,8 @@ impl Trainer {
         fs::write(&path, json).map_err(|e| Error::from(e).context(format!("writing {}", path.display())))
     }
 
-    /// Resumes from a folder written by [`Trainer::save`], bit for bit if the settings are the same.
+    /// Resumes from a folder written by [`Trainer::save`], bit for bit if the settings are the same. Where the files
+    /// [`OPTIMIZER_FILES`] were removed, the policy goes on with a fresh critic and fresh moments.
     ///
     /// # Errors
     /// `Io` for a file that is missing or damaged, `Model` for an adapter of another base, `Arg` if rank or alpha
@@ -92,6 +95,15 @@ impl Trainer {
     pub fn load(decoder: Arc<Decoder>, config: &TrainConfig, dir: &Path) -> Result<Self> {
         let state = read_state(&dir.join(STATE_FILE))?;
         let mut trainer = Self::new(decoder.clone(), config)?;
+        if OPTIMIZER_FILES.iter().all(|name| !dir.join(name).exists()) {
+            let path = dir.join(ADAPTER_FILE);
+            let lora = Lora::read_gguf(&path, &decoder)?;
+            fits(&lora, config).map_err(|e| e.context(path.display()))?;
+            trainer.policy = Network::new(lora, None)?;
+            // What a critic had foretold says nothing of another one.
+            trainer.resume(&State { critic_trust: CriticTrust::default(), ..state });
+            return Ok(trainer);
+        }
         let path = dir.join(TENSORS_FILE);
         let bytes = fs::read(&path).map_err(|e| Error::from(e).context(format!("reading {}", path.display())))?;
         let mut tensors = safetensors::load_buffer(&bytes, decoder.device())
@@ -116,14 +128,19 @@ impl Trainer {
             fill(network, role, &mut tensors).map_err(|e| e.context(path.display()))?;
             network.optimizer.updates = updates;
         }
-        trainer.reward_scale = state.reward_scale;
-        let RewardScale { count, mean, .. } = state.reward_scale;
-        trainer.baseline = state.baseline.unwrap_or(Baseline { count, mean });
-        trainer.critic_trust = state.critic_trust;
-        trainer.kl_controller = state.kl_controller;
-        trainer.pace = state.pace;
-        trainer.batches = state.batches;
+        trainer.resume(&state);
         Ok(trainer)
+    }
+
+    /// Takes over what is neither a tensor nor of one optimizer.
+    fn resume(&mut self, state: &State) {
+        self.reward_scale = state.reward_scale;
+        let RewardScale { count, mean, .. } = state.reward_scale;
+        self.baseline = state.baseline.unwrap_or(Baseline { count, mean });
+        self.critic_trust = state.critic_trust;
+        self.kl_controller = state.kl_controller;
+        self.pace = state.pace;
+        self.batches = state.batches;
     }
 }
 

@@ -17,7 +17,7 @@ use crate::config::TrainConfig;
 use crate::error::{Error, Result};
 use crate::policy::{Decoder, Lora, ValueHead};
 use crate::types::StepMetrics;
-pub use checkpoint::ADAPTER_FILE;
+pub use checkpoint::{ADAPTER_FILE, OPTIMIZER_FILES};
 pub use measure::Weighed;
 use network::{Network, Saved};
 

@@ -43,4 +43,5 @@ mod tidy;
 mod train;
 mod trainer;
 mod trainer_control;
+mod upkeep;
 mod waiting;

@@ -113,7 +113,10 @@ fn an_anchor_that_the_candidate_no_longer_holds_is_a_veto() {
     let engine = open_with(dir.path(), |c| c.gate.anchors = Some(anchors)).unwrap();
     wait_until("the file being read", || engine.status().trainer.reason.is_some());
     let why = engine.status().trainer.reason.unwrap();
-    assert!(why.contains("anchors.jsonl:1: an anchor has either \"regex\" or \"command\""), "{why}");
+    assert!(
+        why.contains("anchors.jsonl:1: an anchor has one of \"regex\", \"command\", \"schema\" and \"grammar\""),
+        "{why}"
+    );
 }
 
 /// A candidate on trial with half of the users.
@@ -244,4 +247,70 @@ fn a_version_whose_ratings_fall_is_taken_back_by_itself() {
     wait_until("its record", || record(&engine, version).0 == Ruling::RolledBack);
     assert!(record(&engine, version).1.reason.starts_with("its mean rating is"), "{:?}", record(&engine, version).1);
     assert_eq!(engine.status().trainer.rolled_back, 1);
+}
+
+#[test]
+fn what_was_rated_of_a_version_that_was_left_teaches_nobody_without_a_judgement() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open_with(dir.path(), |c| c.gate.count = 4).unwrap();
+    rate_some(&engine, 8);
+    assert_eq!(published(engine.train_step().unwrap()).0, PolicyVersion(1));
+    rate_some(&engine, 8);
+    assert_eq!(engine.rollback().unwrap(), PolicyVersion(0));
+    // They wait for a step, and what that makes is held beside the version that serves now.
+    assert_eq!((engine.status().trainer.pending_ratings, engine.versions().unwrap().len()), (8, 2));
+    assert_eq!(published(engine.train_step().unwrap()).0, PolicyVersion(2));
+    let verdict = engine.version(PolicyVersion(2)).unwrap().verdict.unwrap();
+    assert_eq!(
+        (verdict.parent, record(&engine, PolicyVersion(2)).1.examination.unwrap().prompts),
+        (PolicyVersion(0), 4)
+    );
+    engine.shutdown();
+    drop(engine);
+
+    // Where the judgement is against it, the version that was gone back to serves on.
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open_with(dir.path(), |c| c.gate.count = 4).unwrap();
+    rate_some(&engine, 8);
+    published(engine.train_step().unwrap());
+    rate_some(&engine, 8);
+    engine.rollback().unwrap();
+    engine.shutdown();
+    drop(engine);
+    let engine = open_with(dir.path(), |c| (c.gate.count, c.gate.kl_step) = (4, 1e-9)).unwrap();
+    let PublishOutcome::Skipped { reason, .. } = engine.train_step().unwrap() else { panic!("it was published") };
+    assert!(reason.contains("its kl_parent is"), "{reason}");
+    assert_eq!(answer(&engine, "the", 1).policy_version, PolicyVersion(0));
+}
+
+#[test]
+fn answers_that_miss_the_format_of_their_prompt_are_counted_and_a_format_can_be_an_anchor() {
+    let dir = tempfile::tempdir().unwrap();
+    let (prompts, anchors) = (dir.path().join("prompts.jsonl"), dir.path().join("anchors.jsonl"));
+    // Whatever ends by itself is a text; nothing that the tiny model says is an object.
+    let lines = "{\"prompt\": \"the\", \"schema\": {\"type\": \"object\"}}\n{\"prompt\": \"and\"}\n\
+                 {\"prompt\": \"her\", \"grammar\": \"root ::= [^x] | [x] | root root\"}\n";
+    std::fs::write(&prompts, lines).unwrap();
+    std::fs::write(&anchors, "{\"prompt\": \"the\", \"name\": \"object\", \"schema\": {\"type\": \"object\"}}\n")
+        .unwrap();
+    let engine = open_with(dir.path(), |c| {
+        c.gate.prompts = Some(prompts.display().to_string());
+        c.gate.anchors = Some(anchors.clone());
+    })
+    .unwrap();
+    rate_some(&engine, 8);
+    let (version, _) = published(engine.train_step().unwrap());
+    let examination = record(&engine, version).1.examination.unwrap();
+    let malformed = examination.compared.iter().find(|c| c.name == "malformed").unwrap();
+    assert_eq!((examination.prompts, malformed.difference.count), (3, 2), "of the prompts that ask for one");
+    assert!(malformed.parent >= 0.5 && malformed.limit == Some(0.1), "{malformed:?}");
+    let anchor = &examination.anchors[0];
+    assert_eq!((anchor.name.as_str(), anchor.held_before), ("object", false));
+    engine.shutdown();
+    drop(engine);
+    std::fs::write(&prompts, "{\"prompt\": \"the\", \"schema\": {\"type\": \"objekt\"}}\n").unwrap();
+    let engine = open_with(dir.path(), |c| c.gate.prompts = Some(prompts.display().to_string())).unwrap();
+    wait_until("the file being read", || engine.status().trainer.reason.is_some());
+    let why = engine.status().trainer.reason.unwrap();
+    assert!(why.contains("prompts.jsonl:1: "), "{why}");
 }

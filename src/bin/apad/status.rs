@@ -47,9 +47,13 @@ fn table(status: &Status) -> String {
     if let Some(disk) = &status.disk {
         let free = disk.free.map(|free| format!("; {} free", size(free))).unwrap_or_default();
         let all = disk.ledger + disk.versions + disk.reward + disk.other;
-        let (ledger, versions, aside) = (size(disk.ledger), size(disk.versions), size(disk.aside));
-        let (reward, other) = (size(disk.reward), size(disk.other));
-        let parts = format!("record {ledger}, versions {versions} ({aside} set aside), reward {reward}, other {other}");
+        let (ledger, versions, reward, other) =
+            (size(disk.ledger), size(disk.versions), size(disk.reward), size(disk.other));
+        let (states, aside) = (size(disk.states), size(disk.aside));
+        let parts = format!(
+            "record {ledger}, versions {versions} (training state {states}, set aside {aside}), reward {reward}, \
+             other {other}"
+        );
         rows.push(("disk", format!("{}: {parts}{free}", size(all))));
     }
     rows.extend(status.alerts.iter().map(|alert| ("alert", format!("{}: {}", alert.kind.as_str(), alert.message))));

@@ -54,6 +54,7 @@ impl LearningLoop {
             ready: None,
             waiting: None,
             retry: Retry::default(),
+            tidied: None,
             threads: Arc::default(),
         };
         let thread = std::thread::Builder::new()

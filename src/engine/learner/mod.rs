@@ -4,6 +4,7 @@
 mod beside;
 mod handle;
 mod panics;
+mod retention;
 mod retry;
 mod step;
 mod trial;
@@ -164,6 +165,8 @@ struct Worker {
     waiting: Option<u64>,
     /// When a failed step is tried again.
     retry: Retry,
+    /// When the record is looked through for what is too old.
+    tidied: Option<Instant>,
     /// Its threads, as names under `/proc`.
     threads: Arc<Mutex<Vec<PathBuf>>>,
 }
@@ -224,6 +227,7 @@ impl Worker {
         if let Err(error) = self.begin_watch() {
             tracing::error!(%error, "the active version is not watched");
         }
+        self.prune();
         if let Some(order) = first {
             pool.install(|| self.obey(order, orders));
         }
@@ -243,6 +247,7 @@ impl Worker {
     }
 
     fn obey(&mut self, order: Order, orders: &Receiver<Order>) {
+        self.tidy_record();
         match order {
             Order::Due => {}
             Order::Step(reply) => {

@@ -227,11 +227,11 @@ impl Worker {
             seconds = metrics.seconds,
             "policy published"
         );
+        self.prune();
         if !active {
             return Ok(PublishOutcome::Pending { version, ruling, reason, metrics });
         }
         self.tell(|| News::VersionPublished { version, parent });
-        self.prune(parent);
         Ok(PublishOutcome::Published { version, metrics })
     }
 

@@ -16,7 +16,17 @@ impl Worker {
         judge.load(folder.as_deref())?;
         *trainer = Some(match folder {
             None => Trainer::new(decoder, config)?,
-            Some(folder) => Trainer::load(decoder, config, &folder)?,
+            Some(folder) => {
+                if trainer::OPTIMIZER_FILES.iter().all(|name| !folder.join(name).exists()) {
+                    let version = self.active.0;
+                    tracing::warn!(
+                        version,
+                        "the version's critic and moments were let go (publish.keep_states): training goes on from \
+                         its adapter with fresh ones"
+                    );
+                }
+                Trainer::load(decoder, config, &folder)?
+            }
         });
         Ok(())
     }
@@ -154,12 +164,27 @@ impl Worker {
         }
     }
 
-    /// Removes old versions as configured, but never the served one or the one to roll back to.
-    pub(super) fn prune(&self, parent: PolicyVersion) {
-        let mut protected = self.scheduler.load().versions;
-        protected.extend([self.active, parent]);
-        if let Err(error) = self.store.prune(self.config.train.keep_versions, &protected) {
-            tracing::warn!(%error, "old versions not removed");
+    /// Removes old versions, and of others what only training needs, as configured; never one that is served, that is
+    /// on trial, that waits for a person, or that a rollback goes to.
+    pub(super) fn prune(&self) {
+        if let Err(error) = self.try_prune() {
+            tracing::warn!(%error, "old versions are not removed");
         }
+    }
+
+    fn try_prune(&self) -> Result<()> {
+        let mut needed = self.scheduler.load().versions;
+        needed.push(self.active);
+        needed.extend(self.ledger.versions()?.iter().find(|v| v.version == self.active).and_then(|v| v.parent));
+        needed.extend(self.ledger.open_candidates()?);
+        let config = &self.config.publish;
+        let slimmed = self.store.slim(config.keep_states, &trainer::OPTIMIZER_FILES, &needed)?;
+        needed.extend(config.pinned().into_iter().map(PolicyVersion));
+        let removed = self.store.prune(config.keep, &needed)?;
+        if !slimmed.is_empty() || !removed.is_empty() {
+            let (states, versions) = (slimmed.len(), removed.len());
+            tracing::info!(states, versions, "old versions and training states removed (publish.keep, keep_states)");
+        }
+        Ok(())
     }
 }
