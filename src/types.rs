@@ -5,7 +5,7 @@ mod versions;
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::ops::{Add, Div};
+use std::ops::{Add, Div, RangeInclusive};
 
 use serde::{Deserialize, Deserializer, Serialize};
 
@@ -108,6 +108,18 @@ pub struct Sampling {
 }
 
 impl Sampling {
+    /// Values of `temperature`.
+    pub const TEMPERATURE: RangeInclusive<f32> = 0.0..=10.0;
+    /// Largest `top_k`.
+    pub const MAX_TOP_K: u32 = 1 << 20;
+    /// Values of `top_p` and `min_p`.
+    pub const MASS: RangeInclusive<f32> = 0.0..=1.0;
+    /// Values of `repeat_penalty`.
+    pub const REPEAT_PENALTY: RangeInclusive<f32> = 0.01..=10.0;
+    /// Values of `frequency_penalty` and `presence_penalty`.
+    pub const PENALTY: RangeInclusive<f32> = -2.0..=2.0;
+    /// Values that are added to a logit.
+    pub const BIAS: RangeInclusive<f32> = -100.0..=100.0;
     /// Most tokens with a bias of their own.
     pub const MAX_BIASES: usize = 300;
 }

@@ -49,11 +49,11 @@ impl Engine {
         let NewSample { prompt, response, reward, temperature, user } = sample;
         self.check_tokens(&prompt, &response)?;
         if let Some(reward) = reward
-            && !(-1.0..=1.0).contains(&reward)
+            && !RATINGS.contains(&reward)
         {
             return Err(Error::arg(format!("the reward is {reward}, expected a number from -1 to 1")));
         }
-        if !(0.0..=10.0).contains(&temperature) {
+        if !Sampling::TEMPERATURE.contains(&temperature) {
             return Err(Error::arg(format!("the temperature is {temperature}, expected a number from 0 to 10")));
         }
         let id = GenerationId::new(GenerationKind::Sample);

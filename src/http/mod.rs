@@ -9,6 +9,7 @@ mod control;
 mod error;
 mod events;
 mod generate;
+mod limits;
 mod openapi;
 mod origin;
 mod schemas;

@@ -6,13 +6,21 @@ use axum::http::{HeaderMap, HeaderValue, header};
 use axum::response::{Html, IntoResponse};
 use utoipa::OpenApi;
 
-use super::{control, generate};
+use super::{control, generate, limits};
 
 /// GET /openapi.json
 pub(super) async fn document() -> impl IntoResponse {
+    ([(header::CONTENT_TYPE, "application/json")], text())
+}
+
+/// The document, made once.
+pub(super) fn text() -> &'static str {
     static TEXT: OnceLock<String> = OnceLock::new();
-    let text = TEXT.get_or_init(|| serde_json::to_string(&Api::openapi()).unwrap_or_default());
-    ([(header::CONTENT_TYPE, "application/json")], text.as_str())
+    TEXT.get_or_init(|| {
+        let mut document = serde_json::to_value(Api::openapi()).unwrap_or_default();
+        limits::write(&mut document);
+        document.to_string()
+    })
 }
 
 /// GET /docs: loads nothing from other hosts, and may not.

@@ -28,21 +28,14 @@ schemas! {
         /// The newer name of `max_tokens`.
         #[schema(minimum = 1)]
         max_completion_tokens: Option<u32>,
-        #[schema(minimum = 0, maximum = 10)]
         temperature: Option<f32>,
-        #[schema(minimum = 0, maximum = 1_048_576)]
         top_k: Option<u32>,
-        #[schema(minimum = 0, maximum = 1)]
         top_p: Option<f32>,
-        #[schema(minimum = 0, maximum = 1)]
         min_p: Option<f32>,
-        #[schema(minimum = 0.01, maximum = 10)]
         repeat_penalty: Option<f32>,
-        #[schema(minimum = -2, maximum = 2)]
         frequency_penalty: Option<f32>,
-        #[schema(minimum = -2, maximum = 2)]
         presence_penalty: Option<f32>,
-        /// From a token's number to what is added to its logit, -100 to 100.
+        /// From a token's number to the number that is added to its logit.
         logit_bias: Option<BTreeMap<String, f32>>,
         /// `{"type": "json_object"}`, or `{"type": "json_schema", "json_schema": {"schema": ...}}`.
         #[schema(value_type = Option<Object>)]
@@ -50,14 +43,12 @@ schemas! {
         /// A GBNF grammar, whose first symbol is `root`.
         grammar: Option<String>,
         logprobs: Option<bool>,
-        #[schema(minimum = 0, maximum = 20)]
         top_logprobs: Option<u32>,
         seed: Option<i64>,
-        /// A string or up to 16.
+        /// A string or several.
         #[schema(value_type = Option<Vec<String>>)]
         stop: Option<Value>,
         user: Option<String>,
-        #[schema(minimum = 1, maximum = 8)]
         n: Option<u32>,
         stream: Option<bool>,
         /// `{"include_usage": true}`.
@@ -86,7 +77,7 @@ schemas! {
 
     /// A text to continue; takes what a chat takes, but for tools.
     CompletionRequest {
-        /// A text, an array of tokens, or an array of up to 32 of either.
+        /// A text, an array of tokens, or an array of either.
         #[schema(value_type = String)]
         prompt: Value,
         /// Whether the text may name control tokens, as one does that a chat template has written.
@@ -96,23 +87,19 @@ schemas! {
         model: Option<String>,
         #[schema(minimum = 1)]
         max_tokens: Option<u32>,
-        #[schema(minimum = 0, maximum = 10)]
         temperature: Option<f32>,
-        #[schema(minimum = 0, maximum = 1)]
         top_p: Option<f32>,
-        #[schema(minimum = 0, maximum = 5)]
         logprobs: Option<u32>,
         seed: Option<i64>,
         #[schema(value_type = Option<Vec<String>>)]
         stop: Option<Value>,
         user: Option<String>,
-        #[schema(minimum = 1, maximum = 8)]
         n: Option<u32>,
         stream: Option<bool>,
     }
 
     EmbeddingsRequest {
-        /// A text or up to 256, each a string or tokens.
+        /// A text or several, each a string or tokens.
         #[schema(value_type = Vec<String>)]
         input: Value,
         model: Option<String>,
@@ -138,7 +125,6 @@ schemas! {
     /// One of `rating`, `thumbs` and `correction`.
     FeedbackRequest {
         generation_id: String,
-        #[schema(minimum = -1, maximum = 1)]
         rating: Option<f64>,
         /// `up` or `down`.
         thumbs: Option<String>,

@@ -32,7 +32,7 @@ pub(super) fn record(db: &Connection, g: &Generation) -> Result<()> {
 
 pub(super) fn check_feedback(f: &NewFeedback) -> Result<()> {
     match &f.signal {
-        Signal::Rating(rating) if !(-1.0..=1.0).contains(rating) => {
+        Signal::Rating(rating) if !RATINGS.contains(rating) => {
             return Err(Error::arg(format!("the rating is {rating}, expected a number from -1 to 1")));
         }
         Signal::Correction(text) if text.is_empty() => return Err(Error::arg("the correction is empty")),

@@ -1,5 +1,7 @@
 //! Samples tokens from logits as a request asks. Never sees text.
 
+use std::ops::RangeInclusive;
+
 use llama_cpp_2::sampling::LlamaSampler;
 use llama_cpp_2::token::LlamaToken;
 use llama_cpp_2::token::data::LlamaTokenData;
@@ -77,19 +79,18 @@ impl Sampler {
     }
 
     fn check(sampling: &Sampling) -> Result<()> {
-        let range = |name: &str, value: f32, low: f32, high: f32| {
-            // Written so that NaN fails.
-            if value >= low && value <= high {
+        let range = |name: &str, value: f32, range: RangeInclusive<f32>| {
+            if range.contains(&value) {
                 return Ok(());
             }
-            Err(Error::arg(format!("{name} is {value}, expected {low} to {high}")))
+            Err(Error::arg(format!("{name} is {value}, expected {} to {}", range.start(), range.end())))
         };
-        range("temperature", sampling.temperature, 0.0, 10.0)?;
-        range("top_p", sampling.top_p, 0.0, 1.0)?;
-        range("min_p", sampling.min_p, 0.0, 1.0)?;
-        range("repeat_penalty", sampling.repeat_penalty, 0.01, 10.0)?;
-        range("frequency_penalty", sampling.frequency_penalty, -2.0, 2.0)?;
-        range("presence_penalty", sampling.presence_penalty, -2.0, 2.0)?;
+        range("temperature", sampling.temperature, Sampling::TEMPERATURE)?;
+        range("top_p", sampling.top_p, Sampling::MASS)?;
+        range("min_p", sampling.min_p, Sampling::MASS)?;
+        range("repeat_penalty", sampling.repeat_penalty, Sampling::REPEAT_PENALTY)?;
+        range("frequency_penalty", sampling.frequency_penalty, Sampling::PENALTY)?;
+        range("presence_penalty", sampling.presence_penalty, Sampling::PENALTY)?;
         if sampling.logit_bias.len() > Sampling::MAX_BIASES {
             return Err(Error::arg(format!(
                 "logit_bias has {} entries, expected at most {}",
@@ -100,7 +101,7 @@ impl Sampler {
         sampling
             .logit_bias
             .iter()
-            .try_for_each(|(token, &bias)| range(&format!("logit_bias of {token}"), bias, -100.0, 100.0))
+            .try_for_each(|(token, &bias)| range(&format!("logit_bias of {token}"), bias, Sampling::BIAS))
     }
 
     /// Samples the next token from a row of logits, [vocabulary], among those in the mask if there is one.

@@ -16,9 +16,11 @@ use crate::types::{Format, Sampling, TokenId};
 /// Longest stop string, in bytes.
 const STOP_BYTES: usize = 256;
 /// Most answers per prompt.
-const CHOICES: u64 = 8;
+pub(crate) const CHOICES: u32 = 8;
 /// Most answers to all prompts of a request, if it has several.
-const ANSWERS: usize = 32;
+pub(crate) const ANSWERS: usize = 32;
+/// Most alternatives beside each token of a completion, as in OpenAI's API.
+pub(crate) const TEXT_LOGPROBS: u32 = 5;
 
 /// Known fields, of which errors suggest the nearest.
 const REQUEST_FIELDS: &[&str] = &[
@@ -131,13 +133,13 @@ impl Fields {
     fn into_request(mut self, prompts: Vec<Prompt>) -> Result<ParsedRequest> {
         let plain = Sampling::default();
         let sampling = Sampling {
-            temperature: self.float("temperature", 0.0, 10.0)?.unwrap_or(plain.temperature),
-            top_k: self.integer("top_k", 0, 1 << 20)?.map_or(plain.top_k, |k| k as u32),
-            top_p: self.float("top_p", 0.0, 1.0)?.unwrap_or(plain.top_p),
-            min_p: self.float("min_p", 0.0, 1.0)?.unwrap_or(plain.min_p),
-            repeat_penalty: self.float("repeat_penalty", 0.01, 10.0)?.unwrap_or(plain.repeat_penalty),
-            frequency_penalty: self.float("frequency_penalty", -2.0, 2.0)?.unwrap_or(plain.frequency_penalty),
-            presence_penalty: self.float("presence_penalty", -2.0, 2.0)?.unwrap_or(plain.presence_penalty),
+            temperature: self.float("temperature", &Sampling::TEMPERATURE)?.unwrap_or(plain.temperature),
+            top_k: self.integer("top_k", 0, Sampling::MAX_TOP_K.into())?.map_or(plain.top_k, |k| k as u32),
+            top_p: self.float("top_p", &Sampling::MASS)?.unwrap_or(plain.top_p),
+            min_p: self.float("min_p", &Sampling::MASS)?.unwrap_or(plain.min_p),
+            repeat_penalty: self.float("repeat_penalty", &Sampling::REPEAT_PENALTY)?.unwrap_or(plain.repeat_penalty),
+            frequency_penalty: self.float("frequency_penalty", &Sampling::PENALTY)?.unwrap_or(plain.frequency_penalty),
+            presence_penalty: self.float("presence_penalty", &Sampling::PENALTY)?.unwrap_or(plain.presence_penalty),
             logit_bias: self.logit_bias()?,
             format: self.format()?,
             seed: self.seed()?,
@@ -156,7 +158,7 @@ impl Fields {
                 ..GenerateRequest::default()
             },
             model: self.string("model")?,
-            n: self.integer("n", 1, CHOICES)?.unwrap_or(1) as u32,
+            n: self.integer("n", 1, CHOICES.into())?.unwrap_or(1) as u32,
             stream: self.flag("stream")?,
             include_usage: self.include_usage()?,
             tools: Vec::new(),
@@ -237,10 +239,12 @@ impl Fields {
                 .parse()
                 .map_err(|_| Error::arg(format!("logit_bias has {short:?}, expected a token's number")))?;
             match bias.as_f64() {
-                Some(bias) if (-100.0..=100.0).contains(&bias) => Ok((id, bias as f32)),
+                Some(bias) if Sampling::BIAS.contains(&(bias as f32)) => Ok((id, bias as f32)),
                 _ => Err(Error::arg(format!(
-                    "logit_bias of {short} is {}, expected a number from -100 to 100",
-                    shown(&bias)
+                    "logit_bias of {short} is {}, expected a number from {} to {}",
+                    shown(&bias),
+                    Sampling::BIAS.start(),
+                    Sampling::BIAS.end()
                 ))),
             }
         };
@@ -315,7 +319,7 @@ impl Fields {
             self.take("logprobs");
             return Ok(wanted.then_some(0));
         }
-        Ok(self.integer("logprobs", 0, 5)?.map(|top| top as u32))
+        Ok(self.integer("logprobs", 0, TEXT_LOGPROBS.into())?.map(|top| top as u32))
     }
 
     /// A chat requests log-probabilities with a flag, and alternatives with a number beside it.

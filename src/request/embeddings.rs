@@ -5,7 +5,7 @@ use super::{Prompt, Unknown, prompts_of};
 use crate::error::{Error, Result};
 
 /// Most texts per request.
-const EMBEDDINGS: usize = 256;
+pub(crate) const EMBEDDINGS: usize = 256;
 
 /// Texts to embed, with the encoding of the result.
 #[derive(Clone, Debug, PartialEq)]

@@ -1,6 +1,9 @@
 //! Takes the members of a JSON object, with checks: errors name the field, its value and what was expected. Knows no
 //! particular request.
 
+use std::fmt::Display;
+use std::ops::RangeInclusive;
+
 use serde_json::{Map, Value};
 
 use super::Unknown;
@@ -27,16 +30,20 @@ impl Fields {
         self.map.shift_remove(key).filter(|value| !value.is_null())
     }
 
-    pub(super) fn number(&mut self, key: &str, low: f64, high: f64) -> Result<Option<f64>> {
+    pub(super) fn number<T>(&mut self, key: &str, range: &RangeInclusive<T>) -> Result<Option<f64>>
+    where
+        T: Copy + Into<f64> + Display,
+    {
         let Some(value) = self.take(key) else { return Ok(None) };
+        let (low, high) = (range.start(), range.end());
         match value.as_f64() {
-            Some(number) if number.is_finite() && (low..=high).contains(&number) => Ok(Some(number)),
+            Some(number) if ((*low).into()..=(*high).into()).contains(&number) => Ok(Some(number)),
             _ => Err(Error::arg(format!("{key} is {}, expected a number from {low} to {high}", shown(&value)))),
         }
     }
 
-    pub(super) fn float(&mut self, key: &str, low: f64, high: f64) -> Result<Option<f32>> {
-        Ok(self.number(key, low, high)?.map(|number| number as f32))
+    pub(super) fn float(&mut self, key: &str, range: &RangeInclusive<f32>) -> Result<Option<f32>> {
+        Ok(self.number(key, range)?.map(|number| number as f32))
     }
 
     pub(super) fn integer(&mut self, key: &str, low: u64, high: u64) -> Result<Option<u64>> {

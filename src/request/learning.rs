@@ -8,7 +8,7 @@ use crate::engine::NewSample;
 use crate::error::{Error, Result};
 use crate::ledger::ReviewVerdict;
 use crate::llama::Conversation;
-use crate::types::{GenerationId, NewFeedback, Signal};
+use crate::types::{GenerationId, NewFeedback, RATINGS, Sampling, Signal};
 
 /// An answer that was made elsewhere, checked as far as possible without the model.
 #[derive(Clone, Debug, PartialEq)]
@@ -64,7 +64,7 @@ pub struct Preference {
 pub fn parse_feedback(body: &[u8], unknown: Unknown) -> Result<NewFeedback> {
     let mut fields = Fields::parse(body, unknown)?;
     let generation_id = fields.id("generation_id")?;
-    let rating = fields.number("rating", -1.0, 1.0)?;
+    let rating = fields.number("rating", &RATINGS)?;
     let thumbs = match fields.string("thumbs")?.as_deref() {
         None => None,
         Some("up") => Some(1.0),
@@ -159,8 +159,8 @@ pub fn parse_sample(body: &[u8], unknown: Unknown) -> Result<ParsedSample> {
     let sample = ParsedSample {
         prompt,
         completion: prompt_of("completion", completion, false)?,
-        reward: fields.number("reward", -1.0, 1.0)?,
-        temperature: fields.float("temperature", 0.0, 10.0)?,
+        reward: fields.number("reward", &RATINGS)?,
+        temperature: fields.float("temperature", &Sampling::TEMPERATURE)?,
         user: fields.user()?,
     };
     fields.finish(&["messages", "prompt", "completion", "reward", "temperature", "user", "parse_special"])?;

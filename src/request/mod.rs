@@ -22,7 +22,9 @@ use crate::error::{Error, Result};
 use crate::llama::Conversation;
 use crate::types::TokenId;
 
+pub(crate) use chat::{ANSWERS, CHOICES, TEXT_LOGPROBS};
 pub use chat::{parse_chat, parse_completion, parse_request};
+pub(crate) use embeddings::EMBEDDINGS;
 pub use embeddings::{ParsedEmbeddings, parse_embeddings};
 pub use learning::{
     ParsedSample, Preference, parse_feedback, parse_forget, parse_preference, parse_review, parse_sample,

@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result};
-use crate::types::{ChatMessage, GenerationId, PromptText, TokenId};
+use crate::types::{ChatMessage, GenerationId, PromptText, RATINGS, TokenId};
 
 /// Longest line, in bytes.
 const LINE_BYTES: u64 = 16 << 20;
@@ -224,7 +224,7 @@ fn rated(map: &Map<String, Value>) -> Result<Judged> {
     }
     let thumbs = |key: &str| map.get(key).map_or(Some(0), Value::as_u64);
     let rating = match (map.get("rating"), map.get("label"), thumbs("thumbs_up"), thumbs("thumbs_down")) {
-        (Some(rating), ..) => rating.as_f64().filter(|r| (-1.0..=1.0).contains(r)),
+        (Some(rating), ..) => rating.as_f64().filter(|r| RATINGS.contains(r)),
         (None, Some(label), ..) => {
             label.as_bool().or(label.as_u64().map(|n| n != 0)).map(|good| if good { 1.0 } else { -1.0 })
         }

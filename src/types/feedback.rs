@@ -1,8 +1,13 @@
 //! Feedback on answers, and the rewards that follow from it. No behaviour, no I/O.
 
+use std::ops::RangeInclusive;
+
 use serde::{Deserialize, Serialize};
 
 use super::{Generation, GenerationId, PolicyVersion};
+
+/// Values of ratings and of rewards for samples.
+pub const RATINGS: RangeInclusive<f64> = -1.0..=1.0;
 
 /// A person's feedback on an answer.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -235,6 +235,38 @@ fn the_architecture_names_the_layers_as_they_are() {
     assert!(text.contains(&sentence), "docs/ARCHITECTURE.md has to say: {sentence}");
 }
 
+/// The part of docs/ARCHITECTURE.md's tree that is about a module of `src`.
+fn tree_entry(module: &str) -> Option<String> {
+    let text = read("docs/ARCHITECTURE.md");
+    let tree = text.split("```\n").find(|block| block.starts_with("src/\n"))?.to_owned();
+    let names = |line: &str| line.strip_prefix("  ").is_some_and(|l| l.split([' ', '/', '.']).next() == Some(module));
+    let mut lines = tree.lines().skip_while(|line| !names(line));
+    let first = lines.next()?.to_owned();
+    let rest = lines.take_while(|line| line.starts_with("    "));
+    Some(rest.fold(first, |entry, line| entry + " " + line.trim()))
+}
+
+#[test]
+fn the_architecture_names_every_file() {
+    let mut missing = Vec::new();
+    for file in sources() {
+        let module = module_of(&file);
+        let entry = tree_entry(module).unwrap_or_default();
+        let path: Vec<&str> = file.split('/').collect();
+        // A folder within a module stands for its files, but for the learner's.
+        let name = match path[..] {
+            ["src", _, "mod.rs"] | ["src", _] => module,
+            ["src", _, file] | ["src", _, "learner", file] if file != "mod.rs" => file,
+            ["src", _, folder, ..] => folder,
+            _ => unreachable!("{file}"),
+        };
+        if !entry.contains(name) {
+            missing.push(file);
+        }
+    }
+    assert!(missing.is_empty(), "the tree of docs/ARCHITECTURE.md has to name: {missing:#?}");
+}
+
 /// Siblings that a file imports by `super::`: files of its folder, or names that the folder brings up from them.
 fn siblings_of(file: &str) -> BTreeSet<String> {
     let (folder, own) = file.rsplit_once('/').unwrap();

@@ -14,6 +14,8 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use crate::flags::local_daemon;
+
 /// Longest line of a stream, in bytes; the daemon's are far shorter.
 const LINE_LIMIT: usize = 1 << 20;
 
@@ -21,7 +23,7 @@ const LINE_LIMIT: usize = 1 << 20;
 #[derive(Args, Clone, Debug)]
 pub struct Daemon {
     /// Address of the running daemon
-    #[arg(long, global = true, env = "APAD_URL", default_value = "http://127.0.0.1:8372", value_name = "URL")]
+    #[arg(long, global = true, env = "APAD_URL", default_value_t = local_daemon(), value_name = "URL")]
     url: String,
     /// Key, where the daemon asks for one
     #[arg(long, global = true, env = "APAD_KEY", hide_env_values = true, value_name = "KEY")]

@@ -57,7 +57,7 @@ pub async fn run(options: Options) -> Result<()> {
         Some(model) => Some(pull::resolve(model.as_ref()).await?),
         None => None,
     };
-    let text = |path: &Option<PathBuf>| path.as_ref().map(|p| json!(p.to_string_lossy()));
+    let text = |path: &Option<PathBuf>| path.as_ref().map(|p| p.to_string_lossy().into_owned());
     let config = options.overrides.build([("model", text(&model)), ("data", text(&options.data))])?;
     let report = doctor::examine(&config);
     let kernels = doctor::kernels().map(|kernel| try_apart(kernel.name)).collect::<Result<Vec<_>>>()?;

@@ -5,6 +5,7 @@ use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
+use apa::config::Config;
 use apa::engine::exchange::{self, Imported};
 use apa::gguf::Gguf;
 use apa::ledger::{Forgotten, Ledger, LedgerReader, LeftOut, ReviewEntry};
@@ -51,7 +52,7 @@ struct ImportFeedback {
     #[arg(long, value_name = "PATH|NAME")]
     model: PathBuf,
     /// Data folder that takes it in
-    #[arg(long, value_name = "DIR", default_value = "apa-data")]
+    #[arg(long, value_name = "DIR", default_value_os_t = Config::default().data)]
     data: PathBuf,
     /// Whom it is from, where the file doesn't tell
     #[arg(long, value_name = "NAME")]
@@ -108,7 +109,7 @@ pub struct ExportFeedback {
     #[arg(long, value_name = "PATH|NAME")]
     model: PathBuf,
     /// Data folder
-    #[arg(long, value_name = "DIR", default_value = "apa-data")]
+    #[arg(long, value_name = "DIR", default_value_os_t = Config::default().data)]
     data: PathBuf,
     /// File to write (default: standard output)
     #[arg(long, value_name = "FILE")]

@@ -5,7 +5,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
-use apa::config::Dtype;
+use apa::config::{Dtype, TrainConfig};
 use apa::llama::{self, ContextOptions};
 use apa::policy::{self, Decoder, Lora, Packed};
 use apa::types::TokenId;
@@ -14,6 +14,7 @@ use clap::{Args, ValueEnum};
 use serde::Deserialize;
 use serde_json::json;
 
+use crate::flags::dtype;
 use crate::pull;
 
 /// Most tokens of one llama.cpp batch.
@@ -41,10 +42,10 @@ pub struct Options {
     #[arg(long, value_name = "FILE")]
     input: PathBuf,
     /// Number format of candle's frozen products
-    #[arg(long, value_enum, default_value = "f32")]
-    dtype: Format,
+    #[arg(long, value_name = "FORMAT", value_parser = dtype(), default_value = "f32")]
+    dtype: Dtype,
     /// Where candle computes: auto, cpu or cuda:N
-    #[arg(long, value_name = "DEVICE", default_value = "auto")]
+    #[arg(long, value_name = "DEVICE", default_value_t = TrainConfig::default().device)]
     device: String,
 }
 
@@ -52,13 +53,6 @@ pub struct Options {
 enum Engine {
     Candle,
     Llama,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-enum Format {
-    Auto,
-    F32,
-    Bf16,
 }
 
 pub async fn run(options: Options) -> Result<()> {
@@ -85,12 +79,7 @@ fn print(options: &Options, model: &Path) -> Result<()> {
 type Score = Box<dyn FnMut(&[TokenId]) -> apa::Result<Vec<f32>>>;
 
 fn candle(options: &Options, model: &Path) -> Result<Score> {
-    let dtype = match options.dtype {
-        Format::Auto => Dtype::Auto,
-        Format::F32 => Dtype::F32,
-        Format::Bf16 => Dtype::Bf16,
-    };
-    let decoder = Decoder::load(model, &policy::device(&options.device)?, dtype)?;
+    let decoder = Decoder::load(model, &policy::device(&options.device)?, options.dtype)?;
     let lora = options.adapter.as_deref().map(|path| Lora::read_gguf(path, &decoder)).transpose()?;
     Ok(Box::new(move |tokens| {
         let packed = Packed::new(&[tokens])?;

@@ -9,6 +9,7 @@ mod demo;
 mod doctor;
 mod export;
 mod feedback;
+mod flags;
 mod logging;
 mod logprobs;
 mod plot;

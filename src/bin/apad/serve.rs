@@ -1,16 +1,15 @@
 //! `apad serve`: the daemon. Opens the engine, serves it, and drains on a signal.
 
 use std::io::Write;
-use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
 use apa::{Engine, http};
 use clap::Args;
-use serde_json::Value;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::WrongUse;
+use crate::flags::{Flags, Given};
 use crate::pull;
 use crate::settings::Overrides;
 
@@ -24,45 +23,33 @@ pub struct Options {
     /// GGUF file, or the name of a known model (fetched if missing)
     #[arg(long, value_name = "PATH|NAME")]
     model: Option<String>,
-    /// Folder of the record and the versions, one daemon a folder (default: apa-data)
-    #[arg(long, value_name = "DIR")]
-    data: Option<PathBuf>,
-    /// Address to listen on; beyond loopback, http.keys must name a key file (default: 127.0.0.1:8372)
-    #[arg(long, value_name = "HOST:PORT")]
-    listen: Option<String>,
-    /// Where to train: auto, cpu or cuda:N (default: auto)
-    #[arg(long, value_name = "DEVICE")]
-    device: Option<String>,
-    /// New ratings that start a training step (default: 16)
-    #[arg(long, value_name = "N")]
-    batch: Option<u32>,
-    /// Larger stays closer to the initial model (default: 0.1)
-    #[arg(long, value_name = "X", allow_negative_numbers = true)]
-    lambda: Option<f64>,
-    /// Requests decoded together (default: 8)
-    #[arg(long, value_name = "N")]
-    slots: Option<u32>,
-    /// Number format of the served weights: keep, auto (the fastest here, measured at the first start), q4_0, q8_0,
-    /// bf16 or another of llama.cpp's (default: keep)
-    #[arg(long, value_name = "TYPE")]
-    serve_type: Option<String>,
+    #[command(flatten)]
+    served: Given<Served>,
     #[command(flatten)]
     overrides: Overrides,
+}
+
+/// The settings that `apad serve` takes as flags.
+#[derive(Clone, Debug)]
+pub struct Served;
+
+impl Flags for Served {
+    const FLAGS: &'static [(&'static str, &'static str)] = &[
+        ("data", "data"),
+        ("listen", "http.listen"),
+        ("device", "train.device"),
+        ("batch", "train.batch"),
+        ("lambda", "train.lambda"),
+        ("slots", "serve.slots"),
+        ("serve-type", "serve.type"),
+    ];
 }
 
 pub async fn run(options: Options) -> Result<()> {
     // What it records is for its user alone.
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
-    let mut config = options.overrides.build([
-        ("model", options.model.map(Value::from)),
-        ("data", options.data.map(|p| p.to_string_lossy().into_owned().into())),
-        ("http.listen", options.listen.map(Value::from)),
-        ("train.device", options.device.map(Value::from)),
-        ("train.batch", options.batch.map(Value::from)),
-        ("train.lambda", options.lambda.map(Value::from)),
-        ("serve.slots", options.slots.map(Value::from)),
-        ("serve.type", options.serve_type.map(Value::from)),
-    ])?;
+    let named = ("model", options.model);
+    let mut config = options.overrides.build(options.served.settings().chain([named]))?;
     if config.model.as_os_str().is_empty() {
         return Err(WrongUse("no model, expected --model PATH or a name that `apad pull --list` shows".into()).into());
     }

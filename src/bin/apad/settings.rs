@@ -6,7 +6,6 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 use apa::config::{Builder, Config};
 use clap::Args;
-use serde_json::Value;
 
 use crate::WrongUse;
 
@@ -26,25 +25,25 @@ pub struct Overrides {
 
 impl Overrides {
     /// The settings; `flags` are the command's own, and win over everything but `--set`.
-    pub fn build(&self, flags: impl IntoIterator<Item = (&'static str, Option<Value>)>) -> Result<Config> {
+    pub fn build(&self, flags: impl IntoIterator<Item = (&'static str, Option<String>)>) -> Result<Config> {
         checked(self.builder(flags)?)
     }
 
     /// The settings before they are checked as a whole.
-    pub fn builder(&self, flags: impl IntoIterator<Item = (&'static str, Option<Value>)>) -> Result<Builder> {
+    pub fn builder(&self, flags: impl IntoIterator<Item = (&'static str, Option<String>)>) -> Result<Builder> {
         self.layers(flags).map_err(wrong_use)
     }
 
-    fn layers(&self, flags: impl IntoIterator<Item = (&'static str, Option<Value>)>) -> apa::Result<Builder> {
+    fn layers(&self, flags: impl IntoIterator<Item = (&'static str, Option<String>)>) -> apa::Result<Builder> {
         let mut builder = Config::builder();
         let default = Path::new("apad.toml");
         if let Some(file) = self.config.as_deref().or_else(|| default.exists().then_some(default)) {
             builder = builder.file(file)?;
         }
         builder = builder.env(variables())?;
-        for (key, value) in flags {
-            if let Some(value) = value {
-                builder = builder.set(key, value)?;
+        for (key, text) in flags {
+            if let Some(text) = text {
+                builder = builder.set_text(key, &text)?;
             }
         }
         for (key, text) in &self.overrides {

@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 
 use crate::WrongUse;
 use crate::client::{ChatParams, Client};
+use crate::flags::local_daemon;
 
 /// Measure a running server: time to first token, gaps between tokens, tokens per second
 #[derive(Args)]
@@ -28,7 +29,7 @@ in turns, setting by setting, so that a busy machine troubles them alike. The ti
 first text; gaps are those between two pieces of text of one answer.")]
 pub struct Options {
     /// Address of an OpenAI-compatible server (may be given often)
-    #[arg(long = "url", value_name = "URL", default_value = "http://127.0.0.1:8372")]
+    #[arg(long = "url", value_name = "URL", default_values_t = [local_daemon()])]
     urls: Vec<String>,
     /// Key, where the servers ask for one
     #[arg(long, env = "APAD_KEY", hide_env_values = true, value_name = "KEY")]

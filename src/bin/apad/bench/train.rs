@@ -11,11 +11,12 @@ use apa::policy::{self, Decoder};
 use apa::trainer::{StepOutcome, Trainer};
 use apa::types::{Rollout, TokenId};
 use candle_core::DType;
-use clap::{Args, ValueEnum};
+use clap::Args;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde_json::json;
 
+use crate::flags::dtype;
 use crate::{WrongUse, pull};
 
 /// Measure APA updates: tokens per second and peak memory
@@ -48,18 +49,11 @@ pub struct Options {
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=1024))]
     threads: u32,
     /// Number format of the frozen products
-    #[arg(long, value_enum, default_value = "auto")]
-    dtype: Format,
+    #[arg(long, value_name = "FORMAT", value_parser = dtype(), default_value = "auto")]
+    dtype: Dtype,
     /// Print one JSON line
     #[arg(long)]
     json: bool,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-enum Format {
-    Auto,
-    F32,
-    Bf16,
 }
 
 pub async fn run(options: Options) -> Result<()> {
@@ -77,11 +71,7 @@ pub async fn run(options: Options) -> Result<()> {
 
 fn measure(options: &Options, model: &Path) -> Result<()> {
     let config = TrainConfig {
-        dtype: match options.dtype {
-            Format::Auto => Dtype::Auto,
-            Format::F32 => Dtype::F32,
-            Format::Bf16 => Dtype::Bf16,
-        },
+        dtype: options.dtype,
         batch: options.batch,
         // One policy step and one critic step an epoch.
         minibatch: options.batch,

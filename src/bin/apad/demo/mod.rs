@@ -17,22 +17,32 @@ use apa::config::Config;
 use apa::overwrite::check_output;
 use apa::types::{Generation, GenerationId, PolicyVersion};
 use clap::Args;
-use serde_json::json;
 
 use self::daemon::Daemon;
 use self::prompts::Deck;
 use self::report::{HEAD, Measured, Pair, Report, WANTED_RISE, mean_and_error};
 use self::screen::Screen;
 use self::users::{Rated, Users, cut_off, mean, one_version};
+use crate::flags::defaults;
 use crate::pull;
 use crate::settings::Overrides;
 
 /// Held-back prompts that are shown with both answers.
 const SHOWN: usize = 8;
 
-/// Settings that the report names.
-const NAMED: [&str; 10] =
-    ["algorithm", "lambda", "batch", "minibatch", "epochs", "lr", "critic_lr", "rank", "alpha", "clip_norm"];
+/// Settings that the report names; the demo holds them at their defaults.
+const NAMED: &[&str] = &[
+    "train.algorithm",
+    "train.lambda",
+    "train.batch",
+    "train.minibatch",
+    "train.epochs",
+    "train.lr",
+    "train.critic_lr",
+    "train.rank",
+    "train.alpha",
+    "train.clip_norm",
+];
 
 /// Show the whole loop: a daemon, simulated users who rate its answers, and a model that learns their taste
 #[derive(Args)]
@@ -97,28 +107,17 @@ pub async fn run(options: Options) -> Result<()> {
 
 /// The settings of the demo; `--set` changes any of them.
 fn settings(options: &Options, data: &Path) -> Result<Config> {
-    let text = |path: &Path| Some(json!(path.to_string_lossy()));
-    options.overrides.build([
+    let text = |path: &Path| Some(path.to_string_lossy().into_owned());
+    let own = [
         ("model", text(&options.model)),
         ("data", text(data)),
         // The answers of a batch of ratings are decoded together.
-        ("serve.slots", Some(json!(16))),
-        ("train.enabled", Some(json!(true))),
+        ("serve.slots", Some("16".into())),
         // Half of the usual number, to keep the demo short.
-        ("gate.count", Some(json!(8))),
-        ("train.auto", Some(json!(true))),
-        ("train.algorithm", Some(json!("apa"))),
-        ("train.lambda", Some(json!(0.1))),
-        ("train.batch", Some(json!(16))),
-        ("train.minibatch", Some(json!(8))),
-        ("train.epochs", Some(json!(2))),
-        ("train.lr", Some(json!(1e-4))),
-        ("train.critic_lr", Some(json!(3e-4))),
-        ("train.clip_norm", Some(json!(1.0))),
-        ("train.rank", Some(json!(16))),
-        ("train.alpha", Some(json!(32.0))),
-        ("train.seed", Some(json!(options.seed))),
-    ])
+        ("gate.count", Some("8".into())),
+        ("train.seed", Some(options.seed.to_string())),
+    ];
+    options.overrides.build(own.into_iter().chain(defaults(NAMED)).chain(defaults(&["train.enabled", "train.auto"])))
 }
 
 /// The raw results, before anything is computed from them.
@@ -158,7 +157,10 @@ async fn demo(options: &Options, config: Config, screen: &Screen) -> Result<Repo
         model: status.model,
         taste: taste::IN_WORDS.into(),
         seed: options.seed,
-        settings: NAMED.iter().map(|key| (format!("train.{key}"), named[key].to_string())).collect(),
+        settings: NAMED
+            .iter()
+            .map(|key| ((*key).to_owned(), named[key.trim_start_matches("train.")].to_string()))
+            .collect(),
         rows: seen.rows,
         before: measured(&seen.before, Some(0.0))?,
         after,

@@ -7,11 +7,14 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
+use apa::config::{Dtype, TrainConfig};
 use apa::llama::Model;
 use apa::policy::{self, Decoder};
 use apa::reward::{Pair, Refused, Tokenizer, read_judgements};
-use clap::{Args, Subcommand, ValueEnum};
+use clap::{Args, Subcommand};
 use indicatif::{ProgressBar, ProgressDrawTarget};
+
+use crate::flags::dtype;
 
 /// Most bad lines that are reported one by one.
 const NAMED: usize = 20;
@@ -44,21 +47,14 @@ pub async fn run(options: Options) -> Result<()> {
 #[derive(Args, Clone, Debug)]
 struct Compute {
     /// auto, cpu or cuda:N
-    #[arg(long, value_name = "DEVICE", default_value = "auto")]
+    #[arg(long, value_name = "DEVICE", default_value_t = TrainConfig::default().device)]
     device: String,
     /// Number format of the frozen products
-    #[arg(long, value_enum, default_value = "auto")]
+    #[arg(long, value_name = "FORMAT", value_parser = dtype(), default_value = "auto")]
     dtype: Dtype,
     /// Threads; 0 takes the number of cores
     #[arg(long, value_name = "N", default_value_t = 0)]
     threads: usize,
-}
-
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum Dtype {
-    Auto,
-    F32,
-    Bf16,
 }
 
 impl Compute {
@@ -67,12 +63,7 @@ impl Compute {
     }
 
     fn decoder(&self, model: &Path) -> Result<Arc<Decoder>> {
-        let dtype = match self.dtype {
-            Dtype::Auto => apa::config::Dtype::Auto,
-            Dtype::F32 => apa::config::Dtype::F32,
-            Dtype::Bf16 => apa::config::Dtype::Bf16,
-        };
-        Ok(Arc::new(Decoder::load(model, &policy::device(&self.device)?, dtype)?))
+        Ok(Arc::new(Decoder::load(model, &policy::device(&self.device)?, self.dtype)?))
     }
 }
 

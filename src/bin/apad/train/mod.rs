@@ -18,15 +18,19 @@ use apa::reward::Source;
 use clap::Args;
 use serde_json::json;
 
-use self::flags::Hyperparameters;
+pub use self::flags::Learning;
 use self::group::Group;
 use self::screen::Screen;
 use crate::WrongUse;
+use crate::flags::Given;
 use crate::pull;
 use crate::settings::Overrides;
 
 /// The file that locks the folder of an experiment for one process.
 const LOCK_FILE: &str = "run.lock";
+
+/// Steps of an experiment for which no number is given.
+const STEPS: u64 = 30;
 
 /// What a resumed run takes from its folder and must not be given again, beside the hyperparameters.
 const FIXED: [&str; 15] = [
@@ -95,8 +99,9 @@ pub struct Options {
     /// Divides the logits, in sampling and in training
     #[arg(long, value_name = "X", default_value_t = 1.0)]
     temperature: f32,
-    /// Steps to make: a batch each (default: 30). With --resume: more of them than were planned
-    #[arg(long, value_name = "N")]
+    /// Steps to make: a batch each. With --resume: more of them than were planned
+    #[arg(long, value_name = "N", help = format!(
+        "Steps to make: a batch each [default: {STEPS}]. With --resume: more of them than were planned"))]
     steps: Option<u64>,
     /// Seeds, a run each
     #[arg(long = "seed", value_name = "S[,S..]", value_delimiter = ',', default_values_t = [1])]
@@ -108,7 +113,7 @@ pub struct Options {
     #[arg(long, value_name = "DIR", required_unless_present = "resume")]
     out: Option<PathBuf>,
     /// Go on with the experiment in DIR where it was stopped
-    #[arg(long, value_name = "DIR", conflicts_with_all = FIXED.into_iter().chain(flags::NAMES))]
+    #[arg(long, value_name = "DIR", conflicts_with_all = FIXED.into_iter().chain(flags::names()))]
     resume: Option<PathBuf>,
     /// Draw the curves of finished or running experiments over each other
     #[arg(long, value_name = "DIR", num_args = 1..,
@@ -118,7 +123,7 @@ pub struct Options {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
-    hyperparameters: Hyperparameters,
+    learning: Given<Learning>,
     #[command(flatten)]
     overrides: Overrides,
 }
@@ -165,9 +170,8 @@ fn resumed(dir: &Path, steps: Option<u64>) -> Result<Plan> {
 /// The plan that the flags describe.
 async fn planned(options: &Options) -> Result<Plan> {
     let model = options.model.as_ref().context("no --model")?;
-    let mut flags = options.hyperparameters.settings();
-    flags.push(("model", Some(model.to_string_lossy().into_owned().into())));
-    let mut config = options.overrides.build(flags)?;
+    let named = ("model", Some(model.to_string_lossy().into_owned()));
+    let mut config = options.overrides.build(flags::settings(&options.learning).chain([named]))?;
     let absolute = |path: &Path| std::path::absolute(path).with_context(|| format!("finding {}", path.display()));
     let input = |path: &Path, sha256: String| -> Result<Input> { Ok(Input { path: absolute(path)?, sha256 }) };
     let prompts = options.prompts.as_deref().map(|path| input(path, read_prompts(path)?.1)).transpose()?;
@@ -182,7 +186,7 @@ async fn planned(options: &Options) -> Result<Plan> {
         dataset,
         evaluate_every: options.evaluate_every,
         reward_timeout: options.reward_timeout,
-        steps: options.steps.unwrap_or(30),
+        steps: options.steps.unwrap_or(STEPS),
         seeds: options.seeds.clone(),
         answers: options.answers,
         max_new: options.max_new,
