@@ -4,6 +4,7 @@
 //! A setting is one row in `settings.rs`; everything else follows from it.
 
 mod builder;
+mod forms;
 mod keys;
 mod origin_pattern;
 mod range;

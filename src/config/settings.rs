@@ -3,7 +3,7 @@
 
 use std::path::PathBuf;
 
-use super::origin_pattern::OriginPattern;
+use super::forms::{no_address, no_device, no_origin, no_version};
 use super::range::{Given, Range, above, above_to, at_least, from_below, from_to, whole};
 use super::rows::{Leaf, Row, Setting, choices, join, settings};
 
@@ -380,22 +380,4 @@ settings! {
         /// `https://chat.example.org`, `https://*.example.org`, `app://obsidian.md` or `null`; `*` is all.
         origins: String = String::new(), Range::Text("origins such as https://chat.example.org, or *", no_origin);
     }
-}
-
-fn no_device(text: &str) -> Option<&str> {
-    let cuda = text.strip_prefix("cuda:").is_some_and(|n| n.parse::<u16>().is_ok());
-    (!cuda && text != "auto" && text != "cpu").then_some(text)
-}
-
-fn no_address(text: &str) -> Option<&str> {
-    let port = text.rsplit_once(':').filter(|(host, _)| !host.is_empty()).map(|(_, port)| port.parse::<u16>());
-    (!matches!(port, Some(Ok(_)))).then_some(text)
-}
-
-fn no_version(text: &str) -> Option<&str> {
-    text.split(',').map(str::trim).filter(|part| !part.is_empty()).find(|part| part.parse::<u64>().is_err())
-}
-
-fn no_origin(text: &str) -> Option<&str> {
-    text.split(',').map(str::trim).filter(|o| !o.is_empty()).find(|o| OriginPattern::parse(o).is_none())
 }

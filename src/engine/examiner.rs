@@ -6,10 +6,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use serde::Deserialize;
-use serde_json::Value;
-
 use super::judge::Judge;
+use super::questions::{Anchor, Check, Question, anchors, asked, questions};
 use super::rollouts::{USERS, end_of};
 use crate::config::{Config, PromotionConfig};
 use crate::error::{Error, Result};
@@ -18,8 +16,7 @@ use crate::ids::GenerationKind;
 use crate::ledger::Ledger;
 use crate::llama::{Model, PromptTokens};
 use crate::policy::{Decoder, Lora};
-use crate::prompts::{prompt_of, read_lines};
-use crate::reward::{Asked, Grader, Source};
+use crate::reward::Asked;
 use crate::scheduler::{GenerationStream, Scheduler};
 use crate::trainer::Trainer;
 use crate::types::*;
@@ -35,9 +32,6 @@ const TOGETHER: usize = 4;
 /// Polling interval of a wait for other requests; below, its longest time before each part.
 const LOOK: Duration = Duration::from_millis(20);
 const PATIENCE: Duration = Duration::from_secs(30);
-/// Seconds that an anchor's command may take.
-const ANCHOR_TIME: Duration = Duration::from_secs(60);
-
 /// What an examination needs.
 pub(super) struct Examiner {
     config: PromotionConfig,
@@ -54,57 +48,6 @@ enum Prompts {
     General,
     Users,
     File(Vec<Question>),
-}
-
-/// A prompt and the format that its answer should have.
-#[derive(Clone)]
-struct Question {
-    prompt: Vec<TokenId>,
-    format: Option<Format>,
-}
-
-struct Anchor {
-    name: String,
-    prompt: Vec<TokenId>,
-    text: PromptText,
-    check: Check,
-}
-
-/// What an anchor's answer must hold.
-enum Check {
-    Graded(Grader),
-    Format(Format),
-}
-
-/// An anchor as the file has it; its prompt is parsed apart.
-#[derive(Deserialize)]
-struct Line {
-    name: Option<String>,
-    regex: Option<String>,
-    command: Option<String>,
-    #[serde(flatten)]
-    asks: Asks,
-}
-
-/// The format that a line asks for.
-#[derive(Deserialize)]
-struct Asks {
-    schema: Option<Value>,
-    grammar: Option<String>,
-}
-
-impl Asks {
-    /// The format that an answer should have, once it is known that the model can be held to it.
-    fn format(&self, model: &Model) -> Result<Option<Format>> {
-        let format = match (&self.schema, &self.grammar) {
-            (None, None) => return Ok(None),
-            (Some(schema), None) => Format::JsonSchema(schema.clone()),
-            (None, Some(grammar)) => Format::Grammar(grammar.clone()),
-            (Some(_), Some(_)) => return Err(Error::arg("schema stands beside grammar, expected one of them")),
-        };
-        model.guide(&format)?;
-        Ok(Some(format))
-    }
 }
 
 /// The examined versions and the means to examine them.
@@ -351,50 +294,6 @@ impl Examiner {
         }
         Ok(results)
     }
-}
-
-/// A prompt as users would ask it: a conversation if the model has a template, else plain text.
-fn asked(line: &str, tokens: &PromptTokens) -> Result<Vec<TokenId>> {
-    let message = ChatMessage { role: "user".into(), content: line.to_owned() };
-    tokens.of(&PromptText::Chat(vec![message])).or_else(|_| tokens.of(&PromptText::Text(line.to_owned())))
-}
-
-fn anchors(path: &Path, tokens: &PromptTokens, decoder: &Arc<Decoder>, model: &Arc<Model>) -> Result<Vec<Anchor>> {
-    let (lines, _) = read_lines(path, |line| {
-        let value: Value = serde_json::from_slice(line).map_err(|e| Error::arg(format!("no JSON ({e})")))?;
-        let text = prompt_of(&value)?;
-        let line: Line = serde_json::from_value(value).map_err(|e| Error::arg(e.to_string()))?;
-        let format = line.asks.format(model)?;
-        let graded = |source: String| source.parse::<Source>()?.open(ANCHOR_TIME, decoder, model).map(Check::Graded);
-        let check = match (line.regex, line.command, format) {
-            (Some(regex), None, None) => graded(format!("regex:{regex}"))?,
-            (None, Some(command), None) => graded(format!("command:{command}"))?,
-            (None, None, Some(format)) => Check::Format(format),
-            _ => return Err(Error::arg("an anchor has one of \"regex\", \"command\", \"schema\" and \"grammar\"")),
-        };
-        Ok((line.name, text, check))
-    })?;
-    let anchor = |(number, (name, text, check)): (usize, (Option<String>, PromptText, Check))| {
-        let name = name.unwrap_or_else(|| format!("line {number}"));
-        let prompt = tokens.of(&text)?;
-        Ok(Anchor { name, prompt, text, check })
-    };
-    lines.into_iter().map(anchor).collect()
-}
-
-/// The prompts of a file, each with the format that its answer should have.
-fn questions(path: &Path, model: &Arc<Model>) -> Result<Vec<Question>> {
-    let tokens = PromptTokens::new(model);
-    let (lines, _) = read_lines(path, |line| {
-        let value: Value = serde_json::from_slice(line).map_err(|e| Error::arg(format!("no JSON ({e})")))?;
-        let prompt = tokens.of(&prompt_of(&value)?)?;
-        let asks: Asks = serde_json::from_value(value).map_err(|e| Error::arg(e.to_string()))?;
-        Ok(Question { prompt, format: asks.format(model)? })
-    })?;
-    if lines.is_empty() {
-        return Err(Error::arg(format!("{} holds no prompt", path.display())));
-    }
-    Ok(lines.into_iter().map(|(_, question)| question).collect())
 }
 
 /// Whether an answer that was made without a format has it; one that was cut off hasn't.

@@ -15,6 +15,7 @@ mod judge;
 mod learner;
 mod metrics;
 mod open;
+mod questions;
 mod recovery;
 mod reward_versions;
 mod rollouts;

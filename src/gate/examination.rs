@@ -327,7 +327,7 @@ mod tests {
             assert!(report.reason.starts_with(&format!("its {name} is ")), "{}", report.reason);
         }
         // Half of the prompts ask for a format; of those, the candidate's answers no longer have it.
-        let asked = |i: usize| (i % 2 == 0).then_some(false);
+        let asked = |i: usize| (i.is_multiple_of(2)).then_some(false);
         let broken = papers(|i| {
             let parent = Measured { malformed: asked(i), ..good(noise(i)) };
             (parent, Measured { malformed: asked(i).map(|_| i % 8 != 0), ..good(1.0) })

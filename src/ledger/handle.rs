@@ -12,7 +12,7 @@ use super::limits::{self, ReviewEntry, ReviewVerdict, Rules};
 use super::lock::FolderLock;
 use super::rows::{self, AskedPrompt, StoredFeedback, StoredPair, StoredSample};
 use super::writer::Writer;
-use super::{MAX_USER, META_MODEL_SHA256, schema, waiting, write};
+use super::{MAX_USER, META_MODEL_SHA256, samples, schema, waiting, write};
 use crate::error::{Error, Result};
 use crate::lock::lock;
 use crate::system::{make_private_folder, private_file};
@@ -179,7 +179,7 @@ impl Ledger {
     /// # Errors
     /// As [`Ledger::generation`].
     pub fn unrated(&self, max: usize, since: PolicyVersion) -> Result<Vec<RatedGeneration>> {
-        self.read(|db| rows::unrated(db, max, since))
+        self.read(|db| samples::unrated(db, max, since))
     }
 
     /// The newest prompts of requests, at most `max`, each once. (Rollouts, whose ids begin with `rol-`, are not
@@ -188,7 +188,7 @@ impl Ledger {
     /// # Errors
     /// As [`Ledger::generation`].
     pub fn recent_prompts(&self, max: usize) -> Result<Vec<AskedPrompt>> {
-        self.read(|db| rows::recent_prompts(db, max))
+        self.read(|db| samples::recent_prompts(db, max))
     }
 
     /// The training samples made from an answer, oldest first.
@@ -196,7 +196,7 @@ impl Ledger {
     /// # Errors
     /// As [`Ledger::generation`].
     pub fn samples_of(&self, id: &GenerationId) -> Result<Vec<StoredSample>> {
-        self.read(|db| rows::samples_of(db, id))
+        self.read(|db| samples::samples_of(db, id))
     }
 
     /// At most `max` answers that were trained on, spread over the last thousands, with their scores. The selection
@@ -205,7 +205,7 @@ impl Ledger {
     /// # Errors
     /// As [`Ledger::generation`].
     pub fn taught(&self, max: usize, draw: u64) -> Result<Vec<(Generation, f64)>> {
-        self.read(|db| rows::taught(db, max, draw))
+        self.read(|db| samples::taught(db, max, draw))
     }
 
     /// Preferences and corrections as pairs for a reward model, oldest first, as far as the rules allow: without users

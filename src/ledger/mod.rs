@@ -14,6 +14,7 @@ mod retention;
 mod rows;
 #[cfg(test)]
 mod rules_tests;
+mod samples;
 mod schema;
 #[cfg(test)]
 mod tests;

@@ -7,7 +7,7 @@ use rusqlite::{Connection, OptionalExtension};
 
 use super::limits::{self, Rules};
 use super::{
-    MAX_SAID, MAX_SAID_TEXT, MAX_SIGNAL, MAX_TEXT, MAX_USER, META_MODEL_NAME, META_MODEL_SHA256, rows, waiting,
+    MAX_SAID, MAX_SAID_TEXT, MAX_SIGNAL, MAX_TEXT, MAX_USER, META_MODEL_NAME, META_MODEL_SHA256, rows, samples, waiting,
 };
 use crate::error::{Error, Result};
 use crate::system::unix_millis;
@@ -179,7 +179,7 @@ pub(super) fn use_up(
     let mut mark = db.prepare_cached(
         "UPDATE feedback SET batch = ?1 WHERE id = ?2 AND batch IS NULL AND teaches = 1 RETURNING generation",
     )?;
-    rows::insert_samples(db, batch, samples)?;
+    samples::insert_samples(db, batch, samples)?;
     let mut answers = BTreeSet::new();
     for id in used {
         let answer: Option<i64> = mark.query_row((batch, rows::signed(*id)), |row| row.get(0)).optional()?;

@@ -1,5 +1,5 @@
-//! What llama.cpp and ggml log, as events of `llama.cpp`: a line of one cause once, its repetitions at `debug`. Never logs
-//! anything of its own.
+//! What llama.cpp and ggml log, as events of `llama.cpp`: a line of one cause once, its repetitions at `debug`. Never
+//! logs anything of its own.
 
 use std::collections::HashSet;
 use std::ffi::{CStr, c_char, c_void};
@@ -95,9 +95,8 @@ mod tests {
     fn what_is_said_of_each_tensor_is_told_once() {
         let mut lines = Lines::default();
         let of = |n: usize| {
-            format!(
-                "done_getting_tensors: tensor 'blk.{n}.attn_q.weight' (q4_1) cannot be used with preferred buffer type AMX\n"
-            )
+            let what = "cannot be used with preferred buffer type AMX";
+            format!("done_getting_tensors: tensor 'blk.{n}.attn_q.weight' (q4_1) {what}\n")
         };
         let told: Vec<bool> = (0..210).flat_map(|n| lines.add(sys::GGML_LOG_LEVEL_WARN, &of(n))).map(|l| l.2).collect();
         assert_eq!((told.len(), told.iter().filter(|first| **first).count()), (210, 1));

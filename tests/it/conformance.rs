@@ -145,8 +145,8 @@ fn memcheck_finds_no_error_and_no_leak() {
 /// The first processor with AVX2 and FMA, without what qemu warns of.
 const HASWELL: &str = "Haswell-noTSX,-pcid,-x2apic,-tsc-deadline,-invpcid";
 
-/// `make test-dist`: a release (APA_DIST, for APA_DIST_ARCH) on processors that are emulated: C calls the library, which
-/// answers, learns and answers anew.
+/// `make test-dist`: a release (APA_DIST, for APA_DIST_ARCH) on processors that are emulated: C calls the library,
+/// which answers, learns and answers anew.
 #[test]
 #[ignore = "minutes, and wants the release that APA_DIST names"]
 fn a_release_runs_on_the_processors_that_it_is_for_and_says_so_on_others() {

@@ -1,5 +1,5 @@
-//! Flags that each stand for a setting: their text, range and default come from the setting's row. Never checks a value:
-//! the library does.
+//! Flags that each stand for a setting: their text, range and default come from the setting's row. Never checks a
+//! value: the library does.
 
 use std::marker::PhantomData;
 

@@ -1,0 +1,105 @@
+//! What can be trained on beside feedback, and what was: unrated answers, prompts, samples. Never marks feedback.
+
+use rusqlite::Connection;
+
+use super::rows::{AskedPrompt, StoredSample, Which, damaged, from_blob, generation, signed, unsigned};
+use crate::error::{Error, Result};
+use crate::ids::GenerationKind;
+use crate::types::*;
+
+/// Rows examined per wanted answer: bounds the work where most are rated or used.
+const LOOKED_AT: usize = 16;
+
+pub(super) fn unrated(db: &Connection, max: usize, since: PolicyVersion) -> Result<Vec<RatedGeneration>> {
+    let mut select = db.prepare_cached(
+        "SELECT seq FROM (SELECT seq, policy_version, response FROM generations ORDER BY seq DESC LIMIT ?1) g
+         WHERE policy_version >= ?2 AND length(response) > 0
+         AND NOT EXISTS (SELECT 1 FROM feedback f WHERE f.generation = g.seq)
+         AND NOT EXISTS (SELECT 1 FROM samples s WHERE s.generation = g.seq)
+         ORDER BY seq DESC LIMIT ?3",
+    )?;
+    let bounds = (signed((max * LOOKED_AT) as u64), signed(since.0), signed(max as u64));
+    let answers = select.query_map(bounds, |row| row.get(0))?.collect::<Result<Vec<i64>, _>>()?;
+    let mut found = Vec::with_capacity(answers.len());
+    for answer in answers {
+        let generation = generation(db, Which::Row(answer))?
+            .ok_or_else(|| damaged(format!("generation row {answer} is missing")))?;
+        let (feedback_ids, signals) = (Vec::new(), Vec::new());
+        found.push(RatedGeneration { feedback_ids, generation, rating: None, signals, correction: None });
+    }
+    Ok(found)
+}
+
+pub(super) fn recent_prompts(db: &Connection, max: usize) -> Result<Vec<AskedPrompt>> {
+    // Of the users who asked the same, the last.
+    let mut select = db.prepare_cached(
+        "SELECT prompt, user, max(seq) FROM (SELECT seq, prompt, user FROM generations
+         WHERE length(prompt) > 0 AND id NOT LIKE ?3 || '%' AND id NOT LIKE ?4 || '%'
+         ORDER BY seq DESC LIMIT ?1) GROUP BY prompt ORDER BY 3 DESC LIMIT ?2",
+    )?;
+    let (rollouts, imports) = (GenerationKind::Rollout.prefix(), GenerationKind::Import.prefix());
+    let bounds = (signed((max * LOOKED_AT) as u64), signed(max as u64), rollouts, imports);
+    let mut rows = select.query(bounds)?;
+    let mut prompts = Vec::new();
+    while let Some(row) = rows.next()? {
+        let tokens = from_blob(row.get_ref(0)?.as_blob().map_err(rusqlite::Error::from)?)?;
+        prompts.push(AskedPrompt { tokens, user: row.get(1)? });
+    }
+    Ok(prompts)
+}
+
+pub(super) fn insert_samples(db: &Connection, batch: i64, samples: &[SampleRecord]) -> Result<()> {
+    let mut insert = db.prepare_cached(
+        "INSERT INTO samples (batch, generation, kind, score, terms)
+         SELECT ?1, seq, ?3, ?4, ?5 FROM generations WHERE id = ?2",
+    )?;
+    for sample in samples {
+        let json = |e: serde_json::Error| Error::arg(format!("a sample's terms: {e}"));
+        let terms = serde_json::to_string(&sample.score.terms).map_err(json)?;
+        // An answer may have been forgotten while it was trained on; then nothing of it is recorded.
+        let kind = match sample.kind {
+            SampleKind::Answer => "answer",
+            SampleKind::Correction => "correction",
+        };
+        insert.execute((batch, &sample.generation_id.0, kind, sample.score.score, terms))?;
+    }
+    Ok(())
+}
+
+pub(super) fn samples_of(db: &Connection, id: &GenerationId) -> Result<Vec<StoredSample>> {
+    let mut select = db.prepare_cached(
+        "SELECT b.version, s.kind, s.score, s.terms FROM samples s JOIN batches b ON b.id = s.batch
+         JOIN generations g ON g.seq = s.generation WHERE g.id = ?1 ORDER BY s.id",
+    )?;
+    let mut rows = select.query([&id.0])?;
+    let mut all = Vec::new();
+    while let Some(row) = rows.next()? {
+        let version: Option<i64> = row.get(0)?;
+        let (kind, terms): (String, String) = (row.get(1)?, row.get(3)?);
+        let terms = serde_json::from_str(&terms).map_err(|e| damaged(format!("terms of a sample: {e}")))?;
+        all.push(StoredSample {
+            version: version.map(|_| unsigned(row, 0).map(PolicyVersion)).transpose()?,
+            kind: if kind == "correction" { SampleKind::Correction } else { SampleKind::Answer },
+            score: Score { score: row.get(2)?, terms },
+        });
+    }
+    Ok(all)
+}
+
+/// Number of newest samples from which answers are drawn.
+const TAUGHT_AMONG: i64 = 4096;
+
+pub(super) fn taught(db: &Connection, max: usize, draw: u64) -> Result<Vec<(Generation, f64)>> {
+    let mut select = db.prepare_cached(
+        "SELECT generation, score FROM (SELECT id, generation, score, kind FROM samples ORDER BY id DESC LIMIT ?1)
+         WHERE kind = 'answer' ORDER BY ((id % 65536 + ?3) * 40503) % 65537 LIMIT ?2",
+    )?;
+    let bounds = (TAUGHT_AMONG, signed(max as u64), signed(draw % 65537));
+    let drawn = select.query_map(bounds, |row| Ok((row.get(0)?, row.get(1)?)))?;
+    let drawn = drawn.collect::<Result<Vec<(i64, f64)>, _>>()?;
+    let with_answer = |(row, score)| {
+        let found = generation(db, Which::Row(row))?;
+        Ok((found.ok_or_else(|| damaged(format!("generation row {row} is missing")))?, score))
+    };
+    drawn.into_iter().map(with_answer).collect()
+}
