@@ -241,7 +241,7 @@ settings! {
         /// Most KL of a candidate's own answers to the initial model, in nats a response.
         kl_budget: f64 = 40.0, above(0.0);
         /// The same to its parent.
-        kl_step: f64 = 20.0, above(0.0);
+        kl_step: f64 = 5.0, above(0.0);
         /// How many more of its answers may be cut off, as a share of them.
         cut_off: f64 = 0.25, from_to(0.0, 1.0);
         /// How many times longer or shorter its answers may be.

@@ -80,7 +80,7 @@ impl Default for Limits {
         Limits {
             margin: 0.1,
             kl_initial: 40.0,
-            kl_parent: 20.0,
+            kl_parent: 5.0,
             cut_off: 0.2,
             length: 3.0,
             repetition: 0.15,
@@ -315,7 +315,7 @@ mod tests {
         for (name, candidate) in [
             ("kl_initial", Measured { kl_initial: 41.0, ..good(1.0) }),
             ("kl_initial", Measured { kl_initial: f64::NAN, ..good(1.0) }),
-            ("kl_parent", Measured { kl_parent: 21.0, ..good(1.0) }),
+            ("kl_parent", Measured { kl_parent: 5.5, ..good(1.0) }),
             ("cut_off", Measured { cut_off: true, ..good(1.0) }),
             ("repetition", Measured { repetition: 0.5, ..good(1.0) }),
             ("log_length", Measured { tokens: 4, ..good(1.0) }),

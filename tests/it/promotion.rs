@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use apa::Engine;
 use apa::config::Promotion;
-use apa::engine::{PublishOutcome, VerdictRecord};
+use apa::engine::{PublishOutcome, TrainerState, VerdictRecord};
 use apa::gate::Outcome;
 use apa::types::*;
 
@@ -315,4 +315,35 @@ fn answers_that_miss_the_format_of_their_prompt_are_counted_and_a_format_can_be_
     wait_until("the file being read", || engine.status().trainer.reason.is_some());
     let why = engine.status().trainer.reason.unwrap();
     assert!(why.contains("prompts.jsonl:1: "), "{why}");
+}
+
+#[test]
+fn a_poisoned_snapshot_reaches_nobody_and_one_that_is_taken_in_has_a_verdict() {
+    let (poisoned, fine, dir) =
+        (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let snapshot = |from: &std::path::Path, lr: f64| {
+        let engine = open_with(from, |c| {
+            (c.gate.examine, c.train.lr) = (false, lr);
+            (c.train.gate.kl_budget, c.train.kl_samples) = (1e9, if lr > 1.0 { 0 } else { 8 });
+        })
+        .unwrap();
+        rate_some(&engine, 8);
+        let (version, _) = published(engine.train_step().unwrap());
+        let file = from.join("version.tar");
+        engine.snapshot(version, &file).unwrap();
+        engine.shutdown();
+        file
+    };
+    let (bad, good) = (snapshot(poisoned.path(), 3.0), snapshot(fine.path(), 1e-2));
+    let engine = open_with(dir.path(), |c| c.gate.count = 4).unwrap();
+    wait_until("the trainer being ready", || engine.status().trainer.state == TrainerState::Idle);
+    let error = engine.restore(&bad).unwrap_err();
+    assert!(error.message().contains(" was refused: its "), "{error}");
+    assert_eq!((engine.status().policy_version, engine.versions().unwrap().len()), (PolicyVersion(0), 1));
+    assert_eq!(engine.verdicts(10).unwrap()[0].ruling, Ruling::Refused);
+    assert_eq!(answer(&engine, "the", 1).policy_version, PolicyVersion(0));
+    let version = engine.restore(&good).unwrap();
+    let (ruling, said) = record(&engine, version);
+    assert_eq!((ruling, said.examination.unwrap().prompts), (Ruling::Promoted, 4));
+    assert!(said.reason.starts_with("a person restored it; "), "{}", said.reason);
 }

@@ -141,6 +141,10 @@ impl Worker {
             self.ledger.set_active(parent)?;
             return Err(error);
         }
+        let said = examination.as_ref().map_or("it was not examined", |e| e.reason.as_str());
+        let reason = format!("a person restored it; {said}");
+        let record = VerdictRecord { reason, examination, seconds, trial: None };
+        self.ledger.add_verdict(Some(version), parent, Ruling::Promoted, record.json())?;
         self.active = version;
         self.reload();
         self.trial_overruled(version)?;
