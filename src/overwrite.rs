@@ -1,7 +1,7 @@
 //! Keeps a command from overwriting its own inputs, whatever names they go by. Never opens or writes a file.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
 
@@ -16,7 +16,7 @@ const DEPTH: usize = 4;
 pub fn check_output(out: &Path, inputs: &[&Path]) -> Result<()> {
     let Some(written) = Id::of(out) else { return Ok(()) };
     for input in inputs {
-        if holds(input, &written, DEPTH) {
+        if holds(input, &written, DEPTH) || other_parts(input).any(|part| holds(&part, &written, 0)) {
             return Err(Error::arg(format!(
                 "{} would be written over {}: it is the file that is read, expected another place",
                 out.display(),
@@ -48,6 +48,18 @@ pub fn check_written_folder(folder: &Path, input: &Path) -> Result<()> {
             folder.display()
         ))),
     }
+}
+
+/// The other files of a split model, by the name of its first one.
+fn other_parts(first: &Path) -> impl Iterator<Item = PathBuf> {
+    let found = first.to_str().and_then(|name| {
+        let (rest, count) = name.strip_suffix(".gguf")?.rsplit_once("-of-")?;
+        let prefix = rest.strip_suffix("-00001")?.to_owned();
+        Some((prefix, count.to_owned(), count.parse::<u16>().ok()?))
+    });
+    found.into_iter().flat_map(|(prefix, count, parts)| {
+        (2..=parts).map(move |part| PathBuf::from(format!("{prefix}-{part:05}-of-{count}.gguf")))
+    })
 }
 
 /// Identifies a file whatever its name.
@@ -110,6 +122,14 @@ mod tests {
         check_output_folder(&path("folder/versions/000001"), &["adapter.gguf"], &[&path("data")]).unwrap_err();
         check_written_folder(&path("data/versions"), &path("data/versions/000001/adapter.gguf")).unwrap_err();
         check_written_folder(&path("data/versions"), &path("base")).unwrap();
+        for part in 1..=3 {
+            fs::write(path(&format!("model-0000{part}-of-00003.gguf")), "").unwrap();
+        }
+        let first = path("model-00001-of-00003.gguf");
+        for part in 1..=3 {
+            check_output(&path(&format!("model-0000{part}-of-00003.gguf")), &[&first]).unwrap_err();
+        }
+        check_output(&path("model-00002-of-00004.gguf"), &[&first]).unwrap();
         for free in ["new", "data/new", "other"] {
             check_output(&path(free), &[&path("base"), &path("data"), &path("missing")]).unwrap();
         }

@@ -23,7 +23,7 @@ pub enum AlertKind {
     VersionsAside,
     /// The active version's files are damaged, so an older one serves.
     FellBack,
-    /// The active version serves but can't be trained on.
+    /// Nothing is learned: the active version serves but can't be trained on, or what training needs is damaged.
     NotTrained,
     /// A bug stopped the trainer, which starts again; over when a step succeeds.
     TrainerPanicked,

@@ -23,12 +23,12 @@ pub use value::{Array, Value};
 pub use write::Writer;
 pub(crate) use write::sync_folder;
 
-/// An open GGUF file: its metadata and tensor table in memory, its data on disk.
+/// An open GGUF file, or all files of a split model: metadata and tensor table in memory, data on disk.
 #[derive(Debug)]
 pub struct Gguf {
     path: PathBuf,
-    /// Locked, since reading moves the file's position.
-    file: Mutex<File>,
+    /// Its files and their paths, the first one first. Locked, since reading moves a file's position.
+    files: Vec<(PathBuf, Mutex<File>)>,
     metadata: BTreeMap<String, Value>,
     /// In file order.
     tensors: Vec<TensorInfo>,
@@ -78,6 +78,11 @@ impl Gguf {
         &self.path
     }
 
+    /// The paths of all its files: more than one for a split model.
+    pub fn paths(&self) -> impl Iterator<Item = &Path> {
+        self.files.iter().map(|(path, _)| path.as_path())
+    }
+
     /// Any metadata value.
     pub fn get(&self, key: &str) -> Option<&Value> {
         self.metadata.get(key)
@@ -91,6 +96,8 @@ impl Gguf {
     accessors! {
         /// A whole number; GGUF's numbers of layers, heads and the like are u32.
         u32, opt_u32, U32(v) => u32, *v, "u32";
+        /// A small whole number, as in `split.count`.
+        u16, opt_u16, U16(v) => u16, *v, "u16";
         /// A 32-bit float.
         f32, opt_f32, F32(v) => f32, *v, "f32";
         /// A truth value.
@@ -126,7 +133,7 @@ impl Gguf {
     pub fn raw(&self, name: &str) -> Result<Vec<u8>> {
         let info = self.required(name)?;
         let mut bytes = vec![0; info.bytes as usize];
-        self.read_at(info.offset, &mut bytes)?;
+        self.read_into(info, &mut bytes)?;
         Ok(bytes)
     }
 
@@ -166,33 +173,34 @@ impl Gguf {
     /// The data as words, since candle needs aligned blocks.
     fn words(&self, info: &TensorInfo) -> Result<Vec<f32>> {
         let mut words = vec![0f32; (info.bytes as usize).div_ceil(4)];
-        self.read_at(info.offset, &mut bytemuck::cast_slice_mut(&mut words)[..info.bytes as usize])?;
+        self.read_into(info, &mut bytemuck::cast_slice_mut(&mut words)[..info.bytes as usize])?;
         Ok(words)
     }
 
-    /// SHA-256 of the whole file, in lower-case hex. Identifies the base model that an adapter belongs to.
+    /// SHA-256 of the whole file, or of all files of a split model one after the other, in lower-case hex. Identifies
+    /// the base model that an adapter belongs to.
     pub fn fingerprint(&self) -> Result<String> {
-        let mut file = self.lock();
-        file.seek(SeekFrom::Start(0))?;
         let mut hash = Sha256::new();
         let mut chunk = vec![0; 1 << 20];
-        loop {
-            match file.read(&mut chunk)? {
-                0 => return Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()),
-                n => hash.update(&chunk[..n]),
+        for (_, file) in &self.files {
+            let mut file = lock(file);
+            file.seek(SeekFrom::Start(0))?;
+            loop {
+                match file.read(&mut chunk)? {
+                    0 => break,
+                    n => hash.update(&chunk[..n]),
+                }
             }
         }
+        Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
     }
 
-    fn read_at(&self, offset: u64, into: &mut [u8]) -> Result<()> {
-        let mut file = self.lock();
-        file.seek(SeekFrom::Start(offset))?;
-        file.read_exact(into).map_err(|e| Error::from(e).context(format!("reading {}", self.path.display())))
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, File> {
-        // Every read sets the position first, so a poisoned lock is harmless.
-        lock(&self.file)
+    /// Reads a tensor's data. Every read sets the position first, so a poisoned lock is harmless.
+    fn read_into(&self, info: &TensorInfo, into: &mut [u8]) -> Result<()> {
+        let (path, file) = &self.files[info.file];
+        let mut file = lock(file);
+        file.seek(SeekFrom::Start(info.offset))?;
+        file.read_exact(into).map_err(|e| Error::from(e).context(format!("reading {}", path.display())))
     }
 }
 

@@ -19,16 +19,85 @@ pub(super) const ALIGNMENT: u64 = 32;
 pub(super) const NAME_BYTES: usize = 63;
 const DIMENSIONS: u32 = 4;
 
+/// Metadata of a model that is split over several files: the number of this one from 0, the number of files, and the
+/// number of tensors in all of them.
+const SPLIT_NUMBER: &str = "split.no";
+const SPLIT_COUNT: &str = "split.count";
+const SPLIT_TENSORS: &str = "split.tensors.count";
+/// The keys that are only true of a file that is part of a split model.
+pub(super) const SPLIT_KEYS: [&str; 3] = [SPLIT_NUMBER, SPLIT_COUNT, SPLIT_TENSORS];
+
 impl Gguf {
-    /// Opens a file and reads its metadata and tensor table. Errors if it is missing, not GGUF, of another version,
-    /// corrupt, or shorter than its table says.
+    /// Opens a file and reads its metadata and tensor table; of a model that is split over several files, the first one
+    /// and with it the others beside it (`NAME-00001-of-00003.gguf`). Errors if a file is missing, not GGUF, of another
+    /// version, corrupt, or shorter than its table says.
     pub fn open(path: &Path) -> Result<Gguf> {
-        let file = File::open(path).map_err(|e| match e.kind() {
-            ErrorKind::NotFound => Error::model("there is no such file"),
-            _ => Error::from(e),
-        });
-        file.and_then(|file| parse(path, file)).map_err(|e| e.context(format!("opening {}", path.display())))
+        let mut all = open_one(path)?;
+        let whole = |all: &mut Gguf| -> Result<()> {
+            let count = all.opt_u16(SPLIT_COUNT)?.unwrap_or(0);
+            if count > 1 {
+                all.add_parts(count)?;
+            }
+            Ok(())
+        };
+        whole(&mut all).map_err(|e| e.context(format!("opening {}", path.display())))?;
+        Ok(all)
     }
+
+    /// Adds the tensors of the other files of a split model.
+    fn add_parts(&mut self, count: u16) -> Result<()> {
+        let number = self.opt_u16(SPLIT_NUMBER)?.unwrap_or(0);
+        if number != 0 {
+            return Err(Error::model(format!(
+                "it is part {} of a model split into {count} files, expected the first of them",
+                u32::from(number) + 1
+            )));
+        }
+        let name = |part: u16| format!("-{part:05}-of-{count:05}.gguf");
+        let first = name(1);
+        let Some(prefix) = self.path.to_str().and_then(|path| path.strip_suffix(&first)).map(str::to_owned) else {
+            return Err(Error::model(format!(
+                "it is the first of {count} files of a split model, and the others are found by its name only if that \
+                 ends with {first}"
+            )));
+        };
+        for part in 1..count {
+            let other = open_one(Path::new(&format!("{prefix}{}", name(part + 1))))?;
+            let (found, of) = (other.opt_u16(SPLIT_NUMBER)?, other.opt_u16(SPLIT_COUNT)?);
+            if (found, of) != (Some(part), Some(count)) {
+                return Err(Error::model(format!(
+                    "{} is not part {} of {count} of this model: its {SPLIT_NUMBER} is {found:?} and its {SPLIT_COUNT} \
+                     {of:?}",
+                    other.path.display(),
+                    part + 1
+                )));
+            }
+            for mut info in other.tensors {
+                info.file = self.files.len();
+                if self.by_name.insert(info.name.clone(), self.tensors.len()).is_some() {
+                    return Err(Error::model(format!("tensor {} is there twice", info.name)));
+                }
+                self.tensors.push(info);
+            }
+            self.files.extend(other.files);
+        }
+        match self.get(SPLIT_TENSORS) {
+            Some(Value::I32(n)) if usize::try_from(*n) == Ok(self.tensors.len()) => Ok(()),
+            other => Err(Error::model(format!(
+                "its files have {} tensors together, and {SPLIT_TENSORS} is {other:?}: parts of different models?",
+                self.tensors.len()
+            ))),
+        }
+    }
+}
+
+/// One file.
+fn open_one(path: &Path) -> Result<Gguf> {
+    let file = File::open(path).map_err(|e| match e.kind() {
+        ErrorKind::NotFound => Error::model("there is no such file"),
+        _ => Error::from(e),
+    });
+    file.and_then(|file| parse(path, file)).map_err(|e| e.context(format!("opening {}", path.display())))
 }
 
 fn parse(path: &Path, file: File) -> Result<Gguf> {
@@ -82,7 +151,7 @@ fn parse(path: &Path, file: File) -> Result<Gguf> {
         info.offset += data;
     }
     drop(source);
-    Ok(Gguf { path: path.to_owned(), file: Mutex::new(file), metadata, tensors, by_name })
+    Ok(Gguf { path: path.to_owned(), files: vec![(path.to_owned(), Mutex::new(file))], metadata, tensors, by_name })
 }
 
 fn read_metadata<R: Read>(source: &mut Source<R>, count: u64) -> Result<BTreeMap<String, Value>> {
@@ -128,5 +197,5 @@ fn read_tensor_info<R: Read>(source: &mut Source<R>) -> Result<TensorInfo> {
         bytes.ok_or_else(|| Error::model(format!("{name} has shape {sizes:?}, which {} can't hold", kind.name())))?;
     sizes.reverse();
     let shape = sizes.into_iter().map(|n| n as usize).collect();
-    Ok(TensorInfo { name, shape, kind, offset, bytes })
+    Ok(TensorInfo { name, shape, kind, file: 0, offset, bytes })
 }

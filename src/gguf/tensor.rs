@@ -124,6 +124,9 @@ pub struct TensorInfo {
     pub(super) name: String,
     pub(super) shape: Vec<usize>,
     pub(super) kind: TensorType,
+    /// Which of the model's files holds it.
+    pub(super) file: usize,
+    /// Where its data begins in that file. [bytes]
     pub(super) offset: u64,
     pub(super) bytes: u64,
 }

@@ -10,7 +10,7 @@ use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{DType, Tensor};
 
 use super::Gguf;
-use super::open::{ALIGNMENT, MAGIC, NAME_BYTES, VERSION};
+use super::open::{ALIGNMENT, MAGIC, NAME_BYTES, SPLIT_KEYS, VERSION};
 use super::source::Scalar;
 use super::tensor::TensorType;
 use super::value::Value;
@@ -53,8 +53,9 @@ impl<'a> Writer<'a> {
     /// Copies all metadata of another file.
     pub fn copy_metadata(&mut self, from: &Gguf) -> &mut Self {
         self.metadata.extend(from.metadata().iter().map(|(key, value)| (key.clone(), value.clone())));
-        // The copy uses the writer's own alignment.
+        // The copy uses the writer's own alignment, and is one file.
         self.metadata.remove("general.alignment");
+        SPLIT_KEYS.iter().for_each(|key| drop(self.metadata.remove(*key)));
         self
     }
 

@@ -73,8 +73,9 @@ fn every_command_has_an_example() {
 }
 
 #[test]
-fn a_first_sigterm_drains_and_a_second_one_stops() {
+fn a_first_signal_drains_and_a_second_one_stops() {
     use std::io::{BufRead, BufReader, Read, Write};
+    use std::os::unix::fs::PermissionsExt;
     let folder = tempfile::tempdir().unwrap();
     let model = folder.path().join("tiny.gguf");
     crate::support::tiny::tiny_model(&model, &crate::support::tiny::TinySpec::new("llama")).unwrap();
@@ -87,12 +88,13 @@ fn a_first_sigterm_drains_and_a_second_one_stops() {
         last - 2,
         last - 3
     );
-    for signals in 1..=2 {
+    for (name, signals) in [("TERM", 1), ("TERM", 2), ("HUP", 1)] {
+        let data = folder.path().join(format!("{name}{signals}"));
         let mut daemon = Command::new(env!("CARGO_BIN_EXE_apad"))
             .args(["serve", "--model", model.to_str().unwrap(), "--listen", "127.0.0.1:0"])
             .args(["--set", "serve.threads=1", "--set", "serve.context=65536", "--set", "train.enabled=false"])
             .arg("--data")
-            .arg(folder.path().join(signals.to_string()))
+            .arg(&data)
             .env_remove("APAD_LOG")
             .stdout(std::process::Stdio::piped())
             .stderr(std::process::Stdio::null())
@@ -104,10 +106,14 @@ fn a_first_sigterm_drains_and_a_second_one_stops() {
         let mut client = std::net::TcpStream::connect(&address).unwrap();
         let length = body.len();
         write!(client, "POST /v1/completions HTTP/1.1\r\nhost: a\r\ncontent-length: {length}\r\n\r\n{body}").unwrap();
+        // What is recorded is for its user alone.
+        let mode = |path: std::path::PathBuf| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        assert_eq!([mode(data.clone()), mode(data.join("versions"))], [0o700; 2]);
+        assert_eq!(["ledger.sqlite3", "ledger.sqlite3-wal", "lock"].map(|name| mode(data.join(name))), [0o600; 3]);
         // Under way.
         client.read_exact(&mut [0; 400]).unwrap();
         let terminate = || {
-            let sent = Command::new("kill").arg(daemon.id().to_string()).status().unwrap();
+            let sent = Command::new("kill").args(["-s", name, &daemon.id().to_string()]).status().unwrap();
             assert!(sent.success());
         };
         terminate();
@@ -176,4 +182,51 @@ fn the_document_of_the_settings_is_current() {
     let now = String::from_utf8(apad(&["config", "--markdown"]).stdout).unwrap();
     let document = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/CONFIG.md")).unwrap();
     assert!(now == document, "docs/CONFIG.md is not what `apad config --markdown` says: run make docs");
+}
+
+#[test]
+fn a_reader_that_has_left_ends_a_command_without_a_word() {
+    let all = [
+        &["config"][..],
+        &["config", "--markdown"],
+        &["pull", "--list"],
+        &["--help"],
+        &["serve", "--help"],
+        &["fly"],
+        &["status"],
+        &["bench", "promotion", "--help"],
+    ];
+    for args in all {
+        for closed in ["stdout", "stderr", "both"] {
+            let gone = || {
+                let (reader, writer) = std::io::pipe().unwrap();
+                drop(reader);
+                writer
+            };
+            let mut command = Command::new(env!("CARGO_BIN_EXE_apad"));
+            command.args(args).env("APAD_URL", "http://127.0.0.1:1").env("RUST_BACKTRACE", "1");
+            if closed != "stdout" {
+                command.stderr(gone());
+            }
+            if closed != "stderr" {
+                command.stdout(gone());
+            }
+            let output = command.output().unwrap();
+            let said = String::from_utf8_lossy(&output.stderr);
+            assert!(!said.contains("panicked") && output.status.code() != Some(101), "{args:?} {closed}: {said}");
+            assert!(output.status.code().is_some(), "{args:?} {closed}: {:?}", output.status);
+        }
+    }
+}
+
+#[test]
+fn options_stand_before_and_behind_subcommands() {
+    for args in [
+        &["versions", "--url", "http://127.0.0.1:2", "list"][..],
+        &["versions", "list", "--url", "http://127.0.0.1:2", "--json", "--key", "k"],
+        &["--log", "warn", "versions", "show", "3", "--url", "http://127.0.0.1:2"],
+        &["versions", "activate", "3", "--log", "warn", "--log-json", "--url", "http://127.0.0.1:2"],
+    ] {
+        fails(args, 1, "127.0.0.1:2");
+    }
 }

@@ -35,6 +35,7 @@ mod reward;
 mod reward_classifier;
 mod reward_loop;
 mod setbacks;
+mod split;
 #[path = "../support/mod.rs"]
 mod support;
 mod swaps;

@@ -181,3 +181,29 @@ fn an_export_taken_in_where_it_came_from_is_known_and_elsewhere_whole() {
         .unwrap();
     assert_eq!(users, ["ann", "ann", "-", "ann", "bob"]);
 }
+
+#[test]
+fn a_damaged_reward_model_is_told_and_answers_and_ratings_go_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let damaged = dir.path().join("reward.gguf");
+    std::fs::write(&damaged, "GGUF, but not for long").unwrap();
+    let engine = open_with(dir.path(), |c| c.reward.model = Some(damaged)).unwrap();
+    // Training starts on a thread of its own.
+    let until = Instant::now() + Duration::from_secs(30);
+    while engine.status().alerts.is_empty() {
+        assert!(Instant::now() < until, "{:?}", engine.status().trainer);
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let (alerts, trainer) = (engine.status().alerts, engine.status().trainer);
+    assert_eq!((alerts[0].kind, trainer.state), (AlertKind::NotTrained, apa::engine::TrainerState::Off), "{alerts:?}");
+    assert!(trainer.reason.unwrap().contains("reward.gguf"));
+    rate_some(&engine, 4);
+    assert_eq!(engine.status().trainer.pending_ratings, 4);
+    assert!(engine.train_step().unwrap_err().message().contains("reward.gguf"));
+    engine.shutdown();
+
+    // The file is no longer asked for: what was rated teaches.
+    let engine = open_with(dir.path(), |c| c.train.batch = 4).unwrap();
+    published(engine.train_step().unwrap());
+    assert!(engine.status().alerts.is_empty());
+}

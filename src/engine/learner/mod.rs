@@ -353,9 +353,15 @@ impl Worker {
                 self.ready = Some(ready);
                 self.reload();
             }
-            Err(error) => {
+            Err(error) if error.code() == Code::Unsupported => {
                 tracing::warn!(%error, "this model is served but not trained");
                 self.turn_off(TrainerState::Unsupported, error.to_string());
+            }
+            Err(error) => {
+                tracing::error!(%error, "training can't start");
+                let told = "nothing is learned, since training can't start: the trainer's status has the reason";
+                self.alerts.raise(AlertKind::NotTrained, told);
+                self.turn_off(TrainerState::Off, error.to_string());
             }
         }
     }
