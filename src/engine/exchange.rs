@@ -1,15 +1,15 @@
 //! Imports feedback from lines of files, and exports it to them. Never decides what counts.
 
-use std::sync::Arc;
+use std::collections::VecDeque;
 
-use crossbeam_channel::bounded;
+use crossbeam_channel::Receiver;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result};
 use crate::ids::GenerationKind;
-use crate::ledger::{Exported, Ledger, PairAnswer};
+use crate::ledger::{Exported, Judgement, Ledger, PairAnswer};
 use crate::llama::Model;
 use crate::reward::{Entry, Judged, Refused, Tokenizer};
 use crate::system::unix_millis;
@@ -17,6 +17,8 @@ use crate::types::*;
 
 /// Longest imported prompt with answer, in tokens.
 const MOST_TOKENS: usize = 1 << 16;
+/// Lines that are being recorded at a time: those that wait are committed together.
+const UNDER_WAY: usize = 512;
 /// The user of imported feedback if neither the file nor the caller names one.
 const IMPORTER: &str = "import";
 
@@ -45,38 +47,44 @@ pub fn import(ledger: &Ledger, model: &Model, entries: &[Entry], user: Option<&s
     let tokenizer = Tokenizer::new(model, MOST_TOKENS);
     let base = ledger.model_fingerprint()?;
     let mut done = Imported::default();
+    let vocabulary = model.n_vocab();
+    let mut under_way = VecDeque::new();
     for entry in entries {
         // A line that declares itself anonymous stays so.
         let user = entry.user.as_deref().or(user).or((!entry.anonymous).then_some(IMPORTER));
-        let vocabulary = model.n_vocab();
-        let one = Line { ledger, tokenizer: &tokenizer, entry, user, base: base.as_deref(), vocabulary };
-        let outcome = match &entry.judged {
-            Judged::Pair { prompt, chosen, rejected } if entry.correction => {
-                one.said(prompt, rejected, Signal::Correction(chosen.clone())).map(|new| (0, 0, 1, new))
-            }
-            Judged::Pair { prompt, chosen, rejected } => one.pair(prompt, chosen, rejected).map(|new| (0, 1, 0, new)),
-            Judged::Rated { prompt, answer, rating } => {
-                one.said(prompt, answer, Signal::Rating(*rating)).map(|new| (1, 0, 0, new))
-            }
-            Judged::Said { prompt, answer, signal } => {
-                let signal = signal.clone().map_or(Signal::Comment, Signal::Named);
-                one.said(prompt, answer, signal).map(|new| (0, 0, 1, new))
-            }
-        };
-        match outcome {
-            Ok((ratings, preferences, others, true)) => {
-                done.ratings += ratings;
-                done.preferences += preferences;
-                done.others += others;
-            }
-            Ok(_) => done.known += 1,
+        let line = Line { ledger, tokenizer: &tokenizer, entry, user, base: base.as_deref(), vocabulary };
+        under_way.push_back((entry, line.import()));
+        if under_way.len() > UNDER_WAY
+            && let Some((entry, begun)) = under_way.pop_front()
+        {
+            done.count(entry, begun)?;
+        }
+    }
+    under_way.into_iter().try_for_each(|(entry, begun)| done.count(entry, begun))?;
+    Ok(done)
+}
+
+/// A line that is being recorded: whether it is new.
+type Begun = Result<Receiver<Result<bool>>>;
+
+impl Imported {
+    /// Waits for a line and counts it.
+    fn count(&mut self, entry: &Entry, begun: Begun) -> Result<()> {
+        let closed = |_| Error::closed("the ledger is closed");
+        match begun.and_then(|outcome| outcome.recv().map_err(closed)?) {
+            Ok(false) => self.known += 1,
+            Ok(true) => match &entry.judged {
+                Judged::Pair { .. } if !entry.correction => self.preferences += 1,
+                Judged::Rated { .. } => self.ratings += 1,
+                Judged::Pair { .. } | Judged::Said { .. } => self.others += 1,
+            },
             Err(error) if error.code() == crate::Code::Arg || error.code() == crate::Code::Unsupported => {
-                done.refused.push(Refused { line: entry.line, reason: error.message().to_owned() });
+                self.refused.push(Refused { line: entry.line, reason: error.message().to_owned() });
             }
             Err(error) => return Err(error.context(format!("line {}", entry.line))),
         }
+        Ok(())
     }
-    Ok(done)
 }
 
 struct Line<'a> {
@@ -89,41 +97,50 @@ struct Line<'a> {
 }
 
 impl Line<'_> {
-    fn pair(&self, prompt: &PromptText, chosen: &str, rejected: &str) -> Result<bool> {
-        let (chosen, rejected) = match &self.entry.answer_ids[..] {
+    /// Begins to record it.
+    fn import(&self) -> Begun {
+        match &self.entry.judged {
+            Judged::Pair { prompt, chosen, rejected } if self.entry.correction => {
+                self.said(prompt, rejected, Signal::Correction(chosen.clone()))
+            }
+            Judged::Pair { prompt, chosen, rejected } => self.pair(prompt, chosen, rejected),
+            Judged::Rated { prompt, answer, rating } => self.said(prompt, answer, Signal::Rating(*rating)),
+            Judged::Said { prompt, answer, signal } => {
+                self.said(prompt, answer, signal.clone().map_or(Signal::Comment, Signal::Named))
+            }
+        }
+    }
+
+    fn pair(&self, prompt: &PromptText, chosen: &str, rejected: &str) -> Begun {
+        let (answers, chosen, rejected) = match &self.entry.answer_ids[..] {
             [better, worse] if self.is_answer(better, chosen)? && self.is_answer(worse, rejected)? => {
-                (better.clone(), worse.clone())
+                (Vec::new(), better.clone(), worse.clone())
             }
             _ => {
                 let prompt = self.prompt(prompt)?;
                 let [better, worse] = self.tokenizer.answers(chosen, rejected, prompt.len())?;
-                (self.record(&prompt, better, chosen)?, self.record(&prompt, worse, rejected)?)
+                let answers = vec![self.answer(&prompt, better, chosen), self.answer(&prompt, worse, rejected)];
+                let (chosen, rejected) = (answers[0].id.clone(), answers[1].id.clone());
+                (answers, chosen, rejected)
             }
         };
-        let (_, new) = self.ledger.import_preference(&chosen, &rejected, self.user)?;
-        Ok(new)
+        let user = self.user.map(str::to_owned);
+        self.ledger.import(answers, Judgement::Preference { chosen, rejected, user })
     }
 
-    fn said(&self, prompt: &PromptText, answer: &str, signal: Signal) -> Result<bool> {
-        let generation_id = match &self.entry.answer_ids[..] {
+    fn said(&self, prompt: &PromptText, answer: &str, signal: Signal) -> Begun {
+        let (answers, generation_id) = match &self.entry.answer_ids[..] {
             // Exported lines refer to answers that are on record here.
-            [id] if self.is_answer(id, answer)? => id.clone(),
+            [id] if self.is_answer(id, answer)? => (Vec::new(), id.clone()),
             _ => {
                 let prompt = self.prompt(prompt)?;
-                self.record(&prompt, self.tokenizer.answer(answer, prompt.len())?, answer)?
+                let answer = self.answer(&prompt, self.tokenizer.answer(answer, prompt.len())?, answer);
+                let id = answer.id.clone();
+                (vec![answer], id)
             }
         };
-        let comment = &self.entry.comment;
-        let said = |f: &crate::ledger::StoredFeedback| {
-            let remark = signal != Signal::Comment || f.comment == *comment;
-            f.signal == signal && f.user.as_deref() == self.user && remark
-        };
-        if self.ledger.feedback_of(&generation_id)?.iter().any(said) {
-            return Ok(false);
-        }
-        let (user, comment) = (self.user.map(str::to_owned), comment.clone());
-        self.ledger.import_feedback(&NewFeedback { generation_id, signal, user, comment })?;
-        Ok(true)
+        let (user, comment) = (self.user.map(str::to_owned), self.entry.comment.clone());
+        self.ledger.import(answers, Judgement::Feedback(NewFeedback { generation_id, signal, user, comment }))
     }
 
     /// Whether that answer is on record under that id.
@@ -150,19 +167,15 @@ impl Line<'_> {
         }
     }
 
-    /// Records an answer, unless it is on record, and returns its id.
-    fn record(&self, prompt: &[TokenId], response: Vec<TokenId>, text: &str) -> Result<GenerationId> {
+    /// An answer, with an id made from its tokens and user: the same line gets the same one again.
+    fn answer(&self, prompt: &[TokenId], response: Vec<TokenId>, text: &str) -> Generation {
         let mut sum = Sha256::new();
         sum.update((prompt.len() as u64).to_le_bytes());
         prompt.iter().chain(&response).for_each(|token| sum.update(token.to_le_bytes()));
         sum.update(self.user.unwrap_or_default());
         let hex: String = sum.finalize().iter().take(16).map(|byte| format!("{byte:02x}")).collect();
-        let id = GenerationId(format!("{}{hex}", GenerationKind::Import.prefix()));
-        if self.ledger.generation(&id)?.is_some() {
-            return Ok(id);
-        }
-        let generation = Generation {
-            id: id.clone(),
+        Generation {
+            id: GenerationId(format!("{}{hex}", GenerationKind::Import.prefix())),
             policy_version: PolicyVersion::INITIAL,
             prompt: prompt.to_vec(),
             response,
@@ -173,14 +186,7 @@ impl Line<'_> {
             user: self.user.map(str::to_owned),
             created: unix_millis(),
             unrecorded: false,
-        };
-        let (sender, receiver) = bounded(1);
-        let done = Box::new(move |outcome| {
-            let _ = sender.send(outcome);
-        });
-        self.ledger.record_generation(Arc::new(generation), done)?;
-        receiver.recv().map_err(|_| Error::closed("the ledger is closed"))??;
-        Ok(id)
+        }
     }
 }
 

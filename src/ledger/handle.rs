@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
+use crossbeam_channel::{Receiver, bounded};
 use rusqlite::Connection;
 
 use super::forget::{self, Forgotten};
@@ -17,6 +18,30 @@ use crate::error::{Error, Result};
 use crate::lock::lock;
 use crate::system::{make_private_folder, private_file};
 use crate::types::*;
+
+/// A judgement that is imported.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Judgement {
+    /// On one answer.
+    Feedback(NewFeedback),
+    /// One answer is better than another.
+    Preference {
+        /// The better one.
+        chosen: GenerationId,
+        /// The worse one.
+        rejected: GenerationId,
+        /// Whose judgement it is.
+        user: Option<String>,
+    },
+}
+
+fn check_preference(chosen: &GenerationId, rejected: &GenerationId, user: Option<&str>) -> Result<()> {
+    write::check_length("the user's name", user, MAX_USER)?;
+    if chosen == rejected {
+        return Err(Error::arg("chosen and rejected are the same generation, expected two"));
+    }
+    Ok(())
+}
 
 /// An open ledger. One process per folder; every method is safe from any thread.
 ///
@@ -95,12 +120,28 @@ impl Ledger {
         self.put_feedback(f, self.rules.clone())
     }
 
-    /// The same without limits over time, for what an operator imports.
+    /// Records a judgement that an operator imports, without limits over time, and its answers; what is on record is
+    /// not recorded again. Returns at once: the receiver gets whether the judgement was new, once it is on disk.
     ///
     /// # Errors
-    /// As [`Ledger::add_feedback`].
-    pub fn import_feedback(&self, f: &NewFeedback) -> Result<FeedbackReceipt> {
-        self.put_feedback(f, Rules { hourly: 0, ..(*self.rules).clone() }.into())
+    /// As [`Ledger::add_feedback`] and [`Ledger::record_generation`], at once or from the receiver.
+    pub fn import(&self, answers: Vec<Generation>, judgement: Judgement) -> Result<Receiver<Result<bool>>> {
+        match &judgement {
+            Judgement::Feedback(f) => write::check_feedback(f)?,
+            Judgement::Preference { chosen, rejected, user } => check_preference(chosen, rejected, user.as_deref())?,
+        }
+        let rules = Rules { hourly: 0, ..(*self.rules).clone() };
+        let work = move |db: &Connection| write::import(db, &answers, &judgement, &rules);
+        let ((sender, receiver), pending) = (bounded(1), self.pending.clone());
+        let done = move |imported: Result<write::Imported>| {
+            if imported.as_ref().is_ok_and(|imported| imported.first) {
+                pending.fetch_add(1, Ordering::Relaxed);
+            }
+            // The importer may have given up.
+            let _ = sender.send(imported.map(|imported| imported.new));
+        };
+        self.writer.submit(work, done)?;
+        Ok(receiver)
     }
 
     fn put_feedback(&self, f: &NewFeedback, rules: Arc<Rules>) -> Result<FeedbackReceipt> {
@@ -121,26 +162,10 @@ impl Ledger {
     /// # Errors
     /// As [`Ledger::add_feedback`]; `Arg` also if both are the same.
     pub fn add_preference(&self, chosen: &GenerationId, rejected: &GenerationId, user: Option<&str>) -> Result<u64> {
-        Ok(self.import_preference(chosen, rejected, user)?.0)
-    }
-
-    /// The same; also returns whether it is new.
-    ///
-    /// # Errors
-    /// As [`Ledger::add_preference`].
-    pub fn import_preference(
-        &self,
-        chosen: &GenerationId,
-        rejected: &GenerationId,
-        user: Option<&str>,
-    ) -> Result<(u64, bool)> {
-        write::check_length("the user's name", user, MAX_USER)?;
-        if chosen == rejected {
-            return Err(Error::arg("chosen and rejected are the same generation, expected two"));
-        }
+        check_preference(chosen, rejected, user)?;
         let (chosen, rejected, user) = (chosen.clone(), rejected.clone(), user.map(str::to_owned));
         let work = move |db: &Connection| write::insert_preference(db, &chosen, &rejected, user.as_deref());
-        self.writer.call(work, |_| ())
+        Ok(self.writer.call(work, |_| ())?.0)
     }
 
     /// A generation, if it is on record.

@@ -26,7 +26,7 @@ mod writer;
 
 pub use export::{Exported, LedgerReader};
 pub use forget::Forgotten;
-pub use handle::Ledger;
+pub use handle::{Judgement, Ledger};
 pub use limits::{ReviewEntry, ReviewVerdict, Rules};
 pub use retention::Expired;
 pub use rows::{AskedPrompt, PairAnswer, StoredFeedback, StoredPair, StoredSample, Use};

@@ -94,8 +94,18 @@ fn a_killed_process_loses_and_doubles_nothing() {
     for round in 0..rounds {
         let mut child = spawn("child_rates_until_killed", dir.path());
         let output = BufReader::new(child.stdout.take().unwrap());
-        let reader = std::thread::spawn(move || output.lines().map_while(Result::ok).collect::<Vec<_>>());
-        std::thread::sleep(Duration::from_millis(150 + rand::random_range(0..250)));
+        let (at_work, begun) = std::sync::mpsc::channel();
+        let reader = std::thread::spawn(move || {
+            let tell = |line: &String| {
+                if line.starts_with("rated") {
+                    let _ = at_work.send(());
+                }
+            };
+            output.lines().map_while(Result::ok).inspect(tell).collect::<Vec<_>>()
+        });
+        // However busy the machine is, it is killed at work.
+        begun.recv_timeout(Duration::from_secs(60)).unwrap();
+        std::thread::sleep(Duration::from_millis(rand::random_range(0..250)));
         child.kill().unwrap();
         child.wait().unwrap();
         for line in reader.join().unwrap() {

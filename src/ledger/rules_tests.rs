@@ -61,8 +61,10 @@ fn what_is_over_a_users_limit_of_the_hour_is_kept_and_does_not_count() {
     assert_eq!(names(&ledger.pending_batch(9).unwrap()), ["a", "m0", "m1"]);
     let kept = ledger.feedback_of(&id("m3")).unwrap();
     assert_eq!((&kept[0].signal, &kept[0].left_out), (&Signal::Rating(-1.0), &over));
-    let f = NewFeedback { user: Some("mallory".into()), ..rating("m3", -1.0) };
-    assert_eq!(ledger.import_feedback(&f).unwrap().left_out, None, "an operator brings in what they like");
+    let f = NewFeedback { user: Some("mallory".into()), ..rating("m3", -0.9) };
+    assert!(ledger.import(Vec::new(), Judgement::Feedback(f)).unwrap().recv().unwrap().unwrap());
+    let kept = ledger.feedback_of(&id("m3")).unwrap();
+    assert_eq!(kept[1].left_out, None, "an operator brings in what they like");
 }
 
 #[test]
@@ -259,7 +261,7 @@ fn pairs_of_a_reward_model_have_the_limits_of_ratings() {
             let user = Some("import".into());
             record(&ledger, Generation { response, user, ..answer(&format!("imp-{n}{side}")) }).unwrap();
         }
-        ledger.import_preference(&id(&format!("imp-{n}a")), &id(&format!("imp-{n}b")), Some("import")).unwrap();
+        ledger.add_preference(&id(&format!("imp-{n}a")), &id(&format!("imp-{n}b")), Some("import")).unwrap();
     }
     let of = |who: &str| users().iter().filter(|user| *user == who).count();
     assert_eq!((of("mallory"), of("ann"), of("import")), (5, 2, 6));

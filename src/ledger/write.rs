@@ -7,7 +7,8 @@ use rusqlite::{Connection, OptionalExtension};
 
 use super::limits::{self, Rules};
 use super::{
-    MAX_SAID, MAX_SAID_TEXT, MAX_SIGNAL, MAX_TEXT, MAX_USER, META_MODEL_NAME, META_MODEL_SHA256, rows, samples, waiting,
+    Judgement, MAX_SAID, MAX_SAID_TEXT, MAX_SIGNAL, MAX_TEXT, MAX_USER, META_MODEL_NAME, META_MODEL_SHA256,
+    StoredFeedback, rows, samples, waiting,
 };
 use crate::error::{Error, Result};
 use crate::system::unix_millis;
@@ -81,6 +82,44 @@ fn check_said(db: &Connection, f: &NewFeedback, answer: i64) -> Result<()> {
 }
 
 /// Returns the receipt, and whether the answer has feedback waiting now but had none before.
+/// The outcome of an imported judgement.
+pub(super) struct Imported {
+    /// It was not on record.
+    pub(super) new: bool,
+    /// Its answer now waits to teach.
+    pub(super) first: bool,
+}
+
+/// Records a judgement after its answers, each unless it is on record.
+pub(super) fn import(
+    db: &Connection,
+    answers: &[Generation],
+    judgement: &Judgement,
+    rules: &Rules,
+) -> Result<Imported> {
+    for answer in answers {
+        if rows::answer(db, &answer.id)?.is_none() {
+            record(db, answer)?;
+        }
+    }
+    let f = match judgement {
+        Judgement::Feedback(f) => f,
+        Judgement::Preference { chosen, rejected, user } => {
+            let (_, new) = insert_preference(db, chosen, rejected, user.as_deref())?;
+            return Ok(Imported { new, first: false });
+        }
+    };
+    let same = |known: &StoredFeedback| {
+        let remark = f.signal != Signal::Comment || known.comment == f.comment;
+        known.signal == f.signal && known.user == f.user && remark
+    };
+    if rows::feedback_of(db, &f.generation_id)?.iter().any(same) {
+        return Ok(Imported { new: false, first: false });
+    }
+    let (_, first) = insert_feedback(db, f, rules)?;
+    Ok(Imported { new: true, first })
+}
+
 pub(super) fn insert_feedback(db: &Connection, f: &NewFeedback, rules: &Rules) -> Result<(FeedbackReceipt, bool)> {
     let answer = known(db, &f.generation_id)?;
     check_said(db, f, answer.row)?;

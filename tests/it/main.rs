@@ -1,6 +1,8 @@
 //! The one integration binary: the crate as its users see it.
 
 #[cfg(feature = "daemon")]
+mod cli;
+#[cfg(feature = "daemon")]
 mod clients;
 mod conformance;
 #[cfg(feature = "daemon")]

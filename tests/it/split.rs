@@ -1,5 +1,5 @@
-//! Models that are split over several files, as `llama-gguf-split` writes them: all of them are read, and all of them are
-//! the base. A tiny model.
+//! Models that are split over several files, as `llama-gguf-split` writes them: all of them are read, and together they
+//! are the base. A tiny model.
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -348,14 +348,19 @@ impl Worker {
         if !self.config.train.enabled {
             return self.turn_off(TrainerState::Off, "training is switched off (train.enabled)".into());
         }
-        match self.load_base() {
+        let device = policy::device(&self.config.train.device);
+        let decoder = device.and_then(|device| Decoder::load(&self.config.model, &device, self.config.train.dtype));
+        let decoder = match decoder {
+            Err(error) if error.code() == Code::Unsupported => {
+                tracing::warn!(%error, "this model is served but not trained");
+                return self.turn_off(TrainerState::Unsupported, error.to_string());
+            }
+            decoder => decoder,
+        };
+        match decoder.and_then(|decoder| self.load_rest(Arc::new(decoder))) {
             Ok(ready) => {
                 self.ready = Some(ready);
                 self.reload();
-            }
-            Err(error) if error.code() == Code::Unsupported => {
-                tracing::warn!(%error, "this model is served but not trained");
-                self.turn_off(TrainerState::Unsupported, error.to_string());
             }
             Err(error) => {
                 tracing::error!(%error, "training can't start");
@@ -366,10 +371,8 @@ impl Worker {
         }
     }
 
-    /// The frozen base and the judge, without a trainer.
-    fn load_base(&self) -> Result<Ready> {
-        let TrainConfig { device, dtype, .. } = &self.config.train;
-        let decoder = Arc::new(Decoder::load(&self.config.model, &policy::device(device)?, *dtype)?);
+    /// What else training needs besides the frozen base, without a trainer.
+    fn load_rest(&self, decoder: Arc<Decoder>) -> Result<Ready> {
         let rollouts = Rollouts::new(&self.config.reward, &self.model)?;
         let judge = Judge::new(&self.config, &decoder, self.model.clone())?;
         let examiner = Examiner::new(&self.config, &decoder, &self.model)?;
