@@ -12,28 +12,13 @@ use super::forget::{self, Forgotten};
 use super::limits::{self, ReviewEntry, ReviewVerdict, Rules};
 use super::lock::FolderLock;
 use super::rows::{self, AskedPrompt, StoredFeedback, StoredPair, StoredSample};
+use super::write::Judgement;
 use super::writer::Writer;
 use super::{MAX_USER, META_MODEL_SHA256, samples, schema, waiting, write};
 use crate::error::{Error, Result};
 use crate::lock::lock;
 use crate::system::{make_private_folder, private_file};
 use crate::types::*;
-
-/// A judgement that is imported.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Judgement {
-    /// On one answer.
-    Feedback(NewFeedback),
-    /// One answer is better than another.
-    Preference {
-        /// The better one.
-        chosen: GenerationId,
-        /// The worse one.
-        rejected: GenerationId,
-        /// Whose judgement it is.
-        user: Option<String>,
-    },
-}
 
 fn check_preference(chosen: &GenerationId, rejected: &GenerationId, user: Option<&str>) -> Result<()> {
     write::check_length("the user's name", user, MAX_USER)?;

@@ -26,11 +26,12 @@ mod writer;
 
 pub use export::{Exported, LedgerReader};
 pub use forget::Forgotten;
-pub use handle::{Judgement, Ledger};
+pub use handle::Ledger;
 pub use limits::{ReviewEntry, ReviewVerdict, Rules};
 pub use retention::Expired;
 pub use rows::{AskedPrompt, PairAnswer, StoredFeedback, StoredPair, StoredSample, Use};
 pub use unusable::LeftOut;
+pub use write::Judgement;
 
 /// Longest comment and correction, in bytes.
 pub const MAX_TEXT: usize = 64 << 10;

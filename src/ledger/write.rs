@@ -7,8 +7,8 @@ use rusqlite::{Connection, OptionalExtension};
 
 use super::limits::{self, Rules};
 use super::{
-    Judgement, MAX_SAID, MAX_SAID_TEXT, MAX_SIGNAL, MAX_TEXT, MAX_USER, META_MODEL_NAME, META_MODEL_SHA256,
-    StoredFeedback, rows, samples, waiting,
+    MAX_SAID, MAX_SAID_TEXT, MAX_SIGNAL, MAX_TEXT, MAX_USER, META_MODEL_NAME, META_MODEL_SHA256, StoredFeedback, rows,
+    samples, waiting,
 };
 use crate::error::{Error, Result};
 use crate::system::unix_millis;
@@ -82,6 +82,22 @@ fn check_said(db: &Connection, f: &NewFeedback, answer: i64) -> Result<()> {
 }
 
 /// Returns the receipt, and whether the answer has feedback waiting now but had none before.
+/// A judgement that is imported.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Judgement {
+    /// On one answer.
+    Feedback(NewFeedback),
+    /// One answer is better than another.
+    Preference {
+        /// The better one.
+        chosen: GenerationId,
+        /// The worse one.
+        rejected: GenerationId,
+        /// Whose judgement it is.
+        user: Option<String>,
+    },
+}
+
 /// The outcome of an imported judgement.
 pub(super) struct Imported {
     /// It was not on record.
