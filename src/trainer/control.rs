@@ -51,6 +51,8 @@ pub(super) struct Held {
     pub at: Distance,
     /// Why it was shortened or reverted; the policy then takes no more steps in this batch.
     pub over: Option<Over>,
+    /// How often it was halved until nothing spoke against it.
+    pub halvings: i32,
     /// Whether it was reverted completely.
     pub taken_back: bool,
 }
@@ -160,17 +162,17 @@ impl<'d> Guard<'d> {
     /// Checks the last optimizer step. If it exceeds a limit, the step is halved until it does not, or reverted.
     pub fn hold(&self, policy: &mut Network, before: Saved) -> Result<Held> {
         let mut at = self.measure(&policy.lora)?;
-        let Some(over) = self.over(at) else { return Ok(Held { at, over: None, taken_back: false }) };
+        let Some(over) = self.over(at) else { return Ok(Held { at, over: None, halvings: 0, taken_back: false }) };
         let after = policy.save()?;
         for halving in 1..=HALVINGS {
             policy.between(&before, &after, 0.5f64.powi(halving))?;
             at = self.measure(&policy.lora)?;
             if self.over(at).is_none() {
-                return Ok(Held { at, over: Some(over), taken_back: false });
+                return Ok(Held { at, over: Some(over), halvings: halving, taken_back: false });
             }
         }
         policy.restore(before)?;
-        Ok(Held { at: self.measure(&policy.lora)?, over: Some(over), taken_back: true })
+        Ok(Held { at: self.measure(&policy.lora)?, over: Some(over), halvings: HALVINGS + 1, taken_back: true })
     }
 }
 
@@ -180,19 +182,14 @@ pub(super) fn room(kl: Nats, kl_budget: f64) -> f64 {
     if kl_budget == 0.0 { 1.0 } else { (2.0 * (1.0 - kl.0 / kl_budget)).clamp(0.0, 1.0) }
 }
 
-/// The factor of the policy's learning rate for the next batch: halved after one that went too fast, doubled, up to 1,
-/// after one that used less than a quarter of its limit.
-pub(super) fn next_pace(pace: f64, too_fast: bool, kl_step: Nats, limit: f64) -> f64 {
-    match too_fast {
-        true => (pace / 2.0).max(LEAST_PACE),
-        false if kl_step.0 < limit / 4.0 => (pace * 2.0).min(1.0),
-        false => pace,
+/// The factor of the policy's learning rate for the next batch: halved so often after one that went too fast, doubled,
+/// up to 1, after one that used less than a quarter of its limit.
+pub(super) fn next_pace(pace: f64, halvings: i32, kl_step: Nats, limit: f64) -> f64 {
+    match halvings {
+        1.. => (pace * 0.5f64.powi(halvings)).max(LEAST_PACE),
+        _ if kl_step.0 < limit / 4.0 => (pace * 2.0).min(1.0),
+        _ => pace,
     }
-}
-
-/// The same after a step that exceeded a limit even when all halvings were done.
-pub(super) fn taken_back_pace(pace: f64) -> f64 {
-    (pace * 0.5f64.powi(HALVINGS + 1)).max(LEAST_PACE)
 }
 
 fn sum(x: &Tensor) -> Result<f64> {
@@ -212,10 +209,11 @@ mod tests {
 
     #[test]
     fn the_pace_is_halved_after_a_batch_that_went_too_fast_and_comes_back() {
-        assert_eq!(next_pace(1.0, true, Nats(0.9), 1.0), 0.5);
-        assert_eq!(next_pace(0.5, false, Nats(0.9), 1.0), 0.5);
-        assert_eq!(next_pace(0.5, false, Nats(0.2), 1.0), 1.0);
-        assert_eq!(next_pace(1.0, false, Nats(0.0), 1.0), 1.0);
-        assert_eq!(next_pace(LEAST_PACE, true, Nats(f64::NAN), 1.0), LEAST_PACE);
+        assert_eq!(next_pace(1.0, 1, Nats(0.9), 1.0), 0.5);
+        assert_eq!(next_pace(1.0, 4, Nats(0.9), 1.0), 0.0625);
+        assert_eq!(next_pace(0.5, 0, Nats(0.9), 1.0), 0.5);
+        assert_eq!(next_pace(0.5, 0, Nats(0.2), 1.0), 1.0);
+        assert_eq!(next_pace(1.0, 0, Nats(0.0), 1.0), 1.0);
+        assert_eq!(next_pace(LEAST_PACE, 1, Nats(f64::NAN), 1.0), LEAST_PACE);
     }
 }

@@ -10,7 +10,7 @@ use rand_chacha::ChaCha12Rng;
 use tracing::{info, warn};
 
 use super::batch::{Batch, Sample, slice};
-use super::control::{Guard, Held, next_pace, taken_back_pace};
+use super::control::{Guard, Held, next_pace};
 use super::fixed::Fixed;
 use super::network::{Forward, Network, Update};
 use super::totals::Totals;
@@ -156,7 +156,7 @@ impl Trainer {
         let decoder = self.decoder.clone();
         let guard = Guard::new(&decoder, batch, &fixed.states, fixed.start, &self.config)?;
 
-        let mut too_fast = false;
+        let mut halvings = 0;
         let mut order = batch.all();
         for _ in 0..self.config.epochs {
             order.shuffle(&mut rng);
@@ -165,10 +165,14 @@ impl Trainer {
                     let before = self.policy.save()?;
                     let taken = self.policy_step(batch, minibatch, &fixed, &mut totals, cancel)?;
                     if let Some(guard) = guard.as_ref().filter(|_| taken) {
-                        let Held { at, over, taken_back } = guard.hold(&mut self.policy, before)?;
+                        let first = totals.policy_steps == 1;
+                        let Held { at, over, halvings: needed, taken_back } = guard.hold(&mut self.policy, before)?;
                         (metrics.kl_step, metrics.candidate_kl_per_response) = (Some(at.step), Some(at.total));
                         totals.policy_steps -= usize::from(taken_back);
-                        too_fast = over.as_ref().is_some_and(|over| over.too_fast);
+                        if over.as_ref().is_some_and(|over| over.too_fast) {
+                            // Later steps are short because those before them were not: that says less of the rate.
+                            halvings = if first { needed } else { 1 };
+                        }
                         metrics.stopped = over.map(|over| over.reason);
                     }
                 }
@@ -180,8 +184,8 @@ impl Trainer {
                 || format!("all {} optimizer steps were dropped: loss or gradient not finite", totals.dropped);
             let reason = metrics.stopped.map_or_else(dropped, |over| format!("its first step was taken back: {over}"));
             let pace = self.pace;
-            if too_fast {
-                self.pace = taken_back_pace(pace);
+            if halvings > 0 {
+                self.pace = next_pace(pace, halvings, Nats(f64::NAN), self.config.kl_step);
             }
             return Ok(StepOutcome::Skipped { reason, dropped_steps: totals.dropped, wait: self.pace < pace });
         }
@@ -195,7 +199,7 @@ impl Trainer {
             self.config.ppo.kl_horizon,
         );
         if let Some(kl_step) = metrics.kl_step.filter(|_| self.config.kl_step > 0.0) {
-            self.pace = next_pace(self.pace, too_fast, kl_step, self.config.kl_step);
+            self.pace = next_pace(self.pace, halvings, kl_step, self.config.kl_step);
         }
         self.batches += 1;
         totals.report(&mut metrics);
