@@ -17,7 +17,7 @@ const TEMPERATURE: &str = "0.4";
 /// A letter of the first half of the alphabet among the first ten characters: about half of the answers. Rewards are 1
 /// and -1.
 const EARLY: &str = "regex:(?s)^.{0,9}[a-m]";
-/// About nine of ten are liked, for their first character.
+/// More than nine of ten are liked, for their first character: they may not come to be liked less, but for chance.
 const LIKED: &str = "regex:(?s)^[^a-z]";
 
 struct Ends {
@@ -93,7 +93,7 @@ fn measure_credit() {
     let credits: [(&str, &[&str]); 2] =
         [("token", &["--credit", "token"]), ("response", &["--credit", "response", "--nats-per-reward", "4"])];
     for (credit, flags) in credits {
-        for (what, reward, least_gain) in [("early", EARLY, 0.4), ("liked", LIKED, 0.0)] {
+        for (what, reward, least_gain) in [("early", EARLY, 0.4), ("liked", LIKED, -0.15)] {
             let name = format!("{what}-{credit}");
             faults.extend(Run::new(&bench, &name, reward, "200", flags).faults(&name, least_gain));
         }
