@@ -11,7 +11,7 @@ use super::questions::{Anchor, Check, Question, anchors, asked, questions};
 use super::rollouts::{USERS, end_of};
 use crate::config::{Config, PromotionConfig};
 use crate::error::{Error, Result};
-use crate::gate::{AnchorResult, Limits, Measured, Papers, repetition};
+use crate::gate::{AnchorResult, Limits, Measured, Measurements, repetition};
 use crate::ids::GenerationKind;
 use crate::ledger::Ledger;
 use crate::llama::{Model, PromptTokens};
@@ -51,7 +51,7 @@ enum Prompts {
 }
 
 /// The examined versions and the means to examine them.
-pub(super) struct Hall<'a> {
+pub(super) struct Subject<'a> {
     pub scheduler: &'a Scheduler,
     pub ledger: &'a Ledger,
     /// Computes log-probabilities of answers.
@@ -66,7 +66,7 @@ pub(super) struct Hall<'a> {
     pub stop: &'a AtomicBool,
 }
 
-impl Hall<'_> {
+impl Subject<'_> {
     fn stopped(&self) -> bool {
         self.stop.load(Ordering::Acquire)
     }
@@ -119,7 +119,7 @@ impl Examiner {
     ///
     /// # Errors
     /// `Closed` if it was stopped; whatever keeps answers from being made, scored or read.
-    pub fn papers(&self, hall: &Hall) -> Result<Papers> {
+    pub fn measurements(&self, subject: &Subject) -> Result<Measurements> {
         let count = self.config.count as usize;
         let plain = |prompt| Question { prompt, format: None };
         let questions: Vec<Question> = match &self.prompts {
@@ -129,15 +129,15 @@ impl Examiner {
                 lines.map(|line| asked(line, &tokens).map(plain)).collect::<Result<_>>()?
             }
             Prompts::Users => {
-                hall.ledger.recent_prompts(count)?.into_iter().map(|prompt| plain(prompt.tokens)).collect()
+                subject.ledger.recent_prompts(count)?.into_iter().map(|prompt| plain(prompt.tokens)).collect()
             }
             Prompts::File(questions) => questions.iter().take(count).cloned().collect(),
         };
         let requests: Vec<GenerateRequest> =
             questions.iter().zip(0..).map(|(question, dice)| self.request(&question.prompt, dice)).collect();
-        let answers = self.answer(hall, &requests)?;
-        let measured = self.measure(hall, &answers, &questions)?;
-        Ok(Papers { answers: measured, held_back: self.held_back(hall)?, anchors: self.hold(hall)? })
+        let answers = self.answer(subject, &requests)?;
+        let measured = self.measure(subject, &answers, &questions)?;
+        Ok(Measurements { answers: measured, held_back: self.held_back(subject)?, anchors: self.hold(subject)? })
     }
 
     fn request(&self, prompt: &[TokenId], dice: u64) -> GenerateRequest {
@@ -151,21 +151,25 @@ impl Examiner {
     }
 
     /// The answers of parent and candidate to each request. Requests that don't fit either context are left out.
-    fn answer(&self, hall: &Hall, requests: &[GenerateRequest]) -> Result<Vec<(Arc<Generation>, Arc<Generation>)>> {
-        let stop = || hall.stopped();
+    fn answer(
+        &self,
+        subject: &Subject,
+        requests: &[GenerateRequest],
+    ) -> Result<Vec<(Arc<Generation>, Arc<Generation>)>> {
+        let stop = || subject.stopped();
         let mut answers = Vec::with_capacity(requests.len());
         let mut rest = requests;
         while !rest.is_empty() {
-            let busy = wait_for_quiet(hall.scheduler, &stop)?;
+            let busy = wait_for_quiet(subject.scheduler, &stop)?;
             let (part, later) = rest.split_at(if busy { 1 } else { TOGETHER.min(rest.len()) });
             rest = later;
             let submit = |request: &GenerateRequest, version| {
                 let request = GenerateRequest { version, ..request.clone() };
-                hall.scheduler.submit(GenerationId::new(GenerationKind::Examination), request)
+                subject.scheduler.submit(GenerationId::new(GenerationKind::Examination), request)
             };
             let mut streams: Vec<(GenerationStream, GenerationStream)> = Vec::new();
             for request in part {
-                match (submit(request, None), submit(request, Some(hall.candidate))) {
+                match (submit(request, None), submit(request, Some(subject.candidate))) {
                     (Ok(parent), Ok(candidate)) => streams.push((parent, candidate)),
                     (Err(error), _) | (_, Err(error)) => {
                         tracing::warn!(%error, "a prompt of the examination was left out")
@@ -182,9 +186,12 @@ impl Examiner {
             }
             answers.extend(ends?);
         }
-        if let Some((_, other)) = answers.iter().find(|(_, c)| c.policy_version != hall.candidate) {
+        if let Some((_, other)) = answers.iter().find(|(_, c)| c.policy_version != subject.candidate) {
             let version = other.policy_version;
-            return Err(Error::train(format!("version {version} answered in place of candidate {}", hall.candidate)));
+            return Err(Error::train(format!(
+                "version {version} answered in place of candidate {}",
+                subject.candidate
+            )));
         }
         if answers.is_empty() {
             return Err(Error::train("no prompt of the examination could be answered"));
@@ -194,7 +201,7 @@ impl Examiner {
 
     fn measure(
         &self,
-        hall: &Hall,
+        subject: &Subject,
         answers: &[(Arc<Generation>, Arc<Generation>)],
         questions: &[Question],
     ) -> Result<Vec<(Measured, Measured)>> {
@@ -203,20 +210,20 @@ impl Examiner {
         let parents: Vec<&Generation> = whole.iter().map(|(p, _)| &**p).collect();
         let candidates: Vec<&Generation> = whole.iter().map(|(_, c)| &**c).collect();
         let both: Vec<&Generation> = parents.iter().chain(&candidates).copied().collect();
-        let scores = hall.judge.score_alone(&both, hall.stop)?;
-        let cancel = || hall.stopped();
+        let scores = subject.judge.score_alone(&both, subject.stop)?;
+        let cancel = || subject.stopped();
         let weigh = |answers: &[&Generation], adapter: Option<&Lora>| {
             let pairs: Vec<(&[TokenId], &[TokenId])> =
                 answers.iter().map(|g| (&g.prompt[..], &g.response[..])).collect();
-            hall.trainer.weigh(&pairs, adapter, &cancel)
+            subject.trainer.weigh(&pairs, adapter, &cancel)
         };
         let initial = weigh(&both, None)?;
-        let by_parent = match &hall.parent {
+        let by_parent = match &subject.parent {
             Some(parent) => weigh(&both, Some(parent))?,
             // For the initial model itself only the entropy is missing, which an adapter of zeros measures.
-            None => weigh(&both, Some(&Lora::new(hall.trainer.decoder(), 1, 1.0, None, 0)?))?,
+            None => weigh(&both, Some(&Lora::new(subject.trainer.decoder(), 1, 1.0, None, 0)?))?,
         };
-        let by_candidate = weigh(&candidates, Some(hall.adapter))?;
+        let by_candidate = weigh(&candidates, Some(subject.adapter))?;
         // By the prompt: one that could not be asked has no answer here.
         let format = |g: &Generation| questions.iter().find(|q| q.prompt == g.prompt).and_then(|q| q.format.as_ref());
         let malformed = |g: &Generation| format(g).map(|format| fits(&self.model, format, g).map(|fits| !fits));
@@ -250,23 +257,23 @@ impl Examiner {
     }
 
     /// Mean log-probability per token of the text, under the initial model, the parent and the candidate.
-    fn held_back(&self, hall: &Hall) -> Result<Option<(f64, f64, f64)>> {
+    fn held_back(&self, subject: &Subject) -> Result<Option<(f64, f64, f64)>> {
         let mut text = self.model.tokenize(&self.text, true, false)?;
         text.truncate(self.text_tokens);
         let Some((first, rest)) = text.split_first().filter(|(_, rest)| !rest.is_empty()) else { return Ok(None) };
-        let cancel = || hall.stopped();
+        let cancel = || subject.stopped();
         let text: [(&[TokenId], &[TokenId]); 1] = [(std::slice::from_ref(first), rest)];
         let mean = |adapter: Option<&Lora>| -> Result<f64> {
-            let weighed = hall.trainer.weigh(&text, adapter, &cancel)?;
+            let weighed = subject.trainer.weigh(&text, adapter, &cancel)?;
             Ok(weighed.iter().map(|w| w.logprob).sum::<f64>() / rest.len() as f64)
         };
         let initial = mean(None)?;
-        let parent = hall.parent.as_ref().map_or(Ok(initial), |parent| mean(Some(parent)))?;
-        Ok(Some((initial, parent, mean(Some(hall.adapter))?)))
+        let parent = subject.parent.as_ref().map_or(Ok(initial), |parent| mean(Some(parent)))?;
+        Ok(Some((initial, parent, mean(Some(subject.adapter))?)))
     }
 
     /// Checks the anchors on the greedy answers of both.
-    fn hold(&self, hall: &Hall) -> Result<Vec<AnchorResult>> {
+    fn hold(&self, subject: &Subject) -> Result<Vec<AnchorResult>> {
         let greedy = |anchor: &Anchor| GenerateRequest {
             sampling: Sampling { temperature: 0.0, ..Sampling::default() },
             ..self.request(&anchor.prompt, 0)
@@ -275,7 +282,7 @@ impl Examiner {
             return Ok(Vec::new());
         }
         let requests: Vec<GenerateRequest> = self.anchors.iter().map(greedy).collect();
-        let answers = self.answer(hall, &requests)?;
+        let answers = self.answer(subject, &requests)?;
         if answers.len() != self.anchors.len() {
             return Err(Error::train("an anchor's prompt leaves no room for an answer in serve.context"));
         }
@@ -284,7 +291,7 @@ impl Examiner {
             let (held_before, held) = match &anchor.check {
                 Check::Graded(grader) => {
                     let asked: [Asked; 2] = [(&anchor.text, parent), (&anchor.text, candidate)];
-                    let scores = grader.scores(&asked, hall.stop)?;
+                    let scores = grader.scores(&asked, subject.stop)?;
                     let held = |i: usize| scores.get(i).is_some_and(|score| *score > 0.0);
                     (held(0), held(1))
                 }

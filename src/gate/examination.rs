@@ -43,7 +43,7 @@ pub struct AnchorResult {
 
 /// The input of an examination.
 #[derive(Clone, Debug, Default)]
-pub struct Papers {
+pub struct Measurements {
     /// For each prompt, the measurements of the parent's answer and of the candidate's.
     pub answers: Vec<(Measured, Measured)>,
     /// Mean log-probability per token of a held-back text under the initial model, the parent and the candidate, nats.
@@ -137,8 +137,8 @@ pub struct Examination {
 }
 
 /// Judges the measurements. Only the first reason against a candidate is reported.
-pub fn examine(papers: &Papers, limits: &Limits) -> Examination {
-    let answers = &papers.answers;
+pub fn examine(measurements: &Measurements, limits: &Limits) -> Examination {
+    let answers = &measurements.answers;
     let mut compared = Vec::new();
     let mut line =
         |name: &str, limit: Option<f64>, crossed: &dyn Fn(&Compared) -> bool, of: &dyn Fn(&Measured) -> f64| {
@@ -169,7 +169,7 @@ pub fn examine(papers: &Papers, limits: &Limits) -> Examination {
         line.crossed = rises(limits.malformed)(&line);
         compared.push(line);
     }
-    if let Some((initial, parent, candidate)) = papers.held_back {
+    if let Some((initial, parent, candidate)) = measurements.held_back {
         let difference =
             Interval { count: 1, mean: candidate - initial, lower: candidate - initial, upper: candidate - initial };
         compared.push(Compared {
@@ -183,9 +183,9 @@ pub fn examine(papers: &Papers, limits: &Limits) -> Examination {
     }
     let scored: Vec<(f64, f64)> = answers.iter().filter_map(|(p, c)| Some((p.score?, c.score?))).collect();
     let score = (!scored.is_empty()).then(|| compare("score", &scored));
-    let (outcome, reason) = decide(papers, &compared, score.as_ref(), limits);
+    let (outcome, reason) = decide(measurements, &compared, score.as_ref(), limits);
     compared.extend(score);
-    Examination { outcome, reason, prompts: answers.len(), compared, anchors: papers.anchors.clone() }
+    Examination { outcome, reason, prompts: answers.len(), compared, anchors: measurements.anchors.clone() }
 }
 
 /// False for NaN.
@@ -193,8 +193,13 @@ fn at_most(value: f64, limit: f64) -> bool {
     value <= limit
 }
 
-fn decide(papers: &Papers, compared: &[Compared], score: Option<&Compared>, limits: &Limits) -> (Outcome, String) {
-    if let Some(anchor) = papers.anchors.iter().find(|a| a.held_before && !a.held) {
+fn decide(
+    measurements: &Measurements,
+    compared: &[Compared],
+    score: Option<&Compared>,
+    limits: &Limits,
+) -> (Outcome, String) {
+    if let Some(anchor) = measurements.anchors.iter().find(|a| a.held_before && !a.held) {
         return (Outcome::Refused, format!("its answer to the anchor {} no longer holds", anchor.name));
     }
     if let Some(c) = compared.iter().find(|c| c.crossed) {
@@ -211,7 +216,7 @@ fn decide(papers: &Papers, compared: &[Compared], score: Option<&Compared>, limi
         return (Outcome::Undecided, "nothing scores its answers; no limit is crossed".into());
     };
     let Interval { mean, lower, upper, .. } = score.difference;
-    let margin = limits.margin * deviation(papers.answers.iter().filter_map(|(parent, _)| parent.score));
+    let margin = limits.margin * deviation(measurements.answers.iter().filter_map(|(parent, _)| parent.score));
     let told = format!("its mean score differs by {mean:+.3} from the parent's, between {lower:+.3} and {upper:+.3}");
     let outcome = if lower > -margin {
         Outcome::Passed
@@ -282,8 +287,8 @@ mod tests {
         Measured { score: Some(score), tokens: 40, entropy: 1.5, kl_initial: 3.0, ..Measured::default() }
     }
 
-    fn papers(of: impl Fn(usize) -> (Measured, Measured)) -> Papers {
-        Papers { answers: (0..32).map(of).collect(), ..Papers::default() }
+    fn measurements(of: impl Fn(usize) -> (Measured, Measured)) -> Measurements {
+        Measurements { answers: (0..32).map(of).collect(), ..Measurements::default() }
     }
 
     fn noise(i: usize) -> f64 {
@@ -293,7 +298,7 @@ mod tests {
     #[test]
     fn a_candidate_that_is_better_on_the_same_prompts_passes() {
         let report =
-            examine(&papers(|i| (good(noise(i)), good(noise(i) + 0.1 + noise(i + 5) / 4.0))), &Limits::default());
+            examine(&measurements(|i| (good(noise(i)), good(noise(i) + 0.1 + noise(i + 5) / 4.0))), &Limits::default());
         assert_eq!(report.outcome, Outcome::Passed, "{}", report.reason);
         assert_eq!(report.prompts, 32);
     }
@@ -301,17 +306,17 @@ mod tests {
     #[test]
     fn a_candidate_that_is_worse_is_refused_and_one_that_nobody_can_tell_is_undecided() {
         let worse =
-            examine(&papers(|i| (good(noise(i)), good(noise(i) - 0.3 + noise(i + 5) / 4.0))), &Limits::default());
+            examine(&measurements(|i| (good(noise(i)), good(noise(i) - 0.3 + noise(i + 5) / 4.0))), &Limits::default());
         assert_eq!(worse.outcome, Outcome::Refused);
-        let like = examine(&papers(|i| (good(noise(i)), good(2.0 * noise(i + 5)))), &Limits::default());
+        let like = examine(&measurements(|i| (good(noise(i)), good(2.0 * noise(i + 5)))), &Limits::default());
         assert_eq!(like.outcome, Outcome::Undecided, "{}", like.reason);
         let unscored = |i| (Measured { score: None, ..good(noise(i)) }, Measured { score: None, ..good(0.0) });
-        assert_eq!(examine(&papers(unscored), &Limits::default()).outcome, Outcome::Undecided);
+        assert_eq!(examine(&measurements(unscored), &Limits::default()).outcome, Outcome::Undecided);
     }
 
     #[test]
     fn each_limit_refuses_whatever_the_score_says() {
-        let better = |c: Measured| papers(move |i| (good(noise(i)), Measured { score: Some(1.0), ..c.clone() }));
+        let better = |c: Measured| measurements(move |i| (good(noise(i)), Measured { score: Some(1.0), ..c.clone() }));
         for (name, candidate) in [
             ("kl_initial", Measured { kl_initial: 41.0, ..good(1.0) }),
             ("kl_initial", Measured { kl_initial: f64::NAN, ..good(1.0) }),
@@ -328,22 +333,22 @@ mod tests {
         }
         // Half of the prompts ask for a format; of those, the candidate's answers no longer have it.
         let asked = |i: usize| (i.is_multiple_of(2)).then_some(false);
-        let broken = papers(|i| {
+        let broken = measurements(|i| {
             let parent = Measured { malformed: asked(i), ..good(noise(i)) };
             (parent, Measured { malformed: asked(i).map(|_| i % 8 != 0), ..good(1.0) })
         });
         let report = examine(&broken, &Limits::default());
         assert_eq!(report.reason, "its malformed is 0.750, the parent's 0.000: that crosses the limit of 0.100");
-        let text = Papers { held_back: Some((-3.0, -3.1, -3.6)), ..better(good(1.0)) };
+        let text = Measurements { held_back: Some((-3.0, -3.1, -3.6)), ..better(good(1.0)) };
         assert!(examine(&text, &Limits::default()).reason.starts_with("its held_back_logprob is -3.600"));
     }
 
     #[test]
     fn an_anchor_that_no_longer_holds_is_a_veto_and_one_that_never_held_is_none() {
-        let fine = papers(|i| (good(noise(i)), good(noise(i) + 0.2)));
+        let fine = measurements(|i| (good(noise(i)), good(noise(i) + 0.2)));
         let with = |held, held_before| {
             let anchors = vec![AnchorResult { name: "capital".into(), held, held_before }];
-            examine(&Papers { anchors, ..fine.clone() }, &Limits::default())
+            examine(&Measurements { anchors, ..fine.clone() }, &Limits::default())
         };
         assert_eq!(with(false, true).outcome, Outcome::Refused);
         assert_eq!(with(false, true).reason, "its answer to the anchor capital no longer holds");

@@ -5,7 +5,9 @@ mod examination;
 mod trial;
 
 pub use bounds::{Arm, Difference, Interval, MeanBounds};
-pub use examination::{AnchorResult, Compared, Examination, Limits, Measured, Outcome, Papers, examine, repetition};
+pub use examination::{
+    AnchorResult, Compared, Examination, Limits, Measured, Measurements, Outcome, examine, repetition,
+};
 pub use trial::{Fate, Plan, Standing, Trial, TrialRecord, Watch};
 
 use crate::config::GateConfig;

@@ -23,6 +23,9 @@ pub use value::{Array, Value};
 pub use write::Writer;
 pub(crate) use write::sync_folder;
 
+/// Most layers of a model: llama.cpp's limit (LLAMA_MAX_LAYERS).
+pub(crate) const MOST_LAYERS: u32 = 512;
+
 /// An open GGUF file, or all files of a split model: metadata and tensor table in memory, data on disk.
 #[derive(Debug)]
 pub struct Gguf {

@@ -12,6 +12,7 @@ use super::pieces::pieces;
 use super::stack::with_stack;
 use super::template::Rendered;
 use crate::error::{Error, Result};
+use crate::lock::lock;
 use crate::types::TokenId;
 
 /// Longest text that is tokenized, in bytes.
@@ -74,7 +75,7 @@ impl Model {
         if text.len() <= SHALLOW {
             return self.tokenize_here(text, add_bos, special);
         }
-        let _alone = (text.len() >= ALONE).then(|| LONG_TEXT.lock().unwrap_or_else(|e| e.into_inner()));
+        let _alone = (text.len() >= ALONE).then(|| lock(&LONG_TEXT));
         with_stack(STACK_AT_LEAST + STACK_A_BYTE * text.len(), || self.tokenize_here(text, add_bos, special))?
     }
 

@@ -1,10 +1,8 @@
 //! Checks the numbers that define a model's shape: llama.cpp asserts on them while it loads or decodes. Never loads.
 
 use crate::error::{Error, Result};
-use crate::gguf::{Array, Gguf, Value};
+use crate::gguf::{Array, Gguf, MOST_LAYERS, Value};
 
-/// Most layers that llama.cpp knows (LLAMA_MAX_LAYERS).
-const MOST_LAYERS: u32 = 512;
 /// Most experts (LLAMA_MAX_EXPERTS).
 const MOST_EXPERTS: u32 = 1024;
 /// Number formats that matrices can't have: those for other uses, and those of activations.
@@ -58,14 +56,14 @@ impl Keys<'_> {
 
     fn layers(&self) -> Result<()> {
         let layers = self.file.u32(&self.name("block_count"))?;
-        self.expect("block_count", (1..=MOST_LAYERS).contains(&layers), layers, "1 to 512")?;
+        self.expect("block_count", (1..=MOST_LAYERS).contains(&layers), layers, &format!("1 to {MOST_LAYERS}"))?;
         let ahead = self.number("nextn_predict_layers")?.unwrap_or(0);
         self.expect("nextn_predict_layers", ahead < layers, ahead, "fewer than block_count")
     }
 
     fn experts(&self) -> Result<()> {
         let experts = self.number("expert_count")?.unwrap_or(0);
-        self.expect("expert_count", experts <= MOST_EXPERTS, experts, "at most 1024")?;
+        self.expect("expert_count", experts <= MOST_EXPERTS, experts, &format!("at most {MOST_EXPERTS}"))?;
         let used = self.each("expert_used_count")?.into_iter().max().unwrap_or(0);
         let right = if experts == 0 { used == 0 } else { (1..=experts).contains(&used) };
         self.expect("expert_used_count", right, used, "a part of expert_count")?;

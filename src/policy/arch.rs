@@ -5,7 +5,7 @@ use std::fmt;
 
 use super::ops::RopeStyle;
 use crate::error::{Error, Result};
-use crate::gguf::{Gguf, Value};
+use crate::gguf::{Gguf, MOST_LAYERS, Value};
 
 /// The architectures that can be trained. One made of the same parts is a row here, with a case in `policy/tests` and
 /// in `tests/support/tiny.rs`; another kind of block also goes into `blocks.rs` and `loader.rs`.
@@ -63,7 +63,6 @@ const NOT_COMPUTED: &[(&str, &str)] = &[
     ("rope.scaling.attn_factor", "rotary attention scaling"),
     ("rope.scaling.alpha", "rotary alpha scaling"),
 ];
-const MOST_LAYERS: usize = 512;
 
 /// Sizes and constants of a decoder.
 #[derive(Clone, Debug, PartialEq)]
@@ -114,7 +113,7 @@ impl Shape {
         let eps = if classic { "attention.layer_norm_epsilon" } else { "attention.layer_norm_rms_epsilon" };
         let parallel = if classic { file.bool(&keys.name("use_parallel_residual"))? } else { false };
         for (fine, complaint) in [
-            (layers <= MOST_LAYERS, format!("it has {layers} blocks, the most is {MOST_LAYERS}")),
+            (layers <= MOST_LAYERS as usize, format!("it has {layers} blocks, the most is {MOST_LAYERS}")),
             (heads % kv_heads == 0, format!("{kv_heads} key heads don't divide {heads} query heads")),
             (
                 head_dim == value_dim && head_dim > 0,

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 
 use super::*;
 use crate::config::{Promotion, Undecided};
-use crate::engine::examiner::Hall;
+use crate::engine::examiner::Subject;
 use crate::engine::routes::Split;
 use crate::gate::{Arm, Examination, Fate, Outcome, Plan, Standing, Trial, TrialRecord, Watch, examine};
 use crate::policy::Lora;
@@ -82,7 +82,7 @@ impl Worker {
         };
         self.scheduler
             .serve_beside(Weights { version: candidate, source: Source::Adapter(folder.join(ADAPTER_FILE)) })?;
-        let hall = Hall {
+        let subject = Subject {
             scheduler: &self.scheduler,
             ledger: &self.ledger,
             trainer,
@@ -92,9 +92,9 @@ impl Worker {
             candidate,
             stop: &self.shared.interrupt,
         };
-        let papers = examiner.papers(&hall);
+        let measurements = examiner.measurements(&subject);
         self.scheduler.leave(candidate)?;
-        let examination = examine(&papers?, &examiner.limits());
+        let examination = examine(&measurements?, &examiner.limits());
         let seconds = started.elapsed().as_secs_f64();
         let Examination { outcome, reason, .. } = &examination;
         tracing::info!(candidate = candidate.0, ?outcome, reason, seconds, "examined");
