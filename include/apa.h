@@ -287,10 +287,11 @@ void apa_engine_free(apa_engine *engine);
 /**
  * Writes the state of the engine as a JSON object: `model`, `architecture`, `policy_version`, `serving_versions`,
  * `running` and `queued` (requests now), `completed`, `refused` (the queue was full), `generated_tokens`,
- * `prompt_tokens` and `swaps` (since the start), `cached_tokens`, `cache_capacity` (tokens), `first_token`, `gap` and
- * `gap_training` (histograms of times, in seconds: to the first token, between two tokens, and those of the latter
- * while the trainer worked), `form` (the weight format that is served), `trainer` (as `apa_trainer_status`), `alerts`
- * (what is wrong and wants attention, while serving goes on: objects with `kind`, a stable word, and `message`).
+ * `prompt_tokens`, `swaps` and `scheduler_panics` (since the start), `cached_tokens`, `cache_capacity` (tokens),
+ * `first_token`, `gap` and `gap_training` (histograms of times, in seconds: to the first token, between two tokens,
+ * and those of the latter while the trainer worked), `form` (the weight format that is served), `trainer` (as
+ * `apa_trainer_status`), `alerts` (what is wrong and wants attention, while serving goes on: objects with `kind`, a
+ * stable word, and `message`).
  *
  * Errors: `APA_ERR_CLOSED` if `engine` was freed.
  */
@@ -508,9 +509,10 @@ apa_status apa_trainer_step(const apa_engine *engine, apa_string **outcome, apa_
 /**
  * Writes the state of the trainer as a JSON object: `state` (`off`, `unsupported`, `loading`, `idle`, `training`),
  * `reason`, `auto` (whether it trains by itself), `pending_ratings`, `batch`, `steps`, `skipped`, `rolled_back`
- * (versions whose ratings fell), `trial` (the candidate on trial, or null), `refused` (by the gate), `dropped_steps`,
- * `seconds` (of work), `waited_seconds` (that its threads, summed, were ready but waited for a core), `reward` (the
- * reward model), `last` (measurements of the newest step; lengths in tokens, KL in nats, times in seconds).
+ * (versions whose ratings fell), `trial` (the candidate on trial, or null), `refused` (by the gate), `panics` (of the
+ * trainer's thread), `dropped_steps`, `seconds` (of work), `waited_seconds` (that its threads, summed, were ready but
+ * waited for a core), `reward` (the reward model), `last` (measurements of the newest step; lengths in tokens, KL in
+ * nats, times in seconds).
  *
  * Errors: `APA_ERR_CLOSED` if `engine` was freed.
  */
