@@ -68,13 +68,13 @@ impl Run {
     fn faults(&self, name: &str, least_gain: f64) -> Vec<String> {
         let (gain, drift) = (self.reward.last - self.reward.first, self.length.last / self.length.first - 1.0);
         let mut faults = Vec::new();
-        if !(gain > least_gain) {
+        if gain.is_nan() || gain <= least_gain {
             faults.push(format!("{name}: the reward rose by {gain:.2}, expected {least_gain} at least"));
         }
-        if !(drift.abs() < 0.2) {
+        if drift.is_nan() || drift.abs() >= 0.2 {
             faults.push(format!("{name}: the length drifted by {:.0}%", 100.0 * drift));
         }
-        if !(self.kl <= 10.0) {
+        if self.kl.is_nan() || self.kl > 10.0 {
             faults.push(format!("{name}: {} nats a response are over the budget", self.kl));
         }
         faults
