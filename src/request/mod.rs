@@ -22,8 +22,10 @@ use crate::error::{Error, Result};
 use crate::llama::Conversation;
 use crate::types::TokenId;
 
+#[cfg(feature = "daemon")]
 pub(crate) use chat::{ANSWERS, CHOICES, TEXT_LOGPROBS};
 pub use chat::{parse_chat, parse_completion, parse_request};
+#[cfg(feature = "daemon")]
 pub(crate) use embeddings::EMBEDDINGS;
 pub use embeddings::{ParsedEmbeddings, parse_embeddings};
 pub use learning::{
@@ -32,7 +34,9 @@ pub use learning::{
 pub use messages::parse_messages;
 pub use parsed::ParsedRequest;
 pub use tokens::{ParsedTokenize, parse_detokenize, parse_tokenize};
-pub(crate) use tool_calls::{Call, Reader, calls_json};
+#[cfg(feature = "daemon")]
+pub(crate) use tool_calls::Call;
+pub(crate) use tool_calls::{Reader, calls_json};
 
 use fields::{shown, whole};
 
