@@ -45,6 +45,11 @@ impl<F: Flags> Args for Given<F> {
             let Some(key) = keys.iter().find(|key| key.name == *name) else { return arg };
             let arg = arg.value_name(value_name(key)).help(help(key, F::note(flag)));
             let arg = if key.kind.contains("number") { arg.allow_negative_numbers(true) } else { arg };
+            let arg = match key.kind {
+                "a whole number" => arg.value_parser(whole),
+                "a number" => arg.value_parser(number),
+                _ => arg,
+            };
             match F::HEADING {
                 Some(heading) => arg.help_heading(heading),
                 None => arg,
@@ -68,6 +73,16 @@ impl<F: Flags> FromArgMatches for Given<F> {
         *self = Self::from_arg_matches(matches)?;
         Ok(())
     }
+}
+
+/// Text that is a whole number, as it is.
+fn whole(text: &str) -> Result<String, String> {
+    text.parse::<i128>().map(|_| text.to_owned()).map_err(|_| "expected a whole number".to_owned())
+}
+
+/// Text that is a number, as it is.
+fn number(text: &str) -> Result<String, String> {
+    text.parse::<f64>().map(|_| text.to_owned()).map_err(|_| "expected a number".to_owned())
 }
 
 /// What the help calls a value of this kind.
