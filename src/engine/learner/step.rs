@@ -15,8 +15,8 @@ impl Worker {
         if self.trainer().is_none() {
             let status = self.shared.status().clone();
             let reason = status.reason.unwrap_or_else(|| NOT_READY.into());
-            let unsupported = status.state == TrainerState::Unsupported || !self.config.train.enabled;
-            return Err(if unsupported { Error::unsupported(reason) } else { Error::train(reason) });
+            let off = matches!(status.state, TrainerState::Off | TrainerState::Unsupported);
+            return Err(if off { Error::unsupported(reason) } else { Error::train(reason) });
         }
         if let Some(on) = &self.trial {
             let reason =
