@@ -40,7 +40,8 @@
 //! | [`policy`], [`align`], [`optim`] | the differentiable model; the losses, as pure functions; gradients and AdamW |
 //! | [`scheduler`], [`ledger`], [`reward`], [`trainer`], [`gate`], [`publish`] | the stages |
 //! | [`engine`] | joins them |
-//! | [`experiment`] | joins them for batch experiments |
+//! | [`experiment`], [`doctor`] | joins them for batch experiments; says what this machine can and needs |
+//! | [`processor`], [`overwrite`] | what the processor has; keeps a command from writing over what it reads |
 //! | [`request`], [`ffi`], `http` | client bodies, the C API, the HTTP service |
 #![warn(missing_docs)]
 #![deny(unsafe_op_in_unsafe_fn)]

@@ -155,8 +155,7 @@ pub enum Format {
 /// What to generate.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct GenerateRequest {
-    /// Prompt tokens; [`Engine::chat_prompt`](crate::Engine::chat_prompt) and
-    /// [`Engine::tokenize`](crate::Engine::tokenize) make them.
+    /// Prompt tokens; the engine's `chat_prompt` and `tokenize` make them.
     pub prompt: Vec<TokenId>,
     /// How to sample.
     pub sampling: Sampling,

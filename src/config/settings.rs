@@ -40,7 +40,7 @@ choices! {
 }
 
 choices! {
-    /// What becomes of a candidate that no limit speaks against.
+    /// What becomes of a candidate that passes every limit.
     Promotion {
         /// It serves; where enough users rate, one that was not shown to be as good is tried on a share of them first.
         Auto = "auto",
@@ -254,7 +254,7 @@ settings! {
         entropy: f64 = 0.25, from_to(0.0, 1.0);
         /// How much less likely than to the initial model the text may be, in nats a token.
         text_loss: f64 = 0.5, at_least(0.0);
-        /// What becomes of a candidate that no limit speaks against: `auto` serves it, but tries it on a share of the
+        /// What becomes of a candidate that passes every limit: `auto` serves it, but tries it on a share of the
         /// users first where `gate.users` of them rate and it was not shown to be as good.
         mode: Promotion = Promotion::Auto, Range::OneOf(Promotion::WORDS);
         /// Users who rated within the last 30 days from which on `auto` tries candidates on a share of them.
@@ -286,7 +286,7 @@ settings! {
     PublishConfig {
         /// Newest versions whose adapters are kept; those of older ones are removed. 0 keeps all.
         keep: u32 = 100, Range::Any;
-        /// Newest versions that also keep what only training goes on from: the critic and the optimizer's moments, some
+        /// Newest versions that also keep the state that is needed only to resume training: the critic and the optimizer's moments, some
         /// five times as large as the adapter. After a rollback to an older one these begin anew. 0 keeps all.
         keep_states: u32 = 3, Range::Any;
         /// Versions that are never removed, whatever their age: `3, 17`.

@@ -29,9 +29,11 @@ const TEXT: &str = include_str!("examination_text.txt");
 const TEXT_TOKENS: usize = 512;
 /// Prompts that both answer at a time while nobody else is being answered.
 const TOGETHER: usize = 4;
-/// Polling interval of a wait for other requests; below, its longest time before each part.
+/// Polling interval of a wait for other requests.
 const LOOK: Duration = Duration::from_millis(20);
+/// Longest wait for other requests before each part.
 const PATIENCE: Duration = Duration::from_secs(30);
+
 /// What an examination needs.
 pub(super) struct Examiner {
     config: PromotionConfig,

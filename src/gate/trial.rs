@@ -82,11 +82,11 @@ pub struct TrialRecord {
     pub candidate_ratings: u64,
     /// The candidate's mean rating less the parent's; `count` is the number of comparisons.
     pub rating: Interval,
-    /// The same for the share of answers that are rated,
+    /// The candidate's share of rated answers less the parent's.
     pub rated: Interval,
-    /// regenerated,
+    /// The candidate's share of regenerated answers less the parent's.
     pub regenerated: Interval,
-    /// and corrected.
+    /// The candidate's share of corrected answers less the parent's.
     pub corrected: Interval,
 }
 

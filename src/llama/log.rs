@@ -9,9 +9,9 @@ use llama_cpp_sys_2 as sys;
 
 use crate::lock::lock;
 
-/// Most causes that are remembered; those beyond are told each time.
+/// Most causes that are remembered; lines of further causes are logged every time.
 const MOST_CAUSES: usize = 1024;
-/// Longest line, in bytes: what goes on without an end is told in parts.
+/// Longest line, in bytes: longer lines are split.
 const LONGEST: usize = 8 << 10;
 
 /// Lines as they come: a text may hold part of one, or several.
@@ -51,7 +51,7 @@ fn tell(level: sys::ggml_log_level, line: &str, first: bool) {
     match (level, first) {
         (sys::GGML_LOG_LEVEL_ERROR, _) => tracing::error!(target: "llama.cpp", "{line}"),
         (sys::GGML_LOG_LEVEL_WARN, true) => tracing::warn!(target: "llama.cpp", "{line}"),
-        // A hundred lines a model and context, of which nobody has to do anything.
+        // About a hundred lines per model and context; none needs action.
         (sys::GGML_LOG_LEVEL_INFO | sys::GGML_LOG_LEVEL_WARN, _) => tracing::debug!(target: "llama.cpp", "{line}"),
         _ => tracing::trace!(target: "llama.cpp", "{line}"),
     }
@@ -112,7 +112,7 @@ mod tests {
         assert_eq!(said, [(sys::GGML_LOG_LEVEL_INFO, "half a line"), (sys::GGML_LOG_LEVEL_INFO, "next")]);
         (0..100).for_each(|_| drop(lines.add(sys::GGML_LOG_LEVEL_CONT, &"x".repeat(LONGEST / 10))));
         assert!(lines.begun.len() <= LONGEST);
-        // Of causes without end, each is told: the memory is bounded.
+        // With more causes than can be remembered, each line is logged.
         for n in 0..2 * MOST_CAUSES {
             let name: String = n.to_string().bytes().map(|digit| char::from(digit + 49)).collect();
             assert!(lines.add(sys::GGML_LOG_LEVEL_WARN, &format!("\nabout {name}\n")).last().unwrap().2);

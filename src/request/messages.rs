@@ -31,7 +31,7 @@ pub fn parse_messages(body: &[u8], unknown: Unknown) -> Result<Conversation> {
     Ok(Conversation { messages: messages_of(json(body)?, unknown)?, ..Conversation::default() })
 }
 
-/// The messages in the form of templates: content is text, and arguments of calls are objects.
+/// The messages as templates expect them: content is text, and arguments of calls are objects.
 pub(super) fn messages_of(value: Value, unknown: Unknown) -> Result<Vec<Value>> {
     let Value::Array(items) = value else {
         return Err(Error::arg(format!("messages is {}, expected an array of messages", shown(&value))));
@@ -101,7 +101,7 @@ fn call(mut call: Value) -> Result<Value> {
     if !call["function"]["name"].is_string() {
         return Err(Error::arg("tool_calls has an entry without function.name"));
     }
-    // The API has them as JSON in a string.
+    // The API sends arguments as a JSON string.
     if let Some(parsed) = call["function"]["arguments"].as_str().and_then(parse_whole_integers)
         && let Value::Object(_) = parsed
     {

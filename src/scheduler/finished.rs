@@ -17,5 +17,5 @@ pub struct Finished {
 /// Receives answers that ended. Called on the scheduler's thread, so it must be quick.
 pub type OnFinished = Box<dyn FnMut(Finished) + Send>;
 
-/// Is told the name of a thread that panicked, once the scheduler is closed. Called on that thread.
+/// Receives the name of a thread that panicked, once the scheduler is closed. Called on that thread.
 pub type OnFailed = Box<dyn Fn(&str) + Send + Sync>;

@@ -100,7 +100,7 @@ impl Trainer {
             let lora = Lora::read_gguf(&path, &decoder)?;
             fits(&lora, config).map_err(|e| e.context(path.display()))?;
             trainer.policy = Network::new(lora, None)?;
-            // What a critic had foretold says nothing of another one.
+            // One critic's accuracy says nothing about another's.
             trainer.resume(&State { critic_trust: CriticTrust::default(), ..state });
             return Ok(trainer);
         }

@@ -170,7 +170,7 @@ impl Trainer {
                         (metrics.kl_step, metrics.candidate_kl_per_response) = (Some(at.step), Some(at.total));
                         totals.policy_steps -= usize::from(taken_back);
                         if over.as_ref().is_some_and(|over| over.too_fast) {
-                            // Later steps are short because those before them were not: that says less of the rate.
+                            // Later steps are short because earlier ones were long, so they say less about the rate.
                             halvings = if first { needed } else { 1 };
                         }
                         metrics.stopped = over.map(|over| over.reason);

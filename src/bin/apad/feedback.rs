@@ -142,7 +142,7 @@ fn export_feedback(options: &ExportFeedback, path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Delete what a user said and was told
+/// Delete a user's prompts, answers and feedback
 #[derive(Args)]
 #[command(after_help = "\
 Examples:

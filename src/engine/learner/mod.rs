@@ -165,7 +165,7 @@ struct Worker {
     waiting: Option<u64>,
     /// When a failed step is tried again.
     retry: Retry,
-    /// When the record is looked through for what is too old.
+    /// When old records were last deleted.
     tidied: Option<Instant>,
     /// Its threads, as names under `/proc`.
     threads: Arc<Mutex<Vec<PathBuf>>>,
@@ -198,7 +198,7 @@ impl Worker {
         }
     }
 
-    /// The threads of the arithmetic. `None`, and said in the status, if they can't be started.
+    /// The threads of the arithmetic. `None` if they can't be started; the status says why.
     fn pool(&self) -> Option<rayon::ThreadPool> {
         let threads = cores_or(self.config.train.threads) as usize;
         let started = self.threads.clone();
@@ -214,7 +214,7 @@ impl Worker {
         pool.map_err(failed).ok()
     }
 
-    /// Everything from reading the model to the end, the order that ended a rest first.
+    /// Everything from reading the model to the end, starting with the order that ended a wait.
     fn live(
         &mut self,
         pool: &rayon::ThreadPool,
@@ -273,7 +273,7 @@ impl Worker {
                 let _ = reply.send(self.restore(&path));
             }
         }
-        // Nobody can be served what would be learned.
+        // Nothing that is learned could be served.
         if !self.scheduler.is_open() {
             return;
         }

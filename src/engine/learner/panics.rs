@@ -1,5 +1,5 @@
-//! What follows a panic of the trainer: it is told, what it held is let go, and after a rest it starts again from what
-//! is on record. Never hides one.
+//! What follows a panic of the trainer: it is reported, what the thread held is released, and after a wait training
+//! starts again from what is on record. Never hides one.
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -31,7 +31,7 @@ impl Worker {
     fn go_back_to_record(&mut self) -> Result<()> {
         self.active = self.ledger.active()?;
         let served = self.scheduler.load().versions;
-        // Those of an examination or a trial; of the one that serves alone nothing is said.
+        // Versions of an examination or a trial. The active version keeps serving.
         for version in served.iter().filter(|version| **version != self.active) {
             self.scheduler.leave(*version)?;
         }
@@ -53,7 +53,7 @@ impl Worker {
         loop {
             let order = crossbeam_channel::select! {
                 recv(orders) -> order => Some(order.ok()?),
-                // Ratings wait; but the end is told this way too.
+                // Ratings wait, but a reminder may also announce the shutdown.
                 recv(reminders) -> _ => None,
                 default(until.saturating_duration_since(Instant::now())) => return Some(None),
             };
