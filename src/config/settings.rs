@@ -286,8 +286,9 @@ settings! {
     PublishConfig {
         /// Newest versions whose adapters are kept; those of older ones are removed. 0 keeps all.
         keep: u32 = 100, Range::Any;
-        /// Newest versions that also keep the state that is needed only to resume training: the critic and the optimizer's moments, some
-        /// five times as large as the adapter. After a rollback to an older one these begin anew. 0 keeps all.
+        /// Newest versions that also keep the state that is needed only to resume training: the critic and the
+        /// optimizer's moments, some five times as large as the adapter. After a rollback to an older one these begin
+        /// anew. 0 keeps all.
         keep_states: u32 = 3, Range::Any;
         /// Versions that are never removed, whatever their age: `3, 17`.
         pinned: String = String::new(), Range::Text("numbers of versions, such as 3, 17", no_version);

@@ -13,7 +13,7 @@ use apa::types::*;
 use apa::{Code, Engine};
 use candle_core::Device;
 
-use crate::support::engine::{finish, open_with};
+use crate::support::engine::{finish, open_with, published};
 use crate::support::tiny::{TinySpec, tiny_model};
 
 fn open(dir: &Path, change: impl FnOnce(&mut RewardConfig)) -> apa::Result<Engine> {
@@ -439,9 +439,7 @@ fn rollouts_are_sampled_judged_by_the_reward_model_and_trained_on_beside_live_fe
     for g in &rated {
         say(&engine, g, "ann", Signal::Rating(taste(g)));
     }
-    let PublishOutcome::Published { version, metrics } = engine.roll_out().unwrap() else {
-        panic!("nothing published")
-    };
+    let (version, metrics) = published(engine.roll_out().unwrap());
     assert_eq!(metrics.samples, 8, "six rollouts and two of three ratings");
     assert_eq!(engine.status().trainer.pending_ratings, 1);
     let taught: Vec<usize> =
