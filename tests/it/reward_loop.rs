@@ -433,6 +433,8 @@ fn rollouts_are_sampled_judged_by_the_reward_model_and_trained_on_beside_live_fe
         (c.train.threads, c.train.device, c.train.dtype, c.train.batch) = (1, "cpu".into(), Dtype::F32, 8);
         (c.reward.model, c.reward.rollouts) = (Some(file.clone()), Some(prompts.to_string_lossy().into_owned()));
         c.reward.rollout_share = 0.75;
+        // What fresh answers teach is chance; a candidate that came out worse would be refused.
+        c.gate.examine = false;
     };
     let engine = open_with(dir.path(), settings).unwrap();
     let rated: Vec<_> = (0..3).map(|seed| answer(&engine, seed)).collect();
