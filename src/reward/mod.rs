@@ -32,6 +32,6 @@ pub use network::{Manifest, RewardNetwork};
 pub use pairs::{Pair, Tokenizer, split};
 pub use report::{Bin, Report, Spread};
 pub use settings::Settings;
-pub use source::{Asked, Grader, SCHEMES, Source};
+pub use source::{Asked, Grader, SCHEMES, SCHEMES_EXPLAINED, Source};
 pub use terms::{Known, Scales, Terms};
 pub use texts::Texts;

@@ -26,6 +26,14 @@ use crate::types::{FinishReason, Generation, PromptText};
 /// The written form of each kind.
 pub const SCHEMES: [&str; 5] = ["length:TOKENS", "regex:PATTERN", "model:PATH", "command:SHELL COMMAND", "http:URL"];
 
+/// What each kind means, for people who choose one.
+pub const SCHEMES_EXPLAINED: &str = "\
+length:TOKENS (1 for an answer of that length that ends by itself, -1 at 40 tokens off or cut off),
+regex:PATTERN (1 where it matches, else -1), model:PATH (a reward model: a file for the same base, see `apad reward
+train`, or a classifier's folder), command:SHELL COMMAND (reads {\"prompt\", \"response\"} lines until its input
+ends, writes a line {\"score\": number} each), http:URL (is posted {\"samples\": [{\"prompt\", \"response\"}]},
+replies {\"scores\": [numbers]})";
+
 /// Distance from the wanted length, in tokens, at which the score is -1.
 const WORST_DISTANCE: f64 = 40.0;
 /// Largest compiled pattern, in bytes.

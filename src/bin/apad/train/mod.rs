@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use anyhow::{Context, Result, bail};
 use apa::experiment::{Input, Lab, PLAN_FILE, Plan, read_dataset, read_prompts, seed_folder};
 use apa::overwrite::check_written_folder;
-use apa::reward::Source;
+use apa::reward::{SCHEMES, SCHEMES_EXPLAINED, Source};
 use clap::Args;
 use serde_json::json;
 
@@ -51,9 +51,9 @@ const FIXED: [&str; 15] = [
     "compare",
 ];
 
-/// Run a batch experiment without the daemon: sample, reward, train, again
-#[derive(Args)]
-#[command(after_help = "\
+fn after_help() -> String {
+    format!(
+        "\
 Examples:
   apad train --model smollm2-135m-instruct --prompts prompts.jsonl --reward length:20 --algorithm apa --out runs/apa
   apad train --model base.gguf --prompts p.jsonl --reward 'command:python3 judge.py' --seed 1,2,3 --lr 3e-4 --out runs/b
@@ -61,16 +61,18 @@ Examples:
   apad train --resume runs/apa
   apad train --compare runs/apa runs/awr --out runs/both
 
-Prompts are JSON lines: {\"prompt\": [messages]}, {\"prompt\": \"text\"} or {\"text\": \"text\"}; text goes in as it
-is. Rewards: length:TOKENS (1 for an answer of that length that ends by itself, -1 at 40 tokens off or cut off),
-regex:PATTERN (1 where it matches, else -1), model:PATH (a reward model: a file for the same base, see `apad reward
-train`, or a classifier's folder), command:SHELL COMMAND (reads {\"prompt\", \"response\"} lines until its input
-ends, writes a line {\"score\": number} each), http:URL (is posted {\"samples\": [{\"prompt\", \"response\"}]},
-replies {\"scores\": [numbers]}). A dataset has lines {\"prompt\", \"response\", \"reward\"}; samples.jsonl of
+Prompts are JSON lines: {{\"prompt\": [messages]}}, {{\"prompt\": \"text\"}} or {{\"text\": \"text\"}}; text goes in as it
+is. Rewards: {SCHEMES_EXPLAINED}. A dataset has lines {{\"prompt\", \"response\", \"reward\"}}; samples.jsonl of
 another run is one.
 --set serve.type=bf16 samples from the weights in that format, which can be much faster; they are trained in their own.
 Ctrl-C keeps what was done; --resume goes on, to the same end.
-DIR gets seed-S/{metrics.jsonl,samples.jsonl,adapter.gguf,checkpoint-N}, curves.png and curves.svg.")]
+DIR gets seed-S/{{metrics.jsonl,samples.jsonl,adapter.gguf,checkpoint-N}}, curves.png and curves.svg."
+    )
+}
+
+/// Run a batch experiment without the daemon: sample, reward, train, again
+#[derive(Args)]
+#[command(after_help = after_help())]
 pub struct Options {
     /// GGUF file, or the name of a known model (fetched if missing)
     #[arg(long, value_name = "PATH|NAME", required_unless_present_any = ["resume", "compare"])]
@@ -78,8 +80,8 @@ pub struct Options {
     /// Prompts, as JSON lines
     #[arg(long, value_name = "FILE", required_unless_present_any = ["resume", "compare", "dataset"])]
     prompts: Option<PathBuf>,
-    /// What an answer is worth: length:TOKENS, regex:PATTERN, model:PATH, command:SHELL COMMAND or http:URL
     #[arg(long, value_name = "SPEC", required_unless_present_any = ["resume", "compare", "dataset"])]
+    #[arg(help = format!("What an answer is worth: {}", SCHEMES.join(", ")))]
     reward: Option<Source>,
     /// Learn from fixed answers and their rewards instead of samples; --prompts and --reward then only measure
     #[arg(long, value_name = "FILE")]
