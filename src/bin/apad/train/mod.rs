@@ -61,8 +61,8 @@ Examples:
   apad train --resume runs/apa
   apad train --compare runs/apa runs/awr --out runs/both
 
-Prompts are JSON lines: {{\"prompt\": [messages]}}, {{\"prompt\": \"text\"}} or {{\"text\": \"text\"}}; text goes in as it
-is. Rewards: {SCHEMES_EXPLAINED}. A dataset has lines {{\"prompt\", \"response\", \"reward\"}}; samples.jsonl of
+Prompts are JSON lines: {{\"prompt\": [messages]}}, {{\"prompt\": \"text\"}} or {{\"text\": \"text\"}}; text goes in as
+it is. Rewards: {SCHEMES_EXPLAINED}. A dataset has lines {{\"prompt\", \"response\", \"reward\"}}; samples.jsonl of
 another run is one.
 --set serve.type=bf16 samples from the weights in that format, which can be much faster; they are trained in their own.
 Ctrl-C keeps what was done; --resume goes on, to the same end.
