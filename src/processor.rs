@@ -102,18 +102,14 @@ const FEATURES: &[Feature] = &[
 
 impl Feature {
     #[cfg(target_arch = "x86_64")]
-    #[allow(unused_unsafe)] // It was unsafe in older compilers.
     fn is_there(&self) -> bool {
-        use std::arch::x86_64::{__cpuid, __cpuid_count};
+        use raw_cpuid::native_cpuid::cpuid_count;
         let (leaf, subleaf, register, bit) = self.at;
-        // SAFETY: every processor of this architecture has the instruction.
-        unsafe {
-            if __cpuid(leaf & 0x8000_0000).eax < leaf || subleaf > 0 && __cpuid_count(leaf, 0).eax < subleaf {
-                return false;
-            }
-            let said = __cpuid_count(leaf, subleaf);
-            [said.eax, said.ebx, said.ecx, said.edx][register] >> bit & 1 == 1
+        if cpuid_count(leaf & 0x8000_0000, 0).eax < leaf || subleaf > 0 && cpuid_count(leaf, 0).eax < subleaf {
+            return false;
         }
+        let said = cpuid_count(leaf, subleaf);
+        [said.eax, said.ebx, said.ecx, said.edx][register] >> bit & 1 == 1
     }
 
     /// Elsewhere the build's own word is taken: there is one kind of kernel.

@@ -31,17 +31,7 @@ const ONLY_IN: &[(&str, &[&str])] = &[
     ("axum", &["src/http/"]),
     ("anyhow", &["src/bin/"]),
     ("rusqlite", &["src/ledger/"]),
-    (
-        "unsafe",
-        &[
-            "src/llama/",
-            "src/ffi/",
-            "src/policy/ops/",
-            "src/processor.rs",
-            "src/bin/apad/allocator.rs",
-            "src/bin/apad/exit.rs",
-        ],
-    ),
+    ("unsafe", &["src/llama/", "src/ffi/", "src/policy/ops/", "src/bin/apad/allocator.rs"]),
 ];
 
 /// Imports against the layers, and files of one folder that import each other.

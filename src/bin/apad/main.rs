@@ -7,7 +7,6 @@ mod client;
 mod config;
 mod demo;
 mod doctor;
-mod exit;
 mod export;
 mod feedback;
 mod flags;
@@ -85,7 +84,7 @@ fn end_quietly_on_a_closed_pipe() {
         let text = payload.downcast_ref::<String>().map(String::as_str).or(payload.downcast_ref::<&str>().copied());
         // The panic message of `println!` and `eprintln!`.
         if text.is_some_and(|text| text.starts_with("failed printing to std") && text.contains("Broken pipe")) {
-            exit::at_once(BROKEN_PIPE);
+            apa::llama::exit_at_once(BROKEN_PIPE);
         }
         usual(panic);
     }));
@@ -107,7 +106,7 @@ fn main() -> ExitCode {
     match run(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if error.chain().any(is_closed_pipe) && !error.chain().any(|cause| cause.is::<reqwest::Error>()) => {
-            exit::at_once(BROKEN_PIPE)
+            apa::llama::exit_at_once(BROKEN_PIPE)
         }
         Err(error) => {
             eprintln!("apad: {error:#}");

@@ -9,7 +9,6 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::WrongUse;
-use crate::exit;
 use crate::flags::{Flags, Given};
 use crate::pull;
 use crate::settings::Overrides;
@@ -107,7 +106,7 @@ fn stop_signal() -> Result<impl Future<Output = ()> + Send + 'static> {
         let _ = first.send(());
         next().await;
         // The ledger is safe at any moment; only running answers are lost.
-        exit::at_once(130);
+        apa::llama::exit_at_once(130);
     });
     Ok(async move {
         let _ = asked.await;

@@ -1,8 +1,0 @@
-//! Ends the process while its threads work. Waits for nothing.
-
-/// Ends the process at once, without the destructors of C++, which would take from threads that decode what they use:
-/// `std::process::exit` was ended by a signal instead.
-pub fn at_once(code: i32) -> ! {
-    // SAFETY: it takes any code, and nothing runs after it. The ledger is safe at any moment.
-    unsafe { libc::_exit(code) }
-}
