@@ -173,6 +173,9 @@ pub struct GenerateRequest {
     pub conversation: Option<u64>,
     /// Version to answer with, if it is being served; otherwise the active one answers.
     pub version: Option<PolicyVersion>,
+    /// No other version may answer: the one that is named is brought into serving beside the active one, or the request
+    /// fails.
+    pub exact_version: bool,
 }
 
 impl GenerateRequest {

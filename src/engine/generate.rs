@@ -110,16 +110,31 @@ impl Engine {
         self.inner.embeddings.embed(&self.inner.model, self.inner.config.serve.context, texts, abandoned)
     }
 
-    /// Queues a generation.
+    /// Queues a generation. With [`GenerateRequest::exact_version`] it first loads that version's weights, unless they
+    /// are those that serve.
     ///
     /// # Errors
-    /// `Arg` for an empty prompt, one longer than the context, or settings out of range or a format that can't be used;
-    /// `Busy` if the queue is full; `Closed` after [`Engine::shutdown`].
+    /// `Arg` for an empty prompt, one longer than the context, or settings out of range or a format that can't be used,
+    /// or a version that is not on record; `Busy` if the queue is full, or another version is being asked for; `Io` or
+    /// `Model` if that version's files are gone or damaged; `Closed` after [`Engine::shutdown`].
     pub fn generate(&self, mut request: GenerateRequest) -> Result<GenerationStream> {
         self.check_open()?;
         self.inner.routes.choose(&mut request);
+        let kept = self.named_version(&request)?;
         let id = GenerationId::new(GenerationKind::Request);
-        self.inner.in_flight.submit(id, request, |id, request| self.inner.scheduler.submit(id, request))
+        let stream =
+            self.inner.in_flight.submit(id, request, |id, request| self.inner.scheduler.submit(id, request))?;
+        Ok(stream.keep(kept))
+    }
+
+    /// Brings the one version that may answer into serving, if it isn't.
+    fn named_version(&self, request: &GenerateRequest) -> Result<Option<Arc<dyn Send + Sync>>> {
+        let Some(version) = request.version.filter(|_| request.exact_version) else { return Ok(None) };
+        if version == self.status().policy_version {
+            return Ok(None);
+        }
+        self.check_version(version)?;
+        self.inner.named.hold(version).map(Some)
     }
 
     /// A generation from the ledger.

@@ -9,11 +9,13 @@ mod examiner;
 pub mod exchange;
 mod feed;
 mod feedback;
+mod figures;
 mod generate;
 mod in_flight;
 mod judge;
 mod learner;
 mod metrics;
+mod named;
 mod open;
 mod questions;
 mod recovery;
@@ -43,6 +45,7 @@ pub use archive::{Adopted, Archive, AsideVersion, VersionRecord};
 pub use disk::DiskUse;
 pub use feed::{Answer, Feed, News, Topic};
 pub use feedback::GenerationRecord;
+pub use figures::{Figure, VersionFigures};
 pub use learner::{PublishOutcome, VerdictRecord};
 pub use reward_versions::RewardStatus;
 pub use sample::{NewSample, SampleReceipt};
@@ -54,6 +57,7 @@ use embeddings::Embeddings;
 use feed::Hub;
 use in_flight::InFlight;
 use learner::LearningLoop;
+use named::Named;
 use routes::Routes;
 
 /// A serving, learning model. Cheap to clone; every method is safe from any thread. Dropping the last clone shuts it
@@ -74,6 +78,7 @@ struct Inner {
     hub: Arc<Hub>,
     /// Chooses the version for each user while a candidate is on trial.
     routes: Arc<Routes>,
+    named: Named,
     alerts: Arc<Alerts>,
     format: WeightFormat,
     embeddings: Embeddings,

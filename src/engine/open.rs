@@ -10,6 +10,7 @@ use super::embeddings::Embeddings;
 use super::feed::{Answer, Hub, News, Topic};
 use super::in_flight::InFlight;
 use super::learner::{self, LearningLoop};
+use super::named::Named;
 use super::routes::Routes;
 use super::{Engine, Inner, recovery, weight_format};
 use crate::config::Config;
@@ -102,6 +103,7 @@ impl Engine {
         };
         let learner = LearningLoop::start(&config, fingerprint, parts, active)?;
         let template = template_of(&model);
+        let named = Named::new(scheduler.clone(), store.clone());
         let closed = AtomicBool::new(false);
         let inner = Inner {
             config,
@@ -113,6 +115,7 @@ impl Engine {
             store,
             hub,
             routes,
+            named,
             alerts,
             format,
             embeddings: Embeddings::default(),

@@ -108,7 +108,7 @@ impl Engine {
         self.inner.learner.activate(version, Some(path))
     }
 
-    fn check_version(&self, version: PolicyVersion) -> Result<()> {
+    pub(super) fn check_version(&self, version: PolicyVersion) -> Result<()> {
         archive::info_of(&self.versions()?, version).map(drop)
     }
 

@@ -255,7 +255,7 @@ fn deviation(values: impl Iterator<Item = f64>) -> f64 {
 
 /// The 97.5% point of Student's distribution: Cornish and Fisher's expansion, accurate to a thousandth from 5 degrees
 /// of freedom on; below that from a table.
-fn student(degrees: f64) -> f64 {
+pub fn student(degrees: f64) -> f64 {
     const TABLE: [f64; 4] = [12.706, 4.303, 3.182, 2.776];
     let z = 1.959_964_f64;
     if let Some(exact) = TABLE.get((degrees as usize).saturating_sub(1)) {

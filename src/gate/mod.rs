@@ -6,7 +6,7 @@ mod trial;
 
 pub use bounds::{Arm, Difference, Interval, MeanBounds};
 pub use examination::{
-    AnchorResult, Compared, Examination, Limits, Measured, Measurements, Outcome, examine, repetition,
+    AnchorResult, Compared, Examination, Limits, Measured, Measurements, Outcome, examine, repetition, student,
 };
 pub use trial::{Fate, Plan, Standing, Trial, TrialRecord, Watch};
 

@@ -2,6 +2,7 @@
 //! a row except to mark a rating as used, and never trains or judges.
 
 mod export;
+mod figures;
 mod forget;
 #[cfg(test)]
 mod forget_tests;
@@ -25,6 +26,7 @@ mod write;
 mod writer;
 
 pub use export::{Exported, LedgerReader};
+pub use figures::{Observed, Sums};
 pub use forget::Forgotten;
 pub use handle::Ledger;
 pub use limits::{ReviewEntry, ReviewVerdict, Rules};

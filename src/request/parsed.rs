@@ -4,6 +4,7 @@ use super::Prompt;
 use crate::Engine;
 use crate::engine::GenerateRequest;
 use crate::error::{Error, Result};
+use crate::types::PolicyVersion;
 
 /// A request for an answer, checked as far as possible without the model.
 #[derive(Clone, Debug, PartialEq)]
@@ -46,11 +47,53 @@ impl ParsedRequest {
     /// As [`ParsedRequest::resolve`], with the index of the prompt.
     pub fn resolve_all(self, engine: &Engine) -> Result<Vec<GenerateRequest>> {
         let one = self.prompts.len() == 1;
+        let (version, exact_version) = match self.model.as_deref().and_then(asked_version) {
+            Some(AskedVersion::Active) => (Some(engine.status().policy_version), false),
+            Some(AskedVersion::Number(version)) => (Some(version), true),
+            None => (self.each.version, self.each.exact_version),
+        };
         let request = |(i, prompt): (usize, Prompt)| {
             let conversation = prompt.conversation();
             let prompt = prompt.tokens(engine).map_err(|e| if one { e } else { e.context(format!("prompt[{i}]")) })?;
-            Ok(GenerateRequest { prompt, conversation, ..self.each.clone() })
+            Ok(GenerateRequest { prompt, conversation, version, exact_version, ..self.each.clone() })
         };
         self.prompts.into_iter().enumerate().map(request).collect()
+    }
+}
+
+/// The version that a model's name asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AskedVersion {
+    /// `name@active`: the one that serves, whatever is on trial.
+    Active,
+    /// `name@3`: that one and no other.
+    Number(PolicyVersion),
+}
+
+/// The version in the name of a model, after its last `@`; none in a name that ends otherwise, which is the model as it
+/// serves.
+pub fn asked_version(model: &str) -> Option<AskedVersion> {
+    match model.rsplit_once('@')?.1 {
+        "active" => Some(AskedVersion::Active),
+        number if number.bytes().all(|byte| byte.is_ascii_digit()) => {
+            number.parse().ok().map(|number| AskedVersion::Number(PolicyVersion(number)))
+        }
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_models_name_may_end_with_a_version() {
+        let number = |n| Some(AskedVersion::Number(PolicyVersion(n)));
+        assert_eq!(asked_version("smollm2@3"), number(3));
+        assert_eq!(asked_version("me@home@0"), number(0));
+        assert_eq!(asked_version("smollm2@active"), Some(AskedVersion::Active));
+        for plain in ["smollm2", "me@home", "smollm2@", "smollm2@-1", "smollm2@3b", "smollm2@99999999999999999999"] {
+            assert_eq!(asked_version(plain), None, "{plain}");
+        }
     }
 }

@@ -91,7 +91,12 @@ impl Core {
         match command {
             Command::Submit(jobs) => self.waiting.extend(jobs.into_iter().map(Box::new)),
             Command::Swap(ready) => self.swap(*ready),
-            Command::Leave(version) => self.beside.retain(|v| *v != version),
+            // Once for each time that it was brought in.
+            Command::Leave(version) => {
+                if let Some(at) = self.beside.iter().position(|v| *v == version) {
+                    self.beside.remove(at);
+                }
+            }
         }
     }
 
@@ -113,6 +118,10 @@ impl Core {
                 continue;
             }
             if let Some(error) = job.late() {
+                finished.push(Finished { outcome: Err(error), sink: job.sink });
+                continue;
+            }
+            if let Some(error) = job.other_version(lane.version) {
                 finished.push(Finished { outcome: Err(error), sink: job.sink });
                 continue;
             }

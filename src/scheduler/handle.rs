@@ -152,6 +152,7 @@ impl Scheduler {
             gpu_layers,
             made: 1,
             wanted: wants,
+            later: VecDeque::new(),
             idle,
             ready,
         };

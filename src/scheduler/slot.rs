@@ -44,6 +44,12 @@ impl Job {
         )))
     }
 
+    /// The error if only a version may answer that `served`, on whose lane it would start, is not.
+    pub(super) fn other_version(&self, served: PolicyVersion) -> Option<Error> {
+        let wanted = self.request.version.filter(|wanted| self.request.exact_version && *wanted != served)?;
+        Some(Error::busy(format!("version {wanted} stopped being served before it could answer, ask again")))
+    }
+
     /// How many tokens of later requests may still overtake it: in all as many as the cache has `room` for, which
     /// bounds its wait.
     pub(super) fn may_be_passed(&self, room: usize) -> usize {

@@ -63,7 +63,7 @@ pub(super) fn stream(id: GenerationId, max_tokens: u32) -> (Sink, GenerationStre
     let (sender, receiver) = bounded(max_tokens as usize + 2);
     let shared = Arc::new(Shared::default());
     let sink = Sink { id: id.clone(), sender: Some(sender), shared: shared.clone() };
-    (sink, GenerationStream { id, receiver, shared, finished: AtomicBool::new(false) })
+    (sink, GenerationStream { id, receiver, shared, finished: AtomicBool::new(false), kept: Mutex::default() })
 }
 
 /// The scheduler's end. Dropped without an end, it tells the client that the engine closed.
@@ -124,9 +124,22 @@ pub struct GenerationStream {
     receiver: Receiver<Result<Event>>,
     shared: Arc<Shared>,
     finished: AtomicBool,
+    /// What has to stay until the answer ends.
+    kept: Mutex<Option<Arc<dyn Send + Sync>>>,
 }
 
 impl GenerationStream {
+    /// Holds on to something until the end was delivered, or it is dropped.
+    pub(crate) fn keep(self, what: Option<Arc<dyn Send + Sync>>) -> Self {
+        *lock(&self.kept) = what;
+        self
+    }
+
+    fn ended(&self) -> bool {
+        drop(lock(&self.kept).take());
+        self.finished.swap(true, Ordering::AcqRel)
+    }
+
     /// The id of the generation.
     pub fn id(&self) -> &GenerationId {
         &self.id
@@ -148,18 +161,18 @@ impl GenerationStream {
         match received {
             Ok(Ok(event)) => {
                 if matches!(event, Event::Done(_)) {
-                    self.finished.store(true, Ordering::Release);
+                    self.ended();
                 }
                 Ok(Next::Event(event))
             }
             Ok(Err(error)) => {
-                self.finished.store(true, Ordering::Release);
+                self.ended();
                 Err(error)
             }
             Err(RecvTimeoutError::Timeout) => Ok(Next::Timeout),
             Err(RecvTimeoutError::Disconnected) => {
                 // Another thread may have taken the end between the check and the wait.
-                if self.finished.swap(true, Ordering::AcqRel) || self.shared.ended.load(Ordering::Acquire) {
+                if self.ended() || self.shared.ended.load(Ordering::Acquire) {
                     return Ok(Next::Finished);
                 }
                 Err(Error::closed("the engine was closed while the answer was generated"))

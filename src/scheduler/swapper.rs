@@ -1,6 +1,7 @@
 //! Prepares contexts for new weights on a thread of its own, so that no stream waits for a file or a context. Never
 //! decodes a request.
 
+use std::collections::VecDeque;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,8 +14,9 @@ use crate::error::{Error, Result};
 use crate::llama::{Adapter, Context, ContextOptions, Model, Threads, give_way_to_decoding};
 use crate::system::free_memory;
 
-/// Most contexts: the active one, and those that drain. Another version waits until one is idle.
-pub(super) const MAX_CONTEXTS: usize = 3;
+/// Most contexts: the active one, those beside it (a candidate, and a version that a request names), and those that
+/// drain. Another version waits until one is idle.
+pub(super) const MAX_CONTEXTS: usize = 4;
 /// Polling interval for the stop flag.
 const LOOK: Duration = Duration::from_millis(50);
 
@@ -52,6 +54,8 @@ pub(super) struct Swapper {
     /// Number of existing contexts, wherever they are.
     pub(super) made: usize,
     pub(super) wanted: Receiver<Wanted>,
+    /// What was wanted while something of another kind was prepared; at most one for each caller.
+    pub(super) later: VecDeque<Wanted>,
     /// Contexts that drained.
     pub(super) idle: Receiver<Context>,
     /// Receives prepared contexts.
@@ -62,18 +66,17 @@ impl Swapper {
     /// Prepares contexts until all senders are gone or `stopping` is set.
     pub(super) fn run(mut self, stopping: &AtomicBool) {
         loop {
-            let first = match self.wanted.recv_timeout(LOOK) {
+            let first = match self.later.pop_front().map_or_else(|| self.wanted.recv_timeout(LOOK), Ok) {
                 Ok(wanted) => wanted,
                 Err(e) if e.is_disconnected() => return,
                 Err(_) if stopping.load(Ordering::Acquire) => return,
                 Err(_) => continue,
             };
-            let (mut weights, mut replies) = ((first.weights, first.role), vec![first.reply]);
-            let Some(context) = self.idle_context(&mut weights, &mut replies, stopping) else {
+            let (mut weights, role, mut replies) = (first.weights, first.role, vec![first.reply]);
+            let Some(context) = self.idle_context(role, &mut weights, &mut replies, stopping) else {
                 replies.iter().for_each(|r| drop(r.send(Err(Error::closed("the engine is closing")))));
                 return;
             };
-            let (weights, role) = weights;
             let prepared = context.and_then(|context| self.prepare(context, &weights));
             match prepared {
                 // If the scheduler is gone, dropping the replies tells those who wait.
@@ -86,17 +89,24 @@ impl Swapper {
         }
     }
 
-    /// A context for the newest of the wanted weights: an idle one, a new one, or the next that drains. Only the newest
-    /// weights matter; callers that wait for older ones get those. `None` if the engine closes.
+    /// A context for the wanted weights: an idle one, a new one, or the next that drains. Of those that are to be
+    /// active only the newest matter; callers that wait for older ones get those. What is wanted in another role has
+    /// its turn later. `None` if the engine closes.
     fn idle_context(
         &mut self,
-        weights: &mut (Weights, Role),
+        role: Role,
+        weights: &mut Weights,
         replies: &mut Vec<Sender<Result<()>>>,
         stopping: &AtomicBool,
     ) -> Option<Result<Context>> {
+        let later = &mut self.later;
         let mut newest = |wanted: Wanted| {
-            *weights = (wanted.weights, wanted.role);
-            replies.push(wanted.reply);
+            if (role, wanted.role) == (Role::Active, Role::Active) {
+                *weights = wanted.weights;
+                replies.push(wanted.reply);
+            } else {
+                later.push_back(wanted);
+            }
         };
         while let Ok(wanted) = self.wanted.try_recv() {
             newest(wanted);

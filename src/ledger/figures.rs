@@ -1,0 +1,85 @@
+//! What was observed of each version's answers: how they were rated, how long they are, how many were cut off. Reads
+//! only, and never judges.
+
+use std::collections::BTreeMap;
+
+use rusqlite::Connection;
+
+use super::handle::Ledger;
+use super::rows::{signed, unsigned};
+use crate::error::Result;
+use crate::ids::GenerationKind;
+use crate::types::PolicyVersion;
+
+/// Number, sum and sum of squares of what was observed.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Sums {
+    /// Number of observations.
+    pub count: u64,
+    /// Their sum.
+    pub sum: f64,
+    /// The sum of their squares.
+    pub squares: f64,
+}
+
+/// What was observed of one version's answers.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Observed {
+    /// Ratings that count, the last of each user on each answer, from -1 to 1.
+    pub rating: Sums,
+    /// Lengths of the answers, in tokens.
+    pub tokens: Sums,
+    /// Answers that reached their limit.
+    pub cut_off: u64,
+}
+
+impl Ledger {
+    /// What was observed of each version, over the newest `max` answers and the newest `max` ratings. Answers that
+    /// their client cancelled are left out, and so are those that no request asked for.
+    ///
+    /// # Errors
+    /// As [`Ledger::generation`].
+    pub fn observed(&self, max: usize) -> Result<BTreeMap<PolicyVersion, Observed>> {
+        self.read(|db| {
+            let mut found = BTreeMap::new();
+            answers(db, max, &mut found)?;
+            ratings(db, max, &mut found)?;
+            Ok(found)
+        })
+    }
+}
+
+fn answers(db: &Connection, max: usize, found: &mut BTreeMap<PolicyVersion, Observed>) -> Result<()> {
+    // A token takes four bytes.
+    let mut select = db.prepare_cached(
+        "SELECT policy_version, count(*), sum(tokens), sum(tokens * tokens), sum(finish = 'length')
+         FROM (SELECT policy_version, finish, length(response) / 4.0 AS tokens FROM generations
+               WHERE id LIKE ?1 || '%' ORDER BY seq DESC LIMIT ?2)
+         WHERE finish <> 'cancelled' GROUP BY policy_version",
+    )?;
+    let mut rows = select.query((GenerationKind::Request.prefix(), signed(max as u64)))?;
+    while let Some(row) = rows.next()? {
+        let of: &mut Observed = found.entry(PolicyVersion(unsigned(row, 0)?)).or_default();
+        of.tokens = Sums { count: unsigned(row, 1)?, sum: row.get(2)?, squares: row.get(3)? };
+        of.cut_off = unsigned(row, 4)?;
+    }
+    Ok(())
+}
+
+fn ratings(db: &Connection, max: usize, found: &mut BTreeMap<PolicyVersion, Observed>) -> Result<()> {
+    let mut select = db.prepare_cached(
+        "SELECT g.policy_version, count(*), sum(f.rating), sum(f.rating * f.rating)
+         FROM (SELECT id, generation, user, rating FROM feedback
+               WHERE rating IS NOT NULL AND teaches = 1 ORDER BY id DESC LIMIT ?1) f
+         JOIN generations g ON g.seq = f.generation
+         WHERE NOT EXISTS (SELECT 1 FROM feedback later WHERE later.generation = f.generation AND later.id > f.id
+                           AND later.user IS f.user AND later.rating IS NOT NULL AND later.teaches = 1)
+         GROUP BY g.policy_version",
+    )?;
+    let mut rows = select.query([signed(max as u64)])?;
+    while let Some(row) = rows.next()? {
+        let of: &mut Observed = found.entry(PolicyVersion(unsigned(row, 0)?)).or_default();
+        of.rating = Sums { count: unsigned(row, 1)?, sum: row.get(2)?, squares: row.get(3)? };
+    }
+    Ok(())
+}
