@@ -31,6 +31,8 @@ if [ "${1:-}" = test ]; then
     have npm || missing+=(npm)
     # The header is compiled with both compilers; the tests of the C API run under memcheck and what make install gives is linked.
     have clang || missing+=(clang)
+    # The page is tested in it.
+    have chromium || missing+=(chromium)
     have valgrind || missing+=(valgrind)
     have pkg-config || missing+=(pkg-config)
 fi
@@ -87,7 +89,10 @@ if [ "${1:-}" = test ]; then
         echo "installing jsonschema in $clients"
         "$clients/venv/bin/pip" install --quiet 'jsonschema[format]'
     fi
-    if [ ! -d "$clients/node_modules/openai" ]; then
-        npm install --prefix "$clients" --silent --no-audit --no-fund openai
-    fi
+    # puppeteer-core brings no browser of its own.
+    for package in openai puppeteer-core axe-core; do
+        if [ ! -d "$clients/node_modules/$package" ]; then
+            npm install --prefix "$clients" --silent --no-audit --no-fund --ignore-scripts "$package"
+        fi
+    done
 fi

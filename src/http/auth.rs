@@ -10,13 +10,18 @@ use axum::middleware::Next;
 use axum::response::Response;
 use sha2::{Digest, Sha256};
 
-use super::App;
 use super::error::{ApiError, ApiResult};
+use super::{App, page};
 use crate::config::HttpConfig;
 use crate::error::{Error, Result};
 
 /// Paths that reveal only whether requests are accepted and which exist: probes and browsers send no keys.
-const OPEN: [&str; 3] = ["/health", "/openapi.json", "/docs"];
+const OPEN: [&str; 4] = ["/health", "/openapi.json", "/docs", "/"];
+
+/// Whether a path needs no key. The page's files are the same for everyone.
+fn is_open(path: &str) -> bool {
+    OPEN.contains(&path) || path.starts_with(page::FOLDER)
+}
 
 /// Digests of the accepted keys; `None` if everyone on this machine may ask.
 #[derive(Debug)]
@@ -68,7 +73,7 @@ fn read_keys(path: &Path) -> Result<Vec<[u8; 32]>> {
 
 /// Refuses requests without a valid key, if keys are configured.
 pub(super) async fn guard(State(app): State<Arc<App>>, request: Request, next: Next) -> ApiResult<Response> {
-    if !OPEN.contains(&request.uri().path()) {
+    if !is_open(request.uri().path()) {
         let key = request.headers().get(header::AUTHORIZATION).and_then(|v| v.to_str().ok()).and_then(bearer);
         if !app.keys.accept(key.unwrap_or_default()) {
             let message = "no valid key, expected the header Authorization: Bearer KEY";

@@ -1,4 +1,4 @@
-//! All endpoints but generation: tokens, feedback, versions, trainer, models, health. One engine call per handler.
+//! Most endpoints but generation: tokens, feedback, versions, trainer, health. One engine call per handler.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -23,33 +23,10 @@ use crate::request::{self, Prompt, Unknown};
 use crate::types::{FeedbackReceipt, GenerationId, PolicyVersion};
 
 type Shared = State<Arc<App>>;
-type PathText = Result<Path<String>, PathRejection>;
+pub(super) type PathText = Result<Path<String>, PathRejection>;
 
-fn text(path: PathText) -> ApiResult<String> {
+pub(super) fn text(path: PathText) -> ApiResult<String> {
     path.map(|Path(text)| text).map_err(|e| Error::arg(e.body_text()).into())
-}
-
-/// List the model
-#[utoipa::path(get, path = "/v1/models",
-    responses((status = 200, body = Object)))]
-pub(super) async fn models(State(app): Shared) -> Json<Value> {
-    Json(json!({"object": "list", "data": [model_card(&app)]}))
-}
-
-/// The model, if it has this name
-#[utoipa::path(get, path = "/v1/models/{id}", params(("id" = String, Path)),
-    responses((status = 200, body = Object), (status = 404, body = ErrorBody)))]
-pub(super) async fn model(State(app): Shared, path: PathText) -> ApiResult<Json<Value>> {
-    let id = text(path)?;
-    if id != app.model {
-        return Err(ApiError::not_found(format!("no model {id}, this server has {}", app.model)));
-    }
-    Ok(Json(model_card(&app)))
-}
-
-fn model_card(app: &App) -> Value {
-    let version = app.engine.status().policy_version;
-    json!({"id": app.model, "object": "model", "created": app.started, "owned_by": "apad", "policy_version": version})
 }
 
 /// Tokens of a text

@@ -10,15 +10,17 @@ mod error;
 mod events;
 mod generate;
 mod limits;
+mod live;
+mod models;
 mod openapi;
 mod origin;
+mod page;
 mod schemas;
 mod shape;
 mod socket;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use axum::Router;
@@ -27,7 +29,7 @@ use axum::http::StatusCode;
 use axum::middleware;
 use axum::routing::{get, post};
 use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
 
 use crate::config::HttpConfig;
@@ -57,7 +59,8 @@ struct App {
     origins: Origins,
     body_limit: usize,
     patience: Duration,
-    draining: AtomicBool,
+    /// Set once, at the end; whoever streams without an end of its own listens to it.
+    draining: watch::Sender<bool>,
     /// A step blocks a thread while it trains, so only one at a time is accepted.
     step: Arc<Semaphore>,
 }
@@ -65,7 +68,7 @@ struct App {
 impl App {
     /// Whether the service is shutting down and accepts nothing new.
     fn draining(&self) -> bool {
-        self.draining.load(Ordering::Acquire)
+        *self.draining.borrow()
     }
 }
 
@@ -99,7 +102,7 @@ pub async fn serve(
         origins: Origins::new(&config.origins),
         body_limit: config.body_limit,
         patience,
-        draining: AtomicBool::new(false),
+        draining: watch::Sender::new(false),
         step: Arc::new(Semaphore::new(1)),
     });
     let mut connections = Connections::new(router(app.clone()), config.connections, patience);
@@ -117,7 +120,7 @@ pub async fn serve(
 /// Waits until no request is running or queued, at most [`DRAIN`]; returns when that time ends.
 async fn drain(app: &App) -> Instant {
     let deadline = Instant::now() + DRAIN;
-    app.draining.store(true, Ordering::Release);
+    app.draining.send_replace(true);
     let busy = || {
         let status = app.engine.status();
         status.load.running + status.load.queued > 0
@@ -134,6 +137,11 @@ async fn drain(app: &App) -> Instant {
 
 fn router(app: Arc<App>) -> Router {
     Router::new()
+        .route("/", get(page::index))
+        .route("/page/{name}", get(page::part))
+        .route("/v1/events", get(live::events))
+        .route("/props", get(models::properties))
+        .route("/v1/policy/figures", get(models::figures))
         .route("/v1/chat/completions", post(generate::chat))
         .route("/v1/completions", post(generate::completion))
         .route("/tokenize", post(control::tokenize))
@@ -141,8 +149,8 @@ fn router(app: Arc<App>) -> Router {
         .route("/v1/embeddings", post(control::embeddings))
         .route("/openapi.json", get(openapi::document))
         .route("/docs", get(openapi::page))
-        .route("/v1/models", get(control::models))
-        .route("/v1/models/{*id}", get(control::model))
+        .route("/v1/models", get(models::models))
+        .route("/v1/models/{*id}", get(models::model))
         .route("/v1/generations/{id}", get(control::generation))
         .route("/v1/feedback", post(control::feedback))
         .route("/v1/preferences", post(control::preference))

@@ -6,7 +6,7 @@ use axum::http::{HeaderMap, HeaderValue, header};
 use axum::response::{Html, IntoResponse};
 use utoipa::OpenApi;
 
-use super::{control, generate, limits};
+use super::{control, generate, limits, live, models};
 
 /// GET /openapi.json
 pub(super) async fn document() -> impl IntoResponse {
@@ -38,8 +38,11 @@ pub(super) async fn page() -> impl IntoResponse {
         generate::chat,
         generate::completion,
         control::embeddings,
-        control::models,
-        control::model,
+        models::models,
+        models::model,
+        models::properties,
+        models::figures,
+        live::events,
         control::tokenize,
         control::detokenize,
         control::generation,

@@ -26,6 +26,8 @@ mod http_limits;
 mod install;
 mod logprobs;
 mod node;
+#[cfg(feature = "daemon")]
+mod page;
 mod panics;
 mod promotion;
 mod pull;

@@ -13,6 +13,8 @@ pub mod go;
 pub mod installed;
 pub mod node;
 #[cfg(feature = "daemon")]
+pub mod packages;
+#[cfg(feature = "daemon")]
 pub mod server;
 pub mod tiny;
 pub mod trainer;

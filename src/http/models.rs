@@ -1,0 +1,89 @@
+//! What is served: the model by its names, and its properties. Never loads or changes one.
+
+use std::iter;
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::State;
+use serde_json::{Value, json};
+
+use super::control::{PathText, text};
+use super::error::{ApiError, ApiResult};
+use super::schemas::*;
+use super::{App, blocking};
+use crate::request::{self, AskedVersion};
+use crate::types::PolicyVersion;
+
+/// List the model as it serves, and each of its versions: `name@3` in a request's `model` asks for that one
+#[utoipa::path(get, path = "/v1/models",
+    responses((status = 200, body = Object)))]
+pub(super) async fn models(State(app): State<Arc<App>>) -> ApiResult<Json<Value>> {
+    blocking(move || {
+        let active = card(&app, app.model.clone(), app.engine.status().policy_version);
+        let versions = app.engine.versions()?.into_iter().rev().map(|v| of_version(&app, v.version));
+        Ok(Json(json!({"object": "list", "data": iter::once(active).chain(versions).collect::<Vec<_>>()})))
+    })
+    .await
+}
+
+/// The model, if it has this name: as it serves, `name@active`, or a version, `name@3`
+#[utoipa::path(get, path = "/v1/models/{id}", params(("id" = String, Path)),
+    responses((status = 200, body = Object), (status = 404, body = ErrorBody)))]
+pub(super) async fn model(State(app): State<Arc<App>>, path: PathText) -> ApiResult<Json<Value>> {
+    let id = text(path)?;
+    let unknown = || ApiError::not_found(format!("no model {id}, this server has {}", app.model));
+    let asked = request::asked_version(&id);
+    let name = if asked.is_some() { id.rsplit_once('@').map_or("", |(name, _)| name) } else { id.as_str() };
+    if name != app.model {
+        return Err(unknown());
+    }
+    match asked {
+        Some(AskedVersion::Number(version)) => {
+            let engine = app.engine.clone();
+            let known = blocking(move || Ok(engine.versions()?.iter().any(|v| v.version == version))).await?;
+            known.then(|| Json(of_version(&app, version))).ok_or_else(unknown)
+        }
+        _ => Ok(Json(card(&app, id.clone(), app.engine.status().policy_version))),
+    }
+}
+
+fn of_version(app: &App, version: PolicyVersion) -> Value {
+    card(app, format!("{}@{version}", app.model), version)
+}
+
+fn card(app: &App, id: String, version: PolicyVersion) -> Value {
+    json!({
+        "id": id, "object": "model", "created": app.started, "owned_by": "apad", "policy_version": version,
+        "context_length": app.engine.config().serve.context,
+    })
+}
+
+/// What holds for every request: the context, what is sampled with by default, what feedback does
+#[utoipa::path(get, path = "/props",
+    responses((status = 200, body = Object)))]
+pub(super) async fn properties(State(app): State<Arc<App>>) -> Json<Value> {
+    let config = app.engine.config();
+    let (serve, train, reward) = (&config.serve, &config.train, &config.reward);
+    Json(json!({
+        "model_alias": app.model,
+        "total_slots": serve.slots,
+        "default_generation_settings": {
+            "n_ctx": serve.context,
+            "params": {"n_predict": serve.max_tokens},
+        },
+        "learning": {
+            "enabled": train.enabled, "batch": train.batch, "kl_budget": train.kl_budget,
+            "correction": reward.correction, "pairs": reward.learn, "quarantine": reward.quarantine,
+            "judged_by_model": reward.model.is_some(), "mode": config.gate.mode,
+        },
+        "build_info": concat!("apad ", env!("CARGO_PKG_VERSION")),
+    }))
+}
+
+/// Ratings, lengths and cut-off shares by version, with 95% intervals
+#[utoipa::path(get, path = "/v1/policy/figures",
+    responses((status = 200, body = Object)))]
+pub(super) async fn figures(State(app): State<Arc<App>>) -> ApiResult<Json<Value>> {
+    let figures = blocking(move || Ok(app.engine.figures()?)).await?;
+    Ok(Json(json!({"object": "list", "data": figures})))
+}
