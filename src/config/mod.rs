@@ -20,7 +20,7 @@ pub use keys::Key;
 pub use origin_pattern::OriginPattern;
 pub use settings::{
     Algorithm, AwrConfig, Config, Credit, Dtype, GateConfig, HttpConfig, LedgerConfig, PpoConfig, Promotion,
-    PromotionConfig, PublishConfig, RewardConfig, ServeConfig, TrainConfig, Undecided,
+    PromotionConfig, PublishConfig, RewardConfig, ServeConfig, TrainConfig, Undecided, Weights,
 };
 
 impl TrainConfig {

@@ -37,6 +37,16 @@ choices! {
         /// bfloat16 with 32-bit sums.
         Bf16 = "bf16",
     }
+
+    /// How frozen weights are held in memory.
+    Weights {
+        /// Packed where memory allows, else quantized.
+        Auto = "auto",
+        /// In the order in which products read them.
+        Packed = "packed",
+        /// As the model's file stores them.
+        Quantized = "quantized",
+    }
 }
 
 choices! {
@@ -119,6 +129,10 @@ settings! {
         device: String = "auto".into(), Range::Text("auto, cpu or cuda:N", no_device);
         /// Number format of the frozen weights' matrix products; `auto` is bf16 where the processor multiplies it.
         dtype: Dtype = Dtype::Auto, Range::OneOf(Dtype::WORDS);
+        /// How frozen weights are held: `packed` for fast products, four bytes a value; `quantized` as they lie in the
+        /// model's file, whose pages are shared with other processes, and decoded in every product; `auto` is packed
+        /// where that fits into half of the memory that is free. Where products are in bf16, both give the same bits.
+        weights: Weights = Weights::Auto, Range::OneOf(Weights::WORDS);
         /// Threads of the trainer; 0 takes the number of cores.
         threads: u32 = 0, whole(0..=1024);
         /// The policy loss.

@@ -118,6 +118,14 @@ impl Gguf {
         opt_f32s, F32 => f32, "array of f32";
     }
 
+    /// Its open files, in the order of [`Self::paths`], to be mapped.
+    ///
+    /// # Errors
+    /// `Io` if a handle can't be had.
+    pub(crate) fn handles(&self) -> Result<Vec<File>> {
+        self.files.iter().map(|(_, file)| Ok(lock(file).try_clone()?)).collect()
+    }
+
     /// The tensor table, in file order.
     pub fn tensors(&self) -> &[TensorInfo] {
         &self.tensors

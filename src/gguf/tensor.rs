@@ -1,5 +1,7 @@
 //! Tensor types and table entries of a GGUF file: names, shapes, sizes in bytes. Reads and decodes no data.
 
+use std::ops::Range;
+
 use candle_core::quantized::GgmlDType;
 
 /// Number format of a tensor's data, by ggml's number.
@@ -150,5 +152,10 @@ impl TensorInfo {
     /// Size of its data in the file.
     pub fn bytes(&self) -> u64 {
         self.bytes
+    }
+
+    /// Which of the model's files holds its data, and where. [bytes]
+    pub(crate) fn place(&self) -> (usize, Range<u64>) {
+        (self.file, self.offset..self.offset + self.bytes)
     }
 }

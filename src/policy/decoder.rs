@@ -1,17 +1,15 @@
 //! One differentiable decoder for every architecture: frozen weights from a GGUF file, an adapter on top. Never changes
 //! a weight.
 
-use std::collections::HashSet;
 use std::path::Path;
 
-use candle_core::quantized::QTensor;
 use candle_core::{DType, Device, Tensor};
 
 use super::blocks::{Block, LinearInfo, Norm, Pass};
 use super::loader::Loader;
 use super::ops::{self, Frozen, RopeTable};
 use super::{Lora, Packed, Shape, Targets};
-use crate::config::Dtype;
+use crate::config::{Dtype, Weights};
 use crate::error::{Error, Result};
 use crate::gguf::Gguf;
 use crate::types::TokenId;
@@ -22,8 +20,8 @@ pub struct Decoder {
     device: Device,
     dtype: DType,
     fingerprint: String,
-    /// Quantized as in the file; rows are decoded on lookup, which avoids an f32 copy.
-    embedding: QTensor,
+    /// As the file stores it; rows are decoded on lookup.
+    embedding: Frozen,
     blocks: Vec<Block>,
     output_norm: Norm,
     /// [vocabulary, width]; the embedding's own values if the file ties them.
@@ -35,16 +33,31 @@ impl Decoder {
     /// Reads a model and freezes it. Errors if the file is damaged, or if its architecture or one of its features is
     /// unknown.
     pub fn load(path: &Path, device: &Device, dtype: Dtype) -> Result<Self> {
-        let file = Gguf::open(path)?;
-        Self::from_gguf(&file, device, dtype).map_err(|e| e.context(format!("loading {} to train", path.display())))
+        Self::load_as(path, device, dtype, Weights::Packed)
     }
 
-    fn from_gguf(file: &Gguf, device: &Device, dtype: Dtype) -> Result<Self> {
+    /// The same with weights held as told; `auto` is packed.
+    ///
+    /// # Errors
+    /// As [`Self::load`]; `Unsupported` for quantized weights on another device than the CPU.
+    pub fn load_as(path: &Path, device: &Device, dtype: Dtype, weights: Weights) -> Result<Self> {
+        let file = Gguf::open(path)?;
+        let loaded = Self::from_gguf(&file, device, dtype, weights);
+        loaded.map_err(|e| e.context(format!("loading {} to train", path.display())))
+    }
+
+    fn from_gguf(file: &Gguf, device: &Device, dtype: Dtype, weights: Weights) -> Result<Self> {
+        let as_stored = weights == Weights::Quantized;
+        if as_stored && !device.is_cpu() {
+            return Err(Error::unsupported(
+                "train.weights is quantized, and what decodes blocks inside products on a GPU is missing: expected packed",
+            ));
+        }
         let shape = Shape::read(file)?;
         let dtype = frozen_dtype(dtype, device);
-        let mut loader = Loader { file, shape: &shape, device, dtype, used: HashSet::new(), linears: Vec::new() };
+        let mut loader = Loader::new(file, &shape, device, dtype, as_stored)?;
         let embedding = loader.embedding()?;
-        let vocabulary = embedding.shape().dims2()?.0;
+        let vocabulary = embedding.out_features();
         let blocks = (0..shape.layers).map(|layer| loader.block(layer)).collect::<Result<_>>()?;
         let output_norm = loader.norm("output_norm")?;
         let tied = file.tensor("output.weight").is_none();
@@ -104,7 +117,7 @@ impl Decoder {
         self.check_tokens(packed.tokens())?;
         let rope = RopeTable::new(packed.positions(), &self.shape.inv_freq, &self.device)?;
         let pass = Pass { shape: &self.shape, starts: packed.starts(), rope, lora };
-        let mut x = self.embedding.embedding(&Tensor::new(packed.tokens(), &self.device)?)?; // [tokens, width]
+        let mut x = ops::embed(packed.tokens(), &self.embedding)?; // [tokens, width]
         for block in &self.blocks {
             x = block.forward(&x, &pass)?;
         }

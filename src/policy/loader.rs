@@ -2,12 +2,11 @@
 
 use std::collections::HashSet;
 
-use candle_core::quantized::QTensor;
 use candle_core::{DType, Device, Tensor};
 
 use super::Shape;
 use super::blocks::{Block, Classic, Gated, Linear, LinearInfo, Norm};
-use super::ops::Frozen;
+use super::ops::{Bytes, Format, Frozen, Quantized, map};
 use crate::error::{Error, Result};
 use crate::gguf::Gguf;
 
@@ -17,20 +16,42 @@ pub(super) struct Loader<'a> {
     pub(super) shape: &'a Shape,
     pub(super) device: &'a Device,
     pub(super) dtype: DType,
+    /// Whether weights stay as the file stores them.
+    pub(super) as_stored: bool,
+    /// The model's files, mapped where the CPU computes.
+    maps: Vec<Bytes>,
     pub(super) used: HashSet<String>,
     /// The linear layers read so far; a layer's number is its index here.
     pub(super) linears: Vec<LinearInfo>,
 }
 
-impl Loader<'_> {
-    /// The embedding, quantized as in the file. [vocabulary, width]
-    pub(super) fn embedding(&mut self) -> Result<QTensor> {
+impl<'a> Loader<'a> {
+    /// # Errors
+    /// `Io` if a file can't be mapped.
+    pub(super) fn new(
+        file: &'a Gguf,
+        shape: &'a Shape,
+        device: &'a Device,
+        dtype: DType,
+        as_stored: bool,
+    ) -> Result<Self> {
+        let maps = if device.is_cpu() { file.handles()?.iter().map(map).collect::<Result<_>>()? } else { Vec::new() };
+        Ok(Self { file, shape, device, dtype, as_stored, maps, used: HashSet::new(), linears: Vec::new() })
+    }
+
+    /// The embedding as the file stores it, whose rows are decoded when they are looked up. [vocabulary, width]
+    pub(super) fn embedding(&mut self) -> Result<Frozen> {
         let name = "token_embd.weight";
-        self.used.insert(name.into());
-        let table = self.file.quantized(name, self.device)?;
-        match table.shape().dims() {
-            [_, width] if *width == self.shape.width => Ok(table),
-            found => Err(wrong_shape(name, found, &format!("[vocabulary, {}]", self.shape.width))),
+        let rows = self.file.tensor(name).map_or(0, |info| info.shape().first().copied().unwrap_or(0));
+        let expected = [rows, self.shape.width];
+        match self.stored(name, &expected)? {
+            // Exact, whatever products round to.
+            Some(table) => Frozen::quantized(table, DType::F32),
+            None if self.device.is_cpu() => Frozen::new(&self.read(name, &expected)?, DType::F32),
+            None => {
+                self.check(name, &expected)?;
+                Frozen::device_rows(self.file.quantized(name, self.device)?)
+            }
         }
     }
 
@@ -87,16 +108,46 @@ impl Loader<'_> {
     }
 
     pub(super) fn frozen(&mut self, name: &str, out: usize, inp: usize) -> Result<Frozen> {
-        Frozen::new(&self.read(name, &[out, inp])?, self.dtype)
+        match self.stored(name, &[out, inp])? {
+            Some(matrix) if self.as_stored => Frozen::quantized(matrix, self.dtype),
+            Some(matrix) => {
+                let mut values = Vec::new();
+                matrix.read(0..out, &mut values);
+                Frozen::new(&Tensor::from_vec(values, (out, inp), self.device)?, self.dtype)
+            }
+            None => Frozen::new(&self.read(name, &[out, inp])?, self.dtype),
+        }
+    }
+
+    /// A matrix where it lies in the mapped file. `None` on another device than the CPU, and if products can't decode
+    /// it.
+    fn stored(&mut self, name: &str, shape: &[usize; 2]) -> Result<Option<Quantized>> {
+        self.check(name, shape)?;
+        let Some(info) = self.file.tensor(name) else { return Ok(None) };
+        let (file, place) = info.place();
+        let (Some(bytes), Some(format)) = (self.maps.get(file), Format::named(info.kind().name())) else {
+            return Ok(None);
+        };
+        if !Quantized::takes(format, shape[1]) {
+            return Ok(None);
+        }
+        let place = usize::try_from(place.start).and_then(|start| Ok(start..usize::try_from(place.end)?));
+        let place = place.map_err(|_| Error::model(format!("tensor {name} lies beyond what can be addressed here")))?;
+        Quantized::new(bytes.clone(), place, format, shape[0], shape[1]).map(Some).map_err(|e| e.context(name))
     }
 
     fn read(&mut self, name: &str, shape: &[usize]) -> Result<Tensor> {
-        // The shape is checked before the data is decoded.
+        self.check(name, shape)?;
+        self.file.dequantize(name, self.device)
+    }
+
+    /// Checks the shape of a tensor that is used from now on, before any of its data is read.
+    fn check(&mut self, name: &str, shape: &[usize]) -> Result<()> {
         match self.file.tensor(name) {
             Some(info) if info.shape() != shape => Err(wrong_shape(name, info.shape(), &format!("{shape:?}"))),
             _ => {
                 self.used.insert(name.to_owned());
-                self.file.dequantize(name, self.device)
+                Ok(())
             }
         }
     }

@@ -3,7 +3,7 @@
 
 use std::marker::PhantomData;
 
-use apa::config::{Config, Dtype, Key};
+use apa::config::{Config, Dtype, Key, Weights};
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Arg, ArgMatches, Args, Command, Error, FromArgMatches};
 use serde_json::Value;
@@ -125,6 +125,11 @@ pub fn local_daemon() -> String {
 /// Reads a number format by its word in the settings.
 pub fn dtype() -> impl TypedValueParser<Value = Dtype> {
     PossibleValuesParser::new(Dtype::WORDS).try_map(|word| serde_json::from_value(Value::String(word)))
+}
+
+/// Reads how weights are held by its word in the settings.
+pub fn weights() -> impl TypedValueParser<Value = Weights> {
+    PossibleValuesParser::new(Weights::WORDS).try_map(|word| serde_json::from_value(Value::String(word)))
 }
 
 #[cfg(test)]

@@ -1,11 +1,15 @@
 //! Matrix products of bf16 operands with f32 sums, on AVX512-BF16. Never rounds a sum, and knows no model.
 //!
 //! One call of the micro-kernel computes 14 × 32 results. The right operand is packed panel by panel (32 columns, in
-//! pairs along the contraction) just before use, from row-major bf16 in either direction. A frozen weight is packed
-//! once for both, `x Wᵀ` and `dy W`, since repacking it took a tenth of a training step. Every result is one sum in a
-//! fixed order, so the partition never changes a bit.
+//! pairs along the contraction) just before use, from row-major bf16 or from the blocks of a GGUF file, in either
+//! direction. Where memory allows, a frozen weight is packed once for both, `x Wᵀ` and `dy W`, since repacking it took
+//! a tenth of a training step. Every result is one sum in a fixed order, so neither the partition nor the form of a
+//! weight changes a bit.
+
+mod decode;
 
 use super::accumulate::{Begin, Run};
+use super::quantized::Quantized;
 use rayon::prelude::*;
 use std::arch::x86_64::*;
 
@@ -84,7 +88,7 @@ impl Panels {
             let loose = Packed { operand: Operand::Loose(rows), transposed };
             let len = loose.pairs() * PANEL;
             let mut all = vec![0u32; panels * len];
-            all.par_chunks_exact_mut(len.max(1)).enumerate().for_each(|(i, panel)| loose.pack(rows, i * PANEL, panel));
+            all.par_chunks_exact_mut(len.max(1)).enumerate().for_each(|(i, panel)| loose.pack(i * PANEL, panel));
             all
         };
         let (transposed, straight) = (pack(true, rows.rows.div_ceil(PANEL)), pack(false, rows.cols.div_ceil(PANEL)));
@@ -109,6 +113,8 @@ pub enum Operand<'a> {
     Loose(Rows<'a>),
     /// Rows `first..first + rows` of a packed matrix. Transposed ones begin at a panel, straight ones at a pair.
     Ready { panels: &'a Panels, first: usize, rows: usize },
+    /// Rows `first..first + rows` of a matrix as its file stores it, decoded and packed panel by panel when needed.
+    Quantized { matrix: &'a Quantized, first: usize, rows: usize },
 }
 
 /// A part of the right operand, read transposed or straight.
@@ -123,6 +129,7 @@ impl<'a> Packed<'a> {
         let (rows, cols) = match self.operand {
             Operand::Loose(m) => (m.rows, m.cols),
             Operand::Ready { panels, rows, .. } => (rows, panels.cols),
+            Operand::Quantized { matrix, rows, .. } => (rows, matrix.cols()),
         };
         if self.transposed { cols.div_ceil(2) } else { rows.div_ceil(2) }
     }
@@ -136,6 +143,7 @@ impl<'a> Packed<'a> {
                 let whole = first + rows == panels.rows;
                 assert!(first.is_multiple_of(begins) && (ends || whole) && first + rows <= panels.rows, "bf16: panels");
             }
+            Operand::Quantized { matrix, first, rows } => assert!(first + rows <= matrix.rows(), "bf16: blocks"),
         }
     }
 
@@ -150,9 +158,17 @@ impl<'a> Packed<'a> {
         })
     }
 
-    /// Packs 32 columns from `first` on as `[pairs][32]` pairs; positions outside the matrix are zero.
-    fn pack(&self, rows: Rows, first: usize, panel: &mut [u32]) {
+    /// Packs 32 columns from `first` on, which are not packed yet, as `[pairs][32]` pairs; positions outside the matrix
+    /// are zero.
+    fn pack(&self, first: usize, panel: &mut [u32]) {
         assert!(panel.len() == self.pairs() * PANEL);
+        let rows = match self.operand {
+            Operand::Loose(rows) => rows,
+            Operand::Ready { .. } => panic!("bf16: packing what is packed"),
+            Operand::Quantized { matrix, first: start, rows } => {
+                return decode::pack(matrix, (start, rows), self.transposed, first, panel);
+            }
+        };
         // SAFETY: the callers checked the features and the operand; both functions mask their reads to its rows.
         if self.transposed {
             unsafe { pack_transposed(rows, first, panel) }
@@ -183,19 +199,19 @@ pub fn product(a: Rows, rights: &[Packed], begin: Begin, c: &mut [f32], n: usize
     let task = |panel: &mut Vec<u32>, task: usize| {
         let (first, start) = (task / blocks * PANEL, task % blocks * block);
         let (cols, end) = (PANEL.min(n - first), a.rows.min(start + block));
-        let loose = |r: &Packed| if let Operand::Loose(_) = r.operand { r.pairs() * PANEL } else { 0 };
-        panel.resize(rights.iter().map(loose).sum(), 0);
+        let not_ready = |r: &Packed| if let Operand::Ready { .. } = r.operand { 0 } else { r.pairs() * PANEL };
+        panel.resize(rights.iter().map(not_ready).sum(), 0);
         let mut rest = panel.as_mut_slice();
         let mut parts: [&[u32]; PARTS] = [&[]; PARTS];
         for (part, right) in parts.iter_mut().zip(rights) {
-            *part = match (right.ready(first), right.operand) {
-                (None, Operand::Loose(rows)) => {
+            *part = match right.ready(first) {
+                Some(ready) => ready,
+                None => {
                     let (here, behind) = std::mem::take(&mut rest).split_at_mut(right.pairs() * PANEL);
                     rest = behind;
-                    right.pack(rows, first, here);
+                    right.pack(first, here);
                     here
                 }
-                (ready, _) => ready.unwrap_or_default(),
             };
         }
         let mut bias = [0f32; PANEL];

@@ -1,6 +1,7 @@
 //! Stands in for the bf16 products where the processor cannot have them. Never computes.
 
 use super::accumulate::{Begin, Run};
+use super::quantized::Quantized;
 
 pub fn available() -> bool {
     false
@@ -33,6 +34,7 @@ impl Panels {
 pub enum Operand<'a> {
     Loose(Rows<'a>),
     Ready { panels: &'a Panels, first: usize, rows: usize },
+    Quantized { matrix: &'a Quantized, first: usize, rows: usize },
 }
 
 #[derive(Clone, Copy)]

@@ -3,11 +3,13 @@
 use super::bf16;
 use super::cpu;
 use super::matrix::{Mat, Precision};
+use super::quantized::Quantized;
 use crate::error::{Error, Result};
+use candle_core::quantized::QTensor;
 use candle_core::{DType, Tensor};
 use std::sync::Arc;
 
-/// A frozen weight matrix `[out, in]`, f32 or bf16. Clones share the values.
+/// A frozen weight matrix `[out, in]`, in f32, bf16 or the number format of its file. Clones share the values.
 #[derive(Clone, Debug)]
 pub struct Frozen {
     store: Store,
@@ -19,6 +21,8 @@ enum Store {
     Cpu(Arc<Mat>),
     /// For tensor algebra on another device.
     Device(Tensor),
+    /// An embedding on another device, of which rows are decoded.
+    DeviceRows(Arc<QTensor>),
 }
 
 impl Frozen {
@@ -29,12 +33,7 @@ impl Frozen {
         let shape = weight.dims2();
         let (_, inp) =
             shape.map_err(|_| Error::train(format!("frozen weight: shape {:?}, expected [out, in]", weight.dims())))?;
-        let precision = match dtype {
-            DType::F32 => Precision::F32,
-            DType::BF16 if bf16::available() => Precision::Bf16,
-            DType::BF16 => Precision::F32,
-            _ => return Err(Error::unsupported(format!("frozen weight: dtype {dtype:?}, expected F32 or BF16"))),
-        };
+        let precision = precision_of(dtype)?;
         let weight = weight.detach().contiguous()?;
         if !weight.device().is_cpu() {
             return Ok(Self { store: Store::Device(weight.to_dtype(dtype)?) });
@@ -45,11 +44,24 @@ impl Frozen {
         Ok(Self { store: Store::Cpu(Arc::new(mat)) })
     }
 
+    /// Takes a weight as its file stores it. Products decode it panel by panel, to `dtype` (f32 or bf16), and give the
+    /// same bits as those of its packed form if they are in bf16.
+    pub(in crate::policy) fn quantized(matrix: Quantized, dtype: DType) -> Result<Self> {
+        Ok(Self { store: Store::Cpu(Arc::new(Mat::quantized(precision_of(dtype)?, matrix))) })
+    }
+
+    /// Takes an embedding on another device, from which rows are looked up.
+    pub(in crate::policy) fn device_rows(table: QTensor) -> Result<Self> {
+        table.shape().dims2()?;
+        Ok(Self { store: Store::DeviceRows(Arc::new(table)) })
+    }
+
     /// Rows of the matrix: the width of the product.
     pub fn out_features(&self) -> usize {
         match &self.store {
             Store::Cpu(mat) => mat.rows(),
             Store::Device(t) => t.dims()[0],
+            Store::DeviceRows(t) => t.shape().dims()[0],
         }
     }
 
@@ -58,6 +70,7 @@ impl Frozen {
         match &self.store {
             Store::Cpu(mat) => mat.cols(),
             Store::Device(t) => t.dims()[1],
+            Store::DeviceRows(t) => t.shape().dims()[1],
         }
     }
 
@@ -66,6 +79,7 @@ impl Frozen {
         match &self.store {
             Store::Cpu(mat) => rows_of(mat, 0..mat.rows()),
             Store::Device(t) => Ok(t.to_dtype(DType::F32)?),
+            Store::DeviceRows(t) => Ok(t.dequantize(&t.device())?),
         }
     }
 
@@ -80,6 +94,16 @@ impl Frozen {
     /// Whether the matrix has these dimensions.
     pub(super) fn is(&self, out: usize, inp: usize) -> bool {
         self.out_features() == out && self.in_features() == inp
+    }
+}
+
+/// What products of a dtype are computed in here.
+fn precision_of(dtype: DType) -> Result<Precision> {
+    match dtype {
+        DType::F32 => Ok(Precision::F32),
+        DType::BF16 if bf16::available() => Ok(Precision::Bf16),
+        DType::BF16 => Ok(Precision::F32),
+        _ => Err(Error::unsupported(format!("frozen weight: dtype {dtype:?}, expected F32 or BF16"))),
     }
 }
 
@@ -104,6 +128,7 @@ pub fn embed(tokens: &[u32], table: &Frozen) -> Result<Tensor> {
     match &table.store {
         Store::Cpu(mat) => rows_of(mat, tokens.iter().map(|&t| t as usize)),
         Store::Device(t) => Ok(t.index_select(&Tensor::new(tokens, t.device())?, 0)?.to_dtype(DType::F32)?),
+        Store::DeviceRows(t) => Ok(t.embedding(&Tensor::new(tokens, &t.device())?)?),
     }
 }
 

@@ -2,6 +2,7 @@
 
 use super::accumulate::{Begin, Run};
 use super::bf16;
+use super::quantized::Quantized;
 use rayon::prelude::*;
 
 /// The precision that operands are rounded to before multiplication; sums are f32 in both.
@@ -20,6 +21,8 @@ enum Data {
     Bf16(Vec<u16>),
     /// Right operands that never change.
     Packed(bf16::Panels),
+    /// The same as their file stores them, decoded to the precision in every product.
+    Quantized(Quantized, Precision),
 }
 
 /// A row-major matrix whose rows are padded with zeros to an even length.
@@ -62,6 +65,12 @@ impl Mat {
         Self { data: Data::Packed(bf16::Panels::new(rows)), ..self }
     }
 
+    /// A right operand as its file stores it.
+    pub fn quantized(precision: Precision, matrix: Quantized) -> Self {
+        let (rows, cols) = (matrix.rows(), matrix.cols());
+        Self { data: Data::Quantized(matrix, precision), rows, cols, stride: cols }
+    }
+
     /// The transpose of row-major f32 values `[.., cols]`, times `scale`.
     pub fn transpose_of(precision: Precision, values: &[f32], cols: usize, scale: f32) -> Self {
         let mut mat = Self::zeros(precision, cols, values.len() / cols.max(1));
@@ -73,7 +82,7 @@ impl Mat {
             match &mut mat.data {
                 Data::F32(data) => data[c * stride..][..rows].copy_from_slice(&turned),
                 Data::Bf16(data) => bf16::round(&turned, 1.0, &mut data[c * stride..][..rows]),
-                Data::Packed(_) => unreachable!("it was just made"),
+                Data::Packed(_) | Data::Quantized(..) => unreachable!("it was just made"),
             }
         }
         mat
@@ -99,7 +108,7 @@ impl Mat {
                     bf16::round(from, scale, &mut to[at..at + cols]);
                 }
             }),
-            Data::Packed(_) => panic!("put: into a frozen matrix"),
+            Data::Packed(_) | Data::Quantized(..) => panic!("put: into a frozen matrix"),
         }
     }
 
@@ -111,6 +120,14 @@ impl Mat {
             Data::F32(data) => to.copy_from_slice(&data[at..at + to.len()]),
             Data::Bf16(data) => to.iter_mut().zip(&data[at..]).for_each(|(t, f)| *t = widen(*f)),
             Data::Packed(panels) => panels.read_row(row, to),
+            Data::Quantized(matrix, precision) => {
+                matrix.read_row(row, to);
+                if *precision == Precision::Bf16 {
+                    let mut rounded = vec![0u16; to.len()];
+                    bf16::round(to, 1.0, &mut rounded);
+                    to.iter_mut().zip(rounded).for_each(|(to, bits)| *to = widen(bits));
+                }
+            }
         }
     }
 
@@ -155,6 +172,7 @@ impl Mat {
         match self.data {
             Data::F32(_) => Precision::F32,
             Data::Bf16(_) | Data::Packed(_) => Precision::Bf16,
+            Data::Quantized(_, precision) => precision,
         }
     }
 
@@ -262,45 +280,103 @@ pub fn product(a: View, rights: &[Right], begin: Begin, c: &mut [f32], run: Run)
                             assert!(v.cols == v.mat.cols, "product: some columns of a frozen matrix");
                             bf16::Operand::Ready { panels, first: v.first, rows: v.rows }
                         }
-                        Data::F32(_) => panic!("product: a bf16 and an f32 operand"),
+                        Data::Quantized(matrix, Precision::Bf16) => {
+                            assert!(v.cols == v.mat.cols, "product: some columns of a frozen matrix");
+                            bf16::Operand::Quantized { matrix, first: v.first, rows: v.rows }
+                        }
+                        Data::F32(_) | Data::Quantized(..) => panic!("product: a bf16 and an f32 operand"),
                     };
                     bf16::Packed { operand, transposed: matches!(right, Right::Transposed(_)) }
                 })
                 .collect();
             bf16::product(left, &rights, begin, c, n, run);
         }
-        Data::Packed(_) => panic!("product: a frozen matrix on the left"),
+        Data::Packed(_) | Data::Quantized(..) => panic!("product: a frozen matrix on the left"),
     }
 }
+
+/// Values that are decoded at a time for products in f32.
+const DECODED: usize = 1 << 18;
 
 fn product_f32(a: View, left: &[f32], rights: &[Right], begin: Begin, c: &mut [f32], n: usize, run: Run) {
     if let Begin::Bias(bias) = begin {
         c.chunks_exact_mut(n).for_each(|row| row.copy_from_slice(bias));
     }
-    let mut keep = !matches!(begin, Begin::Zero);
+    let parallelism = if run == Run::Parallel { gemm::Parallelism::Rayon(0) } else { gemm::Parallelism::None };
+    let mut gemm = Gemm { a, left, c, n, keep: !matches!(begin, Begin::Zero), parallelism };
     let mut at = 0;
     for right in rights {
-        let v = right.view();
-        let Data::F32(data) = &v.mat.data else { panic!("product: an f32 and a bf16 operand") };
-        let (depth_step, width_step) =
-            if matches!(right, Right::Transposed(_)) { (1, v.mat.stride) } else { (v.mat.stride, 1) };
-        let parallelism = if run == Run::Parallel { gemm::Parallelism::Rayon(0) } else { gemm::Parallelism::None };
-        let (lhs, rhs) = (&left[a.first * a.mat.stride + at..], &data[v.first * v.mat.stride..]);
-        // SAFETY: `left` holds a.rows rows of this stride with `at + depth` columns, `data` the view's rows, `c` m × n
-        // values, all checked by `product`; `c` is borrowed exclusively.
+        let (v, transposed) = (right.view(), matches!(right, Right::Transposed(_)));
+        match &v.mat.data {
+            Data::F32(data) => {
+                let part = &data[v.first * v.mat.stride..];
+                gemm.add(part, v.mat.stride, (v.rows, v.cols), transposed, (at, 0));
+                gemm.keep = true;
+            }
+            Data::Quantized(matrix, Precision::F32) => {
+                let (step, mut rows) = ((DECODED / v.cols.max(1)).max(32), Vec::new());
+                for first in (0..v.rows).step_by(step) {
+                    let count = step.min(v.rows - first);
+                    let decoded = v.first + first..v.first + first + count;
+                    match run {
+                        Run::Parallel => matrix.read(decoded, &mut rows),
+                        Run::Here => matrix.read_here(decoded, &mut rows),
+                    }
+                    // Transposed they are columns of the result, straight a part of the contraction.
+                    let places = if transposed { (at, first) } else { (at + first, 0) };
+                    gemm.add(&rows, v.cols, (count, v.cols), transposed, places);
+                    gemm.keep |= !transposed;
+                }
+                gemm.keep = true;
+            }
+            _ => panic!("product: an f32 and a bf16 operand"),
+        }
+        at += right.depth().next_multiple_of(2);
+    }
+}
+
+/// A sum of f32 products, `c [a.rows, n]`.
+struct Gemm<'a> {
+    a: View<'a>,
+    left: &'a [f32],
+    c: &'a mut [f32],
+    n: usize,
+    /// Whether to add to what `c` holds.
+    keep: bool,
+    parallelism: gemm::Parallelism,
+}
+
+impl Gemm<'_> {
+    /// Adds the left operand, from column `depth` on, times `(rows, cols)` values of row-major `right`, in columns
+    /// `column..` of the result.
+    fn add(
+        &mut self,
+        right: &[f32],
+        stride: usize,
+        (rows, cols): (usize, usize),
+        transposed: bool,
+        (depth, column): (usize, usize),
+    ) {
+        let (contracted, width) = if transposed { (cols, rows) } else { (rows, cols) };
+        let (depth_step, width_step) = if transposed { (1, stride) } else { (stride, 1) };
+        let (a, n) = (self.a, self.n);
+        let lhs = &self.left[a.first * a.mat.stride + depth..];
+        assert!(right.len() >= rows.saturating_sub(1) * stride + cols && column + width <= n, "product: f32 operand");
+        // SAFETY: `left` holds a.rows rows of this stride with `depth + contracted` columns, checked by `product`;
+        // `right` its rows and `c` the columns, checked here; `c` is borrowed exclusively.
         unsafe {
             gemm::gemm(
                 a.rows,
-                n,
-                right.depth(),
-                c.as_mut_ptr(),
+                width,
+                contracted,
+                self.c.as_mut_ptr().add(column),
                 1,
                 n as isize,
-                keep,
+                self.keep,
                 lhs.as_ptr(),
                 1,
                 a.mat.stride as isize,
-                rhs.as_ptr(),
+                right.as_ptr(),
                 width_step as isize,
                 depth_step as isize,
                 1.0,
@@ -308,11 +384,9 @@ fn product_f32(a: View, left: &[f32], rights: &[Right], begin: Begin, c: &mut [f
                 false,
                 false,
                 false,
-                parallelism,
+                self.parallelism,
             );
         }
-        at += right.depth().next_multiple_of(2);
-        keep = true;
     }
 }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
-use apa::config::{Dtype, TrainConfig};
+use apa::config::{Dtype, TrainConfig, Weights};
 use apa::policy::{self, Decoder};
 use apa::trainer::{StepOutcome, Trainer};
 use apa::types::{Rollout, TokenId};
@@ -16,7 +16,7 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde_json::json;
 
-use crate::flags::dtype;
+use crate::flags::{dtype, weights};
 use crate::{WrongUse, pull};
 
 /// Measure APA updates: tokens per second and peak memory
@@ -51,6 +51,9 @@ pub struct Options {
     /// Number format of the frozen products
     #[arg(long, value_name = "FORMAT", value_parser = dtype(), default_value = "auto")]
     dtype: Dtype,
+    /// How frozen weights are held: packed or quantized
+    #[arg(long, value_name = "FORM", value_parser = weights(), default_value = "packed")]
+    weights: Weights,
     /// Print one JSON line
     #[arg(long)]
     json: bool,
@@ -81,7 +84,8 @@ fn measure(options: &Options, model: &Path) -> Result<()> {
         threads: options.threads,
         ..TrainConfig::default()
     };
-    let decoder = Arc::new(Decoder::load(model, &policy::device(&config.device)?, config.dtype)?);
+    let device = policy::device(&config.device)?;
+    let decoder = Arc::new(Decoder::load_as(model, &device, config.dtype, options.weights)?);
     let dtype = if decoder.dtype() == DType::BF16 { "bf16" } else { "f32" };
     let vocabulary = u32::try_from(decoder.vocabulary())?;
     let mut trainer = Trainer::new(decoder, &config)?;
@@ -104,7 +108,7 @@ fn measure(options: &Options, model: &Path) -> Result<()> {
     let memory = peak_memory_mb();
     if options.json {
         let line = json!({
-            "peer": "apad", "dtype": dtype, "batch": batch, "seq": seq, "epochs": epochs, "threads": threads,
+            "peer": "apad", "dtype": dtype, "weights": options.weights, "batch": batch, "seq": seq, "epochs": epochs, "threads": threads,
             "tokens_per_second": rounded(speed, 10.0), "update_seconds": rounded(wall, 100.0),
             "peak_rss_mb": memory.as_ref().ok(),
         });
