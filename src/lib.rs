@@ -60,6 +60,7 @@ pub mod engine;
 pub mod error;
 pub mod experiment;
 pub mod ffi;
+pub mod forecast;
 pub mod gate;
 pub mod gguf;
 pub mod guide;

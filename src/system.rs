@@ -3,7 +3,7 @@
 
 use std::fs::{DirBuilder, OpenOptions};
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -71,9 +71,68 @@ pub(crate) fn disk_room(folder: &Path) -> Option<DiskRoom> {
     };
 }
 
-/// Bytes of memory available without swapping; `None` where the system does not tell.
+/// Bytes of memory that this process can still have without swapping: what the machine has, and what the limits of its
+/// control groups leave; `None` where the system does not tell.
 pub(crate) fn free_memory() -> Option<u64> {
     let memory = std::fs::read_to_string("/proc/meminfo").ok()?;
     let line = memory.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    line.trim().trim_end_matches("kB").trim().parse::<u64>().ok()?.checked_mul(1024)
+    let machine = line.trim().trim_end_matches("kB").trim().parse::<u64>().ok()?.checked_mul(1024)?;
+    let groups = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    Some(group_room(Path::new("/sys/fs/cgroup"), &groups).map_or(machine, |room| room.min(machine)))
+}
+
+/// What the memory limits of control groups leave to a process with these lines in `/proc/self/cgroup`: those of its
+/// group and of all above it, of version 2 or 1. Files that the system can drop count as free. `None` without a limit.
+fn group_room(root: &Path, groups: &str) -> Option<u64> {
+    let number = |path: PathBuf| std::fs::read_to_string(path).ok()?.trim().parse::<u64>().ok();
+    let room = |folder: &Path, [limit, used, droppable]: [&str; 3]| {
+        let (limit, used) = (number(folder.join(limit))?, number(folder.join(used))?);
+        let stat = std::fs::read_to_string(folder.join("memory.stat")).unwrap_or_default();
+        let files = stat.lines().find_map(|line| line.strip_prefix(droppable)?.trim().parse::<u64>().ok());
+        Some(limit.saturating_sub(used.saturating_sub(files.unwrap_or(0))))
+    };
+    let of = |line: &str| {
+        let (_, rest) = line.split_once(':')?;
+        let (kinds, path) = rest.split_once(':')?;
+        let (root, names) = match kinds {
+            "" => (root.to_owned(), ["memory.max", "memory.current", "inactive_file "]),
+            kinds if kinds.split(',').any(|kind| kind == "memory") => {
+                (root.join("memory"), ["memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file "])
+            }
+            _ => return None,
+        };
+        let path = Path::new(path.trim_start_matches('/'));
+        path.ancestors().filter_map(|group| room(&root.join(group), names)).min()
+    };
+    groups.lines().filter_map(of).min()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_least_room_of_all_control_groups_counts_and_files_in_them_are_free() {
+        let root = tempfile::tempdir().unwrap();
+        let write = |path: &str, text: &str| {
+            let path = root.path().join(path);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, text).unwrap();
+        };
+        assert_eq!(group_room(root.path(), "0::/a/b\n"), None, "no limit is known");
+        write("a/b/memory.max", "max\n");
+        write("a/b/memory.current", "70\n");
+        assert_eq!(group_room(root.path(), "0::/a/b\n"), None, "no limit is set");
+        write("a/memory.max", "100\n");
+        write("a/memory.current", "80\n");
+        write("a/memory.stat", "anon 50\ninactive_file 25\nactive_file 5\n");
+        assert_eq!(group_room(root.path(), "0::/a/b\n"), Some(45));
+        write("a/b/memory.max", "90\n");
+        assert_eq!(group_room(root.path(), "0::/a/b\n"), Some(20));
+        write("memory/c/memory.limit_in_bytes", "1000\n");
+        write("memory/c/memory.usage_in_bytes", "990\n");
+        write("memory/c/memory.stat", "total_inactive_file 5\n");
+        let both = "3:cpu,memory:/c\n2:pids:/a\n0::/a/b\n";
+        assert_eq!(group_room(root.path(), both), Some(15));
+    }
 }

@@ -133,6 +133,9 @@ settings! {
         /// model's file, whose pages are shared with other processes, and decoded in every product; `auto` is packed
         /// where that fits into half of the memory that is free. Where products are in bf16, both give the same bits.
         weights: Weights = Weights::Auto, Range::OneOf(Weights::WORDS);
+        /// Memory for the activations of a pass with gradients, in MiB; beyond it the first blocks are computed again
+        /// in the backward pass, which gives the same bits later. 0 takes half of what is free beside everything else.
+        activation_mb: u32 = 0, Range::Any;
         /// Threads of the trainer; 0 takes the number of cores.
         threads: u32 = 0, whole(0..=1024);
         /// The policy loss.

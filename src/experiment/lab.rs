@@ -8,6 +8,7 @@ use super::dataset::{FixedAnswer, read_dataset};
 use super::plan::Plan;
 use crate::config::Config;
 use crate::error::{Error, Result};
+use crate::forecast;
 use crate::llama::{ContextOptions, Model, PromptTokens, quantize};
 use crate::policy::{self, Decoder};
 use crate::prompts::{Prompt, read_prompts};
@@ -77,7 +78,8 @@ impl Lab {
             .build()
             .map_err(|e| Error::nomem(format!("can't start the trainer's threads: {e}")))?;
         let device = policy::device(&config.train.device)?;
-        let decoder = Arc::new(pool.install(|| Decoder::load(&config.model, &device, config.train.dtype))?);
+        let decoder =
+            Arc::new(pool.install(|| forecast::load(&config.model, &config.train, Some(&config.serve), &device))?);
         let timeout = Duration::from_secs(plan.reward_timeout);
         let reward = plan.reward.as_ref().map(|source| source.open(timeout, &decoder, &model)).transpose()?;
         let options = shape(&plan, &prompts)?;

@@ -142,6 +142,23 @@ impl Shape {
     }
 }
 
+impl Shape {
+    /// What a block keeps of each token for the backward pass, and what it keeps if it is recomputed. [bytes]
+    ///
+    /// `element` is the size of a value in the precision of frozen products, `rank` that of the adapter.
+    pub fn activation_bytes(&self, element: u64, rank: u64) -> (u64, u64) {
+        let (width, inner) = (self.width as u64, self.feed_forward as u64);
+        let (q, kv) = ((self.heads * self.head_dim) as u64, (self.kv_heads * self.head_dim) as u64);
+        let kept = match self.architecture.classic {
+            // Each operation keeps its input.
+            true => 4 * (6 * width + 3 * (q + 2 * kv) + q + 2 * inner),
+            // Queries, keys, values, mixed heads, gate and up; two inputs; what the factors of seven layers gave.
+            false => element * 2 * (q + kv + inner) + 4 * (2 * width + 7 * rank + self.heads as u64),
+        };
+        (kept, 4 * width)
+    }
+}
+
 struct Keys<'a> {
     file: &'a Gguf,
     architecture: &'static Architecture,

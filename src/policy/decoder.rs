@@ -1,71 +1,112 @@
 //! One differentiable decoder for every architecture: frozen weights from a GGUF file, an adapter on top. Never changes
 //! a weight.
 
+use std::ops::Range;
 use std::path::Path;
+use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
 
 use super::blocks::{Block, LinearInfo, Norm, Pass};
 use super::loader::Loader;
 use super::ops::{self, Frozen, RopeTable};
+use super::recompute::Recomputed;
 use super::{Lora, Packed, Shape, Targets};
 use crate::config::{Dtype, Weights};
 use crate::error::{Error, Result};
 use crate::gguf::Gguf;
 use crate::types::TokenId;
 
+/// How a decoder is held in memory. None of it changes a result but `dtype`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Form {
+    /// Number format of the frozen products.
+    pub dtype: Dtype,
+    /// How frozen weights are held; `auto` is packed.
+    pub weights: Weights,
+    /// Bytes that the activations of a pass with gradients may take, as far as recomputing blocks can keep them below;
+    /// `None` keeps all. On the CPU alone.
+    pub activations: Option<u64>,
+}
+
+impl Form {
+    /// Packed weights, all activations kept.
+    pub fn packed(dtype: Dtype) -> Self {
+        Self { dtype, weights: Weights::Packed, activations: None }
+    }
+}
+
 /// A frozen language model.
 pub struct Decoder {
-    shape: Shape,
+    shape: Arc<Shape>,
     device: Device,
     dtype: DType,
     fingerprint: String,
     /// As the file stores it; rows are decoded on lookup.
     embedding: Frozen,
-    blocks: Vec<Block>,
+    /// Each with its linear layers.
+    blocks: Vec<(Arc<Block>, Range<usize>)>,
     output_norm: Norm,
     /// [vocabulary, width]; the embedding's own values if the file ties them.
     head: Frozen,
     linears: Vec<LinearInfo>,
+    activations: Option<u64>,
 }
 
 impl Decoder {
     /// Reads a model and freezes it. Errors if the file is damaged, or if its architecture or one of its features is
     /// unknown.
     pub fn load(path: &Path, device: &Device, dtype: Dtype) -> Result<Self> {
-        Self::load_as(path, device, dtype, Weights::Packed)
+        Self::load_as(path, device, Form::packed(dtype))
     }
 
-    /// The same with weights held as told; `auto` is packed.
+    /// The same, held in memory as told.
     ///
     /// # Errors
     /// As [`Self::load`]; `Unsupported` for quantized weights on another device than the CPU.
-    pub fn load_as(path: &Path, device: &Device, dtype: Dtype, weights: Weights) -> Result<Self> {
+    pub fn load_as(path: &Path, device: &Device, form: Form) -> Result<Self> {
         let file = Gguf::open(path)?;
-        let loaded = Self::from_gguf(&file, device, dtype, weights);
+        let loaded = Self::from_gguf(&file, device, form);
         loaded.map_err(|e| e.context(format!("loading {} to train", path.display())))
     }
 
-    fn from_gguf(file: &Gguf, device: &Device, dtype: Dtype, weights: Weights) -> Result<Self> {
-        let as_stored = weights == Weights::Quantized;
+    fn from_gguf(file: &Gguf, device: &Device, form: Form) -> Result<Self> {
+        let as_stored = form.weights == Weights::Quantized;
         if as_stored && !device.is_cpu() {
             return Err(Error::unsupported(
-                "train.weights is quantized, and what decodes blocks inside products on a GPU is missing: expected packed",
+                "train.weights is quantized, and what decodes blocks inside products on a GPU is missing: expected \
+                 packed",
             ));
         }
         let shape = Shape::read(file)?;
-        let dtype = frozen_dtype(dtype, device);
+        let dtype = frozen_dtype(form.dtype, device);
         let mut loader = Loader::new(file, &shape, device, dtype, as_stored)?;
         let embedding = loader.embedding()?;
         let vocabulary = embedding.out_features();
-        let blocks = (0..shape.layers).map(|layer| loader.block(layer)).collect::<Result<_>>()?;
+        let mut blocks = Vec::new();
+        for layer in 0..shape.layers {
+            let first = loader.linears.len();
+            let block = Arc::new(loader.block(layer)?);
+            blocks.push((block, first..loader.linears.len()));
+        }
         let output_norm = loader.norm("output_norm")?;
         let tied = file.tensor("output.weight").is_none();
         let head = loader.frozen(if tied { "token_embd.weight" } else { "output.weight" }, vocabulary, shape.width)?;
         loader.refuse_unused()?;
         let linears = loader.linears;
         let fingerprint = file.fingerprint()?;
-        Ok(Self { device: device.clone(), dtype, fingerprint, embedding, blocks, output_norm, head, linears, shape })
+        Ok(Self {
+            shape: Arc::new(shape),
+            device: device.clone(),
+            dtype,
+            fingerprint,
+            embedding,
+            blocks,
+            output_norm,
+            head,
+            linears,
+            activations: form.activations,
+        })
     }
 
     /// Sizes and constants.
@@ -117,11 +158,33 @@ impl Decoder {
         self.check_tokens(packed.tokens())?;
         let rope = RopeTable::new(packed.positions(), &self.shape.inv_freq, &self.device)?;
         let pass = Pass { shape: &self.shape, starts: packed.starts(), rope, lora };
+        let recomputed = lora.map_or(0, |lora| self.recomputed(packed.tokens().len(), lora));
         let mut x = ops::embed(packed.tokens(), &self.embedding)?; // [tokens, width]
-        for block in &self.blocks {
-            x = block.forward(&x, &pass)?;
+        for (i, (block, linears)) in self.blocks.iter().enumerate() {
+            x = match lora {
+                Some(lora) if i < recomputed => Recomputed {
+                    block: block.clone(),
+                    linears: linears.clone(),
+                    shape: self.shape.clone(),
+                    starts: packed.starts().to_vec(),
+                    rope: pass.rope.clone(),
+                    lora: lora.clone(),
+                }
+                .forward(&x)?,
+                _ => block.forward(&x, &pass)?,
+            };
         }
         self.output_norm.forward(&x)
+    }
+
+    /// How many blocks, the first ones, are computed again in the backward pass: as few as keep its activations within
+    /// what they may take. The last ones are needed first, so they are the ones to keep.
+    fn recomputed(&self, tokens: usize, lora: &Lora) -> usize {
+        let Some(most) = self.activations.filter(|_| self.device.is_cpu() && lora.is_trained()) else { return 0 };
+        let sizes = self.shape.activation_bytes(ops::element_bytes(self.dtype), lora.rank() as u64);
+        let layers = self.blocks.len();
+        let fits = |n: &usize| activations(tokens as u64, sizes, *n as u64, layers as u64) <= most;
+        (0..layers).find(fits).unwrap_or(layers)
     }
 
     /// log softmax(h · headᵀ / T)[target] of each row, [rows], in nats. Differentiable in the hidden states.
@@ -169,6 +232,11 @@ impl Decoder {
             None => Ok(()),
         }
     }
+}
+
+/// Bytes of activations if `recomputed` of the blocks are: one of those is whole at a time.
+pub(crate) fn activations(tokens: u64, (kept, input): (u64, u64), recomputed: u64, layers: u64) -> u64 {
+    tokens * (kept * (layers - recomputed + u64::from(recomputed > 0)).min(layers) + input * recomputed)
 }
 
 /// The number format for a setting: `auto` is bf16 on a CPU with bf16 products, f32 elsewhere.

@@ -1,5 +1,7 @@
 //! Low-rank adapters, which are trained on top of the frozen base. Knows no file and no optimizer.
 
+use std::ops::Range;
+
 use candle_core::{Tensor, Var};
 
 use super::ops::LoraPair;
@@ -15,7 +17,8 @@ pub struct Lora {
     pub(super) alpha: f64,
     /// One entry per linear layer of the decoder, in the decoder's order; `None` for a layer that is not adapted.
     pub(super) layers: Vec<Option<Factors>>,
-    /// A and B of each layer, detached from the graph; empty while the adapter is trained.
+    /// A and B of each layer, taken from elsewhere than the variables: detached from the graph, or parts of a flat
+    /// tensor. Empty while the adapter is trained.
     detached: Vec<Option<(Tensor, Tensor)>>,
 }
 
@@ -89,6 +92,37 @@ impl Lora {
             _ => (factors.a.as_tensor(), factors.b.as_tensor()),
         };
         Some(LoraPair { a, b, scale: self.alpha / self.rank as f64 })
+    }
+
+    /// Whether gradients flow to it.
+    pub(super) fn is_trained(&self) -> bool {
+        self.detached.is_empty()
+    }
+
+    /// The factors of some of the decoder's linear layers as one flat tensor, through which gradients flow. `None` if
+    /// none of them is adapted.
+    pub(super) fn flat(&self, linears: Range<usize>) -> Result<Option<Tensor>> {
+        let mut parts = Vec::new();
+        for LoraPair { a, b, .. } in linears.filter_map(|index| self.pair(index)) {
+            parts.extend([a.flatten_all()?, b.flatten_all()?]);
+        }
+        Ok(if parts.is_empty() { None } else { Some(Tensor::cat(&parts, 0)?) })
+    }
+
+    /// The same adapter with the factors of these layers taken from what [`Self::flat`] gave for them.
+    pub(super) fn with_flat(&self, linears: Range<usize>, flat: &Tensor) -> Result<Self> {
+        let (mut detached, mut at) = (vec![None; self.layers.len()], 0);
+        for index in linears {
+            let Some(LoraPair { a, b, .. }) = self.pair(index) else { continue };
+            let mut part = |like: &Tensor| -> Result<Tensor> {
+                let from = at;
+                at += like.elem_count();
+                Ok(flat.narrow(0, from, like.elem_count())?.reshape(like.shape())?)
+            };
+            let pair = (part(a)?, part(b)?);
+            detached[index] = Some(pair);
+        }
+        Ok(Self { detached, ..self.clone() })
     }
 
     /// Errors with `Arg` unless `base` is the SHA-256 of the base that the adapter belongs to.

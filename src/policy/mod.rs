@@ -13,6 +13,7 @@ mod merge;
 pub mod ops;
 mod packed;
 mod peft;
+mod recompute;
 mod start;
 mod value_head;
 
@@ -22,7 +23,8 @@ use crate::error::{Error, Result};
 
 pub use arch::{Architecture, Shape};
 pub use blocks::LinearInfo;
-pub use decoder::Decoder;
+pub(crate) use decoder::activations;
+pub use decoder::{Decoder, Form};
 pub use lora::Lora;
 pub use packed::{Packed, Targets};
 pub use peft::PEFT_FILES;

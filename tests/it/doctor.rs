@@ -54,7 +54,9 @@ fn what_is_wrong_is_one_sentence_and_ends_with_one() {
 fn the_forecast_of_training_is_near_what_is_used() {
     let Ok(model) = std::env::var("APA_TEST_MODEL") else { return };
     let dir = tempfile::tempdir().unwrap();
-    let report = json(&apad(&["doctor", "--model", &model, "--json"], dir.path()));
+    // As long as the samples that are measured, and held as they are.
+    let settings = ["--set", "train.max_tokens=256", "--set", "train.weights=packed"];
+    let report = json(&apad(&[&["doctor", "--model", &model, "--json"], &settings[..]].concat(), dir.path()));
     let training = &report["report"]["model"]["Ok"]["training"]["Ok"];
     let forecast: u64 = ["weights", "state", "buffers"].iter().map(|part| training[part].as_u64().unwrap()).sum();
     let args = ["bench", "train", "--model", &model, "--updates", "1", "--json"];

@@ -14,7 +14,7 @@ const LAYERS: &[&[&str]] = &[
     &["types", "error", "lock"],
     &["system", "processor", "config", "gguf", "guide", "align", "optim", "overwrite", "prompts"],
     &["ids", "llama", "policy", "gate", "publish"],
-    &["ledger", "scheduler", "reward", "trainer"],
+    &["ledger", "scheduler", "reward", "trainer", "forecast"],
     &["engine", "experiment", "doctor"],
     &["request"],
     &["http"],

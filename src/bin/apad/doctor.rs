@@ -6,7 +6,9 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
-use apa::doctor::{self, Forecast, Parts, Report};
+use apa::config::Weights;
+use apa::doctor::{self, Report};
+use apa::forecast::{Forecast, Parts, Training};
 use apa::processor::Gap;
 use clap::Args;
 use serde::Serialize;
@@ -124,11 +126,13 @@ fn faults(report: &Report, kernels: &[Tried]) -> Vec<String> {
 }
 
 fn too_large(forecast: &Forecast, free: Option<u64>) -> Option<String> {
-    let free = free?;
-    let training = forecast.training.as_ref().map_or(0, Parts::total);
-    let all = forecast.serving.total().saturating_add(training);
-    let (needed, had) = (gib(all), gib(free));
-    (all > free).then(|| format!("serving and training need about {needed}, of which {had} are free"))
+    let (free, serving) = (free?, forecast.serving.total());
+    let (needed, had) = (gib(serving), gib(free));
+    if serving > free {
+        return Some(format!("serving needs about {needed}, of which {had} are free"));
+    }
+    // That a model can't be trained at all is no fault of the machine.
+    forecast.training.as_ref().err().filter(|_| forecast.too_large).cloned()
 }
 
 fn gib(bytes: u64) -> String {
@@ -151,8 +155,7 @@ fn text_of(report: &Report, kernels: &[Tried]) -> String {
     match &report.model {
         Some(Ok(forecast)) => {
             rows.push(("serving needs", needs(&forecast.serving, ["weights", "keys and values", "buffers"])));
-            let trained = ["weights", "adapters and moments", "activations"];
-            rows.push(("training needs", forecast.training.as_ref().map_or_else(|e| e.clone(), |t| needs(t, trained))));
+            rows.push(("training needs", forecast.training.as_ref().map_or_else(|e| e.clone(), trains)));
         }
         Some(Err(e)) => rows.push(("model", e.clone())),
         None => {}
@@ -166,6 +169,12 @@ fn text_of(report: &Report, kernels: &[Tried]) -> String {
         text += &format!("{:38} {how}\n", kernel.name);
     }
     text
+}
+
+fn trains(training: &Training) -> String {
+    let held = if training.held == Weights::Packed { "packed weights" } else { "weights as in the file" };
+    let needs = needs(&training.parts, [held, "adapters and moments", "activations"]);
+    format!("{needs}; a second context {}", gib(training.second_context))
 }
 
 fn needs(parts: &Parts, names: [&str; 3]) -> String {

@@ -36,6 +36,7 @@ use super::status::{TrainerState, TrainerStatus, TrialStatus};
 use super::weights::weights_of;
 use crate::config::{Algorithm, Config, TrainConfig};
 use crate::error::{Code, Error, Result};
+use crate::forecast;
 use crate::gate::{self, Candidate};
 use crate::ids::GenerationKind;
 use crate::ledger::Ledger;
@@ -349,7 +350,8 @@ impl Worker {
             return self.turn_off(TrainerState::Off, "training is switched off (train.enabled)".into());
         }
         let device = policy::device(&self.config.train.device);
-        let decoder = device.and_then(|device| Decoder::load(&self.config.model, &device, self.config.train.dtype));
+        let Config { model, train, serve, .. } = &self.config;
+        let decoder = device.and_then(|device| forecast::load(model, train, Some(serve), &device));
         let decoder = match decoder {
             Err(error) if error.code() == Code::Unsupported => {
                 tracing::warn!(%error, "this model is served but not trained");

@@ -107,6 +107,14 @@ fn precision_of(dtype: DType) -> Result<Precision> {
     }
 }
 
+/// Bytes of a value that blocks keep for the backward pass, in products of a dtype on the CPU.
+pub fn element_bytes(dtype: DType) -> u64 {
+    match precision_of(dtype) {
+        Ok(Precision::Bf16) => 2,
+        _ => 4,
+    }
+}
+
 /// Some rows of a matrix as an f32 tensor.
 fn rows_of(mat: &Mat, rows: impl ExactSizeIterator<Item = usize>) -> Result<Tensor> {
     let (count, cols) = (rows.len(), mat.cols());

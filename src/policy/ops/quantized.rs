@@ -157,10 +157,7 @@ fn fill(to: &mut [f32; GROUP], value: impl Fn(usize) -> f32) {
 pub fn k_scales(scales: &[u8], at: usize) -> (u8, u8) {
     match at {
         0..4 => (scales[at] & 63, scales[at + 4] & 63),
-        _ => (
-            (scales[at + 4] & 15) | (scales[at - 4] >> 6) << 4,
-            (scales[at + 4] >> 4) | (scales[at] >> 6) << 4,
-        ),
+        _ => ((scales[at + 4] & 15) | (scales[at - 4] >> 6) << 4, (scales[at + 4] >> 4) | (scales[at] >> 6) << 4),
     }
 }
 

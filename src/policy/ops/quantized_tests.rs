@@ -1,5 +1,5 @@
-//! Tests of the formats of GGUF files: decoding against ggml's own, products against those of packed weights and against
-//! sums in f64.
+//! Tests of the formats of GGUF files: decoding against ggml's own, products against those of packed weights and
+//! against sums in f64.
 
 use std::sync::Arc;
 
@@ -113,7 +113,8 @@ fn products(mat: &Mat, precision: Precision, rows: usize, first: usize, run: Run
         let mut rng = StdRng::seed_from_u64(seed);
         (0..n).map(|_| rng.random_range(-1.0f32..1.0)).collect()
     };
-    let (x, dy) = (Mat::new(precision, &seeded(rows * cols, 3), cols), Mat::new(precision, &seeded(rows * count, 4), count));
+    let (x, dy) =
+        (Mat::new(precision, &seeded(rows * cols, 3), cols), Mat::new(precision, &seeded(rows * count, 4), count));
     let part = mat.part(first, count, cols);
     let (mut y, mut dx) = (vec![0f32; rows * count], vec![0.5f32; rows * cols]);
     product(x.all(), &[Right::Transposed(part)], Begin::Zero, &mut y, run);

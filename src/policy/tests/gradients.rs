@@ -4,7 +4,7 @@ use candle_core::Var;
 use candle_core::backprop::GradStore;
 
 use super::*;
-use crate::policy::{Targets, ValueHead};
+use crate::policy::{Form, Targets, ValueHead};
 
 struct Case {
     decoder: Decoder,
@@ -144,4 +144,30 @@ fn a_value_head_starts_at_zero_and_trains_with_its_adapter() {
     assert_eq!(values(&read).to_vec1::<f32>().unwrap(), values(&head).to_vec1::<f32>().unwrap());
     let other = load(&write_tiny(&folder, &TinySpec { seed: 9, ..TinySpec::new("llama") }));
     assert!(ValueHead::load(&path, &other).err().unwrap().message().contains("is for base"));
+}
+
+#[test]
+fn a_pass_that_recomputes_blocks_gives_the_same_gradients_to_the_bit() {
+    let folder = folder();
+    for arch in ARCHITECTURES {
+        let mut case = Case::new(&folder, arch);
+        let lora = Lora::new(&case.decoder, 4, 8.0, None, 1).unwrap();
+        fill_b(&lora, 0.1, 2);
+        let (loss, whole) = case.gradients(&lora);
+        let path = folder.path().join(format!("{arch}-7.gguf"));
+        let sizes = case.decoder.shape().activation_bytes(4, 4);
+        // All blocks, then the first one alone.
+        for recomputed in [2, 1] {
+            let most = crate::policy::activations(19, sizes, recomputed, 2);
+            let form = Form { activations: Some(if recomputed == 2 { 0 } else { most }), ..Form::packed(Dtype::F32) };
+            case.decoder = Decoder::load_as(&path, &Device::Cpu, form).unwrap();
+            let (again, parts) = case.gradients(&lora);
+            assert_eq!(loss.to_bits(), again.to_bits(), "{arch}");
+            for (name, var) in lora.named() {
+                let values =
+                    |grads: &GradStore| grads.get(&var).expect(&name).flatten_all().unwrap().to_vec1::<f32>().unwrap();
+                assert_eq!(values(&whole), values(&parts), "{arch}: {name}, {recomputed} blocks recomputed");
+            }
+        }
+    }
 }

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use apa::config::{Dtype, TrainConfig, Weights};
-use apa::policy::{self, Decoder};
+use apa::policy::{self, Decoder, Form};
 use apa::trainer::{StepOutcome, Trainer};
 use apa::types::{Rollout, TokenId};
 use candle_core::DType;
@@ -54,6 +54,9 @@ pub struct Options {
     /// How frozen weights are held: packed or quantized
     #[arg(long, value_name = "FORM", value_parser = weights(), default_value = "packed")]
     weights: Weights,
+    /// Memory for activations, beyond which blocks are recomputed; all are kept if it is not said
+    #[arg(long, value_name = "MIB")]
+    activation_mb: Option<u32>,
     /// Print one JSON line
     #[arg(long)]
     json: bool,
@@ -85,7 +88,9 @@ fn measure(options: &Options, model: &Path) -> Result<()> {
         ..TrainConfig::default()
     };
     let device = policy::device(&config.device)?;
-    let decoder = Arc::new(Decoder::load_as(model, &device, config.dtype, options.weights)?);
+    let activations = options.activation_mb.map(|mb| u64::from(mb) << 20);
+    let form = Form { dtype: config.dtype, weights: options.weights, activations };
+    let decoder = Arc::new(Decoder::load_as(model, &device, form)?);
     let dtype = if decoder.dtype() == DType::BF16 { "bf16" } else { "f32" };
     let vocabulary = u32::try_from(decoder.vocabulary())?;
     let mut trainer = Trainer::new(decoder, &config)?;
@@ -108,7 +113,8 @@ fn measure(options: &Options, model: &Path) -> Result<()> {
     let memory = peak_memory_mb();
     if options.json {
         let line = json!({
-            "peer": "apad", "dtype": dtype, "weights": options.weights, "batch": batch, "seq": seq, "epochs": epochs, "threads": threads,
+            "peer": "apad", "dtype": dtype, "weights": options.weights, "batch": batch, "seq": seq,
+            "epochs": epochs, "threads": threads,
             "tokens_per_second": rounded(speed, 10.0), "update_seconds": rounded(wall, 100.0),
             "peak_rss_mb": memory.as_ref().ok(),
         });

@@ -2,7 +2,8 @@
 
 use anyhow::Result;
 use apa::config::Config;
-use apa::policy::{self, Decoder, Lora, Packed};
+use apa::forecast;
+use apa::policy::{self, Lora, Packed};
 use apa::publish::VersionStore;
 use apa::trainer::ADAPTER_FILE;
 use apa::types::{Generation, Nats, PolicyVersion, TokenId};
@@ -16,7 +17,7 @@ pub fn kl_per_response(config: &Config, version: PolicyVersion, answers: &[Gener
     if version == PolicyVersion::INITIAL {
         return Ok(Nats(0.0));
     }
-    let decoder = Decoder::load(&config.model, &policy::device(&config.train.device)?, config.train.dtype)?;
+    let decoder = forecast::load(&config.model, &config.train, None, &policy::device(&config.train.device)?)?;
     let adapter = VersionStore::open(&config.data)?.path(version).join(ADAPTER_FILE);
     let lora = Lora::read_gguf(&adapter, &decoder)?;
     let mut total = 0.0;

@@ -77,13 +77,7 @@ unsafe fn pack_transposed<const FORMAT: u8>(m: &Quantized, first: usize, count: 
 /// # Safety
 /// Needs AVX512-BF16 and F16C; rows `first..first + count` have the group, and `panel` has 32 pairs for each two.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16,f16c")]
-unsafe fn pack_straight<const FORMAT: u8>(
-    m: &Quantized,
-    first: usize,
-    count: usize,
-    column: usize,
-    panel: &mut [u32],
-) {
+unsafe fn pack_straight<const FORMAT: u8>(m: &Quantized, first: usize, count: usize, column: usize, panel: &mut [u32]) {
     let ((groups, size), (data, row_bytes)) = (m.format().block(), m.data());
     let (mut low, mut high) = ([0u16; 32], [0u16; 32]);
     for i in 0..16u16 {
@@ -220,8 +214,7 @@ unsafe fn half(at: *const u8) -> __m512 {
 #[target_feature(enable = "avx512f")]
 #[inline]
 fn count_from(first: f32) -> __m512 {
-    let count =
-        _mm512_setr_ps(0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0, 11.0, 12.0, 13.0, 14.0, 15.0);
+    let count = _mm512_setr_ps(0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0, 11.0, 12.0, 13.0, 14.0, 15.0);
     _mm512_add_ps(count, _mm512_set1_ps(first))
 }
 

@@ -1,0 +1,62 @@
+//! Blocks whose activations are not kept: the backward pass computes them again from the block's input. Never changes
+//! a result: the same operations see the same values.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use candle_core::{CpuStorage, CustomOp2, DType, Layout, Result, Shape as TensorShape, Tensor, Var};
+
+use super::blocks::{Block, Pass};
+use super::ops::{RopeTable, f32_slice};
+use super::{Lora, Shape};
+
+/// One block of a forward pass on the CPU, with the parts of the pass that it needs again.
+pub(super) struct Recomputed {
+    pub(super) block: Arc<Block>,
+    /// Its linear layers, among the decoder's.
+    pub(super) linears: Range<usize>,
+    pub(super) shape: Arc<Shape>,
+    pub(super) starts: Vec<usize>,
+    pub(super) rope: RopeTable,
+    pub(super) lora: Lora,
+}
+
+impl Recomputed {
+    /// The block's output, [tokens, width], as an operation of its input and of its part of the adapter.
+    pub(super) fn forward(self, x: &Tensor) -> crate::Result<Tensor> {
+        let flat = self.lora.flat(self.linears.clone())?;
+        let flat = match flat {
+            Some(flat) => flat,
+            None => Tensor::zeros(1, DType::F32, x.device())?,
+        };
+        Ok(x.contiguous()?.apply_op2(&flat, self)?)
+    }
+
+    fn compute(&self, x: &Tensor, flat: &Tensor) -> crate::Result<Tensor> {
+        let lora = self.lora.with_flat(self.linears.clone(), flat)?;
+        let pass = Pass { shape: &self.shape, starts: &self.starts, rope: self.rope.clone(), lora: Some(&lora) };
+        self.block.forward(x, &pass)
+    }
+}
+
+impl CustomOp2 for Recomputed {
+    fn name(&self) -> &'static str {
+        "recomputed-block"
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, lx: &Layout, f: &CpuStorage, lf: &Layout) -> Result<(CpuStorage, TensorShape)> {
+        let plain = |storage, layout: &Layout| {
+            Tensor::from_slice(f32_slice(self.name(), storage, layout)?, layout.shape(), &candle_core::Device::Cpu)
+        };
+        let y = self.compute(&plain(x, lx)?, &plain(f, lf)?).map_err(candle_core::Error::wrap)?;
+        Ok((CpuStorage::F32(y.flatten_all()?.to_vec1()?), y.shape().clone()))
+    }
+
+    fn bwd(&self, x: &Tensor, f: &Tensor, _: &Tensor, dy: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let (x, flat) = (Var::from_tensor(&x.detach())?, Var::from_tensor(&f.detach())?);
+        let y = self.compute(x.as_tensor(), flat.as_tensor()).map_err(candle_core::Error::wrap)?;
+        // The gradient of this sum in y is dy.
+        let mut grads = (y * dy)?.sum_all()?.backward()?;
+        Ok((grads.remove(&x), grads.remove(&flat)))
+    }
+}
