@@ -24,6 +24,8 @@ mod golden;
 mod http;
 mod http_limits;
 mod install;
+#[cfg(feature = "daemon")]
+mod killed;
 mod logprobs;
 mod node;
 #[cfg(feature = "daemon")]

@@ -1,41 +1,44 @@
 //! `apad serve` as a process of its own, on a tiny model. Tests nothing.
 
 use std::io::{BufRead, BufReader};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 use super::tiny::{TOOLS, TinySpec, tiny_model};
 
-/// `apad serve` as a process of its own; ended with the test.
+/// `apad serve` as a process of its own; killed when it is dropped.
 pub struct Daemon {
     process: Child,
     pub url: String,
-    _folder: tempfile::TempDir,
+    /// Removed with it.
+    folder: Option<tempfile::TempDir>,
 }
 
 impl Daemon {
     pub fn start() -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let model = folder.path().join("tiny.gguf");
-        tiny_model(&model, &TinySpec { template: TOOLS, ..TinySpec::new("llama") }).unwrap();
+        let settings = ["serve.context=8192", "serve.max_tokens=16", "train.enabled=false", "serve.queue=256"];
+        let mut daemon = Self::on(folder.path(), &settings);
+        daemon.folder = Some(folder);
+        daemon
+    }
+
+    /// In that folder, which keeps its model and its data, with those settings.
+    pub fn on(folder: &Path, settings: &[&str]) -> Self {
+        let model = folder.join("tiny.gguf");
+        if !model.exists() {
+            tiny_model(&model, &TinySpec { template: TOOLS, ..TinySpec::new("llama") }).unwrap();
+        }
         let mut command = Command::new(env!("CARGO_BIN_EXE_apad"));
-        command.current_dir(folder.path()).args(["serve", "--model"]).arg(&model);
-        command.args([
-            "--listen",
-            "127.0.0.1:0",
-            "--slots",
-            "4",
-            "--set",
-            "serve.threads=1",
-            "--set",
-            "serve.context=8192",
-        ]);
-        command.args(["--set", "serve.max_tokens=16", "--set", "train.enabled=false", "--set", "serve.queue=256"]);
+        command.current_dir(folder).args(["serve", "--model"]).arg(&model);
+        command.args(["--data", "data", "--listen", "127.0.0.1:0", "--slots", "4", "--set", "serve.threads=1"]);
+        command.args(settings.iter().flat_map(|setting| ["--set", setting]));
         let mut process = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
         let mut line = String::new();
         BufReader::new(process.stdout.take().unwrap()).read_line(&mut line).unwrap();
         let url = line.trim().rsplit(' ').next().unwrap().to_owned();
         assert!(url.starts_with("http://"), "{line}");
-        Self { process, url, _folder: folder }
+        Self { process, url, folder: None }
     }
 }
 
