@@ -13,6 +13,7 @@ PREFIX ?= /usr/local
 export PREFIX
 export DESTDIR ?=
 ARCH ?= x86_64
+KILLS ?= 1000
 DIST ?= $(CURDIR)/dist/$(ARCH)
 
 MODEL ?= smollm2-135m-instruct
@@ -84,10 +85,11 @@ bench-promotion: build ## trials of candidates of a known effect by users that a
 bench-reward: build ## a reward model against PyTorch and PEFT; PAIRS=FILE, LIMIT=1000, SPEED=1, ARGS="--epochs 3"
 	MODEL="$$("$(APAD)" pull "$(MODEL)")" PAIRS="$(PAIRS)" LIMIT="$(LIMIT)" SPEED="$(SPEED)" APAD="$(APAD)" scripts/bench-reward.sh $(ARGS)
 
-bench-feedback: setup ## durable feedback of 16 clients, a million generations, a hundred kills
+bench-feedback: setup ## durable feedback of 16 clients, a million generations, KILLS=1000 kills of the ledger and of the daemon
 	cargo test --release --locked --lib ledger::process_tests::measure_ -- --ignored --nocapture --test-threads 1
 	cargo test --release --locked --test it measure_feedback -- --ignored --nocapture
-	APA_KILL_ROUNDS=100 cargo test --release --locked --lib a_killed_process -- --nocapture
+	APA_KILL_ROUNDS=$(KILLS) cargo test --release --locked --lib a_killed_process -- --nocapture
+	APA_KILL_ROUNDS=$(KILLS) cargo test --release --locked --test it a_killed_daemon -- --nocapture
 
 check-cuda: setup ## compiles the trainer for CUDA with its kernels; needs no GPU, installs the compiler from PyPI
 	scripts/check-cuda.sh
