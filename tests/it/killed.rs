@@ -133,7 +133,6 @@ fn check_ledger(data: &Path, told: &Told, versions: &BTreeMap<u64, (Option<Polic
         let Exported::Feedback(generation, feedback) = one else { panic!("a preference") };
         let id = generation.id.to_string();
         assert!(rated.insert(id.clone()), "round {round}: {id} has two ratings");
-        assert_eq!(feedback.left_out, None);
         ratings.insert(feedback.feedback_id, id);
         match &feedback.used_by {
             Some(Use::Version(version)) => *taught.entry(version.0).or_default() += 1,
