@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test build setup header bench-train bench-promotion bench-reward bench-feedback bench-align check-credit bench-serve bench-beside check-cuda test-swaps dist test-dist install fuzz loom memcheck docs
+.PHONY: help demo test build setup header bench-train bench-promotion bench-reward bench-feedback bench-align check-control check-credit bench-serve bench-beside check-cuda test-swaps dist test-dist install fuzz loom memcheck docs
 
 # rustup installs here, and a shell that was open before doesn't know it yet.
 export PATH := $(HOME)/.cargo/bin:$(PATH)
@@ -66,6 +66,9 @@ bench-train: build ## the trainer against PyTorch and PEFT, in turns; ARGS="--ba
 
 bench-align: build ## the algorithms at equal KL, each tuned by a search; days on two cores, goes on when started again; see the script
 	MODEL="$$("$(APAD)" pull "$(MODEL)")" APAD="$(APAD)" scripts/bench-align.py
+
+check-control: build ## learning by default under skewed and noisy thumbs, ten seeds of 200 batches: no seed may end worse than it began; a day on two cores, goes on when started again
+	MODEL="$$("$(APAD)" pull "$(MODEL)")" APAD="$(APAD)" OUT="$${OUT:-runs/control}" STEPS="$${STEPS:-200}" SEEDS="$${SEEDS:-1,2,3,4,5,6,7,8,9,10}" scripts/bench-align.py control
 
 check-credit: setup ## long answers whose first ten tokens earn the reward: what is learned, and whether length drifts; minutes
 	cargo test --release --locked --test it measure_credit -- --ignored --nocapture

@@ -9,6 +9,10 @@ Stopped, it goes on where it was when it is started again. Settings by environme
 OUT (folder), TASKS (length reward), ALGORITHMS (apa-token apa-response ppo awr rloo), SEEDS (1,2,3,4,5), STEPS, SEARCH_STEPS,
 BATCH, MAX_NEW, PROMPTS and PAIRS (JSON lines, .gz too; without PROMPTS the demo's instructions; PAIRS for the task `reward`),
 JOBS (runs at once, a thread each), PLAN (1: only say what would be run).
+
+With the word `control` (make check-control) it asks instead whether learning as it is by default goes wrong on any seed: simulated
+raters who like 90% of the answers, a fifth of whose thumbs say the opposite. It fails where a seed's last tenth of batches was
+rewarded worse than its first tenth, or a batch was measured over the budget.
 """
 
 import gzip
@@ -42,6 +46,8 @@ JOBS = int(setting("JOBS", "1"))
 SEARCH_SEED = 100
 TARGETS = (2.0, 5.0, 10.0)
 WINDOW = 5
+# The default of train.kl_budget.
+BUDGET = 10.0
 # Student's t, two-sided 95%, by degrees of freedom.
 T95 = {1: 12.71, 2: 4.30, 3: 3.18, 4: 2.78, 5: 2.57, 6: 2.45, 7: 2.36, 8: 2.31, 9: 2.26}
 
@@ -121,7 +127,7 @@ def records(folder, seed):
         return [json.loads(line) for line in file if line.endswith("\n")]
 
 
-def run(task, flags, folder, seed, steps):
+def run(task, flags, folder, seed, steps, limits=LIMITS):
     """One run, or the rest of it."""
     if len(records(folder, seed)) >= steps:
         return
@@ -132,7 +138,7 @@ def run(task, flags, folder, seed, steps):
         return
     # bf16 is what it is trained in, and halves the time of sampling.
     apad("train", "--model", MODEL, "--set", "serve.type=bf16", "--prompts", os.path.join(OUT, "prompts.jsonl"),
-         "--reward", reward_of(task), *flags, *LIMITS, "--seed", str(seed), "--steps", str(steps), "--batch", str(BATCH),
+         "--reward", reward_of(task), *flags, *limits, "--seed", str(seed), "--steps", str(steps), "--batch", str(BATCH),
          "--max-new", str(MAX_NEW), "--checkpoint-every", "5", "--out", folder, log=log)
 
 
@@ -239,7 +245,37 @@ def report(chosen):
     say(f"the page is {os.path.join(OUT, 'report.md')}")
 
 
+def control():
+    """Default settings under skewed and noisy thumbs: a row a seed, and what went wrong."""
+    flags = ["--thumbs-up", "0.9", "--flipped", "0.2"]
+    say(f"{len(TASKS) * len(SEEDS)} runs of {STEPS} batches, {JOBS} at once")
+    if setting("PLAN", ""):
+        return
+    prepare()
+    jobs = [(task, flags, os.path.join(OUT, "control", f"{task}-{seed}"), seed, STEPS, []) for seed in SEEDS for task in TASKS]
+    all_of(jobs, "control")
+    faults = []
+    print("| taste | seed | reward, first tenth | last tenth | last KL | most KL | most KL of a batch's step | skipped |")
+    print("|---|---|---|---|---|---|---|---|")
+    for task, _, folder, seed, _, _ in sorted(jobs, key=lambda job: (job[0], job[3])):
+        rows = records(folder, seed)
+        tenth = max(1, len(rows) // 10)
+        first, last = (statistics.mean(r["reward_mean"] for r in part) for part in (rows[:tenth], rows[-tenth:]))
+        kl = [r["kl_exact_per_response"] for r in rows if r.get("kl_exact_per_response") is not None]
+        steps = [r["kl_step"] for r in rows if r.get("kl_step") is not None]
+        print(f"| {task} | {seed} | {first:.3f} | {last:.3f} | {kl[-1]:.2f} | {max(kl):.2f} | {max(steps):.2f} | "
+              f"{sum(1 for r in rows if r.get('skipped'))} |")
+        if last < first:
+            faults.append(f"{task}, seed {seed}: the reward fell from {first:.3f} to {last:.3f}")
+        if max(kl) > BUDGET:
+            faults.append(f"{task}, seed {seed}: {max(kl):.2f} nats a response, the budget is {BUDGET:g}")
+    if faults:
+        sys.exit("\n".join(faults))
+
+
 def main():
+    if sys.argv[1:] == ["control"]:
+        return control()
     unknown = [name for name in ALGORITHMS if name not in SPACE] + [t for t in TASKS if t not in ("length", "reward")]
     if unknown:
         sys.exit(f"there is no {unknown[0]}, expected algorithms of {', '.join(SPACE)} and tasks of length, reward")

@@ -27,18 +27,24 @@ const STAGED: &str = "staged-checkpoint";
 pub(super) struct SampleLine {
     step: u64,
     score: f64,
+    thumb: Option<f64>,
     prompt_tokens: Vec<TokenId>,
     response_tokens: Vec<TokenId>,
 }
 
 impl SampleLine {
+    /// What the reward gave it.
+    pub fn score(&self) -> f64 {
+        self.score
+    }
+
     /// The answer as it was trained on, sampled at that temperature.
     pub fn rollout(self, temperature: f32) -> Rollout {
         Rollout {
             prompt: self.prompt_tokens,
             response: self.response_tokens,
             temperature,
-            score: self.score,
+            score: self.thumb.unwrap_or(self.score),
             version: Some(PolicyVersion(self.step)),
             ..Rollout::default()
         }

@@ -12,6 +12,7 @@ mod order;
 mod plan;
 mod record;
 mod run;
+mod thumbs;
 
 pub use dataset::{FixedAnswer, read_dataset};
 pub use folder::{ADAPTER_FILE, METRICS_FILE, SAMPLES_FILE, seed_folder};
@@ -19,6 +20,7 @@ pub use lab::Lab;
 pub use plan::{Input, PLAN_FILE, Plan};
 pub use record::StepRecord;
 pub use run::Ended;
+pub use thumbs::Thumbs;
 
 pub use crate::prompts::{Prompt, read_prompts};
 pub use crate::types::PromptText;

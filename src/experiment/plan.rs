@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::thumbs::Thumbs;
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::reward::Source;
@@ -26,6 +27,9 @@ pub struct Plan {
     pub prompts: Option<Input>,
     /// The reward of sampled answers.
     pub reward: Option<Source>,
+    /// Makes thumbs of the rewards that are trained on; those that are reported stay.
+    #[serde(default)]
+    pub thumbs: Option<Thumbs>,
     /// JSON lines of answers with rewards, which are trained on instead of samples.
     pub dataset: Option<Input>,
     /// With a data set: steps between batches of samples, which are only measured.
@@ -96,6 +100,9 @@ impl Plan {
             (None, None, None) => return Err(Error::arg("there are neither prompts nor a dataset, expected one")),
             (Some(_), None, _) => return Err(Error::arg("there are prompts but no reward, expected both")),
             (None, Some(_), _) => return Err(Error::arg("there is a reward but no prompts, expected both")),
+        }
+        if let Some(thumbs) = &self.thumbs {
+            thumbs.validate()?;
         }
         // An answer alone has nothing to be compared with.
         least("train.batch", self.config.train.batch.into(), 2)?;

@@ -9,10 +9,11 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use super::folder::{Folder, METRICS_FILE, SAMPLES_FILE, seed_folder};
+use super::folder::{Folder, METRICS_FILE, SAMPLES_FILE, SampleLine, seed_folder};
 use super::lab::{Asked, Lab};
 use super::order::order;
 use super::record::{Sampled, StepRecord, Times};
+use super::thumbs::AMONG;
 use crate::config::TrainConfig;
 use crate::error::{Code, Error, Result};
 use crate::scheduler::{Event, Finished, GenerationStream, Next, Scheduler, Source, Weights};
@@ -67,6 +68,8 @@ type Answer<'a> = (&'a Asked, Arc<Generation>, Option<Vec<f32>>);
 struct Judged<'a> {
     answers: Vec<(&'a Asked, Arc<Generation>)>,
     scores: Vec<f64>,
+    /// What was made of the scores, if thumbs are trained on.
+    thumbs: Option<Vec<f64>>,
     rollouts: Vec<Rollout>,
 }
 
@@ -80,6 +83,8 @@ struct Run<'a> {
     records: Vec<StepRecord>,
     /// Answers that taught before, oldest first: what the ledger is to the daemon.
     taught: VecDeque<Rollout>,
+    /// Scores of the newest answers, with which a rater compares.
+    scores: VecDeque<f64>,
     /// Steps that the checkpoint on disk holds.
     kept: u64,
 }
@@ -96,12 +101,14 @@ impl<'a> Run<'a> {
         })?;
         let records = folder.rewind(kept)?;
         trainer.adapter().write_gguf(&folder.adapter(), &[])?;
-        let mut run =
-            Self { lab, seed, folder, stop, trainer, scheduler: None, records, taught: VecDeque::new(), kept };
+        let (taught, scores) = (VecDeque::new(), VecDeque::new());
+        let mut run = Self { lab, seed, folder, stop, trainer, scheduler: None, records, taught, scores, kept };
         // With a data set, what is sampled teaches nothing; and its own answers come again and again anyway.
         if lab.dataset.is_none() {
             let temperature = lab.plan.temperature;
-            run.taught = run.folder.samples(TAUGHT_AMONG)?.into_iter().map(|s| s.rollout(temperature)).collect();
+            let samples = run.folder.samples(TAUGHT_AMONG)?;
+            run.scores = samples.iter().skip(samples.len().saturating_sub(AMONG)).map(SampleLine::score).collect();
+            run.taught = samples.into_iter().map(|s| s.rollout(temperature)).collect();
         }
         Ok(run)
     }
@@ -166,7 +173,7 @@ impl<'a> Run<'a> {
         if let Some(judged) = &judged {
             let answers = judged.answers.iter().map(|(_, g)| &**g).collect();
             record.sampled(&Sampled { answers, scores: &judged.scores });
-            self.folder.append(SAMPLES_FILE, &sample_lines(step, &judged.answers, &judged.scores))?;
+            self.folder.append(SAMPLES_FILE, &sample_lines(step, judged))?;
         }
         if let Some(fixed) = &fixed {
             record.data_reward_mean = Some(fixed.iter().map(|r| r.score).sum::<f64>() / fixed.len().max(1) as f64);
@@ -198,9 +205,21 @@ impl<'a> Run<'a> {
         let pairs: Vec<_> = sampled.iter().map(|(asked, g, _)| (&asked.text, &**g)).collect();
         let reward = self.lab.reward.as_ref().ok_or_else(|| Error::arg("there is no reward"))?;
         let scores = timed(&mut times.reward, || self.lab.pool.install(|| reward.scores(&pairs, self.stop)))?;
-        let rollouts = sampled.iter().zip(&scores).map(|((_, g, served), score)| rollout(g, *score, served)).collect();
+        let thumbs = self.thumbs(step, &scores);
+        let taught = sampled.iter().zip(thumbs.as_ref().unwrap_or(&scores));
+        let rollouts = taught.map(|((_, g, served), score)| rollout(g, *score, served)).collect();
         let answers = sampled.into_iter().map(|(asked, g, _)| (asked, g)).collect();
-        Ok(Judged { answers, scores, rollouts })
+        Ok(Judged { answers, scores, thumbs, rollouts })
+    }
+
+    /// What a rater makes of the scores, who compares them with those of the newest answers.
+    fn thumbs(&mut self, step: u64, scores: &[f64]) -> Option<Vec<f64>> {
+        let thumbs = self.lab.plan.thumbs?;
+        self.scores.extend(scores);
+        self.scores.drain(..self.scores.len().saturating_sub(AMONG));
+        let bar = thumbs.bar(self.scores.iter().copied().collect());
+        let of = |(index, score): (u64, &f64)| thumbs.of(*score, bar, dice(self.seed, step, u64::MAX - 1 - index));
+        Some((0..).zip(scores).map(of).collect())
     }
 
     /// Answers of the present policy to this step's prompts.
@@ -295,10 +314,10 @@ fn rollout(answer: &Generation, score: f64, served_logprobs: &Option<Vec<f32>>) 
     }
 }
 
-fn sample_lines(step: u64, answers: &[(&Asked, Arc<Generation>)], scores: &[f64]) -> String {
+fn sample_lines(step: u64, judged: &Judged) -> String {
     let mut lines = String::new();
-    for ((asked, g), score) in answers.iter().zip(scores) {
-        let line = json!({
+    for (index, ((asked, g), score)) in judged.answers.iter().zip(&judged.scores).enumerate() {
+        let mut line = json!({
             "step": step,
             "prompt": asked.text,
             "response": g.text,
@@ -308,6 +327,9 @@ fn sample_lines(step: u64, answers: &[(&Asked, Arc<Generation>)], scores: &[f64]
             "response_tokens": g.response,
             "seed": g.sampling.seed,
         });
+        if let Some(thumb) = judged.thumbs.as_ref().and_then(|thumbs| thumbs.get(index)) {
+            line["thumb"] = json!(thumb);
+        }
         lines += &line.to_string();
         lines.push('\n');
     }

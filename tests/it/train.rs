@@ -413,6 +413,31 @@ fn a_batch_without_signal_is_recorded_as_skipped() {
 }
 
 #[test]
+fn a_simulated_rater_s_thumbs_are_trained_on_and_the_rewards_are_still_told() {
+    let bench = bench();
+    let flags = ["--thumbs-up", "0.5", "--flipped", "0.2"];
+    let whole = bench.run("length:6", "whole", &[&flags[..], &["--steps", "4"]].concat());
+    assert!(whole.status.success(), "{}", said(&whole));
+    let samples = bench.lines("whole/seed-1/samples.jsonl");
+    let thumbs: Vec<f64> = samples.iter().map(|line| line["thumb"].as_f64().unwrap()).collect();
+    assert!(thumbs.iter().all(|thumb| thumb.abs() == 1.0) && thumbs.contains(&1.0) && thumbs.contains(&-1.0));
+    let scores: Vec<f64> = samples.iter().map(|line| line["score"].as_f64().unwrap()).collect();
+    let mean = scores[..4].iter().sum::<f64>() / 4.0;
+    let told = bench.metrics("whole")[0]["reward_mean"].as_f64().unwrap();
+    assert!((told - mean).abs() < 1e-9, "{told} {mean}");
+    // The rater remembers what was answered before a stop.
+    assert!(bench.run("length:6", "parts", &[&flags[..], &["--steps", "2"]].concat()).status.success());
+    let rest = bench.apad("train").args(["--resume", "parts", "--steps", "4"]).output().unwrap();
+    assert!(rest.status.success(), "{}", said(&rest));
+    bench.assert_same("whole", "parts");
+    fails(
+        &bench.run("length:6", "x", &["--thumbs-up", "1"]),
+        2,
+        "thumbs-up is 1, expected a share above 0 and below 1",
+    );
+}
+
+#[test]
 fn wrong_use_is_said_before_anything_is_written() {
     let bench = bench();
     fails(

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result, bail};
-use apa::experiment::{Input, Lab, PLAN_FILE, Plan, read_dataset, read_prompts, seed_folder};
+use apa::experiment::{Input, Lab, PLAN_FILE, Plan, Thumbs, read_dataset, read_prompts, seed_folder};
 use apa::overwrite::check_written_folder;
 use apa::reward::{SCHEMES, SCHEMES_EXPLAINED, Source};
 use clap::Args;
@@ -33,11 +33,13 @@ const LOCK_FILE: &str = "run.lock";
 const STEPS: u64 = 30;
 
 /// What a resumed run takes from its folder and must not be given again, beside the hyperparameters.
-const FIXED: [&str; 15] = [
+const FIXED: [&str; 17] = [
     "model",
     "prompts",
     "reward",
     "reward_timeout",
+    "thumbs_up",
+    "flipped",
     "dataset",
     "evaluate_every",
     "answers",
@@ -92,6 +94,12 @@ pub struct Options {
     /// Longest time a reward command or service may take for a batch
     #[arg(long, value_name = "SECONDS", default_value_t = 120)]
     reward_timeout: u64,
+    /// Train on the thumbs of a simulated rater who likes this share of the answers, rather than on their rewards
+    #[arg(long, value_name = "SHARE", conflicts_with = "dataset")]
+    thumbs_up: Option<f64>,
+    /// With --thumbs-up: share of the thumbs that say the opposite of what the rater means
+    #[arg(long, value_name = "SHARE", requires = "thumbs_up", default_value_t = 0.0)]
+    flipped: f64,
     /// Answers to each prompt of a batch; RLOO compares them with each other
     #[arg(long, value_name = "N", default_value_t = 1)]
     answers: u32,
@@ -185,6 +193,7 @@ async fn planned(options: &Options) -> Result<Plan> {
             Some(Source::Model(file)) => Some(Source::Model(absolute(file)?)),
             reward => reward.clone(),
         },
+        thumbs: options.thumbs_up.map(|up| Thumbs { up, flipped: options.flipped }),
         dataset,
         evaluate_every: options.evaluate_every,
         reward_timeout: options.reward_timeout,
