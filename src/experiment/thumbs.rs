@@ -31,7 +31,7 @@ impl Thumbs {
     /// The least score among `known` that is liked.
     pub(super) fn bar(&self, mut known: Vec<f64>) -> f64 {
         known.sort_by(f64::total_cmp);
-        let disliked = ((1.0 - self.up) * known.len() as f64) as usize;
+        let disliked = ((1.0 - self.up) * known.len() as f64).round() as usize;
         known.get(disliked).copied().unwrap_or(f64::NEG_INFINITY)
     }
 
