@@ -3,6 +3,7 @@
 
 mod alerts;
 mod archive;
+mod backup;
 mod disk;
 mod embeddings;
 mod examiner;
@@ -42,6 +43,7 @@ pub use crate::scheduler::{Event, GenerationStream, Load, Next, Wake};
 pub use crate::types::GenerateRequest;
 pub use alerts::{Alert, AlertKind};
 pub use archive::{Adopted, Archive, AsideVersion, VersionRecord};
+pub use backup::{Backup, backup, restore};
 pub use disk::DiskUse;
 pub use feed::{Answer, Feed, News, Topic};
 pub use feedback::GenerationRecord;

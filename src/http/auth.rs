@@ -1,19 +1,22 @@
-//! Authentication: Bearer keys from a file, compared in constant time. Never logs or returns a key.
+//! Who asks: Bearer keys, compared in constant time, and what each of them may see. Never logs or returns a key.
 
 use std::net::SocketAddr;
-use std::path::Path;
-use std::sync::Arc;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, RwLock};
+use std::time::SystemTime;
 
-use axum::extract::{Request, State};
+use axum::extract::{Extension, Request, State};
 use axum::http::{StatusCode, header};
-use axum::middleware::Next;
+use axum::middleware::{self, Next};
 use axum::response::Response;
-use sha2::{Digest, Sha256};
+use axum::routing::MethodRouter;
 
 use super::error::{ApiError, ApiResult};
+use super::keys::{Key, Scope, hash, read_keys};
 use super::{App, page};
 use crate::config::HttpConfig;
 use crate::error::{Error, Result};
+use crate::types::GenerationId;
 
 /// Paths that reveal only whether requests are accepted and which exist: probes and browsers send no keys.
 const OPEN: [&str; 4] = ["/health", "/openapi.json", "/docs", "/"];
@@ -23,31 +26,97 @@ fn is_open(path: &str) -> bool {
     OPEN.contains(&path) || path.starts_with(page::FOLDER)
 }
 
-/// Digests of the accepted keys; `None` if everyone on this machine may ask.
+/// Separates a client key's name from the users that the client names. No key's name has it.
+const OF: char = '/';
+
+/// The accepted keys; read again when their file changes.
 #[derive(Debug)]
-pub(super) struct Keys(Option<Vec<[u8; 32]>>);
+pub(super) struct Keys(Option<Watched>);
+
+#[derive(Debug)]
+struct Watched {
+    path: PathBuf,
+    read: RwLock<(Option<Stamp>, Vec<Key>)>,
+}
+
+/// What changes when a file does: when it was written, and its length.
+type Stamp = (SystemTime, u64);
+
+fn stamp(path: &Path) -> Option<Stamp> {
+    let about = std::fs::metadata(path).ok()?;
+    Some((about.modified().ok()?, about.len()))
+}
 
 impl Keys {
-    /// Reads the key file, one key a line; empty lines and those that start with `#` are skipped.
+    /// Reads the key file.
     ///
     /// # Errors
-    /// `Arg` without keys on an address that other machines reach, or for a file without a key; `Io` if it can't be
-    /// read.
+    /// `Arg` without keys on an address that other machines reach, or for a file without a key; else as [`read_keys`].
     pub(super) fn load(config: &HttpConfig, address: SocketAddr) -> Result<Self> {
-        match &config.keys {
-            Some(path) => Ok(Self(Some(read_keys(path)?))),
-            None if address.ip().is_loopback() => Ok(Self(None)),
-            None => Err(Error::arg(format!(
-                "{address} can be reached from other machines, expected http.keys to name a file with one key a line"
-            ))),
+        let path = match &config.keys {
+            Some(path) => path.clone(),
+            None if address.ip().is_loopback() => return Ok(Self(None)),
+            None => {
+                return Err(Error::arg(format!(
+                    "{address} can be reached from other machines, expected http.keys to name a file of keys; \
+                     `apad keys add NAME --file FILE` makes one"
+                )));
+            }
+        };
+        let before = stamp(&path);
+        let keys = read_keys(&path)?;
+        if keys.is_empty() {
+            let path = path.display();
+            return Err(Error::arg(format!(
+                "key file {path} has no key, expected one at least; `apad keys add NAME --file {path}` adds one"
+            )));
         }
+        if keys.iter().any(|key| key.plain) {
+            tracing::warn!(file = %path.display(),
+                "it holds keys as plain text, which may do everything; `apad keys add` makes those that may not");
+        }
+        Ok(Self(Some(Watched { path, read: RwLock::new((before, keys)) })))
     }
 
-    fn accept(&self, presented: &str) -> bool {
-        let Some(keys) = &self.0 else { return true };
-        let presented: [u8; 32] = Sha256::digest(presented.as_bytes()).into();
+    /// Whether everyone who reaches the address may do everything.
+    pub(super) fn are_none(&self) -> bool {
+        self.0.is_none()
+    }
+
+    /// Who presents that key; nobody if it is not in the file now.
+    fn caller(&self, presented: &str) -> Option<Caller> {
+        let Some(watched) = &self.0 else { return Some(Caller::Operator) };
+        watched.refresh();
+        let presented = hash(presented);
+        let read = watched.read.read().unwrap_or_else(|e| e.into_inner());
         // Compares all keys and all bytes, so that the time reveals nothing about a key.
-        keys.iter().fold(false, |found, key| found | same(key, &presented))
+        let found = read.1.iter().fold(None, |found, key| if same(&key.hash, &presented) { Some(key) } else { found });
+        found.map(|key| match key.scope {
+            Scope::Operator => Caller::Operator,
+            Scope::Client => Caller::Client { key: key.name.clone(), user: key.user.clone() },
+        })
+    }
+}
+
+impl Watched {
+    /// Reads the file again if it has changed. One that can't be read leaves the keys as they were.
+    fn refresh(&self) {
+        let now = stamp(&self.path);
+        if self.read.read().unwrap_or_else(|e| e.into_inner()).0 == now {
+            return;
+        }
+        let keys = read_keys(&self.path);
+        let mut read = self.read.write().unwrap_or_else(|e| e.into_inner());
+        match keys {
+            Ok(keys) => {
+                tracing::info!(file = %self.path.display(), keys = keys.len(), "keys read again");
+                *read = (now, keys);
+            }
+            Err(error) => {
+                tracing::error!(%error, "the changed key file can't be used; the keys stay as they were");
+                read.0 = now;
+            }
+        }
     }
 }
 
@@ -56,29 +125,77 @@ fn same(a: &[u8; 32], b: &[u8; 32]) -> bool {
     std::hint::black_box(difference) == 0
 }
 
-fn read_keys(path: &Path) -> Result<Vec<[u8; 32]>> {
-    let text =
-        std::fs::read_to_string(path).map_err(|e| Error::from(e).context(format!("key file {}", path.display())))?;
-    let keys: Vec<[u8; 32]> = text
-        .lines()
-        .map(str::trim)
-        .filter(|line| !line.is_empty() && !line.starts_with('#'))
-        .map(|key| Sha256::digest(key.as_bytes()).into())
-        .collect();
-    if keys.is_empty() {
-        return Err(Error::arg(format!("key file {} has no key, expected one a line", path.display())));
+/// Who asks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Caller {
+    /// May do everything, for any user.
+    Operator,
+    /// Has answers of its own. Users whom it names are recorded as `KEY/USER`, so that they are nobody else's.
+    Client {
+        /// Name of the key.
+        key: String,
+        /// The user for whom it always speaks, recorded under that name.
+        user: Option<String>,
+    },
+}
+
+impl Caller {
+    /// The user as whom a request is recorded that names `named`.
+    ///
+    /// # Errors
+    /// `Arg` for another user than the key's own.
+    pub(super) fn user(&self, named: Option<String>) -> Result<Option<String>> {
+        match (self, named) {
+            (Caller::Operator, named) => Ok(named),
+            (Caller::Client { user: Some(own), .. }, Some(named)) if named != *own => {
+                Err(Error::arg(format!("user is {named:?}, expected {own:?}, for whom this key speaks, or none")))
+            }
+            (Caller::Client { user: Some(own), .. }, _) => Ok(Some(own.clone())),
+            (Caller::Client { key, .. }, Some(named)) => Ok(Some(format!("{key}{OF}{named}"))),
+            (Caller::Client { key, .. }, None) => Ok(Some(key.clone())),
+        }
     }
-    Ok(keys)
+
+    /// That an answer is the caller's to see and to rate.
+    ///
+    /// # Errors
+    /// An unknown id if it isn't, as if there were none; `Io` for the ledger.
+    pub(super) fn check(&self, app: &App, id: &GenerationId) -> Result<()> {
+        let Caller::Client { key, user } = self else { return Ok(()) };
+        let of = app.engine.generation_record(id)?.and_then(|record| record.generation.user);
+        let own = of.is_some_and(|of| match user {
+            Some(user) => of == *user,
+            None => of == *key || of.strip_prefix(key.as_str()).is_some_and(|rest| rest.starts_with(OF)),
+        });
+        if own { Ok(()) } else { Err(Error::unknown_id(format!("no generation {id}"))) }
+    }
 }
 
 /// Refuses requests without a valid key, if keys are configured.
-pub(super) async fn guard(State(app): State<Arc<App>>, request: Request, next: Next) -> ApiResult<Response> {
-    if !is_open(request.uri().path()) {
-        let key = request.headers().get(header::AUTHORIZATION).and_then(|v| v.to_str().ok()).and_then(bearer);
-        if !app.keys.accept(key.unwrap_or_default()) {
+pub(super) async fn guard(State(app): State<Arc<App>>, mut request: Request, next: Next) -> ApiResult<Response> {
+    let key = request.headers().get(header::AUTHORIZATION).and_then(|v| v.to_str().ok()).and_then(bearer);
+    match app.keys.caller(key.unwrap_or_default()) {
+        Some(caller) => {
+            request.extensions_mut().insert(caller);
+        }
+        None if is_open(request.uri().path()) => {}
+        None => {
             let message = "no valid key, expected the header Authorization: Bearer KEY";
             return Err(ApiError::new(StatusCode::UNAUTHORIZED, "invalid_api_key", message));
         }
+    }
+    Ok(next.run(request).await)
+}
+
+/// These routes, for operators only.
+pub(super) fn operator(routes: MethodRouter<Arc<App>>) -> MethodRouter<Arc<App>> {
+    routes.layer(middleware::from_fn(operators_only))
+}
+
+async fn operators_only(Extension(caller): Extension<Caller>, request: Request, next: Next) -> ApiResult<Response> {
+    if caller != Caller::Operator {
+        let message = "the key's scope is client, expected operator for this (`apad keys add NAME --scope operator`)";
+        return Err(ApiError::new(StatusCode::FORBIDDEN, "operator_only", message));
     }
     Ok(next.run(request).await)
 }
@@ -90,6 +207,7 @@ fn bearer(value: &str) -> Option<&str> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::keys::{add_key, revoke_key};
     use super::*;
     use std::io::Write;
 
@@ -97,23 +215,58 @@ mod tests {
         HttpConfig { keys: keys.map(Path::to_path_buf), ..HttpConfig::default() }
     }
 
+    fn open_to_all() -> SocketAddr {
+        "0.0.0.0:8372".parse().unwrap()
+    }
+
     #[test]
     fn an_address_beyond_loopback_needs_keys() {
-        let open: SocketAddr = "0.0.0.0:8372".parse().unwrap();
-        let error = Keys::load(&config(None), open).unwrap_err();
+        let error = Keys::load(&config(None), open_to_all()).unwrap_err();
         assert_eq!(error.code(), crate::Code::Arg);
         assert!(error.message().contains("http.keys"), "{error}");
         assert!(Keys::load(&config(None), "[::1]:8372".parse().unwrap()).is_ok());
     }
 
     #[test]
-    fn only_listed_keys_are_accepted() {
+    fn plain_keys_of_earlier_builds_are_operators() {
         let mut file = tempfile::NamedTempFile::new().unwrap();
         writeln!(file, "# staff\n\n  alpha \nbeta").unwrap();
-        let keys = Keys::load(&config(Some(file.path())), "0.0.0.0:1".parse().unwrap()).unwrap();
+        let keys = Keys::load(&config(Some(file.path())), open_to_all()).unwrap();
         for (key, expected) in [("alpha", true), ("beta", true), ("", false), ("# staff", false), ("alph", false)] {
-            assert_eq!(keys.accept(key), expected, "{key:?}");
+            assert_eq!(keys.caller(key), expected.then_some(Caller::Operator), "{key:?}");
         }
+    }
+
+    #[test]
+    fn a_changed_file_is_read_again_and_a_damaged_one_changes_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("keys");
+        let boss = add_key(&path, "boss", Scope::Operator, None).unwrap();
+        let keys = Keys::load(&config(Some(&path)), open_to_all()).unwrap();
+        let app = add_key(&path, "app", Scope::Client, None).unwrap();
+        assert_eq!(keys.caller(&app), Some(Caller::Client { key: "app".into(), user: None }));
+        let whole = std::fs::read(&path).unwrap();
+        std::fs::write(&path, "app client of something else").unwrap();
+        assert!(keys.caller(&boss).is_some() && keys.caller(&app).is_some());
+        std::fs::write(&path, whole).unwrap();
+        revoke_key(&path, "app").unwrap();
+        assert!(keys.caller(&boss).is_some() && keys.caller(&app).is_none());
+        // Without any key nobody gets in, rather than everybody.
+        revoke_key(&path, "boss").unwrap();
+        assert_eq!(keys.caller(&boss), None);
+    }
+
+    #[test]
+    fn the_users_of_a_client_are_its_own() {
+        let named = |name: &str| Some(name.to_owned());
+        assert_eq!(Caller::Operator.user(named("ann")).unwrap(), named("ann"));
+        let app = Caller::Client { key: "app".into(), user: None };
+        assert_eq!(app.user(named("ann")).unwrap(), named("app/ann"));
+        assert_eq!(app.user(None).unwrap(), named("app"));
+        let ann = Caller::Client { key: "k".into(), user: named("ann") };
+        assert_eq!(ann.user(None).unwrap(), named("ann"));
+        assert_eq!(ann.user(named("ann")).unwrap(), named("ann"));
+        assert!(ann.user(named("bob")).unwrap_err().message().contains("expected \"ann\""));
     }
 
     #[test]

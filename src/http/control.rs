@@ -5,13 +5,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use axum::Json;
 use axum::extract::rejection::PathRejection;
-use axum::extract::{Path, State};
+use axum::extract::{Extension, Path, State};
 use axum::http::{Method, StatusCode, Uri, header};
 use axum::response::IntoResponse;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 
+use super::auth::Caller;
 use super::body::Body;
 use super::error::{ApiError, ApiResult};
 use super::schemas::*;
@@ -23,6 +24,7 @@ use crate::request::{self, Prompt, Unknown};
 use crate::types::{FeedbackReceipt, GenerationId, PolicyVersion};
 
 type Shared = State<Arc<App>>;
+type By = Extension<Caller>;
 pub(super) type PathText = Result<Path<String>, PathRejection>;
 
 pub(super) fn text(path: PathText) -> ApiResult<String> {
@@ -102,28 +104,47 @@ pub(super) async fn embeddings(State(app): Shared, Body(body): Body) -> ApiResul
 /// An answer as it was generated
 #[utoipa::path(get, path = "/v1/generations/{id}", params(("id" = String, Path)),
     responses((status = 200, body = Object), (status = 404, body = ErrorBody)))]
-pub(super) async fn generation(State(app): Shared, path: PathText) -> ApiResult<Json<GenerationRecord>> {
+pub(super) async fn generation(
+    State(app): Shared,
+    Extension(by): By,
+    path: PathText,
+) -> ApiResult<Json<GenerationRecord>> {
     let id = GenerationId(text(path)?);
     let unknown = ApiError::not_found(format!("no generation {id}"));
-    blocking(move || app.engine.generation_record(&id)?.map(Json).ok_or(unknown)).await
+    blocking(move || {
+        by.check(&app, &id)?;
+        app.engine.generation_record(&id)?.map(Json).ok_or(unknown)
+    })
+    .await
 }
 
 /// Rate or correct an answer; on disk when this returns
 #[utoipa::path(post, path = "/v1/feedback", request_body = FeedbackRequest,
     responses((status = 200, body = Object), (status = 400, body = ErrorBody), (status = 404, body = ErrorBody)))]
-pub(super) async fn feedback(State(app): Shared, Body(body): Body) -> ApiResult<Json<FeedbackReceipt>> {
-    let feedback = request::parse_feedback(&body, Unknown::Ignore)?;
-    blocking(move || Ok(Json(app.engine.feedback(feedback)?))).await
+pub(super) async fn feedback(
+    State(app): Shared,
+    Extension(by): By,
+    Body(body): Body,
+) -> ApiResult<Json<FeedbackReceipt>> {
+    let mut feedback = request::parse_feedback(&body, Unknown::Ignore)?;
+    feedback.user = by.user(feedback.user)?;
+    blocking(move || {
+        by.check(&app, &feedback.generation_id)?;
+        Ok(Json(app.engine.feedback(feedback)?))
+    })
+    .await
 }
 
 /// Say that one answer is better than another
 #[utoipa::path(post, path = "/v1/preferences", request_body = PreferenceRequest,
     responses((status = 200, body = Object), (status = 400, body = ErrorBody), (status = 404, body = ErrorBody)))]
-pub(super) async fn preference(State(app): Shared, Body(body): Body) -> ApiResult<Json<Value>> {
+pub(super) async fn preference(State(app): Shared, Extension(by): By, Body(body): Body) -> ApiResult<Json<Value>> {
     let preference = request::parse_preference(&body, Unknown::Ignore)?;
     blocking(move || {
-        let user = preference.user.as_deref();
-        let id = app.engine.prefer(&preference.chosen, &preference.rejected, user)?;
+        let user = by.user(preference.user)?;
+        by.check(&app, &preference.chosen)?;
+        by.check(&app, &preference.rejected)?;
+        let id = app.engine.prefer(&preference.chosen, &preference.rejected, user.as_deref())?;
         Ok(Json(json!({"preference_id": id})))
     })
     .await
@@ -132,8 +153,8 @@ pub(super) async fn preference(State(app): Shared, Body(body): Body) -> ApiResul
 /// Delete a user's answers and feedback
 #[utoipa::path(post, path = "/v1/forget", request_body = Object,
     responses((status = 200, body = Object), (status = 400, body = ErrorBody)))]
-pub(super) async fn forget(State(app): Shared, Body(body): Body) -> ApiResult<Json<Forgotten>> {
-    let user = request::parse_forget(&body, Unknown::Ignore)?;
+pub(super) async fn forget(State(app): Shared, Extension(by): By, Body(body): Body) -> ApiResult<Json<Forgotten>> {
+    let user = by.user(Some(request::parse_forget(&body, Unknown::Ignore)?))?.unwrap_or_default();
     blocking(move || Ok(Json(app.engine.forget(&user)?))).await
 }
 

@@ -5,12 +5,13 @@ use std::convert::Infallible;
 use std::sync::Arc;
 
 use axum::Json;
-use axum::extract::State;
+use axum::extract::{Extension, State};
 use axum::response::sse::{self, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use futures_util::stream::{self, StreamExt};
 use serde_json::Value;
 
+use super::auth::Caller;
 use super::body::Body;
 use super::error::{ApiError, ApiResult};
 use super::events::Events;
@@ -26,20 +27,29 @@ use crate::system::unix_millis;
 #[utoipa::path(post, path = "/v1/chat/completions", request_body = ChatRequest,
     responses((status = 200, body = Object), (status = 400, body = ErrorBody),
         (status = 429, body = ErrorBody), (status = 503, body = ErrorBody)))]
-pub(super) async fn chat(State(app): State<Arc<App>>, Body(body): Body) -> ApiResult<Response> {
-    answer(app, Kind::Chat, move || parse_chat(&body, Unknown::Ignore)).await
+pub(super) async fn chat(
+    State(app): State<Arc<App>>,
+    Extension(by): Extension<Caller>,
+    Body(body): Body,
+) -> ApiResult<Response> {
+    answer(app, by, Kind::Chat, move || parse_chat(&body, Unknown::Ignore)).await
 }
 
 /// Continue a text; with stream as server-sent events
 #[utoipa::path(post, path = "/v1/completions", request_body = CompletionRequest,
     responses((status = 200, body = Object), (status = 400, body = ErrorBody),
         (status = 429, body = ErrorBody), (status = 503, body = ErrorBody)))]
-pub(super) async fn completion(State(app): State<Arc<App>>, Body(body): Body) -> ApiResult<Response> {
-    answer(app, Kind::Text, move || parse_completion(&body, Unknown::Ignore)).await
+pub(super) async fn completion(
+    State(app): State<Arc<App>>,
+    Extension(by): Extension<Caller>,
+    Body(body): Body,
+) -> ApiResult<Response> {
+    answer(app, by, Kind::Text, move || parse_completion(&body, Unknown::Ignore)).await
 }
 
 async fn answer(
     app: Arc<App>,
+    by: Caller,
     kind: Kind,
     parse: impl FnOnce() -> Result<ParsedRequest> + Send + 'static,
 ) -> ApiResult<Response> {
@@ -50,6 +60,7 @@ async fn answer(
     // Templates and tokenizers are slow on long prompts.
     let (stream, include_usage, logprobs, n, tools, started) = blocking(move || {
         let mut parsed = parse()?;
+        parsed.each.user = by.user(parsed.each.user.take())?;
         let (stream, include_usage, logprobs) = (parsed.stream, parsed.include_usage, parsed.each.logprobs.is_some());
         let tools: Arc<[String]> = std::mem::take(&mut parsed.tools).into();
         Ok((stream, include_usage, logprobs, parsed.n, tools, start(&engine, parsed)?))

@@ -9,6 +9,7 @@ mod control;
 mod error;
 mod events;
 mod generate;
+mod keys;
 mod limits;
 mod live;
 mod models;
@@ -35,12 +36,13 @@ use tokio::time::Instant;
 use crate::config::HttpConfig;
 use crate::engine::Engine;
 use crate::error::{Error, Result};
-use auth::Keys;
+use auth::{Keys, operator};
 use connections::Connections;
 use error::{ApiError, ApiResult};
 use origin::Origins;
 
 pub use background::Background;
+pub use keys::{Key, Scope, add_key, read_keys, revoke_key};
 
 /// Time that running answers get to end after a shutdown request.
 const DRAIN: Duration = Duration::from_secs(30);
@@ -139,9 +141,9 @@ fn router(app: Arc<App>) -> Router {
     Router::new()
         .route("/", get(page::index))
         .route("/page/{name}", get(page::part))
-        .route("/v1/events", get(live::events))
+        .route("/v1/events", operator(get(live::events)))
         .route("/props", get(models::properties))
-        .route("/v1/policy/figures", get(models::figures))
+        .route("/v1/policy/figures", operator(get(models::figures)))
         .route("/v1/chat/completions", post(generate::chat))
         .route("/v1/completions", post(generate::completion))
         .route("/tokenize", post(control::tokenize))
@@ -154,21 +156,21 @@ fn router(app: Arc<App>) -> Router {
         .route("/v1/generations/{id}", get(control::generation))
         .route("/v1/feedback", post(control::feedback))
         .route("/v1/preferences", post(control::preference))
-        .route("/v1/feedback/reviews", get(control::reviews).post(control::review))
+        .route("/v1/feedback/reviews", operator(get(control::reviews).post(control::review)))
         .route("/v1/forget", post(control::forget))
-        .route("/v1/policy/versions", get(control::versions))
-        .route("/v1/policy/versions/{version}", get(control::version))
-        .route("/v1/policy/verdicts", get(control::verdicts))
-        .route("/v1/policy/aside", get(control::aside))
-        .route("/v1/policy/adopt", post(control::adopt))
-        .route("/v1/policy/activate", post(control::activate))
-        .route("/v1/policy/rollback", post(control::rollback))
-        .route("/v1/trainer", get(control::trainer))
-        .route("/v1/trainer/rollout", post(control::roll_out))
-        .route("/v1/trainer/step", post(control::step))
-        .route("/v1/status", get(control::status))
+        .route("/v1/policy/versions", operator(get(control::versions)))
+        .route("/v1/policy/versions/{version}", operator(get(control::version)))
+        .route("/v1/policy/verdicts", operator(get(control::verdicts)))
+        .route("/v1/policy/aside", operator(get(control::aside)))
+        .route("/v1/policy/adopt", operator(post(control::adopt)))
+        .route("/v1/policy/activate", operator(post(control::activate)))
+        .route("/v1/policy/rollback", operator(post(control::rollback)))
+        .route("/v1/trainer", operator(get(control::trainer)))
+        .route("/v1/trainer/rollout", operator(post(control::roll_out)))
+        .route("/v1/trainer/step", operator(post(control::step)))
+        .route("/v1/status", operator(get(control::status)))
         .route("/health", get(control::health))
-        .route("/metrics", get(control::metrics))
+        .route("/metrics", operator(get(control::metrics)))
         .fallback(control::no_route)
         .method_not_allowed_fallback(control::no_method)
         .layer(middleware::from_fn_with_state(app.clone(), auth::guard))

@@ -1,4 +1,5 @@
-//! Cross-origin requests (CORS): allows pages of this machine and of the configured origins. Checks no keys.
+//! Cross-origin requests (CORS): allows pages of this machine and of the configured origins, and, where no key is
+//! needed, no name that anyone may point at it. Checks no keys.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -32,11 +33,25 @@ impl Origins {
     fn allow(&self, origin: &str) -> bool {
         of_this_machine(origin) || self.named.iter().any(|named| named.matches(origin))
     }
+
+    /// Whether a request may name the service so. Names that somebody else may point at this machine are those of the
+    /// domain name system: addresses, names without a dot and `*.localhost` are not, and allowed origins may be named.
+    fn allow_host(&self, host: &str) -> bool {
+        let name = name_of(host);
+        let dotted = name.trim_end_matches('.').contains('.');
+        let anyones = dotted && name.parse::<IpAddr>().is_err() && !name.to_ascii_lowercase().ends_with(".localhost");
+        !anyones || ["http", "https"].into_iter().any(|scheme| self.allow(&format!("{scheme}://{host}")))
+    }
 }
 
 /// Refuses requests that a browser sends for a page of another site: feedback changes the weights, and loopback needs
 /// no key. Same-origin pages are checked by their host name too, since any name can be made to resolve to this machine.
 pub(super) async fn guard(State(app): State<Arc<App>>, request: Request, next: Next) -> ApiResult<Response> {
+    // A page whose host's name was made to resolve to this machine sends no origin where it only reads, but that name.
+    if app.keys.are_none() && !host(&request).is_none_or(|host| app.origins.allow_host(host)) {
+        let message = "the service has no keys and is not served under this host's name (http.origins, http.keys)";
+        return Err(ApiError::new(StatusCode::FORBIDDEN, "foreign_host", message));
+    }
     let Some(origin) = request.headers().get(header::ORIGIN).cloned() else { return Ok(next.run(request).await) };
     if !origin.to_str().is_ok_and(|origin| app.origins.allow(origin)) {
         let message = "pages of this origin are not served (http.origins)";
@@ -49,6 +64,12 @@ pub(super) async fn guard(State(app): State<Arc<App>>, request: Request, next: N
     headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin);
     headers.append(header::VARY, HeaderValue::from_static("origin"));
     Ok(response)
+}
+
+/// The host that a request names; one that can't be read is nobody's.
+fn host(request: &Request) -> Option<&str> {
+    let named = request.headers().get(header::HOST).map(|host| host.to_str().unwrap_or("?.?"));
+    request.uri().authority().map(|authority| authority.as_str()).or(named)
 }
 
 fn preflight(asked: &HeaderMap) -> Response {
@@ -65,17 +86,34 @@ fn preflight(asked: &HeaderMap) -> Response {
 
 fn of_this_machine(origin: &str) -> bool {
     let Some((scheme, authority)) = origin.split_once("://") else { return false };
-    let host = match authority.strip_prefix('[') {
-        Some(rest) => rest.split_once(']').map_or("", |(host, _)| host),
-        None => authority.split_once(':').map_or(authority, |(host, _)| host),
-    };
+    let host = name_of(authority);
     let local = host.eq_ignore_ascii_case("localhost") || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback());
     local && matches!(scheme, "http" | "https")
+}
+
+/// The host of an authority, which may have a port.
+fn name_of(authority: &str) -> &str {
+    match authority.strip_prefix('[') {
+        Some(rest) => rest.split_once(']').map_or("", |(host, _)| host),
+        None => authority.split_once(':').map_or(authority, |(host, _)| host),
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_name_that_anyone_may_point_at_this_machine_is_an_allowed_origin_s_or_refused() {
+        let plain = Origins::new("");
+        for host in ["localhost:8372", "127.0.0.1", "[::1]:8372", "10.0.0.1:80", "apad:8372", "a.localhost:1", ""] {
+            assert!(plain.allow_host(host), "{host}");
+        }
+        for host in ["evil.example", "localhost.evil.example:8372", "evil.example.", "127.0.0.1.evil.example:1"] {
+            assert!(!plain.allow_host(host), "{host}");
+        }
+        assert!(Origins::new("https://chat.example.org").allow_host("chat.example.org"));
+    }
 
     #[test]
     fn pages_of_this_machine_are_let_in_and_of_others_only_by_name() {

@@ -51,6 +51,10 @@ impl LedgerReader {
         open().map_err(|e: Error| e.context(format!("opening {}", path.display())))
     }
 
+    pub(super) fn db(&self) -> &Connection {
+        &self.db
+    }
+
     /// SHA-256 of the base model.
     ///
     /// # Errors

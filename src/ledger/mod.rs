@@ -17,6 +17,7 @@ mod rows;
 mod rules_tests;
 mod samples;
 mod schema;
+mod snapshot;
 #[cfg(test)]
 mod tests;
 mod unusable;
@@ -32,6 +33,7 @@ pub use handle::Ledger;
 pub use limits::{ReviewEntry, ReviewVerdict, Rules};
 pub use retention::Expired;
 pub use rows::{AskedPrompt, PairAnswer, StoredFeedback, StoredPair, StoredSample, Use};
+pub(crate) use snapshot::{check, snapshot};
 pub use unusable::LeftOut;
 pub use write::Judgement;
 

@@ -51,6 +51,11 @@ impl VersionStore {
         Ok(Self { root })
     }
 
+    /// The name of a committed version's folder.
+    pub fn name(&self, version: PolicyVersion) -> String {
+        name_of(version)
+    }
+
     /// The folder of a committed version.
     pub fn path(&self, version: PolicyVersion) -> PathBuf {
         self.root.join(name_of(version))

@@ -53,7 +53,7 @@ async fn ask_and_rate(http: reqwest::Client, url: String, client: usize, told: A
         let Some(answer) = post("/v1/chat/completions", question).await else { return };
         let id = answer["id"].as_str().unwrap().to_owned();
         told.lock().unwrap().versions.insert(answer["policy_version"].as_u64().unwrap());
-        let rating = if (n + client) % 2 == 0 { 1.0 } else { -1.0 };
+        let rating = if (n + client).is_multiple_of(2) { 1.0 } else { -1.0 };
         let rated = json!({"generation_id": id, "rating": rating, "user": format!("{client}")});
         let Some(receipt) = post("/v1/feedback", rated).await else { return };
         let row = receipt["feedback_id"].as_u64().unwrap();

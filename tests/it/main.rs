@@ -1,5 +1,6 @@
 //! The one integration binary: the crate as its users see it.
 
+mod backup;
 #[cfg(feature = "daemon")]
 mod cli;
 #[cfg(feature = "daemon")]
@@ -22,6 +23,7 @@ mod full_disk;
 mod go;
 mod golden;
 mod http;
+mod http_keys;
 mod http_limits;
 mod install;
 #[cfg(feature = "daemon")]

@@ -254,6 +254,12 @@ impl Client {
         self.call(Method::GET, "/v1/trainer", None).await
     }
 
+    /// Whether it takes requests: its own word for that. Fails if it doesn't.
+    pub async fn health(&self) -> Result<String> {
+        let health: Value = self.call(Method::GET, "/health", None).await?;
+        Ok(health["status"].as_str().unwrap_or("ok").to_owned())
+    }
+
     /// The engine's state.
     pub async fn status(&self) -> Result<Status> {
         self.call(Method::GET, "/v1/status", None).await

@@ -1,6 +1,7 @@
 //! The command line. Arguments, logging and exit codes; the work is the library's.
 
 mod allocator;
+mod backup;
 mod bench;
 mod chat;
 mod client;
@@ -10,6 +11,7 @@ mod doctor;
 mod export;
 mod feedback;
 mod flags;
+mod keys;
 mod logging;
 mod logprobs;
 mod plot;
@@ -54,9 +56,12 @@ enum Command {
     Review(feedback::Review),
     Status(status::Options),
     Config(config::Options),
+    Keys(keys::Options),
     Doctor(doctor::Options),
     Versions(versions::Options),
     Export(export::Options),
+    Backup(backup::Backup),
+    Restore(backup::Restore),
     Logprobs(logprobs::Options),
     Bench(bench::Options),
 }
@@ -137,8 +142,11 @@ fn run(cli: Cli) -> Result<()> {
             Command::Review(options) => feedback::review(options).await,
             Command::Status(options) => status::run(options).await,
             Command::Config(options) => config::run(options).await,
+            Command::Keys(options) => keys::run(options).await,
             Command::Doctor(options) => doctor::run(options).await,
             Command::Versions(options) => versions::run(options).await,
+            Command::Backup(options) => backup::run_backup(options).await,
+            Command::Restore(options) => backup::run_restore(options).await,
             Command::Export(options) => export::run(options).await,
             Command::Logprobs(options) => logprobs::run(options).await,
             Command::Bench(options) => bench::run(options).await,

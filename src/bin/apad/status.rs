@@ -8,17 +8,25 @@ use crate::client::Daemon;
 
 /// Show what a running daemon does: requests, versions, trainer
 #[derive(Args)]
-#[command(after_help = "Example:\n  apad status --json")]
+#[command(after_help = "Examples:\n  apad status --json\n  apad status --health   (for a container's health check)")]
 pub struct Options {
     #[command(flatten)]
     daemon: Daemon,
     /// Print JSON
     #[arg(long)]
     json: bool,
+    /// Only ask whether it takes requests, which needs no key: exit code 0 if so, else 1
+    #[arg(long, conflicts_with = "json")]
+    health: bool,
 }
 
 pub async fn run(options: Options) -> Result<()> {
-    let status = options.daemon.client()?.status().await?;
+    let client = options.daemon.client()?;
+    if options.health {
+        println!("{}", client.health().await?);
+        return Ok(());
+    }
+    let status = client.status().await?;
     if options.json {
         println!("{}", serde_json::to_string_pretty(&status)?);
     } else {
