@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test build setup header bench-train bench-promotion bench-reward bench-feedback bench-align check-control check-credit bench-serve bench-beside check-cuda test-swaps dist test-dist install fuzz loom memcheck docs
+.PHONY: help demo test build setup header bench-train bench-promotion bench-reward bench-feedback bench-align check-control check-credit bench-serve bench-beside check-cuda test-swaps dist deb test-dist install fuzz loom memcheck docs
 
 # rustup installs here, and a shell that was open before doesn't know it yet.
 export PATH := $(HOME)/.cargo/bin:$(PATH)
@@ -52,6 +52,10 @@ memcheck: setup ## the C cases under valgrind, with a library built for an older
 
 dist: setup ## a release for many machines, in dist/: it takes the kernels that fit when it starts; an hour; ARCH=aarch64
 	ARCH="$(ARCH)" LEVELS="$(LEVELS)" scripts/dist.sh "$(DIST)"
+
+deb: dist ## a Debian package of it, in target/debian: unit, user, settings
+	command -v cargo-deb >/dev/null || cargo install --locked cargo-deb
+	cargo deb --no-build --no-strip --output target/debian/
 
 test-dist: setup ## that release under qemu, on the least processor that it is for and on one below; ARCH=aarch64
 	APA_DIST="$$(echo "$(DIST)"/libapa-*-linux)" APA_DIST_ARCH="$(ARCH)" cargo test --release --locked --test it a_release_runs -- --ignored --nocapture

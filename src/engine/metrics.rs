@@ -2,21 +2,23 @@
 
 use std::fmt::Write;
 
-use super::{Alert, AlertKind, Status, TrainerState};
+use super::{Alert, AlertKind, Engine, Status, TrainerState};
+use crate::ledger::Tallies;
 use crate::scheduler::{BOUNDS_SECONDS, Durations};
 
-impl Status {
-    /// The media type of [`Status::metrics`].
+impl Engine {
+    /// The media type of [`Engine::metrics`].
     pub const METRICS_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-    /// The figures of the status, in Prometheus's text format.
+    /// The figures of the status and counts of the record, in Prometheus's text format. The counts are missing where
+    /// the record can't be read.
     pub fn metrics(&self) -> String {
-        render(self)
+        render(&self.status(), self.inner.ledger.tallies().ok())
     }
 }
 
 /// One sample a line, each metric with its help and type.
-fn render(status: &Status) -> String {
+fn render(status: &Status, tallies: Option<Tallies>) -> String {
     let mut page = Page(String::with_capacity(4096));
     let (t, load) = (&status.trainer, &status.load);
     page.gauge("apa_requests_running", "Requests being decoded.", load.running as f64);
@@ -55,6 +57,16 @@ fn render(status: &Status) -> String {
     let closed = "Panics of the threads that decode: after one the engine is closed.";
     page.counter("apa_scheduler_panics_total", closed, load.panics);
     page.alerts(&status.alerts);
+    if let Some(tallies) = tallies {
+        page.gauge("apa_held_users", "Users whose feedback waits for review.", tallies.held_users as f64);
+        page.gauge("apa_held_feedback", "Pieces of feedback that wait for review.", tallies.held_feedback as f64);
+        let name = "apa_verdicts";
+        let help = "Verdicts on candidates, by ruling; a trial and a proposal are not decided yet.";
+        let _ = writeln!(page.0, "# HELP {name} {help}\n# TYPE {name} gauge");
+        for (ruling, count) in tallies.verdicts {
+            let _ = writeln!(page.0, "{name}{{ruling=\"{ruling}\"}} {count}");
+        }
+    }
     if let Some(last) = &t.last {
         page.gauge("apa_last_mean_reward", "Mean score of the newest batch.", last.mean_reward);
         page.gauge("apa_last_mean_length_tokens", "Mean response length of the newest batch.", last.mean_length);
@@ -119,8 +131,11 @@ mod tests {
         let mut status = Status::default();
         status.load.completed = 3;
         status.trainer.last = Some(crate::types::StepMetrics { grad_norm: f64::NAN, ..Default::default() });
-        let page = render(&status);
-        assert!(page.contains("\napa_requests_completed_total 3\n"), "{page}");
+        let verdicts = [("promoted", 2), ("refused", 0)].into();
+        let page = render(&status, Some(Tallies { verdicts, held_users: 1, held_feedback: 3 }));
+        for line in ["apa_requests_completed_total 3", "apa_held_feedback 3", "apa_verdicts{ruling=\"promoted\"} 2"] {
+            assert!(page.contains(&format!("\n{line}\n")), "{page}");
+        }
         for line in page.lines().filter(|l| !l.starts_with('#')) {
             let (name, value) = line.split_once(' ').unwrap();
             assert!(name.starts_with("apa_") && value.parse::<f64>().is_ok(), "{line}");

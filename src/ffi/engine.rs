@@ -166,7 +166,7 @@ pub unsafe extern "C" fn apa_engine_metrics(
     unsafe {
         guard(error, || {
             args::required("text", text)?;
-            args::put(text, string(&self::engine(engine)?.status().metrics())?);
+            args::put(text, string(&self::engine(engine)?.metrics())?);
             Ok(apa_status::APA_OK)
         })
     }

@@ -17,7 +17,7 @@ use super::body::Body;
 use super::error::{ApiError, ApiResult};
 use super::schemas::*;
 use super::{App, blocking};
-use crate::engine::{GenerationRecord, PublishOutcome, Status, TrainerStatus, VersionRecord};
+use crate::engine::{Engine, GenerationRecord, PublishOutcome, Status, TrainerStatus, VersionRecord};
 use crate::error::Error;
 use crate::ledger::Forgotten;
 use crate::request::{self, Prompt, Unknown};
@@ -317,7 +317,7 @@ pub(super) async fn health(State(app): Shared) -> impl IntoResponse {
 /// Numbers for Prometheus
 #[utoipa::path(get, path = "/metrics", responses((status = 200, body = String, content_type = "text/plain")))]
 pub(super) async fn metrics(State(app): Shared) -> impl IntoResponse {
-    ([(header::CONTENT_TYPE, Status::METRICS_TYPE)], app.engine.status().metrics())
+    blocking(move || Ok(([(header::CONTENT_TYPE, Engine::METRICS_TYPE)], app.engine.metrics()))).await
 }
 
 pub(super) async fn no_route(method: Method, uri: Uri) -> ApiError {

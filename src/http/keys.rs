@@ -181,6 +181,7 @@ fn change(path: &Path, edit: impl FnOnce(&[Key], String) -> Result<String>) -> R
     let write = || {
         let mut new = private_file().open(&beside)?;
         new.set_len(0)?;
+        as_before(&new, &file.metadata()?)?;
         new.write_all(text.as_bytes())?;
         new.sync_all()?;
         fs::rename(&beside, path)
@@ -197,6 +198,22 @@ fn locked(path: &Path) -> std::io::Result<File> {
             return Ok(file);
         }
     }
+}
+
+/// Gives the new file the old one's owner and mode: whoever changes the keys is often not who serves.
+#[cfg(unix)]
+fn as_before(new: &File, old: &fs::Metadata) -> std::io::Result<()> {
+    use std::os::unix::fs::{MetadataExt, fchown};
+    let is = new.metadata()?;
+    if (is.uid(), is.gid()) != (old.uid(), old.gid()) {
+        fchown(new, Some(old.uid()), Some(old.gid()))?;
+    }
+    new.set_permissions(old.permissions())
+}
+
+#[cfg(not(unix))]
+fn as_before(_: &File, _: &fs::Metadata) -> std::io::Result<()> {
+    Ok(())
 }
 
 #[cfg(unix)]
@@ -250,7 +267,17 @@ mod tests {
         ];
         assert_eq!(told, expected);
         assert_eq!((keys[0].hash, keys[1].hash), (hash("old-one"), hash(&key)));
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::PermissionsExt;
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
+        }
         revoke_key(&path, "app").unwrap();
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::PermissionsExt;
+            assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o640);
+        }
         let text = fs::read_to_string(&path).unwrap();
         assert!(text.starts_with("# staff\n\n  old-one\nboss operator sha256:"), "{text}");
         assert!(!dir.path().join("keys.partial").exists());

@@ -38,7 +38,7 @@ pub struct Ledger {
     /// Number of answers with feedback to train on. Changed on the writer's thread, after a commit.
     pub(super) pending: Arc<AtomicU64>,
     /// Rules about whose feedback counts.
-    rules: Arc<Rules>,
+    pub(super) rules: Arc<Rules>,
 }
 
 impl Ledger {

@@ -18,6 +18,7 @@ mod rules_tests;
 mod samples;
 mod schema;
 mod snapshot;
+mod tallies;
 #[cfg(test)]
 mod tests;
 mod unusable;
@@ -34,6 +35,7 @@ pub use limits::{ReviewEntry, ReviewVerdict, Rules};
 pub use retention::Expired;
 pub use rows::{AskedPrompt, PairAnswer, StoredFeedback, StoredPair, StoredSample, Use};
 pub(crate) use snapshot::{check, snapshot};
+pub use tallies::Tallies;
 pub use unusable::LeftOut;
 pub use write::Judgement;
 

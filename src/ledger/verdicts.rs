@@ -1,6 +1,8 @@
 //! Verdicts on candidates: the measurements, the state of a trial, its end; and the users' ratings of two versions,
 //! which decide. Never decides itself.
 
+use std::collections::BTreeMap;
+
 use rusqlite::{Connection, OptionalExtension, Row};
 
 use super::Ledger;
@@ -45,6 +47,20 @@ fn verdict(row: &Row) -> Result<StoredVerdict> {
         decided: row.get::<_, Option<i64>>(5)?.map(i64::cast_unsigned),
         record: serde_json::from_str(&record).map_err(|e| damaged(format!("a verdict's record: {e}")))?,
     })
+}
+
+/// Number of verdicts by what they rule; each ruling is there.
+pub(super) fn counts(db: &Connection) -> Result<BTreeMap<&'static str, u64>> {
+    let mut found: BTreeMap<_, _> = WORDS.iter().map(|(_, word)| (*word, 0)).collect();
+    let mut select = db.prepare_cached("SELECT ruling, count(*) FROM verdicts GROUP BY ruling")?;
+    let mut rows = select.query([])?;
+    while let Some(row) = rows.next()? {
+        let (ruling, count): (String, u64) = (row.get(0)?, unsigned(row, 1)?);
+        if let Some((_, seen)) = found.iter_mut().find(|(word, _)| **word == ruling) {
+            *seen = count;
+        }
+    }
+    Ok(found)
 }
 
 impl Ledger {

@@ -219,7 +219,9 @@ async fn models_health_and_metrics_describe_the_engine() {
     assert_eq!(server.get("/health").await.1["status"], "ok");
     assert_eq!(server.get("/v1/status").await.1["completed"], 1);
     let page = server.client.get(format!("{}/metrics", server.url)).send().await.unwrap().text().await.unwrap();
-    assert!(page.contains("\napa_requests_completed_total 1\n"), "{page}");
+    for line in ["apa_requests_completed_total 1", "apa_held_users 0", "apa_verdicts{ruling=\"refused\"} 0"] {
+        assert!(page.contains(&format!("\n{line}\n")), "{page}");
+    }
     server.close().await;
 }
 

@@ -63,7 +63,7 @@ fn a_panic_of_the_trainer_is_told_and_it_goes_on_from_the_version_on_record() {
     let error = in_time(move || step.train_step()).unwrap_err();
     assert_eq!(error.code(), Code::Panic, "{error}");
     until("an alert", || alerts(&engine) == ["trainer_panicked"]);
-    assert!(engine.status().metrics().contains("\napa_trainer_panics_total 1\n"));
+    assert!(engine.metrics().contains("\napa_trainer_panics_total 1\n"));
     let told = std::iter::from_fn(|| news.next(Some(Duration::from_secs(20))).unwrap());
     let mut panic = told.filter(|news| matches!(news, News::Error { code: "internal_error", .. }));
     assert!(panic.next().is_some());
@@ -86,10 +86,10 @@ fn a_trainer_that_panics_again_and_again_waits_longer_each_time_and_closes_at_on
     let hook = learning(&engine);
     hook.set_wake(panics("apa-train", u32::MAX));
     rate_some(&engine, 4);
-    until("it panics", || engine.status().metrics().contains("\napa_trainer_panics_total 1\n"));
+    until("it panics", || engine.metrics().contains("\napa_trainer_panics_total 1\n"));
     rate_some(&engine, 4);
     std::thread::sleep(Duration::from_secs(2));
-    assert!(engine.status().metrics().contains("\napa_trainer_panics_total 1\n"), "it spins");
+    assert!(engine.metrics().contains("\napa_trainer_panics_total 1\n"), "it spins");
     assert!(engine.status().trainer.reason.unwrap().contains("starts again in 5 s"));
     in_time(move || engine.shutdown());
 }
