@@ -479,6 +479,39 @@ apa_status apa_forget(const apa_engine *engine,
                       apa_error **error);
 
 /**
+ * Tells what it takes to forget a user with all that was learned from the user's words, and changes nothing. `plan`
+ * gets `{"unlearning": ...}`: null if no version learned from the user, else `first` (the first version that did; it
+ * and all later ones are removed), `back` (the last ancestor of the active version that did not), `start` (where the
+ * replay begins), `versions` (how many are removed), `batches` and `answers` (what is trained on again), `wordless`
+ * (answers of those that are no longer on record) and `seconds` (what those batches took at first).
+ *
+ * Errors: `APA_ERR_ARG` for an empty name; `APA_ERR_UNSUPPORTED` if a version that learned from the user was restored
+ * or adopted, so that it can't be replaced; `APA_ERR_IO`; `APA_ERR_CLOSED`.
+ */
+apa_status apa_unlearn_plan(const apa_engine *engine,
+                            const char *user,
+                            size_t user_len,
+                            apa_string **plan,
+                            apa_error **error);
+
+/**
+ * Deletes a user's data as `apa_forget` does, and has the versions that learned from it replaced: the trainer goes
+ * back to the last version that did not, trains on the recorded batches again without the user's samples, and judges
+ * the result like any candidate; then those versions are removed. Returns once the data is deleted and the rest is
+ * under way: `apa_trainer_status` has `unlearning` until it is done, the feed of events tells of each batch, and an
+ * engine that is opened again resumes it. A running training step is aborted. `receipt` (may be NULL) gets what
+ * `apa_forget` gives, and `unlearning` as `apa_unlearn_plan` gives it.
+ *
+ * Errors: as `apa_unlearn_plan`; `APA_ERR_BUSY` if a user is being unlearned; `APA_ERR_TRAIN` or `APA_ERR_UNSUPPORTED`
+ * if there is no trainer. Nothing is deleted then.
+ */
+apa_status apa_unlearn(const apa_engine *engine,
+                       const char *user,
+                       size_t user_len,
+                       apa_string **receipt,
+                       apa_error **error);
+
+/**
  * Lets the engine train by itself whenever `train.batch` new ratings are in, as it does from the start unless the
  * option `train.auto` is false. Returns at once.
  *
@@ -509,10 +542,11 @@ apa_status apa_trainer_step(const apa_engine *engine, apa_string **outcome, apa_
 /**
  * Writes the state of the trainer as a JSON object: `state` (`off`, `unsupported`, `loading`, `idle`, `training`),
  * `reason`, `auto` (whether it trains by itself), `pending_ratings`, `batch`, `steps`, `skipped`, `rolled_back`
- * (versions whose ratings fell), `trial` (the candidate on trial, or null), `refused` (by the gate), `panics` (of the
- * trainer's thread), `dropped_steps`, `seconds` (of work), `waited_seconds` (that its threads, summed, were ready but
- * waited for a core), `reward` (the reward model), `last` (measurements of the newest step; lengths in tokens, KL in
- * nats, times in seconds).
+ * (versions whose ratings fell), `trial` (the candidate on trial, or null), `unlearning` (how far the replacement of
+ * versions that learned from a forgotten user is, or null), `unlearned` (how the last one ended: `version` and
+ * `reason`), `refused` (by the gate), `panics` (of the trainer's thread), `dropped_steps`, `seconds` (of work),
+ * `waited_seconds` (that its threads, summed, were ready but waited for a core), `reward` (the reward model), `last`
+ * (measurements of the newest step; lengths in tokens, KL in nats, times in seconds).
  *
  * Errors: `APA_ERR_CLOSED` if `engine` was freed.
  */
@@ -582,8 +616,8 @@ apa_status apa_policy_restore(const apa_engine *engine,
 
 /**
  * Writes a version as a JSON object: the fields of `apa_policy_list`, its `lineage` (its ancestors, the parent first)
- * and its `verdict`: `ruling` (`promoted`, `refused`, `trial`, `proposed`, `rolled_back`) and `record` with `reason`,
- * `examination` and `trial`; null for a version that no gate has judged.
+ * and its `verdict`: `ruling` (`promoted`, `refused`, `trial`, `proposed`, `rolled_back`,
+ * `unlearned`) and `record` with `reason`, `examination` and `trial`; null for a version that no gate has judged.
  *
  * Errors: `APA_ERR_ARG` for an unknown version; `APA_ERR_IO` if the record can't be read; `APA_ERR_CLOSED`.
  */
@@ -600,7 +634,9 @@ apa_status apa_policy_list(const apa_engine *engine, apa_string **json, apa_erro
 /**
  * Opens a feed of events about learning. Each event is a JSON object with `event`: `step_done` (`version`, `metrics`),
  * `step_dropped` (`reason`, `consumed`: a batch changed nothing), `version_published` (`version`, `parent`),
- * `version_activated` (`version`), `error` (`code`, `message`), `missed` (`count`: the oldest events were dropped).
+ * `version_activated` (`version`), `unlearning` (`replayed`, `batches`: how far the replacement of versions is that
+ * learned from a forgotten user), `unlearned` (`version`, `parent`, `reason`: they are removed), `error` (`code`,
+ * `message`), `missed` (`count`: the oldest events were dropped).
  *
  * Errors: `APA_ERR_BUSY` if 64 feeds are open on the engine; `APA_ERR_CLOSED`.
  */

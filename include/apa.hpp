@@ -309,6 +309,10 @@ public:
     std::string add_sample(std::string_view json) { return sent<apa_sample_add>(json); }
     /** Deletes a user's words, and tells how many. */
     std::string forget(std::string_view user) { return sent<apa_forget>(user); }
+    /** What it takes to forget a user with all that was learned from the user's words; changes nothing. */
+    std::string unlearn_plan(std::string_view user) { return sent<apa_unlearn_plan>(user); }
+    /** Deletes a user's words, and has the versions that learned from them replaced. */
+    std::string unlearn(std::string_view user) { return sent<apa_unlearn>(user); }
     void reward(std::string_view generation_id, double reward) {
         detail::check([&](apa_error **e) {
             return apa_reward_put(get(), generation_id.data(), generation_id.size(), reward, e);

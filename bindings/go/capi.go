@@ -108,6 +108,12 @@ static go_out go_reward_put(const apa_engine *e, _GoString_ id, double reward) {
 static go_out go_forget(const apa_engine *e, _GoString_ user) {
 	OUT(apa_forget(e, TEXT(user), &out.string, &out.error));
 }
+static go_out go_unlearn_plan(const apa_engine *e, _GoString_ user) {
+	OUT(apa_unlearn_plan(e, TEXT(user), &out.string, &out.error));
+}
+static go_out go_unlearn(const apa_engine *e, _GoString_ user) {
+	OUT(apa_unlearn(e, TEXT(user), &out.string, &out.error));
+}
 static go_out go_trainer_start(const apa_engine *e) { OUT(apa_trainer_start(e, &out.error)); }
 static go_out go_trainer_stop(const apa_engine *e) { OUT(apa_trainer_stop(e, &out.error)); }
 static go_out go_http_start(const apa_engine *e, _GoString_ address) {
@@ -284,6 +290,10 @@ func rewardPut(e engineHandle, id string, reward float64) error {
 	return err
 }
 func forget(e engineHandle, user string) (string, error) { return done(C.go_forget(e, user)) }
+
+func unlearnPlan(e engineHandle, user string) (string, error) { return done(C.go_unlearn_plan(e, user)) }
+
+func unlearn(e engineHandle, user string) (string, error) { return done(C.go_unlearn(e, user)) }
 func trainerStart(e engineHandle) (string, error)        { return done(C.go_trainer_start(e)) }
 func trainerStop(e engineHandle) (string, error)         { return done(C.go_trainer_stop(e)) }
 func httpStart(e engineHandle, address string) (string, error) {

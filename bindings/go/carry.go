@@ -77,6 +77,50 @@ func (e *Engine) Forget(ctx context.Context, user string) (Forgotten, error) {
 	return decode[Forgotten](e, func(handle engineHandle) (string, error) { return forget(handle, user) })
 }
 
+// UnlearnPlan says what it takes to replace the versions that learned from a user.
+type UnlearnPlan struct {
+	First    uint64  `json:"first"`    // The first version that learned from the user; it and all later ones are removed.
+	Back     uint64  `json:"back"`     // The last ancestor of the active version that did not: parent of the new one.
+	Start    uint64  `json:"start"`    // Where the replay begins.
+	Versions uint64  `json:"versions"` // How many are removed.
+	Batches  uint64  `json:"batches"`  // Trained on again.
+	Answers  uint64  `json:"answers"`  // In those batches.
+	Wordless uint64  `json:"wordless"` // Of those, no longer on record, and lost.
+	Seconds  float64 `json:"seconds"`  // What those batches took at first.
+}
+
+// UnlearnReceipt says what was deleted, and what is replaced from now on.
+type UnlearnReceipt struct {
+	Forgotten
+	Unlearning *UnlearnPlan `json:"unlearning"` // Nil if no version learned from the user.
+}
+
+// UnlearnPlan tells what [Engine.Unlearn] takes, and changes nothing; nil if no version learned from the user. Errors: [ErrArg] for
+// an empty name; [ErrUnsupported] if a version that learned from the user was restored or adopted; [ErrIO]; [ErrClosed].
+func (e *Engine) UnlearnPlan(ctx context.Context, user string) (*UnlearnPlan, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	if err := checkTexts(text{"user", user}); err != nil {
+		return nil, err
+	}
+	planned, err := decode[UnlearnReceipt](e, func(handle engineHandle) (string, error) { return unlearnPlan(handle, user) })
+	return planned.Unlearning, err
+}
+
+// Unlearn deletes a user's words as [Engine.Forget] does, and has the versions that learned from them replaced by one that trains on
+// the recorded batches without them and is judged like any candidate. It returns once the words are deleted; events tell of the rest,
+// and an engine that is opened again resumes it. Errors: as [Engine.UnlearnPlan]; [ErrBusy] if a user is being unlearned; [ErrTrain]
+// if there is no trainer.
+func (e *Engine) Unlearn(ctx context.Context, user string) (UnlearnReceipt, error) {
+	if err := checkTexts(text{"user", user}); err != nil {
+		return UnlearnReceipt{}, err
+	}
+	return await(ctx, func() (UnlearnReceipt, error) {
+		return decode[UnlearnReceipt](e, func(handle engineHandle) (string, error) { return unlearn(handle, user) })
+	}, nil)
+}
+
 // Snapshot writes a version into one file, to be carried to another data folder with the same base model. Errors: [ErrArg] for an
 // unknown version, and for 0, which has no files; [ErrIO]; [ErrClosed].
 func (e *Engine) Snapshot(ctx context.Context, version uint64, path string) error {

@@ -40,6 +40,12 @@ func TestSamplesRewardsAndNews(t *testing.T) {
 	if _, err := engine.AddSample(background, Sample{Prompt: "a"}); !errors.Is(err, ErrArg) {
 		t.Fatal(err)
 	}
+	if plan, err := engine.UnlearnPlan(background, "nobody"); err != nil || plan != nil {
+		t.Errorf("the plan for nobody: %v, %v", plan, err)
+	}
+	if gone, err := engine.Unlearn(background, "nobody"); err != nil || gone != (UnlearnReceipt{}) {
+		t.Errorf("unlearning nobody: %v, %v", gone, err)
+	}
 	if gone, err := engine.Forget(background, "nobody"); err != nil || gone != (Forgotten{}) {
 		t.Fatal(gone, err)
 	}

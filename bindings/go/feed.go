@@ -12,7 +12,8 @@ import (
 // Event is a piece of news of what an engine learns. Which fields are set depends on its kind.
 type Event struct {
 	// Kind is "step_done" (Version, Metrics), "step_dropped" (Reason, Consumed), "version_published" (Version, Parent),
-	// "version_activated" (Version), "error" (Code, Message), or "missed" (Count: the oldest news were dropped, because the
+	// "version_activated" (Version), "unlearning" (Replayed, Batches: of the replacement of versions that learned from a forgotten
+	// user), "unlearned" (Version or Parent serves, Reason: they are removed), "error" (Code, Message), or "missed" (Count: the oldest news were dropped, because the
 	// feed was not read in time).
 	Kind     string   `json:"event"`
 	Version  uint64   `json:"version"`
@@ -20,6 +21,8 @@ type Event struct {
 	Metrics  *Metrics `json:"metrics"`
 	Reason   string   `json:"reason"`
 	Consumed int      `json:"consumed"`
+	Replayed int      `json:"replayed"`
+	Batches  int      `json:"batches"`
 	Code     string   `json:"code"`
 	Message  string   `json:"message"`
 	Count    uint64   `json:"count"`

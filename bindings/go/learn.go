@@ -197,7 +197,7 @@ func (e *Engine) Versions() ([]Version, error) { return decode[[]Version](e, pol
 // Verdict is what was decided about a candidate, and why.
 type Verdict struct {
 	Parent uint64          `json:"parent"` // The version that it was compared with.
-	Ruling string          `json:"ruling"` // promoted, refused, trial, proposed or rolled_back.
+	Ruling string          `json:"ruling"` // promoted, refused, trial, proposed, rolled_back or unlearned.
 	Record json.RawMessage `json:"record"` // JSON: reason, examination, trial.
 }
 

@@ -274,10 +274,29 @@ export interface SampleReceipt {
 export type Metrics = Record<string, number | null>;
 
 /** What was decided about a candidate, and why. */
+/** What it takes to replace the versions that learned from a user. */
+export interface UnlearnPlan {
+  /** The first version that learned from the user; it and all later ones are removed. */
+  first: number;
+  /** The last ancestor of the active version that did not: parent of the new one. */
+  back: number;
+  /** Where the replay begins. */
+  start: number;
+  /** How many versions are removed. */
+  versions: number;
+  /** What is trained on again. */
+  batches: number;
+  answers: number;
+  /** Of those answers, how many are no longer on record, and lost. */
+  wordless: number;
+  /** What those batches took at first. */
+  seconds: number;
+}
+
 export interface Verdict {
   /** The version that it was compared with. */
   parent: number;
-  ruling: 'promoted' | 'refused' | 'trial' | 'proposed' | 'rolled_back';
+  ruling: 'promoted' | 'refused' | 'trial' | 'proposed' | 'rolled_back' | 'unlearned';
   record: { reason: string; examination?: object; seconds?: number; trial?: object };
 }
 
@@ -336,6 +355,10 @@ export type Event =
   | { event: 'step_dropped'; reason: string; consumed: number }
   | { event: 'version_published'; version: number; parent: number }
   | { event: 'version_activated'; version: number }
+  /** Batches that were trained on again without a forgotten user's samples. */
+  | { event: 'unlearning'; replayed: number; batches: number }
+  /** Versions that learned from a forgotten user are removed; `version` took their place, or `parent` did. */
+  | { event: 'unlearned'; version: number | null; parent: number; reason: string }
   | { event: 'error'; code: string; message: string }
   | { event: 'missed'; count: number };
 
@@ -386,6 +409,16 @@ export class Engine {
   addSample(sample: Sample): Promise<SampleReceipt>;
   /** Deletes a user's words: their answers, what was said of those, what they said. The versions that learned from them remain. */
   forget(user: string): Promise<{ generations: number; feedback: number; preferences: number; samples: number }>;
+  /** What `unlearn` takes; changes nothing. Null if no version learned from the user. */
+  unlearnPlan(user: string): Promise<UnlearnPlan | null>;
+  /**
+   * Deletes a user's words, and has the versions that learned from them replaced by one that trains on the recorded batches without
+   * them and is judged like any candidate. Resolves once the words are deleted; events tell of the rest, and an engine that is opened
+   * again resumes it. Rejects with `APA_ERR_BUSY` if a user is being unlearned.
+   */
+  unlearn(
+    user: string,
+  ): Promise<{ generations: number; feedback: number; preferences: number; samples: number; unlearning: UnlearnPlan | null }>;
   /** Gives an answer its reward, -1 to 1. */
   reward(generationId: string, reward: number): Promise<void>;
   /** What the engine learns, from now on. */

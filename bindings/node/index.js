@@ -41,8 +41,8 @@ export function setLog(level, log) {
 }
 
 // The order of src/addon.h.
-const OPERATIONS = ['open', 'close', 'feedback', 'preference', 'sample', 'forget', 'reward', 'show', 'versions', 'step', 'activate',
-  'rollback', 'sync', 'snapshot', 'restore', 'httpStart', 'httpStop'];
+const OPERATIONS = ['open', 'close', 'feedback', 'preference', 'sample', 'forget', 'unlearnPlan', 'reward', 'show', 'versions', 'step',
+  'unlearn', 'activate', 'rollback', 'sync', 'snapshot', 'restore', 'httpStart', 'httpStop'];
 const OPERATION = Object.fromEntries(OPERATIONS.map((name, number) => [name, number]));
 const QUESTION = { status: 0, metrics: 1, render: 2, count: 3, version: 4, trainerStart: 5, trainerStop: 6 };
 
@@ -160,6 +160,14 @@ export class Engine {
 
   async forget(user) {
     return JSON.parse(await this.#call('forget', string('the user', user)));
+  }
+
+  async unlearnPlan(user) {
+    return JSON.parse(await this.#call('unlearnPlan', string('the user', user))).unlearning;
+  }
+
+  async unlearn(user) {
+    return JSON.parse(await this.#call('unlearn', string('the user', user)));
   }
 
   async reward(generationId, reward) {

@@ -137,15 +137,21 @@ pub(super) fn parent_of_active(versions: &[VersionInfo]) -> Result<PolicyVersion
     parent.ok_or_else(|| Error::arg("the initial model is active, there is nothing to roll back to"))
 }
 
+/// A version and its ancestors, the nearest first.
+pub(super) fn lineage(versions: &[VersionInfo], version: PolicyVersion) -> Vec<PolicyVersion> {
+    let (mut lineage, mut last) = (vec![version], version);
+    let parent = |version| info_of(versions, version).ok().and_then(|v| v.parent);
+    while let Some(next) = parent(last).filter(|next| *next < last) {
+        lineage.push(next);
+        last = next;
+    }
+    lineage
+}
+
 pub(super) fn record(store: &VersionStore, ledger: &Ledger, version: PolicyVersion) -> Result<VersionRecord> {
     let versions = ledger.versions()?;
     let info = info_of(&versions, version)?.clone();
-    let mut lineage = Vec::new();
-    let mut next = info.parent;
-    while let Some(parent) = next.filter(|parent| *parent < *lineage.last().unwrap_or(&version)) {
-        lineage.push(parent);
-        next = info_of(&versions, parent).ok().and_then(|v| v.parent);
-    }
+    let lineage = lineage(&versions, version).split_off(1);
     let children = versions.iter().filter(|v| v.parent == Some(version)).map(|v| v.version).collect();
     let mut files = BTreeMap::new();
     let mut damage = None;

@@ -89,6 +89,22 @@ pub enum News {
         /// The reason, in one sentence.
         reason: String,
     },
+    /// Versions that learned from a forgotten user are being replaced: so many batches have been replayed.
+    Unlearning {
+        /// Batches that were replayed.
+        replayed: usize,
+        /// Batches to replay.
+        batches: usize,
+    },
+    /// The versions that learned from a forgotten user are removed.
+    Unlearned {
+        /// The version that took their place, if one was made.
+        version: Option<PolicyVersion>,
+        /// The version that its batches were replayed from, and that serves without it.
+        parent: PolicyVersion,
+        /// What became of it, in one sentence.
+        reason: String,
+    },
     /// An error that no caller was waiting for.
     Error {
         /// Its class, as in JSON errors.

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Engine, exchange};
+use super::{Engine, UnlearnPlan, UnlearnReceipt, exchange, learner};
 use crate::error::Result;
 use crate::ledger::{Forgotten, LeftOut, ReviewEntry, ReviewVerdict, StoredFeedback, StoredSample};
 use crate::reward::Entry;
@@ -79,6 +79,31 @@ impl Engine {
         // First this: answers that end from now on are not recorded, and those that ended before are deleted.
         self.inner.in_flight.forget(user);
         self.inner.ledger.forget(user)
+    }
+
+    /// What it takes to forget a user with all that was learned from the user's words; changes nothing. `None` if no
+    /// version on record learned from them.
+    ///
+    /// # Errors
+    /// `Unsupported` if a version that learned from them can't be replaced, since it was restored or adopted; `Io` if
+    /// the ledger or a version can't be read; `Closed`.
+    pub fn unlearn_plan(&self, user: &str) -> Result<Option<UnlearnPlan>> {
+        self.check_open()?;
+        Ok(learner::plan(&self.inner.store, &self.inner.ledger, user)?.map(|(_, plan)| plan))
+    }
+
+    /// Deletes a user's data as [`Engine::forget`] does, and has the versions replaced that learned from it: the
+    /// trainer goes back to the last version that did not, and trains on the recorded batches again without the user's
+    /// samples. What that makes is judged like any candidate; then the versions that learned from the user are removed,
+    /// whatever the judgement is. Returns once the data is deleted; the status shows the progress, and a restart
+    /// resumes it. A running training step is aborted.
+    ///
+    /// # Errors
+    /// As [`Engine::unlearn_plan`]; `Busy` if a user is being unlearned, `Unsupported` or `Train` if there is no
+    /// trainer. Nothing is deleted then.
+    pub fn unlearn(&self, user: &str) -> Result<UnlearnReceipt> {
+        self.check_open()?;
+        self.inner.learner.unlearn(user)
     }
 
     /// Users whose feedback waits for review, and those already decided about.

@@ -10,7 +10,7 @@ use std::time::Duration;
 use super::reward_versions::{RewardStatus, RewardVersions};
 use crate::config::{Config, RewardConfig};
 use crate::error::{Code, Error, Result};
-use crate::ledger::Ledger;
+use crate::ledger::{Ledger, Recorded};
 use crate::llama::Model;
 use crate::policy::Decoder;
 use crate::reward::{Asked, Grader, Known, RewardModel, Scales, Source, Terms};
@@ -84,9 +84,12 @@ impl Judge {
 
     /// A new reward model's scores are on another scale.
     fn renew_scales(&mut self) {
-        let version = self.versions.status().version;
-        if self.scales.reward_version != version {
-            self.scales = Scales { reward_version: version, ..Scales::default() };
+        self.scales_of(self.versions.status().version);
+    }
+
+    fn scales_of(&mut self, reward_version: u64) {
+        if self.scales.reward_version != reward_version {
+            self.scales = Scales { reward_version, ..Scales::default() };
         }
     }
 
@@ -139,27 +142,63 @@ impl Judge {
         let judged = self.judge(&fresh)?;
         let external = self.ask(&fresh, stop)?;
         for ((rated, model), external) in fresh.into_iter().zip(judged).zip(external) {
-            let g = &rated.generation;
-            let external = match external {
-                Ok(score) => score,
+            match external {
+                Ok(external) => self.sum(&mut samples, rated, model, external)?,
                 Err(error) => {
                     samples.used.retain(|id| !rated.feedback_ids.contains(id));
                     samples.unusable.push((rated.feedback_ids.clone(), error.message().to_owned()));
-                    continue;
                 }
-            };
-            let (rating, signals) = (rated.rating, rated.signals.clone());
-            let known = Known { rating, model, external, signals, tokens: g.response.len() };
-            if let Some(score) = self.terms.score(&known, &self.scales) {
-                samples.add(g, g.response.clone(), SampleKind::Answer, score);
-            }
-            if let (Some(text), Some(score)) = (&rated.correction, self.terms.correction()) {
-                let mut response = self.model.tokenize(text, false, false)?;
-                response.extend(self.model.turn_end());
-                samples.add(g, response, SampleKind::Correction, score);
             }
         }
         Ok(samples)
+    }
+
+    /// Makes the samples of answers that were trained on before: ratings and signals are summed anew, scores are those
+    /// that were given then, on scales that are updated with them. `reward_version` is the reward model of that time.
+    pub fn samples_again(&mut self, recorded: &[Recorded], reward_version: u64) -> Result<Samples> {
+        self.scales_of(reward_version);
+        let mut samples = Samples::default();
+        let known: Vec<&Recorded> = recorded.iter().filter(|r| self.unusable(&r.rated).is_none()).collect();
+        samples.used.extend(known.iter().flat_map(|r| r.rated.feedback_ids.iter().copied()));
+        let scores = |of: fn(&Recorded) -> Option<f64>| known.iter().filter_map(|r| of(r)).collect::<Vec<f64>>();
+        self.scales.model.update(&scores(|r| r.model));
+        self.scales.external.update(&scores(|r| r.external));
+        for Recorded { rated, model, external } in known {
+            self.sum(&mut samples, rated, *model, *external)?;
+        }
+        Ok(samples)
+    }
+
+    /// Sums what is known of an answer, and adds the samples that it makes.
+    fn sum(
+        &self,
+        samples: &mut Samples,
+        rated: &RatedGeneration,
+        model: Option<f64>,
+        external: Option<f64>,
+    ) -> Result<()> {
+        let g = &rated.generation;
+        let (rating, signals) = (rated.rating, rated.signals.clone());
+        let known = Known { rating, model, external, signals, tokens: g.response.len() };
+        if let Some(score) = self.terms.score(&known, &self.scales) {
+            samples.add(g, g.response.clone(), SampleKind::Answer, score);
+        }
+        if let (Some(text), Some(score)) = (&rated.correction, self.terms.correction()) {
+            let mut response = self.model.tokenize(text, false, false)?;
+            response.extend(self.model.turn_end());
+            samples.add(g, response, SampleKind::Correction, score);
+        }
+        Ok(())
+    }
+
+    /// The running scales of scores.
+    pub fn scales(&self) -> Scales {
+        self.scales
+    }
+
+    /// Goes back to earlier scales: a batch that has to wait has changed nothing.
+    pub fn restore(&mut self, scales: Scales) {
+        self.scales = scales;
     }
 
     /// Scores of the reward model and the application's own function, on the present scales, which are not updated.
@@ -189,21 +228,22 @@ impl Judge {
         Ok(answers.iter().zip(model).zip(external).map(score).collect())
     }
 
+    /// Why an answer can't be trained on; none if it can.
+    fn unusable(&self, r: &RatedGeneration) -> Option<String> {
+        let (known, Generation { prompt, response, .. }) = (self.model.n_vocab(), &r.generation);
+        if prompt.is_empty() || response.is_empty() {
+            return Some("the prompt or the answer has no tokens".to_owned());
+        }
+        let token = prompt.iter().chain(response).find(|token| **token as usize >= known)?;
+        Some(format!("token {token} is outside the vocabulary of {known}"))
+    }
+
     /// Separates usable answers from unusable ones, with the reasons: one bad row must not keep the others from
     /// teaching.
     fn usable<'a>(&self, batch: &'a [RatedGeneration]) -> (Vec<&'a RatedGeneration>, Vec<(Vec<u64>, String)>) {
-        let known = self.model.n_vocab();
-        let wrong = |r: &RatedGeneration| {
-            let Generation { prompt, response, .. } = &r.generation;
-            if prompt.is_empty() || response.is_empty() {
-                return Some("the prompt or the answer has no tokens".to_owned());
-            }
-            let token = prompt.iter().chain(response).find(|token| **token as usize >= known)?;
-            Some(format!("token {token} is outside the vocabulary of {known}"))
-        };
         let (mut usable, mut unusable) = (Vec::new(), Vec::new());
         for rated in batch {
-            match wrong(rated) {
+            match self.unusable(rated) {
                 None => usable.push(rated),
                 Some(why) => unusable.push((rated.feedback_ids.clone(), why)),
             }

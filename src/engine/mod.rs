@@ -48,10 +48,10 @@ pub use disk::DiskUse;
 pub use feed::{Answer, Feed, News, Topic};
 pub use feedback::GenerationRecord;
 pub use figures::{Figure, VersionFigures};
-pub use learner::{PublishOutcome, VerdictRecord};
+pub use learner::{PublishOutcome, UnlearnPlan, UnlearnReceipt, VerdictRecord};
 pub use reward_versions::RewardStatus;
 pub use sample::{NewSample, SampleReceipt};
-pub use status::{Status, TrainerState, TrainerStatus, TrialStatus};
+pub use status::{Status, TrainerState, TrainerStatus, TrialStatus, UnlearnStatus};
 pub use weight_format::{FormatMeasurement, WeightFormat};
 
 use alerts::Alerts;

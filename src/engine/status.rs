@@ -9,6 +9,7 @@ use super::alerts::Alert;
 use super::disk::DiskUse;
 use super::reward_versions::RewardStatus;
 use crate::gate::TrialRecord;
+use crate::ledger::Unlearned;
 use crate::llama::Model;
 use crate::scheduler::Load;
 use crate::types::{PolicyVersion, StepMetrics, UnixMillis};
@@ -102,6 +103,12 @@ pub struct TrainerStatus {
     /// The candidate on trial.
     #[serde(default)]
     pub trial: Option<TrialStatus>,
+    /// The replacement of versions that learned from a forgotten user.
+    #[serde(default)]
+    pub unlearning: Option<UnlearnStatus>,
+    /// How the last one ended since the start.
+    #[serde(default)]
+    pub unlearned: Option<Unlearned>,
     /// Optimizer steps dropped because something was not finite, since the start.
     pub dropped_steps: u64,
     /// The state of the reward model.
@@ -124,6 +131,23 @@ pub struct TrialStatus {
     pub share: f64,
     /// The ratings so far.
     pub record: Option<TrialRecord>,
+}
+
+/// Versions that learned from a forgotten user are being replaced.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct UnlearnStatus {
+    /// When it was asked for.
+    pub asked: UnixMillis,
+    /// The first version that learned from the user; it and all later ones go.
+    pub first: PolicyVersion,
+    /// The version to go back to; the new one will be its child.
+    pub back: PolicyVersion,
+    /// Batches that were replayed.
+    pub replayed: usize,
+    /// Batches to replay.
+    pub batches: usize,
+    /// Seconds that the rest will take, by what those batches took at first; the judgement not included.
+    pub seconds_left: f64,
 }
 
 pub(super) fn snapshot(

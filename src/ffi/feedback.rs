@@ -117,3 +117,61 @@ pub unsafe extern "C" fn apa_forget(
         })
     }
 }
+
+/// Tells what it takes to forget a user with all that was learned from the user's words, and changes nothing. `plan`
+/// gets `{"unlearning": ...}`: null if no version learned from the user, else `first` (the first version that did; it
+/// and all later ones are removed), `back` (the last ancestor of the active version that did not), `start` (where the
+/// replay begins), `versions` (how many are removed), `batches` and `answers` (what is trained on again), `wordless`
+/// (answers of those that are no longer on record) and `seconds` (what those batches took at first).
+///
+/// Errors: `APA_ERR_ARG` for an empty name; `APA_ERR_UNSUPPORTED` if a version that learned from the user was restored
+/// or adopted, so that it can't be replaced; `APA_ERR_IO`; `APA_ERR_CLOSED`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn apa_unlearn_plan(
+    engine: *const apa_engine,
+    user: *const c_char,
+    user_len: usize,
+    plan: *mut *mut apa_string,
+    error: *mut *mut apa_error,
+) -> apa_status {
+    // SAFETY: text is readable and the out-parameters NULL or writable, by the header's contract.
+    unsafe {
+        guard(error, || {
+            let engine = self::engine(engine)?;
+            match args::text("user", user, user_len)? {
+                "" => Err(Error::arg("user is empty, expected a name")),
+                user => put_json(plan, &serde_json::json!({"unlearning": engine.unlearn_plan(user)?})),
+            }
+        })
+    }
+}
+
+/// Deletes a user's data as `apa_forget` does, and has the versions that learned from it replaced: the trainer goes
+/// back to the last version that did not, trains on the recorded batches again without the user's samples, and judges
+/// the result like any candidate; then those versions are removed. Returns once the data is deleted and the rest is
+/// under way: `apa_trainer_status` has `unlearning` until it is done, the feed of events tells of each batch, and an
+/// engine that is opened again resumes it. A running training step is aborted. `receipt` (may be NULL) gets what
+/// `apa_forget` gives (`generations`, `feedback`, `preferences`, `samples`, `overwritten`), and `unlearning` as
+/// `apa_unlearn_plan` gives it.
+///
+/// Errors: as `apa_unlearn_plan`; `APA_ERR_BUSY` if a user is being unlearned; `APA_ERR_TRAIN` or `APA_ERR_UNSUPPORTED`
+/// if there is no trainer. Nothing is deleted then.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn apa_unlearn(
+    engine: *const apa_engine,
+    user: *const c_char,
+    user_len: usize,
+    receipt: *mut *mut apa_string,
+    error: *mut *mut apa_error,
+) -> apa_status {
+    // SAFETY: text is readable and the out-parameters NULL or writable, by the header's contract.
+    unsafe {
+        guard(error, || {
+            let engine = self::engine(engine)?;
+            match args::text("user", user, user_len)? {
+                "" => Err(Error::arg("user is empty, expected a name")),
+                user => put_json(receipt, &engine.unlearn(user)?),
+            }
+        })
+    }
+}

@@ -150,8 +150,8 @@ unsafe fn path_of<'a>(path: *const c_char, path_len: usize) -> Result<&'a str> {
 }
 
 /// Writes a version as a JSON object: the fields of `apa_policy_list`, its `lineage` (its ancestors, the parent first)
-/// and its `verdict`: `ruling` (`promoted`, `refused`, `trial`, `proposed`, `rolled_back`) and `record` with `reason`,
-/// `examination` and `trial`; null for a version that no gate has judged.
+/// and its `verdict`: `ruling` (`promoted`, `refused`, `trial`, `proposed`, `rolled_back`,
+/// `unlearned`) and `record` with `reason`, `examination` and `trial`; null for a version that no gate has judged.
 ///
 /// Errors: `APA_ERR_ARG` for an unknown version; `APA_ERR_IO` if the record can't be read; `APA_ERR_CLOSED`.
 #[unsafe(no_mangle)]

@@ -19,8 +19,7 @@ use super::schemas::*;
 use super::{App, blocking};
 use crate::engine::{Engine, GenerationRecord, PublishOutcome, Status, TrainerStatus, VersionRecord};
 use crate::error::Error;
-use crate::ledger::Forgotten;
-use crate::request::{self, Prompt, Unknown};
+use crate::request::{self, Forget, Prompt, Unknown};
 use crate::types::{FeedbackReceipt, GenerationId, PolicyVersion};
 
 type Shared = State<Arc<App>>;
@@ -150,12 +149,24 @@ pub(super) async fn preference(State(app): Shared, Extension(by): By, Body(body)
     .await
 }
 
-/// Delete a user's answers and feedback
-#[utoipa::path(post, path = "/v1/forget", request_body = Object,
+/// Delete a user's answers and feedback, and with `unlearn` replace the versions that learned from them
+#[utoipa::path(post, path = "/v1/forget", request_body = ForgetRequest,
     responses((status = 200, body = Object), (status = 400, body = ErrorBody)))]
-pub(super) async fn forget(State(app): Shared, Extension(by): By, Body(body): Body) -> ApiResult<Json<Forgotten>> {
-    let user = by.user(Some(request::parse_forget(&body, Unknown::Ignore)?))?.unwrap_or_default();
-    blocking(move || Ok(Json(app.engine.forget(&user)?))).await
+pub(super) async fn forget(State(app): Shared, Extension(by): By, Body(body): Body) -> ApiResult<Json<Value>> {
+    let Forget { user, unlearn, dry_run } = request::parse_forget(&body, Unknown::Ignore)?;
+    if unlearn && matches!(by, Caller::Client { .. }) {
+        let message = "unlearn replaces what everyone is served, expected the key of an operator".to_owned();
+        return Err(ApiError::new(StatusCode::FORBIDDEN, "operator_only", message));
+    }
+    let user = by.user(Some(user))?.unwrap_or_default();
+    blocking(move || {
+        Ok(Json(match (unlearn, dry_run) {
+            (false, _) => json!(app.engine.forget(&user)?),
+            (true, false) => json!(app.engine.unlearn(&user)?),
+            (true, true) => json!({"unlearning": app.engine.unlearn_plan(&user)?}),
+        }))
+    })
+    .await
 }
 
 /// Users whose ratings wait for review

@@ -139,6 +139,12 @@ schemas! {
         user: Option<String>,
     }
 
+    ForgetRequest {
+        user: String,
+        unlearn: Option<bool>,
+        dry_run: Option<bool>,
+    }
+
     ActivateRequest {
         version: u64,
         whole: Option<bool>,

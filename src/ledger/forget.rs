@@ -25,29 +25,33 @@ pub struct Forgotten {
     pub overwritten: bool,
 }
 
+/// Rows of the answers for user ?1, with rollouts (ids from ?2 on) to the user's prompts: those of earlier builds don't
+/// name the prompt's user.
+pub(super) const THEIRS: &str = "SELECT seq FROM generations WHERE user = ?1
+     UNION SELECT seq FROM generations WHERE id >= ?2 AND id < ?2 || x'7f' AND user IS NULL
+     AND prompt IN (SELECT prompt FROM generations WHERE user = ?1)";
+
+/// The second parameter of [`THEIRS`].
+pub(super) fn rollouts() -> &'static str {
+    GenerationKind::Rollout.prefix()
+}
+
 /// Deletes, and also returns how many answers no longer wait for training.
 pub(super) fn forget(db: &Connection, user: &str) -> Result<(Forgotten, u64)> {
     let before = waiting::pending_count(db)?;
-    // Rollouts to the user's prompts too: those of earlier builds don't name the prompt's user.
     db.execute_batch("CREATE TEMP TABLE IF NOT EXISTS theirs (seq INTEGER PRIMARY KEY); DELETE FROM temp.theirs")?;
-    let rollouts = GenerationKind::Rollout.prefix();
-    db.prepare(
-        "INSERT INTO temp.theirs SELECT seq FROM generations WHERE user = ?1
-         UNION SELECT seq FROM generations WHERE id >= ?2 AND id < ?2 || x'7f' AND user IS NULL
-         AND prompt IN (SELECT prompt FROM generations WHERE user = ?1)",
-    )?
-    .execute((user, rollouts))?;
+    db.prepare(&format!("INSERT INTO temp.theirs {THEIRS}"))?.execute((user, rollouts()))?;
     let delete = |sql: &str| -> Result<u64> { Ok(db.prepare(sql)?.execute([user])? as u64) };
     let delete_theirs = |sql: &str| -> Result<u64> { Ok(db.prepare(sql)?.execute([])? as u64) };
-    const THEIRS: &str = "(SELECT seq FROM temp.theirs)";
+    const LISTED: &str = "(SELECT seq FROM temp.theirs)";
     // A correction of another user's answer left a score there, but no text.
     let forgotten = Forgotten {
-        samples: delete_theirs(&format!("DELETE FROM samples WHERE generation IN {THEIRS}"))?,
+        samples: delete_theirs(&format!("DELETE FROM samples WHERE generation IN {LISTED}"))?,
         preferences: delete(&format!(
-            "DELETE FROM preferences WHERE user = ?1 OR chosen IN {THEIRS} OR rejected IN {THEIRS}"
+            "DELETE FROM preferences WHERE user = ?1 OR chosen IN {LISTED} OR rejected IN {LISTED}"
         ))?,
-        feedback: delete(&format!("DELETE FROM feedback WHERE user = ?1 OR generation IN {THEIRS}"))?,
-        generations: delete_theirs(&format!("DELETE FROM generations WHERE seq IN {THEIRS}"))?,
+        feedback: delete(&format!("DELETE FROM feedback WHERE user = ?1 OR generation IN {LISTED}"))?,
+        generations: delete_theirs(&format!("DELETE FROM generations WHERE seq IN {LISTED}"))?,
         overwritten: false,
     };
     delete("DELETE FROM agreement WHERE user = ?1")?;

@@ -104,10 +104,10 @@ fn a_step_whose_feedback_was_forgotten_meanwhile_is_to_be_made_again() {
     record(&ledger, Generation { user: None, ..answer("b") }).unwrap();
     let used = [rate(&ledger, "a", 1.0).feedback_id, rate(&ledger, "b", 1.0).feedback_id];
     ledger.forget("ann").unwrap();
-    let error = ledger.commit_version(&version(1, 0), &used, &[]).unwrap_err();
+    let error = ledger.commit_version(&version(1, 0), TrainedBatch::of(&used, &[])).unwrap_err();
     assert_eq!(error.code(), Code::Busy, "{error}");
     assert!(error.message().contains("was forgotten or rejected"), "{error}");
     assert_eq!(ledger.pending_ratings(), 1);
-    ledger.commit_version(&version(1, 0), &used[1..], &[]).unwrap();
+    ledger.commit_version(&version(1, 0), TrainedBatch::of(&used[1..], &[])).unwrap();
     assert_eq!(ledger.commit_skipped("r", &[999]).unwrap_err().code(), Code::Arg);
 }

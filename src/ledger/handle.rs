@@ -209,13 +209,13 @@ impl Ledger {
         self.read(|db| samples::samples_of(db, id))
     }
 
-    /// At most `max` answers that were trained on, spread over the last thousands, with their scores. The selection
-    /// depends on `draw`.
+    /// At most `max` answers that were trained on, spread over the last thousands, with their scores; only of batches
+    /// before the batch `before`, if that is given. The selection depends on `draw` and their ids.
     ///
     /// # Errors
     /// As [`Ledger::generation`].
-    pub fn taught(&self, max: usize, draw: u64) -> Result<Vec<(Generation, f64)>> {
-        self.read(|db| samples::taught(db, max, draw))
+    pub fn taught(&self, max: usize, draw: u64, before: Option<u64>) -> Result<Vec<(Generation, f64)>> {
+        self.read(|db| samples::taught(db, max, draw, before))
     }
 
     /// Preferences and corrections as pairs for a reward model, oldest first, as far as the rules allow: without users
@@ -263,10 +263,20 @@ impl Ledger {
     /// # Errors
     /// `Io` if it could not be written, `Closed`.
     pub fn forget(&self, user: &str) -> Result<Forgotten> {
+        self.forget_with(user, |_, _| Ok(()))
+    }
+
+    /// The same, after `first` in the same transaction.
+    pub(super) fn forget_with(
+        &self,
+        user: &str,
+        first: impl FnOnce(&Connection, &str) -> Result<()> + Send + 'static,
+    ) -> Result<Forgotten> {
         let (user, pending) = (user.to_owned(), self.pending.clone());
         let gone = Arc::new(AtomicU64::new(0));
         let settled = gone.clone();
         let work = move |db: &Connection| {
+            first(db, &user)?;
             let (forgotten, answers) = forget::forget(db, &user)?;
             gone.store(answers, Ordering::Relaxed);
             Ok(forgotten)
@@ -276,50 +286,6 @@ impl Ledger {
             pending.fetch_sub(settled.load(Ordering::Relaxed), Ordering::Relaxed);
             forgotten.overwritten = folded;
         })
-    }
-
-    /// Records a new version, marks the feedback it used, stores its samples, and activates it if `v` says so: all or
-    /// nothing.
-    ///
-    /// # Errors
-    /// `Arg` if the number is not above every earlier one, the parent is unknown, or feedback was used before or
-    /// doesn't exist; `Io` if it could not be written; `Closed`.
-    pub fn commit_version(&self, v: &VersionInfo, used: &[u64], samples: &[SampleRecord]) -> Result<()> {
-        let (v, used, samples) = (v.clone(), used.to_vec(), samples.to_vec());
-        self.commit_batch(move |db| {
-            write::insert_version(db, &v)?;
-            let settled = write::use_up(db, &used, &samples, Some(v.version), None)?;
-            if v.active {
-                write::activate(db, v.version)?;
-            }
-            Ok(settled)
-        })
-    }
-
-    /// Records a version that was made elsewhere or earlier; the active one does not change.
-    ///
-    /// # Errors
-    /// As [`Ledger::commit_version`].
-    pub fn record_version(&self, v: &VersionInfo) -> Result<()> {
-        let v = v.clone();
-        self.writer.call(move |db| write::insert_version(db, &v), |()| ())
-    }
-
-    /// Marks feedback as used up by a batch that made no version.
-    ///
-    /// # Errors
-    /// As [`Ledger::commit_version`].
-    pub fn commit_skipped(&self, reason: &str, used: &[u64]) -> Result<()> {
-        let (reason, used) = (reason.to_owned(), used.to_vec());
-        self.commit_batch(move |db| write::use_up(db, &used, &[], None, Some(&reason)))
-    }
-
-    /// Makes a version the active one.
-    ///
-    /// # Errors
-    /// `Arg` for an unknown version, `Io`, `Closed`.
-    pub fn set_active(&self, v: PolicyVersion) -> Result<()> {
-        self.writer.call(move |db| write::activate(db, v), |()| ())
     }
 
     /// The version that was activated last.

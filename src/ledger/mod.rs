@@ -18,9 +18,11 @@ mod rules_tests;
 mod samples;
 mod schema;
 mod snapshot;
+mod steps;
 mod tallies;
 #[cfg(test)]
 mod tests;
+mod unlearn;
 mod unusable;
 mod verdicts;
 mod waiting;
@@ -36,8 +38,9 @@ pub use retention::Expired;
 pub use rows::{AskedPrompt, PairAnswer, StoredFeedback, StoredPair, StoredSample, Use};
 pub(crate) use snapshot::{check, snapshot};
 pub use tallies::Tallies;
+pub use unlearn::{Recorded, RecordedBatch, Replayed, Unlearned, Unlearning};
 pub use unusable::LeftOut;
-pub use write::Judgement;
+pub use write::{Judgement, TrainedBatch};
 
 /// Longest comment and correction, in bytes.
 pub const MAX_TEXT: usize = 64 << 10;

@@ -79,7 +79,7 @@ fn child_rates_until_killed() {
         loop {
             let used: Vec<u64> = ledger.pending_batch(8).unwrap().into_iter().flat_map(|r| r.feedback_ids).collect();
             let next = ledger.next_version().unwrap();
-            ledger.commit_version(&version(next.0, next.0 - 1), &used, &[]).unwrap();
+            ledger.commit_version(&version(next.0, next.0 - 1), TrainedBatch::of(&used, &[])).unwrap();
             let used: Vec<String> = used.iter().map(u64::to_string).collect();
             say(format!("\nused {next} {}\n", used.join(" ")));
         }
@@ -235,7 +235,7 @@ fn measure_a_million_generations() {
     let (_, large) = choose(&ledger, 256);
     let used: Vec<u64> = batch.iter().flat_map(|r| r.feedback_ids.clone()).collect();
     let start = Instant::now();
-    ledger.commit_version(&version(1, 0), &used, &[]).unwrap();
+    ledger.commit_version(&version(1, 0), TrainedBatch::of(&used, &[])).unwrap();
     println!("opening {opening:?}; a batch of 16 {first:?}, of 256 {large:?}; its commit {:?}", start.elapsed());
     ledger.review("held", ReviewVerdict::Trust).unwrap();
     let again = choose(&ledger, 16).1;

@@ -80,7 +80,7 @@ fn the_same_word_of_the_same_answer_counts_once_while_it_waits() {
     let batch = ledger.pending_batch(9).unwrap();
     assert_eq!((names(&batch), batch[1].feedback_ids.len()), (vec!["a", "b"], 1));
     let used: Vec<u64> = batch.iter().flat_map(|r| r.feedback_ids.clone()).collect();
-    ledger.commit_version(&version(1, 0), &used, &[]).unwrap();
+    ledger.commit_version(&version(1, 0), TrainedBatch::of(&used, &[])).unwrap();
     assert_eq!(say(&ledger, "b", "ann", 1.0).left_out, None, "said again after it was used, it is news");
 }
 
@@ -281,7 +281,7 @@ fn what_made_a_sample_is_on_record_and_answers_nobody_rated_are_found() {
     let term = Term { name: "model".into(), value: 0.5, weight: 2.0, raw: Some(-3.25) };
     let score = Score { score: 1.0, terms: vec![term] };
     let sample = |name: &str| SampleRecord { generation_id: id(name), kind: SampleKind::Answer, score: score.clone() };
-    ledger.commit_version(&version(1, 0), &[used], &[sample("a"), sample("c")]).unwrap();
+    ledger.commit_version(&version(1, 0), TrainedBatch::of(&[used], &[sample("a"), sample("c")])).unwrap();
     let stored = StoredSample { version: Some(PolicyVersion(1)), kind: SampleKind::Answer, score: score.clone() };
     assert_eq!(ledger.samples_of(&id("c")).unwrap(), [stored]);
     assert_eq!(ledger.samples_of(&id("b")).unwrap(), []);

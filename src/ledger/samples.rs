@@ -1,6 +1,7 @@
 //! What can be trained on beside feedback, and what was: unrated answers, prompts, samples. Never marks feedback.
 
 use rusqlite::Connection;
+use sha2::{Digest, Sha256};
 
 use super::rows::{AskedPrompt, StoredSample, Which, damaged, from_blob, generation, signed, unsigned};
 use crate::error::{Error, Result};
@@ -89,17 +90,22 @@ pub(super) fn samples_of(db: &Connection, id: &GenerationId) -> Result<Vec<Store
 /// Number of newest samples from which answers are drawn.
 const TAUGHT_AMONG: i64 = 4096;
 
-pub(super) fn taught(db: &Connection, max: usize, draw: u64) -> Result<Vec<(Generation, f64)>> {
+/// Which answers are drawn follows from their ids and `draw` alone: a replay without a user's samples draws as if there
+/// had never been any.
+pub(super) fn taught(db: &Connection, max: usize, draw: u64, before: Option<u64>) -> Result<Vec<(Generation, f64)>> {
     let mut select = db.prepare_cached(
-        "SELECT generation, score FROM (SELECT id, generation, score, kind FROM samples ORDER BY id DESC LIMIT ?1)
-         WHERE kind = 'answer' ORDER BY ((id % 65536 + ?3) * 40503) % 65537 LIMIT ?2",
+        "SELECT s.generation, s.score, g.id FROM (SELECT id, batch, generation, score, kind FROM samples
+         WHERE batch < ?2 ORDER BY batch DESC, id DESC LIMIT ?1) s JOIN generations g ON g.seq = s.generation
+         WHERE s.kind = 'answer' ORDER BY s.batch DESC, s.id DESC",
     )?;
-    let bounds = (TAUGHT_AMONG, signed(max as u64), signed(draw % 65537));
-    let drawn = select.query_map(bounds, |row| Ok((row.get(0)?, row.get(1)?)))?;
-    let drawn = drawn.collect::<Result<Vec<(i64, f64)>, _>>()?;
-    let with_answer = |(row, score)| {
+    let bounds = (TAUGHT_AMONG, before.map_or(i64::MAX, signed));
+    let among = select.query_map(bounds, |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
+    let mut among = among.collect::<Result<Vec<(i64, f64, String)>, _>>()?;
+    among.sort_by_cached_key(|(_, _, id)| Sha256::new().chain_update(draw.to_le_bytes()).chain_update(id).finalize());
+    among.truncate(max);
+    let with_answer = |(row, score, _)| {
         let found = generation(db, Which::Row(row))?;
         Ok((found.ok_or_else(|| damaged(format!("generation row {row} is missing")))?, score))
     };
-    drawn.into_iter().map(with_answer).collect()
+    among.into_iter().map(with_answer).collect()
 }

@@ -145,6 +145,12 @@ const MIGRATIONS: &[&str] = &[
     CREATE INDEX generations_of_version ON generations(policy_version, seq);",
     // 5. What still has words, by age. Of answers that have taught a row without words stays when they are too old.
     "CREATE INDEX generations_with_words ON generations(created) WHERE length(prompt) > 0;",
+    // 6. What a batch was trained with, so that it can be replayed. A version may have several batches: those that only
+    // set the mean, and all that a replay went through.
+    "ALTER TABLE batches ADD settings TEXT;
+    CREATE INDEX batches_of_version ON batches(version) WHERE version IS NOT NULL;
+    CREATE INDEX samples_of_batch ON samples(batch);
+    CREATE INDEX feedback_of_batch ON feedback(batch) WHERE batch IS NOT NULL;",
 ];
 
 /// The writing connection, at this build's format.

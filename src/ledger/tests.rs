@@ -175,12 +175,12 @@ fn a_rating_is_used_exactly_once_and_a_new_one_counts_again() {
         record(&ledger, answer(name)).unwrap();
     }
     let [a, b] = [rate(&ledger, "a", 1.0).feedback_id, rate(&ledger, "b", 1.0).feedback_id];
-    ledger.commit_version(&version(1, 0), &[a], &[]).unwrap();
+    ledger.commit_version(&version(1, 0), TrainedBatch::of(&[a], &[])).unwrap();
     assert_eq!(pending(&ledger), [("b".into(), 1.0, vec![b])]);
 
     // A batch with a used or an unknown rating changes nothing.
     for (used, culprit) in [([b, a], a), ([b, 99], 99)] {
-        let error = ledger.commit_version(&version(2, 1), &used, &[]).unwrap_err();
+        let error = ledger.commit_version(&version(2, 1), TrainedBatch::of(&used, &[])).unwrap_err();
         assert!(error.message().starts_with(&format!("feedback {culprit} is not a rating that waits")), "{error}");
         assert!(ledger.commit_skipped("why", &used).is_err());
     }
@@ -208,7 +208,7 @@ fn a_rating_that_comes_while_its_answer_is_trained_on_stays_pending() {
     let batch = ledger.pending_batch(8).unwrap();
     let late = rate(&ledger, "a", -1.0).feedback_id;
     assert_eq!(ledger.pending_ratings(), 1);
-    ledger.commit_version(&version(1, 0), &batch[0].feedback_ids, &[]).unwrap();
+    ledger.commit_version(&version(1, 0), TrainedBatch::of(&batch[0].feedback_ids, &[])).unwrap();
     assert_eq!(pending(&ledger), [("a".into(), -1.0, vec![late])]);
 }
 
@@ -234,8 +234,8 @@ fn versions_are_listed_with_the_active_one_marked() {
     let mut second = version(2, 1);
     second.metrics.explained_variance = f64::NAN; // JSON can't say it.
     second.metrics.kl_per_response = Nats(f64::NAN);
-    ledger.commit_version(&version(1, 0), &[], &[]).unwrap();
-    ledger.commit_version(&second, &[], &[]).unwrap();
+    ledger.commit_version(&version(1, 0), TrainedBatch::default()).unwrap();
+    ledger.commit_version(&second, TrainedBatch::of(&[], &[])).unwrap();
     assert_eq!(ledger.active().unwrap(), PolicyVersion(2));
     ledger.set_active(PolicyVersion(1)).unwrap();
 
@@ -248,9 +248,12 @@ fn versions_are_listed_with_the_active_one_marked() {
     // Numbers keep growing after a rollback.
     assert_eq!(ledger.next_version().unwrap(), PolicyVersion(3));
     assert_eq!(ledger.set_active(PolicyVersion(7)).unwrap_err().message(), "version 7 is not on record");
-    let error = ledger.commit_version(&version(2, 1), &[], &[]).unwrap_err();
+    let error = ledger.commit_version(&version(2, 1), TrainedBatch::default()).unwrap_err();
     assert_eq!(error.message(), "version 2 is not new, expected one above 2");
-    assert_eq!(ledger.commit_version(&version(4, 3), &[], &[]).unwrap_err().message(), "version 3 is not on record");
+    assert_eq!(
+        ledger.commit_version(&version(4, 3), TrainedBatch::default()).unwrap_err().message(),
+        "version 3 is not on record"
+    );
     assert_eq!(ledger.active().unwrap(), PolicyVersion(1));
 }
 
@@ -470,7 +473,7 @@ proptest! {
                     let used: Vec<u64> = batch.iter().flat_map(|r| r.feedback_ids.clone()).collect();
                     if let Act::Train(_) = act {
                         let next = ledger.next_version().unwrap();
-                        ledger.commit_version(&version(next.0, 0), &used, &[]).unwrap();
+                        ledger.commit_version(&version(next.0, 0), TrainedBatch::of(&used, &[])).unwrap();
                     } else {
                         ledger.commit_skipped("because", &used).unwrap();
                     }

@@ -14,12 +14,13 @@ use crate::types::{PolicyVersion, Ruling, StoredVerdict, TrialAnswer, TrialRatin
 const COLUMNS: &str = "id, version, parent, ruling, created, decided, record";
 
 /// The words of the column `ruling`.
-const WORDS: [(Ruling, &str); 5] = [
+const WORDS: [(Ruling, &str); 6] = [
     (Ruling::Promoted, "promoted"),
     (Ruling::Refused, "refused"),
     (Ruling::Trial, "trial"),
     (Ruling::Proposed, "proposed"),
     (Ruling::RolledBack, "rolled_back"),
+    (Ruling::Unlearned, "unlearned"),
 ];
 
 fn word(ruling: Ruling) -> &'static str {

@@ -14,6 +14,26 @@ use crate::error::{Error, Result};
 use crate::system::unix_millis;
 use crate::types::*;
 
+/// The batch that a version was trained on.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct TrainedBatch {
+    /// Feedback that it used up.
+    pub used: Vec<u64>,
+    /// Its samples.
+    pub samples: Vec<SampleRecord>,
+    /// What it was trained with, for a replay.
+    pub settings: Option<serde_json::Value>,
+    /// Batches since the version before that only set the mean; they belong to the version too.
+    pub noted: Vec<u64>,
+}
+
+impl TrainedBatch {
+    /// Feedback that was used up, and the samples that were made of it.
+    pub fn of(used: &[u64], samples: &[SampleRecord]) -> Self {
+        Self { used: used.to_vec(), samples: samples.to_vec(), ..Self::default() }
+    }
+}
+
 pub(super) fn record(db: &Connection, g: &Generation) -> Result<()> {
     let (id, s) = (&g.id, &g.sampling);
     if id.0.is_empty() || id.0.len() > GenerationId::MAX_BYTES {
@@ -81,7 +101,6 @@ fn check_said(db: &Connection, f: &NewFeedback, answer: i64) -> Result<()> {
     Ok(())
 }
 
-/// Returns the receipt, and whether the answer has feedback waiting now but had none before.
 /// A judgement that is imported.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Judgement {
@@ -136,6 +155,7 @@ pub(super) fn import(
     Ok(Imported { new: true, first })
 }
 
+/// Returns the receipt, and whether the answer has feedback waiting now but had none before.
 pub(super) fn insert_feedback(db: &Connection, f: &NewFeedback, rules: &Rules) -> Result<(FeedbackReceipt, bool)> {
     let answer = known(db, &f.generation_id)?;
     check_said(db, f, answer.row)?;
@@ -217,14 +237,31 @@ pub(super) fn insert_version(db: &Connection, v: &VersionInfo) -> Result<()> {
     Ok(())
 }
 
-/// Returns how many answers no longer have feedback waiting.
+/// Records the batch of a version; none if it had neither feedback nor samples. Returns how many answers no longer have
+/// feedback waiting.
+pub(super) fn trained(db: &Connection, version: PolicyVersion, batch: &TrainedBatch) -> Result<u64> {
+    let TrainedBatch { used, samples, settings, noted } = batch;
+    if used.is_empty() && samples.is_empty() {
+        return Ok(0);
+    }
+    let (row, settled) = use_up(db, used, Some(version), None)?;
+    samples::insert_samples(db, rows::signed(row), samples)?;
+    let settings = settings.as_ref().map(serde_json::Value::to_string);
+    db.prepare_cached("UPDATE batches SET settings = ?2 WHERE id = ?1")?.execute((rows::signed(row), settings))?;
+    for batch in noted {
+        db.prepare_cached("UPDATE batches SET version = ?2, reason = NULL WHERE id = ?1 AND version IS NULL")?
+            .execute((rows::signed(*batch), rows::signed(version.0)))?;
+    }
+    Ok(settled)
+}
+
+/// Records a batch and marks its feedback. Returns its row, and how many answers no longer have feedback waiting.
 pub(super) fn use_up(
     db: &Connection,
     used: &[u64],
-    samples: &[SampleRecord],
     version: Option<PolicyVersion>,
     reason: Option<&str>,
-) -> Result<u64> {
+) -> Result<(u64, u64)> {
     db.prepare_cached("INSERT INTO batches (version, reason, created) VALUES (?1, ?2, ?3)")?.execute((
         version.map(|v| rows::signed(v.0)),
         reason,
@@ -234,14 +271,13 @@ pub(super) fn use_up(
     let mut mark = db.prepare_cached(
         "UPDATE feedback SET batch = ?1 WHERE id = ?2 AND batch IS NULL AND teaches = 1 RETURNING generation",
     )?;
-    samples::insert_samples(db, batch, samples)?;
     let mut answers = BTreeSet::new();
     for id in used {
         let answer: Option<i64> = mark.query_row((batch, rows::signed(*id)), |row| row.get(0)).optional()?;
         let Some(answer) = answer else { return Err(missing(db, *id)?) };
         answers.insert(answer);
     }
-    waiting::settled(db, answers)
+    Ok((batch.cast_unsigned(), waiting::settled(db, answers)?))
 }
 
 /// Why feedback can't be used up: it was deleted or rejected meanwhile, or never could be used.

@@ -106,15 +106,30 @@ pub fn parse_preference(body: &[u8], unknown: Unknown) -> Result<Preference> {
     Ok(Preference { chosen, rejected, user })
 }
 
-/// Reads `{user}`: the user whose data is deleted.
+/// Whose data is deleted, and whether what was learned from it goes too.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Forget {
+    /// The user.
+    pub user: String,
+    /// Whether versions that learned from the user are replaced.
+    pub unlearn: bool,
+    /// Whether only to tell what that takes.
+    pub dry_run: bool,
+}
+
+/// Reads `{user, unlearn?, dry_run?}`.
 ///
 /// # Errors
 /// `Arg` names the field and what was expected.
-pub fn parse_forget(body: &[u8], unknown: Unknown) -> Result<String> {
+pub fn parse_forget(body: &[u8], unknown: Unknown) -> Result<Forget> {
     let mut fields = Fields::parse(body, unknown)?;
     let user = fields.user()?.ok_or_else(|| fields.missing("user"))?;
-    fields.finish(&["user"])?;
-    Ok(user)
+    let (unlearn, dry_run) = (fields.flag("unlearn")?, fields.flag("dry_run")?);
+    fields.finish(&["user", "unlearn", "dry_run"])?;
+    if dry_run && !unlearn {
+        return Err(Error::arg("dry_run tells what unlearn takes, expected unlearn with it"));
+    }
+    Ok(Forget { user, unlearn, dry_run })
 }
 
 /// Reads `{user, verdict}`: a decision about a user's feedback, `trust`, `hold` or `reject`.

@@ -29,7 +29,7 @@ pub use chat::{parse_chat, parse_completion, parse_request};
 pub(crate) use embeddings::EMBEDDINGS;
 pub use embeddings::{ParsedEmbeddings, parse_embeddings};
 pub use learning::{
-    ParsedSample, Preference, parse_feedback, parse_forget, parse_preference, parse_review, parse_sample,
+    Forget, ParsedSample, Preference, parse_feedback, parse_forget, parse_preference, parse_review, parse_sample,
 };
 pub use messages::parse_messages;
 pub use parsed::{AskedVersion, ParsedRequest, asked_version};

@@ -166,7 +166,7 @@ fn read_state(path: &Path) -> Result<State> {
     Ok(state)
 }
 
-fn fits(lora: &Lora, config: &TrainConfig) -> Result<()> {
+pub(super) fn fits(lora: &Lora, config: &TrainConfig) -> Result<()> {
     if lora.rank() != config.rank as usize {
         return Err(Error::arg(format!("the adapter has rank {}, the settings ask for {}", lora.rank(), config.rank)));
     }

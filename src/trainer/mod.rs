@@ -101,6 +101,22 @@ impl Trainer {
         Ok(())
     }
 
+    /// The settings that the next batch is trained with.
+    pub fn config(&self) -> &TrainConfig {
+        &self.config
+    }
+
+    /// Trains with other settings from now on.
+    ///
+    /// # Errors
+    /// `Arg` for settings out of range, and for another rank or alpha.
+    pub fn reconfigure(&mut self, config: &TrainConfig) -> Result<()> {
+        config.validate()?;
+        checkpoint::fits(&self.policy.lora, config)?;
+        self.config = config.clone();
+        Ok(())
+    }
+
     /// The policy's present adapter.
     pub fn adapter(&self) -> &Lora {
         &self.policy.lora
@@ -117,6 +133,11 @@ impl Trainer {
     /// `Train` if the device fails.
     pub fn is_finite(&self) -> Result<bool> {
         Ok(self.policy.is_finite()? && self.critic.is_finite()?)
+    }
+
+    /// Factor of the learning rate, at most 1: below that after batches that moved too fast.
+    pub fn pace(&self) -> f64 {
+        self.pace
     }
 
     /// Batches trained on since the initial model.

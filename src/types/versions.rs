@@ -30,6 +30,8 @@ pub enum Ruling {
     Proposed,
     /// It served, and was rolled back.
     RolledBack,
+    /// It had learned from a user who was forgotten, and its files were removed.
+    Unlearned,
 }
 
 /// A verdict on a candidate, as it is recorded.

@@ -212,6 +212,7 @@ static apa_status all_null(void)
         apa_gen_result(NULL, &s, NULL), apa_gen_cancel(NULL, NULL), apa_gen_set_wake(NULL, NULL, NULL, NULL),
         apa_generate(NULL, NULL, 0, NULL, NULL, &s, NULL), apa_feedback(NULL, NULL, 0, &s, NULL),
         apa_preference(NULL, NULL, 0, &s, NULL), apa_sample_add(NULL, NULL, 0, &s, NULL), apa_trainer_start(NULL, NULL), apa_forget(NULL, "a", 1, &s, NULL),
+        apa_unlearn(NULL, "a", 1, &s, NULL), apa_unlearn_plan(NULL, "a", 1, &s, NULL),
         apa_trainer_stop(NULL, NULL), apa_trainer_step(NULL, &s, NULL), apa_trainer_status(NULL, &s, NULL),
         apa_policy_version(NULL, &v, NULL), apa_policy_sync(NULL, &v, NULL), apa_policy_activate(NULL, 0, NULL), apa_policy_rollback(NULL, &v, NULL),
         apa_policy_snapshot(NULL, 1, "a", 1, NULL), apa_policy_restore(NULL, "a", 1, &v, NULL), apa_policy_list(NULL, &s, NULL),

@@ -269,6 +269,8 @@ fn null_is_an_argument_error_wherever_it_is_not_allowed() {
             apa_sample_add(engine, text, 1, string, none),
             apa_trainer_start(engine, none),
             apa_forget(engine, text, 1, string, none),
+            apa_unlearn_plan(engine, text, 1, string, none),
+            apa_unlearn(engine, text, 1, string, none),
             apa_trainer_stop(engine, none),
             apa_events_open(engine, &raw mut out_feed, none),
             apa_rewards_open(engine, &raw mut out_feed, none),

@@ -261,6 +261,8 @@ fn a_freed_engine_is_closed_to_every_call() {
             apa_sample_add(engine, c"{}".as_ptr(), 2, ptr::null_mut(), none),
             apa_trainer_start(engine, none),
             apa_forget(engine, c"x".as_ptr(), 1, ptr::null_mut(), none),
+            apa_unlearn(engine, c"x".as_ptr(), 1, ptr::null_mut(), none),
+            apa_unlearn_plan(engine, c"x".as_ptr(), 1, ptr::null_mut(), none),
             apa_trainer_stop(engine, none),
             apa_reward_put(engine, c"x".as_ptr(), 1, 0.0, none),
             apa_http_start(engine, ptr::null(), 0, ptr::null_mut(), none),
@@ -293,6 +295,8 @@ fn an_engine_that_was_shut_down_refuses_work_and_tells_its_state() {
             apa_feed_next(feed, -1, &raw mut text, none),
             apa_sample_add(engine, sample.as_ptr(), APA_NTS, ptr::null_mut(), none),
             apa_forget(engine, c"ann".as_ptr(), APA_NTS, ptr::null_mut(), none),
+            apa_unlearn(engine, c"ann".as_ptr(), APA_NTS, ptr::null_mut(), none),
+            apa_unlearn_plan(engine, c"ann".as_ptr(), APA_NTS, ptr::null_mut(), none),
             apa_reward_put(engine, c"x".as_ptr(), APA_NTS, 0.0, none),
             apa_trainer_step(engine, ptr::null_mut(), none),
             apa_trainer_start(engine, none),
@@ -371,6 +375,8 @@ fn the_header_names_every_member_of_what_it_returns() {
             named("apa_events_open", &json(|out, error| apa_feed_next(feed, 10_000, out, error)));
         }
         apa_feed_free(feed);
+        named("apa_unlearn_plan", &json(|out, error| apa_unlearn_plan(engine, c"ann".as_ptr(), APA_NTS, out, error)));
+        named("apa_unlearn", &json(|out, error| apa_unlearn(engine, c"nobody".as_ptr(), APA_NTS, out, error)));
         let forgotten = json(|out, error| apa_forget(engine, c"ann".as_ptr(), APA_NTS, out, error));
         named("apa_forget", &forgotten);
     }

@@ -132,9 +132,18 @@ fn a_user_is_forgotten() {
     assert_eq!((&gone["generations"], &gone["feedback"]), (&1.into(), &1.into()), "{gone}");
     assert_eq!(trainer(*engine)["pending_ratings"], 1);
     assert_eq!(forget("ann")["generations"], 0);
-    // SAFETY: NULL is allowed for empty text.
-    let nobody = call(|e| unsafe { apa_forget(*engine, ptr::null(), 0, ptr::null_mut(), e) });
-    assert_eq!(nobody, (apa_status::APA_ERR_ARG, "user is empty, expected a name".into()));
+    // No version learned from bob.
+    // SAFETY: text with its length and locals.
+    let planned = json(|out, error| unsafe { apa_unlearn_plan(*engine, c"bob".as_ptr(), 3, out, error) });
+    assert_eq!(planned, object!({"unlearning": null}));
+    // SAFETY: text with its length and locals.
+    let gone = json(|out, error| unsafe { apa_unlearn(*engine, c"bob".as_ptr(), 3, out, error) });
+    assert_eq!((&gone["generations"], &gone["unlearning"]), (&1.into(), &serde_json::Value::Null), "{gone}");
+    for forget in [apa_forget, apa_unlearn, apa_unlearn_plan] {
+        // SAFETY: NULL is allowed for empty text.
+        let nobody = call(|e| unsafe { forget(*engine, ptr::null(), 0, ptr::null_mut(), e) });
+        assert_eq!(nobody, (apa_status::APA_ERR_ARG, "user is empty, expected a name".into()));
+    }
 }
 
 #[test]

@@ -52,5 +52,6 @@ mod tidy;
 mod train;
 mod trainer;
 mod trainer_control;
+mod unlearn;
 mod upkeep;
 mod waiting;

@@ -36,6 +36,10 @@ static apa_status run(job *j)
         return apa_sample_add(engine, j->text, j->text_len, &j->string, &j->error);
     case FORGET:
         return apa_forget(engine, j->text, j->text_len, &j->string, &j->error);
+    case UNLEARN_PLAN:
+        return apa_unlearn_plan(engine, j->text, j->text_len, &j->string, &j->error);
+    case UNLEARN:
+        return apa_unlearn(engine, j->text, j->text_len, &j->string, &j->error);
     case REWARD:
         return apa_reward_put(engine, j->text, j->text_len, j->number, &j->error);
     case SHOW:

@@ -89,6 +89,9 @@ test('answers are scored, and samples from elsewhere taken in', async (t) => {
   await assert.rejects(engine.feedback({ generation_id: 'nobody', rating: 1 }), has('APA_ERR_ARG'));
   await assert.rejects(engine.reward(id, 7), has('APA_ERR_ARG'));
   assert.equal((await engine.forget('nobody')).generations, 0);
+  assert.equal(await engine.unlearnPlan('nobody'), null);
+  const unlearned = await engine.unlearn('nobody');
+  assert.deepEqual([unlearned.generations, unlearned.unlearning], [0, null]);
   await assert.rejects(engine.forget(''), has('APA_ERR_ARG'));
   answers.close();
   assert.deepEqual(await answers.next(), { value: undefined, done: true });

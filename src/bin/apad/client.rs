@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
-use apa::engine::{Adopted, AsideVersion, Status, TrainerStatus, VersionRecord};
+use apa::engine::{Adopted, AsideVersion, Status, TrainerStatus, UnlearnPlan, UnlearnReceipt, VersionRecord};
 use apa::ledger::{Forgotten, LeftOut, ReviewEntry};
 use apa::types::{ChatMessage, FeedbackReceipt, PolicyVersion, VersionInfo};
 use clap::Args;
@@ -193,6 +193,21 @@ impl Client {
     /// Deletes a user's requests, answers and feedback.
     pub async fn forget(&self, user: &str) -> Result<Forgotten> {
         self.call(Method::POST, "/v1/forget", Some(json!({"user": user}))).await
+    }
+
+    /// What it takes to replace the versions that learned from a user; changes nothing.
+    pub async fn unlearn_plan(&self, user: &str) -> Result<Option<UnlearnPlan>> {
+        #[derive(Deserialize)]
+        struct Planned {
+            unlearning: Option<UnlearnPlan>,
+        }
+        let body = json!({"user": user, "unlearn": true, "dry_run": true});
+        Ok(self.call::<Planned>(Method::POST, "/v1/forget", Some(body)).await?.unlearning)
+    }
+
+    /// Deletes a user's requests, answers and feedback, and has the versions replaced that learned from them.
+    pub async fn unlearn(&self, user: &str) -> Result<UnlearnReceipt> {
+        self.call(Method::POST, "/v1/forget", Some(json!({"user": user, "unlearn": true}))).await
     }
 
     /// Users whose feedback waits for review, decisions already made, and feedback that can't be used.

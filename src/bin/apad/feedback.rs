@@ -1,4 +1,4 @@
-//! `apad import`, `apad export` and `apad forget`: feedback in, out, and gone.
+//! `apad import`, `apad export` and `apad review`: feedback in, out, and whose counts.
 
 use std::fs::File;
 use std::io::{BufWriter, Write};
@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail};
 use apa::config::Config;
 use apa::engine::exchange::{self, Imported};
 use apa::gguf::Gguf;
-use apa::ledger::{Forgotten, Ledger, LedgerReader, LeftOut, ReviewEntry};
+use apa::ledger::{Ledger, LedgerReader, LeftOut, ReviewEntry};
 use apa::llama::Model;
 use apa::overwrite::check_output;
 use apa::reward::read_judgements;
@@ -139,55 +139,6 @@ fn export_feedback(options: &ExportFeedback, path: &Path) -> Result<()> {
     };
     ledger.for_each(&mut |said| Ok(writeln!(out, "{}", exchange::line(&model, &base, said))?))?;
     out.flush()?;
-    Ok(())
-}
-
-/// Delete a user's prompts, answers and feedback
-#[derive(Args)]
-#[command(after_help = "\
-Examples:
-  apad forget --user ann
-  apad forget --user ann --data apa-data
-
-Deletes the answers made for the user with their prompts, what anyone said of those, and all they said of others'
-answers, from a running daemon, or from the folder of one that doesn't run. It is overwritten on disk when the
-command ends. What remains are the policy versions that learned from it, and backups that you made; to be rid of
-those versions as well, activate one from before.")]
-pub struct Forget {
-    /// The user's name, as it was given with requests and feedback
-    #[arg(long, value_name = "NAME")]
-    user: String,
-    /// Data folder of a daemon that doesn't run
-    #[arg(long, value_name = "DIR")]
-    data: Option<PathBuf>,
-    /// Print JSON
-    #[arg(long)]
-    json: bool,
-    #[command(flatten)]
-    daemon: Daemon,
-}
-
-pub async fn forget(options: Forget) -> Result<()> {
-    let user = options.user.clone();
-    let gone: Forgotten = match options.data {
-        Some(data) => {
-            let there = data.join("ledger.sqlite3");
-            if !there.exists() {
-                bail!("{} is not there", there.display());
-            }
-            tokio::task::spawn_blocking(move || Ledger::open(&data)?.forget(&user)).await??
-        }
-        None => options.daemon.client()?.forget(&user).await?,
-    };
-    if options.json {
-        println!("{}", serde_json::to_string_pretty(&gone)?);
-        return Ok(());
-    }
-    let Forgotten { generations, feedback, preferences, overwritten, .. } = gone;
-    println!("deleted {generations} answers, {feedback} pieces of feedback, {preferences} preferences");
-    if !overwritten {
-        println!("another program reads the ledger: copies in its log are overwritten when that ends");
-    }
     Ok(())
 }
 

@@ -11,6 +11,7 @@ mod doctor;
 mod export;
 mod feedback;
 mod flags;
+mod forget;
 mod keys;
 mod logging;
 mod logprobs;
@@ -52,7 +53,7 @@ enum Command {
     Train(Box<train::Options>),
     Reward(reward::Options),
     Import(feedback::Import),
-    Forget(feedback::Forget),
+    Forget(forget::Forget),
     Review(feedback::Review),
     Status(status::Options),
     Config(config::Options),
@@ -138,7 +139,7 @@ fn run(cli: Cli) -> Result<()> {
             Command::Train(options) => train::run(*options).await,
             Command::Reward(options) => reward::run(options).await,
             Command::Import(options) => feedback::import(options).await,
-            Command::Forget(options) => feedback::forget(options).await,
+            Command::Forget(options) => forget::run(options).await,
             Command::Review(options) => feedback::review(options).await,
             Command::Status(options) => status::run(options).await,
             Command::Config(options) => config::run(options).await,

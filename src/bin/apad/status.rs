@@ -1,7 +1,7 @@
 //! `apad status`: prints what a running daemon does. Changes nothing.
 
 use anyhow::Result;
-use apa::engine::{Status, WeightFormat};
+use apa::engine::{Status, UnlearnStatus, WeightFormat};
 use clap::Args;
 
 use crate::client::Daemon;
@@ -48,6 +48,10 @@ fn table(status: &Status) -> String {
         ("ratings", format!("{} of {} for the next step", t.pending_ratings, t.batch)),
         ("steps", format!("{} published, {} skipped", t.steps, t.skipped)),
     ];
+    if let Some(on) = &t.unlearning {
+        let UnlearnStatus { replayed, batches, seconds_left, .. } = on;
+        rows.push(("unlearning", format!("{replayed} of {batches} batches replayed, some {seconds_left:.0} s left")));
+    }
     if let Some(last) = &t.last {
         let (reward, kl, length) = (last.mean_reward, last.kl_per_response, last.mean_length);
         rows.push(("last batch", format!("reward {reward:+.3}, KL {kl} a response, {length:.1} tokens")));

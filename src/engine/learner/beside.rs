@@ -44,6 +44,9 @@ impl Worker {
     }
 
     pub(super) fn roll_out(&mut self) -> Result<PublishOutcome> {
+        if self.unlearning.is_some() {
+            return Err(Error::busy("a user is being unlearned; rollouts go on afterwards"));
+        }
         let Some(Ready { rollouts: Some(rollouts), judge, .. }) = &mut self.ready else {
             return Err(Error::arg("reward.rollouts is not set, expected a file of prompts or users"));
         };

@@ -55,6 +55,8 @@ impl LearningLoop {
             waiting: None,
             retry: Retry::default(),
             tidied: None,
+            noted: Vec::new(),
+            unlearning: None,
             threads: Arc::default(),
         };
         let thread = std::thread::Builder::new()
@@ -111,6 +113,13 @@ impl LearningLoop {
         let (reply, answer) = bounded(1);
         self.shared.interrupt.store(true, Ordering::Release);
         self.ask(Order::Restore(path.to_path_buf(), reply), &answer)
+    }
+
+    /// Deletes a user's data and begins to replace what learned from it; aborts a running step.
+    pub(in crate::engine) fn unlearn(&self, user: &str) -> Result<UnlearnReceipt> {
+        let (reply, answer) = bounded(1);
+        self.shared.interrupt.store(true, Ordering::Release);
+        self.ask(Order::Unlearn(user.to_owned(), reply), &answer)
     }
 
     /// Whether it trains by itself.

@@ -2,12 +2,16 @@
 //! never leaves the policy in memory ahead of the one on record.
 
 mod beside;
+mod fit;
 mod handle;
 mod panics;
 mod retention;
 mod retry;
+mod start;
 mod step;
 mod trial;
+mod unlearn;
+mod unlearn_plan;
 mod versions;
 mod work;
 
@@ -22,6 +26,8 @@ use serde::{Deserialize, Serialize};
 
 pub(super) use handle::LearningLoop;
 pub use trial::VerdictRecord;
+pub(super) use unlearn_plan::plan;
+pub use unlearn_plan::{UnlearnPlan, UnlearnReceipt};
 
 use super::alerts::{AlertKind, Alerts};
 use super::archive::{self, Adopted};
@@ -32,7 +38,7 @@ use super::in_flight::InFlight;
 use super::judge::{Judge, Samples};
 use super::rollouts::Rollouts;
 use super::routes::Routes;
-use super::status::{TrainerState, TrainerStatus, TrialStatus};
+use super::status::{TrainerState, TrainerStatus, TrialStatus, UnlearnStatus};
 use super::weights::weights_of;
 use crate::config::{Algorithm, Config, TrainConfig};
 use crate::error::{Code, Error, Result};
@@ -82,6 +88,7 @@ pub enum PublishOutcome {
     },
 }
 
+const NOT_READY: &str = "the trainer is not ready";
 /// Polling interval for feedback whose quarantine ends.
 const LOOK: Duration = Duration::from_secs(5);
 
@@ -98,6 +105,8 @@ enum Order {
     Sync(Sender<Result<PolicyVersion>>),
     /// Adopt the version that was set aside under that name, or all of them.
     Adopt(Option<String>, Sender<Result<Vec<Adopted>>>),
+    /// Delete a user's data, and replace the versions that learned from it.
+    Unlearn(String, Sender<Result<UnlearnReceipt>>),
     /// Restore a snapshot and serve it.
     Restore(PathBuf, Sender<Result<PolicyVersion>>),
 }
@@ -168,6 +177,10 @@ struct Worker {
     retry: Retry,
     /// When old records were last deleted.
     tidied: Option<Instant>,
+    /// Batches since the active version that only set the mean.
+    noted: Vec<u64>,
+    /// The replay that replaces versions which learned from a forgotten user.
+    unlearning: Option<unlearn::Replay>,
     /// Its threads, as names under `/proc`.
     threads: Arc<Mutex<Vec<PathBuf>>>,
 }
@@ -199,22 +212,6 @@ impl Worker {
         }
     }
 
-    /// The threads of the arithmetic. `None` if they can't be started; the status says why.
-    fn pool(&self) -> Option<rayon::ThreadPool> {
-        let threads = cores_or(self.config.train.threads) as usize;
-        let started = self.threads.clone();
-        let pool = rayon::ThreadPoolBuilder::new()
-            .num_threads(threads)
-            .thread_name(|i| format!("apa-train-{i}"))
-            .start_handler(move |_| {
-                give_way_to_decoding();
-                lock(&started).extend(std::fs::read_link("/proc/thread-self").ok());
-            })
-            .build();
-        let failed = |e| self.turn_off(TrainerState::Unsupported, format!("can't start the trainer's threads: {e}"));
-        pool.map_err(failed).ok()
-    }
-
     /// Everything from reading the model to the end, starting with the order that ended a wait.
     fn live(
         &mut self,
@@ -223,8 +220,10 @@ impl Worker {
         orders: &Receiver<Order>,
         reminders: &Receiver<Order>,
     ) {
+        self.resume_unlearning();
         pool.install(|| self.prepare());
         self.resume_trial();
+        self.end_trial_of_removed();
         if let Err(error) = self.begin_watch() {
             tracing::error!(%error, "the active version is not watched");
         }
@@ -269,6 +268,10 @@ impl Worker {
                 self.take_back_interrupt();
                 let _ = reply.send(archive::adopt(&self.store, &self.ledger, name.as_deref()));
             }
+            Order::Unlearn(user, reply) => {
+                self.take_back_interrupt();
+                let _ = reply.send(self.unlearn(&user));
+            }
             Order::Restore(path, reply) => {
                 self.take_back_interrupt();
                 let _ = reply.send(self.restore(&path));
@@ -279,6 +282,10 @@ impl Worker {
             return;
         }
         self.look_at_versions();
+        self.replay_on(orders);
+        if self.unlearning.is_some() {
+            return;
+        }
         self.learn(orders);
         if orders.is_empty() && !self.shared.interrupted() {
             self.learn_reward();
@@ -288,6 +295,9 @@ impl Worker {
 
     /// Updates the watch on the active version and the trial of the candidate.
     fn look_at_versions(&mut self) {
+        if self.unlearning.is_some() {
+            return;
+        }
         if let Err(error) = self.look_at_trial().and_then(|()| self.look_back()) {
             tracing::error!(%error, "versions could not be compared");
             self.shared.status().reason = Some(error.to_string());
@@ -342,43 +352,6 @@ impl Worker {
     /// The trainer, if it holds the active version's state.
     fn trainer(&self) -> Option<&Trainer> {
         self.ready.as_ref()?.trainer.as_ref()
-    }
-
-    /// Loads the frozen base and the state of the active version. A model that can't be trained is served all the same.
-    fn prepare(&mut self) {
-        if !self.config.train.enabled {
-            return self.turn_off(TrainerState::Off, "training is switched off (train.enabled)".into());
-        }
-        let device = policy::device(&self.config.train.device);
-        let Config { model, train, serve, .. } = &self.config;
-        let decoder = device.and_then(|device| forecast::load(model, train, Some(serve), &device));
-        let decoder = match decoder {
-            Err(error) if error.code() == Code::Unsupported => {
-                tracing::warn!(%error, "this model is served but not trained");
-                return self.turn_off(TrainerState::Unsupported, error.to_string());
-            }
-            decoder => decoder,
-        };
-        match decoder.and_then(|decoder| self.load_rest(Arc::new(decoder))) {
-            Ok(ready) => {
-                self.ready = Some(ready);
-                self.reload();
-            }
-            Err(error) => {
-                tracing::error!(%error, "training can't start");
-                let told = "nothing is learned, since training can't start: the trainer's status has the reason";
-                self.alerts.raise(AlertKind::NotTrained, told);
-                self.turn_off(TrainerState::Off, error.to_string());
-            }
-        }
-    }
-
-    /// What else training needs besides the frozen base, without a trainer.
-    fn load_rest(&self, decoder: Arc<Decoder>) -> Result<Ready> {
-        let rollouts = Rollouts::new(&self.config.reward, &self.model)?;
-        let judge = Judge::new(&self.config, &decoder, self.model.clone())?;
-        let examiner = Examiner::new(&self.config, &decoder, &self.model)?;
-        Ok(Ready { decoder, judge, trainer: None, rollouts, examiner })
     }
 
     fn tell(&self, news: impl FnOnce() -> News) {

@@ -15,6 +15,7 @@ impl Worker {
     /// Tells of a panic and goes back to what is on record: the version that is active there, no trial, no trainer.
     pub(super) fn fallen(&mut self, wait: Duration) {
         (self.ready, self.trial, self.watched, self.waiting) = (None, None, None, None);
+        self.unlearning = None;
         self.routes.set(None);
         self.scheduler.beside_training(false);
         self.shared.status().panics += 1;

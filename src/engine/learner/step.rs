@@ -1,22 +1,32 @@
 //! One step of the learner: a batch becomes samples, then a candidate, then a version on record that is served. Never
 //! decides when.
 
+use super::fit::Fit;
 use super::trial::VerdictRecord;
 use super::*;
 use crate::gate::{Examination, Outcome};
+use crate::ledger::TrainedBatch;
 
-const NOT_READY: &str = "the trainer is not ready";
+/// Why nothing is learned meanwhile.
+const UNLEARNING: &str = "a user is being unlearned; what is rated meanwhile is learned from afterwards";
 /// Most batches of ratings that wait together while all ratings agree.
 const MOST_BATCHES: usize = 8;
+
+/// What became of a candidate.
+#[expect(clippy::large_enum_variant, reason = "one for a batch, never many")]
+pub(super) enum Judged {
+    /// It is a version.
+    Made(PublishOutcome),
+    /// It was refused, for this reason. The trainer still holds it.
+    Refused(String),
+}
 
 impl Worker {
     /// One batch of at least `least` answers: train, publish, commit, serve.
     pub(super) fn step(&mut self, least: usize) -> Result<PublishOutcome> {
-        if self.trainer().is_none() {
-            let status = self.shared.status().clone();
-            let reason = status.reason.unwrap_or_else(|| NOT_READY.into());
-            let off = matches!(status.state, TrainerState::Off | TrainerState::Unsupported);
-            return Err(if off { Error::unsupported(reason) } else { Error::train(reason) });
+        self.check_ready()?;
+        if self.unlearning.is_some() {
+            return Ok(PublishOutcome::Skipped { reason: UNLEARNING.to_owned(), consumed: 0 });
         }
         if let Some(on) = &self.trial {
             let reason =
@@ -44,17 +54,30 @@ impl Worker {
         }
     }
 
+    /// Whether there is a trainer; the error says why there is none.
+    pub(super) fn check_ready(&self) -> Result<()> {
+        if self.trainer().is_some() {
+            return Ok(());
+        }
+        let status = self.shared.status().clone();
+        let reason = status.reason.unwrap_or_else(|| NOT_READY.into());
+        let off = matches!(status.state, TrainerState::Off | TrainerState::Unsupported);
+        Err(if off { Error::unsupported(reason) } else { Error::train(reason) })
+    }
+
     /// So many ratings agree that the oldest batch sets the mean that others are compared with; nothing more is
     /// trained.
     fn set_mean(&mut self, planned: usize) -> Result<PublishOutcome> {
         let batch = self.ledger.pending_batch(planned)?;
-        let Samples { rollouts, used, .. } = self.samples(batch)?;
+        let Samples { rollouts, used, .. } = self.samples(&batch)?;
         let scores: Vec<f64> = rollouts.iter().map(|rollout| rollout.score).collect();
         if let Some(Ready { trainer: Some(trainer), .. }) = &mut self.ready {
             trainer.note(&scores);
         }
         let reason = "all that waits got the same: the oldest set the mean that others are compared with".to_owned();
-        self.ledger.commit_skipped(&reason, &used)?;
+        let batch = self.ledger.commit_skipped(&reason, &used)?;
+        // It belongs to the version that is made next.
+        self.noted.push(batch);
         let outcome = PublishOutcome::Skipped { reason, consumed: used.len() };
         self.announce(&outcome);
         Ok(outcome)
@@ -64,7 +87,9 @@ impl Worker {
     pub(super) fn work(&mut self, batch: Vec<RatedGeneration>) -> Result<PublishOutcome> {
         let work = self.begin();
         let room = self.check_room();
-        let outcome = room.and_then(|()| self.samples(batch)).and_then(|samples| self.train(&samples));
+        let scales = self.ready.as_ref().map(|ready| ready.judge.scales());
+        let samples = room.and_then(|()| self.with_unrated(batch)).and_then(|batch| self.samples(&batch));
+        let outcome = samples.and_then(|samples| self.train(&samples));
         self.end(work);
         let outcome = match outcome {
             Ok(outcome) => outcome,
@@ -90,6 +115,9 @@ impl Worker {
         if let PublishOutcome::Skipped { reason, consumed: 0 } = &outcome {
             status.reason = Some(reason.clone());
             drop(status);
+            if let (Some(ready), Some(scales)) = (&mut self.ready, scales) {
+                ready.judge.restore(scales);
+            }
             self.waiting = Some(self.ledger.pending_ratings());
             return Ok(outcome);
         }
@@ -123,7 +151,7 @@ impl Worker {
         room
     }
 
-    fn announce(&self, outcome: &PublishOutcome) {
+    pub(super) fn announce(&self, outcome: &PublishOutcome) {
         match outcome {
             PublishOutcome::Published { version, metrics } | PublishOutcome::Pending { version, metrics, .. } => {
                 self.tell(|| News::StepDone { version: *version, metrics: metrics.clone() });
@@ -134,13 +162,18 @@ impl Worker {
         }
     }
 
-    /// The training samples of a batch, with unrated answers if the settings ask for them.
-    fn samples(&mut self, mut batch: Vec<RatedGeneration>) -> Result<Samples> {
-        let Some(Ready { judge, .. }) = &mut self.ready else { return Err(Error::train(NOT_READY)) };
-        if judge.unrated() > 0 {
+    /// A batch with unrated answers, if the settings ask for them.
+    fn with_unrated(&self, mut batch: Vec<RatedGeneration>) -> Result<Vec<RatedGeneration>> {
+        if let Some(Ready { judge, .. }) = self.ready.as_ref().filter(|ready| ready.judge.unrated() > 0) {
             batch.extend(self.ledger.unrated(judge.unrated(), judge.oldest(self.active))?);
         }
-        let samples = judge.samples(&batch, self.active, &self.shared.interrupt)?;
+        Ok(batch)
+    }
+
+    /// The training samples of a batch.
+    fn samples(&mut self, batch: &[RatedGeneration]) -> Result<Samples> {
+        let Some(Ready { judge, .. }) = &mut self.ready else { return Err(Error::train(NOT_READY)) };
+        let samples = judge.samples(batch, self.active, &self.shared.interrupt)?;
         if !samples.unusable.is_empty() {
             let answers = samples.unusable.len();
             tracing::warn!(answers, "feedback that nothing can be learned from is set aside; `apad review` shows it");
@@ -154,30 +187,35 @@ impl Worker {
         if *stale > 0 {
             tracing::warn!(stale, "answers of versions too old are left out (reward.staleness)");
         }
-        let rollouts = self.with_behavior(rollouts)?;
-        let replay = self.replay()?;
-        let Some(Ready { trainer: Some(trainer), .. }) = &mut self.ready else { return Err(Error::train(NOT_READY)) };
-        let metrics = match trainer.step_with(&rollouts, &replay, &|| self.shared.interrupted())? {
-            trainer::StepOutcome::Trained(metrics) => metrics,
-            trainer::StepOutcome::Skipped { reason, wait: true, .. } => {
+        let metrics = match self.fit(rollouts, Some(self.active), None)? {
+            Fit::Trained(metrics) => metrics,
+            Fit::Waits(reason) => {
                 tracing::info!(reason, ratings = used.len(), "ratings wait for others");
                 return Ok(PublishOutcome::Skipped { reason, consumed: 0 });
             }
-            trainer::StepOutcome::Skipped { reason, dropped_steps, .. } => {
-                self.shared.status().dropped_steps += dropped_steps as u64;
+            Fit::Dropped(reason) => {
                 self.ledger.commit_skipped(&reason, used)?;
                 tracing::warn!(reason, ratings = used.len(), "training step skipped");
                 return Ok(PublishOutcome::Skipped { reason, consumed: used.len() });
             }
+            Fit::Refused(reason) => return self.refuse(reason, used),
         };
-        if let Some(reason) = &metrics.stopped {
-            tracing::info!(reason, "training on the batch ended early");
+        let noted = std::mem::take(&mut self.noted);
+        let batch = TrainedBatch { used: used.clone(), samples: records.clone(), settings: self.settings(), noted };
+        match self.publish(&metrics, 1, &|of, info, _| of.ledger.commit_version(info, batch.clone()))? {
+            Judged::Made(outcome) => Ok(outcome),
+            Judged::Refused(reason) => self.refuse(reason, used),
         }
-        let finite = trainer.is_finite()?;
-        let candidate = Candidate { metrics: &metrics, finite };
-        if let Verdict::Refused { reason } = gate::judge(&candidate, &self.config.train.gate) {
-            return self.refuse(reason, used);
-        }
+    }
+
+    /// Has what the trainer holds, which came of so many `batches`, examined beside the active version, and makes it a
+    /// version unless it is refused. `commit` puts it on record, given the reason of the ruling.
+    pub(super) fn publish(
+        &mut self,
+        metrics: &StepMetrics,
+        batches: usize,
+        commit: &dyn Fn(&Self, &VersionInfo, &str) -> Result<()>,
+    ) -> Result<Judged> {
         let Some(Ready { trainer: Some(trainer), judge, .. }) = &self.ready else {
             return Err(Error::train(NOT_READY));
         };
@@ -185,20 +223,20 @@ impl Worker {
         let stage = self.store.stage(version)?;
         trainer.save(stage.path())?;
         judge.save(stage.path())?;
-        let (examination, seconds) = self.examine(version, stage.path())?.unzip();
+        let (examination, seconds) = self.examine(version, stage.path(), batches)?.unzip();
         if let Some(Examination { outcome: Outcome::Refused, reason, .. }) = &examination {
             let record =
                 VerdictRecord { reason: reason.clone(), examination: examination.clone(), seconds, trial: None };
             self.ledger.add_verdict(None, parent, Ruling::Refused, record.json())?;
             self.tell(|| News::VersionRefused { version: None, reason: reason.clone() });
-            return self.refuse(reason.clone(), used);
+            return Ok(Judged::Refused(reason.clone()));
         }
         let (ruling, reason) = self.ruling(examination.as_ref())?;
         let active = ruling == Ruling::Promoted;
         let info =
             VersionInfo { version, parent: Some(parent), active, created: unix_millis(), metrics: metrics.clone() };
         stage.commit(self.about(&info))?;
-        if let Err(error) = self.ledger.commit_version(&info, used, records) {
+        if let Err(error) = commit(self, &info, &reason) {
             // The number is free again: the folder must not block the next try.
             self.discard(version);
             return Err(error);
@@ -228,63 +266,12 @@ impl Worker {
             "policy published"
         );
         self.prune();
+        let metrics = metrics.clone();
         if !active {
-            return Ok(PublishOutcome::Pending { version, ruling, reason, metrics });
+            return Ok(Judged::Made(PublishOutcome::Pending { version, ruling, reason, metrics }));
         }
         self.tell(|| News::VersionPublished { version, parent });
-        Ok(PublishOutcome::Published { version, metrics })
-    }
-
-    /// Earlier answers, for the critic alone.
-    fn replay(&self) -> Result<Vec<Rollout>> {
-        let rollout = |(g, score): (Generation, f64)| Rollout {
-            prompt: g.prompt,
-            response: g.response,
-            temperature: g.sampling.temperature,
-            score,
-            version: Some(g.policy_version),
-            ..Rollout::default()
-        };
-        // Depends on the batch's number alone, so that a resumed run equals one that was not stopped.
-        let draw = self.trainer().map_or(0, Trainer::batches);
-        let taught = self.ledger.taught(self.config.train.replay as usize, draw)?;
-        Ok(taught.into_iter().map(rollout).filter(|r| !r.prompt.is_empty() && !r.response.is_empty()).collect())
-    }
-
-    /// For PPO and RLOO, whose ratio is taken to the policy that sampled: the log-probabilities of answers by older
-    /// versions, under those versions. Answers by versions that are no longer on disk are left out.
-    fn with_behavior(&self, rollouts: &[Rollout]) -> Result<Vec<Rollout>> {
-        let mut rollouts = rollouts.to_vec();
-        if !matches!(self.config.train.algorithm, Algorithm::Ppo | Algorithm::Rloo) {
-            return Ok(rollouts);
-        }
-        let Some(Ready { trainer: Some(trainer), decoder, .. }) = &self.ready else {
-            return Err(Error::train(NOT_READY));
-        };
-        let mut versions: Vec<PolicyVersion> = rollouts.iter().filter_map(|r| r.version).collect();
-        versions.sort_unstable();
-        versions.dedup();
-        for version in versions.into_iter().filter(|version| *version != self.active) {
-            let path = self.store.path(version).join(trainer::ADAPTER_FILE);
-            let policy = match version {
-                PolicyVersion::INITIAL => None,
-                _ if !path.exists() => {
-                    let before = rollouts.len();
-                    rollouts.retain(|r| r.version != Some(version));
-                    let answers = before - rollouts.len();
-                    tracing::warn!(version = version.0, answers, "left out: their version is no longer on disk");
-                    continue;
-                }
-                _ => Some(Lora::read_gguf(&path, decoder)?),
-            };
-            let of_version = |rollout: &&mut Rollout| rollout.version == Some(version);
-            let theirs: Vec<Rollout> = rollouts.iter_mut().filter(of_version).map(|r| r.clone()).collect();
-            let logprobs = trainer.logprobs(&theirs, policy.as_ref(), &|| self.shared.interrupted())?;
-            for (rollout, logprobs) in rollouts.iter_mut().filter(of_version).zip(logprobs) {
-                rollout.behavior_logprobs = Some(logprobs);
-            }
-        }
-        Ok(rollouts)
+        Ok(Judged::Made(PublishOutcome::Published { version, metrics }))
     }
 
     /// Records that a batch's candidate was refused, and goes back to the active version.

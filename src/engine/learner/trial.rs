@@ -69,8 +69,13 @@ pub(super) struct Watched {
 
 impl Worker {
     /// Has the candidate, whose files are in `folder`, and its parent answer the same prompts. `None` if the settings
-    /// ask for no examination.
-    pub(super) fn examine(&self, candidate: PolicyVersion, folder: &Path) -> Result<Option<(Examination, f64)>> {
+    /// ask for no examination. So many `batches` may take it as many times as far from its parent as one.
+    pub(super) fn examine(
+        &self,
+        candidate: PolicyVersion,
+        folder: &Path,
+        batches: usize,
+    ) -> Result<Option<(Examination, f64)>> {
         let Some(Ready { trainer: Some(trainer), judge, examiner: Some(examiner), .. }) = &self.ready else {
             return Ok(None);
         };
@@ -94,7 +99,9 @@ impl Worker {
         };
         let measurements = examiner.measurements(&subject);
         self.scheduler.leave(candidate)?;
-        let examination = examine(&measurements?, &examiner.limits());
+        let mut limits = examiner.limits();
+        limits.kl_parent *= batches as f64;
+        let examination = examine(&measurements?, &limits);
         let seconds = started.elapsed().as_secs_f64();
         let Examination { outcome, reason, .. } = &examination;
         tracing::info!(candidate = candidate.0, ?outcome, reason, seconds, "examined");

@@ -2,25 +2,35 @@
 
 use super::*;
 use crate::gate::{Examination, Outcome};
+use crate::ledger::TrainedBatch;
 
 impl Worker {
     /// Loads the trainer's state from the active version's folder, or starts from the initial model.
     pub(super) fn load_trainer(&mut self) -> Result<()> {
+        let version = self.active;
+        self.load_state(&self.store.clone(), version)
+    }
+
+    /// Loads the trainer's state from a version's folder of `store`, or starts from the initial model.
+    pub(super) fn load_state(&mut self, store: &VersionStore, version: PolicyVersion) -> Result<()> {
+        self.noted.clear();
+        if let Some(replay) = &mut self.unlearning {
+            replay.loaded = false;
+        }
         let Some(Ready { decoder, judge, trainer, .. }) = &mut self.ready else { return Ok(()) };
         *trainer = None;
         let (decoder, config) = (decoder.clone(), &self.config.train);
-        let folder = (self.active != PolicyVersion::INITIAL).then(|| self.store.path(self.active));
+        let folder = (version != PolicyVersion::INITIAL).then(|| store.path(version));
         if folder.is_some() {
-            self.store.verify(self.active)?;
+            store.verify(version)?;
         }
         judge.load(folder.as_deref())?;
         *trainer = Some(match folder {
             None => Trainer::new(decoder, config)?,
             Some(folder) => {
                 if trainer::OPTIMIZER_FILES.iter().all(|name| !folder.join(name).exists()) {
-                    let version = self.active.0;
                     tracing::warn!(
-                        version,
+                        version = version.0,
                         "the version's critic and moments were let go (publish.keep_states): training goes on from \
                          its adapter with fresh ones"
                     );
@@ -47,7 +57,11 @@ impl Worker {
 
     /// Serves a version that a person chose.
     pub(super) fn activate(&mut self, version: PolicyVersion, whole: Option<PathBuf>) -> Result<()> {
+        if let Some(replay) = &self.unlearning {
+            replay.may_serve(version)?;
+        }
         self.serve_as(version, whole)?;
+        self.overrule_unlearning(version)?;
         if let Some(verdict) = self.ledger.verdict_of(version)?.filter(|v| v.ruling == Ruling::Proposed) {
             self.settle(&verdict, Ruling::Promoted, "a person promoted it")?;
         }
@@ -105,6 +119,9 @@ impl Worker {
     }
 
     pub(super) fn restore(&mut self, path: &Path) -> Result<PolicyVersion> {
+        if self.unlearning.is_some() {
+            return Err(Error::busy("a user is being unlearned; a snapshot can be restored afterwards"));
+        }
         let (version, parent) = (self.ledger.next_version()?, self.active);
         let stage = self.store.stage(version)?;
         let mut about = stage.unpack(path)?.about;
@@ -117,7 +134,7 @@ impl Worker {
             )));
         }
         about.parent = Some(parent);
-        let (examination, seconds) = self.examine(version, stage.path())?.unzip();
+        let (examination, seconds) = self.examine(version, stage.path(), 1)?.unzip();
         if let Some(Examination { outcome: Outcome::Refused, reason, .. }) = &examination {
             let record =
                 VerdictRecord { reason: reason.clone(), examination: examination.clone(), seconds, trial: None };
@@ -132,7 +149,7 @@ impl Worker {
             metrics: about.metrics.clone(),
         };
         stage.commit(about)?;
-        if let Err(error) = self.ledger.commit_version(&info, &[], &[]) {
+        if let Err(error) = self.ledger.commit_version(&info, TrainedBatch::default()) {
             self.discard(version);
             return Err(error);
         }

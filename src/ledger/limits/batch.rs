@@ -16,37 +16,37 @@ const LEFT_OUT_ROWS: usize = 20_000;
 
 /// At most `max` answers with waiting feedback that counts, each with every user's last rating.
 pub(in crate::ledger) fn pending_batch(db: &Connection, max: usize, rules: &Rules) -> Result<Vec<RatedGeneration>> {
+    choose(db, max, rules)?.into_iter().map(|(answer, ids)| rated(db, answer, ids)).collect()
+}
+
+/// What the feedback in rows `ids`, oldest first, says about an answer: every user's last rating, and all else.
+pub(in crate::ledger) fn rated(db: &Connection, answer: i64, ids: Vec<i64>) -> Result<RatedGeneration> {
     let mut select = db.prepare_cached("SELECT user, rating, signal, correction FROM feedback WHERE id = ?1")?;
-    let mut batch = Vec::new();
-    for (answer, ids) in choose(db, max, rules)? {
-        // The last rating of each user.
-        let mut ratings: BTreeMap<Option<String>, f64> = BTreeMap::new();
-        let mut signals: BTreeSet<(Option<String>, String)> = BTreeSet::new();
-        let mut last_correction = None;
-        for id in &ids {
-            type Said = (Option<String>, Option<f64>, Option<String>, Option<String>);
-            let (user, rating, signal, correction): Said =
-                select.query_row([id], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?)))?;
-            if let Some(rating) = rating {
-                ratings.insert(user, rating);
-            } else if let Some(signal) = signal {
-                signals.insert((user, signal));
-            } else {
-                last_correction = correction.or(last_correction);
-            }
+    let mut ratings: BTreeMap<Option<String>, f64> = BTreeMap::new();
+    let mut signals: BTreeSet<(Option<String>, String)> = BTreeSet::new();
+    let mut last_correction = None;
+    for id in &ids {
+        type Said = (Option<String>, Option<f64>, Option<String>, Option<String>);
+        let (user, rating, signal, correction): Said =
+            select.query_row([id], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?)))?;
+        if let Some(rating) = rating {
+            ratings.insert(user, rating);
+        } else if let Some(signal) = signal {
+            signals.insert((user, signal));
+        } else {
+            last_correction = correction.or(last_correction);
         }
-        let generation = rows::generation(db, rows::Which::Row(answer))?
-            .ok_or_else(|| rows::damaged(format!("generation row {answer} is missing")))?;
-        let mean = ratings.values().sum::<f64>() / ratings.len().max(1) as f64;
-        batch.push(RatedGeneration {
-            feedback_ids: ids.into_iter().map(i64::cast_unsigned).collect(),
-            generation,
-            rating: (!ratings.is_empty()).then_some(mean),
-            signals: signals.into_iter().map(|(_, name)| name).collect(),
-            correction: last_correction,
-        });
     }
-    Ok(batch)
+    let generation = rows::generation(db, rows::Which::Row(answer))?
+        .ok_or_else(|| rows::damaged(format!("generation row {answer} is missing")))?;
+    let mean = ratings.values().sum::<f64>() / ratings.len().max(1) as f64;
+    Ok(RatedGeneration {
+        feedback_ids: ids.into_iter().map(i64::cast_unsigned).collect(),
+        generation,
+        rating: (!ratings.is_empty()).then_some(mean),
+        signals: signals.into_iter().map(|(_, name)| name).collect(),
+        correction: last_correction,
+    })
 }
 
 /// A piece of waiting feedback.

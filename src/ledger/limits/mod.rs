@@ -7,7 +7,7 @@ mod pairs;
 mod review;
 mod rules;
 
-pub(super) use batch::pending_batch;
+pub(super) use batch::{pending_batch, rated};
 pub(super) use intake::left_out;
 pub(super) use pairs::pairs;
 pub use review::{ReviewEntry, ReviewVerdict};

@@ -1,0 +1,60 @@
+//! What a training step leaves on record: its version, the feedback that it used up, and its samples. Never trains.
+
+use std::sync::atomic::Ordering;
+
+use rusqlite::Connection;
+
+use super::Ledger;
+use super::write::{self, TrainedBatch};
+use crate::error::Result;
+use crate::types::*;
+
+impl Ledger {
+    /// Records a new version with its batch: marks the feedback that it used, stores its samples, and activates it if
+    /// `v` says so: all or nothing.
+    ///
+    /// # Errors
+    /// `Arg` if the number is not above every earlier one, the parent is unknown, or feedback was used before or
+    /// doesn't exist; `Io` if it could not be written; `Closed`.
+    pub fn commit_version(&self, v: &VersionInfo, batch: TrainedBatch) -> Result<()> {
+        let v = v.clone();
+        self.commit_batch(move |db| {
+            write::insert_version(db, &v)?;
+            let settled = write::trained(db, v.version, &batch)?;
+            if v.active {
+                write::activate(db, v.version)?;
+            }
+            Ok(settled)
+        })
+    }
+
+    /// Records a version that was made elsewhere or earlier; the active one does not change.
+    ///
+    /// # Errors
+    /// As [`Ledger::commit_version`].
+    pub fn record_version(&self, v: &VersionInfo) -> Result<()> {
+        let v = v.clone();
+        self.writer.call(move |db| write::insert_version(db, &v), |()| ())
+    }
+
+    /// Marks feedback as used up by a batch that made no version, and returns the batch's row.
+    ///
+    /// # Errors
+    /// As [`Ledger::commit_version`].
+    pub fn commit_skipped(&self, reason: &str, used: &[u64]) -> Result<u64> {
+        let (reason, used, pending) = (reason.to_owned(), used.to_vec(), self.pending.clone());
+        let work = move |db: &Connection| write::use_up(db, &used, None, Some(&reason));
+        let (batch, _) = self.writer.call(work, move |(_, settled)| {
+            pending.fetch_sub(*settled, Ordering::Relaxed);
+        })?;
+        Ok(batch)
+    }
+
+    /// Makes a version the active one.
+    ///
+    /// # Errors
+    /// `Arg` for an unknown version, `Io`, `Closed`.
+    pub fn set_active(&self, v: PolicyVersion) -> Result<()> {
+        self.writer.call(move |db| write::activate(db, v), |()| ())
+    }
+}
