@@ -480,7 +480,7 @@ apa_status apa_forget(const apa_engine *engine,
 
 /**
  * Tells what it takes to forget a user with all that was learned from the user's words, and changes nothing. `plan`
- * gets `{"unlearning": ...}`: null if no version learned from the user, else `first` (the first version that did; it
+ * gets `unlearning`: null if no version learned from the user, else `first` (the first version that did; it
  * and all later ones are removed), `back` (the last ancestor of the active version that did not), `start` (where the
  * replay begins), `versions` (how many are removed), `batches` and `answers` (what is trained on again), `wordless`
  * (answers of those that are no longer on record) and `seconds` (what those batches took at first).
@@ -500,7 +500,8 @@ apa_status apa_unlearn_plan(const apa_engine *engine,
  * the result like any candidate; then those versions are removed. Returns once the data is deleted and the rest is
  * under way: `apa_trainer_status` has `unlearning` until it is done, the feed of events tells of each batch, and an
  * engine that is opened again resumes it. A running training step is aborted. `receipt` (may be NULL) gets what
- * `apa_forget` gives, and `unlearning` as `apa_unlearn_plan` gives it.
+ * `apa_forget` gives (`generations`, `feedback`, `preferences`, `samples`, `overwritten`), and `unlearning` as
+ * `apa_unlearn_plan` gives it.
  *
  * Errors: as `apa_unlearn_plan`; `APA_ERR_BUSY` if a user is being unlearned; `APA_ERR_TRAIN` or `APA_ERR_UNSUPPORTED`
  * if there is no trainer. Nothing is deleted then.

@@ -119,7 +119,7 @@ pub unsafe extern "C" fn apa_forget(
 }
 
 /// Tells what it takes to forget a user with all that was learned from the user's words, and changes nothing. `plan`
-/// gets `{"unlearning": ...}`: null if no version learned from the user, else `first` (the first version that did; it
+/// gets `unlearning`: null if no version learned from the user, else `first` (the first version that did; it
 /// and all later ones are removed), `back` (the last ancestor of the active version that did not), `start` (where the
 /// replay begins), `versions` (how many are removed), `batches` and `answers` (what is trained on again), `wordless`
 /// (answers of those that are no longer on record) and `seconds` (what those batches took at first).

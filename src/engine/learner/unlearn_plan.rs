@@ -1,4 +1,4 @@
-//! What it takes to replace the versions that learned from a user: which are, where a replay begins, and what it replays.
+//! What it takes to replace the versions that learned from a user: which are, where a replay begins, what it replays.
 //! Changes nothing.
 
 use super::*;
