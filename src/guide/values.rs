@@ -42,12 +42,13 @@ pub(super) fn types(value: &Value, at: &str) -> Result<Value> {
 
 /// `minimum` and the like. In draft 4 the exclusive ones are flags of the others.
 pub(super) fn bounds(map: &Map<String, Value>, at: &str, out: &mut BTreeMap<&'static str, Value>) -> Result<()> {
+    let other = |name: &str| map.get(name).and_then(number);
     for (plain, exclusive, lower) in [("minimum", "exclusiveMinimum", true), ("maximum", "exclusiveMaximum", false)] {
         let read = |key: &str| match map.get(key) {
             None | Some(Value::Bool(_)) if key == exclusive => Ok(None),
             None => Ok(None),
             Some(value) => match number(value) {
-                Some(n) if n.abs() <= EXACT => Ok(Some((n, exact(n)))),
+                Some(n) if is_exact(value) => Ok(Some((n, exact(n)))),
                 Some(_) => refuse(at, format!("{key} is {}, expected at most 2^53 from 0", short(value))),
                 None => refuse(at, format!("{key} is {}, expected a number", short(value))),
             },
@@ -64,9 +65,38 @@ pub(super) fn bounds(map: &Map<String, Value>, at: &str, out: &mut BTreeMap<&'st
             _ => {}
         }
         out.extend(included.map(|(_, value)| (plain, value)));
-        out.extend(excluded.map(|(_, value)| (exclusive, value)));
+        let Some((bound, value)) = excluded else { continue };
+        let far = if lower { ["maximum", "exclusiveMaximum"] } else { ["minimum", "exclusiveMinimum"] };
+        let far = far.into_iter().filter_map(other).min_by(|a, b| (a - bound).abs().total_cmp(&(b - bound).abs()));
+        match far.filter(|far| same_unit(bound, *far)) {
+            None => out.extend([(exclusive, value)]),
+            Some(far) => match bound + (far - bound) / STEPS {
+                next if next == bound || !(1e-9..).contains(&next.abs()) => {
+                    return refuse(at, format!("{exclusive} is {bound} beside {far}, which are too near each other"));
+                }
+                next => out.extend([(plain, next.into())]),
+            },
+        }
     }
     Ok(())
+}
+
+/// Parts of a range, of which the one at its excluded end is left out where [`same_unit`] holds.
+const STEPS: f64 = 1e6;
+
+/// Whether the compiler takes a bound that is excluded for one that is included: where it is whole, and the other one
+/// has the same digits before its point and lies farther from 0.
+fn same_unit(excluded: f64, other: f64) -> bool {
+    excluded.fract() == 0.0 && other.trunc() == excluded && other != excluded
+}
+
+/// Whether the compiler, which computes in f64, knows a number exactly.
+fn is_exact(value: &Value) -> bool {
+    match (value.as_i64(), value.as_u64()) {
+        (Some(n), _) => n.unsigned_abs() <= EXACT as u64,
+        (None, Some(_)) => false,
+        (None, None) => value.as_f64().is_some_and(|n| n.abs() <= EXACT),
+    }
 }
 
 pub(super) fn number(value: &Value) -> Option<f64> {
@@ -102,7 +132,7 @@ pub(super) fn common(a: u64, b: u64) -> u64 {
 /// Refuses values that can't be compared exactly.
 pub(super) fn check_value(value: &Value, key: &str, at: &str) -> Result<()> {
     match value {
-        Value::Number(n) if n.as_f64().is_none_or(|n| n.abs() > EXACT) => {
+        Value::Number(n) if !is_exact(value) => {
             refuse(at, format!("{key} has {}, expected numbers of at most 2^53", short(n)))
         }
         Value::String(text) => written(text, key, at),

@@ -57,11 +57,16 @@ struct State {
     /// When its last response ended, or when it was opened; `None` while a request is being answered, and once it was
     /// told to close.
     idle: Option<Instant>,
+    /// Since when it sends the body of a request.
+    receiving: Option<Instant>,
 }
 
 impl Turn {
     fn new() -> Turn {
-        Turn { state: Mutex::new(State { spoke: false, idle: Some(Instant::now()) }), gives_way: Notify::new() }
+        Turn {
+            state: Mutex::new(State { spoke: false, idle: Some(Instant::now()), receiving: None }),
+            gives_way: Notify::new(),
+        }
     }
 
     fn state(&self) -> State {
@@ -69,7 +74,11 @@ impl Turn {
     }
 
     fn set(&self, idle: Option<Instant>) {
-        *lock(&self.state) = State { spoke: true, idle };
+        *lock(&self.state) = State { spoke: true, idle, receiving: None };
+    }
+
+    fn receive(&self, since: Option<Instant>) {
+        lock(&self.state).receiving = since;
     }
 }
 
@@ -96,7 +105,8 @@ impl Connections {
     }
 
     /// Accepts connections until it is dropped. If all places are taken, the connection that has been idle longest
-    /// gives up its place: merely opening connections, or keeping them alive, keeps nobody out.
+    /// gives up its place, else the one that has been sending a request's body longest: merely opening connections,
+    /// keeping them alive, or sending a byte now and then keeps nobody out.
     pub(super) async fn accept(&mut self, listener: &TcpListener) {
         loop {
             let stream = match listener.accept().await {
@@ -128,9 +138,15 @@ impl Connections {
     }
 
     fn one_gives_way(&self) {
-        let idle = self.open.iter().filter(|open| !open.task.is_finished());
-        let idle = idle.filter_map(|open| Some((open.turn.state().idle?, open)));
-        let Some((_, open)) = idle.min_by_key(|(since, _)| *since) else { return };
+        let open = || self.open.iter().filter(|open| !open.task.is_finished());
+        let idle = open().filter_map(|open| Some((open.turn.state().idle?, open)));
+        let Some((_, open)) = idle.min_by_key(|(since, _)| *since) else {
+            let receiving = open().filter_map(|open| Some((open.turn.state().receiving?, open)));
+            if let Some((_, open)) = receiving.min_by_key(|(since, _)| *since) {
+                open.task.abort();
+            }
+            return;
+        };
         if open.turn.state().spoke {
             // A response that is still being written is written to its end.
             open.turn.set(None);
@@ -148,6 +164,7 @@ impl Connections {
         let service = hyper::service::service_fn(move |request: Request<Incoming>| {
             let answering = Answering::new(answered.clone());
             let may_ask = request.version() >= Version::HTTP_11;
+            let request = request.map(|body| Body::new(Receiving::new(body, answered.clone())));
             let (client, answer) = (client.clone(), router.clone().oneshot(request));
             async move {
                 tokio::select! {
@@ -186,6 +203,46 @@ impl Connections {
         self.open.drain(..).filter(|open| !open.turn.state().spoke).for_each(|open| open.task.abort());
         let _ = self.closing.send(true);
         let _ = tokio::time::timeout(time, self.places.acquire_many(self.limit)).await;
+    }
+}
+
+/// The body of a request; its connection is receiving until the end of it, or until it is dropped.
+struct Receiving {
+    body: Incoming,
+    turn: Arc<Turn>,
+}
+
+impl Receiving {
+    fn new(body: Incoming, turn: Arc<Turn>) -> Receiving {
+        turn.receive((!body.is_end_stream()).then(Instant::now));
+        Receiving { body, turn }
+    }
+}
+
+impl Drop for Receiving {
+    fn drop(&mut self) {
+        self.turn.receive(None);
+    }
+}
+
+impl HttpBody for Receiving {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        let frame = Pin::new(&mut self.body).poll_frame(cx);
+        if matches!(frame, Poll::Ready(None)) || self.body.is_end_stream() {
+            self.turn.receive(None);
+        }
+        frame
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
     }
 }
 

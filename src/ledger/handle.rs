@@ -17,7 +17,7 @@ use super::writer::Writer;
 use super::{MAX_USER, META_MODEL_SHA256, samples, schema, waiting, write};
 use crate::error::{Error, Result};
 use crate::lock::lock;
-use crate::system::{make_private_folder, private_file};
+use crate::system::{disk_room, make_private_folder, private_file};
 use crate::types::*;
 
 fn check_preference(chosen: &GenerationId, rejected: &GenerationId, user: Option<&str>) -> Result<()> {
@@ -27,6 +27,9 @@ fn check_preference(chosen: &GenerationId, rejected: &GenerationId, user: Option
     }
     Ok(())
 }
+
+/// Bytes below which a disk is called full.
+const LEAST_ROOM: u64 = 1 << 16;
 
 /// An open ledger. One process per folder; every method is safe from any thread.
 ///
@@ -82,7 +85,12 @@ impl Ledger {
             let pending = waiting::pending_count(&db)?;
             Ok((schema::open_reader(&path)?, Writer::start(db, lock)?, pending))
         };
-        let (reader, writer, pending) = open().map_err(|e| e.context(format!("opening {}", path.display())))?;
+        let (reader, writer, pending) = open().map_err(|e| {
+            // SQLite says "disk I/O error" of most of them.
+            let full = disk_room(dir).is_some_and(|room| room.free < LEAST_ROOM);
+            let e = if full { e.context("the disk is full") } else { e };
+            e.context(format!("opening {}", path.display()))
+        })?;
         Ok(Ledger { writer, reader: Mutex::new(Some(reader)), pending: Arc::new(pending.into()), rules: rules.into() })
     }
 

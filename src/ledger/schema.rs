@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use rusqlite::{Connection, OpenFlags, Transaction, TransactionBehavior};
+use rusqlite::{Connection, ErrorCode, OpenFlags, Transaction, TransactionBehavior};
 
 use crate::error::{Error, Result};
 
@@ -175,9 +175,31 @@ pub(super) fn open_writer(path: &Path) -> Result<Connection> {
 
 /// A read-only connection.
 pub(super) fn open_reader(path: &Path) -> Result<Connection> {
-    let db = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let db = Connection::open_with_flags(path, flags)?;
     configure(&db)?;
-    Ok(db)
+    match db.pragma_query_value(None, "user_version", |row| row.get::<_, i64>(0)) {
+        // In a folder that can't be written SQLite can't make the log's index. Without a log there is nothing in it.
+        Err(e) if e.sqlite_error_code() == Some(ErrorCode::CannotOpen) && !has_log(path) => {
+            let whole = format!("file:{}?immutable=1", escaped(path)?);
+            let db = Connection::open_with_flags(whole, flags | OpenFlags::SQLITE_OPEN_URI)?;
+            configure(&db)?;
+            Ok(db)
+        }
+        _ => Ok(db),
+    }
+}
+
+fn has_log(path: &Path) -> bool {
+    let mut log = path.as_os_str().to_owned();
+    log.push("-wal");
+    std::fs::metadata(log).is_ok_and(|about| about.len() > 0)
+}
+
+/// A path within a URI.
+fn escaped(path: &Path) -> Result<String> {
+    let path = path.to_str().ok_or_else(|| Error::arg("the path is not UTF-8"))?;
+    Ok(path.replace('%', "%25").replace('?', "%3f").replace('#', "%23"))
 }
 
 /// Checks that a ledger opened for reading has this build's format.

@@ -300,9 +300,14 @@ impl Drop for Model {
     }
 }
 
-/// A name that is safe on terminals and in URLs: bounded in length, without control characters.
+/// Control characters, and marks that change the direction of the text around them.
+fn unshown(c: char) -> bool {
+    c.is_control() || matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
+/// A name that is safe on terminals and in URLs: bounded in length, without what a terminal obeys.
 fn plain_name(name: &str) -> String {
-    let name: String = name.chars().map(|c| if c.is_control() { ' ' } else { c }).take(NAME_CHARS).collect();
+    let name: String = name.chars().map(|c| if unshown(c) { ' ' } else { c }).take(NAME_CHARS).collect();
     name.trim().to_owned()
 }
 

@@ -8,6 +8,7 @@ use std::path::Path;
 
 use candle_core::{DType, Tensor};
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
 use super::adapter_file::factors;
 use super::ops::RopeStyle;
@@ -33,7 +34,7 @@ struct PeftConfig {
     #[serde(default)]
     lora_dropout: f64,
     #[serde(default)]
-    target_modules: serde_json::Value,
+    target_modules: Value,
     #[serde(default = "none")]
     bias: String,
     #[serde(default)]
@@ -47,9 +48,9 @@ struct PeftConfig {
     #[serde(default)]
     modules_to_save: Option<Vec<String>>,
     #[serde(default)]
-    rank_pattern: serde_json::Map<String, serde_json::Value>,
+    rank_pattern: Map<String, Value>,
     #[serde(default)]
-    alpha_pattern: serde_json::Map<String, serde_json::Value>,
+    alpha_pattern: Map<String, Value>,
     #[serde(default)]
     inference_mode: bool,
 }
@@ -159,7 +160,77 @@ fn read_config(path: &Path) -> Result<PeftConfig> {
     let mut text = Vec::new();
     let file = File::open(path).map_err(|e| Error::from(e).context(CONFIG))?;
     file.take(MOST_CONFIG_BYTES).read_to_end(&mut text)?;
-    serde_json::from_slice(&text).map_err(|e| Error::arg(format!("{CONFIG}: {e}")))
+    let wrong = |e: serde_json::Error| Error::arg(format!("{CONFIG}: {e}"));
+    let mut options: Map<String, Value> = serde_json::from_slice(&text).map_err(wrong)?;
+    // PEFT writes null for what was not set.
+    options.retain(|_, value| !value.is_null());
+    check_options(&options)?;
+    serde_json::from_value(options.into()).map_err(wrong)
+}
+
+/// Options that change nothing of what a trained adapter computes, or whose values [`PeftConfig`] reads.
+const WITHOUT_EFFECT: [&str; 30] = [
+    "alpha_pattern",
+    "auto_mapping",
+    "base_model_name_or_path",
+    "bias",
+    "corda_config",
+    "ensure_weight_tying",
+    "eva_config",
+    "exclude_modules",
+    "fan_in_fan_out",
+    "inference_mode",
+    "layers_pattern",
+    "layers_to_transform",
+    "loftq_config",
+    "lora_alpha",
+    "lora_bias",
+    "lora_dropout",
+    "lora_ga_config",
+    "megatron_config",
+    "megatron_core",
+    "modules_to_save",
+    "peft_type",
+    "peft_version",
+    "qalora_group_size",
+    "r",
+    "rank_pattern",
+    "revision",
+    "target_modules",
+    "target_parameters",
+    "task_type",
+    "use_dora",
+];
+/// Ways to begin that leave the base's weights as they are. Others (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA) take something
+/// off the base first, which an adapter alone doesn't tell.
+const PLAIN_BEGINNINGS: [&str; 3] = ["gaussian", "orthogonal", "eva"];
+
+/// Refuses what would make the adapter compute something else than B A x, including options that this build doesn't
+/// know.
+fn check_options(options: &Map<String, Value>) -> Result<()> {
+    for (name, value) in options {
+        let neutral = match value {
+            Value::Bool(on) => !on,
+            Value::Array(all) => all.is_empty(),
+            Value::Object(all) => all.is_empty(),
+            Value::String(text) => text.is_empty(),
+            Value::Number(_) | Value::Null => false,
+        };
+        let fine = match name.as_str() {
+            "init_lora_weights" => {
+                value.is_boolean() || value.as_str().is_some_and(|way| PLAIN_BEGINNINGS.contains(&way))
+            }
+            "use_rslora" => value.is_boolean(),
+            name => neutral || WITHOUT_EFFECT.contains(&name),
+        };
+        if !fine {
+            return Err(Error::unsupported(format!(
+                "its {name:.40} is {:.60}, which may change what it computes; expected plain LoRA",
+                value.to_string()
+            )));
+        }
+    }
+    Ok(())
 }
 
 fn weight_name(module: &str, factor: &str) -> String {

@@ -235,9 +235,11 @@ impl Fields {
         }
         let entry = |(token, bias): (String, Value)| {
             let short: String = token.chars().take(32).collect();
-            let id = token
-                .parse()
-                .map_err(|_| Error::arg(format!("logit_bias has {short:?}, expected a token's number")))?;
+            let wrong = || Error::arg(format!("logit_bias has {short:?}, expected a token's number"));
+            let id: TokenId = token.parse().map_err(|_| wrong())?;
+            if id.to_string() != token {
+                return Err(wrong());
+            }
             match bias.as_f64() {
                 Some(bias) if Sampling::BIAS.contains(&(bias as f32)) => Ok((id, bias as f32)),
                 _ => Err(Error::arg(format!(

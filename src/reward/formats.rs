@@ -168,15 +168,24 @@ fn skip_line(lines: &mut impl BufRead, sum: &mut Sha256) -> Result<()> {
 fn parse(line: &[u8]) -> Result<Entry> {
     let value: Value = serde_json::from_slice(line).map_err(|e| Error::arg(format!("no JSON ({e})")))?;
     let Value::Object(map) = value else { return Err(Error::arg(format!("no JSON object, {EXPECTED}"))) };
-    let text = |key: &str| map.get(key).and_then(Value::as_str).map(str::to_owned);
+    let text = |key: &str| match map.get(key) {
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::String(text)) => Ok(Some(text.clone())),
+        Some(_) => Err(Error::arg(format!("{key} is no text"))),
+    };
     let judged = match (map.get("chosen"), map.get("rejected")) {
         (Some(chosen), Some(rejected)) => pair(map.get("prompt"), chosen, rejected)?,
         _ => rated(&map)?,
     };
-    let prompt_tokens = map.get("prompt_tokens").and_then(|tokens| Vec::deserialize(tokens).ok());
-    let (user, comment, base_sha256) = (text("user"), text("comment"), text("base_sha256"));
+    let tokens = |given: &Value| Vec::deserialize(given).map_err(|_| Error::arg("prompt_tokens are no tokens"));
+    let prompt_tokens = map.get("prompt_tokens").filter(|given| !given.is_null()).map(tokens).transpose()?;
+    let (user, comment, base_sha256) = (text("user")?, text("comment")?, text("base_sha256")?);
+    if user.as_ref().is_some_and(String::is_empty) {
+        return Err(Error::arg("user is empty, expected a name or null"));
+    }
     let ids = ["generation_id", "chosen_id", "rejected_id"];
-    let answer_ids = ids.into_iter().filter_map(text).map(GenerationId).collect();
+    let answer_ids = ids.into_iter().filter_map(|key| text(key).transpose().map(|id| id.map(GenerationId)));
+    let answer_ids = answer_ids.collect::<Result<_>>()?;
     let anonymous = map.get("user").is_some_and(Value::is_null);
     let correction = map.get("correction") == Some(&Value::Bool(true));
     Ok(Entry { line: 0, judged, user, comment, prompt_tokens, base_sha256, answer_ids, anonymous, correction })
@@ -234,6 +243,12 @@ fn rated(map: &Map<String, Value>) -> Result<Judged> {
     };
     let expected = "no rating, expected rating from -1 to 1, label true or false, or thumbs_up and thumbs_down";
     let rating = rating.ok_or_else(|| Error::arg(expected))?;
+    if let (Some(_), Some(good)) = (map.get("rating"), map.get("label").and_then(Value::as_bool))
+        && rating != 0.0
+        && good != (rating > 0.0)
+    {
+        return Err(Error::arg("rating and label say the opposite of each other, expected one of them"));
+    }
     Ok(Judged::Rated { prompt, answer, rating })
 }
 
@@ -316,7 +331,7 @@ mod tests {
         for line in [
             r#"{"prompt": [{"role": "user", "content": "hi"}], "chosen": "hello", "rejected": "go\n\naway"}"#,
             r#"{"prompt": [{"role": "user", "content": "hi"}], "chosen": [{"role": "assistant", "content": "hello"}],
-                "rejected": [{"role": "assistant", "content": "go\n\naway"}], "user": 3}"#,
+                "rejected": [{"role": "assistant", "content": "go\n\naway"}], "user": "ann"}"#,
             r#"{"chosen": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}],
                 "rejected": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "go\n\naway"}]}"#,
             r#"{"chosen": "\n\nHuman: hi\n\nAssistant: hello", "rejected": "\n\nHuman: hi\n\nAssistant: go\n\naway"}"#,
@@ -350,6 +365,15 @@ mod tests {
             (r#"{"prompt": "p", "completion": "a", "rating": 2}"#, "no rating, expected"),
             (r#"{"prompt": "p", "completion": "a", "rating": 1e999}"#, "no JSON"),
             (r#"{"prompt": "p", "completion": "a"}"#, "no rating, expected"),
+            (r#"{"prompt": "p", "completion": "a", "rating": 1, "user": 5}"#, "user is no text"),
+            (r#"{"prompt": "p", "completion": "a", "rating": 1, "user": ""}"#, "user is empty"),
+            (r#"{"prompt": "p", "completion": "a", "rating": 1, "comment": []}"#, "comment is no text"),
+            (
+                r#"{"prompt": "p", "completion": "a", "rating": 1, "prompt_tokens": [-1]}"#,
+                "prompt_tokens are no tokens",
+            ),
+            (r#"{"prompt": "p", "completion": "a", "rating": 1, "prompt_tokens": "x"}"#, "prompt_tokens are no tokens"),
+            (r#"{"prompt": "p", "completion": "a", "rating": 1, "label": false}"#, "rating and label say the opposite"),
         ] {
             let reason_found = parse(line.as_bytes()).unwrap_err().message().to_owned();
             assert!(reason_found.contains(reason), "{line}: {reason_found}");

@@ -185,6 +185,19 @@ fn the_document_of_the_settings_is_current() {
 }
 
 #[test]
+#[cfg(target_os = "linux")]
+fn output_that_can_t_be_written_is_said_in_one_line() {
+    for args in [&["config"][..], &["config", "--markdown"], &["pull", "--list"], &["doctor", "--json"]] {
+        let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+        let output = Command::new(env!("CARGO_BIN_EXE_apad")).args(args).stdout(full).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        let lines: Vec<&str> = said.lines().filter(|line| line.starts_with("apad: ")).collect();
+        assert_eq!((output.status.code(), lines.len()), (Some(1), 1), "{args:?}: {said}");
+        assert!(lines[0].contains("No space left") && !said.contains("panicked"), "{args:?}: {said}");
+    }
+}
+
+#[test]
 fn a_reader_that_has_left_ends_a_command_without_a_word() {
     let all = [
         &["config"][..],

@@ -100,7 +100,19 @@ fn inside_a_small_disk() {
     engine.shutdown();
     drop(engine);
 
-    let engine = open_with(home.path(), |c| c.data = data).unwrap();
+    let engine = open_with(home.path(), |c| c.data = data.clone()).unwrap();
     assert_eq!(engine.status().trainer.pending_ratings, 0);
     assert_eq!(answer(&engine, "the", 0).policy_version, version);
+    engine.shutdown();
+    drop(engine);
+
+    // A copy that nobody can write to can still be read.
+    assert!(Command::new("mount").args(["-o", "remount,ro"]).arg(&disk).status().unwrap().success());
+    let mut read = 0;
+    let mut each = |_: &apa::ledger::Exported| {
+        read += 1;
+        Ok(())
+    };
+    apa::ledger::LedgerReader::open(&data).unwrap().for_each(&mut each).unwrap();
+    assert_eq!(read, 9);
 }

@@ -262,6 +262,33 @@ async fn connections_that_are_kept_give_way_and_answers_under_way_do_not() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn bodies_that_come_a_byte_at_a_time_keep_nobody_out() {
+    let server = Server::of(&tiny(), |c| c.http.connections = 8).await;
+    let head = b"POST /v1/completions HTTP/1.1\r\nhost: a\r\ncontent-length: 1000\r\n\r\n{";
+    let mut slow = Vec::new();
+    for _ in 0..12 {
+        let mut stream = server.raw().await;
+        stream.write_all(head).await.unwrap();
+        slow.push(stream);
+    }
+    let alone = reqwest::Client::builder().no_proxy().pool_max_idle_per_host(0).build().unwrap();
+    let asked = Instant::now();
+    for _ in 0..10 {
+        for stream in &mut slow {
+            if stream.write_all(b" ").await.is_err() {
+                *stream = server.raw().await;
+                stream.write_all(head).await.unwrap();
+            }
+        }
+        assert_eq!(alone.get(format!("{}/health", server.url)).send().await.unwrap().status(), StatusCode::OK);
+    }
+    assert!(asked.elapsed() < Duration::from_secs(15), "{:?}", asked.elapsed());
+    drop(slow);
+    server.works().await;
+    server.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn work_whose_clients_have_left_is_given_up() {
     let server = Server::of(&tiny(), |c| c.serve.context = 1 << 18).await;
     let leave = async |path: &str, body: Value| {

@@ -230,6 +230,12 @@ fn feedback_comes_in_goes_out_and_comes_in_again() {
     let tokens = |lines: &[Value]| lines.iter().map(|l| l["prompt_tokens"].clone()).collect::<Vec<_>>();
     assert_eq!(tokens(&export("b", "again.jsonl")), tokens(&out), "exact tokens come back");
 
+    // Signals teach as they do over HTTP.
+    let copied = json!({"prompt": "one plus one", "completion": " is two", "signal": "copied", "user": "bob"});
+    fs::write(bench.path("copied.jsonl"), copied.to_string()).unwrap();
+    assert_eq!(import("copied.jsonl", "c")["others"], 1);
+    assert_eq!(apa::ledger::Ledger::open(&bench.path("c")).unwrap().pending_ratings(), 1);
+
     let gone = result(&run(&["forget", "--user", "ann", "--data", "a", "--json"]));
     assert_eq!((&gone["generations"], &gone["feedback"]), (&json!(1), &json!(1)));
     assert_eq!(export("a", "less.jsonl").len(), 3);

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail};
 use apa::config::Config;
 use apa::engine::exchange::{self, Imported};
 use apa::gguf::Gguf;
-use apa::ledger::{Ledger, LedgerReader, LeftOut, ReviewEntry};
+use apa::ledger::{Ledger, LedgerReader, LeftOut, ReviewEntry, Rules};
 use apa::llama::Model;
 use apa::overwrite::check_output;
 use apa::reward::read_judgements;
@@ -16,6 +16,7 @@ use clap::{Args, Subcommand};
 
 use crate::client::Daemon;
 use crate::pull;
+use crate::settings::Overrides;
 
 /// Most lines that are reported one by one.
 const NAMED: usize = 20;
@@ -57,6 +58,8 @@ struct ImportFeedback {
     /// Whom it is from, where the file doesn't tell
     #[arg(long, value_name = "NAME")]
     user: Option<String>,
+    #[command(flatten)]
+    overrides: Overrides,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -71,7 +74,9 @@ pub async fn import(options: Import) -> Result<()> {
 fn import_feedback(options: &ImportFeedback, path: &Path) -> Result<()> {
     let file = read_judgements(&options.file)?;
     let model = Model::load(path, 0)?;
-    let ledger = Ledger::open(&options.data)?;
+    let named = ("model", Some(path.to_string_lossy().into_owned()));
+    let settings = options.overrides.build([named])?;
+    let ledger = Ledger::open_with(&options.data, Rules::new(&settings.reward)?)?;
     ledger.bind_model(&Gguf::open(path)?.fingerprint()?, model.name())?;
     let mut done = exchange::import(&ledger, &model, &file.entries, options.user.as_deref())?;
     done.refused.extend(file.refused);

@@ -24,7 +24,7 @@ mod status;
 mod train;
 mod versions;
 
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 
 use anyhow::Result;
@@ -82,15 +82,21 @@ impl std::error::Error for WrongUse {}
 /// Exit code that shells use for a program ended by a closed pipe.
 const BROKEN_PIPE: i32 = 141;
 
-/// Ends a command silently when its reader leaves, as `head` does.
+/// Ends a command silently when its reader leaves, as `head` does, and with one sentence when its output can't be
+/// written.
 fn end_quietly_on_a_closed_pipe() {
     let usual = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
         let payload = panic.payload();
         let text = payload.downcast_ref::<String>().map(String::as_str).or(payload.downcast_ref::<&str>().copied());
         // The panic message of `println!` and `eprintln!`.
-        if text.is_some_and(|text| text.starts_with("failed printing to std") && text.contains("Broken pipe")) {
-            apa::llama::exit_at_once(BROKEN_PIPE);
+        if let Some(text) = text.filter(|text| text.starts_with("failed printing to std")) {
+            if text.contains("Broken pipe") {
+                apa::llama::exit_at_once(BROKEN_PIPE);
+            }
+            // A full disk, for instance. Where not even this can be said, the exit code says it.
+            let _ = writeln!(std::io::stderr(), "apad: {text}");
+            apa::llama::exit_at_once(1);
         }
         usual(panic);
     }));

@@ -77,6 +77,23 @@ fn peft_adapters_that_do_not_fit_are_refused() {
     };
     assert!(refused("use_dora", true.into()).contains("with DoRA"));
     assert!(refused("peft_type", "LOHA".into()).contains("of type LOHA"));
+    for (key, value) in [
+        ("init_lora_weights", "pissa".into()),
+        ("init_lora_weights", "pissa_niter_4".into()),
+        ("init_lora_weights", "olora".into()),
+        ("init_lora_weights", "corda".into()),
+        ("init_lora_weights", "loftq".into()),
+        ("init_lora_weights", "something new".into()),
+        ("alora_invocation_tokens", serde_json::json!([1, 2])),
+        ("use_qalora", true.into()),
+        ("use_bdlora", serde_json::json!({"target_modules_bd_a": ["q_proj"]})),
+        ("layer_replication", serde_json::json!([[0, 1], [0, 1]])),
+        ("trainable_token_indices", serde_json::json!([3])),
+        ("from_tomorrow", 1.into()),
+    ] {
+        let said = refused(key, value);
+        assert!(said.contains(&format!("its {key} is")) && said.contains("expected plain LoRA"), "{said}");
+    }
     assert!(refused("r", 8.into()).contains("has rank 4, the layers before have 8"));
     assert!(refused("r", "four".into()).contains("adapter_config.json"));
     assert!(refused("lora_alpha", 0.into()).contains("alpha is 0"));
@@ -85,6 +102,27 @@ fn peft_adapters_that_do_not_fit_are_refused() {
     scaled["use_rslora"] = true.into();
     std::fs::write(&config_path, scaled.to_string()).unwrap();
     assert_eq!(Lora::read_peft(&peft, &decoder).unwrap().alpha(), 16.0, "alpha 8 by √4");
+
+    // What PEFT 0.21 writes of a plain adapter.
+    let mut written = config.clone();
+    for key in ["rank_pattern", "alpha_pattern", "bias", "use_rslora", "fan_in_fan_out", "use_dora", "lora_dropout"] {
+        written[key] = serde_json::Value::Null;
+    }
+    for (key, value) in [
+        ("init_lora_weights", serde_json::json!("gaussian")),
+        ("megatron_core", "megatron.core".into()),
+        ("qalora_group_size", 16.into()),
+        ("use_qalora", false.into()),
+        ("loftq_config", serde_json::json!({})),
+        ("alora_invocation_tokens", serde_json::Value::Null),
+        ("peft_version", "0.21.2".into()),
+        ("ensure_weight_tying", false.into()),
+        ("layers_to_transform", serde_json::json!([0])),
+    ] {
+        written[key] = value;
+    }
+    std::fs::write(&config_path, written.to_string()).unwrap();
+    assert_eq!(Lora::read_peft(&peft, &decoder).unwrap().alpha(), 8.0);
 
     std::fs::write(peft.join("adapter_model.safetensors"), b"\xff\xff\xff\xff\xff\xff\xff\x7f{}").unwrap();
     assert!(Lora::read_peft(&peft, &decoder).err().unwrap().message().contains("adapter_model.safetensors"));
