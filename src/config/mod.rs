@@ -4,6 +4,7 @@
 //! A setting is one row in `settings.rs`; everything else follows from it.
 
 mod builder;
+mod choices;
 mod forms;
 mod keys;
 mod origin_pattern;
@@ -16,11 +17,12 @@ use std::collections::BTreeMap;
 
 use crate::error::{Error, Result};
 pub use builder::{Builder, Origin, Set};
+pub use choices::{Algorithm, Credit, Dtype, Promotion, Undecided, Weights};
 pub use keys::Key;
 pub use origin_pattern::OriginPattern;
 pub use settings::{
-    Algorithm, AwrConfig, Config, Credit, Dtype, GateConfig, HttpConfig, LedgerConfig, PpoConfig, Promotion,
-    PromotionConfig, PublishConfig, RewardConfig, ServeConfig, TrainConfig, Undecided, Weights,
+    AwrConfig, Config, GateConfig, HttpConfig, LedgerConfig, PpoConfig, PromotionConfig, PublishConfig, RewardConfig,
+    ServeConfig, TrainConfig,
 };
 
 impl TrainConfig {

@@ -17,7 +17,7 @@ use super::writer::Writer;
 use super::{MAX_USER, META_MODEL_SHA256, samples, schema, waiting, write};
 use crate::error::{Error, Result};
 use crate::lock::lock;
-use crate::system::{disk_room, make_private_folder, private_file};
+use crate::system::{make_private_folder, private_file};
 use crate::types::*;
 
 fn check_preference(chosen: &GenerationId, rejected: &GenerationId, user: Option<&str>) -> Result<()> {
@@ -27,9 +27,6 @@ fn check_preference(chosen: &GenerationId, rejected: &GenerationId, user: Option
     }
     Ok(())
 }
-
-/// Bytes below which a disk is called full.
-const LEAST_ROOM: u64 = 1 << 16;
 
 /// An open ledger. One process per folder; every method is safe from any thread.
 ///
@@ -85,13 +82,8 @@ impl Ledger {
             let pending = waiting::pending_count(&db)?;
             Ok((schema::open_reader(&path)?, Writer::start(db, lock)?, pending))
         };
-        let (reader, writer, pending) = open().map_err(|e| {
-            // SQLite says "disk I/O error" of most of them.
-            let full = disk_room(dir).is_some_and(|room| room.free < LEAST_ROOM);
-            let e = if full { e.context("the disk is full") } else { e };
-            e.context(format!("opening {}", path.display()))
-        })?;
-        Ok(Ledger { writer, reader: Mutex::new(Some(reader)), pending: Arc::new(pending.into()), rules: rules.into() })
+        let (reader, writer, pending) = open().map_err(|e| schema::not_opened(e, dir, &path))?;
+        Ok(Ledger { writer, reader: Some(reader).into(), pending: Arc::new(pending.into()), rules: rules.into() })
     }
 
     /// Queues a generation for recording; waits only while the queue is full. `done` runs on the ledger's thread after

@@ -6,9 +6,13 @@ use std::time::Duration;
 use rusqlite::{Connection, ErrorCode, OpenFlags, Transaction, TransactionBehavior};
 
 use crate::error::{Error, Result};
+use crate::system::disk_room;
 
 /// How long a write waits for a lock, which only someone using the sqlite3 shell can hold.
 pub(super) const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Bytes below which a disk is called full.
+const LEAST_ROOM: u64 = 1 << 16;
 
 /// The steps between formats; a ledger of format n has had the first n. Never edit a released one: add another.
 const MIGRATIONS: &[&str] = &[
@@ -171,6 +175,13 @@ pub(super) fn open_writer(path: &Path) -> Result<Connection> {
     db.pragma_update(None, "journal_size_limit", 64 << 20)?;
     migrate(&mut db, MIGRATIONS)?;
     Ok(db)
+}
+
+/// Why a ledger could not be opened. Of a full disk SQLite mostly says "disk I/O error".
+pub(super) fn not_opened(error: Error, dir: &Path, path: &Path) -> Error {
+    let full = disk_room(dir).is_some_and(|room| room.free < LEAST_ROOM);
+    let error = if full { error.context("the disk is full") } else { error };
+    error.context(format!("opening {}", path.display()))
 }
 
 /// A read-only connection.

@@ -5,7 +5,7 @@ use super::*;
 /// What training on a batch came to.
 pub(super) enum Fit {
     /// The policy moved.
-    Trained(StepMetrics),
+    Trained(Box<StepMetrics>),
     /// The samples may train later, together with others; nothing changed.
     Waits(String),
     /// The samples teach nothing; nothing changed.
@@ -48,7 +48,7 @@ impl Worker {
         let candidate = Candidate { metrics: &metrics, finite: trainer.is_finite()? };
         Ok(match gate::judge(&candidate, &trainer.config().gate) {
             Verdict::Refused { reason } => Fit::Refused(reason),
-            Verdict::Accepted => Fit::Trained(metrics),
+            Verdict::Accepted => Fit::Trained(Box::new(metrics)),
         })
     }
 

@@ -188,7 +188,7 @@ impl Worker {
             tracing::warn!(stale, "answers of versions too old are left out (reward.staleness)");
         }
         let metrics = match self.fit(rollouts, Some(self.active), None)? {
-            Fit::Trained(metrics) => metrics,
+            Fit::Trained(metrics) => *metrics,
             Fit::Waits(reason) => {
                 tracing::info!(reason, ratings = used.len(), "ratings wait for others");
                 return Ok(PublishOutcome::Skipped { reason, consumed: 0 });

@@ -212,7 +212,7 @@ impl Worker {
             }
             Fit::Trained(metrics) => {
                 let seconds = progress.metrics.seconds + metrics.seconds;
-                progress.metrics = StepMetrics { seconds, ..metrics };
+                progress.metrics = StepMetrics { seconds, ..*metrics };
                 progress.trained += 1;
                 Replayed::Trained(samples.records)
             }
