@@ -291,11 +291,13 @@ func rewardPut(e engineHandle, id string, reward float64) error {
 }
 func forget(e engineHandle, user string) (string, error) { return done(C.go_forget(e, user)) }
 
-func unlearnPlan(e engineHandle, user string) (string, error) { return done(C.go_unlearn_plan(e, user)) }
+func unlearnPlan(e engineHandle, user string) (string, error) {
+	return done(C.go_unlearn_plan(e, user))
+}
 
 func unlearn(e engineHandle, user string) (string, error) { return done(C.go_unlearn(e, user)) }
-func trainerStart(e engineHandle) (string, error)        { return done(C.go_trainer_start(e)) }
-func trainerStop(e engineHandle) (string, error)         { return done(C.go_trainer_stop(e)) }
+func trainerStart(e engineHandle) (string, error)         { return done(C.go_trainer_start(e)) }
+func trainerStop(e engineHandle) (string, error)          { return done(C.go_trainer_stop(e)) }
 func httpStart(e engineHandle, address string) (string, error) {
 	return done(C.go_http_start(e, address))
 }
