@@ -219,3 +219,37 @@ fn too_large(planned: &Training, free: u64) -> Error {
         gib(planned.second_context)
     ))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tiny::{TinySpec, tiny_model};
+
+    #[test]
+    fn weights_are_packed_where_they_fit_and_else_those_of_the_file_and_what_cannot_fit_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("tiny.gguf");
+        let format = candle_core::quantized::GgmlDType::Q8_0;
+        tiny_model(&path, &TinySpec { layers: 30, width: 256, ff: 2048, format, ..TinySpec::new("llama") }).unwrap();
+        let file = Gguf::open(&path).unwrap();
+        let config = TrainConfig { rank: 1, max_tokens: 64, micro_batch_tokens: 64, ..TrainConfig::default() };
+        let held = |free| plan(&file, &config, None, free).map(|planned| planned.held);
+        let (packed, stored) = (plan(&file, &config, None, None).unwrap(), held(Some(1 << 30)).unwrap());
+        assert_eq!((packed.held, stored), (Weights::Packed, Weights::Packed));
+        let needed = packed.total();
+        assert_eq!(held(Some(needed)).unwrap(), Weights::Quantized, "{needed}");
+        let refused = held(Some(64 << 20)).unwrap_err();
+        assert_eq!(refused.code(), Code::NoMem);
+        assert!(refused.message().contains("of which 0.06 GiB are free: weights 0."), "{refused}");
+
+        // Less is kept where less is free, and as much as was asked for where it was.
+        let config = TrainConfig { max_tokens: 4096, ..config };
+        let kept = |free, activation_mb| {
+            let config = TrainConfig { activation_mb, ..config.clone() };
+            plan(&file, &config, None, Some(free)).unwrap().activations
+        };
+        let (much, little) = (kept(64 << 30, 0), kept(800 << 20, 0));
+        assert!(little < much, "{little} of {much}");
+        assert_eq!(kept(64 << 30, 300), 300 << 20);
+    }
+}

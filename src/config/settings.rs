@@ -49,6 +49,8 @@ settings! {
         request_seconds: u32 = 600, whole(0..=86_400);
         /// Layers kept on the GPU where there is one; -1 is all.
         gpu_layers: i32 = -1, whole(-1..=i32::MAX);
+        /// Lay weights out anew in memory for faster products; else they stay in the file, which the trainer may share.
+        repack: bool = true, Range::Any;
         /// Number format of the served weights: `keep` is the file's own, `auto` the fastest here, others are named
         /// like q4_0, q8_0 and bf16. The trainer keeps the file's own.
         r#type: String = "keep".into(), Range::Any;
@@ -66,12 +68,9 @@ settings! {
         device: String = "auto".into(), Range::Text("auto, cpu or cuda:N", no_device);
         /// Number format of the frozen weights' matrix products; `auto` is bf16 where the processor multiplies it.
         dtype: Dtype = Dtype::Auto, Range::OneOf(Dtype::WORDS);
-        /// How frozen weights are held: `packed` for fast products, four bytes a value; `quantized` as they lie in the
-        /// model's file, whose pages are shared with other processes, and decoded in every product; `auto` is packed
-        /// where that fits into half of the memory that is free. Where products are in bf16, both give the same bits.
+        /// Frozen weights: `packed`, 4 bytes a value; `quantized`, as in the file; `auto`: packed if half of memory allows.
         weights: Weights = Weights::Auto, Range::OneOf(Weights::WORDS);
-        /// Memory for the activations of a pass with gradients, in MiB; beyond it the first blocks are computed again
-        /// in the backward pass, which gives the same bits later. 0 takes half of what is free beside everything else.
+        /// Memory for activations, in MiB; beyond it blocks are computed twice. 0 takes half of what is free.
         activation_mb: u32 = 0, Range::Any;
         /// Threads of the trainer; 0 takes the number of cores.
         threads: u32 = 0, whole(0..=1024);

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::gguf::{Gguf, Writer};
-use crate::llama::{Batch, Context, ContextOptions, FileType, Model, quantize, row_kl};
+use crate::llama::{Batch, Context, ContextOptions, FileType, Model, Placement, quantize, row_kl};
 use crate::types::{Nats, TokenId};
 
 /// Formats that `auto` tries.
@@ -78,12 +78,11 @@ struct Found {
 /// # Errors
 /// As [`Model::load`] and [`quantize`]; `Io` for the disk. Under `auto`, formats that fail are skipped.
 pub(super) fn load(config: &Config, fingerprint: &str, threads: u32) -> Result<(Arc<Model>, WeightFormat)> {
-    let layers = config.serve.gpu_layers;
     let wanted = config.serve.r#type.to_ascii_lowercase();
     if wanted != KEEP && wanted != AUTO {
         wanted.parse::<FileType>().map_err(|e| e.context("serve.type (which may also be keep or auto)"))?;
     }
-    let original = Model::load(&config.model, layers)?;
+    let original = Model::load_as(&config.model, placement(config))?;
     if wanted == KEEP || !original.is_decoder() {
         return Ok((original, WeightFormat { kind: KEEP.into(), measured: Vec::new() }));
     }
@@ -110,6 +109,10 @@ pub(super) fn load(config: &Config, fingerprint: &str, threads: u32) -> Result<(
     Ok((formats.model(&format.kind)?, format))
 }
 
+fn placement(config: &Config) -> Placement {
+    Placement { gpu_layers: config.serve.gpu_layers, repack: config.serve.repack }
+}
+
 struct Formats<'a> {
     config: &'a Config,
     original: Arc<Model>,
@@ -133,7 +136,7 @@ impl Formats<'_> {
         if !path.exists() {
             quantize(&self.config.model, &path, kind.parse()?, 0)?;
         }
-        Model::load(&path, self.config.serve.gpu_layers)
+        Model::load_as(&path, placement(self.config))
     }
 
     /// The fastest format within the budget: formats compete on a few layers, then the whole model is encoded in the
@@ -163,7 +166,7 @@ impl Formats<'_> {
     fn race_samples(&self, started: Instant) -> Vec<(&'static str, f64)> {
         let path = self.path("sample");
         // A file whose layers can't be extracted competes as a whole.
-        let sample = self.write_sample(&path).and_then(|()| Model::load(&path, self.config.serve.gpu_layers));
+        let sample = self.write_sample(&path).and_then(|()| Model::load_as(&path, placement(self.config)));
         let original = sample.unwrap_or_else(|error| {
             tracing::debug!(%error, "formats race on the whole model");
             self.original.clone()
@@ -175,7 +178,7 @@ impl Formats<'_> {
             }
             let encoded = self.path(&format!("sample-{kind}"));
             let speedup = kind.parse().and_then(|kind| quantize(original.path(), &encoded, kind, 0)).and_then(|()| {
-                let model = Model::load(&encoded, self.config.serve.gpu_layers)?;
+                let model = Model::load_as(&encoded, placement(self.config))?;
                 self.race(&original, &model)
             });
             match speedup {

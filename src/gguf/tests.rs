@@ -223,7 +223,7 @@ fn a_tiny_model_has_a_whole_byte_vocabulary_without_repeats() {
     tokens.sort();
     tokens.dedup();
     assert_eq!(tokens.len(), count);
-    for arch in ["llama", "qwen2", "qwen3", "gptneox"] {
+    for arch in ["llama", "qwen2", "qwen3", "granite", "gemma3", "gptneox"] {
         let (_folder, path) = folder();
         tiny::tiny_model(&path, &tiny::TinySpec::new(arch)).unwrap();
         assert_eq!(Gguf::open(&path).unwrap().str("general.architecture").unwrap(), arch);

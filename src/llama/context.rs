@@ -170,7 +170,7 @@ impl Context {
         // are checked above, so that no assertion of GGML can fail on them. The model outlives what is packed in its
         // name.
         let decoded = guarded("decoding", || unsafe {
-            guard::apa_kernels_owner(self.model.raw.cast());
+            guard::apa_kernels_owner(self.model.packs_for());
             guard::llama_decode(self.raw, raw)
         });
         match decoded? {

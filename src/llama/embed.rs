@@ -68,7 +68,7 @@ impl Embedder {
         // SAFETY: the array outlives the call, which only reads it; tokens and their number are checked above. The
         // model outlives what is packed in its name.
         let status = guarded("embedding", || unsafe {
-            guard::apa_kernels_owner(self.model.raw.cast());
+            guard::apa_kernels_owner(self.model.packs_for());
             sys::llama_memory_clear(sys::llama_get_memory(self.raw), false);
             guard::llama_decode(self.raw, sys::llama_batch_get_one(ids.as_mut_ptr(), ids.len() as i32))
         })?;

@@ -36,7 +36,7 @@ pub use compare::{KERNELS, kernels};
 pub use context::{Batch, Context, ContextOptions};
 pub use embed::Embedder;
 pub use exit::exit_at_once;
-pub use model::{Model, TextDecoder};
+pub use model::{Model, Placement, TextDecoder};
 pub use prompt_tokens::PromptTokens;
 pub use python::parse_whole_integers;
 pub use quantize::{FileType, quantize};

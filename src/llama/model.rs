@@ -1,6 +1,6 @@
 //! A loaded GGUF: vocabulary, metadata, tokenization. Never decodes.
 
-use std::ffi::CString;
+use std::ffi::{CString, c_void};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
@@ -40,7 +40,7 @@ pub struct Model {
     /// The pre-tokenizer that splits text into words, if the file names one.
     pub(super) pre: Option<String>,
     pub(super) n_vocab: usize,
-    gpu_layers: i32,
+    placement: Placement,
     pub(super) specials: Specials,
     /// Most bytes that one token stands for.
     pub(super) longest_token: usize,
@@ -48,6 +48,16 @@ pub struct Model {
     guides: OnceLock<Result<Guides>>,
     /// The token with which the template ends a turn, found on first use.
     pub(super) turn_end: OnceLock<Option<TokenId>>,
+}
+
+/// Where the weights of a model lie.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Placement {
+    /// Layers on the GPU; -1 is all.
+    pub gpu_layers: i32,
+    /// Whether weights may be laid out anew in memory for faster products. Otherwise they stay in the mapped file,
+    /// which the trainer reads too.
+    pub repack: bool,
 }
 
 /// Longest name of a model, in characters.
@@ -62,12 +72,21 @@ unsafe impl Sync for Model {}
 pub(super) static MODEL_WRITES: std::sync::Mutex<()> = std::sync::Mutex::new(());
 
 impl Model {
-    /// Loads a GGUF, memory-mapped. The file must not be rewritten while it is loaded.
+    /// Loads a GGUF, memory-mapped, with weights laid out for the fastest products. The file must not be rewritten
+    /// while it is loaded.
     ///
     /// # Errors
     /// `Model` if it is missing, truncated, not a GGUF, holds an adapter, or is of an architecture that llama.cpp
     /// doesn't know.
     pub fn load(path: &Path, gpu_layers: i32) -> Result<Arc<Model>> {
+        Self::load_as(path, Placement { gpu_layers, repack: true })
+    }
+
+    /// The same with weights where they are wanted.
+    ///
+    /// # Errors
+    /// As [`Self::load`].
+    pub fn load_as(path: &Path, placement: Placement) -> Result<Arc<Model>> {
         backend();
         let file = Gguf::open(path)?;
         validate::model(&file)?;
@@ -83,7 +102,8 @@ impl Model {
             .ok_or_else(|| Error::arg(format!("{}: the path is not valid UTF-8", path.display())))?;
         // SAFETY: only reads a default structure.
         let mut params = unsafe { sys::llama_model_default_params() };
-        params.n_gpu_layers = gpu_layers;
+        params.n_gpu_layers = placement.gpu_layers;
+        params.use_extra_bufts = placement.repack;
         let doing = format!("loading {}", path.display());
         // SAFETY: the path is terminated and outlives the call; the file was validated.
         let raw = guarded(&doing, || unsafe { guard::llama_model_load_from_file(c_path.as_ptr(), params) })?;
@@ -107,7 +127,7 @@ impl Model {
             template,
             pre,
             n_vocab: n_vocab as usize,
-            gpu_layers,
+            placement,
             specials: Specials::default(),
             longest_token: 1,
             guides: OnceLock::new(),
@@ -131,9 +151,14 @@ impl Model {
         &self.path
     }
 
-    /// Number of layers requested on the GPU.
-    pub fn gpu_layers(&self) -> i32 {
-        self.gpu_layers
+    /// Where its weights were wanted.
+    pub fn placement(&self) -> Placement {
+        self.placement
+    }
+
+    /// In whose name kernels of our own pack weights: nobody's if they stay as they are.
+    pub(super) fn packs_for(&self) -> *const c_void {
+        if self.placement.repack { self.raw.cast_const().cast() } else { std::ptr::null() }
     }
 
     /// Whether it has the same architecture and the same vocabulary.

@@ -5,7 +5,7 @@ use std::fmt;
 
 use super::ops::RopeStyle;
 use crate::error::{Error, Result};
-use crate::gguf::{Gguf, MOST_LAYERS, Value};
+use crate::gguf::{Array, Gguf, MOST_LAYERS, Value};
 
 /// The architectures that can be trained. One made of the same parts is a row here, with a case in `policy/tests` and
 /// in `tests/support/tiny.rs`; another kind of block also goes into `blocks.rs` and `loader.rs`.
@@ -14,8 +14,44 @@ static ARCHITECTURES: &[Architecture] = &[
     Architecture { rope_style: RopeStyle::Interleaved, rope_factors: true, ..Architecture::gated("llama") },
     Architecture::gated("qwen2"),
     Architecture { head_norms: true, ..Architecture::gated("qwen3") },
-    Architecture { classic: true, ..Architecture::gated("gptneox") },
+    // Four scales, in embeddings, attention, residuals and logits.
+    Architecture { rope_style: RopeStyle::Interleaved, scales: Scales::Declared, ..Architecture::gated("granite") },
+    // Norms after each part too, GELU for its gate, and a window of keys in most blocks.
+    Architecture {
+        head_norms: true,
+        post_norms: true,
+        windows: true,
+        scales: Scales::ByWidth,
+        ..Architecture::gated("gemma3")
+    },
+    Architecture {
+        classic: true,
+        layers: "gpt_neox.layers",
+        modules: &[
+            ("attn_qkv", "attention.query_key_value"),
+            ("attn_output", "attention.dense"),
+            ("ffn_up", "mlp.dense_h_to_4h"),
+            ("ffn_down", "mlp.dense_4h_to_h"),
+        ],
+        ..Architecture::gated("gptneox")
+    },
 ];
+
+/// The names in GGUF of all architectures that can be trained.
+pub fn architectures() -> impl Iterator<Item = &'static str> {
+    ARCHITECTURES.iter().map(|known| known.name)
+}
+
+/// What scales hidden states and scores.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scales {
+    /// Scores alone, by the root of the heads' width.
+    Plain,
+    /// What the file's metadata declare.
+    Declared,
+    /// Embeddings too, by the root of the model's width.
+    ByWidth,
+}
 
 /// The common properties of an architecture's models.
 #[derive(Debug, PartialEq)]
@@ -32,11 +68,40 @@ pub struct Architecture {
     /// Whether `rope_freqs.weight` divides the rotary frequencies. Other architectures don't read it, so a file with it
     /// is refused.
     pub rope_factors: bool,
+    /// Whether an RMSNorm follows attention and feed-forward, before the residual, and the gate is a GELU.
+    pub post_norms: bool,
+    /// Whether some blocks see a window of keys, with rotary frequencies of their own.
+    pub windows: bool,
+    /// What scales hidden states and scores.
+    pub scales: Scales,
+    /// The name in transformers of what holds the blocks.
+    pub(super) layers: &'static str,
+    /// The names in transformers of a block's linear layers.
+    pub(super) modules: &'static [(&'static str, &'static str)],
 }
 
 impl Architecture {
     const fn gated(name: &'static str) -> Self {
-        Self { name, classic: false, head_norms: false, rope_style: RopeStyle::Halves, rope_factors: false }
+        Self {
+            name,
+            classic: false,
+            head_norms: false,
+            rope_style: RopeStyle::Halves,
+            rope_factors: false,
+            post_norms: false,
+            windows: false,
+            scales: Scales::Plain,
+            layers: "model.layers",
+            modules: &[
+                ("attn_q", "self_attn.q_proj"),
+                ("attn_k", "self_attn.k_proj"),
+                ("attn_v", "self_attn.v_proj"),
+                ("attn_output", "self_attn.o_proj"),
+                ("ffn_gate", "mlp.gate_proj"),
+                ("ffn_up", "mlp.up_proj"),
+                ("ffn_down", "mlp.down_proj"),
+            ],
+        }
     }
 }
 
@@ -63,6 +128,10 @@ const NOT_COMPUTED: &[(&str, &str)] = &[
     ("rope.scaling.attn_factor", "rotary attention scaling"),
     ("rope.scaling.alpha", "rotary alpha scaling"),
 ];
+/// Those that an architecture with declared scales computes.
+const SCALES: [&str; 4] = ["attention.scale", "logit_scale", "embedding_scale", "residual_scale"];
+/// The one that an architecture with windows computes.
+const WINDOW: &str = "attention.sliding_window";
 
 /// Sizes and constants of a decoder.
 #[derive(Clone, Debug, PartialEq)]
@@ -88,6 +157,25 @@ pub struct Shape {
     /// Whether attention and feed-forward read the same input.
     pub parallel_residual: bool,
     /// Rotation angle per position of each pair, scaling factors applied.
+    pub inv_freq: Vec<f32>,
+    /// Factor of the embeddings.
+    pub embedding_scale: f32,
+    /// Factor of the scores of attention.
+    pub attention_scale: f32,
+    /// Divisor of the logits.
+    pub logit_divisor: f32,
+    /// The window of some blocks.
+    pub window: Option<Window>,
+}
+
+/// A window of keys that some blocks see.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Window {
+    /// How many keys, the token's own included.
+    pub tokens: usize,
+    /// Which blocks, one entry each.
+    pub blocks: Vec<bool>,
+    /// Rotation angles of these blocks.
     pub inv_freq: Vec<f32>,
 }
 
@@ -126,7 +214,15 @@ impl Shape {
                 return Err(Error::model(complaint));
             }
         }
+        let eps = file.f32(&keys.name(eps))?;
+        let Factors { embedding, attention, residual, logits } = keys.factors(width, heads, head_dim, layers)?;
         Ok(Self {
+            // RMSNorm takes a factor of its input out, so what is added to hidden states is left as it is, and they are
+            // divided by its factor instead: x + s f(norm(x)) is s (z + f(norm(z))) with x = s z.
+            embedding_scale: embedding / residual,
+            attention_scale: attention,
+            logit_divisor: logits,
+            window: keys.window(layers, rotary)?,
             width,
             layers,
             heads,
@@ -134,7 +230,7 @@ impl Shape {
             head_dim,
             feed_forward: keys.size("feed_forward_length")?,
             context: keys.size("context_length")?,
-            eps: file.f32(&keys.name(eps))?,
+            eps: eps / (residual * residual),
             parallel_residual: parallel,
             inv_freq: keys.inverse_frequencies(rotary)?,
             architecture,
@@ -149,7 +245,7 @@ impl Shape {
     pub fn activation_bytes(&self, element: u64, rank: u64) -> (u64, u64) {
         let (width, inner) = (self.width as u64, self.feed_forward as u64);
         let (q, kv) = ((self.heads * self.head_dim) as u64, (self.kv_heads * self.head_dim) as u64);
-        let kept = match self.architecture.classic {
+        let kept = match self.architecture.classic || self.architecture.post_norms {
             // Each operation keeps its input.
             true => 4 * (6 * width + 3 * (q + 2 * kv) + q + 2 * inner),
             // Queries, keys, values, mixed heads, gate and up; two inputs; what the factors of seven layers gave.
@@ -164,7 +260,62 @@ struct Keys<'a> {
     architecture: &'static Architecture,
 }
 
+/// Factors that an architecture or a file sets.
+struct Factors {
+    embedding: f32,
+    attention: f32,
+    residual: f32,
+    logits: f32,
+}
+
 impl Keys<'_> {
+    fn factors(&self, width: usize, heads: usize, head_dim: usize, layers: usize) -> Result<Factors> {
+        let attention = 1.0 / (head_dim as f32).sqrt();
+        let plain = Factors { embedding: 1.0, attention, residual: 1.0, logits: 1.0 };
+        match self.architecture.scales {
+            Scales::Plain => Ok(plain),
+            Scales::ByWidth => {
+                // As llama.cpp tells the one size whose scores are scaled by another width.
+                let attention = if layers == 62 { 1.0 / ((width / heads) as f32).sqrt() } else { attention };
+                Ok(Factors { embedding: (width as f32).sqrt(), attention, ..plain })
+            }
+            Scales::Declared => {
+                let declared = |key: &str, default: f32| {
+                    let factor = self.file.opt_f32(&self.name(key))?.filter(|f| *f != 0.0).unwrap_or(default);
+                    let wrong = || Error::model(format!("{} is {factor}, expected above 0", self.name(key)));
+                    if factor.is_finite() && factor > 0.0 { Ok(factor) } else { Err(wrong()) }
+                };
+                if self.file.opt_bool(&self.name("rope.scaling.finetuned"))? == Some(false) {
+                    return Err(self.unsupported("attention without rotation"));
+                }
+                Ok(Factors {
+                    embedding: declared("embedding_scale", 1.0)?,
+                    attention: declared("attention.scale", attention)?,
+                    residual: declared("residual_scale", 1.0)?,
+                    logits: declared("logit_scale", 1.0)?,
+                })
+            }
+        }
+    }
+
+    /// Every sixth block sees all keys, if the file says nothing else.
+    fn window(&self, layers: usize, rotary: usize) -> Result<Option<Window>> {
+        let tokens = self.optional_size(WINDOW).unwrap_or(None).filter(|_| self.architecture.windows);
+        let Some(tokens) = tokens else { return Ok(None) };
+        let pattern = self.name("attention.sliding_window_pattern");
+        let blocks = match self.file.get(&pattern) {
+            Some(Value::Array(Array::Bool(blocks))) if blocks.len() >= layers => blocks[..layers].to_vec(),
+            Some(Value::Array(_)) => return Err(Error::model(format!("{pattern} has not an entry for each block"))),
+            _ => {
+                let every = self.file.opt_u32(&pattern)?.unwrap_or(6) as usize;
+                (0..layers).map(|i| every == 0 || i % every < every - 1).collect()
+            }
+        };
+        let base = f64::from(self.file.opt_f32(&self.name("rope.freq_base_swa"))?.unwrap_or(10_000.0));
+        let inv_freq = (0..rotary / 2).map(|i| base.powf(-2.0 * i as f64 / rotary as f64) as f32).collect();
+        Ok(Some(Window { tokens, blocks, inv_freq }))
+    }
+
     fn name(&self, key: &str) -> String {
         format!("{}.{key}", self.architecture)
     }
@@ -184,6 +335,10 @@ impl Keys<'_> {
 
     fn refuse_what_is_not_computed(&self) -> Result<()> {
         for (key, feature) in NOT_COMPUTED {
+            let scaled = self.architecture.scales == Scales::Declared && SCALES.contains(key);
+            if scaled || *key == WINDOW && self.architecture.windows {
+                continue;
+            }
             let absent = match self.file.get(&self.name(key)) {
                 None | Some(Value::U32(0) | Value::Bool(false)) => true,
                 Some(Value::F32(x)) => *x == 0.0,

@@ -1,4 +1,4 @@
-//! The two kinds of decoder block, computed as llama.cpp's graphs do (its models/{llama,qwen2,qwen3,gptneox}.cpp).
+//! The two kinds of decoder block, computed as llama.cpp's graphs do (a file for each architecture).
 //! Reads no file and changes no weight.
 
 use candle_core::Tensor;
@@ -11,14 +11,17 @@ use crate::error::Result;
 pub(super) struct Pass<'a> {
     pub(super) shape: &'a Shape,
     pub(super) starts: &'a [usize],
-    pub(super) rope: RopeTable,
+    pub(super) ropes: Ropes,
     pub(super) lora: Option<&'a Lora>,
 }
 
-impl Pass<'_> {
-    fn attention_scale(&self) -> f32 {
-        1.0 / (self.shape.head_dim as f32).sqrt()
-    }
+/// Rotary angles of the tokens.
+#[derive(Clone)]
+pub(super) struct Ropes {
+    /// In blocks that see all keys.
+    pub(super) all: RopeTable,
+    /// In blocks with a window.
+    pub(super) window: Option<RopeTable>,
 }
 
 /// A linear layer of a block, which an adapter may change.
@@ -84,7 +87,7 @@ impl Block {
     }
 }
 
-/// llama, qwen2, qwen3: RMSNorm, separate projections, SwiGLU.
+/// RMSNorm, separate projections, a gated feed-forward layer.
 pub(super) struct Gated {
     pub(super) attn_norm: Tensor,
     pub(super) attn_q: Linear,
@@ -97,10 +100,17 @@ pub(super) struct Gated {
     pub(super) ffn_gate: Linear,
     pub(super) ffn_up: Linear,
     pub(super) ffn_down: Linear,
+    /// Norms after attention and after the feed-forward layer (gemma3).
+    pub(super) post_norms: Option<[Norm; 2]>,
+    /// Whether attention sees a window of keys.
+    pub(super) windowed: bool,
 }
 
 impl Gated {
     fn forward(&self, x: &Tensor, pass: &Pass<'_>) -> Result<Tensor> {
+        if let Some(post_norms) = &self.post_norms {
+            return self.in_parts(x, pass, post_norms);
+        }
         let shape = pass.shape;
         let attention = SelfAttention {
             norm: &self.attn_norm,
@@ -112,10 +122,10 @@ impl Gated {
             head_norms: self.head_norms.as_ref().map(|(q, k)| (q, k)),
             heads: shape.heads,
             kv_heads: shape.kv_heads,
-            rope: &pass.rope,
+            rope: &pass.ropes.all,
             style: shape.architecture.rope_style,
             starts: pass.starts,
-            scale: pass.attention_scale(),
+            scale: shape.attention_scale,
         };
         let feed_forward = FeedForward {
             norm: &self.ffn_norm,
@@ -125,6 +135,35 @@ impl Gated {
             down: self.ffn_down.adapted(pass),
         };
         ops::feed_forward(&ops::self_attention(x, &attention)?, &feed_forward)
+    }
+
+    /// With norms before the residuals, a GELU for its gate, and perhaps a window.
+    fn in_parts(
+        &self,
+        x: &Tensor,
+        pass: &Pass<'_>,
+        [after_attention, after_feed_forward]: &[Norm; 2],
+    ) -> Result<Tensor> {
+        let Shape { heads, kv_heads, head_dim, eps, architecture, attention_scale, .. } = *pass.shape;
+        let tokens = x.dims2()?.0;
+        let window = pass.shape.window.as_ref().filter(|_| self.windowed).map(|window| window.tokens);
+        let rope = if self.windowed { pass.ropes.window.as_ref() } else { None }.unwrap_or(&pass.ropes.all);
+        let n = ops::rms_norm(x, &self.attn_norm, eps)?;
+        let project = |layer: &Linear, heads: usize| -> Result<Tensor> {
+            Ok(layer.forward(&n, pass)?.reshape((tokens, heads, head_dim))?)
+        };
+        let (mut q, mut k) = (project(&self.attn_q, heads)?, project(&self.attn_k, kv_heads)?);
+        let v = project(&self.attn_v, kv_heads)?;
+        if let Some((q_norm, k_norm)) = &self.head_norms {
+            (q, k) = (ops::rms_norm(&q, q_norm, eps)?, ops::rms_norm(&k, k_norm, eps)?);
+        }
+        let turn = |x: &Tensor| ops::rope(x, rope, architecture.rope_style);
+        let mixed = ops::windowed_attention(&turn(&q)?, &turn(&k)?, &v, pass.starts, attention_scale, window)?;
+        let attended = self.attn_output.forward(&mixed.reshape((tokens, heads * head_dim))?, pass)?;
+        let x = (x + after_attention.forward(&attended)?)?;
+        let n = ops::rms_norm(&x, &self.ffn_norm, eps)?;
+        let gated = (ops::gelu(&self.ffn_gate.forward(&n, pass)?)? * self.ffn_up.forward(&n, pass)?)?;
+        Ok((&x + after_feed_forward.forward(&self.ffn_down.forward(&gated, pass)?)?)?)
     }
 }
 
@@ -156,9 +195,9 @@ impl Classic {
         let qkv = self.attn_qkv.forward(x, pass)?.reshape((tokens, heads + 2 * kv_heads, head_dim))?;
         let part = |from, count| qkv.narrow(1, from, count)?.contiguous();
         let (q, k, v) = (part(0, heads)?, part(heads, kv_heads)?, part(heads + kv_heads, kv_heads)?);
-        let q = ops::rope(&q, &pass.rope, architecture.rope_style)?;
-        let k = ops::rope(&k, &pass.rope, architecture.rope_style)?;
-        let mixed = ops::attention(&q, &k, &v, pass.starts, pass.attention_scale())?; // [tokens, heads, head_dim]
+        let q = ops::rope(&q, &pass.ropes.all, architecture.rope_style)?;
+        let k = ops::rope(&k, &pass.ropes.all, architecture.rope_style)?;
+        let mixed = ops::attention(&q, &k, &v, pass.starts, pass.shape.attention_scale)?; // [tokens, heads, head_dim]
         self.attn_output.forward(&mixed.reshape((tokens, heads * head_dim))?, pass)
     }
 

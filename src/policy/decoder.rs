@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
 
-use super::blocks::{Block, LinearInfo, Norm, Pass};
+use super::blocks::{Block, LinearInfo, Norm, Pass, Ropes};
 use super::loader::Loader;
 use super::ops::{self, Frozen, RopeTable};
 use super::recompute::Recomputed;
@@ -156,10 +156,15 @@ impl Decoder {
             lora.check_base(&self.fingerprint)?;
         }
         self.check_tokens(packed.tokens())?;
-        let rope = RopeTable::new(packed.positions(), &self.shape.inv_freq, &self.device)?;
-        let pass = Pass { shape: &self.shape, starts: packed.starts(), rope, lora };
+        let rope = |angles: &[f32]| RopeTable::new(packed.positions(), angles, &self.device);
+        let window = self.shape.window.as_ref().map(|window| rope(&window.inv_freq)).transpose()?;
+        let ropes = Ropes { all: rope(&self.shape.inv_freq)?, window };
+        let pass = Pass { shape: &self.shape, starts: packed.starts(), ropes, lora };
         let recomputed = lora.map_or(0, |lora| self.recomputed(packed.tokens().len(), lora));
         let mut x = ops::embed(packed.tokens(), &self.embedding)?; // [tokens, width]
+        if self.shape.embedding_scale != 1.0 {
+            x = x.affine(f64::from(self.shape.embedding_scale), 0.0)?;
+        }
         for (i, (block, linears)) in self.blocks.iter().enumerate() {
             x = match lora {
                 Some(lora) if i < recomputed => Recomputed {
@@ -167,7 +172,7 @@ impl Decoder {
                     linears: linears.clone(),
                     shape: self.shape.clone(),
                     starts: packed.starts().to_vec(),
-                    rope: pass.rope.clone(),
+                    ropes: pass.ropes.clone(),
                     lora: lora.clone(),
                 }
                 .forward(&x)?,
@@ -189,12 +194,12 @@ impl Decoder {
 
     /// log softmax(h · headᵀ / T)[target] of each row, [rows], in nats. Differentiable in the hidden states.
     pub fn logprobs(&self, hidden: &Tensor, targets: &[TokenId], temperatures: &[f32]) -> Result<Tensor> {
-        ops::token_logprobs(hidden, &self.head, targets, temperatures)
+        ops::token_logprobs(hidden, &self.head, targets, &self.divisors(temperatures))
     }
 
     /// Entropy of each row's distribution, [rows], in nats. Not differentiable.
     pub fn entropy(&self, hidden: &Tensor, temperatures: &[f32]) -> Result<Tensor> {
-        ops::token_entropy(hidden, &self.head, temperatures)
+        ops::token_entropy(hidden, &self.head, &self.divisors(temperatures))
     }
 
     /// [`Self::logprobs`] and [`Self::entropy`] in one pass over the head. Not differentiable.
@@ -204,13 +209,18 @@ impl Decoder {
         targets: &[TokenId],
         temperatures: &[f32],
     ) -> Result<(Tensor, Tensor)> {
-        ops::token_logprobs_and_entropy(hidden, &self.head, targets, temperatures)
+        ops::token_logprobs_and_entropy(hidden, &self.head, targets, &self.divisors(temperatures))
     }
 
     /// KL of each row's distribution to that of `other`, over the whole vocabulary, [rows], in nats. Not
     /// differentiable.
     pub fn kl(&self, hidden: &Tensor, other: &Tensor, temperatures: &[f32]) -> Result<Tensor> {
-        ops::token_kl(hidden, other, &self.head, temperatures)
+        ops::token_kl(hidden, other, &self.head, &self.divisors(temperatures))
+    }
+
+    /// What divides the logits of each row: its temperature, and the model's own divisor.
+    fn divisors(&self, temperatures: &[f32]) -> Vec<f32> {
+        temperatures.iter().map(|temperature| temperature * self.shape.logit_divisor).collect()
     }
 
     /// A whole pass: the log-probability of each target, [response tokens], in nats; one temperature per sequence.

@@ -75,7 +75,14 @@ impl<'a> Loader<'a> {
             true => Some((vector("attn_q_norm", head_dim)?, vector("attn_k_norm", head_dim)?)),
             false => None,
         };
+        let post_norms = match architecture.post_norms {
+            true => Some([self.norm(&name("post_attention_norm"))?, self.norm(&name("post_ffw_norm"))?]),
+            false => None,
+        };
+        let windowed = self.shape.window.as_ref().is_some_and(|window| window.blocks[layer]);
         Ok(Block::Gated(Box::new(Gated {
+            post_norms,
+            windowed,
             attn_norm,
             attn_q: self.linear(layer, "attn_q", q, width)?,
             attn_k: self.linear(layer, "attn_k", kv, width)?,

@@ -21,7 +21,7 @@ use candle_core::Device;
 
 use crate::error::{Error, Result};
 
-pub use arch::{Architecture, Shape};
+pub use arch::{Architecture, Scales, Shape, Window, architectures};
 pub use blocks::LinearInfo;
 pub(crate) use decoder::activations;
 pub use decoder::{Decoder, Form};

@@ -239,24 +239,12 @@ fn weight_name(module: &str, factor: &str) -> String {
 
 /// The layer's name in transformers, such as `model.layers.0.self_attn.q_proj`.
 fn module(shape: &Shape, linear: &LinearInfo) -> Result<String> {
-    let part = match (shape.architecture.classic, linear.part) {
-        (false, "attn_q") => "self_attn.q_proj",
-        (false, "attn_k") => "self_attn.k_proj",
-        (false, "attn_v") => "self_attn.v_proj",
-        (false, "attn_output") => "self_attn.o_proj",
-        (false, "ffn_gate") => "mlp.gate_proj",
-        (false, "ffn_up") => "mlp.up_proj",
-        (false, "ffn_down") => "mlp.down_proj",
-        (true, "attn_qkv") => "attention.query_key_value",
-        (true, "attn_output") => "attention.dense",
-        (true, "ffn_up") => "mlp.dense_h_to_4h",
-        (true, "ffn_down") => "mlp.dense_4h_to_h",
-        (_, part) => {
-            let architecture = shape.architecture;
-            return Err(Error::unsupported(format!("{part} of a {architecture} file has no counterpart in PEFT")));
-        }
+    let architecture = shape.architecture;
+    let Some((_, part)) = architecture.modules.iter().find(|(part, _)| *part == linear.part) else {
+        let part = linear.part;
+        return Err(Error::unsupported(format!("{part} of a {architecture} file has no counterpart in PEFT")));
     };
-    let layers = if shape.architecture.classic { "gpt_neox.layers" } else { "model.layers" };
+    let layers = architecture.layers;
     let layer = linear.tensor.split('.').nth(1).unwrap_or_default();
     Ok(format!("{layers}.{layer}.{part}"))
 }

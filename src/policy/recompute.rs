@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use candle_core::{CpuStorage, CustomOp2, DType, Layout, Result, Shape as TensorShape, Tensor, Var};
 
-use super::blocks::{Block, Pass};
-use super::ops::{RopeTable, f32_slice};
+use super::blocks::{Block, Pass, Ropes};
+use super::ops::f32_slice;
 use super::{Lora, Shape};
 
 /// One block of a forward pass on the CPU, with the parts of the pass that it needs again.
@@ -17,7 +17,7 @@ pub(super) struct Recomputed {
     pub(super) linears: Range<usize>,
     pub(super) shape: Arc<Shape>,
     pub(super) starts: Vec<usize>,
-    pub(super) rope: RopeTable,
+    pub(super) ropes: Ropes,
     pub(super) lora: Lora,
 }
 
@@ -34,7 +34,7 @@ impl Recomputed {
 
     fn compute(&self, x: &Tensor, flat: &Tensor) -> crate::Result<Tensor> {
         let lora = self.lora.with_flat(self.linears.clone(), flat)?;
-        let pass = Pass { shape: &self.shape, starts: &self.starts, rope: self.rope.clone(), lora: Some(&lora) };
+        let pass = Pass { shape: &self.shape, starts: &self.starts, ropes: self.ropes.clone(), lora: Some(&lora) };
         self.block.forward(x, &pass)
     }
 }

@@ -144,12 +144,12 @@ impl Scheduler {
         let to_core = commands.clone();
         // Only refused when the engine closes; dropping the replies tells those who wait.
         let ready = Box::new(move |ready| drop(to_core.send(Command::Swap(Box::new(ready)))));
-        let gpu_layers = model.gpu_layers();
+        let placement = model.placement();
         let swapper = Swapper {
             model: model.clone(),
             threads,
             shape: options.context,
-            gpu_layers,
+            placement,
             made: 1,
             wanted: wants,
             later: VecDeque::new(),

@@ -11,7 +11,7 @@ use crossbeam_channel::{Receiver, Sender, select};
 
 use super::weights::{Source, Weights};
 use crate::error::{Error, Result};
-use crate::llama::{Adapter, Context, ContextOptions, Model, Threads, give_way_to_decoding};
+use crate::llama::{Adapter, Context, ContextOptions, Model, Placement, Threads, give_way_to_decoding};
 use crate::system::free_memory;
 
 /// Most contexts: the active one, those beside it (a candidate, and a version that a request names), and those that
@@ -49,8 +49,8 @@ pub(super) struct Swapper {
     pub(super) threads: u32,
     /// Size of each context.
     pub(super) shape: ContextOptions,
-    /// Layers on the GPU for models that are loaded here.
-    pub(super) gpu_layers: i32,
+    /// Where the weights of models that are loaded here lie.
+    pub(super) placement: Placement,
     /// Number of existing contexts, wherever they are.
     pub(super) made: usize,
     pub(super) wanted: Receiver<Wanted>,
@@ -156,7 +156,7 @@ impl Swapper {
             let (needed, free) = (needed >> 20, free >> 20);
             return Err(Error::nomem(format!("{} has {needed} MB, and {free} MB of memory are free", path.display())));
         }
-        let model = giving_way(|| Model::load(path, self.gpu_layers))?;
+        let model = giving_way(|| Model::load_as(path, self.placement))?;
         if !model.speaks_like(&self.model) {
             return Err(Error::arg(format!("{} has another architecture or vocabulary than the base", path.display())));
         }

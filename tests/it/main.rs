@@ -1,5 +1,6 @@
 //! The one integration binary: the crate as its users see it.
 
+mod architectures;
 mod backup;
 #[cfg(feature = "daemon")]
 mod cli;
@@ -29,6 +30,7 @@ mod install;
 #[cfg(feature = "daemon")]
 mod killed;
 mod logprobs;
+mod memory;
 mod node;
 #[cfg(feature = "daemon")]
 mod page;

@@ -13,7 +13,7 @@ use rand_chacha::ChaCha8Rng;
 /// What to write.
 #[derive(Clone, Debug)]
 pub struct TinySpec {
-    /// `llama`, `qwen2`, `qwen3` or `gptneox`.
+    /// `llama`, `qwen2`, `qwen3`, `granite`, `gemma3` or `gptneox`.
     pub arch: &'static str,
     pub seed: u64,
     pub layers: u32,
@@ -46,7 +46,7 @@ impl TinySpec {
     pub fn new(arch: &'static str) -> Self {
         let gptneox = arch == "gptneox";
         // qwen3 has heads wider than width / heads.
-        let head_dim = if arch == "qwen3" { 32 } else { 16 };
+        let head_dim = if matches!(arch, "qwen3" | "gemma3") { 32 } else { 16 };
         Self {
             arch,
             seed: 7,
@@ -58,7 +58,7 @@ impl TinySpec {
             rotary: if gptneox { head_dim / 4 } else { head_dim },
             ff: 128,
             context: 1024,
-            tied: arch == "llama",
+            tied: matches!(arch, "llama" | "gemma3"),
             rope_factors: false,
             parallel_residual: true,
             format: GgmlDType::F32,
@@ -120,7 +120,11 @@ pub fn tiny_model(path: &Path, spec: &TinySpec) -> apa::Result<()> {
             weights.linear(&mut file, &name("attn_v"), kv, spec.width, qwen2)?;
             weights.linear(&mut file, &name("ffn_gate"), spec.ff, spec.width, false)?;
         }
-        if spec.arch == "qwen3" {
+        if spec.arch == "gemma3" {
+            weights.norm(&mut file, &name("post_attention_norm"), spec.width, false)?;
+            weights.norm(&mut file, &name("post_ffw_norm"), spec.width, false)?;
+        }
+        if matches!(spec.arch, "qwen3" | "gemma3") {
             weights.norm(&mut file, &name("attn_q_norm"), spec.head_dim, false)?;
             weights.norm(&mut file, &name("attn_k_norm"), spec.head_dim, false)?;
         }
@@ -156,6 +160,18 @@ fn metadata(file: &mut Writer<'_>, spec: &TinySpec) {
     number("attention.value_length", spec.head_dim);
     number("rope.dimension_count", spec.rotary);
     file.set(&format!("{arch}.rope.freq_base"), 10_000f32);
+    if arch == "granite" {
+        for (key, scale) in
+            [("embedding_scale", 3.0f32), ("residual_scale", 0.4), ("attention.scale", 0.15), ("logit_scale", 2.5)]
+        {
+            file.set(&format!("granite.{key}"), scale);
+        }
+    }
+    if arch == "gemma3" {
+        // The first block sees a window, the second everything.
+        file.set("gemma3.rope.freq_base", 500_000f32).set("gemma3.attention.sliding_window", 24u32);
+        file.set("gemma3.attention.sliding_window_pattern", 2u32);
+    }
     if arch == "gptneox" {
         file.set("gptneox.use_parallel_residual", spec.parallel_residual);
         file.set("gptneox.attention.layer_norm_epsilon", 1e-5f32);

@@ -14,6 +14,18 @@ use std::sync::OnceLock;
 ///
 /// Sequence `i` is rows `starts[i]..starts[i + 1]`; `starts` begins with 0 and ends with N. Hkv divides H.
 pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, starts: &[usize], scale: f32) -> crate::Result<Tensor> {
+    windowed_attention(q, k, v, starts, scale, None)
+}
+
+/// [`attention`] in which each token sees itself and the `window - 1` tokens before it, or all.
+pub fn windowed_attention(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    starts: &[usize],
+    scale: f32,
+    window: Option<usize>,
+) -> crate::Result<Tensor> {
     let (n, h, d) = match q.dims() {
         &[n, h, d] => (n, h, d),
         dims => return Err(Error::train(format!("attention: q is {dims:?}, expected [N, H, D]"))),
@@ -30,9 +42,10 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, starts: &[usize], scale: f3
     }
     check_starts("attention", starts, n)?;
     if !cpu::takes(q) {
-        return plain::attention(q, k, v, starts, scale);
+        return plain::attention(q, k, v, starts, scale, window);
     }
-    let shapes = Shapes { starts: starts.to_vec(), heads: h, kv_heads: k.dims()[1], dim: d, scale };
+    let window = window.unwrap_or(usize::MAX).max(1);
+    let shapes = Shapes { starts: starts.to_vec(), heads: h, kv_heads: k.dims()[1], dim: d, scale, window };
     let op = Attention { shapes, log_sums: OnceLock::new() };
     Ok(q.contiguous()?.apply_op3(&k.contiguous()?, &v.contiguous()?, op)?)
 }
@@ -62,6 +75,8 @@ pub struct Shapes {
     pub kv_heads: usize,
     pub dim: usize,
     pub scale: f32,
+    /// How many keys a token sees, its own included.
+    pub window: usize,
 }
 
 /// A piece of a sequence with one of its key heads: all query heads that read it, for these tokens, with all keys up to
@@ -186,10 +201,13 @@ impl Task<'_> {
             product(q.all(), &[Right::Transposed(keys)], Begin::Zero, &mut scores, Run::Here);
             let mut sums = vec![0f32; height];
             for (r, row) in scores.chunks_exact_mut(seen).enumerate() {
-                let (row, later) = row.split_at_mut(before + r % tokens + 1);
+                let last = before + r % tokens + 1;
+                let (row, later) = row.split_at_mut(last);
+                let (earlier, row) = row.split_at_mut(last.saturating_sub(self.shapes.window));
                 let max = row.iter().fold(f32::NEG_INFINITY, |m, &s| if s * scale > m { s * scale } else { m });
                 row.iter_mut().for_each(|s| *s = exp(*s * scale - max));
                 sums[r] = sum(row.len(), |i| row[i]);
+                earlier.fill(0.0);
                 later.fill(0.0);
                 log_sums[r / tokens * count + first + r % tokens] = max + sums[r].ln();
             }
@@ -231,7 +249,8 @@ impl Task<'_> {
             for (j, (w, s)) in weights.chunks_exact_mut(height).zip(slopes.chunks_exact(height)).enumerate() {
                 for r in 0..height {
                     let p = exp(w[r] * scale - log_sum[r]);
-                    w[r] = if j as u32 <= last_seen[r] { p } else { 0.0 };
+                    let sees = j as u32 <= last_seen[r] && last_seen[r] as usize - j < self.shapes.window;
+                    w[r] = if sees { p } else { 0.0 };
                     along[r] += w[r] * s[r];
                 }
             }

@@ -31,7 +31,7 @@ mod tests;
 
 pub use activation::{gelu, swiglu};
 pub use adapted::{Adapted, LoraPair};
-pub use attention::attention;
+pub use attention::{attention, windowed_attention};
 pub use compare::{KERNELS, precision};
 pub(super) use cpu::slice as f32_slice;
 pub use feed_forward::{FeedForward, feed_forward};

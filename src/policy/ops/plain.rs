@@ -54,7 +54,15 @@ pub fn rope(x: &Tensor, table: &RopeTable, style: RopeStyle) -> Result<Tensor> {
     Ok(Tensor::cat(&[&turned, &x.narrow(2, 2 * half, dim - 2 * half)?], 2)?)
 }
 
-pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, starts: &[usize], scale: f32) -> Result<Tensor> {
+pub fn attention(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    starts: &[usize],
+    scale: f32,
+    window: Option<usize>,
+) -> Result<Tensor> {
+    let window = window.unwrap_or(usize::MAX);
     let (h, hkv) = (q.dim(1)?, k.dim(1)?);
     let mut outs = Vec::with_capacity(starts.len());
     for border in starts.windows(2) {
@@ -70,8 +78,9 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, starts: &[usize], scale: f3
             x.unsqueeze(1)?.expand((hkv, h / hkv, t, d))?.contiguous()?.reshape((h, t, d))
         };
         let scores = by_head(q)?.matmul(&grouped(k)?.transpose(1, 2)?.contiguous()?)?.affine(f64::from(scale), 0.0)?;
+        let hidden = |i: usize, j: usize| j > i || i - j >= window;
         let mask: Vec<f32> =
-            (0..t).flat_map(|i| (0..t).map(move |j| if j > i { f32::NEG_INFINITY } else { 0.0 })).collect();
+            (0..t).flat_map(|i| (0..t).map(move |j| if hidden(i, j) { f32::NEG_INFINITY } else { 0.0 })).collect();
         let scores = scores.broadcast_add(&Tensor::from_vec(mask, (1, t, t), q.device())?)?;
         let weights = scores.broadcast_sub(&scores.max_keepdim(D::Minus1)?.detach())?.exp()?;
         let weights = weights.broadcast_div(&weights.sum_keepdim(D::Minus1)?)?;

@@ -84,7 +84,8 @@ pub fn self_attention(x: &Tensor, block: &SelfAttention) -> crate::Result<Tensor
     if let Some((layers, flat)) = Layers::new(x, &specs)? {
         let x = x.contiguous()?;
         let norm = |weight| Ok::<_, Error>(Norm { weight: frozen_values(weight)?, bias: None, eps: block.eps });
-        let shapes = Shapes { starts: block.starts.to_vec(), heads, kv_heads, dim, scale: block.scale };
+        let window = usize::MAX;
+        let shapes = Shapes { starts: block.starts.to_vec(), heads, kv_heads, dim, scale: block.scale, window };
         let op = FusedSelfAttention {
             norm: norm(block.norm)?,
             keep: x.track_op() || flat.track_op(),

@@ -182,8 +182,8 @@ fn a_fused_attention_block_equals_its_parts() {
                     (qs, ks) = (plain::rms_norm(&qs, q_norm, 1e-5)?, plain::rms_norm(&ks, k_norm, 1e-5)?);
                 }
                 let (qs, ks) = (plain::rope(&qs, &table, style)?, plain::rope(&ks, &table, style)?);
-                let mixed =
-                    plain::attention(&qs, &ks, &layer(&normed, &v, None, 5, kv)?, &starts, 0.4)?.reshape((n, h))?;
+                let mixed = plain::attention(&qs, &ks, &layer(&normed, &v, None, 5, kv)?, &starts, 0.4, None)?
+                    .reshape((n, h))?;
                 Ok((&i[0] + plain::linear(&mixed, &widened(&o)?, None, pair(i, 7))?)?)
             };
             check_equal(&fused, &parts, &inputs, tolerance);
@@ -267,7 +267,7 @@ fn attention_gives_gradients_and_never_crosses_a_border() {
         if n < 100 {
             check_gradient(&run, &inputs, 2e-2);
         }
-        check_equal(&run, &|i| plain::attention(&i[0], &i[1], &i[2], &starts, 0.4), &inputs, 2e-5);
+        check_equal(&run, &|i| plain::attention(&i[0], &i[1], &i[2], &starts, 0.4, None), &inputs, 2e-5);
     }
     let inputs = [tensor(1, &[6, 2, 4]), tensor(2, &[6, 2, 4]), tensor(3, &[6, 2, 4])];
     let whole = attention(&inputs[0], &inputs[1], &inputs[2], &[0, 2, 6], 0.5).unwrap();

@@ -16,7 +16,10 @@ fn an_unknown_architecture_names_itself_and_the_known_ones() {
         file.set("general.architecture", "mamba");
     }));
     assert_eq!(error.code(), Code::Unsupported);
-    assert!(error.message().contains("mamba") && error.message().contains("llama, qwen2, qwen3, gptneox"), "{error}");
+    assert!(
+        error.message().contains("mamba") && error.message().contains("llama, qwen2, qwen3, granite, gemma3, gptneox"),
+        "{error}"
+    );
 }
 
 #[test]
