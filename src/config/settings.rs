@@ -68,7 +68,7 @@ settings! {
         device: String = "auto".into(), Range::Text("auto, cpu or cuda:N", no_device);
         /// Number format of the frozen weights' matrix products; `auto` is bf16 where the processor multiplies it.
         dtype: Dtype = Dtype::Auto, Range::OneOf(Dtype::WORDS);
-        /// Frozen weights: `packed`, 4 bytes a value; `quantized`, as in the file; `auto`: packed if half of memory allows.
+        /// Frozen weights: `packed`, 4 bytes a value; `quantized`, as in the file; `auto`: packed where memory allows.
         weights: Weights = Weights::Auto, Range::OneOf(Weights::WORDS);
         /// Memory for activations, in MiB; beyond it blocks are computed twice. 0 takes half of what is free.
         activation_mb: u32 = 0, Range::Any;
