@@ -163,6 +163,7 @@ impl Builder {
     fn put_text(self, key: &str, text: &str, origin: &Origin) -> Result<Self> {
         let value = match find(&self.defaults, key) {
             Some(Value::Null) if text.is_empty() => Value::Null,
+            Some(Value::Null) if is_number(key) => parse(text, text),
             Some(Value::Bool(_)) if text == "1" || text == "0" => Value::Bool(text == "1"),
             Some(Value::Array(_)) if !text.starts_with('[') => parse(&format!("[{text}]"), text),
             Some(Value::String(_) | Value::Null) | None => text.into(),
@@ -184,7 +185,9 @@ impl Builder {
             }
             (Value::Bool(_), Value::Bool(_)) | (Value::String(_), Value::String(_)) => true,
             (Value::Number(want), Value::Number(got)) => want.is_f64() || !got.is_f64(),
-            (Value::Array(_), Value::Array(_)) | (Value::Null, Value::String(_) | Value::Null) => true,
+            (Value::Null, Value::Number(got)) => is_number(key) && (!is_whole(key) || !got.is_f64()),
+            (Value::Null, Value::String(_)) => !is_number(key),
+            (Value::Array(_), Value::Array(_)) | (Value::Null, Value::Null) => true,
             _ => false,
         };
         if !fits {
@@ -201,6 +204,15 @@ impl Builder {
         deserialize(&self.tree).map_err(|e| Error::arg(format!("{key} {origin}: {e}")))?;
         Ok(self)
     }
+}
+
+/// Whether a setting without a default is a number.
+fn is_number(key: &str) -> bool {
+    Config::keys().iter().any(|known| known.name == key && known.kind.contains("number"))
+}
+
+fn is_whole(key: &str) -> bool {
+    Config::keys().iter().any(|known| known.name == key && known.kind.contains("whole"))
 }
 
 fn deserialize(tree: &Value) -> Result<Config> {

@@ -22,7 +22,7 @@ pub use keys::Key;
 pub use origin_pattern::OriginPattern;
 pub use settings::{
     AwrConfig, Config, GateConfig, HttpConfig, LedgerConfig, PpoConfig, PromotionConfig, PublishConfig, RewardConfig,
-    ServeConfig, TrainConfig,
+    SamplingConfig, ServeConfig, TrainConfig,
 };
 
 impl TrainConfig {

@@ -87,6 +87,8 @@ leaf! {
     [f64; 2], "two numbers", list => Given::Numbers(list);
     String, "text", text => Given::Text(text);
     PathBuf, "a path", path => of_path(path);
+    Option<u32>, "a whole number or null", n => n.map_or(Given::Unset, |n| Given::Whole(n.into()));
+    Option<f64>, "a number or null", n => n.as_ref().map_or(Given::Unset, |n| Given::Numbers(std::slice::from_ref(n)));
     Option<PathBuf>, "a path or null", path => path.as_deref().map_or(Given::Unset, of_path);
     Option<String>, "text or null", text => text.as_deref().map_or(Given::Unset, Given::Text);
 }

@@ -56,6 +56,32 @@ settings! {
         r#type: String = "keep".into(), Range::Any;
         /// Largest KL to the file's own distribution, in nats per token, that `serve.type` auto accepts.
         kl_budget: f64 = 0.1, at_least(0.0);
+        /// Another name by which requests may call the model. `apad serve --model NAME` sets it to that name.
+        alias: Option<String> = None, Range::Text("a name", |name| name.trim().is_empty().then_some(name));
+        /// How requests are sampled that say nothing of it.
+        sampling: SamplingConfig = SamplingConfig::default(), Range::Any;
+    }
+
+    /// How requests are sampled that say nothing of it. What is unset here is what the model's file recommends
+    /// (`general.sampling`), or else the plain policy: temperature 1 and nothing left out.
+    #[derive(Copy)]
+    SamplingConfig {
+        /// Whether what the model's file recommends is taken where a setting here is unset.
+        recommended: bool = true, Range::Any;
+        /// Divides the logits; 0 always takes the likeliest token.
+        temperature: Option<f64> = None, from_to(0.0, 10.0);
+        /// Only so many of the likeliest tokens may come; 0 leaves out none.
+        top_k: Option<u32> = None, whole(0..=1 << 20);
+        /// Only the likeliest tokens that together have this probability may come.
+        top_p: Option<f64> = None, from_to(0.0, 1.0);
+        /// Only tokens that are at least this likely, relative to the likeliest, may come.
+        min_p: Option<f64> = None, from_to(0.0, 1.0);
+        /// Penalty on tokens of the last 64, as a factor; 1 is none.
+        repeat_penalty: Option<f64> = None, from_to(0.01, 10.0);
+        /// Penalty on each earlier use of a token.
+        frequency_penalty: Option<f64> = None, from_to(-2.0, 2.0);
+        /// Penalty on a token that was used before.
+        presence_penalty: Option<f64> = None, from_to(-2.0, 2.0);
     }
 
     /// Settings of the trainer.

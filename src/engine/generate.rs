@@ -32,6 +32,15 @@ impl Engine {
         rendered_tokens(&self.inner.model, &rendered)
     }
 
+    /// The text that the model's own chat template makes of a conversation.
+    ///
+    /// # Errors
+    /// As [`Engine::conversation_prompt`], whatever its length.
+    pub fn rendered(&self, conversation: &Conversation) -> Result<String> {
+        let template = self.inner.template.as_ref().map_err(Clone::clone)?;
+        Ok(template.render(conversation)?.text)
+    }
+
     /// Tokenizes the text of a prompt; if `special`, control tokens in it are recognized.
     ///
     /// # Errors
@@ -51,6 +60,11 @@ impl Engine {
             "the prompt has {bytes} bytes, at least {fewest} tokens; the context of {context} leaves no room for an \
              answer"
         )))
+    }
+
+    /// The model's own chat template, if it has one.
+    pub fn template_text(&self) -> Option<&str> {
+        self.inner.model.chat_template()
     }
 
     /// Width of an embedding.

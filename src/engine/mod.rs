@@ -24,6 +24,7 @@ mod reward_versions;
 mod rollouts;
 mod routes;
 mod sample;
+mod sampling;
 mod status;
 mod versions;
 mod weight_format;
@@ -38,6 +39,7 @@ use crate::ledger::Ledger;
 use crate::llama::{ChatTemplate, Model};
 use crate::publish::VersionStore;
 use crate::scheduler::Scheduler;
+use crate::types::Sampling;
 
 pub use crate::scheduler::{Event, GenerationStream, Load, Next, Wake};
 pub use crate::types::GenerateRequest;
@@ -83,6 +85,8 @@ struct Inner {
     named: Named,
     alerts: Arc<Alerts>,
     format: WeightFormat,
+    /// Of requests that say nothing of it.
+    sampling: Sampling,
     embeddings: Embeddings,
     in_flight: Arc<InFlight>,
     closed: AtomicBool,

@@ -12,7 +12,7 @@ use super::in_flight::InFlight;
 use super::learner::{self, LearningLoop};
 use super::named::Named;
 use super::routes::Routes;
-use super::{Engine, Inner, recovery, weight_format};
+use super::{Engine, Inner, recovery, sampling, weight_format};
 use crate::config::Config;
 use crate::error::{Code, Error, Result};
 use crate::gguf::Gguf;
@@ -54,7 +54,8 @@ impl Engine {
     fn open_in(config: Config) -> Result<Engine> {
         let ledger = Arc::new(Ledger::open_with(&config.data, Rules::new(&config.reward)?)?);
         let threads = cores_or(config.serve.threads);
-        let fingerprint = Gguf::open(&config.model)?.fingerprint()?;
+        let file = Gguf::open(&config.model)?;
+        let (fingerprint, sampling) = (file.fingerprint()?, sampling::defaults(&config.serve.sampling, &file));
         let (model, format) = weight_format::load(&config, &fingerprint, threads)?;
         if !model.is_decoder() {
             let kind = model.architecture();
@@ -118,6 +119,7 @@ impl Engine {
             named,
             alerts,
             format,
+            sampling,
             embeddings: Embeddings::default(),
             in_flight,
             closed,

@@ -143,6 +143,7 @@ fn router(app: Arc<App>) -> Router {
         .route("/page/{name}", get(page::part))
         .route("/v1/events", operator(get(live::events)))
         .route("/props", get(models::properties))
+        .route("/apply-template", post(models::apply_template))
         .route("/v1/policy/figures", operator(get(models::figures)))
         .route("/v1/chat/completions", post(generate::chat))
         .route("/v1/completions", post(generate::completion))

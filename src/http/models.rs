@@ -7,11 +7,13 @@ use axum::Json;
 use axum::extract::State;
 use serde_json::{Value, json};
 
+use super::body::Body;
 use super::control::{PathText, text};
 use super::error::{ApiError, ApiResult};
 use super::schemas::*;
 use super::{App, blocking};
-use crate::request::{self, AskedVersion};
+use crate::error::Error;
+use crate::request::{self, AskedVersion, Prompt, Unknown};
 use crate::types::PolicyVersion;
 
 /// List the model as it serves, and each of its versions: `name@3` in a request's `model` asks for that one
@@ -34,7 +36,7 @@ pub(super) async fn model(State(app): State<Arc<App>>, path: PathText) -> ApiRes
     let unknown = || ApiError::not_found(format!("no model {id}, this server has {}", app.model));
     let asked = request::asked_version(&id);
     let name = if asked.is_some() { id.rsplit_once('@').map_or("", |(name, _)| name) } else { id.as_str() };
-    if name != app.model {
+    if name != app.model && app.engine.config().serve.alias.as_deref() != Some(name) {
         return Err(unknown());
     }
     match asked {
@@ -43,7 +45,7 @@ pub(super) async fn model(State(app): State<Arc<App>>, path: PathText) -> ApiRes
             let known = blocking(move || Ok(engine.versions()?.iter().any(|v| v.version == version))).await?;
             known.then(|| Json(of_version(&app, version))).ok_or_else(unknown)
         }
-        _ => Ok(Json(card(&app, id.clone(), app.engine.status().policy_version))),
+        _ => Ok(Json(card(&app, id, app.engine.status().policy_version))),
     }
 }
 
@@ -64,12 +66,16 @@ fn card(app: &App, id: String, version: PolicyVersion) -> Value {
 pub(super) async fn properties(State(app): State<Arc<App>>) -> Json<Value> {
     let config = app.engine.config();
     let (serve, train, reward) = (&config.serve, &config.train, &config.reward);
+    let mut sampled = serde_json::to_value(app.engine.default_sampling()).unwrap_or_default();
+    sampled["n_predict"] = serve.max_tokens.into();
     Json(json!({
-        "model_alias": app.model,
+        "model_alias": serve.alias.as_ref().unwrap_or(&app.model),
+        "model": app.model,
+        "chat_template": app.engine.template_text(),
         "total_slots": serve.slots,
         "default_generation_settings": {
             "n_ctx": serve.context,
-            "params": {"n_predict": serve.max_tokens},
+            "params": sampled,
         },
         "learning": {
             "enabled": train.enabled, "batch": train.batch, "kl_budget": train.kl_budget,
@@ -78,6 +84,22 @@ pub(super) async fn properties(State(app): State<Arc<App>>) -> Json<Value> {
         },
         "build_info": concat!("apad ", env!("CARGO_PKG_VERSION")),
     }))
+}
+
+/// The text that the model's chat template makes of a conversation
+#[utoipa::path(post, path = "/apply-template", request_body = ChatRequest,
+    responses((status = 200, body = Object), (status = 400, body = ErrorBody)))]
+pub(super) async fn apply_template(State(app): State<Arc<App>>, Body(body): Body) -> ApiResult<Json<Value>> {
+    blocking(move || {
+        let parsed = request::parse_chat(&body, Unknown::Ignore)?;
+        let conversation = parsed.prompts.iter().find_map(|prompt| match prompt {
+            Prompt::Chat(conversation) => Some(conversation),
+            _ => None,
+        });
+        let conversation = conversation.ok_or_else(|| Error::arg("the request has no messages"))?;
+        Ok(Json(json!({"prompt": app.engine.rendered(conversation)?})))
+    })
+    .await
 }
 
 /// Ratings, lengths and cut-off shares by version, with 95% intervals

@@ -41,6 +41,7 @@ pub(super) async fn page() -> impl IntoResponse {
         models::models,
         models::model,
         models::properties,
+        models::apply_template,
         models::figures,
         live::events,
         control::tokenize,

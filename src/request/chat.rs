@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::fields::{Fields, negative, shown, whole};
 use super::messages::messages_of;
-use super::parsed::ParsedRequest;
+use super::parsed::{AskedSampling, ParsedRequest};
 use super::{Prompt, Unknown, prompts_of, tools};
 use crate::engine::GenerateRequest;
 use crate::error::{Error, Result};
@@ -131,26 +131,29 @@ pub fn parse_request(body: &[u8], unknown: Unknown) -> Result<ParsedRequest> {
 
 impl Fields {
     fn into_request(mut self, prompts: Vec<Prompt>) -> Result<ParsedRequest> {
-        let plain = Sampling::default();
-        let sampling = Sampling {
-            temperature: self.float("temperature", &Sampling::TEMPERATURE)?.unwrap_or(plain.temperature),
-            top_k: self.integer("top_k", 0, Sampling::MAX_TOP_K.into())?.map_or(plain.top_k, |k| k as u32),
-            top_p: self.float("top_p", &Sampling::MASS)?.unwrap_or(plain.top_p),
-            min_p: self.float("min_p", &Sampling::MASS)?.unwrap_or(plain.min_p),
-            repeat_penalty: self.float("repeat_penalty", &Sampling::REPEAT_PENALTY)?.unwrap_or(plain.repeat_penalty),
-            frequency_penalty: self.float("frequency_penalty", &Sampling::PENALTY)?.unwrap_or(plain.frequency_penalty),
-            presence_penalty: self.float("presence_penalty", &Sampling::PENALTY)?.unwrap_or(plain.presence_penalty),
+        let asked = AskedSampling {
+            temperature: self.float("temperature", &Sampling::TEMPERATURE)?,
+            top_k: self.integer("top_k", 0, Sampling::MAX_TOP_K.into())?.map(|k| k as u32),
+            top_p: self.float("top_p", &Sampling::MASS)?,
+            min_p: self.float("min_p", &Sampling::MASS)?,
+            repeat_penalty: self.float("repeat_penalty", &Sampling::REPEAT_PENALTY)?,
+            frequency_penalty: self.float("frequency_penalty", &Sampling::PENALTY)?,
+            presence_penalty: self.float("presence_penalty", &Sampling::PENALTY)?,
+        };
+        let own = Sampling {
             logit_bias: self.logit_bias()?,
             format: self.format()?,
             seed: self.seed()?,
+            ..Sampling::default()
         };
         let chat = matches!(prompts.first(), Some(Prompt::Chat(_)));
         let logprobs = if chat { self.chat_logprobs()? } else { self.text_logprobs()? };
         let request = ParsedRequest {
             prompts,
             echo: !chat && self.flag("echo")?,
+            asked,
             each: GenerateRequest {
-                sampling,
+                sampling: asked.over(&Sampling::default(), own),
                 max_tokens: self.max_tokens()?,
                 stop: self.stop()?,
                 logprobs,

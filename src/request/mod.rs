@@ -32,7 +32,7 @@ pub use learning::{
     Forget, ParsedSample, Preference, parse_feedback, parse_forget, parse_preference, parse_review, parse_sample,
 };
 pub use messages::parse_messages;
-pub use parsed::{AskedVersion, ParsedRequest, asked_version};
+pub use parsed::{AskedSampling, AskedVersion, ParsedRequest, asked_version};
 pub use tokens::{ParsedTokenize, parse_detokenize, parse_tokenize};
 #[cfg(feature = "daemon")]
 pub(crate) use tool_calls::Call;

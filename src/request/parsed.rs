@@ -4,7 +4,7 @@ use super::Prompt;
 use crate::Engine;
 use crate::engine::GenerateRequest;
 use crate::error::{Error, Result};
-use crate::types::PolicyVersion;
+use crate::types::{PolicyVersion, Sampling};
 
 /// A request for an answer, checked as far as possible without the model.
 #[derive(Clone, Debug, PartialEq)]
@@ -13,7 +13,9 @@ pub struct ParsedRequest {
     pub prompts: Vec<Prompt>,
     /// Whether the text of an answer begins with its prompt.
     pub echo: bool,
-    /// The parameters of each answer, without its prompt.
+    /// What it says of sampling; the engine's defaults hold for the rest.
+    pub asked: AskedSampling,
+    /// The parameters of each answer, without its prompt; sampled as a plain engine would.
     pub each: GenerateRequest,
     /// The model the client named.
     pub model: Option<String>,
@@ -55,9 +57,46 @@ impl ParsedRequest {
         let request = |(i, prompt): (usize, Prompt)| {
             let conversation = prompt.conversation();
             let prompt = prompt.tokens(engine).map_err(|e| if one { e } else { e.context(format!("prompt[{i}]")) })?;
-            Ok(GenerateRequest { prompt, conversation, version, exact_version, ..self.each.clone() })
+            let each = self.each.clone();
+            let sampling = self.asked.over(engine.default_sampling(), each.sampling);
+            Ok(GenerateRequest { prompt, conversation, version, exact_version, sampling, ..each })
         };
         self.prompts.into_iter().enumerate().map(request).collect()
+    }
+}
+
+/// What a request says of sampling, field by field.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct AskedSampling {
+    /// See [`Sampling::temperature`].
+    pub temperature: Option<f32>,
+    /// See [`Sampling::top_k`].
+    pub top_k: Option<u32>,
+    /// See [`Sampling::top_p`].
+    pub top_p: Option<f32>,
+    /// See [`Sampling::min_p`].
+    pub min_p: Option<f32>,
+    /// See [`Sampling::repeat_penalty`].
+    pub repeat_penalty: Option<f32>,
+    /// See [`Sampling::frequency_penalty`].
+    pub frequency_penalty: Option<f32>,
+    /// See [`Sampling::presence_penalty`].
+    pub presence_penalty: Option<f32>,
+}
+
+impl AskedSampling {
+    /// The sampling of a request: its own values, `defaults` for those that it lacks, and the rest of `own`.
+    pub fn over(&self, defaults: &Sampling, own: Sampling) -> Sampling {
+        Sampling {
+            temperature: self.temperature.unwrap_or(defaults.temperature),
+            top_k: self.top_k.unwrap_or(defaults.top_k),
+            top_p: self.top_p.unwrap_or(defaults.top_p),
+            min_p: self.min_p.unwrap_or(defaults.min_p),
+            repeat_penalty: self.repeat_penalty.unwrap_or(defaults.repeat_penalty),
+            frequency_penalty: self.frequency_penalty.unwrap_or(defaults.frequency_penalty),
+            presence_penalty: self.presence_penalty.unwrap_or(defaults.presence_penalty),
+            ..own
+        }
     }
 }
 

@@ -54,6 +54,6 @@ export function facts(answer) {
 
 /** Options of a `select` for all versions, the newest first. */
 export async function versionOptions() {
-  const { data } = await call('v1/policy/versions')
-  return data.reverse().map(({ version, active }) => el('option', { value: String(version) }, `${version}${version === 0 ? ', the initial model' : ''}${active ? ', serves' : ''}`))
+  const { data: [{ policy_version: active }, ...versions] } = await call('v1/models')
+  return versions.map(({ policy_version: version }) => el('option', { value: String(version) }, `${version}${version === 0 ? ', the initial model' : ''}${version === active ? ', serves' : ''}`))
 }

@@ -1,11 +1,11 @@
 // What happens in the engine, as it tells it: one stream for the whole page, opened again when it breaks. Changes nothing.
 
-import { events } from './api.js'
+import { call, events } from './api.js'
 
 const listeners = new Set()
 
 /** The newest state and whether it is current. */
-export const now = { status: null, props: null, connected: false }
+export const now = { status: null, props: null, connected: false, client: null }
 
 /** Calls `hear(kind, data)` for every event; `status` and `connection` are among the kinds. */
 export function listen(hear) {
@@ -35,8 +35,13 @@ export async function follow() {
           tell(kind, news)
         },
       })
-    } catch {
-      // Tried again below, whatever it was.
+    } catch (error) {
+      // A key of a client may talk and rate, and not listen.
+      if (error.status === 403) {
+        now.client = await call('health').catch(() => null)
+        return tell('client', now.client)
+      }
+      // Anything else is tried again below.
     }
     connected(false)
     await new Promise(resolve => setTimeout(resolve, pause))

@@ -29,7 +29,12 @@ const STATES = {
 }
 
 function header() {
-  const { status, connected } = now
+  const { status, connected, client } = now
+  if (client) {
+    // What the key doesn't allow is not offered.
+    document.querySelectorAll('nav a:not([href="#/chat"])').forEach(link => { link.hidden = true })
+    fill(byId('state'), el('span', { class: 'name', title: client.model }, client.model), el('span', { class: 'chip', id: 'serving' }, `version ${client.policy_version}`))
+  }
   if (!status) return
   const { trainer } = status
   fill(byId('state'),

@@ -12,6 +12,9 @@ listen(kind => {
   if (['step_done', 'step_dropped', 'version_published', 'version_refused'].includes(kind)) look()
 })
 
+// Who may not listen looks now and then.
+setInterval(() => { if (now.client) look() }, 20_000)
+
 /** Asks what became of the feedback that waits. */
 async function look() {
   for (const [id, { feedback, line }] of waiting) {
@@ -38,6 +41,7 @@ function willDo(receipt) {
   if (receipt.left_out) return `Kept, but it does not count: ${receipt.left_out}.`
   const { trainer } = now.status ?? {}
   const again = receipt.replaces_earlier ? 'Kept in place of what you said before' : 'Kept'
+  if (now.client) return `${again}. ${now.props?.learning.enabled ? `The model learns whenever ${plural(now.props.learning.batch, 'rating')} are in.` : 'Training is off, so it teaches nothing now.'}`
   if (!trainer || trainer.state === 'off') return `${again}. Training is off, so it teaches nothing now.`
   if (trainer.state === 'unsupported') return `${again}. This model is served and not trained: ${trainer.reason}.`
   if (now.props?.learning.quarantine) return `${again}. It waits ${now.props.learning.quarantine} seconds before it is used.`
@@ -78,8 +82,8 @@ export function ratingOf(answer, on) {
       wait(answer.id, receipt.feedback_id, line)
       line.classList.remove('taught')
       // The count in the header is told once a second; this rating is in already.
-      const fresh = await call('v1/trainer').catch(() => null)
-      if (fresh && now.status) now.status.trainer = fresh
+      const fresh = now.status && await call('v1/trainer').catch(() => null)
+      if (fresh) now.status.trainer = fresh
       fill(line, willDo(receipt))
     })
     return button
