@@ -1,7 +1,8 @@
 //! `apad demo` on a tiny model: the whole loop over HTTP, its report, and its exit code.
 
+use std::io::{BufRead, BufReader};
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 
 use crate::support::tiny::{TinySpec, tiny_model};
 
@@ -47,4 +48,31 @@ fn a_model_that_is_not_there_is_one_sentence_and_leaves_no_report() {
     let log = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(log.contains("missing.gguf"), "{log}");
     assert!(!dir.path().join("report").join("report.json").exists());
+}
+
+#[cfg(unix)]
+#[test]
+fn a_demo_that_is_interrupted_ends_with_130_and_leaves_nothing_behind() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = dir.path().join("tiny.gguf");
+    tiny_model(&model, &TinySpec::new("llama")).unwrap();
+    let temporary = dir.path().join("temporary");
+    std::fs::create_dir(&temporary).unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_apad"));
+    command.current_dir(dir.path()).args(["demo", "--batches", "1000", "--out", "reports/report", "--no-browser"]);
+    command.arg("--model").arg(&model);
+    let mut process = command.env("TMPDIR", &temporary).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    // The first row of its table: it serves and learns by then.
+    let mut lines = BufReader::new(process.stdout.take().unwrap()).lines();
+    assert!(lines.any(|line| line.unwrap().contains("served on")));
+    lines.next();
+    let killed = Command::new("kill").args(["-INT", &process.id().to_string()]).status().unwrap();
+    assert!(killed.success());
+    let output = process.wait_with_output().unwrap();
+    let log = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(130), "{log}");
+    assert!(log.ends_with("apad: interrupted\n"), "{log}");
+    let left: Vec<_> = std::fs::read_dir(&temporary).unwrap().collect();
+    assert!(left.is_empty(), "{left:?}");
+    assert!(!dir.path().join("reports").exists());
 }

@@ -3,6 +3,8 @@
 mod architectures;
 mod backup;
 #[cfg(feature = "daemon")]
+mod chat;
+#[cfg(feature = "daemon")]
 mod cli;
 #[cfg(feature = "daemon")]
 mod clients;
@@ -13,6 +15,8 @@ mod credit;
 mod demo;
 mod doctor;
 mod engine;
+#[cfg(feature = "daemon")]
+mod events;
 #[cfg(feature = "daemon")]
 mod export;
 mod features;
@@ -36,6 +40,8 @@ mod node;
 mod page;
 mod panics;
 mod promotion;
+#[cfg(feature = "daemon")]
+mod properties;
 mod pull;
 mod queue;
 mod recovery;
@@ -56,4 +62,6 @@ mod trainer;
 mod trainer_control;
 mod unlearn;
 mod upkeep;
+#[cfg(feature = "daemon")]
+mod versions_by_name;
 mod waiting;

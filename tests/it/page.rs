@@ -9,7 +9,6 @@ use reqwest::StatusCode;
 use crate::support::c::run;
 use crate::support::packages::packages;
 use crate::support::server::Server;
-use crate::support::tiny::TinySpec;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_browser_chats_rates_sees_what_was_learned_and_goes_back() {
@@ -19,16 +18,7 @@ async fn a_browser_chats_rates_sees_what_was_learned_and_goes_back() {
         assert!(std::env::var_os("CI").is_none(), "scripts/setup.sh test installs {chromium}");
         return eprintln!("SKIPPED: scripts/setup.sh test installs {chromium}");
     }
-    let learning = Server::of(&TinySpec::new("llama"), |config| {
-        config.train.auto = true;
-        config.gate.max_tokens = 8;
-        config.gate.count = 4;
-        // Random weights: what they answer says nothing about what was learned.
-        (config.gate.cut_off, config.gate.repetition, config.gate.text_loss) = (1.0, 1.0, 100.0);
-        (config.gate.kl_budget, config.gate.kl_step) = (1e6, 1e6);
-        (config.gate.length, config.gate.entropy) = (1e6, 0.0);
-    })
-    .await;
+    let learning = Server::learning().await;
     let folder = tempfile::tempdir().unwrap();
     let keys = folder.path().join("keys");
     std::fs::write(&keys, "sesame\n").unwrap();

@@ -105,3 +105,94 @@ fn a_file_in_the_cache_that_is_damaged_is_not_handed_out() {
     assert_eq!(output.status.code(), Some(1));
     assert!(!files(cache.path()).contains(&"SmolLM2-135M-Instruct.Q4_1.gguf".to_owned()));
 }
+
+/// A hub that has one file, and says of it what a real one does: size, digest and commit, before it redirects.
+fn hub_with(file: &'static str, bytes: Vec<u8>, sha256: String) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let mut reader = BufReader::new(stream.try_clone().unwrap());
+            let (mut head, mut line) = (String::new(), String::new());
+            while reader.read_line(&mut line).unwrap() > 2 {
+                head.push_str(&std::mem::take(&mut line));
+            }
+            let (method, path) = head.split_once(' ').map(|(m, rest)| (m, rest.split(' ').next().unwrap())).unwrap();
+            let answer = match (method, path) {
+                ("HEAD", path) if path == format!("/owner/repo/resolve/main/{file}") => format!(
+                    "HTTP/1.1 302 Found\r\nlocation: /elsewhere\r\nx-linked-size: {}\r\nx-linked-etag: \"{sha256}\"\r\n\
+                     x-repo-commit: c0ffee\r\ncontent-length: 0\r\n",
+                    bytes.len()
+                ),
+                ("GET", path) if path == format!("/owner/repo/resolve/c0ffee/{file}") => format!(
+                    "HTTP/1.1 206 Partial Content\r\ncontent-length: {0}\r\ncontent-range: bytes 0-{1}/{0}\r\n",
+                    bytes.len(),
+                    bytes.len() - 1
+                ),
+                _ => "HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n".to_owned(),
+            };
+            let _ = write!(stream, "{answer}connection: close\r\n\r\n");
+            if method == "GET" && answer.contains("206") {
+                let _ = stream.write_all(&bytes);
+            }
+        }
+    });
+    url
+}
+
+fn apad(arguments: &[&str], cache: &Path, hub: &str) -> (Option<i32>, String, String) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_apad"));
+    command.args(arguments).env("APAD_CACHE", cache).env("HF_ENDPOINT", hub).env("NO_PROXY", "127.0.0.1");
+    let output = command.env_remove("APAD_LOG").output().unwrap();
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    (output.status.code(), text(&output.stdout), text(&output.stderr))
+}
+
+fn digest(bytes: &[u8]) -> String {
+    use sha2::{Digest, Sha256};
+    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[test]
+fn any_file_of_the_hub_is_fetched_checked_listed_and_removed() {
+    let cache = tempfile::tempdir().unwrap();
+    let bytes = [b"GGUF".as_slice(), &[7; 5000]].concat();
+    let url = hub_with("sub/a.gguf", bytes.clone(), digest(&bytes));
+    let (code, out, log) = apad(&["pull", "hf:owner/repo:sub/a.gguf"], cache.path(), &url);
+    assert_eq!(code, Some(0), "{log}");
+    let path = cache.path().join("models/hf/owner/repo/sub/a.gguf");
+    assert_eq!((out.trim(), std::fs::read(&path).unwrap()), (path.to_str().unwrap(), bytes));
+    // Once it is there, no hub is asked.
+    let (code, again, log) = apad(&["pull", "hf:owner/repo:sub/a.gguf"], cache.path(), "http://127.0.0.1:1");
+    assert_eq!((code, again), (Some(0), out), "{log}");
+
+    let (_, listed, _) = apad(&["models"], cache.path(), &url);
+    assert!(listed.contains("hf:owner/repo:sub/a.gguf") && listed.contains(path.to_str().unwrap()), "{listed}");
+    assert!(listed.lines().any(|l| l.starts_with("smollm2-135m-instruct") && l.ends_with("not fetched")), "{listed}");
+    let (code, removed, _) = apad(&["models", "rm", "hf:owner/repo:sub/a.gguf"], cache.path(), &url);
+    assert!(code == Some(0) && removed.starts_with("removed ") && !path.exists(), "{removed}");
+    let (code, _, log) = apad(&["models", "rm", "hf:owner/repo:sub/a.gguf"], cache.path(), &url);
+    assert!(code == Some(2) && log.contains("is not fetched; none is"), "{log}");
+}
+
+#[test]
+fn what_the_hub_sends_wrong_is_an_error_and_not_kept() {
+    let cache = tempfile::tempdir().unwrap();
+    let files = || std::fs::read_dir(cache.path().join("models/hf/owner/repo")).unwrap().count();
+    for (bytes, digest, said) in [
+        (b"<html>no model</html>".to_vec(), "no digest".to_owned(), "is no GGUF"),
+        (b"GGUF and what is not it".to_vec(), digest(b"another"), "has SHA-256"),
+    ] {
+        let url = hub_with("a.gguf", bytes, digest);
+        let (code, out, log) = apad(&["pull", "hf:owner/repo:a.gguf"], cache.path(), &url);
+        assert!(code == Some(1) && out.is_empty() && log.contains(said), "{log}");
+        // The lock is left.
+        assert_eq!(files(), 1);
+        let (code, _, log) = apad(&["pull", "hf:owner/repo:other.gguf"], cache.path(), &url);
+        assert!(code == Some(1) && log.contains("owner/repo has no file other.gguf"), "{log}");
+        std::fs::remove_file(cache.path().join("models/hf/owner/repo/other.gguf.lock")).unwrap();
+    }
+    let (code, _, log) = apad(&["pull", "hf:owner"], cache.path(), "http://127.0.0.1:1");
+    assert!(code == Some(2) && log.contains("expected hf:OWNER/REPO:FILE.gguf"), "{log}");
+}

@@ -59,6 +59,20 @@ impl Server {
         Self { engine, url, client, stop: Some(stop), served, folder }
     }
 
+    /// A server that learns by itself from every four ratings. Nothing is refused: what random weights answer says
+    /// nothing of what was learned.
+    pub async fn learning() -> Self {
+        Self::of(&TinySpec::new("llama"), |config| {
+            config.train.auto = true;
+            config.gate.max_tokens = 8;
+            config.gate.count = 4;
+            (config.gate.cut_off, config.gate.repetition, config.gate.text_loss) = (1.0, 1.0, 100.0);
+            (config.gate.kl_budget, config.gate.kl_step) = (1e6, 1e6);
+            (config.gate.length, config.gate.entropy) = (1e6, 0.0);
+        })
+        .await
+    }
+
     pub async fn call(&self, method: Method, path: &str, body: impl Into<reqwest::Body>) -> (StatusCode, Value) {
         let request = self.client.request(method, format!("{}{path}", self.url)).body(body);
         let response = request.send().await.unwrap();

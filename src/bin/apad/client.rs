@@ -8,16 +8,13 @@ use apa::engine::{Adopted, AsideVersion, Status, TrainerStatus, UnlearnPlan, Unl
 use apa::ledger::{Forgotten, LeftOut, ReviewEntry};
 use apa::types::{ChatMessage, FeedbackReceipt, PolicyVersion, VersionInfo};
 use clap::Args;
-use futures_util::StreamExt;
 use reqwest::{Method, RequestBuilder, Response};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use crate::answer::{Answer, Completion, STOPPED, Usage, each_line};
 use crate::flags::local_daemon;
-
-/// Longest line of a stream, in bytes; the daemon's are far shorter.
-const LINE_LIMIT: usize = 1 << 20;
 
 /// Which daemon a command talks to.
 #[derive(Args, Clone, Debug)]
@@ -48,12 +45,24 @@ pub struct Client {
 /// Sampling parameters; the daemon's defaults hold for unset ones.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct ChatParams {
+    /// The model's name, which may ask for a version: `name@3`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub model: Option<String>,
     /// Most tokens of the answer.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_tokens: Option<u32>,
     /// Divides the logits; 0 is greedy.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub temperature: Option<f32>,
+    /// Probability that the likeliest tokens together have, beyond which none is sampled.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub top_p: Option<f32>,
+    /// Number of the likeliest tokens, beyond which none is sampled.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub top_k: Option<u32>,
+    /// Probability relative to the likeliest token, below which none is sampled.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub min_p: Option<f32>,
     /// Seeds the sampling.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub seed: Option<u64>,
@@ -65,6 +74,28 @@ pub struct ChatParams {
     pub logit_bias: BTreeMap<u32, f32>,
 }
 
+/// What holds for every request, as far as the commands ask.
+#[derive(Debug, Deserialize)]
+pub struct Props {
+    /// The model's name.
+    pub model: String,
+    /// What feedback does.
+    pub learning: LearningProps,
+}
+
+/// What feedback does.
+#[derive(Debug, Deserialize)]
+pub struct LearningProps {
+    /// Whether the policy learns.
+    pub enabled: bool,
+    /// Ratings that start a step.
+    pub batch: u32,
+    /// Score of a correction as a training sample; 0 trains on none.
+    pub correction: f64,
+    /// New pairs from which the reward model learns; 0 never.
+    pub pairs: u32,
+}
+
 /// What waits for review.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Reviews {
@@ -73,30 +104,6 @@ pub struct Reviews {
     /// Feedback that is left out, with the reasons.
     #[serde(default)]
     pub left_out: Vec<LeftOut>,
-}
-
-/// A finished answer.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Answer {
-    /// Its id, for feedback.
-    pub id: String,
-    /// Its text.
-    pub text: String,
-    /// The version that generated it.
-    pub policy_version: PolicyVersion,
-    /// `stop` or `length`.
-    pub finish_reason: String,
-    /// Its tokens.
-    pub usage: Usage,
-}
-
-/// Tokens of one answer.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
-pub struct Usage {
-    /// Tokens of the prompt, template applied.
-    pub prompt_tokens: u32,
-    /// Tokens generated.
-    pub completion_tokens: u32,
 }
 
 impl Client {
@@ -137,12 +144,22 @@ impl Client {
         &self,
         messages: &[ChatMessage],
         params: &ChatParams,
+        on_text: impl FnMut(&str),
+    ) -> Result<Answer> {
+        self.chat_stream_until(messages, params, std::future::pending(), on_text).await
+    }
+
+    /// The same, ended when `stop` resolves: the answer is what there was of it then, and ended as [`STOPPED`].
+    pub async fn chat_stream_until(
+        &self,
+        messages: &[ChatMessage],
+        params: &ChatParams,
+        stop: impl Future<Output = ()>,
         mut on_text: impl FnMut(&str),
     ) -> Result<Answer> {
         let mut body = chat_body(messages, params)?;
         body["stream"] = true.into();
         body["stream_options"] = json!({"include_usage": true});
-        let response = self.send(Method::POST, "/v1/chat/completions", Some(body)).await?;
         let mut answer = Answer {
             id: String::new(),
             text: String::new(),
@@ -150,15 +167,14 @@ impl Client {
             finish_reason: String::new(),
             usage: Usage::default(),
         };
-        let mut bytes = response.bytes_stream();
-        let mut pending = Vec::new();
-        while let Some(chunk) = bytes.next().await {
-            pending.extend_from_slice(&chunk.context("the stream broke off")?);
-            while let Some(end) = pending.iter().position(|&b| b == b'\n') {
-                let line: Vec<u8> = pending.drain(..=end).collect();
-                let Some(data) = line.trim_ascii().strip_prefix(b"data:") else { continue };
+        let mut done = false;
+        let work = async {
+            let response = self.send(Method::POST, "/v1/chat/completions", Some(body)).await?;
+            let read = each_line(response, |line| {
+                let Some(data) = line.strip_prefix(b"data:") else { return Ok(true) };
                 if data.trim_ascii() == b"[DONE]" {
-                    return Ok(answer);
+                    done = true;
+                    return Ok(false);
                 }
                 let chunk: Value =
                     serde_json::from_slice(data).context("the stream holds something that isn't JSON")?;
@@ -166,12 +182,43 @@ impl Client {
                     bail!("{message}");
                 }
                 answer.take(serde_json::from_value(chunk)?, &mut on_text);
-            }
-            if pending.len() > LINE_LIMIT {
-                bail!("the stream has a line of over {LINE_LIMIT} bytes");
+                Ok(true)
+            });
+            read.await
+        };
+        tokio::select! {
+            biased;
+            ended = work => ended?,
+            () = stop => {
+                if answer.id.is_empty() {
+                    bail!("stopped before the answer began");
+                }
+                answer.finish_reason = STOPPED.into();
+                return Ok(answer);
             }
         }
-        bail!("the stream ended before its answer did")
+        if done { Ok(answer) } else { bail!("the stream ended before its answer did") }
+    }
+
+    /// Follows the daemon's events until their stream ends; `hear` gets the name and the JSON of each.
+    pub async fn events(&self, mut hear: impl FnMut(&str, Value)) -> Result<()> {
+        let response = self.send(Method::GET, "/v1/events", None).await?;
+        let mut kind = String::new();
+        let read = each_line(response, |line| {
+            if let Some(name) = line.strip_prefix(b"event:") {
+                kind = String::from_utf8_lossy(name.trim_ascii()).into_owned();
+            }
+            if let Some(data) = line.strip_prefix(b"data:") {
+                hear(&kind, serde_json::from_slice(data).context("an event isn't JSON")?);
+            }
+            Ok(true)
+        });
+        read.await
+    }
+
+    /// What holds for every request.
+    pub async fn props(&self) -> Result<Props> {
+        self.call(Method::GET, "/props", None).await
     }
 
     /// Rates an answer, from -1 to 1.
@@ -320,41 +367,7 @@ fn chat_body(messages: &[ChatMessage], params: &ChatParams) -> Result<Value> {
     Ok(body)
 }
 
-impl Answer {
-    fn take(&mut self, chunk: Completion, on_text: &mut impl FnMut(&str)) {
-        self.id = chunk.id;
-        self.policy_version = chunk.policy_version.unwrap_or(self.policy_version);
-        self.usage = chunk.usage.unwrap_or(self.usage);
-        let Some(choice) = chunk.choices.into_iter().next() else { return };
-        if let Some(text) = choice.delta.unwrap_or_default().content.filter(|t| !t.is_empty()) {
-            on_text(&text);
-            self.text.push_str(&text);
-        }
-        self.finish_reason = choice.finish_reason.unwrap_or_default();
-    }
-}
-
 #[derive(Deserialize)]
 struct Activated {
     policy_version: PolicyVersion,
-}
-
-#[derive(Deserialize)]
-struct Completion {
-    id: String,
-    policy_version: Option<PolicyVersion>,
-    choices: Vec<Choice>,
-    usage: Option<Usage>,
-}
-
-#[derive(Deserialize)]
-struct Choice {
-    message: Option<Said>,
-    delta: Option<Said>,
-    finish_reason: Option<String>,
-}
-
-#[derive(Default, Deserialize)]
-struct Said {
-    content: Option<String>,
 }

@@ -1,7 +1,9 @@
 //! The command line. Arguments, logging and exit codes; the work is the library's.
 
 mod allocator;
+mod answer;
 mod backup;
+mod bars;
 mod bench;
 mod chat;
 mod client;
@@ -15,6 +17,7 @@ mod forget;
 mod keys;
 mod logging;
 mod logprobs;
+mod models;
 mod plot;
 mod pull;
 mod reward;
@@ -47,6 +50,7 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     Pull(pull::Options),
+    Models(models::Options),
     Serve(serve::Options),
     Chat(chat::Options),
     Demo(demo::Options),
@@ -79,6 +83,20 @@ impl std::fmt::Display for WrongUse {
 
 impl std::error::Error for WrongUse {}
 
+/// A command that Ctrl-C ended, after it put away what it had begun.
+#[derive(Debug)]
+pub struct Interrupted;
+
+impl std::fmt::Display for Interrupted {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("interrupted")
+    }
+}
+
+impl std::error::Error for Interrupted {}
+
+/// Exit code that shells use for a program ended by Ctrl-C.
+const INTERRUPTED: u8 = 130;
 /// Exit code that shells use for a program ended by a closed pipe.
 const BROKEN_PIPE: i32 = 141;
 
@@ -122,7 +140,11 @@ fn main() -> ExitCode {
         }
         Err(error) => {
             eprintln!("apad: {error:#}");
-            ExitCode::from(if error.is::<WrongUse>() { 2 } else { 1 })
+            ExitCode::from(match () {
+                () if error.is::<WrongUse>() => 2,
+                () if error.is::<Interrupted>() => INTERRUPTED,
+                () => 1,
+            })
         }
     }
 }
@@ -139,6 +161,7 @@ fn run(cli: Cli) -> Result<()> {
     let result = runtime.block_on(async {
         match cli.command {
             Command::Pull(options) => pull::run(options).await,
+            Command::Models(options) => models::run(options).await,
             Command::Serve(options) => serve::run(options).await,
             Command::Chat(options) => chat::run(options).await,
             Command::Demo(options) => demo::run(options).await,

@@ -20,7 +20,7 @@ Examples:
   apad serve --model smollm2-135m-instruct
   apad serve --model base.gguf --data /var/lib/apad --listen 127.0.0.1:9000 --set train.lambda=0.2")]
 pub struct Options {
-    /// GGUF file, or the name of a known model (fetched if missing)
+    /// GGUF file, name of a known model, or hf:OWNER/REPO:FILE (fetched if missing)
     #[arg(long, value_name = "PATH|NAME")]
     model: Option<String>,
     #[command(flatten)]
@@ -56,7 +56,7 @@ pub async fn run(options: Options) -> Result<()> {
     let listener = listen(&config.http.listen).await?;
     let address = listener.local_addr()?;
     http::check(&config.http, address)?;
-    config.model = pull::resolve(&config.model).await?;
+    pull::settle(&mut config).await?;
 
     let settings = config.clone();
     let engine = tokio::task::spawn_blocking(move || Engine::open(settings)).await??;

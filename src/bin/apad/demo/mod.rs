@@ -1,7 +1,9 @@
 //! `apad demo`: the whole loop on a real model with simulated users, and a report of the results.
 
+mod browser;
 mod daemon;
 mod distance;
+mod interrupt;
 mod page;
 mod prompts;
 mod report;
@@ -19,6 +21,7 @@ use apa::types::{Generation, GenerationId, PolicyVersion};
 use clap::Args;
 
 use self::daemon::Daemon;
+use self::interrupt::Interrupt;
 use self::prompts::Deck;
 use self::report::{HEAD, Measured, Pair, Report, WANTED_RISE, mean_and_error};
 use self::screen::Screen;
@@ -70,6 +73,9 @@ pub struct Options {
     /// Seeds the prompts' order, sampling and the adapters
     #[arg(long, value_name = "N", default_value_t = 1)]
     seed: u64,
+    /// Don't open the daemon's page in a browser
+    #[arg(long)]
+    no_browser: bool,
     /// Print the report as JSON on stdout, everything else on stderr
     #[arg(long)]
     json: bool,
@@ -78,17 +84,26 @@ pub struct Options {
 }
 
 pub async fn run(options: Options) -> Result<()> {
+    let interrupt = Interrupt::listen()?;
+    // Made now, since a report that can't be written should be known before eight minutes have passed.
+    let missing: Vec<PathBuf> = options.out.ancestors().take_while(|p| !p.exists()).map(PathBuf::from).collect();
     std::fs::create_dir_all(&options.out).with_context(|| format!("creating {}", options.out.display()))?;
+    let outcome = show(&options, &interrupt).await;
+    if outcome.is_err() {
+        // Only those that are empty.
+        missing.iter().take_while(|made| std::fs::remove_dir(made).is_ok()).for_each(drop);
+    }
+    outcome
+}
+
+async fn show(options: &Options, interrupt: &Interrupt) -> Result<()> {
     let data = DataFolder::new(options.data.as_deref())?;
-    let mut config = settings(&options, &data.path)?;
-    config.model = pull::resolve(&config.model).await?;
+    let mut config = settings(options, &data.path)?;
+    config.model = interrupt.or(pull::resolve(&config.model)).await?;
     check_output(&options.out.join("report.html"), &[&config.model])?;
 
     let screen = Screen::new(options.batches.into(), options.json);
-    let report = tokio::select! {
-        report = demo(&options, config, &screen) => report,
-        _ = tokio::signal::ctrl_c() => Err(anyhow::anyhow!("interrupted")),
-    };
+    let report = demo(options, config, &screen, interrupt).await;
     screen.finish();
     let report = report?;
 
@@ -113,6 +128,8 @@ fn settings(options: &Options, data: &Path) -> Result<Config> {
         ("data", text(data)),
         // The answers of a batch of ratings are decoded together.
         ("serve.slots", Some("16".into())),
+        // The plain policy, whatever the model's file recommends: what is learned shows without filters.
+        ("serve.sampling.recommended", Some("false".into())),
         // Half of the usual number, to keep the demo short.
         ("gate.count", Some("8".into())),
         ("train.seed", Some(options.seed.to_string())),
@@ -130,7 +147,7 @@ struct Seen {
     side_by_side: Vec<Pair>,
 }
 
-async fn demo(options: &Options, config: Config, screen: &Screen) -> Result<Report> {
+async fn demo(options: &Options, config: Config, screen: &Screen, interrupt: &Interrupt) -> Result<Report> {
     let start = Instant::now();
     screen.line(&format!("simulated users' taste: {}", taste::IN_WORDS));
     screen.wait("loading the model");
@@ -140,7 +157,10 @@ async fn demo(options: &Options, config: Config, screen: &Screen) -> Result<Repo
         "model: {} ({}), served on {}; {} batches of {} ratings\n\n{HEAD}",
         status.model, status.architecture, daemon.url, options.batches, config.train.batch
     ));
-    let seen = see(options, &config, screen, &daemon).await;
+    if !options.no_browser {
+        browser::show(&format!("{}/#/learning", daemon.url));
+    }
+    let seen = interrupt.or(see(options, &config, screen, &daemon)).await;
     daemon.stop().await?;
     let seen = seen?;
     let named = serde_json::to_value(&config.train)?;
@@ -150,7 +170,7 @@ async fn demo(options: &Options, config: Config, screen: &Screen) -> Result<Repo
     let last = PolicyVersion(after.version);
     let answers = seen.after_tokens;
     let kl = tokio::task::spawn_blocking(move || distance::kl_per_response(&config, last, &answers));
-    after.kl_per_response = Some(kl.await??.0);
+    after.kl_per_response = Some(interrupt.or(async { kl.await? }).await?.0);
     screen.line(&after.line());
 
     let mut report = Report {

@@ -3,12 +3,13 @@
 
 use std::time::Duration;
 
-use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{ProgressBar, ProgressStyle};
 use tracing::info;
+
+use crate::bars;
 
 /// The demo's output. Results go to stdout (to stderr where stdout is kept for JSON), progress to stderr.
 pub struct Screen {
-    bars: MultiProgress,
     batches: ProgressBar,
     part: ProgressBar,
     results_to_stderr: bool,
@@ -17,17 +18,15 @@ pub struct Screen {
 impl Screen {
     /// Bars for `batches` batches; drawn only where stderr is a terminal.
     pub fn new(batches: u64, results_to_stderr: bool) -> Self {
-        let bars = MultiProgress::with_draw_target(ProgressDrawTarget::stderr());
         let batch_style =
             ProgressStyle::with_template("batches  {wide_bar:.cyan/dim} {pos:>3}/{len:<3} {elapsed_precise}");
-        let batches = bars.add(ProgressBar::new(batches).with_style(batch_style.expect("a valid template")));
-        let part = bars.add(ProgressBar::new(0));
-        Self { bars, batches, part, results_to_stderr }
+        let batches = bars::bar(Some(batches)).with_style(batch_style.expect("a valid template"));
+        Self { batches, part: bars::bar(Some(0)), results_to_stderr }
     }
 
     /// A line that stays.
     pub fn line(&self, text: &str) {
-        self.bars.suspend(|| if self.results_to_stderr { eprintln!("{text}") } else { println!("{text}") });
+        bars::apart(|| if self.results_to_stderr { eprintln!("{text}") } else { println!("{text}") });
     }
 
     /// Begins a part of `steps` steps; see [`Screen::step`].

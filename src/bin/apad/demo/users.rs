@@ -11,7 +11,8 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 use super::report::{Row, Shown};
 use super::screen::Screen;
 use super::taste;
-use crate::client::{Answer, ChatParams, Client};
+use crate::answer::Answer;
+use crate::client::{ChatParams, Client};
 
 /// A training step that takes longer than this has failed.
 const STEP_LIMIT: Duration = Duration::from_secs(600);

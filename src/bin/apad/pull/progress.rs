@@ -2,19 +2,25 @@
 
 use indicatif::{ProgressBar, ProgressStyle};
 
+use crate::bars;
+
 /// Counts bytes.
 pub struct Progress {
     bar: ProgressBar,
-    name: &'static str,
+    name: String,
     logged: u64,
 }
 
 impl Progress {
     /// Of `total` bytes; drawn on stderr.
-    pub fn new(name: &'static str, total: u64) -> Self {
+    pub fn new(name: &str, total: u64) -> Self {
         let style = ProgressStyle::with_template("{msg} {bar:30} {bytes}/{total_bytes} {bytes_per_sec} {eta}")
             .unwrap_or_else(|_| ProgressStyle::default_bar());
-        Self { bar: ProgressBar::new(total).with_style(style).with_message(name), name, logged: 0 }
+        Self {
+            bar: bars::bar(Some(total)).with_style(style).with_message(name.to_owned()),
+            name: name.to_owned(),
+            logged: 0,
+        }
     }
 
     /// `bytes` of the file are there now.
@@ -23,7 +29,7 @@ impl Progress {
         let total = self.bar.length().unwrap_or(0);
         if self.bar.is_hidden() && bytes - self.logged.min(bytes) >= total / 10 {
             self.logged = bytes;
-            tracing::info!(model = self.name, bytes, total, "fetching");
+            tracing::info!(model = %self.name, bytes, total, "fetching");
         }
     }
 }

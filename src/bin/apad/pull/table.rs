@@ -17,6 +17,10 @@ pub struct Model {
     pub sha256: &'static str,
     /// Licence of the weights.
     pub licence: &'static str,
+    /// Temperature that its authors recommend, where its file doesn't.
+    pub temperature: Option<f64>,
+    /// The same of top-p.
+    pub top_p: Option<f64>,
     /// Where to get it, tried in this order. What they send is checked against `sha256`.
     pub sources: &'static [Source],
 }
@@ -66,6 +70,9 @@ pub const MODELS: &[Model] = &[Model {
     bytes: 98_362_432,
     sha256: "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
     licence: "Apache-2.0",
+    // As the example of its model card.
+    temperature: Some(0.2),
+    top_p: Some(0.9),
     sources: &[
         // The wheel below says that its file comes from this repository and commit.
         Source::Hub {

@@ -12,7 +12,6 @@ use apa::llama::Model;
 use apa::policy::{self, Decoder};
 use apa::reward::{Pair, Refused, Tokenizer, read_judgements};
 use clap::{Args, Subcommand};
-use indicatif::{ProgressBar, ProgressDrawTarget};
 
 use crate::flags::dtype;
 
@@ -88,8 +87,4 @@ fn prepare(model: &Model, path: &Path, max_tokens: usize) -> Result<Prepared> {
         bail!("{} holds no pair that can be used ({} lines left out)", path.display(), refused.len());
     }
     Ok(Prepared { pairs, refused, sha256 })
-}
-
-fn bar() -> ProgressBar {
-    ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr())
 }

@@ -14,8 +14,8 @@ use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 
-use super::{Compute, bar, prepare};
-use crate::{WrongUse, pull};
+use super::{Compute, prepare};
+use crate::{WrongUse, bars, pull};
 
 /// Time between lines of progress where there is no terminal.
 const LINE_EVERY: Duration = Duration::from_secs(20);
@@ -203,7 +203,7 @@ struct Screen {
 
 impl Screen {
     fn new(manifest: &Manifest, learner: &Learner) -> Self {
-        let bar = bar();
+        let bar = bars::bar(None);
         if let Ok(style) =
             ProgressStyle::with_template("steps {wide_bar:.cyan/dim} {pos}/{len} {elapsed_precise}, {eta} left {msg}")
         {

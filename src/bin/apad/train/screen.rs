@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use apa::experiment::{Plan, StepRecord};
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{ProgressBar, ProgressStyle};
+
+use crate::bars;
 
 const HEAD: &str =
     "  seed  step  reward ±    std  KL/resp  tokens  cut off  val.loss  expl.var  grad norm  tok/s  seconds";
@@ -16,7 +18,7 @@ pub struct Screen {
 
 impl Screen {
     pub fn new(plan: &Plan, results_to_stderr: bool) -> Self {
-        let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
+        let bar = bars::bar(None);
         let train = &plan.config.train;
         let algorithm = format!("{:?}", train.algorithm).to_uppercase();
         let title = format!(
