@@ -2,13 +2,14 @@
 //! environment itself; every layer becomes JSON values at dotted names, which are deserialized in one place.
 
 use std::collections::BTreeMap;
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 use serde_json::Value;
 
+use super::forms::of_kubernetes;
 use super::keys::nearest;
 use super::rows::join;
 use super::{Config, Key};
@@ -163,7 +164,7 @@ impl Builder {
     fn put_text(self, key: &str, text: &str, origin: &Origin) -> Result<Self> {
         let value = match find(&self.defaults, key) {
             Some(Value::Null) if text.is_empty() => Value::Null,
-            Some(Value::Null) if is_number(key) => parse(text, text),
+            Some(Value::Null) if is("number", key) => parse(text, text),
             Some(Value::Bool(_)) if text == "1" || text == "0" => Value::Bool(text == "1"),
             Some(Value::Array(_)) if !text.starts_with('[') => parse(&format!("[{text}]"), text),
             Some(Value::String(_) | Value::Null) | None => text.into(),
@@ -185,8 +186,8 @@ impl Builder {
             }
             (Value::Bool(_), Value::Bool(_)) | (Value::String(_), Value::String(_)) => true,
             (Value::Number(want), Value::Number(got)) => want.is_f64() || !got.is_f64(),
-            (Value::Null, Value::Number(got)) => is_number(key) && (!is_whole(key) || !got.is_f64()),
-            (Value::Null, Value::String(_)) => !is_number(key),
+            (Value::Null, Value::Number(got)) => is("number", key) && (!is("whole", key) || !got.is_f64()),
+            (Value::Null, Value::String(_)) => !is("number", key),
             (Value::Array(_), Value::Array(_)) | (Value::Null, Value::Null) => true,
             _ => false,
         };
@@ -206,13 +207,9 @@ impl Builder {
     }
 }
 
-/// Whether a setting without a default is a number.
-fn is_number(key: &str) -> bool {
-    Config::keys().iter().any(|known| known.name == key && known.kind.contains("number"))
-}
-
-fn is_whole(key: &str) -> bool {
-    Config::keys().iter().any(|known| known.name == key && known.kind.contains("whole"))
+/// Whether the kind of a setting's values has this word.
+fn is(word: &str, key: &str) -> bool {
+    Config::keys().iter().any(|known| known.name == key && known.kind.contains(word))
 }
 
 fn deserialize(tree: &Value) -> Result<Config> {
@@ -234,28 +231,6 @@ fn parse(json: &str, text: &str) -> Value {
 
 fn hint(nearest: Option<&str>) -> String {
     nearest.map_or_else(String::new, |name| format!("; did you mean {name}?"))
-}
-
-/// `APAD_PORT`, `APAD_PORT_8372_TCP_ADDR`, `APAD_SERVICE_HOST` and the like: links to a service named `apad`, or to
-/// one whose name begins with it (`APAD_METRICS_SERVICE_HOST`: `apad-metrics`).
-fn of_kubernetes(name: &str, value: &OsStr) -> bool {
-    let is_number = |text: &str| text.parse::<u16>().is_ok();
-    // The part after `PORT_`, as in `PORT_8372_TCP_ADDR`.
-    let port = |rest: &str| {
-        let (number, tail) = rest.split_once('_').unwrap_or((rest, ""));
-        let known = |kind: &&str| {
-            tail == *kind || tail.strip_prefix(*kind).is_some_and(|t| ["_PORT", "_PROTO", "_ADDR"].contains(&t))
-        };
-        is_number(number) && ["TCP", "UDP", "SCTP"].iter().any(known)
-    };
-    let link = |rest: &str| match rest {
-        "PORT" => value.to_str().is_some_and(|value| value.contains("://")),
-        "SERVICE_HOST" => true,
-        "SERVICE_PORT" => value.to_str().is_some_and(is_number),
-        rest if rest.starts_with("SERVICE_PORT_") => value.to_str().is_some_and(is_number),
-        rest => rest.strip_prefix("PORT_").is_some_and(port),
-    };
-    name.match_indices('_').any(|(at, _)| link(&name[at + 1..]))
 }
 
 #[cfg(test)]

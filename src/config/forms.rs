@@ -1,5 +1,7 @@
 //! Forms of text that settings have: each function finds the part that is wrong. Never knows a setting.
 
+use std::ffi::OsStr;
+
 use super::origin_pattern::OriginPattern;
 
 /// The part of a text that is not of the form; `None` if all of it is.
@@ -22,4 +24,26 @@ pub(super) fn no_version(text: &str) -> Option<&str> {
 /// The part of a text that is not of the form; `None` if all of it is.
 pub(super) fn no_origin(text: &str) -> Option<&str> {
     text.split(',').map(str::trim).filter(|o| !o.is_empty()).find(|o| OriginPattern::parse(o).is_none())
+}
+
+/// `APAD_PORT`, `APAD_PORT_8372_TCP_ADDR`, `APAD_SERVICE_HOST` and the like: links to a service named `apad`, or to
+/// one whose name begins with it (`APAD_METRICS_SERVICE_HOST`: `apad-metrics`).
+pub(super) fn of_kubernetes(name: &str, value: &OsStr) -> bool {
+    let is_number = |text: &str| text.parse::<u16>().is_ok();
+    // The part after `PORT_`, as in `PORT_8372_TCP_ADDR`.
+    let port = |rest: &str| {
+        let (number, tail) = rest.split_once('_').unwrap_or((rest, ""));
+        let known = |kind: &&str| {
+            tail == *kind || tail.strip_prefix(*kind).is_some_and(|t| ["_PORT", "_PROTO", "_ADDR"].contains(&t))
+        };
+        is_number(number) && ["TCP", "UDP", "SCTP"].iter().any(known)
+    };
+    let link = |rest: &str| match rest {
+        "PORT" => value.to_str().is_some_and(|value| value.contains("://")),
+        "SERVICE_HOST" => true,
+        "SERVICE_PORT" => value.to_str().is_some_and(is_number),
+        rest if rest.starts_with("SERVICE_PORT_") => value.to_str().is_some_and(is_number),
+        rest => rest.strip_prefix("PORT_").is_some_and(port),
+    };
+    name.match_indices('_').any(|(at, _)| link(&name[at + 1..]))
 }
