@@ -1,7 +1,7 @@
 //! What llama.cpp and ggml log, as events of `llama.cpp`: a line of one cause once, its repetitions at `debug`. Never
 //! logs anything of its own.
 
-use std::collections::HashSet;
+use std::collections::BTreeSet;
 use std::ffi::{CStr, c_char, c_void};
 use std::sync::Mutex;
 
@@ -19,7 +19,7 @@ const LONGEST: usize = 8 << 10;
 struct Lines {
     level: sys::ggml_log_level,
     begun: String,
-    told: HashSet<String>,
+    told: BTreeSet<String>,
 }
 
 static LINES: Mutex<Option<Lines>> = Mutex::new(None);
