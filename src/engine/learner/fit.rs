@@ -3,7 +3,6 @@
 use super::*;
 
 /// What training on a batch came to.
-#[expect(clippy::large_enum_variant, reason = "one for a batch, never many")]
 pub(super) enum Fit {
     /// The policy moved.
     Trained(Box<StepMetrics>),
