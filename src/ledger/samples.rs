@@ -100,10 +100,13 @@ pub(super) fn taught(db: &Connection, max: usize, draw: u64, before: Option<u64>
     )?;
     let bounds = (TAUGHT_AMONG, before.map_or(i64::MAX, signed));
     let among = select.query_map(bounds, |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
-    let mut among = among.collect::<Result<Vec<(i64, f64, String)>, _>>()?;
-    among.sort_by_cached_key(|(_, _, id)| Sha256::new().chain_update(draw.to_le_bytes()).chain_update(id).finalize());
+    let mut among = among.enumerate().map(|(place, row)| Ok((place, row?))).collect::<Result<Vec<_>>>()?;
+    let dice = |id: &String| Sha256::new().chain_update(draw.to_le_bytes()).chain_update(id).finalize();
+    among.sort_by_cached_key(|(_, (_, _, id))| dice(id));
     among.truncate(max);
-    let with_answer = |(row, score, _)| {
+    // In the order of the record: ids are chance, and sums must not follow from them.
+    among.sort_unstable_by_key(|(place, _)| *place);
+    let with_answer = |(_, (row, score, _)): (usize, (i64, f64, String))| {
         let found = generation(db, Which::Row(row))?;
         Ok((found.ok_or_else(|| damaged(format!("generation row {row} is missing")))?, score))
     };

@@ -16,6 +16,7 @@ mod jinja;
 mod kernels;
 mod log;
 mod model;
+mod name;
 mod pieces;
 mod prompt_tokens;
 mod python;

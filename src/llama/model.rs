@@ -11,6 +11,7 @@ use llama_cpp_sys_2 as sys;
 use super::control::Specials;
 use super::guard::{self, guarded};
 use super::log;
+use super::name::plain_name;
 use super::validate;
 use crate::error::{Error, Result};
 use crate::gguf::Gguf;
@@ -60,8 +61,6 @@ pub struct Placement {
     pub repack: bool,
 }
 
-/// Longest name of a model, in characters.
-const NAME_CHARS: usize = 200;
 // SAFETY: the model is read-only after loading. The calls that mutate it (creating contexts and adapters) go through
 // `Context` and `Adapter`, whose constructors hold `MODEL_WRITES`.
 unsafe impl Send for Model {}
@@ -325,17 +324,6 @@ impl Drop for Model {
     }
 }
 
-/// Control characters, and marks that change the direction of the text around them.
-fn unshown(c: char) -> bool {
-    c.is_control() || matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
-}
-
-/// A name that is safe on terminals and in URLs: bounded in length, without what a terminal obeys.
-fn plain_name(name: &str) -> String {
-    let name: String = name.chars().map(|c| if unshown(c) { ' ' } else { c }).take(NAME_CHARS).collect();
-    name.trim().to_owned()
-}
-
 /// Joins the bytes of successive tokens into whole codepoints.
 #[derive(Default)]
 pub struct TextDecoder {
@@ -376,13 +364,6 @@ impl TextDecoder {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_name_moves_no_cursor_and_ends_no_line() {
-        assert_eq!(plain_name(" org/\x1b[31mname\r\n\u{9b}x "), "org/ [31mname   x");
-        assert_eq!(plain_name("\n\t"), "");
-        assert_eq!(plain_name(&"n".repeat(1000)).len(), NAME_CHARS);
-    }
 
     #[test]
     fn text_comes_in_whole_codepoints() {

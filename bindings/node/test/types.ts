@@ -76,6 +76,10 @@ function told(event: Event): string {
       return event.reason;
     case 'error':
       return event.message;
+    case 'unlearning':
+      return String(event.replayed);
+    case 'unlearned':
+      return event.reason;
     case 'missed':
       return String(event.count);
   }
