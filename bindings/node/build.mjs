@@ -3,7 +3,7 @@
 // if it isn't there), or what pkg-config knows as apa, or below /usr/local. Downloads nothing.
 
 import { execFileSync } from 'node:child_process';
-import { existsSync, mkdirSync } from 'node:fs';
+import { existsSync, mkdirSync, renameSync } from 'node:fs';
 import { dirname, join, resolve } from 'node:path';
 import { fileURLToPath } from 'node:url';
 
@@ -38,7 +38,10 @@ const node = folder('NODE_INCLUDE', [process.env.NODE_INCLUDE, resolve(process.e
   'node_api.h');
 
 mkdirSync(join(here, 'build'), { recursive: true });
+// Another process may be loading the addon, or building it.
+const made = join(here, `build/apa.node-${process.pid}`);
 const arguments_ = ['-std=c99', '-D_POSIX_C_SOURCE=200809L', '-O2', '-fPIC', '-shared', '-fvisibility=hidden', '-pthread', '-Wall',
   '-Wextra', '-Werror', '-DNODE_GYP_MODULE_NAME=apa', '-I', include, '-isystem', node, join(here, 'src/addon.c'),
-  join(here, 'src/jobs.c'), join(here, 'src/log.c'), '-L', library, '-lapa', `-Wl,-rpath,${library}`, '-o', join(here, 'build/apa.node')];
+  join(here, 'src/jobs.c'), join(here, 'src/log.c'), '-L', library, '-lapa', `-Wl,-rpath,${library}`, '-o', made];
 execFileSync(process.env.CC ?? 'cc', arguments_, { stdio: 'inherit' });
+renameSync(made, join(here, 'build/apa.node'));

@@ -221,6 +221,16 @@ impl Client {
         self.call(Method::GET, "/props", None).await
     }
 
+    /// Waits, for at most two seconds, until an answer that was left in its middle is on record and can be rated.
+    pub async fn until_recorded(&self, id: &str) {
+        for _ in 0..20 {
+            if self.call::<Value>(Method::GET, &format!("/v1/generations/{id}"), None).await.is_ok() {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+
     /// Rates an answer, from -1 to 1.
     pub async fn feedback(&self, generation_id: &str, rating: f64) -> Result<FeedbackReceipt> {
         self.say(json!({"generation_id": generation_id, "rating": rating})).await

@@ -155,6 +155,9 @@ impl Talk {
         };
         println!("{}", if mark.is_empty() { mark } else { dim(&mark) });
         let answer = answer?;
+        if answer.finish_reason == STOPPED {
+            self.client.until_recorded(&answer.id).await;
+        }
         self.messages.push(message("assistant", answer.text.clone()));
         Ok(answer)
     }
