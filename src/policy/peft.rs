@@ -169,7 +169,7 @@ fn read_config(path: &Path) -> Result<PeftConfig> {
 }
 
 /// Options that change nothing of what a trained adapter computes, or whose values [`PeftConfig`] reads.
-const WITHOUT_EFFECT: [&str; 30] = [
+const WITHOUT_EFFECT: [&str; 31] = [
     "alpha_pattern",
     "auto_mapping",
     "base_model_name_or_path",
@@ -196,6 +196,7 @@ const WITHOUT_EFFECT: [&str; 30] = [
     "r",
     "rank_pattern",
     "revision",
+    "runtime_config",
     "target_modules",
     "target_parameters",
     "task_type",

@@ -116,6 +116,7 @@ fn peft_adapters_that_do_not_fit_are_refused() {
         ("loftq_config", serde_json::json!({})),
         ("alora_invocation_tokens", serde_json::Value::Null),
         ("peft_version", "0.21.2".into()),
+        ("runtime_config", serde_json::json!({"ephemeral_gpu_offload": false})),
         ("ensure_weight_tying", false.into()),
         ("layers_to_transform", serde_json::json!([0])),
     ] {
