@@ -388,6 +388,16 @@ fn transpose(mut r: [__m512i; 16]) -> [__m512i; 16] {
     r
 }
 
+/// For two rows of 32 columns, the places of the values of 16 columns each, the rows in turns: what a panel holds.
+pub(super) fn pairs() -> ([u16; 32], [u16; 32]) {
+    let (mut low, mut high) = ([0; 32], [0; 32]);
+    for i in 0..16 {
+        (low[2 * i as usize], low[2 * i as usize + 1]) = (i, i + 32);
+        (high[2 * i as usize], high[2 * i as usize + 1]) = (i + 16, i + 48);
+    }
+    (low, high)
+}
+
 /// Packs columns `first..` of `m`: interleaves each two rows.
 ///
 /// # Safety
@@ -396,12 +406,7 @@ fn transpose(mut r: [__m512i; 16]) -> [__m512i; 16] {
 unsafe fn pack_straight(m: Rows, first: usize, panel: &mut [u32]) {
     let cols = PANEL.min(m.cols - first);
     let mask = if cols >= PANEL { u32::MAX } else { (1u32 << cols) - 1 };
-    let mut low = [0u16; 32];
-    let mut high = [0u16; 32];
-    for i in 0..16u16 {
-        (low[2 * i as usize], low[2 * i as usize + 1]) = (i, i + 32);
-        (high[2 * i as usize], high[2 * i as usize + 1]) = (i + 16, i + 48);
-    }
+    let (low, high) = pairs();
     // SAFETY: reads are masked to existing columns of existing rows; the panel's chunks hold 32 pairs.
     unsafe {
         let low = _mm512_loadu_si512(low.as_ptr().cast());

@@ -4,7 +4,7 @@
 //! Formats of four and five bits look their values up: a group has one scale, so at most 32 of them, rounded once.
 
 use super::super::quantized::{Format, GROUP, IQ4, Quantized, iq4_xs_scale, k_scales};
-use super::{PANEL, transpose};
+use super::{PANEL, pairs, transpose};
 use std::arch::x86_64::*;
 
 macro_rules! by_format {
@@ -79,11 +79,7 @@ unsafe fn pack_transposed<const FORMAT: u8>(m: &Quantized, first: usize, count: 
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16,f16c")]
 unsafe fn pack_straight<const FORMAT: u8>(m: &Quantized, first: usize, count: usize, column: usize, panel: &mut [u32]) {
     let ((groups, size), (data, row_bytes)) = (m.format().block(), m.data());
-    let (mut low, mut high) = ([0u16; 32], [0u16; 32]);
-    for i in 0..16u16 {
-        (low[2 * i as usize], low[2 * i as usize + 1]) = (i, i + 32);
-        (high[2 * i as usize], high[2 * i as usize + 1]) = (i + 16, i + 48);
-    }
+    let (low, high) = pairs();
     // SAFETY: the rows' blocks are there, and these are among them; the panel's chunks hold 32 pairs.
     unsafe {
         let low = _mm512_loadu_si512(low.as_ptr().cast());
