@@ -29,11 +29,15 @@ pub enum AlertKind {
     TrainerPanicked,
     /// A bug stopped the thread that decodes: the engine is closed.
     SchedulerPanicked,
+    /// A bug ended an answer that was held to a format, and no other; over when the next such answer is whole.
+    GuidePanicked,
+    /// A bug stopped the thread that embeds texts; over when the next one embeds a text.
+    EmbedderPanicked,
 }
 
 impl AlertKind {
     /// All of them.
-    pub const ALL: [AlertKind; 8] = [
+    pub const ALL: [AlertKind; 10] = [
         AlertKind::NotRecorded,
         AlertKind::NoRoom,
         AlertKind::StepFails,
@@ -42,6 +46,8 @@ impl AlertKind {
         AlertKind::NotTrained,
         AlertKind::TrainerPanicked,
         AlertKind::SchedulerPanicked,
+        AlertKind::GuidePanicked,
+        AlertKind::EmbedderPanicked,
     ];
 
     /// The word for it in JSON, metrics and logs.
@@ -55,13 +61,18 @@ impl AlertKind {
             AlertKind::NotTrained => "not_trained",
             AlertKind::TrainerPanicked => "trainer_panicked",
             AlertKind::SchedulerPanicked => "scheduler_panicked",
+            AlertKind::GuidePanicked => "guide_panicked",
+            AlertKind::EmbedderPanicked => "embedder_panicked",
         }
     }
 
     /// The class of the error that listeners are told of.
     fn code(self) -> Code {
         match self {
-            AlertKind::TrainerPanicked | AlertKind::SchedulerPanicked => Code::Panic,
+            AlertKind::TrainerPanicked
+            | AlertKind::SchedulerPanicked
+            | AlertKind::GuidePanicked
+            | AlertKind::EmbedderPanicked => Code::Panic,
             _ => Code::Io,
         }
     }
@@ -80,11 +91,13 @@ pub struct Alert {
 pub(super) struct Alerts {
     hub: Arc<Hub>,
     raised: Mutex<BTreeMap<AlertKind, String>>,
+    /// Panics since the start.
+    panics: Mutex<BTreeMap<AlertKind, u64>>,
 }
 
 impl Alerts {
     pub(super) fn new(hub: Arc<Hub>) -> Self {
-        Self { hub, raised: Mutex::default() }
+        Self { hub, raised: Mutex::default(), panics: Mutex::default() }
     }
 
     /// Raises an alert; logs and sends it if it is new.
@@ -95,6 +108,17 @@ impl Alerts {
         }
         tracing::error!(alert = kind.as_str(), "{message}");
         self.hub.send(Topic::Learning, || News::Error { code: kind.code().as_str(), message });
+    }
+
+    /// Raises an alert of a panic, and counts it.
+    pub(super) fn panicked(&self, kind: AlertKind, message: impl Into<String>) {
+        *lock(&self.panics).entry(kind).or_default() += 1;
+        self.raise(kind, message);
+    }
+
+    /// Panics of a kind since the start.
+    pub(super) fn panics(&self, kind: AlertKind) -> u64 {
+        lock(&self.panics).get(&kind).copied().unwrap_or_default()
     }
 
     /// Ends an alert.

@@ -10,7 +10,8 @@ use super::weights::weights_of;
 use crate::error::{Error, Result};
 use crate::ledger::Ledger;
 use crate::publish::{Aside, Manifest, VersionStore};
-use crate::types::{PolicyVersion, StoredVerdict, UnixMillis, VersionInfo};
+use crate::trainer::OPTIMIZER_FILES;
+use crate::types::{PolicyVersion, Ruling, StoredVerdict, UnixMillis, VersionInfo};
 
 /// A data folder that no engine holds.
 pub struct Archive {
@@ -32,8 +33,18 @@ pub struct VersionRecord {
     pub children: Vec<PolicyVersion>,
     /// Bytes of its files, by name; empty for the initial model, which has none.
     pub files: BTreeMap<String, u64>,
+    /// Whether its files were removed on purpose: by `publish.keep`, or since it learned from a user who was forgotten.
+    #[serde(default)]
+    pub removed: bool,
     /// What is wrong with its files, if anything.
     pub damage: Option<String>,
+}
+
+impl VersionRecord {
+    /// Whether its training state is on disk, without which training goes on from it with fresh moments.
+    pub fn has_state(&self) -> bool {
+        OPTIMIZER_FILES.iter().all(|name| self.files.contains_key(*name))
+    }
 }
 
 /// A version that was set aside.
@@ -153,16 +164,18 @@ pub(super) fn record(store: &VersionStore, ledger: &Ledger, version: PolicyVersi
     let info = info_of(&versions, version)?.clone();
     let lineage = lineage(&versions, version).split_off(1);
     let children = versions.iter().filter(|v| v.parent == Some(version)).map(|v| v.version).collect();
+    let verdict = ledger.verdict_of(version)?;
+    let unlearned = verdict.as_ref().is_some_and(|verdict| verdict.ruling == Ruling::Unlearned);
+    let removed = !store.path(version).exists() && (unlearned || ledger.removed()?.contains(&version));
     let mut files = BTreeMap::new();
     let mut damage = None;
-    if version != PolicyVersion::INITIAL {
+    if version != PolicyVersion::INITIAL && !removed {
         if let Ok(manifest) = Manifest::read(&store.path(version)) {
             files = manifest.files.into_iter().map(|(name, sum)| (name, sum.size)).collect();
         }
         damage = store.verify(version).err().map(|e| e.message().to_owned());
     }
-    let verdict = ledger.verdict_of(version)?;
-    Ok(VersionRecord { info, lineage, verdict, children, files, damage })
+    Ok(VersionRecord { info, lineage, verdict, children, files, removed, damage })
 }
 
 pub(super) fn aside(store: &VersionStore) -> Result<Vec<AsideVersion>> {

@@ -1,12 +1,14 @@
 //! Embeds texts on a thread of its own, which starts with the first request and gives way to answers. Never decodes an
 //! answer.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
-use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
+use crossbeam_channel::{Receiver, Sender, TrySendError, bounded, select};
 
+use super::alerts::{AlertKind, Alerts};
 use crate::error::{Error, Result};
 use crate::llama::{Embedder, Model, give_way_to_decoding};
 use crate::lock::lock;
@@ -18,6 +20,8 @@ const ROOM: u32 = 2048;
 const WAITING: usize = 16;
 
 type Reply = Sender<Result<Vec<Vec<f32>>>>;
+/// Embeds one text.
+type Embed = Box<dyn FnMut(&[TokenId]) -> Result<Vec<f32>> + Send>;
 
 struct Work {
     texts: Vec<Vec<TokenId>>,
@@ -27,14 +31,22 @@ struct Work {
 }
 
 /// The thread, started on first use.
-#[derive(Default)]
 pub(super) struct Embeddings {
     state: Mutex<State>,
+    alerts: Arc<Alerts>,
+}
+
+/// The way to the thread.
+#[derive(Clone)]
+struct Lane {
+    work: Sender<Work>,
+    /// Fails once the thread has ended; work left in its channel is never answered.
+    ended: Receiver<()>,
 }
 
 #[derive(Default)]
 struct State {
-    work: Option<Sender<Work>>,
+    lane: Option<Lane>,
     thread: Option<JoinHandle<()>>,
     closed: bool,
     /// Stops the thread after its current text.
@@ -42,6 +54,10 @@ struct State {
 }
 
 impl Embeddings {
+    pub(super) fn new(alerts: Arc<Alerts>) -> Self {
+        Self { state: Mutex::default(), alerts }
+    }
+
     /// One embedding per text. Blocks until they are done or the request is `abandoned`.
     pub(super) fn embed(
         &self,
@@ -55,42 +71,76 @@ impl Embeddings {
             let tokens = texts[place].len();
             return Err(Error::arg(format!("input[{place}] has {tokens} tokens, expected 1 to {room}")));
         }
-        let (reply, answer) = bounded(1);
-        match self.sender(model, room)?.try_send(Work { texts, abandoned, reply }) {
-            Ok(()) => {}
-            Err(TrySendError::Full(_)) => return Err(Error::busy(format!("{WAITING} requests are waiting already"))),
-            Err(TrySendError::Disconnected(_)) => return Err(closed()),
-        }
-        answer.recv().map_err(|_| closed())?
+        self.embed_with(texts, abandoned, || {
+            let mut embedder = Embedder::new(model, room)?;
+            Ok(Box::new(move |text: &[TokenId]| embedder.embed(text)))
+        })
     }
 
-    fn sender(&self, model: &Arc<Model>, room: u32) -> Result<Sender<Work>> {
+    /// The same, with `make` for what embeds where no thread has it yet.
+    fn embed_with(
+        &self,
+        texts: Vec<Vec<TokenId>>,
+        abandoned: Arc<AtomicBool>,
+        make: impl FnOnce() -> Result<Embed>,
+    ) -> Result<Vec<Vec<f32>>> {
+        let (reply, answer) = bounded(1);
+        let Lane { work, ended } = self.lane(make)?;
+        match work.try_send(Work { texts, abandoned, reply }) {
+            Ok(()) => {}
+            Err(TrySendError::Full(_)) => return Err(Error::busy(format!("{WAITING} requests are waiting already"))),
+            Err(TrySendError::Disconnected(_)) => return Err(self.unanswered()),
+        }
+        select! {
+            recv(answer) -> answer => answer.map_err(|_| self.unanswered())?,
+            recv(ended) -> _ => answer.try_recv().map_err(|_| self.unanswered())?,
+        }
+    }
+
+    /// Why the thread left work undone.
+    fn unanswered(&self) -> Error {
+        if lock(&self.state).closed { closed() } else { panicked() }
+    }
+
+    fn lane(&self, make: impl FnOnce() -> Result<Embed>) -> Result<Lane> {
         let mut state = lock(&self.state);
         if state.closed {
             return Err(closed());
         }
         // One that panicked is followed by another.
         let lives = state.thread.as_ref().is_some_and(|thread| !thread.is_finished());
-        if let Some(work) = state.work.as_ref().filter(|_| lives) {
-            return Ok(work.clone());
+        if let Some(lane) = state.lane.as_ref().filter(|_| lives) {
+            return Ok(lane.clone());
         }
-        let mut embedder = Embedder::new(model, room)?;
+        let mut embed = make()?;
         let (work, waiting): (_, Receiver<Work>) = bounded(WAITING);
-        let stopping = state.stopping.clone();
+        let (running, ended) = bounded(0);
+        let (stopping, alerts) = (state.stopping.clone(), self.alerts.clone());
         let body = move || {
+            let _running = running;
             give_way_to_decoding();
             for Work { texts, abandoned, reply } in waiting {
                 let one = |text: &Vec<TokenId>| {
                     let given_up = abandoned.load(Ordering::Relaxed) || stopping.load(Ordering::Relaxed);
-                    if given_up { Err(closed()) } else { embedder.embed(text) }
+                    if given_up { Err(closed()) } else { embed(text) }
                 };
+                let done = catch_unwind(AssertUnwindSafe(|| texts.iter().map(one).collect::<Result<Vec<_>>>()));
+                let Ok(embedded) = done else {
+                    // What embeds may be half way through a change. Whoever waits is told by its end.
+                    alerts.panicked(AlertKind::EmbedderPanicked, panicked().message());
+                    return;
+                };
+                if embedded.is_ok() {
+                    alerts.clear(AlertKind::EmbedderPanicked);
+                }
                 // The client may have left.
-                let _ = reply.send(texts.iter().map(one).collect());
+                let _ = reply.send(embedded);
             }
         };
         state.thread = Some(std::thread::Builder::new().name("apa-embedder".into()).spawn(body)?);
-        state.work = Some(work.clone());
-        Ok(work)
+        let lane = Lane { work, ended };
+        state.lane = Some(lane.clone());
+        Ok(lane)
     }
 
     /// Stops the thread after its current text. Idempotent.
@@ -99,7 +149,7 @@ impl Embeddings {
             let mut state = lock(&self.state);
             state.closed = true;
             state.stopping.store(true, Ordering::Relaxed);
-            state.work = None;
+            state.lane = None;
             state.thread.take()
         };
         if thread.is_some_and(|thread| thread.join().is_err()) {
@@ -110,4 +160,59 @@ impl Embeddings {
 
 fn closed() -> Error {
     Error::closed("the engine is closed")
+}
+
+fn panicked() -> Error {
+    Error::panic("a bug stopped the embedder, which starts again with the next request; the log has the details")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::engine::feed::Hub;
+    use crate::error::Code;
+
+    #[test]
+    fn a_panic_of_the_embedder_ends_what_waits_with_a_clear_error_and_the_next_request_has_another() {
+        let alerts = Arc::new(Alerts::new(Arc::new(Hub::default())));
+        let embeddings = Arc::new(Embeddings::new(alerts.clone()));
+        let (go, wait) = mpsc::channel::<()>();
+        let bad: Embed = Box::new(move |_| {
+            wait.recv().ok();
+            panic!("a bug, for this test");
+        });
+        let mut calls = Vec::new();
+        let mut first = Some(bad);
+        for _ in 0..3 {
+            let (embeddings, made) = (embeddings.clone(), first.take());
+            let make = move || Ok(made.expect("a thread lives already"));
+            calls.push(std::thread::spawn(move || embeddings.embed_with(vec![vec![1]], Arc::default(), make)));
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        go.send(()).unwrap();
+        for call in calls {
+            let error = call.join().unwrap().unwrap_err();
+            assert_eq!(error.code(), Code::Panic, "{error}");
+            assert!(error.message().contains("a bug stopped the embedder"), "{error}");
+        }
+        let raised: Vec<AlertKind> = alerts.list().iter().map(|alert| alert.kind).collect();
+        assert_eq!((raised, alerts.panics(AlertKind::EmbedderPanicked)), (vec![AlertKind::EmbedderPanicked], 1));
+        let good = || Ok(Box::new(|_: &[TokenId]| Ok(vec![1.0f32])) as Embed);
+        // The thread that panicked may not have ended yet.
+        let again = |_| embeddings.embed_with(vec![vec![1]], Arc::default(), good).ok();
+        let embedded = (0..100).find_map(|i| {
+            again(i).or_else(|| {
+                std::thread::sleep(Duration::from_millis(20));
+                None
+            })
+        });
+        assert_eq!(embedded, Some(vec![vec![1.0]]));
+        assert!(alerts.list().is_empty(), "it is over once a text is embedded");
+        embeddings.stop();
+        let error = embeddings.embed_with(vec![vec![1]], Arc::default(), good).unwrap_err();
+        assert_eq!(error.code(), Code::Closed, "{error}");
+    }
 }

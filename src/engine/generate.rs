@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use super::Engine;
+use super::open::report_panic;
 use crate::error::{Error, Result};
 use crate::ids::GenerationKind;
 use crate::llama::{Conversation, rendered_tokens};
@@ -136,8 +137,8 @@ impl Engine {
         self.inner.routes.choose(&mut request);
         let kept = self.named_version(&request)?;
         let id = GenerationId::new(GenerationKind::Request);
-        let stream =
-            self.inner.in_flight.submit(id, request, |id, request| self.inner.scheduler.submit(id, request))?;
+        let stream = self.inner.in_flight.submit(id, request, |id, request| self.inner.scheduler.submit(id, request));
+        let stream = stream.inspect_err(|error| report_panic(error, &self.inner.alerts))?;
         Ok(stream.keep(kept))
     }
 

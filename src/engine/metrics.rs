@@ -13,12 +13,14 @@ impl Engine {
     /// The figures of the status and counts of the record, in Prometheus's text format. The counts are missing where
     /// the record can't be read.
     pub fn metrics(&self) -> String {
-        render(&self.status(), self.inner.ledger.tallies().ok())
+        let alerts = &self.inner.alerts;
+        let panics = [AlertKind::GuidePanicked, AlertKind::EmbedderPanicked].map(|kind| alerts.panics(kind));
+        render(&self.status(), panics, self.inner.ledger.tallies().ok())
     }
 }
 
 /// One sample a line, each metric with its help and type.
-fn render(status: &Status, tallies: Option<Tallies>) -> String {
+fn render(status: &Status, [guide_panics, embedder_panics]: [u64; 2], tallies: Option<Tallies>) -> String {
     let mut page = Page(String::with_capacity(4096));
     let (t, load) = (&status.trainer, &status.load);
     page.gauge("apa_requests_running", "Requests being decoded.", load.running as f64);
@@ -56,6 +58,10 @@ fn render(status: &Status, tallies: Option<Tallies>) -> String {
     page.counter("apa_trainer_panics_total", "Times that a bug stopped the trainer, which started again.", t.panics);
     let closed = "Panics of the threads that decode: after one the engine is closed.";
     page.counter("apa_scheduler_panics_total", closed, load.panics);
+    let guided = "Answers held to a format that a bug ended.";
+    page.counter("apa_guide_panics_total", guided, guide_panics);
+    let embedder = "Times that a bug stopped the embedder, which starts again with the next request.";
+    page.counter("apa_embedder_panics_total", embedder, embedder_panics);
     page.alerts(&status.alerts);
     if let Some(tallies) = tallies {
         page.gauge("apa_held_users", "Users whose feedback waits for review.", tallies.held_users as f64);
@@ -132,8 +138,13 @@ mod tests {
         status.load.completed = 3;
         status.trainer.last = Some(crate::types::StepMetrics { grad_norm: f64::NAN, ..Default::default() });
         let verdicts = [("promoted", 2), ("refused", 0)].into();
-        let page = render(&status, Some(Tallies { verdicts, held_users: 1, held_feedback: 3 }));
-        for line in ["apa_requests_completed_total 3", "apa_held_feedback 3", "apa_verdicts{ruling=\"promoted\"} 2"] {
+        let page = render(&status, [2, 1], Some(Tallies { verdicts, held_users: 1, held_feedback: 3 }));
+        for line in [
+            "apa_requests_completed_total 3",
+            "apa_guide_panics_total 2",
+            "apa_held_feedback 3",
+            "apa_verdicts{ruling=\"promoted\"} 2",
+        ] {
             assert!(page.contains(&format!("\n{line}\n")), "{page}");
         }
         for line in page.lines().filter(|l| !l.starts_with('#')) {

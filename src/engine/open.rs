@@ -117,10 +117,10 @@ impl Engine {
             hub,
             routes,
             named,
+            embeddings: Embeddings::new(alerts.clone()),
             alerts,
             format,
             sampling,
-            embeddings: Embeddings::default(),
             in_flight,
             closed,
         };
@@ -144,9 +144,13 @@ fn record_in(
             Ok(generation) => generation,
             Err(error) => {
                 in_flight.ended(sink.id(), |_| ());
+                report_panic(&error, &alerts);
                 return sink.finish(Err(error));
             }
         };
+        if generation.sampling.format.is_some() {
+            alerts.clear(AlertKind::GuidePanicked);
+        }
         if generation.id.is(GenerationKind::Examination) {
             in_flight.ended(&generation.id, |_| ());
             return sink.finish(Ok(generation));
@@ -178,6 +182,13 @@ fn record_in(
             }
         });
     })
+}
+
+/// Raises the alert where a bug ended an answer alone. Only what holds it to a format can do that.
+pub(super) fn report_panic(error: &Error, alerts: &Alerts) {
+    if error.code() == Code::Panic {
+        alerts.panicked(AlertKind::GuidePanicked, error.message());
+    }
 }
 
 fn unrecorded(generation: &Generation) -> Arc<Generation> {

@@ -66,7 +66,12 @@ impl Guides {
     ///
     /// # Errors
     /// `Unsupported` for a vocabulary that is too large, `NoMem` if no thread can be started.
-    pub fn new(mut tokens: Vec<Vec<u8>>, ends: &[TokenId]) -> Result<Guides> {
+    pub fn new(tokens: Vec<Vec<u8>>, ends: &[TokenId]) -> Result<Guides> {
+        Self::with_step(tokens, ends, Step::make)
+    }
+
+    /// The same, with what the workers do with a step.
+    fn with_step(mut tokens: Vec<Vec<u8>>, ends: &[TokenId], make: fn(Step)) -> Result<Guides> {
         tokens.iter_mut().filter(|bytes| bytes.len() > TOKEN_BYTES).for_each(Vec::clear);
         let size: usize = tokens.iter().map(Vec::len).sum();
         if size > VOCABULARY_BYTES {
@@ -90,7 +95,7 @@ impl Guides {
             let work: Receiver<Step> = work.clone();
             // It ends when the last sender is gone.
             // A step that panics takes its answer with it, and no other.
-            let make = |step: Step| drop(catch_unwind(AssertUnwindSafe(|| step.make())));
+            let make = move |step: Step| drop(catch_unwind(AssertUnwindSafe(|| make(step))));
             let body = move || work.iter().for_each(make);
             spawn("apa-guide", 8 << 20, body)?;
         }
@@ -130,12 +135,13 @@ impl Guides {
             Ok(Ok((matcher, mask))) => {
                 Ok(Guide { state: State::Ready(Box::new(matcher), Mask(mask)), steps: self.steps.clone() })
             }
+            Ok(Err(error)) if is_panic(&error) => Err(Error::panic(format!("a bug kept {what} from being compiled"))),
             Ok(Err(error)) => Err(Error::arg(format!("{what} can't be used: {}", refusal(&error)))),
             Err(RecvTimeoutError::Timeout) => Err(Error::arg(format!(
                 "{what} is too complex: compiling it took more than {} seconds",
                 COMPILE.as_secs()
             ))),
-            Err(_) => Err(Error::panic(format!("compiling {what} failed"))),
+            Err(_) => Err(Error::panic(format!("a bug kept {what} from being compiled"))),
         }
     }
 }
@@ -143,6 +149,11 @@ impl Guides {
 fn spawn(name: &str, stack: usize, body: impl FnOnce() + Send + 'static) -> Result<()> {
     let thread = std::thread::Builder::new().name(name.into()).stack_size(stack).spawn(body);
     thread.map(drop).map_err(|e| Error::nomem(format!("can't start the thread {name}: {e}")))
+}
+
+/// Whether a message of llguidance is that of a panic, which it catches itself.
+fn is_panic(error: &str) -> bool {
+    error.contains("panic: ")
 }
 
 /// The compiler's message as one sentence.
@@ -236,7 +247,14 @@ fn ended(reason: StopReason, error: Option<String>) -> Error {
     if reason == StopReason::NoExtensionBias || error.contains("NoExtensionBias") {
         return Error::arg("the format of the answer allows none of the model's tokens here");
     }
+    if is_panic(&error) {
+        return panicked();
+    }
     Error::arg(format!("the format of the answer got too complex on the way: {}", refusal(&error)))
+}
+
+fn panicked() -> Error {
+    Error::panic("a bug kept the answer from being held to its format")
 }
 
 impl Guide {
@@ -265,7 +283,7 @@ impl Guide {
             Ok(Err(error)) => self.state = State::Failed(error),
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => {
-                self.state = State::Failed(Error::panic("a bug kept the answer from being held to its format"));
+                self.state = State::Failed(panicked());
             }
         }
     }

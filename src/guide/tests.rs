@@ -5,14 +5,19 @@ use std::path::Path;
 use serde_json::Value;
 
 use super::*;
+use crate::error::Code;
 
 /// A vocabulary of single bytes, a few longer tokens, and the end token.
 fn guides() -> Guides {
+    guides_with(Step::make)
+}
+
+fn guides_with(make: fn(Step)) -> Guides {
     let mut tokens: Vec<Vec<u8>> = (0..=255u8).map(|b| if b == 0xff { Vec::new() } else { vec![b] }).collect();
     tokens.extend(["{\"", "\":", "\",", "the", "\u{1f680}"].map(|t| t.as_bytes().to_vec()));
     tokens.push(b"\xff<end>".to_vec());
     let end = tokens.len() as TokenId - 1;
-    Guides::new(tokens, &[end]).unwrap()
+    Guides::with_step(tokens, &[end], make).unwrap()
 }
 
 const END: TokenId = 261;
@@ -50,6 +55,27 @@ fn cases() -> Vec<Value> {
         _ => panic!("a file of schemas is an array"),
     };
     files.into_iter().flat_map(read).collect()
+}
+
+#[test]
+fn a_panic_of_a_worker_ends_its_answer_alone_and_says_that_it_was_a_bug() {
+    let guides = guides_with(|step| if step.token == 7 { panic!("a bug, for this test") } else { step.make() });
+    let any = Format::Grammar("root ::= [^x]+".into());
+    let good = guides.guide(&any, &|_| None).unwrap();
+    // More often than there are workers: each goes on.
+    for _ in 0..8 {
+        let mut bad = guides.guide(&any, &|_| None).unwrap();
+        bad.accept(7);
+        let error = ready(&mut bad).unwrap_err();
+        assert_eq!(
+            (error.code(), error.message()),
+            (Code::Panic, "a bug kept the answer from being held to its format")
+        );
+    }
+    assert_eq!(follow(good, "goes on").unwrap(), (7, true));
+    // What llguidance catches itself is no fault of the client's either.
+    assert_eq!(ended(StopReason::InternalError, Some("panic: index out of bounds".into())).code(), Code::Panic);
+    assert_eq!(ended(StopReason::InternalError, Some("too many items".into())).code(), Code::Arg);
 }
 
 #[test]

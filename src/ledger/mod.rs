@@ -9,6 +9,7 @@ mod forget_tests;
 mod handle;
 mod limits;
 mod lock;
+mod marks;
 #[cfg(test)]
 mod process_tests;
 mod retention;

@@ -29,13 +29,19 @@ impl Ledger {
     /// oldest first. They are overwritten on disk, as soon as no other program reads the ledger. Of answers that have
     /// taught a row without words stays, with their samples and with the ratings and signals that were used.
     ///
+    /// Their order on record counts beside their times, which a clock that was set wrongly gave some of them: what was
+    /// recorded after an answer from between `before` and `now` stays, however old it says it is, and what says that it
+    /// is from after `now` goes with what was recorded after it.
+    ///
     /// # Errors
     /// `Io` if it could not be written, `Closed`.
-    pub fn expire(&self, before: UnixMillis, most: usize) -> Result<Expired> {
+    pub fn expire(&self, before: UnixMillis, now: UnixMillis, most: usize) -> Result<Expired> {
+        // Found here, as it reads all that is young, and others' writes wait for this one.
+        let young = self.read(|db| first_young(db, before, now))?;
         let (gone, pending) = (Arc::new(AtomicU64::new(0)), self.pending.clone());
         let settled = gone.clone();
         let work = move |db: &Connection| {
-            let (expired, answers) = expire(db, before, most)?;
+            let (expired, answers) = expire(db, before, now, young, most)?;
             gone.store(answers, Ordering::Relaxed);
             Ok(expired)
         };
@@ -45,16 +51,36 @@ impl Ledger {
     }
 }
 
-/// Deletes, and returns also how many answers have nothing waiting any more.
-fn expire(db: &Connection, before: UnixMillis, most: usize) -> Result<(Expired, u64)> {
+/// The row of the first answer from between two moments.
+fn first_young(db: &Connection, before: UnixMillis, now: UnixMillis) -> Result<i64> {
+    let sql = "SELECT min(seq) FROM generations INDEXED BY generations_with_words
+               WHERE length(prompt) > 0 AND created >= ?1 AND created <= ?2";
+    let first: Option<i64> = db.query_row(sql, (rows::signed(before), rows::signed(now)), |row| row.get(0))?;
+    Ok(first.unwrap_or(i64::MAX))
+}
+
+/// Deletes what was recorded before the row `young`, and returns also how many answers have nothing waiting any more.
+fn expire(db: &Connection, before: UnixMillis, now: UnixMillis, young: i64, most: usize) -> Result<(Expired, u64)> {
     let waited = waiting::pending_count(db)?;
     db.execute_batch("CREATE TEMP TABLE IF NOT EXISTS old (seq INTEGER PRIMARY KEY); DELETE FROM temp.old")?;
-    let generations = db
+    let (before, now) = (rows::signed(before), rows::signed(now));
+    // Those of the future first: what they go by is deleted next.
+    let mut generations = db
         .prepare_cached(
             "INSERT INTO temp.old SELECT seq FROM generations INDEXED BY generations_with_words
-             WHERE length(prompt) > 0 AND created < ?1 ORDER BY created LIMIT ?2",
+             WHERE length(prompt) > 0 AND created > ?2 AND seq <
+                 (SELECT max(seq) FROM generations INDEXED BY generations_with_words
+                  WHERE length(prompt) > 0 AND created < ?1 AND seq < ?3)
+             LIMIT ?4",
         )?
-        .execute((rows::signed(before), rows::signed(most as u64)))? as u64;
+        .execute((before, now, young, rows::signed(most as u64)))?;
+    generations += db
+        .prepare_cached(
+            "INSERT INTO temp.old SELECT seq FROM generations INDEXED BY generations_with_words
+             WHERE length(prompt) > 0 AND created < ?1 AND seq < ?2 ORDER BY created LIMIT ?3",
+        )?
+        .execute((before, young, rows::signed((most - generations) as u64)))?;
+    let generations = generations as u64;
     if generations == 0 {
         return Ok((Expired::default(), 0));
     }

@@ -176,6 +176,31 @@ fn times_of_the_future_hold_no_feedback_up_and_count_for_no_hour() {
 }
 
 #[test]
+fn times_that_a_wrong_clock_gave_neither_delete_what_is_young_nor_keep_what_is_old() {
+    let (dir, ledger) = open();
+    let names = ["a", "b", "c", "d", "e", "f"];
+    names.iter().for_each(|name| fresh(&ledger, name));
+    ledger.close();
+    let (day, now) = (86_400_000_i64, 2_000_000_000_000_i64);
+    // The clock was a year ahead, went right, went back to 1970 at a start, and went right again.
+    let times = [now - 90 * day, now + 365 * day, now - 80 * day, now - 5 * day, 1000, now - 4 * day];
+    let db = Connection::open(dir.path().join("ledger.sqlite3")).unwrap();
+    for (name, time) in names.iter().zip(times) {
+        db.execute("UPDATE generations SET created = ?2 WHERE id = ?1", (&id(name).0, time)).unwrap();
+    }
+    drop(db);
+    let ledger = Ledger::open(dir.path()).unwrap();
+    let left =
+        || names.iter().filter(|name| ledger.generation(&id(name)).unwrap().is_some()).copied().collect::<String>();
+    let expire = |days: i64, now: i64| ledger.expire((now - days * day) as u64, now as u64, 100).unwrap().generations;
+    assert_eq!((expire(85, now), left().as_str()), (1, "bcdef"), "what is after it tells nothing of the next one yet");
+    assert_eq!((expire(30, now), left().as_str()), (2, "def"));
+    assert_eq!((expire(30, now), left().as_str()), (0, "def"));
+    assert_eq!((expire(30, now + 26 * day), left().as_str()), (2, "f"));
+    assert_eq!((expire(30, now + 28 * day), left().as_str()), (1, ""));
+}
+
+#[test]
 fn what_nothing_can_be_learned_from_is_kept_with_its_reason_and_waits_no_more() {
     let (_dir, ledger) = open();
     fresh(&ledger, "a");

@@ -166,7 +166,10 @@ impl VersionStore {
     }
 
     /// Versions older than the newest `keep`, but for `protected` ones; none where all are kept.
-    fn older(&self, keep: u32, protected: &[PolicyVersion]) -> Result<Vec<PolicyVersion>> {
+    ///
+    /// # Errors
+    /// `Io` if the folder can't be read.
+    pub fn older(&self, keep: u32, protected: &[PolicyVersion]) -> Result<Vec<PolicyVersion>> {
         let mut versions = self.list()?;
         versions.truncate(if keep == 0 { 0 } else { versions.len().saturating_sub(keep as usize) });
         versions.retain(|version| !protected.contains(version));

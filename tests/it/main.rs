@@ -8,6 +8,7 @@ mod chat;
 mod cli;
 #[cfg(feature = "daemon")]
 mod clients;
+mod collapsed;
 mod conformance;
 #[cfg(feature = "daemon")]
 mod credit;
@@ -61,6 +62,8 @@ mod train;
 mod trainer;
 mod trainer_control;
 mod unlearn;
+#[cfg(feature = "daemon")]
+mod unlearn_daemon;
 mod upkeep;
 #[cfg(feature = "daemon")]
 mod versions_by_name;

@@ -8,13 +8,12 @@ use apa::config::{Config, Dtype, RewardConfig};
 use apa::engine::{GenerateRequest, PublishOutcome, TrainerState};
 use apa::ledger::ReviewVerdict;
 use apa::policy::{Decoder, Lora, Packed};
-use apa::reward::{Learner, Manifest, Pair, RewardAdapter, Settings};
 use apa::types::*;
 use apa::{Code, Engine};
 use candle_core::Device;
 
 use crate::support::engine::{finish, open_with, published};
-use crate::support::tiny::{TinySpec, tiny_model};
+use crate::support::reward::reward_model;
 
 fn open(dir: &Path, change: impl FnOnce(&mut RewardConfig)) -> apa::Result<Engine> {
     open_with(dir, |config: &mut Config| {
@@ -43,22 +42,6 @@ fn publish(engine: &Engine) -> PolicyVersion {
         PublishOutcome::Pending { reason, .. } => panic!("pending: {reason}"),
         PublishOutcome::Skipped { reason, .. } => panic!("skipped: {reason}"),
     }
-}
-
-/// A reward model that likes token 40, in the folder.
-fn reward_model(dir: &Path) -> std::path::PathBuf {
-    let model = dir.join("tiny.gguf");
-    tiny_model(&model, &TinySpec::new("llama")).unwrap();
-    let decoder = Arc::new(Decoder::load(&model, &Device::Cpu, Dtype::F32).unwrap());
-    let pair = |i: u32| Pair { line: 0, prompt: vec![i], chosen: vec![i, 40], rejected: vec![i, 41] };
-    let pairs: Vec<Pair> = (0..16).map(pair).collect();
-    let settings = Settings { rank: 4, lr: 5e-3, batch: 4, epochs: 2, ..Settings::default() };
-    let manifest = Manifest::new(settings.clone(), decoder.fingerprint());
-    let mut learner = Learner::new(decoder, &settings, pairs.clone(), pairs, "pairs").unwrap();
-    learner.run(&|| false, &mut |_| ()).unwrap();
-    let file = dir.join("reward.gguf");
-    RewardAdapter::new(learner.finish().unwrap(), manifest).save(&file).unwrap();
-    file
 }
 
 #[test]

@@ -5,12 +5,13 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use apa::config::Config;
+use apa::config::{Algorithm, Config};
 use apa::engine::{GenerateRequest, News, PublishOutcome, Topic, TrainerState, VerdictRecord};
 use apa::types::*;
 use apa::{Code, Engine};
 
 use crate::support::engine::{answer, finish, open_with, published, request};
+use crate::support::reward::reward_model;
 
 /// The user who is forgotten.
 const ANN: &str = "ann-of-zanzibar";
@@ -202,6 +203,34 @@ fn what_replaces_the_versions_that_saw_a_user_equals_bit_for_bit_what_never_saw_
         }
     }
     assert!(!with.path().join("data/unlearning").exists());
+}
+
+/// Checks that what replaces the versions that saw a user equals what never saw the user, with these settings.
+fn replaced_exactly(change: impl Fn(&mut Config)) {
+    let (with, without) = histories(&change);
+    let engine = open(with.path(), &change);
+    until("the trainer is ready", || engine.status().trainer.state == TrainerState::Idle);
+    engine.unlearn(ANN).unwrap();
+    until("it is done", || engine.status().trainer.unlearning.is_none());
+    assert_eq!(engine.status().policy_version, PolicyVersion(6), "{:?}", engine.status().trainer);
+    same((with.path(), 6), (without.path(), 3));
+}
+
+#[test]
+fn a_replay_is_exact_with_ppo() {
+    replaced_exactly(|c| c.train.algorithm = Algorithm::Ppo);
+}
+
+#[test]
+fn a_replay_is_exact_with_rloo() {
+    replaced_exactly(|c| c.train.algorithm = Algorithm::Rloo);
+}
+
+#[test]
+fn a_replay_is_exact_with_a_reward_model_that_learned_from_preferences() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = reward_model(dir.path());
+    replaced_exactly(|c| (c.reward.model, c.reward.model_weight) = (Some(file.clone()), 0.5));
 }
 
 #[test]

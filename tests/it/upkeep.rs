@@ -62,6 +62,14 @@ fn old_versions_are_removed_but_for_pinned_ones_and_those_that_a_rollback_goes_t
     assert!(error.message().contains("version 1 has no files on disk"), "{error}");
     engine.activate(PolicyVersion(2)).unwrap();
     assert_eq!(engine.versions().unwrap().len(), 6, "their records stay");
+    let record = |version| engine.version(PolicyVersion(version)).unwrap();
+    assert!(record(1).removed && record(1).damage.is_none() && record(1).files.is_empty());
+    assert!(!record(4).removed && record(4).damage.is_none());
+    // One that is lost is not called removed, nor one that is damaged.
+    std::fs::remove_dir_all(dir.path().join("data/versions/000004")).unwrap();
+    assert_eq!((record(4).removed, record(4).damage.as_deref()), (false, Some("version 4 has no files on disk")));
+    std::fs::write(dir.path().join("data/versions/000005/critic.gguf"), "x").unwrap();
+    assert!(!record(5).removed && record(5).damage.unwrap().contains("critic.gguf has 1 bytes"));
 }
 
 #[test]
@@ -89,13 +97,17 @@ fn what_is_too_old_leaves_no_word_and_what_has_taught_stays_as_numbers() {
     let data = dir.path().join("data");
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis() as u64;
     let ledger = Ledger::open(&data).unwrap();
-    assert_eq!(ledger.expire(now - 3_600_000, 100).unwrap().generations, 0);
+    assert_eq!(ledger.expire(now - 3_600_000, now, 100).unwrap().generations, 0);
     assert_eq!(ledger.pending_ratings(), 1);
-    let first = ledger.expire(now + 1000, 3).unwrap();
+    let first = ledger.expire(now + 1000, now + 1000, 3).unwrap();
     assert_eq!((first.generations, first.taught), (3, 3), "the oldest first, no more than asked for");
-    let rest = ledger.expire(now + 1000, 100).unwrap();
+    let rest = ledger.expire(now + 1000, now + 1000, 100).unwrap();
     assert_eq!((rest.generations, rest.taught, rest.feedback, rest.preferences), (3, 1, 1, 1));
-    assert_eq!(ledger.expire(now + 1000, 100).unwrap().generations, 0, "what has no words any more isn't old again");
+    assert_eq!(
+        ledger.expire(now + 1000, now + 1000, 100).unwrap().generations,
+        0,
+        "what has no words any more isn't old again"
+    );
     assert_eq!(ledger.pending_ratings(), 0);
     let (kept, said) = (ledger.generation(&taught[0].id).unwrap().unwrap(), ledger.feedback_of(&taught[0].id).unwrap());
     assert_eq!((kept.prompt.len(), kept.response.len(), kept.text.as_str(), kept.user), (0, 0, "", None));

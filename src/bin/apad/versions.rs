@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use apa::engine::{Adopted, Archive, AsideVersion, VerdictRecord, VersionRecord};
 use apa::types::{PolicyVersion, VersionInfo};
 use clap::{Args, Subcommand};
@@ -21,6 +21,7 @@ Examples:
   apad versions activate 3
   apad versions rollback
   apad versions activate 2 --data apa-data   (while no daemon holds the folder)
+  apad versions verify                       (reads every file; exit code 1 if one is damaged)
   apad versions adopt                        (what a start set aside, because the record didn't know it)")]
 pub struct Options {
     #[command(flatten)]
@@ -43,6 +44,9 @@ enum Action {
     /// A version with the verdict over it: what was measured, and why it serves or doesn't
     #[command(after_help = "Example:\n  apad versions show 3 --json")]
     Show { version: u64 },
+    /// Check the files of every version: which are whole, which were removed on purpose, and which are damaged
+    #[command(after_help = "Example:\n  apad versions verify --data apa-data")]
+    Verify,
     /// Serve this version from now on
     #[command(after_help = "\
 Example:
@@ -88,6 +92,17 @@ pub async fn run(options: Options) -> Result<()> {
         Action::Show { version } => {
             let record = from.show(PolicyVersion(version)).await?;
             return print(options.json, &record, || shown(&record) + &files(&record));
+        }
+        Action::Verify => {
+            let mut records = Vec::new();
+            for version in from.list().await?.iter().filter(|v| v.version != PolicyVersion::INITIAL) {
+                records.push(from.show(version.version).await?);
+            }
+            print(options.json, &states(&records), || records.iter().map(|r| format!("{}\n", state(r))).collect())?;
+            match records.iter().filter(|record| record.damage.is_some()).count() {
+                0 => return Ok(()),
+                damaged => bail!("{damaged} of {} versions are damaged", records.len()),
+            }
         }
         Action::Adopt { name } => {
             let adopted = from.adopt(name.as_deref()).await?;
@@ -224,6 +239,26 @@ fn shown(record: &VersionRecord) -> String {
     text
 }
 
+/// What is on disk of a version, in words.
+fn state(record: &VersionRecord) -> String {
+    let mark = if record.info.active { '*' } else { ' ' };
+    let said = match (&record.damage, record.removed) {
+        (Some(damage), _) => format!("damaged: {damage}"),
+        (None, true) => "removed (publish.keep, or a user was forgotten)".to_owned(),
+        (None, false) if record.has_state() => "whole".to_owned(),
+        (None, false) => "whole, without the state that only training on needs (publish.keep_states)".to_owned(),
+    };
+    format!("{mark} {:>7}  {said}", record.info.version.0)
+}
+
+fn states(records: &[VersionRecord]) -> serde_json::Value {
+    let of = |r: &VersionRecord| {
+        let (version, state) = (r.info.version, r.has_state());
+        json!({"version": version, "removed": r.removed, "state": state, "damage": r.damage})
+    };
+    records.iter().map(of).collect()
+}
+
 fn aside_table(aside: &[AsideVersion]) -> String {
     let line = |one: &AsideVersion| {
         let damage = one.damage.as_ref().map(|damage| format!(" ({damage})")).unwrap_or_default();
@@ -236,6 +271,9 @@ fn aside_table(aside: &[AsideVersion]) -> String {
 /// The files of a version, and their damage.
 fn files(record: &VersionRecord) -> String {
     let mut rows = Vec::new();
+    if record.removed {
+        return "files           were removed (publish.keep, or a user was forgotten); this record stays\n".to_owned();
+    }
     let bytes: u64 = record.files.values().sum();
     if bytes == 0 && record.damage.is_none() {
         return String::new();

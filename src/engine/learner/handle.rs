@@ -54,7 +54,7 @@ impl LearningLoop {
             ready: None,
             waiting: None,
             retry: Retry::default(),
-            tidied: None,
+            tidy: Default::default(),
             noted: Vec::new(),
             unlearning: None,
             threads: Arc::default(),

@@ -175,8 +175,8 @@ struct Worker {
     waiting: Option<u64>,
     /// When a failed step is tried again.
     retry: Retry,
-    /// When old records were last deleted.
-    tidied: Option<Instant>,
+    /// When old records are deleted.
+    tidy: retention::Tidy,
     /// Batches since the active version that only set the mean.
     noted: Vec<u64>,
     /// The replay that replaces versions which learned from a forgotten user.

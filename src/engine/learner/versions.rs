@@ -201,6 +201,8 @@ impl Worker {
         let config = &self.config.publish;
         let slimmed = self.store.slim(config.keep_states, &trainer::OPTIMIZER_FILES, &needed)?;
         needed.extend(config.pinned().into_iter().map(PolicyVersion));
+        // Noted first: afterwards nothing would tell them from versions that were lost.
+        self.ledger.note_removed(&self.store.older(config.keep, &needed)?)?;
         let removed = self.store.prune(config.keep, &needed)?;
         if !slimmed.is_empty() || !removed.is_empty() {
             let (states, versions) = (slimmed.len(), removed.len());

@@ -112,8 +112,8 @@ function batch({ parent, metrics }) {
     el('dl', {}, rows.map(([name, value]) => [el('dt', {}, name), el('dd', {}, String(value))])), metrics.stopped && el('p', {}, `It ended before the batch did: ${metrics.stopped}.`))
 }
 
-function files({ files: named, damage }) {
+function files({ files: named, removed, damage }) {
   const sizes = Object.entries(named)
-  return el('div', {}, damage && el('p', { class: 'notice bad' }, `Damaged: ${damage}`),
+  return el('div', {}, removed && el('p', { class: 'soft' }, 'Its files were removed; its record stays.'), damage && el('p', { class: 'notice bad' }, `Damaged: ${damage}`),
     sizes.length > 0 && el('p', { class: 'soft' }, `On disk: ${sizes.map(([name, size]) => `${name} ${bytes(size)}`).join(', ')}.`))
 }
