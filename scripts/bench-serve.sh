@@ -65,15 +65,16 @@ echo "load $(cut -d' ' -f1-3 /proc/loadavg)" >&2
 # Tokens 0 and 2 end SmolLM2's answers: without them all are equally long.
 "$apad" bench serve --json --url "http://$ours_at" --url "http://$peer_at" --rounds "$rounds" --forbid 0,2 "$@" | tee "$folder/lines"
 echo "load $(cut -d' ' -f1-3 /proc/loadavg)" >&2
+masks=$(curl -sf "http://$ours_at/metrics" | grep '^apa_mask_seconds')
 memory() { awk '/VmHWM/ { print int($2 / 1024) }' "/proc/$1/status"; }
 
-OURS="http://$ours_at" OURS_MB=$(memory "$ours") PEER_MB=$(memory "${pids[1]}") python3 - "$folder/lines" <<'PYTHON'
+OURS="http://$ours_at" MASKS=$masks OURS_MB=$(memory "$ours") PEER_MB=$(memory "${pids[1]}") python3 - "$folder/lines" <<'PYTHON'
 import collections, json, os, statistics, sys
 
 ours = os.environ["OURS"]
 settings = collections.defaultdict(lambda: ([], []))
 for line in map(json.loads, open(sys.argv[1])):
-    settings[line["streams"], line["prefix"]][line["url"] != ours].append(line)
+    settings[line["streams"], line["structured"], line["prefix"]][line["url"] != ours].append(line)
 
 def median(lines, *path):
     values = []
@@ -86,15 +87,20 @@ def median(lines, *path):
 
 columns = (("tokens/s", "tokens_per_second"), ("first p50", "first_token_ms", "p50"), ("first p99", "first_token_ms", "p99"),
            ("gap p50", "gap_ms", "p50"), ("gap p99", "gap_ms", "p99"))
-print("| streams | prefix | " + " | ".join(f"{name}: apad / llama-server (ratio)" for name, *_ in columns) + " | errors |")
-print("|---|---|" + "---|" * len(columns) + "---|")
-for (streams, prefix), sides in sorted(settings.items()):
+print("| streams | structured | prefix | " + " | ".join(f"{name}: apad / llama-server (ratio)" for name, *_ in columns) + " | errors |")
+print("|---|---|---|" + "---|" * len(columns) + "---|")
+for (streams, structured, prefix), sides in sorted(settings.items()):
     cells = []
     for _, *path in columns:
         a, b = (median(side, *path) for side in sides)
         cells.append(f"{a:.1f} / {b:.1f} ({a / b:.2f})")
     errors = " / ".join(str(sum(line["errors"] for line in side)) for side in sides)
-    print(f"| {streams} | {prefix} | " + " | ".join(cells) + f" | {errors} |")
+    print(f"| {streams} | {structured} | {prefix} | " + " | ".join(cells) + f" | {errors} |")
 a, b = int(os.environ["OURS_MB"]), int(os.environ["PEER_MB"])
+
+masks = [line.rsplit(" ", 1) for line in os.environ["MASKS"].splitlines() if "_bucket" in line]
+if total := int(masks[-1][1]):
+    parts = (f"{int(count) / total:.2%} within {float(name.split(chr(34))[1]) * 1e3:g} ms" for name, count in masks[:-1] if int(count) < total)
+    print(f"\nTokens that a schema allows, {total} times: " + ", ".join(parts) + f", all within the next bound")
 print(f"\nMemory at the peak: {a} / {b} MB ({a / b:.2f})")
 PYTHON

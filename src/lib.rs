@@ -56,6 +56,7 @@ mod tiny;
 pub mod align;
 pub mod config;
 pub mod doctor;
+pub mod durations;
 pub mod engine;
 pub mod error;
 pub mod experiment;

@@ -3,8 +3,8 @@
 use std::fmt::Write;
 
 use super::{Alert, AlertKind, Engine, Status, TrainerState};
+use crate::durations::{BOUNDS_SECONDS, Durations};
 use crate::ledger::Tallies;
-use crate::scheduler::{BOUNDS_SECONDS, Durations};
 
 impl Engine {
     /// The media type of [`Engine::metrics`].
@@ -36,6 +36,8 @@ fn render(status: &Status, [guide_panics, embedder_panics]: [u64; 2], tallies: O
     page.durations("apa_token_gap_seconds", "Between two tokens of an answer.", &load.gap);
     let training = "Between two tokens of an answer, while the trainer worked: what training costs serving.";
     page.durations("apa_token_gap_training_seconds", training, &load.gap_training);
+    let mask = "To compute which tokens may follow in an answer that is held to a format.";
+    page.durations("apa_mask_seconds", mask, &load.mask);
     if let Some(format) = status.format.measured.iter().find(|m| m.kind == status.format.kind) {
         page.gauge("apa_form_speedup", "How many times as fast as the file's own format it serves.", format.speedup);
         page.gauge(

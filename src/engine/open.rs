@@ -61,6 +61,12 @@ impl Engine {
             let kind = model.architecture();
             return Err(Error::unsupported(format!("{kind} models don't generate text token by token")));
         }
+        let template = template_of(&model);
+        if let Err(error) = &template
+            && error.code() == Code::Model
+        {
+            return Err(error.clone());
+        }
         ledger.bind_model(&fingerprint, model.name())?;
         let hub = Arc::new(Hub::default());
         let alerts = Arc::new(Alerts::new(hub.clone()));
@@ -103,7 +109,6 @@ impl Engine {
             in_flight: in_flight.clone(),
         };
         let learner = LearningLoop::start(&config, fingerprint, parts, active)?;
-        let template = template_of(&model);
         let named = Named::new(scheduler.clone(), store.clone());
         let closed = AtomicBool::new(false);
         let inner = Inner {

@@ -14,7 +14,7 @@ mod values;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use llguidance::api::{ParserLimits, StopReason, TopLevelGrammar};
@@ -22,6 +22,7 @@ use llguidance::earley::SlicedBiasComputer;
 use llguidance::{Matcher, ParserFactory};
 use toktrie::{ApproximateTokEnv, INVALID_TOKEN, InferenceCapabilities, SimpleVob, TokEnv, TokRxInfo, TokTrie};
 
+use crate::durations::{Durations, Meter};
 use crate::error::{Error, Result};
 use crate::lock::{lock, unpoisoned};
 use crate::types::{Format, TokenId};
@@ -58,6 +59,7 @@ pub struct Guides {
     factory: Arc<ParserFactory>,
     steps: Sender<Step>,
     compilers: Arc<Permits>,
+    masks: Arc<Meter>,
 }
 
 impl Guides {
@@ -71,7 +73,7 @@ impl Guides {
     }
 
     /// The same, with what the workers do with a step.
-    fn with_step(mut tokens: Vec<Vec<u8>>, ends: &[TokenId], make: fn(Step)) -> Result<Guides> {
+    fn with_step(mut tokens: Vec<Vec<u8>>, ends: &[TokenId], make: fn(Step, &Meter)) -> Result<Guides> {
         tokens.iter_mut().filter(|bytes| bytes.len() > TOKEN_BYTES).for_each(Vec::clear);
         let size: usize = tokens.iter().map(Vec::len).sum();
         if size > VOCABULARY_BYTES {
@@ -91,15 +93,21 @@ impl Guides {
         *factory.limits_mut() = limits();
         let (steps, work) = bounded(STEPS);
         let workers = std::thread::available_parallelism().map_or(1, |n| n.get() / 2).clamp(1, 4);
+        let masks = Arc::new(Meter::default());
         for _ in 0..workers {
-            let work: Receiver<Step> = work.clone();
+            let (work, masks): (Receiver<Step>, _) = (work.clone(), masks.clone());
             // It ends when the last sender is gone.
             // A step that panics takes its answer with it, and no other.
-            let make = move |step: Step| drop(catch_unwind(AssertUnwindSafe(|| make(step))));
+            let make = move |step: Step| drop(catch_unwind(AssertUnwindSafe(|| make(step, &masks))));
             let body = move || work.iter().for_each(make);
             spawn("apa-guide", 8 << 20, body)?;
         }
-        Ok(Guides { factory: Arc::new(factory), steps, compilers: Arc::new(Permits::default()) })
+        Ok(Guides { factory: Arc::new(factory), steps, compilers: Arc::new(Permits::default()), masks })
+    }
+
+    /// The times that masks took so far, from the token before to the tokens that may follow.
+    pub fn mask_times(&self) -> Durations {
+        self.masks.read()
     }
 
     /// Creates a guide for the beginning of an answer. Usually takes a millisecond but may take longer, so not for a
@@ -230,8 +238,10 @@ struct Step {
 }
 
 impl Step {
-    fn make(mut self) {
+    fn make(mut self, masks: &Meter) {
+        let begun = Instant::now();
         let mask = self.matcher.consume_token(self.token).and_then(|()| self.matcher.compute_mask_or_eos());
+        masks.add(begun.elapsed());
         let result = match mask {
             Ok(mask) => Ok((self.matcher, Mask(mask))),
             Err(_) => Err(ended(self.matcher.stop_reason(), self.matcher.get_error())),

@@ -12,7 +12,7 @@ fn guides() -> Guides {
     guides_with(Step::make)
 }
 
-fn guides_with(make: fn(Step)) -> Guides {
+fn guides_with(make: fn(Step, &Meter)) -> Guides {
     let mut tokens: Vec<Vec<u8>> = (0..=255u8).map(|b| if b == 0xff { Vec::new() } else { vec![b] }).collect();
     tokens.extend(["{\"", "\":", "\",", "the", "\u{1f680}"].map(|t| t.as_bytes().to_vec()));
     tokens.push(b"\xff<end>".to_vec());
@@ -59,7 +59,8 @@ fn cases() -> Vec<Value> {
 
 #[test]
 fn a_panic_of_a_worker_ends_its_answer_alone_and_says_that_it_was_a_bug() {
-    let guides = guides_with(|step| if step.token == 7 { panic!("a bug, for this test") } else { step.make() });
+    let guides =
+        guides_with(|step, masks| if step.token == 7 { panic!("a bug, for this test") } else { step.make(masks) });
     let any = Format::Grammar("root ::= [^x]+".into());
     let good = guides.guide(&any, &|_| None).unwrap();
     // More often than there are workers: each goes on.

@@ -1,9 +1,16 @@
 //! Converts conversations to tokens with the model's chat template. Never decodes.
 
+use std::time::Duration;
+
+use crossbeam_channel::bounded;
+
 use super::Model;
 use super::template::{ChatTemplate, Rendered};
 use crate::error::{Error, Result};
 use crate::types::{ChatMessage, TokenId};
+
+/// Time limit of a new template's first conversations, which take microseconds.
+const TRIAL: Duration = Duration::from_secs(10);
 
 /// Renders messages with the model's own template, ready for the assistant's answer, as tokens. Control tokens in the
 /// messages are treated as plain text; only the template's own count.
@@ -48,13 +55,34 @@ impl Model {
 /// The model's chat template. If it can't render the simplest conversation, the log says why.
 ///
 /// # Errors
-/// `Unsupported` if it carries none, or one that doesn't parse.
+/// `Unsupported` if it carries none, or one that doesn't parse; `Model` for one that doesn't come to an end, whose
+/// thread goes on and takes memory: such a model must not be opened.
 pub fn template_of(model: &Model) -> Result<ChatTemplate> {
     let source = model.chat_template().ok_or_else(|| Error::unsupported("the model carries no chat template"))?;
     let text = |token: Option<TokenId>| token.map(|t| model.text(&[t], true)).unwrap_or_default();
     let template = ChatTemplate::new(source, text(model.bos()), text(model.eos()), model.specials())?;
-    let simplest = [ChatMessage { role: "user".into(), content: "Hi".into() }];
-    if let Err(error) = template.render(&simplest[..].into()) {
+    tried(template, TRIAL)
+}
+
+/// Tries a template on short conversations, apart: not every loop in one is counted by its engine, and no thread can be
+/// ended from outside.
+fn tried(template: ChatTemplate, limit: Duration) -> Result<ChatTemplate> {
+    let (done, trial) = bounded(1);
+    let body = move || {
+        let simplest = [ChatMessage { role: "user".into(), content: "Hi".into() }];
+        let error = template.render(&simplest[..].into()).err();
+        template.behind_an_answer();
+        drop(done.send((template, error)));
+    };
+    let thread = std::thread::Builder::new().name("apa-template".into()).spawn(body);
+    thread.map_err(|e| Error::nomem(format!("can't start a thread to try the chat template: {e}")))?;
+    let Ok((template, error)) = trial.recv_timeout(limit) else {
+        return Err(Error::model(format!(
+            "the model's chat template takes more than {} seconds for one message",
+            limit.as_secs()
+        )));
+    };
+    if let Some(error) = error {
         tracing::warn!(%error, "the chat template fails on one message of a user: chats will be refused");
     }
     Ok(template)

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use proptest::prelude::*;
 
+use super::super::control::Specials;
 use super::super::template::Conversation;
 use super::super::tokenize::TEXT_BYTES;
 use super::*;
@@ -151,6 +152,18 @@ fn what_a_message_says_names_no_control_token() {
     let wanted = Conversation { parse_special: true, ..(&[message("user", hostile)][..]).into() };
     let tokens = rendered_tokens(&model, &template.render(&wanted).unwrap()).unwrap();
     assert_eq!(tokens, model.tokenize(&written, true, true).unwrap());
+}
+
+#[test]
+fn a_template_that_takes_for_ever_is_refused_in_time() {
+    // Lists that are doubled are joined lazily, and walked through when they are written.
+    let source = format!("{{% set x = [1] %}}{}{{{{ x }}}}", "{% set x = x + x %}".repeat(60));
+    let parsed =
+        |source: &str| ChatTemplate::new(source, String::new(), String::new(), &Specials::of_controls(&[])).unwrap();
+    let error = tried(parsed(&source), Duration::from_millis(300)).err().unwrap();
+    assert_eq!(error.code(), crate::Code::Model);
+    assert!(error.message().contains("takes more than"), "{error}");
+    tried(parsed("{{ messages[0].content }}"), TRIAL).unwrap();
 }
 
 #[test]

@@ -13,6 +13,7 @@ use super::guard::{self, guarded};
 use super::log;
 use super::name::plain_name;
 use super::validate;
+use crate::durations::Durations;
 use crate::error::{Error, Result};
 use crate::gguf::Gguf;
 use crate::guide::{Guide, Guides};
@@ -258,6 +259,14 @@ impl Model {
             _ => None,
         };
         guides.as_ref().map_err(Clone::clone)?.guide(format, &one)
+    }
+
+    /// The times that masks of its answers took so far.
+    pub fn mask_times(&self) -> Durations {
+        match self.guides.get() {
+            Some(Ok(guides)) => guides.mask_times(),
+            _ => Durations::default(),
+        }
     }
 
     /// A token's bytes in the form that [`Guides`] expects.

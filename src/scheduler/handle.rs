@@ -292,7 +292,7 @@ impl Scheduler {
 
     /// The present load.
     pub fn load(&self) -> Load {
-        self.counters.load()
+        Load { mask: self.model.mask_times(), ..self.counters.load() }
     }
 
     /// Ends the threads: running and queued requests end as `Closed`. Idempotent.

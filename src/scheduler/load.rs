@@ -5,7 +5,8 @@ use std::sync::{Arc, Mutex};
 
 use serde::{Deserialize, Serialize};
 
-use super::meters::{Durations, Meters};
+use super::meters::Meters;
+use crate::durations::Durations;
 use crate::lock::lock;
 use crate::types::PolicyVersion;
 
@@ -43,6 +44,7 @@ impl Counters {
             first_token: self.meters.first_token.read(),
             gap: self.meters.gap.read(),
             gap_training: self.meters.gap_training.read(),
+            mask: Durations::default(),
             versions: lock(&self.versions).clone(),
         }
     }
@@ -79,6 +81,9 @@ pub struct Load {
     /// Gaps that began while the trainer was working: the cost of training to serving.
     #[serde(default)]
     pub gap_training: Durations,
+    /// Times to compute which tokens may follow in an answer that is held to a format, since the start.
+    #[serde(default)]
+    pub mask: Durations,
     /// Versions on contexts: the active one last, before it those with running requests.
     #[serde(rename = "serving_versions")]
     pub versions: Vec<PolicyVersion>,

@@ -20,6 +20,5 @@ mod weights;
 pub use finished::{Finished, OnFailed, OnFinished};
 pub use handle::{Options, Scheduler};
 pub use load::Load;
-pub use meters::{BOUNDS_SECONDS, Durations};
 pub use stream::{Event, GenerationStream, Next, Sink, Wake};
 pub use weights::{Source, Weights};

@@ -72,6 +72,9 @@ pub struct ChatParams {
     /// Added to the logits of these tokens.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub logit_bias: BTreeMap<u32, f32>,
+    /// What the answer is held to, in OpenAI's form.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub response_format: Option<serde_json::Value>,
 }
 
 /// What holds for every request, as far as the commands ask.

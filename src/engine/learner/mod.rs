@@ -316,7 +316,10 @@ impl Worker {
             let outcome = self.step(self.config.train.batch as usize);
             // There are enough ratings, but limits or a quarantine hold them back: later feedback tries again.
             if let Ok(PublishOutcome::Skipped { reason, consumed: 0 }) = outcome {
-                self.shared.status().reason = Some(reason);
+                let told = self.shared.status().reason.replace(reason.clone());
+                if told.as_ref() != Some(&reason) && self.trial.is_none() {
+                    tracing::warn!(reason, pending = self.ledger.pending_ratings(), "learning waits");
+                }
                 return;
             }
             if let Err(error) = outcome {

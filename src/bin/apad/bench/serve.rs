@@ -26,7 +26,8 @@ Examples:
 Each stream asks its next question when its last answer has ended. A cold prompt shares nothing with any other but
 what the chat template writes; shared ones begin alike and differ in their last words. Several servers are measured
 in turns, setting by setting, so that a busy machine troubles them alike. The time to the first token is that to the
-first text; gaps are those between two pieces of text of one answer.")]
+first text; gaps are those between two pieces of text of one answer. Where some streams are held to a schema, which
+asks for an array that never ends, both are those of the others.")]
 pub struct Options {
     /// Address of an OpenAI-compatible server (may be given often)
     #[arg(long = "url", value_name = "URL", default_values_t = [local_daemon()])]
@@ -41,6 +42,10 @@ pub struct Options {
     /// Beginnings of the prompts to measure
     #[arg(long, value_enum, value_delimiter = ',', default_values_t = [Prefix::Cold, Prefix::Shared])]
     prefixes: Vec<Prefix>,
+    /// Numbers of those streams whose answers are held to a JSON schema; the gaps of the others are told apart
+    #[arg(long, value_name = "STREAMS", value_delimiter = ',', default_values_t = [0],
+        value_parser = clap::value_parser!(u32).range(0..=1024))]
+    structured: Vec<u32>,
     /// Questions that each stream asks, one after the other
     #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     requests: u32,
@@ -90,27 +95,62 @@ pub async fn run(options: Options) -> Result<()> {
     }
     let mut headed = options.json;
     for round in 0..options.rounds {
-        for &streams in &options.streams {
-            for &prefix in &options.prefixes {
-                for (url, client) in &clients {
-                    let seed = [options.seed, u64::from(round), u64::from(streams), prefix as u64];
-                    let measured = measure(&options, client, streams, prefix, seed).await?;
-                    if let (0, Some(error)) = (measured.answers, &measured.error) {
-                        bail!("{url} gave no answer: {error}");
-                    }
-                    if !std::mem::replace(&mut headed, true) {
-                        println!("{}", head());
-                    }
-                    let line = measured.line(url, streams, prefix, round);
-                    println!("{}", if options.json { line.to_string() } else { row(&line) });
+        for setting in settings(&options) {
+            for (url, client) in &clients {
+                let measured = measure(&options, client, setting, round).await?;
+                if let (0, Some(error)) = (measured.answers, &measured.error) {
+                    bail!("{url} gave no answer: {error}");
                 }
+                if !std::mem::replace(&mut headed, true) {
+                    println!("{}", head());
+                }
+                let line = measured.line(url, setting, round);
+                println!("{}", if options.json { line.to_string() } else { row(&line) });
             }
         }
     }
     Ok(())
 }
 
-/// What all streams of one setting saw.
+/// What is measured at a time.
+#[derive(Clone, Copy)]
+struct Setting {
+    streams: u32,
+    /// How many of the streams are held to a schema; at most all.
+    structured: u32,
+    prefix: Prefix,
+}
+
+/// Every combination that was asked for.
+fn settings(options: &Options) -> Vec<Setting> {
+    let mut all = Vec::new();
+    for &streams in &options.streams {
+        for &prefix in &options.prefixes {
+            let fitting = options.structured.iter().filter(|structured| **structured <= streams);
+            all.extend(fitting.map(|&structured| Setting { streams, structured, prefix }));
+        }
+    }
+    all
+}
+
+/// A schema of nested values whose answers don't end.
+fn endless() -> Value {
+    let text = json!({"type": "string"});
+    let person = json!({
+        "type": "object",
+        "properties": {
+            "name": text, "age": {"type": "integer", "minimum": 0, "maximum": 130},
+            "tags": {"type": "array", "items": text},
+            "home": {"type": "object", "properties": {"street": text, "city": text}, "required": ["city"]},
+            "kind": {"enum": ["friend", "family", "colleague"]},
+        },
+        "required": ["name", "age", "kind"], "additionalProperties": false,
+    });
+    let schema = json!({"type": "array", "items": person, "minItems": 1000});
+    json!({"type": "json_schema", "json_schema": {"name": "people", "schema": schema}})
+}
+
+/// What all streams of one setting saw; the times are those of the streams without a schema, if there are any.
 #[derive(Default)]
 struct Measured {
     seconds: f64,
@@ -122,28 +162,37 @@ struct Measured {
     error: Option<String>,
 }
 
-async fn measure(options: &Options, client: &Client, streams: u32, prefix: Prefix, seed: [u64; 4]) -> Result<Measured> {
-    let params = Arc::new(ChatParams {
-        max_tokens: Some(options.tokens),
-        temperature: Some(0.0),
-        logit_bias: options.forbid.iter().map(|&id| (id, -100.0)).collect::<BTreeMap<_, _>>(),
-        ..ChatParams::default()
-    });
+async fn measure(options: &Options, client: &Client, setting: Setting, round: u32) -> Result<Measured> {
+    let Setting { streams, structured, prefix } = setting;
+    let seed = [options.seed, u64::from(round), u64::from(streams), prefix as u64];
+    let params = |response_format| {
+        Arc::new(ChatParams {
+            max_tokens: Some(options.tokens),
+            temperature: Some(0.0),
+            logit_bias: options.forbid.iter().map(|&id| (id, -100.0)).collect::<BTreeMap<_, _>>(),
+            response_format,
+            ..ChatParams::default()
+        })
+    };
+    let (plain, held) = (params(None), params(Some(endless())));
     let mut questions = Questions::new(prefix, options.words, seed);
     if prefix == Prefix::Shared {
         // The shared prefix must be cached before it counts: this request is not measured.
-        let _ = client.chat_stream(&[questions.next()], &params, |_| ()).await;
+        let _ = client.chat_stream(&[questions.next()], &plain, |_| ()).await;
     }
     let started = Instant::now();
     let mut tasks = Vec::new();
-    for _ in 0..streams {
-        let (client, params) = (client.clone(), params.clone());
+    for stream in 0..streams {
+        let (client, params) = (client.clone(), if stream < structured { held.clone() } else { plain.clone() });
         let questions: Vec<ChatMessage> = (0..options.requests).map(|_| questions.next()).collect();
         tasks.push(tokio::spawn(async move { ask(&client, &params, questions).await }));
     }
     let mut all = Measured::default();
-    for task in tasks {
-        let one = task.await?;
+    for (stream, task) in (0..streams).zip(tasks) {
+        let mut one = task.await?;
+        if stream < structured && structured < streams {
+            (one.first, one.gaps) = Default::default();
+        }
         all.tokens += one.tokens;
         all.answers += one.answers;
         all.first.extend(one.first);
@@ -227,7 +276,8 @@ fn sentence(rng: &mut ChaCha8Rng, words: u32) -> String {
 }
 
 impl Measured {
-    fn line(&self, url: &str, streams: u32, prefix: Prefix, round: u32) -> Value {
+    fn line(&self, url: &str, setting: Setting, round: u32) -> Value {
+        let Setting { streams, structured, prefix } = setting;
         let milliseconds = |times: &[Duration]| {
             let mut sorted: Vec<f64> = times.iter().map(|t| t.as_secs_f64() * 1e3).collect();
             sorted.sort_by(f64::total_cmp);
@@ -235,8 +285,8 @@ impl Measured {
             json!({"p50": at(0.5), "p95": at(0.95), "p99": at(0.99), "max": at(1.0)})
         };
         json!({
-            "url": url, "streams": streams, "prefix": prefix.to_string(), "round": round, "answers": self.answers,
-            "errors": self.errors, "error": self.error, "tokens": self.tokens,
+            "url": url, "streams": streams, "structured": structured, "prefix": prefix.to_string(), "round": round,
+            "answers": self.answers, "errors": self.errors, "error": self.error, "tokens": self.tokens,
             "seconds": (self.seconds * 1e3).round() / 1e3,
             "tokens_per_second": (self.tokens as f64 / self.seconds * 10.0).round() / 10.0,
             "first_token_ms": milliseconds(&self.first), "gap_ms": milliseconds(&self.gaps),
@@ -252,8 +302,8 @@ fn quantile(sorted: &[f64], part: f64) -> Option<f64> {
 
 fn head() -> String {
     format!(
-        "{:28} {:>7} {:7} {:>9} {:>16} {:>16}\n{:53} {:>16} {:>16}",
-        "server", "streams", "prefix", "tokens/s", "first ms", "gap ms", "", "p50 / p99", "p50 / p99"
+        "{:28} {:>7} {:>10} {:7} {:>9} {:>16} {:>16}\n{:64} {:>16} {:>16}",
+        "server", "streams", "structured", "prefix", "tokens/s", "first ms", "gap ms", "", "p50 / p99", "p50 / p99"
     )
 }
 
@@ -261,9 +311,10 @@ fn row(line: &Value) -> String {
     let text = |value: &Value| value.as_f64().map_or_else(|| "-".into(), |ms| format!("{ms:.1}"));
     let both = |times: &Value| format!("{} / {}", text(&times["p50"]), text(&times["p99"]));
     let mut row = format!(
-        "{:28} {:>7} {:7} {:>9} {:>16} {:>16}",
+        "{:28} {:>7} {:>10} {:7} {:>9} {:>16} {:>16}",
         line["url"].as_str().unwrap_or_default(),
         line["streams"].to_string(),
+        line["structured"].to_string(),
         line["prefix"].as_str().unwrap_or_default(),
         text(&line["tokens_per_second"]),
         both(&line["first_token_ms"]),
