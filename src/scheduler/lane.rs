@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::finished::Finished;
+use super::pace::Pace;
 use super::slot::{Job, Running};
 use super::tuner::Tuner;
 use crate::error::{Error, Result};
@@ -40,9 +41,6 @@ fn common_prefix(other: &[TokenId], prompt: &[TokenId]) -> usize {
     alike.min(prompt.len().saturating_sub(1))
 }
 
-/// Most prompt tokens per turn while answers wait for their next token. Larger chunks read prompts no faster, and delay
-/// the answers.
-const CHUNK: usize = 128;
 /// Least number of prompt tokens worth waiting for while another request reads them.
 const WORTH_WAITING: usize = 16;
 
@@ -53,6 +51,8 @@ struct Filled {
     outputs: Vec<(usize, usize)>,
     /// Slots with their numbers of tokens.
     added: Vec<(usize, usize)>,
+    /// Number of answers that advance by a token.
+    answers: usize,
 }
 
 /// Counters of one turn.
@@ -76,12 +76,13 @@ pub(super) struct Lane {
     context: Context,
     slots: Vec<Slot>,
     batch: Batch,
+    pace: Pace,
 }
 
 impl Lane {
     pub(super) fn new(version: PolicyVersion, context: Context) -> Lane {
         let slots = (0..context.options().sequences).map(|_| Slot::empty()).collect();
-        Lane { version, context, slots, batch: Batch::default() }
+        Lane { version, context, slots, batch: Batch::default(), pace: Pace::default() }
     }
 
     /// Returns the context; the lane must have no running request.
@@ -190,9 +191,10 @@ impl Lane {
     pub(super) fn turn(&mut self, tuner: &mut Tuner, finished: &mut Vec<Finished>) -> Turn {
         self.drop_cancelled(finished);
         let resumed = self.resume(finished);
-        let mut chunk = CHUNK;
+        // Fewer after the cache was found to be full.
+        let mut most = None;
         loop {
-            let Filled { outputs, added } = self.fill_batch(chunk);
+            let Filled { outputs, added, answers } = self.fill_batch(most);
             if self.batch.is_empty() {
                 return resumed;
             }
@@ -202,9 +204,13 @@ impl Lane {
             self.context.set_threads(threads);
             let start = Instant::now();
             let decoded = self.context.decode(&self.batch);
-            tuner.took(tokens, steady, threads, start.elapsed());
+            let time = start.elapsed();
+            tuner.took(tokens, steady, threads, time);
             match decoded {
-                Ok(true) => return self.sample(outputs, resumed, finished),
+                Ok(true) => {
+                    self.pace.took(answers, tokens - answers, time);
+                    return self.sample(outputs, resumed, finished);
+                }
                 Ok(false) => {
                     let largest_chunk = added.iter().map(|(_, count)| *count).max().unwrap_or(0);
                     self.take_back(&added);
@@ -212,7 +218,7 @@ impl Lane {
                         continue;
                     }
                     if largest_chunk > 1 {
-                        chunk = largest_chunk / 2;
+                        most = Some(largest_chunk / 2);
                         continue;
                     }
                     self.end_largest(finished);
@@ -262,9 +268,9 @@ impl Lane {
         turn
     }
 
-    /// Fills the batch: a token for every running answer, then prompts in order of arrival, with `chunk` tokens in all
-    /// if answers wait.
-    fn fill_batch(&mut self, chunk: usize) -> Filled {
+    /// Fills the batch: a token for every running answer, then prompts in order of arrival, with at most `most` tokens
+    /// in all, and at the lane's pace if answers wait.
+    fn fill_batch(&mut self, most: Option<usize>) -> Filled {
         self.batch.clear();
         let mut filled = Filled::default();
         let mut reading = Vec::new();
@@ -279,9 +285,11 @@ impl Lane {
         reading.sort_unstable();
         let limit = self.context.options().batch as usize;
         let mut room = limit.saturating_sub(self.batch.len());
-        if !self.batch.is_empty() || chunk < CHUNK {
-            room = room.min(chunk);
+        filled.answers = self.batch.len();
+        if filled.answers > 0 {
+            room = room.min(self.pace.chunk());
         }
+        room = room.min(most.unwrap_or(room));
         // The contents of each sequence before this batch.
         for &(_, index) in &reading {
             self.share_prefix(index);

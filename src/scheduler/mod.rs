@@ -10,6 +10,7 @@ mod handle;
 mod lane;
 mod load;
 mod meters;
+mod pace;
 mod slot;
 mod stop;
 mod stream;
