@@ -2,8 +2,9 @@
 
 use std::ffi::CString;
 
-use minijinja::value::{Kwargs, ValueKind};
+use minijinja::value::{Kwargs, ValueKind, from_args};
 use minijinja::{Environment, Error, ErrorKind, State, Value};
+use minijinja_contrib::pycompat::unknown_method_callback;
 use serde_json::Value as Json;
 
 /// Bytes of JSON that one rendering may write, since that work is not counted in instructions.
@@ -54,7 +55,42 @@ pub(super) fn install(environment: &mut Environment<'static>) {
     environment.add_filter("tojson", dumps);
     environment.add_filter("percent", percent);
     environment.add_function("strftime_now", strftime_now);
+    environment.add_filter("wordcount", |text: &str| text.split_whitespace().count());
+    environment.set_unknown_method_callback(method);
     environment.add_function("raise_exception", |message: String| -> Result<String, Error> { Err(refused(message)) });
+}
+
+/// Python's methods of texts, lists and maps.
+fn method(state: &mut State, value: &Value, name: &str, args: &[Value]) -> Result<Value, Error> {
+    let Some(text) = value.as_str() else { return unknown_method_callback(state, value, name, args) };
+    let without = |rest: Option<&str>| Value::from(rest.unwrap_or(text));
+    Ok(match name {
+        "rsplit" => {
+            let (separator, most): (Option<&str>, Option<i64>) = from_args(args)?;
+            // Python's -1 is no limit.
+            let most =
+                most.and_then(|most| usize::try_from(most).ok()).map_or(usize::MAX, |most| most.saturating_add(1));
+            let mut parts: Vec<&str> = match separator {
+                Some("") => return Err(refused("rsplit has an empty separator")),
+                Some(separator) => text.rsplitn(most, separator).collect(),
+                None => text
+                    .trim()
+                    .rsplitn(most, char::is_whitespace)
+                    .map(str::trim)
+                    .filter(|part| !part.is_empty())
+                    .collect(),
+            };
+            parts.reverse();
+            parts.into_iter().map(Value::from).collect()
+        }
+        "removeprefix" => without(text.strip_prefix(from_args::<(&str,)>(args)?.0)),
+        "removesuffix" => without(text.strip_suffix(from_args::<(&str,)>(args)?.0)),
+        "index" => match unknown_method_callback(state, value, "find", args)? {
+            place if place == Value::from(-1) => return Err(refused("index looks for what is not there")),
+            place => place,
+        },
+        _ => return unknown_method_callback(state, value, name, args),
+    })
 }
 
 fn refused(message: impl Into<String>) -> Error {

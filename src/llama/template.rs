@@ -4,7 +4,6 @@ use std::collections::HashSet;
 
 use minijinja::syntax::SyntaxConfig;
 use minijinja::{Environment, UndefinedBehavior, context};
-use minijinja_contrib::pycompat;
 use serde_json::{Value as Json, json};
 
 use super::control::{Marker, Specials};
@@ -220,7 +219,6 @@ fn compile(source: String) -> Result<Environment<'static>> {
     environment.set_recursion_limit(RECURSION);
     let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
     environment.set_syntax(syntax.map_err(|e| Error::unsupported(e.to_string()))?);
-    environment.set_unknown_method_callback(pycompat::unknown_method_callback);
     python::install(&mut environment);
     // They write deeply nested values in a time that instruction counts don't bound, and only for people.
     environment.remove_filter("pprint");

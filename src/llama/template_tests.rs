@@ -377,3 +377,26 @@ proptest! {
         prop_assert_eq!(rendered.text, template.render(&open).unwrap().text);
     }
 }
+
+#[test]
+fn texts_have_pythons_methods() {
+    let said = one;
+    for (source, written) in [
+        ("{{ 'a/b/c'.rsplit('/', 1) | join('|') }}", "a/b|c"),
+        ("{{ 'a/b/c'.rsplit('/') | join('|') }}", "a|b|c"),
+        ("{{ ' a  b c '.rsplit() | join('|') }}", "a|b|c"),
+        ("{{ 'a/b'.rsplit('/', -1) | length }}", "2"),
+        ("{{ 'think>x'.removeprefix('think>') }}{{ 'x'.removeprefix('y') }}", "xx"),
+        ("{{ 'x<end>'.removesuffix('<end>') }}", "x"),
+        ("{{ 'abc'.index('c') }}", "2"),
+        ("{{ 'two words' | wordcount }}", "2"),
+        ("{{ 'AbC'.lower() }}{{ 'a,b'.split(',')[1] }}", "abcb"),
+    ] {
+        assert_eq!(said(source).unwrap(), written, "{source}");
+    }
+    for source in
+        ["{{ 'abc'.index('d') }}", "{{ 'a'.rsplit('') }}", "{{ 'a'.removeprefix(1) }}", "{{ 'a'.unheard_of() }}"]
+    {
+        assert!(said(source).is_err(), "{source}");
+    }
+}
