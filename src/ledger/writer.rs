@@ -96,7 +96,10 @@ impl Writer {
     pub(super) fn start(db: Connection, lock: FolderLock) -> Result<Self> {
         let (sender, receiver) = bounded(QUEUE);
         let thread = std::thread::Builder::new().name("apa-ledger".into()).spawn(move || {
-            run(&db, &receiver);
+            // What was being written is undone, and those who wait for it are told; what is queued is written after it.
+            while catch_unwind(AssertUnwindSafe(|| run(&db, &receiver))).is_err() {
+                tracing::error!("a bug stopped the ledger's thread, which goes on with the next write");
+            }
             drop((db, lock));
         })?;
         Ok(Self { queue: Mutex::new(Some(sender)), thread: Mutex::new(Some(thread)) })

@@ -46,8 +46,25 @@ fn table(status: &Status) -> String {
         ("tokens", format!("{} generated, {} of prompts", load.generated_tokens, load.prompt_tokens)),
         ("trainer", format!("{}{reason}", t.state)),
         ("ratings", format!("{} of {} for the next step", t.pending_ratings, t.batch)),
-        ("steps", format!("{} published, {} skipped", t.steps, t.skipped)),
+        (
+            "steps",
+            format!(
+                "{} published, {} skipped, {} refused, {} taken back",
+                t.steps, t.skipped, t.refused, t.rolled_back
+            ),
+        ),
     ];
+    if let Some(on) = &t.trial {
+        let ratings = on.record.as_ref().map_or((0, 0), |r| (r.candidate_ratings, r.parent_ratings));
+        let (share, version, parent) = (100.0 * on.share, on.version, on.parent);
+        rows.push((
+            "trial",
+            format!(
+                "version {version} with {share:.0}% of the users: {} ratings of it, {} of version {parent}",
+                ratings.0, ratings.1
+            ),
+        ));
+    }
     if let Some(on) = &t.unlearning {
         let UnlearnStatus { replayed, batches, seconds_left, .. } = on;
         rows.push(("unlearning", format!("{replayed} of {batches} batches replayed, some {seconds_left:.0} s left")));

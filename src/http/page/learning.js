@@ -6,7 +6,8 @@ import { changesVersions, inWords, listen, now } from './live.js'
 import { Plot } from './plots.js'
 
 const MOST_TOLD = 100
-const PAST = { promoted: 'was promoted', refused: 'was refused', trial: 'went on trial', proposed: 'waits for a decision', rolled_back: 'was taken back' }
+const PAST = { promoted: 'was promoted', refused: 'was refused', trial: 'went on trial', proposed: 'waits for a decision', rolled_back: 'was taken back',
+  unlearned: 'was removed' }
 /** Fewest tokens, with and without training beside them, from which on the two are compared. */
 const FEWEST = 200
 
@@ -202,6 +203,10 @@ const count = ({ counts }) => counts.reduce((a, b) => a + b, 0)
 const mean = durations => count(durations) ? durations.sum_seconds / count(durations) : null
 
 function trainerWords(trainer) {
+  if (trainer.unlearning) {
+    const { replayed, batches, seconds_left: left } = trainer.unlearning
+    return `Unlearning a forgotten user: ${replayed} of ${plural(batches, 'batch', 'batches')} replayed, some ${seconds(left)} left`
+  }
   switch (trainer.state) {
     case 'training': return 'Training now'
     case 'idle': return 'Waiting for ratings'

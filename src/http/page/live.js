@@ -48,7 +48,7 @@ export async function follow() {
   }
 }
 
-const FINAL = new Set(['version_published', 'version_activated', 'version_refused', 'version_rolled_back', 'trial_started', 'trial_advanced'])
+const FINAL = new Set(['version_published', 'version_activated', 'version_refused', 'version_rolled_back', 'trial_started', 'trial_advanced', 'unlearned'])
 
 /** Whether an event changes the list of versions. */
 export const changesVersions = kind => FINAL.has(kind)
@@ -62,6 +62,8 @@ export function inWords(kind, news) {
     case 'version_rolled_back': return `Version ${news.version} was taken back, version ${news.parent} serves: ${news.reason}.`
     case 'trial_started': return `Version ${news.version} is tried by ${(100 * news.share).toFixed(0)} % of the users.`
     case 'trial_advanced': return `Version ${news.version} is tried by ${(100 * news.share).toFixed(0)} % of the users now.`
+    case 'unlearning': return `${news.replayed} of ${news.batches} batches are replayed without a forgotten user\u2019s samples.`
+    case 'unlearned': return `Versions that learned from a forgotten user were removed: ${news.reason}. Version ${news.version ?? news.parent} serves.`
     case 'step_done': return `A training step on ${news.metrics.samples} answers made version ${news.version}.`
     case 'step_dropped': return `A batch of ${news.consumed} ratings changed nothing: ${news.reason}.`
     case 'error': return `Error: ${news.message}`

@@ -5,7 +5,7 @@ import { action, bytes, confirmed, el, fill, number, percent, plural, problem, s
 import { changesVersions, listen, now } from './live.js'
 import { openCompare } from './compare.js'
 
-const RULINGS = { promoted: 'promoted', refused: 'refused', trial: 'on trial', proposed: 'waits for you', rolled_back: 'taken back' }
+const RULINGS = { promoted: 'promoted', refused: 'refused', trial: 'on trial', proposed: 'waits for you', rolled_back: 'taken back', unlearned: 'removed' }
 
 export function openVersions(place) {
   const trouble = el('div')
