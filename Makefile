@@ -104,8 +104,9 @@ bench-feedback: setup ## durable feedback of 16 clients, a million generations, 
 check-cuda: setup ## compiles the trainer for CUDA with its kernels; needs no GPU, installs the compiler from PyPI
 	scripts/check-cuda.sh
 
-docs: build ## writes docs/CONFIG.md anew after a change of the settings
+docs: build ## writes docs/CONFIG.md and docs/HTTP.md anew after a change of the settings or of the API
 	"$(APAD)" config --markdown > docs/CONFIG.md
+	APA_UPDATE_HTTP=1 cargo test --release --locked --test it the_document_of_the_api_is_current
 
 header: setup ## writes include/apa.h anew after a change of the C API
 	APA_UPDATE_HEADER=1 cargo test --release --locked --test it header_is_current

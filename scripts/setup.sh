@@ -84,6 +84,10 @@ if [ "${1:-}" = test ]; then
         python3 -m venv "$clients/venv"
         "$clients/venv/bin/pip" install --quiet openai schemathesis
     fi
+    if ! "$clients/venv/bin/python" -c 'import anthropic' 2>/dev/null; then
+        echo "installing anthropic in $clients"
+        "$clients/venv/bin/pip" install --quiet anthropic
+    fi
     # With what it checks formats with: of a schema's own package these are left out.
     if ! "$clients/venv/bin/python" -c 'import jsonschema, rfc3339_validator' 2>/dev/null; then
         echo "installing jsonschema in $clients"

@@ -103,6 +103,9 @@ pub struct Sampling {
     /// What the answer must look like; anything if unset.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub format: Option<Format>,
+    /// The tokens that end an answer are never sampled, where its format allows others.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub ignore_eos: bool,
     /// Seeds this request's own generator. Unset: drawn at submission, and recorded.
     pub seed: Option<u64>,
 }
@@ -137,6 +140,7 @@ impl Default for Sampling {
             presence_penalty: 0.0,
             logit_bias: BTreeMap::new(),
             format: None,
+            ignore_eos: false,
             seed: None,
         }
     }

@@ -333,8 +333,8 @@ apa_status apa_chat_render(const apa_engine *engine,
  * Queues a generation. The request is the JSON body of the HTTP service: `messages` (a chat) or `prompt` (plain text
  * or tokens), and optionally `max_tokens`, `temperature`, `top_k`, `top_p`, `min_p`, `repeat_penalty`,
  * `frequency_penalty`, `presence_penalty`, `logit_bias`, `response_format` or `grammar` (GBNF), `logprobs` (with
- * `top_logprobs` in a chat), `seed`, `stop`, `user`, `parse_special`, `n` (1), `model` (any); in a chat also `tools`
- * with `tool_choice`, `continue_final_message` and `add_generation_prompt`.
+ * `top_logprobs` in a chat), `seed`, `stop`, `ignore_eos`, `user`, `parse_special`, `n` (1), `model` (any); in a chat
+ * also `tools` with `tool_choice`, `reasoning_format`, `continue_final_message` and `add_generation_prompt`.
  *
  * Errors: `APA_ERR_ARG` for an unknown field or a value out of range (both named), an empty prompt, one longer than
  * the context, or a grammar that can't be used; `APA_ERR_BUSY` if the queue is full; `APA_ERR_UNSUPPORTED` for a chat
@@ -369,7 +369,9 @@ apa_status apa_gen_next(apa_gen *generation, int64_t timeout_ms, apa_string **te
  * Writes the whole of a generation that has ended as a JSON object: `id`, `policy_version` (the weights that made
  * every token of it), `text`, `finish_reason` (`stop`, `length` or `cancelled`), `seed`, `usage` (`prompt_tokens`,
  * `completion_tokens`, `total_tokens`); if they were asked for, `logprobs`: an array with an object a token, as in a
- * chat completion's `logprobs.content`; and, if `text` calls tools, `tool_calls`, as in a chat completion's message.
+ * chat completion's `logprobs.content`; if `text` calls tools, `tool_calls`, as in a chat completion's message; if it
+ * begins with reasoning, `reasoning_content`; and where it is more than what is said to the user, `content`, which is
+ * just that. Pulled pieces are those of `text`.
  * `recorded`, false, is there only if the answer could not be recorded (the disk is full, its user was forgotten): it
  * can't be rated then.
  *

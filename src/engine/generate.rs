@@ -42,6 +42,11 @@ impl Engine {
         Ok(template.render(conversation)?.text)
     }
 
+    /// Whether the model's own chat template knows tools; no, if it has none.
+    pub fn template_knows_tools(&self) -> bool {
+        self.inner.template.as_ref().is_ok_and(|template| template.knows_tools())
+    }
+
     /// Tokenizes the text of a prompt; if `special`, control tokens in it are recognized.
     ///
     /// # Errors

@@ -68,6 +68,11 @@ impl Judge {
         self.versions.status()
     }
 
+    /// The reward model in use, if there is one.
+    pub fn reward_model(&self) -> Option<RewardModel> {
+        self.reward_model.clone()
+    }
+
     /// Whether the reward model has enough new pairs to learn from.
     pub fn learning_is_due(&mut self, ledger: &Ledger) -> bool {
         self.versions.due(ledger)

@@ -20,18 +20,20 @@ mod named;
 mod open;
 mod questions;
 mod recovery;
+mod responses;
 mod reward_versions;
 mod rollouts;
 mod routes;
 mod sample;
 mod sampling;
+mod score;
 mod status;
 mod versions;
 mod weight_format;
 mod weights;
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 
 use crate::config::Config;
 use crate::error::{Error, Result};
@@ -89,6 +91,8 @@ struct Inner {
     sampling: Sampling,
     embeddings: Embeddings,
     in_flight: Arc<InFlight>,
+    /// Held by the one call that scores.
+    scoring: Mutex<()>,
     closed: AtomicBool,
 }
 

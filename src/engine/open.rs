@@ -1,8 +1,8 @@
 //! Opens an engine: model, ledger, versions and threads, each after what it needs. Never serves or trains itself.
 
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use super::alerts::{AlertKind, Alerts};
@@ -127,6 +127,7 @@ impl Engine {
             format,
             sampling,
             in_flight,
+            scoring: Mutex::default(),
             closed,
         };
         let engine = Engine { inner: Arc::new(inner) };

@@ -98,7 +98,7 @@ impl Engine {
         Ok(tokens)
     }
 
-    fn check_tokens(&self, prompt: &[TokenId], response: &[TokenId]) -> Result<()> {
+    pub(super) fn check_tokens(&self, prompt: &[TokenId], response: &[TokenId]) -> Result<()> {
         let (known, most) = (self.vocabulary(), self.inner.config.serve.context as usize);
         if prompt.is_empty() || response.is_empty() {
             let empty = if prompt.is_empty() { "prompt" } else { "completion" };

@@ -17,7 +17,7 @@ use super::strings::{apa_string, string};
 use crate::Engine;
 use crate::engine::{Event, GenerationStream, Next};
 use crate::error::{Error, Result};
-use crate::request::{Reader, Unknown, calls_json, parse_request};
+use crate::request::{Reader, Reading, Unknown, calls_json, parse_request};
 use crate::types::{FinishReason, Generation};
 
 /// A running or ended generation. Owned by the caller who started it, and freed with `apa_gen_free`; every call is safe
@@ -42,8 +42,8 @@ type Wake = unsafe extern "C" fn(*mut c_void);
 
 pub(super) struct GenObject {
     stream: GenerationStream,
-    /// Names of the tools that the answer may call.
-    tools: Arc<[String]>,
+    /// How its text is read.
+    reading: Reading,
     /// The outcome; set by the pull that sees the end, for all later ones.
     end: OnceLock<Result<Arc<Generation>>>,
     freed: AtomicBool,
@@ -60,7 +60,7 @@ enum Pulled {
 
 impl GenObject {
     fn start(engine: &Engine, request: &[u8]) -> Result<Self> {
-        let mut request = parse_request(request, Unknown::Refuse)?;
+        let request = parse_request(request, Unknown::Refuse)?;
         if request.stream || request.include_usage {
             return Err(Error::arg(
                 "stream is for HTTP; here apa_gen_next streams and apa_generate may, expected neither field",
@@ -69,9 +69,9 @@ impl GenObject {
         if request.n != 1 {
             return Err(Error::arg(format!("n is {}, expected 1: start a generation for each answer", request.n)));
         }
-        let tools = std::mem::take(&mut request.tools).into();
-        let stream = engine.generate(request.resolve(engine)?)?;
-        Ok(Self { stream, tools, end: OnceLock::new(), freed: AtomicBool::new(false), wake: Arc::new(Slot::new()) })
+        let (request, reading) = request.resolve(engine)?;
+        let stream = engine.generate(request)?;
+        Ok(Self { stream, reading, end: OnceLock::new(), freed: AtomicBool::new(false), wake: Arc::new(Slot::new()) })
     }
 
     /// Makes the engine call the hook in the slot.
@@ -123,13 +123,15 @@ fn result_json(generation: &Generation, object: &GenObject) -> serde_json::Value
     if generation.unrecorded {
         result["recorded"] = false.into();
     }
-    if !object.tools.is_empty() {
-        let mut reader = Reader::new(object.tools.clone());
-        reader.push(&generation.text);
-        let (_, calls) = reader.finish();
-        if !calls.is_empty() {
-            result["tool_calls"] = calls_json(&generation.id.0, calls).into();
-        }
+    let parts = Reader::parts(object.reading.clone(), &generation.text);
+    if !parts.calls.is_empty() {
+        result["tool_calls"] = calls_json(&generation.id.0, &parts.calls).into();
+    }
+    if !parts.reasoning.is_empty() {
+        result["reasoning_content"] = parts.reasoning.into();
+    }
+    if parts.text != generation.text {
+        result["content"] = parts.text.into();
     }
     let logprobs = object.stream.logprobs(0);
     if !logprobs.is_empty() {
@@ -141,8 +143,8 @@ fn result_json(generation: &Generation, object: &GenObject) -> serde_json::Value
 /// Queues a generation. The request is the JSON body of the HTTP service: `messages` (a chat) or `prompt` (plain text
 /// or tokens), and optionally `max_tokens`, `temperature`, `top_k`, `top_p`, `min_p`, `repeat_penalty`,
 /// `frequency_penalty`, `presence_penalty`, `logit_bias`, `response_format` or `grammar` (GBNF), `logprobs` (with
-/// `top_logprobs` in a chat), `seed`, `stop`, `user`, `parse_special`, `n` (1), `model` (any); in a chat also `tools`
-/// with `tool_choice`, `continue_final_message` and `add_generation_prompt`.
+/// `top_logprobs` in a chat), `seed`, `stop`, `ignore_eos`, `user`, `parse_special`, `n` (1), `model` (any); in a chat
+/// also `tools` with `tool_choice`, `reasoning_format`, `continue_final_message` and `add_generation_prompt`.
 ///
 /// Errors: `APA_ERR_ARG` for an unknown field or a value out of range (both named), an empty prompt, one longer than
 /// the context, or a grammar that can't be used; `APA_ERR_BUSY` if the queue is full; `APA_ERR_UNSUPPORTED` for a chat
@@ -221,7 +223,9 @@ pub unsafe extern "C" fn apa_gen_next(
 /// Writes the whole of a generation that has ended as a JSON object: `id`, `policy_version` (the weights that made
 /// every token of it), `text`, `finish_reason` (`stop`, `length` or `cancelled`), `seed`, `usage` (`prompt_tokens`,
 /// `completion_tokens`, `total_tokens`); if they were asked for, `logprobs`: an array with an object a token, as in a
-/// chat completion's `logprobs.content`; and, if `text` calls tools, `tool_calls`, as in a chat completion's message.
+/// chat completion's `logprobs.content`; if `text` calls tools, `tool_calls`, as in a chat completion's message; if it
+/// begins with reasoning, `reasoning_content`; and where it is more than what is said to the user, `content`, which is
+/// just that. Pulled pieces are those of `text`.
 /// `recorded`, false, is there only if the answer could not be recorded (the disk is full, its user was forgotten): it
 /// can't be rated then.
 ///

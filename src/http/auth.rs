@@ -6,7 +6,7 @@ use std::sync::{Arc, RwLock};
 use std::time::SystemTime;
 
 use axum::extract::{Extension, Request, State};
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderMap, HeaderName, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::Response;
 use axum::routing::MethodRouter;
@@ -25,6 +25,9 @@ const OPEN: [&str; 4] = ["/health", "/openapi.json", "/docs", "/"];
 fn is_open(path: &str) -> bool {
     OPEN.contains(&path) || path.starts_with(page::FOLDER)
 }
+
+/// Where Anthropic's clients send their key.
+const ANTHROPIC: HeaderName = HeaderName::from_static("x-api-key");
 
 /// Separates a client key's name from the users that the client names. No key's name has it.
 const OF: char = '/';
@@ -173,14 +176,13 @@ impl Caller {
 
 /// Refuses requests without a valid key, if keys are configured.
 pub(super) async fn guard(State(app): State<Arc<App>>, mut request: Request, next: Next) -> ApiResult<Response> {
-    let key = request.headers().get(header::AUTHORIZATION).and_then(|v| v.to_str().ok()).and_then(bearer);
-    match app.keys.caller(key.unwrap_or_default()) {
+    match app.keys.caller(presented(request.headers())) {
         Some(caller) => {
             request.extensions_mut().insert(caller);
         }
         None if is_open(request.uri().path()) => {}
         None => {
-            let message = "no valid key, expected the header Authorization: Bearer KEY";
+            let message = "no valid key, expected the header Authorization: Bearer KEY (or X-Api-Key: KEY)";
             return Err(ApiError::new(StatusCode::UNAUTHORIZED, "invalid_api_key", message));
         }
     }
@@ -198,6 +200,12 @@ async fn operators_only(Extension(caller): Extension<Caller>, request: Request, 
         return Err(ApiError::new(StatusCode::FORBIDDEN, "operator_only", message));
     }
     Ok(next.run(request).await)
+}
+
+/// The key that a request presents; empty without one.
+fn presented(headers: &HeaderMap) -> &str {
+    let told = |name| headers.get(name).and_then(|v| v.to_str().ok());
+    told(header::AUTHORIZATION).and_then(bearer).or_else(|| told(ANTHROPIC)).unwrap_or_default()
 }
 
 fn bearer(value: &str) -> Option<&str> {

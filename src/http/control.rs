@@ -177,7 +177,7 @@ pub(super) async fn reviews(State(app): Shared) -> ApiResult<Json<Value>> {
 }
 
 /// Decide whether a user's ratings count
-#[utoipa::path(post, path = "/v1/feedback/reviews", request_body = Object,
+#[utoipa::path(post, path = "/v1/feedback/reviews", request_body = ReviewRequest,
     responses((status = 200, body = Object), (status = 400, body = ErrorBody)))]
 pub(super) async fn review(State(app): Shared, Body(body): Body) -> ApiResult<Json<Value>> {
     let (user, verdict) = request::parse_review(&body, Unknown::Ignore)?;
@@ -221,15 +221,10 @@ pub(super) async fn aside(State(app): Shared) -> ApiResult<Json<Value>> {
 }
 
 /// Adopt versions that were set aside; none of them is activated
-#[utoipa::path(post, path = "/v1/policy/adopt", request_body = Object,
+#[utoipa::path(post, path = "/v1/policy/adopt", request_body = AdoptRequest,
     responses((status = 200, body = Object), (status = 400, body = ErrorBody), (status = 404, body = ErrorBody)))]
 pub(super) async fn adopt(State(app): Shared, Body(body): Body) -> ApiResult<Json<Value>> {
-    #[derive(serde::Deserialize)]
-    #[serde(deny_unknown_fields)]
-    struct Adopt {
-        name: Option<String>,
-    }
-    let Adopt { name } = serde_json::from_slice(&body).map_err(|e| {
+    let AdoptRequest { name } = serde_json::from_slice(&body).map_err(|e| {
         Error::arg(format!("{e}, expected a body like {{\"name\": \"000003\"}}, or {{}} for all of them"))
     })?;
     let adopted = blocking(move || Ok(app.engine.adopt(name.as_deref())?)).await?;
@@ -240,16 +235,11 @@ pub(super) async fn adopt(State(app): Shared, Body(body): Body) -> ApiResult<Jso
 #[utoipa::path(post, path = "/v1/policy/activate", request_body = ActivateRequest,
     responses((status = 200, body = Object), (status = 400, body = ErrorBody), (status = 404, body = ErrorBody)))]
 pub(super) async fn activate(State(app): Shared, Body(body): Body) -> ApiResult<Json<Value>> {
-    #[derive(serde::Deserialize)]
-    struct Activate {
-        version: PolicyVersion,
-        #[serde(default)]
-        whole: bool,
-    }
-    let Activate { version, whole } = serde_json::from_slice(&body)
+    let ActivateRequest { version, whole } = serde_json::from_slice(&body)
         .map_err(|e| Error::arg(format!("{e}, expected a body like {{\"version\": 3}}")))?;
+    let version = PolicyVersion(version);
     blocking(move || {
-        if whole {
+        if whole == Some(true) {
             app.engine.activate_whole(version)?
         } else {
             app.engine.activate(version)?

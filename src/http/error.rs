@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::error::{Code, Error};
 
-/// A failed request: status, and the body `{"error": {message, type, param, code}}`.
+/// A failed request: status, and the body `{"type": "error", "error": {message, type, param, code}}`.
 #[derive(Debug)]
 pub(super) struct ApiError {
     status: StatusCode,
@@ -35,7 +35,8 @@ impl ApiError {
             s if s.is_client_error() => "invalid_request_error",
             _ => "server_error",
         };
-        json!({"error": {"message": self.message, "type": kind, "param": null, "code": self.code}})
+        // The type beside it is for Anthropic's clients.
+        json!({"type": "error", "error": {"message": self.message, "type": kind, "param": null, "code": self.code}})
     }
 }
 

@@ -20,8 +20,14 @@ pub(super) struct Events {
     told: usize,
 }
 
-/// An event, and the log-probabilities of the tokens since the one before.
-pub(super) type Piece = (Event, Vec<TokenLogprob>);
+/// An event.
+pub(super) struct Piece {
+    pub(super) event: Event,
+    /// The log-probabilities of the tokens since the one before.
+    pub(super) logprobs: Vec<TokenLogprob>,
+    /// The stop string that ended the answer.
+    pub(super) stop: Option<String>,
+}
 
 impl Events {
     pub(super) fn new(generation: GenerationStream) -> Self {
@@ -42,11 +48,13 @@ impl Stream for Events {
         let item = match generation.next(Some(Duration::ZERO)) {
             Ok(Next::Timeout) => return Poll::Pending,
             Ok(Next::Finished) => None,
-            Ok(Next::Event(event)) => Some(Ok((event, generation.logprobs(self.told)))),
+            Ok(Next::Event(event)) => {
+                Some(Ok(Piece { event, logprobs: generation.logprobs(self.told), stop: generation.stopped_by() }))
+            }
             Err(error) => Some(Err(error)),
         };
         match &item {
-            Some(Ok((Event::Text(_), logprobs))) => self.told += logprobs.len(),
+            Some(Ok(Piece { event: Event::Text(_), logprobs, .. })) => self.told += logprobs.len(),
             _ => self.generation = None,
         }
         Poll::Ready(item)

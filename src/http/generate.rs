@@ -1,5 +1,5 @@
-//! The two OpenAI-shaped generation endpoints, streamed or whole. Handles the sequence of events; `shape` makes the
-//! JSON.
+//! The endpoints that generate, streamed or whole: handles the sequence of events for all of them. Makes no JSON: the
+//! dialects do.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -9,19 +9,20 @@ use axum::extract::{Extension, State};
 use axum::response::sse::{self, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use futures_util::stream::{self, StreamExt};
-use serde_json::Value;
 
 use super::auth::Caller;
 use super::body::Body;
+use super::dialect::{Dialect, End, Whole};
 use super::error::{ApiError, ApiResult};
-use super::events::Events;
+use super::events::{Events, Piece};
 use super::schemas::*;
 use super::shape::{Choice, Kind, Shape};
 use super::{App, blocking};
 use crate::engine::{Engine, Event, GenerationStream};
 use crate::error::{Error, Result};
-use crate::request::{ParsedRequest, Prompt, Unknown, parse_chat, parse_completion};
+use crate::request::{ParsedRequest, Prompt, Reader, Reading, Unknown, parse_chat, parse_completion};
 use crate::system::unix_millis;
+use crate::types::GenerationId;
 
 /// Answer a conversation; with stream as server-sent events
 #[utoipa::path(post, path = "/v1/chat/completions", request_body = ChatRequest,
@@ -47,44 +48,84 @@ pub(super) async fn completion(
     answer(app, by, Kind::Text, move || parse_completion(&body, Unknown::Ignore)).await
 }
 
+/// A running answer, and how it is read.
+pub(super) struct Started {
+    generation: GenerationStream,
+    reading: Reading,
+    /// The text of the prompt, if that is wanted before it.
+    echo: String,
+    prompt_tokens: usize,
+}
+
+impl Started {
+    pub(super) fn id(&self) -> &GenerationId {
+        self.generation.id()
+    }
+
+    pub(super) fn prompt_tokens(&self) -> usize {
+        self.prompt_tokens
+    }
+}
+
+/// What all dialects need to know of a request.
+pub(super) struct Asked {
+    pub(super) stream: bool,
+    include_usage: bool,
+    logprobs: bool,
+    n: u32,
+}
+
 async fn answer(
     app: Arc<App>,
     by: Caller,
     kind: Kind,
     parse: impl FnOnce() -> Result<ParsedRequest> + Send + 'static,
 ) -> ApiResult<Response> {
+    let (asked, started) = begin(&app, by, parse).await?;
+    let choice = |(i, one): (usize, &Started)| Choice::new(i, one.generation.id(), asked.logprobs, one.echo.clone());
+    let choices: Vec<Choice> = started.iter().enumerate().map(choice).collect();
+    let shape = Shape {
+        kind,
+        id: started.first().map(|one| one.generation.id().to_string()).unwrap_or_default(),
+        created: unix_millis() / 1000,
+        model: app.model.clone(),
+        include_usage: asked.include_usage,
+        per_prompt: asked.n as usize,
+        choices,
+    };
+    tell(shape, started, asked.stream).await
+}
+
+/// Starts what a body asks for.
+pub(super) async fn begin(
+    app: &Arc<App>,
+    by: Caller,
+    parse: impl FnOnce() -> Result<ParsedRequest> + Send + 'static,
+) -> ApiResult<(Asked, Vec<Started>)> {
     if app.draining() {
         return Err(Error::closed("the service is about to end and takes nothing new").into());
     }
     let engine = app.engine.clone();
     // Templates and tokenizers are slow on long prompts.
-    let (stream, include_usage, logprobs, n, tools, started) = blocking(move || {
+    blocking(move || {
         let mut parsed = parse()?;
         parsed.each.user = by.user(parsed.each.user.take())?;
-        let (stream, include_usage, logprobs) = (parsed.stream, parsed.include_usage, parsed.each.logprobs.is_some());
-        let tools: Arc<[String]> = std::mem::take(&mut parsed.tools).into();
-        Ok((stream, include_usage, logprobs, parsed.n, tools, start(&engine, parsed)?))
+        let ParsedRequest { stream, include_usage, n, .. } = parsed;
+        let asked = Asked { stream, include_usage, logprobs: parsed.each.logprobs.is_some(), n };
+        Ok((asked, start(&engine, parsed)?))
     })
-    .await?;
-    let choice =
-        |(i, (echo, g)): (usize, &(String, GenerationStream))| Choice::new(i, g.id(), logprobs, &tools, echo.clone());
-    let choices: Vec<Choice> = started.iter().enumerate().map(choice).collect();
-    let generations: Vec<GenerationStream> = started.into_iter().map(|(_, generation)| generation).collect();
-    let shape = Shape {
-        kind,
-        id: generations.first().map(|g| g.id().to_string()).unwrap_or_default(),
-        created: unix_millis() / 1000,
-        model: app.model.clone(),
-        include_usage,
-        per_prompt: n as usize,
-    };
-    let events = generations.into_iter().map(Events::new).collect();
-    if stream { Ok(streamed(shape, choices, events)) } else { at_once(shape, choices, events).await }
+    .await
 }
 
-/// Starts a generation for each answer, grouped by prompt, with the text to echo before it. If one is refused, those
-/// started before it are cancelled.
-fn start(engine: &Engine, parsed: ParsedRequest) -> Result<Vec<(String, GenerationStream)>> {
+/// Tells answers as they come, or whole.
+pub(super) async fn tell(dialect: impl Dialect, started: Vec<Started>, stream: bool) -> ApiResult<Response> {
+    let (events, readings) =
+        started.into_iter().map(|one| (Events::new(one.generation), one.reading)).unzip::<_, _, Vec<_>, Vec<_>>();
+    if stream { Ok(streamed(dialect, events, readings)) } else { at_once(dialect, events, readings).await }
+}
+
+/// Starts a generation for each answer, grouped by prompt. If one is refused, those started before it are cancelled.
+fn start(engine: &Engine, parsed: ParsedRequest) -> Result<Vec<Started>> {
     let (n, echo) = (parsed.n, parsed.echo);
     let given = |prompt: &Prompt| match prompt {
         Prompt::Text(text) | Prompt::Special(text) if echo => text.clone(),
@@ -94,64 +135,66 @@ fn start(engine: &Engine, parsed: ParsedRequest) -> Result<Vec<(String, Generati
     let texts: Vec<String> = parsed.prompts.iter().map(given).collect();
     let all = parsed.resolve_all(engine)?.into_iter().zip(texts);
     let mut started = Vec::new();
-    for (request, text) in all {
+    for ((request, reading), echo) in all {
         for i in 0..n {
             let mut request = request.clone();
             // With a given seed, each answer still has its own.
             request.sampling.seed = request.sampling.seed.map(|seed| seed.wrapping_add(u64::from(i)));
-            started.push((text.clone(), engine.generate(request)?));
+            let prompt_tokens = request.prompt.len();
+            let generation = engine.generate(request)?;
+            started.push(Started { generation, reading: reading.clone(), echo: echo.clone(), prompt_tokens });
         }
     }
     Ok(started)
 }
 
-async fn at_once(shape: Shape, mut choices: Vec<Choice>, events: Vec<Events>) -> ApiResult<Response> {
-    let mut generations = Vec::with_capacity(events.len());
-    for (choice, mut events) in choices.iter_mut().zip(events) {
+async fn at_once(mut dialect: impl Dialect, events: Vec<Events>, readings: Vec<Reading>) -> ApiResult<Response> {
+    let mut answers = Vec::with_capacity(events.len());
+    for (mut events, reading) in events.into_iter().zip(readings) {
+        let (mut told, mut ended) = (Vec::new(), None);
         while let Some(event) = events.next().await {
-            let (event, logprobs) = event?;
-            choice.told.extend(logprobs);
+            let Piece { event, logprobs, stop } = event?;
+            told.extend(logprobs);
             if let Event::Done(generation) = event {
-                generations.push(generation);
+                ended = Some((generation, stop));
             }
         }
+        let (generation, stop) = ended.ok_or_else(|| Error::closed("the generation ended without a result"))?;
+        answers.push(Whole { parts: Reader::parts(reading, &generation.text), generation, logprobs: told, stop });
     }
-    if generations.len() < choices.len() {
-        return Err(Error::closed("the generation ended without a result").into());
-    }
-    Ok(Json(shape.whole(&mut choices, &generations)).into_response())
+    Ok(Json(dialect.whole(&answers)).into_response())
 }
 
-fn streamed(shape: Shape, mut choices: Vec<Choice>, events: Vec<Events>) -> Response {
-    let head: Vec<Value> = choices.iter().filter_map(|choice| shape.head(choice)).collect();
+fn streamed(mut dialect: impl Dialect, events: Vec<Events>, readings: Vec<Reading>) -> Response {
+    let head = dialect.head();
+    let mut readers: Vec<Reader> = readings.into_iter().map(Reader::new).collect();
     let numbered = events.into_iter().enumerate().map(|(i, events)| events.map(move |event| (i, event)));
     let (mut done, mut failed) = (Vec::new(), 0);
     let rest = stream::select_all(numbered).flat_map(move |(i, event)| {
-        let Some(choice) = choices.get_mut(i) else { return stream::iter(Vec::new()) };
-        let mut chunks = Vec::new();
+        let Some(reader) = readers.get_mut(i) else { return stream::iter(Vec::new()) };
+        let mut said = Vec::new();
         match event {
-            Ok((Event::Text(text), logprobs)) => chunks.extend(shape.piece(choice, text, &logprobs).map(data)),
-            Ok((Event::Done(generation), logprobs)) => {
-                chunks.extend(shape.last(choice, &generation, &logprobs).into_iter().map(data));
+            Ok(Piece { event: Event::Text(text), logprobs, .. }) => {
+                said.extend(dialect.piece(i, reader.push(&text), &logprobs));
+            }
+            Ok(Piece { event: Event::Done(generation), logprobs, stop }) => {
+                said.extend(dialect.piece(i, reader.finish(), &logprobs));
+                let broken_off = reader.broke_off();
+                said.extend(dialect.last(i, &End { generation: generation.clone(), broken_off, stop }));
                 done.push(generation);
             }
-            // The other answers continue; `error` tells the client that this one is incomplete.
+            // The other answers continue; the error tells the client that this one is incomplete.
             Err(error) => {
-                chunks.push(data(shape.failed(choice, ApiError::from(error).body())));
+                said.extend(dialect.failed(i, &ApiError::from(error)));
                 failed += 1;
             }
         }
         // An ended choice sends nothing more, so this holds once, after the last one ends.
-        if done.len() + failed == choices.len() {
-            chunks.extend(shape.counts(&done).map(data));
-            chunks.push(sse::Event::default().data("[DONE]"));
+        if done.len() + failed == readers.len() {
+            said.extend(dialect.end(&done));
         }
-        stream::iter(chunks)
+        stream::iter(said)
     });
-    let all = stream::iter(head.into_iter().map(data)).chain(rest);
-    Sse::new(all.map(Ok::<_, Infallible>)).keep_alive(KeepAlive::default()).into_response()
-}
-
-fn data(chunk: Value) -> sse::Event {
-    sse::Event::default().data(chunk.to_string())
+    let all = stream::iter(head).chain(rest).map(|said| Ok::<_, Infallible>(sse::Event::from(said)));
+    Sse::new(all).keep_alive(KeepAlive::default()).into_response()
 }

@@ -6,7 +6,7 @@ use std::ops::RangeInclusive;
 use serde_json::Value;
 
 use crate::engine::GenerateRequest;
-use crate::request::{ANSWERS, CHOICES, EMBEDDINGS, TEXT_LOGPROBS};
+use crate::request::{ANSWERS, CHOICES, EMBEDDINGS, SCORED, TEXT_LOGPROBS};
 use crate::types::{RATINGS, Sampling};
 
 /// Writes the limits into a document.
@@ -28,8 +28,13 @@ pub(super) fn write(document: &mut Value) {
     }
     limit(document, "CompletionRequest", "logprobs", ends(&(0..=TEXT_LOGPROBS)));
     add(document, "CompletionRequest", "prompt", &format!("Several get at most {ANSWERS} answers in all."));
+    limit(document, "RerankRequest", "top_n", ends(&(1..=SCORED)));
+    add(document, "ScoreRequest", "completions", &format!("At most {SCORED}."));
+    add(document, "RerankRequest", "documents", &format!("At most {SCORED}."));
     add(document, "EmbeddingsRequest", "input", &format!("At most {EMBEDDINGS}."));
     limit(document, "FeedbackRequest", "rating", ends(&RATINGS));
+    limit(document, "SampleRequest", "reward", ends(&RATINGS));
+    limit(document, "SampleRequest", "temperature", ends(&Sampling::TEMPERATURE));
 }
 
 /// Both ends as JSON numbers, in their shortest form: 0.01 is no 32-bit float.

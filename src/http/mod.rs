@@ -1,24 +1,30 @@
 //! The HTTP service: turns requests into engine calls, and results into OpenAI-shaped responses. The only user of axum;
 //! holds no state of its own.
 
+mod anthropic;
 mod auth;
 mod background;
 mod body;
 mod connections;
 mod control;
+mod dialect;
 mod error;
 mod events;
 mod generate;
 mod keys;
 mod limits;
 mod live;
+mod markdown;
 mod models;
 mod openapi;
 mod origin;
 mod page;
+mod responses;
 mod schemas;
+mod score;
 mod shape;
 mod socket;
+mod transfer;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -43,6 +49,7 @@ use origin::Origins;
 
 pub use background::Background;
 pub use keys::{Key, Scope, add_key, read_keys, revoke_key};
+pub use markdown::markdown;
 
 /// Time that running answers get to end after a shutdown request.
 const DRAIN: Duration = Duration::from_secs(30);
@@ -95,6 +102,7 @@ pub async fn serve(
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> Result<()> {
     let keys = Keys::load(config, listener.local_addr()?)?;
+    transfer::tidy(&engine.config().data);
     let patience = Duration::from_secs(u64::from(config.read_seconds));
     let app = Arc::new(App {
         model: engine.status().model,
@@ -147,6 +155,12 @@ fn router(app: Arc<App>) -> Router {
         .route("/v1/policy/figures", operator(get(models::figures)))
         .route("/v1/chat/completions", post(generate::chat))
         .route("/v1/completions", post(generate::completion))
+        .route("/v1/messages", post(anthropic::messages))
+        .route("/v1/messages/count_tokens", post(anthropic::count_tokens))
+        .route("/v1/responses", post(responses::respond))
+        .route("/v1/responses/{id}", get(responses::response).delete(responses::drop_response))
+        .route("/v1/score", post(score::score))
+        .route("/v1/rerank", post(score::rerank))
         .route("/tokenize", post(control::tokenize))
         .route("/detokenize", post(control::detokenize))
         .route("/v1/embeddings", post(control::embeddings))
@@ -161,6 +175,9 @@ fn router(app: Arc<App>) -> Router {
         .route("/v1/forget", post(control::forget))
         .route("/v1/policy/versions", operator(get(control::versions)))
         .route("/v1/policy/versions/{version}", operator(get(control::version)))
+        .route("/v1/policy/versions/{version}/snapshot", operator(get(transfer::snapshot)))
+        .route("/v1/policy/restore", operator(post(transfer::restore)))
+        .route("/v1/samples", operator(post(transfer::sample)))
         .route("/v1/policy/verdicts", operator(get(control::verdicts)))
         .route("/v1/policy/aside", operator(get(control::aside)))
         .route("/v1/policy/adopt", operator(post(control::adopt)))

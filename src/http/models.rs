@@ -92,12 +92,13 @@ pub(super) async fn properties(State(app): State<Arc<App>>) -> Json<Value> {
 pub(super) async fn apply_template(State(app): State<Arc<App>>, Body(body): Body) -> ApiResult<Json<Value>> {
     blocking(move || {
         let parsed = request::parse_chat(&body, Unknown::Ignore)?;
-        let conversation = parsed.prompts.iter().find_map(|prompt| match prompt {
+        let conversation = parsed.prompts.into_iter().find_map(|prompt| match prompt {
             Prompt::Chat(conversation) => Some(conversation),
             _ => None,
         });
         let conversation = conversation.ok_or_else(|| Error::arg("the request has no messages"))?;
-        Ok(Json(json!({"prompt": app.engine.rendered(conversation)?})))
+        let conversation = request::written(conversation, &app.engine)?;
+        Ok(Json(json!({"prompt": app.engine.rendered(&conversation)?})))
     })
     .await
 }

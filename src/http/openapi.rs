@@ -4,9 +4,13 @@ use std::sync::OnceLock;
 
 use axum::http::{HeaderMap, HeaderValue, header};
 use axum::response::{Html, IntoResponse};
+use serde_json::{Value, json};
 use utoipa::OpenApi;
 
-use super::{control, generate, limits, live, models};
+use super::{anthropic, control, generate, limits, live, models, responses, score, transfer};
+
+/// Paths for operators beside those of versions and of the trainer.
+const FOR_OPERATORS: [&str; 5] = ["/v1/events", "/v1/feedback/reviews", "/v1/samples", "/v1/status", "/metrics"];
 
 /// GET /openapi.json
 pub(super) async fn document() -> impl IntoResponse {
@@ -19,8 +23,25 @@ pub(super) fn text() -> &'static str {
     TEXT.get_or_init(|| {
         let mut document = serde_json::to_value(Api::openapi()).unwrap_or_default();
         limits::write(&mut document);
+        tag(&mut document);
         document.to_string()
     })
+}
+
+/// The tag of what is for operators.
+pub(super) const OPERATORS: &str = "operators";
+
+/// Says whom each operation is for. What needs no key is for everyone, too.
+fn tag(document: &mut Value) {
+    let operators = |path: &str| {
+        path.starts_with("/v1/policy/") || path.starts_with("/v1/trainer") || FOR_OPERATORS.contains(&path)
+    };
+    for (path, methods) in document["paths"].as_object_mut().into_iter().flatten() {
+        let tag = if operators(path) { OPERATORS } else { "clients" };
+        for (_, operation) in methods.as_object_mut().into_iter().flatten() {
+            operation["tags"] = json!([tag]);
+        }
+    }
 }
 
 /// GET /docs: loads nothing from other hosts, and may not.
@@ -37,7 +58,14 @@ pub(super) async fn page() -> impl IntoResponse {
     paths(
         generate::chat,
         generate::completion,
+        anthropic::messages,
+        anthropic::count_tokens,
+        responses::respond,
+        responses::response,
+        responses::drop_response,
         control::embeddings,
+        score::score,
+        score::rerank,
         models::models,
         models::model,
         models::properties,
@@ -59,6 +87,9 @@ pub(super) async fn page() -> impl IntoResponse {
         control::adopt,
         control::activate,
         control::rollback,
+        transfer::snapshot,
+        transfer::restore,
+        transfer::sample,
         control::trainer,
         control::step,
         control::roll_out,
@@ -68,3 +99,95 @@ pub(super) async fn page() -> impl IntoResponse {
     )
 )]
 struct Api;
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::super::schemas::{ActivateRequest, AdoptRequest};
+    use super::*;
+    use crate::error::Error;
+    use crate::request::known::*;
+    use crate::request::*;
+
+    type Read = fn(&[u8]) -> Option<Error>;
+
+    /// Every body of the document, with the fields that its parser lists, and the parser, strict.
+    fn bodies() -> Vec<(&'static str, Vec<&'static str>, Read)> {
+        const STRICT: Unknown = Unknown::Refuse;
+        let but = |left_out: &[&str]| REQUEST_FIELDS.iter().copied().filter(|f| !left_out.contains(f)).collect();
+        vec![
+            ("ChatRequest", but(TEXT_FIELDS), |b| parse_chat(b, STRICT).err()),
+            ("CompletionRequest", but(CHAT_FIELDS), |b| parse_completion(b, STRICT).err()),
+            ("MessagesRequest", ANTHROPIC_FIELDS.to_vec(), |b| parse_anthropic(b, STRICT).err()),
+            ("ResponsesRequest", RESPONSES_FIELDS.to_vec(), |b| parse_responses(b, STRICT).err()),
+            ("EmbeddingsRequest", EMBEDDINGS_FIELDS.to_vec(), |b| parse_embeddings(b, STRICT).err()),
+            ("SampleRequest", SAMPLE_FIELDS.to_vec(), |b| parse_sample(b, STRICT).err()),
+            ("ScoreRequest", SCORE_FIELDS.to_vec(), |b| parse_score(b, STRICT).err()),
+            ("RerankRequest", RERANK_FIELDS.to_vec(), |b| parse_rerank(b, STRICT).err()),
+            ("TokenizeRequest", TOKENIZE_FIELDS.to_vec(), |b| parse_tokenize(b, STRICT).err()),
+            ("DetokenizeRequest", DETOKENIZE_FIELDS.to_vec(), |b| parse_detokenize(b, STRICT).err()),
+            ("FeedbackRequest", FEEDBACK_FIELDS.to_vec(), |b| parse_feedback(b, STRICT).err()),
+            ("PreferenceRequest", PREFERENCE_FIELDS.to_vec(), |b| parse_preference(b, STRICT).err()),
+            ("ForgetRequest", FORGET_FIELDS.to_vec(), |b| parse_forget(b, STRICT).err()),
+            ("ReviewRequest", REVIEW_FIELDS.to_vec(), |b| parse_review(b, STRICT).err()),
+        ]
+    }
+
+    /// A body with what has to be there, and one field more of the wrong kind.
+    fn with(document: &Value, name: &str, field: &str) -> Value {
+        let schema = &document["components"]["schemas"][name];
+        let mut body = json!({});
+        for required in schema["required"].as_array().into_iter().flatten().filter_map(Value::as_str) {
+            body[required] = match required {
+                "messages" => json!([{"role": "user", "content": "hi"}]),
+                "tokens" => json!([1]),
+                "verdict" => json!("hold"),
+                "chosen_id" => json!("gen-1"),
+                _ => json!("x"),
+            };
+        }
+        body[field] = json!([[]]);
+        body
+    }
+
+    #[test]
+    fn the_document_has_the_fields_of_each_parser_which_takes_them() {
+        let document: Value = serde_json::from_str(text()).unwrap();
+        let fields_of = |name: &str| -> BTreeSet<String> {
+            let fields = document["components"]["schemas"][name]["properties"].as_object();
+            fields.unwrap_or_else(|| panic!("no {name}")).keys().cloned().collect()
+        };
+        let mut compared: BTreeSet<&str> = BTreeSet::new();
+        for (name, listed, parse) in bodies() {
+            let listed: BTreeSet<String> = listed.into_iter().map(str::to_owned).collect();
+            assert_eq!(fields_of(name), listed, "{name}");
+            for field in listed {
+                let error = parse(with(&document, name, &field).to_string().as_bytes());
+                let said = error.as_ref().map_or("", |e| e.message());
+                assert!(!said.starts_with("unknown field") && !said.contains("does not belong"), "{name}: {said}");
+            }
+            compared.insert(name);
+        }
+        assert_eq!(fields_of("ChatMessageBody"), MEMBERS.iter().map(|m| (*m).to_owned()).collect());
+        // These two are read as they are described.
+        for (name, fields) in [
+            ("ActivateRequest", serde_json::to_value(ActivateRequest { version: 1, whole: None }).unwrap()),
+            ("AdoptRequest", serde_json::to_value(AdoptRequest { name: None }).unwrap()),
+        ] {
+            assert_eq!(fields_of(name), fields.as_object().unwrap().keys().cloned().collect());
+            compared.insert(name);
+        }
+        // No operation takes a body that was not compared.
+        for (path, methods) in document["paths"].as_object().unwrap() {
+            for (method, operation) in methods.as_object().unwrap() {
+                let body = &operation["requestBody"]["content"]["application/json"]["schema"];
+                if body.is_null() {
+                    continue;
+                }
+                let name = body["$ref"].as_str().and_then(|at| at.rsplit('/').next());
+                assert!(name.is_some_and(|name| compared.contains(name)), "{method} {path}: {body}");
+            }
+        }
+    }
+}

@@ -4,8 +4,10 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value, json};
 
+use super::dialect::{Dialect, End, Said, Whole};
+use super::error::ApiError;
 use crate::llama::TextDecoder;
-use crate::request::{Call, Reader, calls_json};
+use crate::request::{Delta, call_id, calls_json};
 use crate::types::{FinishReason, Generation, GenerationId, TokenLogprob};
 
 /// Which of the two APIs.
@@ -24,6 +26,7 @@ pub(super) struct Shape {
     pub(super) include_usage: bool,
     /// Answers to each prompt.
     pub(super) per_prompt: usize,
+    pub(super) choices: Vec<Choice>,
 }
 
 /// Offsets of tokens in the text of an answer, in characters. A token that doesn't complete a character has the offset
@@ -44,8 +47,9 @@ impl Offsets {
 }
 
 /// The reason in OpenAI's words, which have none for a cancelled answer: it counts as cut short.
-fn finish_reason(finish: FinishReason) -> &'static str {
+fn finish_reason(finish: FinishReason, calls: usize, broken_off: bool) -> &'static str {
     match finish {
+        _ if calls > 0 && !broken_off => "tool_calls",
         FinishReason::Stop => "stop",
         FinishReason::Length | FinishReason::Cancelled => "length",
     }
@@ -57,48 +61,44 @@ pub(super) struct Choice {
     id: String,
     /// Whether log-probabilities were requested.
     logprobs: bool,
-    /// The log-probabilities of an answer that is returned whole.
-    pub(super) told: Vec<TokenLogprob>,
     /// Offset at the end of the chunks sent so far.
     offsets: Offsets,
     /// The prompt's text, if it is echoed before the answer.
     echo: String,
-    /// Parses tool calls, if the answer may make any.
-    reader: Option<Reader>,
+    calls: usize,
 }
 
 impl Choice {
-    pub(super) fn new(index: usize, id: &GenerationId, logprobs: bool, tools: &Arc<[String]>, echo: String) -> Self {
-        let reader = (!tools.is_empty()).then(|| Reader::new(tools.clone()));
-        Self { index, id: id.to_string(), logprobs, told: Vec::new(), offsets: Offsets::default(), echo, reader }
+    pub(super) fn new(index: usize, id: &GenerationId, logprobs: bool, echo: String) -> Self {
+        Self { index, id: id.to_string(), logprobs, offsets: Offsets::default(), echo, calls: 0 }
     }
 }
 
-impl Shape {
-    pub(super) fn whole(&self, choices: &mut [Choice], generations: &[Arc<Generation>]) -> Value {
-        let choice = |(choice, generation): (&mut Choice, &Arc<Generation>)| {
-            let mut finish = finish_reason(generation.finish);
-            let (field, text) = match (self.kind, &mut choice.reader) {
-                (Kind::Text, _) => ("text", json!(format!("{}{}", choice.echo, generation.text))),
-                (Kind::Chat, None) => ("message", json!({"role": "assistant", "content": generation.text})),
-                (Kind::Chat, Some(reader)) => {
-                    let shown = reader.push(&generation.text);
-                    let (rest, calls) = reader.finish();
-                    let content = shown + &rest;
-                    let mut message = json!({"role": "assistant", "content": content});
-                    if !calls.is_empty() {
-                        finish = "tool_calls";
-                        message["tool_calls"] = self.calls(&choice.id, calls, false);
-                        if content.trim().is_empty() {
+impl Dialect for Shape {
+    fn whole(&mut self, answers: &[Whole]) -> Value {
+        let mut choices = std::mem::take(&mut self.choices);
+        let choice = |(choice, answer): (&mut Choice, &Whole)| {
+            let Whole { parts, generation, logprobs, .. } = answer;
+            let (field, text) = match self.kind {
+                Kind::Text => ("text", json!(format!("{}{}", choice.echo, generation.text))),
+                Kind::Chat => {
+                    let mut message = json!({"role": "assistant", "content": parts.text});
+                    if !parts.reasoning.is_empty() {
+                        message["reasoning_content"] = json!(parts.reasoning);
+                    }
+                    if !parts.calls.is_empty() {
+                        message["tool_calls"] = calls_json(&choice.id, &parts.calls).into();
+                        if parts.text.trim().is_empty() {
                             message["content"] = Value::Null;
                         }
                     }
                     ("message", message)
                 }
             };
-            let told = if choice.logprobs { self.logprobs(&choice.told, &mut choice.offsets) } else { Value::Null };
+            let told = if choice.logprobs { self.logprobs(logprobs, &mut choice.offsets) } else { Value::Null };
             let mut shown = json!({
-                "index": choice.index, field: text, "logprobs": told, "finish_reason": finish,
+                "index": choice.index, field: text, "logprobs": told,
+                "finish_reason": finish_reason(generation.finish, parts.calls.len(), parts.broken_off),
                 "generation_id": choice.id, "policy_version": generation.policy_version,
             });
             tell_if_unrecorded(&mut shown, generation);
@@ -108,93 +108,95 @@ impl Shape {
             Kind::Chat => "chat.completion",
             Kind::Text => "text_completion",
         };
-        let mut body = self.body(object, choices.iter_mut().zip(generations).map(choice).collect());
-        body["policy_version"] = json!(generations.first().map(|g| g.policy_version));
-        body["usage"] = self.usage(generations);
+        let mut body = self.body(object, choices.iter_mut().zip(answers).map(choice).collect());
+        body["policy_version"] = json!(answers.first().map(|answer| answer.generation.policy_version));
+        body["usage"] = self.usage(answers.iter().map(|answer| &answer.generation));
         body
     }
 
-    /// The first chunk: the role of a chat, or the echoed prompt of a completion.
-    pub(super) fn head(&self, choice: &Choice) -> Option<Value> {
-        let opening = match self.kind {
-            Kind::Chat => json!({"role": "assistant", "content": ""}),
-            Kind::Text if choice.echo.is_empty() => return None,
-            Kind::Text => json!(choice.echo),
+    /// The first chunks: the role of a chat, or the echoed prompt of a completion.
+    fn head(&mut self) -> Vec<Said> {
+        let opening = |choice: &Choice| match self.kind {
+            Kind::Chat => Some(json!({"role": "assistant", "content": ""})),
+            Kind::Text => (!choice.echo.is_empty()).then(|| json!(choice.echo)),
         };
-        Some(self.chunk(choice, opening, Value::Null, Value::Null))
+        let chunk = |choice| Some(Said::data(&self.chunk(choice, opening(choice)?, Value::Null, Value::Null)));
+        self.choices.iter().filter_map(chunk).collect()
     }
 
-    /// A chunk of text; `None` if there is nothing to send yet.
-    pub(super) fn piece(&self, choice: &mut Choice, text: String, logprobs: &[TokenLogprob]) -> Option<Value> {
-        let text = match &mut choice.reader {
-            Some(reader) => reader.push(&text),
-            None => text,
-        };
-        if text.is_empty() && logprobs.is_empty() {
-            return None;
+    fn piece(&mut self, at: usize, deltas: Vec<Delta>, logprobs: &[TokenLogprob]) -> Vec<Said> {
+        let mut choices = std::mem::take(&mut self.choices);
+        let mut said = Vec::new();
+        if let Some(choice) = choices.get_mut(at) {
+            let mut told = self.told(choice, logprobs);
+            let mut pieces: Vec<Value> = deltas.into_iter().map(|delta| self.delta(choice, delta)).collect();
+            if pieces.is_empty() && !told.is_null() {
+                pieces.push(self.said(String::new()));
+            }
+            for piece in pieces {
+                said.push(Said::data(&self.chunk(choice, piece, told.take(), Value::Null)));
+            }
         }
-        let piece = match self.kind {
-            Kind::Chat => json!({"content": text}),
-            Kind::Text => json!(text),
-        };
-        let logprobs = self.told(choice, logprobs);
-        Some(self.chunk(choice, piece, logprobs, Value::Null))
+        self.choices = choices;
+        said
     }
 
-    /// The last chunks of an answer, with any text or calls held back.
-    pub(super) fn last(&self, choice: &mut Choice, generation: &Generation, logprobs: &[TokenLogprob]) -> Vec<Value> {
-        let mut chunks = Vec::new();
-        let mut finish = finish_reason(generation.finish);
-        if let Some(reader) = &mut choice.reader {
-            let (rest, calls) = reader.finish();
-            if !rest.is_empty() {
-                chunks.push(self.chunk(choice, json!({"content": rest}), Value::Null, Value::Null));
-            }
-            if !calls.is_empty() {
-                finish = "tool_calls";
-                let calls = self.calls(&choice.id, calls, true);
-                chunks.push(self.chunk(choice, json!({"tool_calls": calls}), Value::Null, Value::Null));
-            }
-        }
-        let nothing = match self.kind {
-            Kind::Chat => json!({}),
-            Kind::Text => json!(""),
-        };
-        let logprobs = self.told(choice, logprobs);
-        let mut last = self.chunk(choice, nothing, logprobs, finish.into());
+    fn last(&mut self, at: usize, end: &End) -> Vec<Said> {
+        let (Some(choice), generation) = (self.choices.get(at), &end.generation) else { return Vec::new() };
+        let finish = finish_reason(generation.finish, choice.calls, end.broken_off);
+        let mut last = self.chunk(choice, self.nothing(), Value::Null, finish.into());
         last["policy_version"] = json!(generation.policy_version);
         tell_if_unrecorded(&mut last["choices"][0], generation);
-        chunks.push(last);
-        chunks
-    }
-
-    /// Calls in OpenAI's form, which are numbered in a stream.
-    fn calls(&self, generation: &str, calls: Vec<Call>, numbered: bool) -> Value {
-        let mut calls = calls_json(generation, calls);
-        if numbered {
-            calls.iter_mut().enumerate().for_each(|(i, call)| call["index"] = i.into());
-        }
-        calls.into()
+        vec![Said::data(&last)]
     }
 
     /// The last chunk of an answer that failed: the error beside its choice.
-    pub(super) fn failed(&self, choice: &Choice, error: Value) -> Value {
-        let nothing = match self.kind {
-            Kind::Chat => json!({}),
-            Kind::Text => json!(""),
-        };
-        let mut last = self.chunk(choice, nothing, Value::Null, Value::Null);
-        last["error"] = error["error"].clone();
-        last
+    fn failed(&mut self, at: usize, error: &ApiError) -> Vec<Said> {
+        let Some(choice) = self.choices.get(at) else { return Vec::new() };
+        let mut last = self.chunk(choice, self.nothing(), Value::Null, Value::Null);
+        last["error"] = error.body()["error"].clone();
+        vec![Said::data(&last)]
     }
 
     /// The token counts, if they were requested.
-    pub(super) fn counts(&self, generations: &[Arc<Generation>]) -> Option<Value> {
-        self.include_usage.then(|| {
+    fn end(&mut self, done: &[Arc<Generation>]) -> Vec<Said> {
+        let counts = self.include_usage.then(|| {
             let mut counts = self.body(self.chunk_object(), Vec::new());
-            counts["usage"] = self.usage(generations);
-            counts
-        })
+            counts["usage"] = self.usage(done.iter());
+            Said::data(&counts)
+        });
+        counts.into_iter().chain([Said { event: None, data: "[DONE]".into() }]).collect()
+    }
+}
+
+impl Shape {
+    fn delta(&self, choice: &mut Choice, delta: Delta) -> Value {
+        match delta {
+            Delta::Text(text) => self.said(text),
+            Delta::Reasoning(text) => json!({"reasoning_content": text}),
+            Delta::Call { index, name } => {
+                choice.calls = index + 1;
+                json!({"tool_calls": [{"index": index, "id": call_id(&choice.id, index), "type": "function",
+                    "function": {"name": name, "arguments": ""}}]})
+            }
+            Delta::Arguments { index, text } => {
+                json!({"tool_calls": [{"index": index, "function": {"arguments": text}}]})
+            }
+        }
+    }
+
+    fn said(&self, text: String) -> Value {
+        match self.kind {
+            Kind::Chat => json!({"content": text}),
+            Kind::Text => json!(text),
+        }
+    }
+
+    fn nothing(&self) -> Value {
+        match self.kind {
+            Kind::Chat => json!({}),
+            Kind::Text => json!(""),
+        }
     }
 
     /// Log-probabilities of a chunk, of which there may be none: text is held back until its characters are complete.
@@ -248,15 +250,15 @@ impl Shape {
     }
 
     /// A prompt counts once, however many answers it got.
-    fn usage(&self, generations: &[Arc<Generation>]) -> Value {
-        let prompt = generations.iter().map(|g| g.prompt.len()).sum::<usize>() / self.per_prompt.max(1);
-        let completion: usize = generations.iter().map(|g| g.response.len()).sum();
+    fn usage<'a>(&self, generations: impl Iterator<Item = &'a Arc<Generation>> + Clone) -> Value {
+        let prompt = generations.clone().map(|g| g.prompt.len()).sum::<usize>() / self.per_prompt.max(1);
+        let completion: usize = generations.map(|g| g.response.len()).sum();
         json!({"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion})
     }
 }
 
 /// Adds `recorded: false` to an answer that can't be rated.
-fn tell_if_unrecorded(choice: &mut Value, generation: &Generation) {
+pub(super) fn tell_if_unrecorded(choice: &mut Value, generation: &Generation) {
     if generation.unrecorded {
         choice["recorded"] = false.into();
     }

@@ -12,6 +12,7 @@ mod lock;
 mod marks;
 #[cfg(test)]
 mod process_tests;
+mod responses;
 mod retention;
 mod rows;
 #[cfg(test)]
@@ -35,6 +36,7 @@ pub use figures::{Observed, Sums};
 pub use forget::Forgotten;
 pub use handle::Ledger;
 pub use limits::{ReviewEntry, ReviewVerdict, Rules};
+pub use responses::KeptResponse;
 pub use retention::Expired;
 pub use rows::{AskedPrompt, PairAnswer, StoredFeedback, StoredPair, StoredSample, Use};
 pub(crate) use snapshot::{check, snapshot};

@@ -155,6 +155,15 @@ const MIGRATIONS: &[&str] = &[
     CREATE INDEX batches_of_version ON batches(version) WHERE version IS NOT NULL;
     CREATE INDEX samples_of_batch ON samples(batch);
     CREATE INDEX feedback_of_batch ON feedback(batch) WHERE batch IS NOT NULL;",
+    // 7. What was said in responses; it goes with the words of the answer.
+    "CREATE TABLE responses (
+        generation INTEGER PRIMARY KEY REFERENCES generations(seq) ON DELETE CASCADE,
+        previous TEXT,
+        said TEXT NOT NULL,
+        body TEXT NOT NULL
+    ) STRICT;
+    CREATE TRIGGER responses_without_words AFTER UPDATE OF prompt ON generations WHEN length(new.prompt) = 0
+    BEGIN DELETE FROM responses WHERE generation = new.seq; END;",
 ];
 
 /// The writing connection, at this build's format.

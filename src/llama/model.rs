@@ -251,7 +251,7 @@ impl Model {
     pub fn guide(&self, format: &Format) -> Result<Guide> {
         let guides = self.guides.get_or_init(|| {
             let tokens = 0..TokenId::try_from(self.n_vocab).unwrap_or(0);
-            let ends: Vec<TokenId> = tokens.clone().filter(|token| self.ends(*token)).collect();
+            let ends: Vec<TokenId> = self.end_tokens().collect();
             Guides::new(tokens.map(|token| self.guided_piece(token)).collect(), &ends)
         });
         let one = |text: &str| match self.tokenize(text, false, true).ok()?.as_slice() {
@@ -282,6 +282,11 @@ impl Model {
             self.piece(token, true, &mut bytes);
         }
         bytes
+    }
+
+    /// The tokens that end a generation, in order.
+    pub(super) fn end_tokens(&self) -> impl Iterator<Item = TokenId> {
+        (0..TokenId::try_from(self.n_vocab).unwrap_or(0)).filter(|token| self.ends(*token))
     }
 
     /// Whether the token ends a generation.

@@ -23,6 +23,8 @@ pub struct Sampler {
     chain: LlamaSampler,
     candidates: LlamaTokenDataArray,
     biases: Vec<(usize, f32)>,
+    /// Tokens that are left out wherever there are others. [ascending]
+    barred: Vec<TokenId>,
     /// Whether the most probable token is wanted, with nothing applied but biases.
     plain_greedy: bool,
 }
@@ -73,7 +75,8 @@ impl Sampler {
         Ok(Sampler {
             chain: LlamaSampler::chain(chain, true),
             candidates: LlamaTokenDataArray::new(Vec::new(), false),
-            plain_greedy: greedy && !penalized,
+            plain_greedy: greedy && !penalized && !sampling.ignore_eos,
+            barred: if sampling.ignore_eos { model.end_tokens().collect() } else { Vec::new() },
             biases: sampling.logit_bias.iter().map(|(&token, &bias)| (token as usize, bias)).collect(),
         })
     }
@@ -165,6 +168,12 @@ impl Sampler {
             {
                 entry.set_logit(entry.logit() + bias);
             }
+        }
+        let barred = |entry: &LlamaTokenData| {
+            TokenId::try_from(entry.id().0).is_ok_and(|token| self.barred.binary_search(&token).is_ok())
+        };
+        if !self.barred.is_empty() && !c.data.iter().all(barred) {
+            c.data.retain(|entry| !barred(entry));
         }
         c.selected = None;
         c.sorted = false;

@@ -118,6 +118,11 @@ impl ChatTemplate {
         })
     }
 
+    /// Whether it writes tools and what they gave.
+    pub fn knows_tools(&self) -> bool {
+        self.knows_tools
+    }
+
     /// Renders a conversation.
     ///
     /// # Errors

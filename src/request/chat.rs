@@ -22,8 +22,8 @@ pub(crate) const ANSWERS: usize = 32;
 /// Most alternatives beside each token of a completion, as in OpenAI's API.
 pub(crate) const TEXT_LOGPROBS: u32 = 5;
 
-/// Known fields, of which errors suggest the nearest.
-const REQUEST_FIELDS: &[&str] = &[
+/// Known fields of either kind of request, of which errors suggest the nearest.
+pub(crate) const REQUEST_FIELDS: &[&str] = &[
     "messages",
     "prompt",
     "model",
@@ -41,6 +41,8 @@ const REQUEST_FIELDS: &[&str] = &[
     "grammar",
     "logprobs",
     "top_logprobs",
+    "ignore_eos",
+    "reasoning_format",
     "seed",
     "stop",
     "user",
@@ -56,6 +58,23 @@ const REQUEST_FIELDS: &[&str] = &[
     "echo",
 ];
 
+/// Those of chats alone.
+#[cfg(all(test, feature = "daemon"))]
+pub(crate) const CHAT_FIELDS: &[&str] = &[
+    "messages",
+    "top_logprobs",
+    "reasoning_format",
+    "tools",
+    "tool_choice",
+    "parallel_tool_calls",
+    "add_generation_prompt",
+    "continue_final_message",
+];
+
+/// Those of completions alone.
+#[cfg(all(test, feature = "daemon"))]
+pub(crate) const TEXT_FIELDS: &[&str] = &["prompt", "echo"];
+
 /// Fields of the OpenAI API that are not implemented and would change the answer: refused unless they have no effect.
 const UNSUPPORTED_FIELDS: &[&str] = &["functions", "suffix", "best_of", "modalities", "audio"];
 
@@ -65,7 +84,11 @@ const UNSUPPORTED_FIELDS: &[&str] = &["functions", "suffix", "best_of", "modalit
 /// `Arg` names the field and what was expected; `Unsupported` names a field that would change the answer and is not
 /// implemented.
 pub fn parse_chat(body: &[u8], unknown: Unknown) -> Result<ParsedRequest> {
-    let mut fields = Fields::parse(body, unknown)?;
+    chat_of(Fields::parse(body, unknown)?)
+}
+
+/// The chat that an object asks for; other APIs put theirs into this form.
+pub(super) fn chat_of(mut fields: Fields) -> Result<ParsedRequest> {
     let messages = fields.required("messages")?;
     let tools = tools::take(&mut fields)?;
     let ending = match (fields.flag("continue_final_message")?, fields.choice("add_generation_prompt")?) {
@@ -77,15 +100,15 @@ pub fn parse_chat(body: &[u8], unknown: Unknown) -> Result<ParsedRequest> {
         (false, _) => Ending::Answer,
     };
     let parse_special = fields.flag("parse_special")?;
-    let messages = messages_of(messages, unknown)?;
+    let messages = messages_of(messages, fields.unknown)?;
     let conversation = Conversation { messages, tools: tools.given, ending, parse_special };
     let mut request = fields.into_request(vec![Prompt::Chat(conversation)])?;
-    request.tools = tools.names;
-    if let Some(schema) = tools.forced {
+    (request.tools, request.calls, request.demands_call) = (tools.names, tools.calls, tools.forced);
+    if request.demands_call {
         if request.each.sampling.format.is_some() {
             return Err(Error::arg("tool_choice demands a call, and response_format or grammar another answer"));
         }
-        request.each.sampling.format = Some(Format::JsonSchema(schema));
+        request.each.sampling.format = Some(Format::JsonSchema(json!({"anyOf": request.calls})));
     }
     Ok(request)
 }
@@ -144,6 +167,7 @@ impl Fields {
             logit_bias: self.logit_bias()?,
             format: self.format()?,
             seed: self.seed()?,
+            ignore_eos: self.flag("ignore_eos")?,
             ..Sampling::default()
         };
         let chat = matches!(prompts.first(), Some(Prompt::Chat(_)));
@@ -165,12 +189,26 @@ impl Fields {
             stream: self.flag("stream")?,
             include_usage: self.include_usage()?,
             tools: Vec::new(),
+            calls: Vec::new(),
+            demands_call: false,
+            reasoning: chat && self.reasoning_format()?,
         };
-        // Accepted, but the model decides between one call and several.
-        self.flag("parallel_tool_calls")?;
+        if chat {
+            // Accepted, but the model decides between one call and several.
+            self.flag("parallel_tool_calls")?;
+        }
         self.refuse_unsupported()?;
         self.finish(REQUEST_FIELDS)?;
         Ok(request)
+    }
+
+    /// Whether reasoning is told apart from the answer; llama-server's name and words.
+    fn reasoning_format(&mut self) -> Result<bool> {
+        match self.string("reasoning_format")?.as_deref() {
+            None | Some("auto" | "deepseek") => Ok(true),
+            Some("none") => Ok(false),
+            Some(_) => Err(Error::arg("reasoning_format is not known, expected auto, deepseek or none")),
+        }
     }
 
     /// Any 64-bit integer; OpenAI's seeds may be negative.

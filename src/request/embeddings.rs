@@ -7,6 +7,10 @@ use crate::error::{Error, Result};
 /// Most texts per request.
 pub(crate) const EMBEDDINGS: usize = 256;
 
+/// Fields of a request for embeddings.
+pub(crate) const EMBEDDINGS_FIELDS: &[&str] =
+    &["input", "model", "encoding_format", "dimensions", "user", "parse_special"];
+
 /// Texts to embed, with the encoding of the result.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ParsedEmbeddings {
@@ -37,6 +41,6 @@ pub fn parse_embeddings(body: &[u8], unknown: Unknown) -> Result<ParsedEmbedding
     };
     let dimensions = fields.integer("dimensions", 1, 1 << 20)?;
     let (_, _) = (fields.string("model")?, fields.user()?);
-    fields.finish(&["input", "model", "encoding_format", "dimensions", "user", "parse_special"])?;
+    fields.finish(EMBEDDINGS_FIELDS)?;
     Ok(ParsedEmbeddings { input, base64, dimensions })
 }

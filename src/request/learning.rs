@@ -10,6 +10,23 @@ use crate::ledger::ReviewVerdict;
 use crate::llama::Conversation;
 use crate::types::{GenerationId, NewFeedback, RATINGS, Sampling, Signal};
 
+/// Fields of feedback.
+pub(crate) const FEEDBACK_FIELDS: &[&str] =
+    &["generation_id", "rating", "thumbs", "correction", "signal", "user", "comment"];
+
+/// Fields of a preference.
+pub(crate) const PREFERENCE_FIELDS: &[&str] = &["chosen_id", "rejected_id", "user"];
+
+/// Fields of a request to forget.
+pub(crate) const FORGET_FIELDS: &[&str] = &["user", "unlearn", "dry_run"];
+
+/// Fields of a decision.
+pub(crate) const REVIEW_FIELDS: &[&str] = &["user", "verdict"];
+
+/// Fields of a sample.
+pub(crate) const SAMPLE_FIELDS: &[&str] =
+    &["messages", "prompt", "completion", "reward", "temperature", "user", "parse_special"];
+
 /// An answer that was made elsewhere, checked as far as possible without the model.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ParsedSample {
@@ -87,7 +104,7 @@ pub fn parse_feedback(body: &[u8], unknown: Unknown) -> Result<NewFeedback> {
         (None, _, None) => return Err(Error::arg(format!("the feedback says nothing, {ONE}, or a comment"))),
         _ => return Err(Error::arg(format!("the feedback says several things, {ONE}"))),
     };
-    fields.finish(&["generation_id", "rating", "thumbs", "correction", "signal", "user", "comment"])?;
+    fields.finish(FEEDBACK_FIELDS)?;
     Ok(NewFeedback { generation_id, signal, user, comment })
 }
 
@@ -102,7 +119,7 @@ pub fn parse_preference(body: &[u8], unknown: Unknown) -> Result<Preference> {
         return Err(Error::arg("chosen_id and rejected_id are the same generation, expected two"));
     }
     let user = fields.user()?;
-    fields.finish(&["chosen_id", "rejected_id", "user"])?;
+    fields.finish(PREFERENCE_FIELDS)?;
     Ok(Preference { chosen, rejected, user })
 }
 
@@ -125,7 +142,7 @@ pub fn parse_forget(body: &[u8], unknown: Unknown) -> Result<Forget> {
     let mut fields = Fields::parse(body, unknown)?;
     let user = fields.user()?.ok_or_else(|| fields.missing("user"))?;
     let (unlearn, dry_run) = (fields.flag("unlearn")?, fields.flag("dry_run")?);
-    fields.finish(&["user", "unlearn", "dry_run"])?;
+    fields.finish(FORGET_FIELDS)?;
     if dry_run && !unlearn {
         return Err(Error::arg("dry_run tells what unlearn takes, expected unlearn with it"));
     }
@@ -145,7 +162,7 @@ pub fn parse_review(body: &[u8], unknown: Unknown) -> Result<(String, ReviewVerd
         Some("reject") => ReviewVerdict::Reject,
         _ => return Err(Error::arg("verdict is missing or unknown, expected trust, hold or reject")),
     };
-    fields.finish(&["user", "verdict"])?;
+    fields.finish(REVIEW_FIELDS)?;
     Ok((user, verdict))
 }
 
@@ -178,6 +195,6 @@ pub fn parse_sample(body: &[u8], unknown: Unknown) -> Result<ParsedSample> {
         temperature: fields.float("temperature", &Sampling::TEMPERATURE)?,
         user: fields.user()?,
     };
-    fields.finish(&["messages", "prompt", "completion", "reward", "temperature", "user", "parse_special"])?;
+    fields.finish(SAMPLE_FIELDS)?;
     Ok(sample)
 }

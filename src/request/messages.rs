@@ -10,7 +10,7 @@ use crate::llama::{Conversation, parse_whole_integers};
 /// Members of a message that a template may use, all of them strings.
 const KEPT: [&str; 4] = ["role", "name", "tool_call_id", "reasoning_content"];
 /// All members of a message; those that are not kept don't reach the model.
-const MEMBERS: [&str; 10] = [
+pub(crate) const MEMBERS: [&str; 10] = [
     "role",
     "content",
     "name",

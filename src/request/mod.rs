@@ -1,14 +1,20 @@
 //! Reads the JSON bodies that clients send (chat, completion, feedback, preference) into checked values: one mechanism
 //! for HTTP and C. Never runs anything.
 
+mod answer;
+mod anthropic;
 mod chat;
 mod embeddings;
 mod fields;
+mod general;
 mod learning;
 mod messages;
+mod object;
 mod parsed;
+mod parts;
+mod responses;
+mod score;
 mod tokens;
-mod tool_calls;
 mod tools;
 
 #[cfg(test)]
@@ -22,21 +28,43 @@ use crate::error::{Error, Result};
 use crate::llama::Conversation;
 use crate::types::TokenId;
 
+pub(crate) use answer::Reader;
+pub use anthropic::parse_anthropic;
+/// The fields that each parser knows, for the document that describes them.
+#[cfg(all(test, feature = "daemon"))]
+pub(crate) mod known {
+    pub(crate) use super::anthropic::ANTHROPIC_FIELDS;
+    pub(crate) use super::chat::{CHAT_FIELDS, REQUEST_FIELDS, TEXT_FIELDS};
+    pub(crate) use super::embeddings::EMBEDDINGS_FIELDS;
+    pub(crate) use super::learning::{FEEDBACK_FIELDS, FORGET_FIELDS, PREFERENCE_FIELDS, REVIEW_FIELDS, SAMPLE_FIELDS};
+    pub(crate) use super::messages::MEMBERS;
+    pub(crate) use super::responses::RESPONSES_FIELDS;
+    pub(crate) use super::score::{RERANK_FIELDS, SCORE_FIELDS};
+    pub(crate) use super::tokens::{DETOKENIZE_FIELDS, TOKENIZE_FIELDS};
+}
+
 #[cfg(feature = "daemon")]
 pub(crate) use chat::{ANSWERS, CHOICES, TEXT_LOGPROBS};
 pub use chat::{parse_chat, parse_completion, parse_request};
 #[cfg(feature = "daemon")]
 pub(crate) use embeddings::EMBEDDINGS;
 pub use embeddings::{ParsedEmbeddings, parse_embeddings};
+#[cfg(feature = "daemon")]
+pub(crate) use general::written;
 pub use learning::{
     Forget, ParsedSample, Preference, parse_feedback, parse_forget, parse_preference, parse_review, parse_sample,
 };
 pub use messages::parse_messages;
 pub use parsed::{AskedSampling, AskedVersion, ParsedRequest, asked_version};
-pub use tokens::{ParsedTokenize, parse_detokenize, parse_tokenize};
+pub use parts::Reading;
+pub(crate) use parts::calls_json;
 #[cfg(feature = "daemon")]
-pub(crate) use tool_calls::Call;
-pub(crate) use tool_calls::{Reader, calls_json};
+pub(crate) use parts::{Delta, Parts, call_id};
+pub use responses::{ParsedResponses, parse_responses};
+#[cfg(feature = "daemon")]
+pub(crate) use score::SCORED;
+pub use score::{ParsedRerank, ParsedScore, PromptAndAnswer, parse_rerank, parse_score};
+pub use tokens::{ParsedTokenize, parse_detokenize, parse_tokenize};
 
 use fields::{shown, whole};
 
@@ -85,7 +113,7 @@ impl Prompt {
     /// The prompt tokenized with the engine's model.
     pub(crate) fn tokens(self, engine: &Engine) -> Result<Vec<TokenId>> {
         match self {
-            Prompt::Chat(conversation) => engine.conversation_prompt(&conversation),
+            Prompt::Chat(conversation) => engine.conversation_prompt(&general::written(conversation, engine)?),
             Prompt::Text(text) => engine.text_prompt(&text, false),
             Prompt::Special(text) => engine.text_prompt(&text, true),
             Prompt::Tokens(tokens) => Ok(tokens),

@@ -1,10 +1,15 @@
 //! A parsed request for answers, and its conversion with a model's tokenizer. Never reads a body.
 
-use super::Prompt;
+use std::sync::Arc;
+
+use serde_json::Value;
+
+use super::parts::{Reading, Reasoning, THINK, Wrapped};
+use super::{Prompt, general};
 use crate::Engine;
 use crate::engine::GenerateRequest;
 use crate::error::{Error, Result};
-use crate::types::{PolicyVersion, Sampling};
+use crate::types::{PolicyVersion, Sampling, TokenId};
 
 /// A request for an answer, checked as far as possible without the model.
 #[derive(Clone, Debug, PartialEq)]
@@ -27,14 +32,20 @@ pub struct ParsedRequest {
     pub include_usage: bool,
     /// Names of the tools that the answer may call.
     pub tools: Vec<String>,
+    /// The JSON schema of a call of each of them.
+    pub calls: Vec<Value>,
+    /// Whether the answer has to be a call.
+    pub demands_call: bool,
+    /// Whether reasoning is told apart from the answer.
+    pub reasoning: bool,
 }
 
 impl ParsedRequest {
-    /// Tokenizes the prompt with the engine's model, and returns the request for one answer.
+    /// Tokenizes the prompt with the engine's model, and returns the request for one answer, and how to read that.
     ///
     /// # Errors
     /// As [`Engine::conversation_prompt`] and [`Engine::text_prompt`]; `Unsupported` for several prompts or an echo.
-    pub fn resolve(self, engine: &Engine) -> Result<GenerateRequest> {
+    pub fn resolve(self, engine: &Engine) -> Result<(GenerateRequest, Reading)> {
         if self.prompts.len() > 1 || self.echo {
             let what = if self.echo { "echo is" } else { "several prompts are" };
             return Err(Error::unsupported(format!("{what} not supported here")));
@@ -47,7 +58,9 @@ impl ParsedRequest {
     ///
     /// # Errors
     /// As [`ParsedRequest::resolve`], with the index of the prompt.
-    pub fn resolve_all(self, engine: &Engine) -> Result<Vec<GenerateRequest>> {
+    pub fn resolve_all(mut self, engine: &Engine) -> Result<Vec<(GenerateRequest, Reading)>> {
+        let wrapped = self.fit_tools(engine)?;
+        let tools: Arc<[String]> = std::mem::take(&mut self.tools).into();
         let one = self.prompts.len() == 1;
         let (version, exact_version) = match self.model.as_deref().and_then(asked_version) {
             Some(AskedVersion::Active) => (Some(engine.status().policy_version), false),
@@ -56,13 +69,44 @@ impl ParsedRequest {
         };
         let request = |(i, prompt): (usize, Prompt)| {
             let conversation = prompt.conversation();
+            let chat = conversation.is_some();
             let prompt = prompt.tokens(engine).map_err(|e| if one { e } else { e.context(format!("prompt[{i}]")) })?;
+            // An answer that is held to a format is all of that, whatever its prompt has begun.
+            let free = self.each.sampling.format.is_none();
+            let reasoning = match chat && self.reasoning {
+                true if free && begins_reasoning(engine, &prompt) => Reasoning::Begun,
+                true => Reasoning::Marked,
+                false => Reasoning::No,
+            };
             let each = self.each.clone();
             let sampling = self.asked.over(engine.default_sampling(), each.sampling);
-            Ok(GenerateRequest { prompt, conversation, version, exact_version, sampling, ..each })
+            let request = GenerateRequest { prompt, conversation, version, exact_version, sampling, ..each };
+            Ok((request, Reading { tools: tools.clone(), wrapped, reasoning }))
         };
         self.prompts.into_iter().enumerate().map(request).collect()
     }
+
+    /// Holds the answer to the general form of calls, where the model's template knows no tools.
+    fn fit_tools(&mut self, engine: &Engine) -> Result<Wrapped> {
+        if self.tools.is_empty() || engine.template_knows_tools() {
+            return Ok(Wrapped::No);
+        }
+        if self.demands_call {
+            return Ok(Wrapped::Text);
+        }
+        let (format, wrapped) = general::format(&self.calls, self.each.sampling.format.as_ref())?;
+        self.each.sampling.format = Some(format);
+        Ok(wrapped)
+    }
+}
+
+/// Tokens at the end of a prompt among which the beginning of reasoning is looked for.
+const LAST: usize = 8;
+
+/// Whether the prompt, as templates of reasoning models write it, ends where the reasoning begins.
+fn begins_reasoning(engine: &Engine, prompt: &[TokenId]) -> bool {
+    let end = &prompt[prompt.len().saturating_sub(LAST)..];
+    engine.detokenize(end).trim_end().ends_with(THINK)
 }
 
 /// What a request says of sampling, field by field.

@@ -38,6 +38,7 @@ fn a_chat_body_is_read_with_every_field() {
         presence_penalty: 1.5,
         logit_bias: [(7, -100.0)].into(),
         format: None,
+        ignore_eos: false,
         seed: Some(u64::MAX),
     };
     assert_eq!(request.each.sampling, sampling);

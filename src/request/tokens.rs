@@ -7,6 +7,12 @@ use super::fields::{Fields, shown, whole};
 use crate::error::{Error, Result};
 use crate::types::TokenId;
 
+/// Fields of a request to tokenize.
+pub(crate) const TOKENIZE_FIELDS: &[&str] = &["content", "add_special", "parse_special"];
+
+/// Fields of a request to detokenize.
+pub(crate) const DETOKENIZE_FIELDS: &[&str] = &["tokens"];
+
 /// A text to tokenize.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ParsedTokenize {
@@ -26,7 +32,7 @@ pub fn parse_tokenize(body: &[u8], unknown: Unknown) -> Result<ParsedTokenize> {
     let mut fields = Fields::parse(body, unknown)?;
     let content = fields.string("content")?.ok_or_else(|| fields.missing("content"))?;
     let (add_special, parse_special) = (fields.flag("add_special")?, fields.flag("parse_special")?);
-    fields.finish(&["content", "add_special", "parse_special"])?;
+    fields.finish(TOKENIZE_FIELDS)?;
     Ok(ParsedTokenize { content, add_special, parse_special })
 }
 
@@ -39,7 +45,7 @@ pub fn parse_detokenize(body: &[u8], unknown: Unknown) -> Result<Vec<TokenId>> {
     let Some(Value::Array(items)) = fields.take("tokens") else {
         return Err(Error::arg("tokens is missing, expected an array of tokens"));
     };
-    fields.finish(&["tokens"])?;
+    fields.finish(DETOKENIZE_FIELDS)?;
     let token = |item: &Value| {
         let id = whole(item).and_then(|id| TokenId::try_from(id).ok());
         id.ok_or_else(|| Error::arg(format!("tokens has {}, expected tokens' numbers", shown(item))))

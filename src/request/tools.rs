@@ -17,8 +17,10 @@ pub(super) struct Tools {
     /// The tools as passed to the template.
     pub(super) given: Vec<Value>,
     pub(super) names: Vec<String>,
-    /// The schema of a call, if `tool_choice` demands one.
-    pub(super) forced: Option<Value>,
+    /// The schema of a call of each.
+    pub(super) calls: Vec<Value>,
+    /// Whether `tool_choice` demands a call.
+    pub(super) forced: bool,
 }
 
 /// Takes `tools` and `tool_choice`.
@@ -36,13 +38,11 @@ pub(super) fn take(fields: &mut Fields) -> Result<Tools> {
         .map(|(i, tool)| function(tool).map_err(|e| e.context(format!("tools[{i}]"))))
         .collect::<Result<_>>()?;
     let names: Vec<String> = functions.iter().map(|(name, _)| name.clone()).collect();
-    let Some(choice) = fields.take("tool_choice").map(|choice| choice_of(&choice)).transpose()? else {
-        return Ok(Tools { given, names, forced: None });
-    };
-    let (forced, among) = match choice {
-        Choice::None => return Ok(Tools::default()),
-        Choice::Any { forced } => (forced, names),
-        Choice::Of { forced, among } => (forced, among),
+    let (forced, among) = match fields.take("tool_choice").map(|choice| choice_of(&choice)).transpose()? {
+        None => (false, names),
+        Some(Choice::None) => return Ok(Tools::default()),
+        Some(Choice::Any { forced }) => (forced, names),
+        Some(Choice::Of { forced, among }) => (forced, among),
     };
     if forced && functions.is_empty() {
         return Err(Error::arg("tool_choice is required, but there are no tools"));
@@ -53,9 +53,9 @@ pub(super) fn take(fields: &mut Fields) -> Result<Tools> {
     let calls = functions
         .iter()
         .filter(|(name, _)| among.contains(name))
-        .map(|(name, parameters)| call_schema(name, parameters));
-    let forced = forced.then(|| json!({"anyOf": calls.collect::<Vec<_>>()}));
-    Ok(Tools { given, names: among, forced })
+        .map(|(name, parameters)| call_schema(name, parameters))
+        .collect();
+    Ok(Tools { given, names: among, calls, forced })
 }
 
 /// The meaning of `tool_choice`.

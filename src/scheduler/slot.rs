@@ -185,6 +185,7 @@ impl Running {
         self.show(shown);
         if stopped {
             self.cut = true;
+            self.job.sink.stopped(self.stops.found());
             return Ok(Some(FinishReason::Stop));
         }
         Ok((self.response.len() >= self.job.max_tokens as usize).then_some(FinishReason::Length))

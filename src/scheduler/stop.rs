@@ -4,12 +4,14 @@
 pub(super) struct StopStrings {
     stops: Vec<String>,
     held: String,
+    /// The one that ended the answer.
+    found: Option<String>,
 }
 
 impl StopStrings {
     /// `stops` without empty strings.
     pub(super) fn new(stops: Vec<String>) -> Self {
-        Self { stops: stops.into_iter().filter(|s| !s.is_empty()).collect(), held: String::new() }
+        Self { stops: stops.into_iter().filter(|s| !s.is_empty()).collect(), held: String::new(), found: None }
     }
 
     /// Adds text; returns the part that can be shown, and whether a stop string ended the answer. Then nothing is held
@@ -19,13 +21,19 @@ impl StopStrings {
             return (text.to_string(), false);
         }
         self.held.push_str(text);
-        if let Some(at) = self.stops.iter().filter_map(|s| self.held.find(s)).min() {
+        if let Some((at, stop)) = self.stops.iter().filter_map(|s| Some((self.held.find(s)?, s))).min() {
+            self.found = Some(stop.clone());
             self.held.truncate(at);
             return (std::mem::take(&mut self.held), true);
         }
         let keep = self.stops.iter().map(|s| suffix_that_begins(&self.held, s)).max().unwrap_or(0);
         let rest = self.held.split_off(self.held.len() - keep);
         (std::mem::replace(&mut self.held, rest), false)
+    }
+
+    /// The stop string that ended the answer.
+    pub(super) fn found(&self) -> Option<String> {
+        self.found.clone()
     }
 
     /// The text that is still held back when the answer ends without a stop string.

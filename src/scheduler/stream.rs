@@ -46,6 +46,8 @@ struct Shared {
     wake: Mutex<Option<Wake>>,
     /// One per token, if requested; kept, since clients may read them piecewise and at the end.
     logprobs: Mutex<Vec<TokenLogprob>>,
+    /// The stop string that ended the answer; set before the end is sent.
+    stopped: Mutex<Option<String>>,
 }
 
 impl Shared {
@@ -87,6 +89,11 @@ impl Sink {
     /// Records the log-probabilities of a token, before its text is sent.
     pub(super) fn logprob(&self, token: TokenLogprob) {
         lock(&self.shared.logprobs).push(token);
+    }
+
+    /// Notes the stop string that ended the answer.
+    pub(super) fn stopped(&self, by: Option<String>) {
+        *lock(&self.shared.stopped) = by;
     }
 
     /// Ends it, with the recorded generation or with an error.
@@ -185,6 +192,11 @@ impl GenerationStream {
     pub fn logprobs(&self, skip: usize) -> Vec<TokenLogprob> {
         let logprobs = lock(&self.shared.logprobs);
         logprobs.get(skip..).unwrap_or_default().to_vec()
+    }
+
+    /// The stop string that ended the answer, once it has ended.
+    pub fn stopped_by(&self) -> Option<String> {
+        lock(&self.shared.stopped).clone()
     }
 
     /// Cancels it; the end still comes, with the text so far. From any thread, at any time.

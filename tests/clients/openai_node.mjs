@@ -30,6 +30,14 @@ assert.equal(asked.choices[0].message.tool_calls[0].function.name, 'weather')
 const runner = client.chat.completions.stream({ model, messages, tools, tool_choice: 'required', max_tokens: 400 })
 assert.equal((await runner.finalChatCompletion()).choices[0].finish_reason, 'tool_calls')
 
+// The loop of calls and results, as the package runs it.
+const given = []
+const run = client.chat.completions.runTools({ model, messages, max_tokens: 400, tool_choice: 'required', temperature: 0.5,
+  tools: [{ type: 'function', function: { name: 'weather', parameters, parse: JSON.parse,
+    function: argument => { given.push(argument.unit); return '12 degrees' } } }] }, { maxChatCompletions: 2 })
+await run.done()
+assert.ok(given.length > 0 && given.every(unit => unit === 'C' || unit === 'F'), String(given))
+
 const vectors = (await client.embeddings.create({ model, input: ['the sea', 'a window'] })).data
 assert.ok(Math.abs(vectors[0].embedding.reduce((sum, x) => sum + x * x, 0) - 1) < 1e-3)
 

@@ -49,6 +49,38 @@ result = {"role": "tool", "tool_call_id": asked.message.tool_calls[0].id, "conte
 after = client.chat.completions.create(model=model, messages=hello + [asked.message.model_dump(exclude_none=True), result], tools=tools, max_tokens=4)
 assert after.usage.prompt_tokens > whole.usage.prompt_tokens
 
+# The same by the Responses API.
+said = client.responses.create(model=model, input="hello", instructions="Be brief.", max_output_tokens=8, temperature=0)
+assert said.status in ("completed", "incomplete") and said.usage.total_tokens > said.usage.output_tokens, said
+assert said.status == "completed" or said.incomplete_details.reason == "max_output_tokens", said
+with client.responses.stream(model=model, input="hello", instructions="Be brief.", max_output_tokens=8, temperature=0) as stream:
+    shown = "".join(event.delta for event in stream if event.type == "response.output_text.delta")
+    same = stream.get_final_response() if said.status == "completed" else None
+assert shown == said.output_text and (same is None or same.output_text == shown), (shown, said)
+more = client.responses.create(model=model, input="more", previous_response_id=said.id, max_output_tokens=4)
+alone = client.responses.create(model=model, input="more", max_output_tokens=4, store=False)
+assert more.usage.input_tokens > alone.usage.input_tokens and more.previous_response_id == said.id, (more, alone)
+assert client.responses.retrieve(said.id).output_text == said.output_text
+flat = [{"type": "function", "name": "weather", "parameters": parameters, "strict": True}]
+call = client.responses.create(model=model, input="hello", tools=flat, tool_choice="required", max_output_tokens=400)
+called = call.output[-1]
+assert called.type == "function_call" and json.loads(called.arguments) in ({"unit": "C"}, {"unit": "F"}), call
+with client.responses.stream(model=model, input="hello", tools=flat, tool_choice="required", max_output_tokens=400) as stream:
+    pieces = [event for event in stream if event.type == "response.function_call_arguments.delta"]
+    streamed = stream.get_final_response().output[-1]
+assert "".join(piece.delta for piece in pieces) == streamed.arguments and len(pieces) > 1, (pieces, streamed)
+output = [{"type": "function_call_output", "call_id": called.call_id, "output": "12"}]
+after = client.responses.create(model=model, input=output, tools=flat, previous_response_id=call.id, max_output_tokens=4)
+assert after.usage.input_tokens > call.usage.input_tokens, (after, call)
+client.responses.delete(said.id)
+for gone in (said.id, alone.id, "gen-none"):
+    try:
+        client.responses.create(model=model, input="more", previous_response_id=gone, max_output_tokens=4)
+    except openai.NotFoundError as e:
+        assert e.body["message"], e
+    else:
+        raise AssertionError(gone)
+
 vectors = client.embeddings.create(model=model, input=["the sea", "the sea", "a window"]).data
 assert vectors[0].embedding == vectors[1].embedding != vectors[2].embedding
 assert abs(sum(x * x for x in vectors[0].embedding) - 1) < 1e-3

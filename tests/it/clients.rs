@@ -1,4 +1,4 @@
-//! What users use, against a real daemon on the tiny model: the `openai` packages of PyPI and npm, and schemathesis.
+//! What users use, against a real daemon on the tiny model: the packages of OpenAI and Anthropic, and schemathesis.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -18,17 +18,33 @@ fn script(name: &str) -> PathBuf {
 #[test]
 fn the_openai_package_of_pypi_finds_what_it_expects() {
     let Some(packages) = installed() else { return };
-    let daemon = Daemon::start();
-    let output = run(Command::new(packages.join("venv/bin/python")).arg(script("openai_python.py")).arg(&daemon.url));
-    assert!(String::from_utf8_lossy(&output.stdout).ends_with("ok\n"));
+    for daemon in [Daemon::start(), Daemon::without_tools()] {
+        let mut python = Command::new(packages.join("venv/bin/python"));
+        let output = run(python.arg(script("openai_python.py")).arg(&daemon.url));
+        assert!(String::from_utf8_lossy(&output.stdout).ends_with("ok\n"));
+    }
+}
+
+#[test]
+fn the_anthropic_package_of_pypi_finds_what_it_expects() {
+    let Some(folder) = installed() else { return };
+    let import = Command::new(folder.join("venv/bin/python")).args(["-c", "import anthropic"]).output().unwrap();
+    let packages = if import.status.success() { Some(folder) } else { packages(&["the anthropic package"]) };
+    let Some(packages) = packages else { return };
+    for daemon in [Daemon::start(), Daemon::without_tools()] {
+        let mut python = Command::new(packages.join("venv/bin/python"));
+        let output = run(python.arg(script("anthropic_python.py")).arg(&daemon.url));
+        assert!(String::from_utf8_lossy(&output.stdout).ends_with("ok\n"));
+    }
 }
 
 #[test]
 fn the_openai_package_of_npm_finds_what_it_expects() {
     let Some(packages) = installed() else { return };
-    let daemon = Daemon::start();
-    let output = run(Command::new("node").arg(script("openai_node.mjs")).arg(&daemon.url).arg(&packages));
-    assert!(String::from_utf8_lossy(&output.stdout).ends_with("ok\n"));
+    for daemon in [Daemon::start(), Daemon::without_tools()] {
+        let output = run(Command::new("node").arg(script("openai_node.mjs")).arg(&daemon.url).arg(&packages));
+        assert!(String::from_utf8_lossy(&output.stdout).ends_with("ok\n"));
+    }
 }
 
 #[test]

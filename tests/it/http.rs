@@ -236,3 +236,14 @@ async fn shutdown_lets_running_answers_end() {
     server.served.await.unwrap().unwrap();
     tokio::task::spawn_blocking(move || server.engine.shutdown()).await.unwrap();
 }
+
+#[test]
+fn the_document_of_the_api_is_current() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/HTTP.md");
+    let now = apa::http::markdown();
+    if std::env::var_os("APA_UPDATE_HTTP").is_some() {
+        std::fs::write(path, &now).unwrap();
+    }
+    let document = std::fs::read_to_string(path).unwrap();
+    assert!(now == document, "docs/HTTP.md is not what the endpoints say: run make docs");
+}

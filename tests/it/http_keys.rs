@@ -111,3 +111,25 @@ async fn without_keys_a_request_under_a_foreign_host_s_name_is_refused() {
     assert_eq!(named("rebound.example:8372").await, StatusCode::FORBIDDEN);
     server.close().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_document_calls_for_operators_refuses_clients_and_nothing_else_does() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("keys");
+    let client = add_key(&file, "app", Scope::Client, None).unwrap();
+    let server = Server::with(HttpConfig { keys: Some(file), ..HttpConfig::default() }).await;
+    let (_, document) = server.get("/openapi.json").await;
+    let mut refused = 0;
+    for (path, methods) in document["paths"].as_object().unwrap() {
+        for (method, operation) in methods.as_object().unwrap() {
+            let url = format!("{}{}", server.url, path.replace("{version}", "0").replace("{id}", "x"));
+            let method = method.to_uppercase().parse().unwrap();
+            let response = server.client.request(method, url).bearer_auth(&client).body("{}").send().await.unwrap();
+            let forbidden = response.status() == StatusCode::FORBIDDEN;
+            assert_eq!(forbidden, operation["tags"][0] == "operators", "{path}: {}", response.status());
+            refused += usize::from(forbidden);
+        }
+    }
+    assert!(refused > 10, "{refused}");
+    server.close().await;
+}

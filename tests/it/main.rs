@@ -14,6 +14,7 @@ mod conformance;
 mod credit;
 #[cfg(feature = "daemon")]
 mod demo;
+mod dialects;
 mod doctor;
 mod engine;
 #[cfg(feature = "daemon")]
@@ -57,6 +58,7 @@ mod split;
 mod support;
 mod swaps;
 mod tidy;
+mod tools;
 #[cfg(feature = "daemon")]
 mod train;
 mod trainer;

@@ -4,7 +4,9 @@ use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
-use super::tiny::{TOOLS, TinySpec, tiny_model};
+use super::tiny::{TEMPLATE, TOOLS, TinySpec, tiny_model};
+
+const MODEL: &str = "tiny.gguf";
 
 /// `apad serve` as a process of its own; killed when it is dropped.
 pub struct Daemon {
@@ -16,8 +18,18 @@ pub struct Daemon {
 
 impl Daemon {
     pub fn start() -> Self {
+        Self::of(TOOLS)
+    }
+
+    /// One whose template knows no tools.
+    pub fn without_tools() -> Self {
+        Self::of(TEMPLATE)
+    }
+
+    fn of(template: &'static str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let settings = ["serve.context=8192", "serve.max_tokens=16", "train.enabled=false", "serve.queue=256"];
+        tiny_model(&folder.path().join(MODEL), &TinySpec { template, ..TinySpec::new("llama") }).unwrap();
         let mut daemon = Self::on(folder.path(), &settings);
         daemon.folder = Some(folder);
         daemon
@@ -25,7 +37,7 @@ impl Daemon {
 
     /// In that folder, which keeps its model and its data, with those settings.
     pub fn on(folder: &Path, settings: &[&str]) -> Self {
-        let model = folder.join("tiny.gguf");
+        let model = folder.join(MODEL);
         if !model.exists() {
             tiny_model(&model, &TinySpec { template: TOOLS, ..TinySpec::new("llama") }).unwrap();
         }

@@ -74,8 +74,11 @@ pub const END: &str = "<|im_end|>";
 const CONTROL: [&str; 3] = ["<|endoftext|>", "<|im_start|>", END];
 const MERGES: &str = "Ġ t,h e,Ġ a,i n,Ġt he,r e,o n,e r,Ġ s,a t,n d,Ġ w,i s,o r,e n,i t,Ġ o,e s,Ġa nd,in g,o u,Ġ b,l l,\
     Ġ i,e d,a n,Ġ c,Ġ h,y ou";
-const TEMPLATE: &str = "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] \
-    + '<|im_end|>' + '\n'}}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
+
+/// A template that knows no tools.
+pub const TEMPLATE: &str = "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + \
+    message['content'] + '<|im_end|>' + '\n'}}{% endfor %}\
+    {% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
 
 /// A template that knows tools.
 pub const TOOLS: &str = "{% if tools %}{{ tools | tojson }}{% endif %}{% for message in messages %}{{'<|im_start|>' + \

@@ -21,6 +21,7 @@ impl Worker {
             }
         }
         self.shared.status().reward = ready.judge.status().clone();
+        *lock(&self.shared.reward_model) = ready.judge.reward_model();
         self.ready = Some(ready);
     }
 

@@ -34,6 +34,7 @@ impl LearningLoop {
             status: Mutex::new(status),
             interrupt: AtomicBool::new(false),
             auto: AtomicBool::new(config.train.auto),
+            reward_model: Mutex::default(),
             stopping: AtomicBool::new(false),
         });
         let worker = Worker {
@@ -67,6 +68,11 @@ impl LearningLoop {
             })
             .map_err(|e| Error::nomem(format!("can't start the trainer's thread: {e}")))?;
         Ok(LearningLoop { orders, due, ended, shared, ledger, thread: Mutex::new(Some(thread)) })
+    }
+
+    /// The reward model in use, if there is one.
+    pub(in crate::engine) fn reward_model(&self) -> Option<RewardModel> {
+        lock(&self.shared.reward_model).clone()
     }
 
     /// Tells the thread that there are enough ratings. Never waits.

@@ -50,6 +50,7 @@ use crate::llama::{Model, give_way_to_decoding};
 use crate::lock::lock;
 use crate::policy::{self, Decoder, Lora};
 use crate::publish::{About, VersionStore};
+use crate::reward::RewardModel;
 use crate::scheduler::{Scheduler, Source};
 use crate::system::{cores_or, unix_millis};
 use crate::trainer::{self, Trainer};
@@ -131,6 +132,8 @@ struct Shared {
     interrupt: AtomicBool,
     /// Whether the thread trains by itself when there are enough ratings.
     auto: AtomicBool,
+    /// The reward model in use, if there is one.
+    reward_model: Mutex<Option<RewardModel>>,
     /// Tells the thread to end.
     stopping: AtomicBool,
 }

@@ -52,6 +52,7 @@ impl Worker {
     fn load_rest(&self, decoder: Arc<Decoder>) -> Result<Ready> {
         let rollouts = Rollouts::new(&self.config.reward, &self.model)?;
         let judge = Judge::new(&self.config, &decoder, self.model.clone())?;
+        *lock(&self.shared.reward_model) = judge.reward_model();
         let examiner = Examiner::new(&self.config, &decoder, &self.model)?;
         Ok(Ready { decoder, judge, trainer: None, rollouts, examiner })
     }
