@@ -154,7 +154,7 @@ fn plan(file: &Gguf, config: &TrainConfig, beside: Option<&ServeConfig>, free: O
     let bf16 = config.dtype != Dtype::F32;
     let element = ops::element_bytes(if bf16 { DType::BF16 } else { DType::F32 });
     let (rank, layers) = (u64::from(config.rank), shape.layers as u64);
-    let state = COPIES * 2 * 4 * layers * rank * sides(&shape);
+    let state = COPIES * 2 * 4 * layers * rank * sides(file);
     // A sample that is longer than a micro-batch is one of its own.
     let tokens = u64::from(config.micro_batch_tokens.max(config.max_tokens));
     let sizes = shape.activation_bytes(element, rank);
@@ -191,14 +191,10 @@ fn plan(file: &Gguf, config: &TrainConfig, beside: Option<&ServeConfig>, free: O
     }
 }
 
-/// Rows and columns of all linear layers of a block together.
-fn sides(shape: &Shape) -> u64 {
-    let (width, inner) = (shape.width as u64, shape.feed_forward as u64);
-    let (q, kv) = ((shape.heads * shape.head_dim) as u64, (shape.kv_heads * shape.head_dim) as u64);
-    match shape.architecture.classic {
-        true => (width + q + 2 * kv) + (q + width) + 2 * (width + inner),
-        false => 2 * (width + q) + 2 * (width + kv) + 3 * (width + inner),
-    }
+/// Rows and columns of all linear layers of the first block together.
+fn sides(file: &Gguf) -> u64 {
+    let of_block = matrices(file).filter(|t| t.name().starts_with("blk.0."));
+    of_block.map(|t| t.shape().iter().sum::<usize>() as u64).sum()
 }
 
 fn matrices(file: &Gguf) -> impl Iterator<Item = &crate::gguf::TensorInfo> {

@@ -79,7 +79,7 @@ impl Keys<'_> {
     fn attention(&self) -> Result<()> {
         // Every architecture that can be trained is among them, which a test sees to.
         let whole = matches!(self.architecture, "llama" | "qwen2" | "qwen3" | "granite" | "gemma3");
-        if !whole && self.architecture != "gptneox" {
+        if !whole && !matches!(self.architecture, "gptneox" | "phi2" | "phi3") {
             return Ok(());
         }
         let width = self.file.u32(&self.name("embedding_length"))?;
@@ -95,7 +95,7 @@ impl Keys<'_> {
         let right = head > 0 && head.is_multiple_of(2);
         self.expect("attention.key_length", right, head, "an even number above 0")?;
         // In these architectures queries are as wide as the model.
-        let narrow = matches!(self.architecture, "qwen2" | "gptneox");
+        let narrow = matches!(self.architecture, "qwen2" | "gptneox" | "phi2" | "phi3");
         let right = !narrow || u64::from(head) * u64::from(first) == u64::from(width);
         self.expect("attention.key_length", right, head, "embedding_length / head_count")?;
         let values = self.number("attention.value_length")?.unwrap_or(width / first);

@@ -20,12 +20,39 @@ static ARCHITECTURES: &[Architecture] = &[
     Architecture {
         head_norms: true,
         post_norms: true,
-        windows: true,
+        windows: Windows::ByBlock,
         scales: Scales::ByWidth,
         ..Architecture::gated("gemma3")
     },
+    // Gate and up in one projection, as queries, keys and values are.
+    Architecture {
+        fused_gate: true,
+        windows: Windows::Ignored,
+        modules: &[
+            ("attn_qkv", "self_attn.qkv_proj"),
+            ("attn_output", "self_attn.o_proj"),
+            ("ffn_up", "mlp.gate_up_proj"),
+            ("ffn_down", "mlp.down_proj"),
+        ],
+        ..Architecture::gated("phi3")
+    },
+    // What GPT-J becomes, too.
     Architecture {
         classic: true,
+        one_norm: true,
+        modules: &[
+            ("attn_q", "self_attn.q_proj"),
+            ("attn_k", "self_attn.k_proj"),
+            ("attn_v", "self_attn.v_proj"),
+            ("attn_output", "self_attn.dense"),
+            ("ffn_up", "mlp.fc1"),
+            ("ffn_down", "mlp.fc2"),
+        ],
+        ..Architecture::gated("phi2")
+    },
+    Architecture {
+        classic: true,
+        qkv_by_head: true,
         layers: "gpt_neox.layers",
         modules: &[
             ("attn_qkv", "attention.query_key_value"),
@@ -53,14 +80,28 @@ pub enum Scales {
     ByWidth,
 }
 
+/// What becomes of a window of keys that a file declares.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Windows {
+    /// The file is refused.
+    Refused,
+    /// Some blocks have it, and rotary frequencies of their own.
+    ByBlock,
+    /// Nothing, since llama.cpp doesn't apply it either.
+    Ignored,
+}
+
 /// The common properties of an architecture's models.
 #[derive(Debug, PartialEq)]
 pub struct Architecture {
     /// Its name in GGUF.
     pub name: &'static str,
-    /// Whether it has LayerNorm, GELU, and one projection for queries, keys and values, instead of RMSNorm, SwiGLU and
-    /// three projections.
+    /// Whether it has LayerNorm and GELU instead of RMSNorm and SwiGLU.
     pub classic: bool,
+    /// Whether attention and feed-forward read the same normed input.
+    pub one_norm: bool,
+    /// Whether one projection gives gate and up.
+    pub fused_gate: bool,
     /// Whether each query and key head has an RMSNorm.
     pub head_norms: bool,
     /// Which elements of a head rotate together: llama.cpp's `llama_model_rope_type`.
@@ -70,10 +111,12 @@ pub struct Architecture {
     pub rope_factors: bool,
     /// Whether an RMSNorm follows attention and feed-forward, before the residual, and the gate is a GELU.
     pub post_norms: bool,
-    /// Whether some blocks see a window of keys, with rotary frequencies of their own.
-    pub windows: bool,
+    /// What becomes of a declared window of keys.
+    pub windows: Windows,
     /// What scales hidden states and scores.
     pub scales: Scales,
+    /// Whether transformers keeps the rows of `attn_qkv` head by head.
+    pub(super) qkv_by_head: bool,
     /// The name in transformers of what holds the blocks.
     pub(super) layers: &'static str,
     /// The names in transformers of a block's linear layers.
@@ -85,11 +128,14 @@ impl Architecture {
         Self {
             name,
             classic: false,
+            one_norm: false,
+            fused_gate: false,
+            qkv_by_head: false,
             head_norms: false,
             rope_style: RopeStyle::Halves,
             rope_factors: false,
             post_norms: false,
-            windows: false,
+            windows: Windows::Refused,
             scales: Scales::Plain,
             layers: "model.layers",
             modules: &[
@@ -102,6 +148,13 @@ impl Architecture {
                 ("ffn_down", "mlp.down_proj"),
             ],
         }
+    }
+}
+
+impl Architecture {
+    /// Whether its blocks are composed of small operations, each of which keeps its input.
+    fn computed_in_parts(&self) -> bool {
+        self.classic || self.post_norms || self.fused_gate
     }
 }
 
@@ -199,7 +252,10 @@ impl Shape {
         let layers = keys.size("block_count")?;
         let rotary = keys.optional_size("rope.dimension_count")?.unwrap_or(head_dim);
         let eps = if classic { "attention.layer_norm_epsilon" } else { "attention.layer_norm_rms_epsilon" };
-        let parallel = if classic { file.bool(&keys.name("use_parallel_residual"))? } else { false };
+        let parallel = match (classic, architecture.one_norm) {
+            (true, false) => file.bool(&keys.name("use_parallel_residual"))?,
+            (_, one_norm) => one_norm,
+        };
         for (fine, complaint) in [
             (layers <= MOST_LAYERS as usize, format!("it has {layers} blocks, the most is {MOST_LAYERS}")),
             (heads % kv_heads == 0, format!("{kv_heads} key heads don't divide {heads} query heads")),
@@ -208,7 +264,10 @@ impl Shape {
                 format!("its key heads have {head_dim} values, its value heads {value_dim}"),
             ),
             (rotary <= head_dim && rotary % 2 == 0, format!("{rotary} of {head_dim} values of a head rotate")),
-            (classic || rotary == head_dim, format!("{rotary} of {head_dim} values of a head rotate, expected all")),
+            (
+                classic || architecture.fused_gate || rotary == head_dim,
+                format!("{rotary} of {head_dim} values of a head rotate, expected all"),
+            ),
         ] {
             if !fine {
                 return Err(Error::model(complaint));
@@ -245,7 +304,7 @@ impl Shape {
     pub fn activation_bytes(&self, element: u64, rank: u64) -> (u64, u64) {
         let (width, inner) = (self.width as u64, self.feed_forward as u64);
         let (q, kv) = ((self.heads * self.head_dim) as u64, (self.kv_heads * self.head_dim) as u64);
-        let kept = match self.architecture.classic || self.architecture.post_norms {
+        let kept = match self.architecture.computed_in_parts() {
             // Each operation keeps its input.
             true => 4 * (6 * width + 3 * (q + 2 * kv) + q + 2 * inner),
             // Queries, keys, values, mixed heads, gate and up; two inputs; what the factors of seven layers gave.
@@ -300,7 +359,8 @@ impl Keys<'_> {
 
     /// Every sixth block sees all keys, if the file says nothing else.
     fn window(&self, layers: usize, rotary: usize) -> Result<Option<Window>> {
-        let tokens = self.optional_size(WINDOW).unwrap_or(None).filter(|_| self.architecture.windows);
+        let tokens =
+            self.optional_size(WINDOW).unwrap_or(None).filter(|_| self.architecture.windows == Windows::ByBlock);
         let Some(tokens) = tokens else { return Ok(None) };
         let pattern = self.name("attention.sliding_window_pattern");
         let blocks = match self.file.get(&pattern) {
@@ -336,7 +396,7 @@ impl Keys<'_> {
     fn refuse_what_is_not_computed(&self) -> Result<()> {
         for (key, feature) in NOT_COMPUTED {
             let scaled = self.architecture.scales == Scales::Declared && SCALES.contains(key);
-            if scaled || *key == WINDOW && self.architecture.windows {
+            if scaled || *key == WINDOW && self.architecture.windows != Windows::Refused {
                 continue;
             }
             let absent = match self.file.get(&self.name(key)) {

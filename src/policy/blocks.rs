@@ -87,17 +87,42 @@ impl Block {
     }
 }
 
-/// RMSNorm, separate projections, a gated feed-forward layer.
+/// The projections of queries, keys and values.
+pub(super) enum Projections {
+    Apart([Linear; 3]),
+    /// Rows of queries, then keys, then values.
+    Together(Linear),
+}
+
+impl Projections {
+    /// Queries, keys and values, [tokens, heads, head_dim] each.
+    fn heads(&self, x: &Tensor, pass: &Pass<'_>) -> Result<[Tensor; 3]> {
+        let Shape { heads, kv_heads, head_dim, .. } = *pass.shape;
+        let tokens = x.dims2()?.0;
+        let project = |layer: &Linear, heads: usize| -> Result<Tensor> {
+            Ok(layer.forward(x, pass)?.reshape((tokens, heads, head_dim))?)
+        };
+        match self {
+            Projections::Apart([q, k, v]) => Ok([project(q, heads)?, project(k, kv_heads)?, project(v, kv_heads)?]),
+            Projections::Together(qkv) => {
+                let qkv = project(qkv, heads + 2 * kv_heads)?;
+                let part = |from, count| qkv.narrow(1, from, count)?.contiguous();
+                Ok([part(0, heads)?, part(heads, kv_heads)?, part(heads + kv_heads, kv_heads)?])
+            }
+        }
+    }
+}
+
+/// RMSNorm, a gated feed-forward layer.
 pub(super) struct Gated {
     pub(super) attn_norm: Tensor,
-    pub(super) attn_q: Linear,
-    pub(super) attn_k: Linear,
-    pub(super) attn_v: Linear,
+    pub(super) projections: Projections,
     /// Norms of query and key heads (qwen3).
     pub(super) head_norms: Option<(Tensor, Tensor)>,
     pub(super) attn_output: Linear,
     pub(super) ffn_norm: Tensor,
-    pub(super) ffn_gate: Linear,
+    /// `None` where `ffn_up` gives the gate too, before the rest (phi3).
+    pub(super) ffn_gate: Option<Linear>,
     pub(super) ffn_up: Linear,
     pub(super) ffn_down: Linear,
     /// Norms after attention and after the feed-forward layer (gemma3).
@@ -108,16 +133,17 @@ pub(super) struct Gated {
 
 impl Gated {
     fn forward(&self, x: &Tensor, pass: &Pass<'_>) -> Result<Tensor> {
-        if let Some(post_norms) = &self.post_norms {
-            return self.in_parts(x, pass, post_norms);
-        }
+        let (Projections::Apart([q, k, v]), Some(gate), None) = (&self.projections, &self.ffn_gate, &self.post_norms)
+        else {
+            return self.in_parts(x, pass);
+        };
         let shape = pass.shape;
         let attention = SelfAttention {
             norm: &self.attn_norm,
             eps: shape.eps,
-            query: self.attn_q.adapted(pass),
-            key: self.attn_k.adapted(pass),
-            value: self.attn_v.adapted(pass),
+            query: q.adapted(pass),
+            key: k.adapted(pass),
+            value: v.adapted(pass),
             output: self.attn_output.adapted(pass),
             head_norms: self.head_norms.as_ref().map(|(q, k)| (q, k)),
             heads: shape.heads,
@@ -130,71 +156,80 @@ impl Gated {
         let feed_forward = FeedForward {
             norm: &self.ffn_norm,
             eps: shape.eps,
-            gate: self.ffn_gate.adapted(pass),
+            gate: gate.adapted(pass),
             up: self.ffn_up.adapted(pass),
             down: self.ffn_down.adapted(pass),
         };
         ops::feed_forward(&ops::self_attention(x, &attention)?, &feed_forward)
     }
 
-    /// With norms before the residuals, a GELU for its gate, and perhaps a window.
-    fn in_parts(
-        &self,
-        x: &Tensor,
-        pass: &Pass<'_>,
-        [after_attention, after_feed_forward]: &[Norm; 2],
-    ) -> Result<Tensor> {
-        let Shape { heads, kv_heads, head_dim, eps, architecture, attention_scale, .. } = *pass.shape;
+    /// One operation after the other: with norms before the residuals and a GELU for its gate, perhaps a window, or
+    /// with projections that are together.
+    fn in_parts(&self, x: &Tensor, pass: &Pass<'_>) -> Result<Tensor> {
+        let Shape { heads, head_dim, feed_forward, eps, architecture, attention_scale, .. } = *pass.shape;
         let tokens = x.dims2()?.0;
         let window = pass.shape.window.as_ref().filter(|_| self.windowed).map(|window| window.tokens);
         let rope = if self.windowed { pass.ropes.window.as_ref() } else { None }.unwrap_or(&pass.ropes.all);
-        let n = ops::rms_norm(x, &self.attn_norm, eps)?;
-        let project = |layer: &Linear, heads: usize| -> Result<Tensor> {
-            Ok(layer.forward(&n, pass)?.reshape((tokens, heads, head_dim))?)
+        let normed = |of: Option<&Norm>, x: Tensor| of.map_or(Ok(x.clone()), |norm| norm.forward(&x));
+        let [after_attention, after_feed_forward] = match &self.post_norms {
+            Some([one, other]) => [Some(one), Some(other)],
+            None => [None, None],
         };
-        let (mut q, mut k) = (project(&self.attn_q, heads)?, project(&self.attn_k, kv_heads)?);
-        let v = project(&self.attn_v, kv_heads)?;
+        let n = ops::rms_norm(x, &self.attn_norm, eps)?;
+        let [mut q, mut k, v] = self.projections.heads(&n, pass)?;
         if let Some((q_norm, k_norm)) = &self.head_norms {
             (q, k) = (ops::rms_norm(&q, q_norm, eps)?, ops::rms_norm(&k, k_norm, eps)?);
         }
         let turn = |x: &Tensor| ops::rope(x, rope, architecture.rope_style);
         let mixed = ops::windowed_attention(&turn(&q)?, &turn(&k)?, &v, pass.starts, attention_scale, window)?;
         let attended = self.attn_output.forward(&mixed.reshape((tokens, heads * head_dim))?, pass)?;
-        let x = (x + after_attention.forward(&attended)?)?;
+        let x = (x + normed(after_attention, attended)?)?;
         let n = ops::rms_norm(&x, &self.ffn_norm, eps)?;
-        let gated = (ops::gelu(&self.ffn_gate.forward(&n, pass)?)? * self.ffn_up.forward(&n, pass)?)?;
-        Ok((&x + after_feed_forward.forward(&self.ffn_down.forward(&gated, pass)?)?)?)
+        let up = self.ffn_up.forward(&n, pass)?;
+        let (gate, up) = match &self.ffn_gate {
+            Some(gate) => (gate.forward(&n, pass)?, up),
+            None => {
+                (up.narrow(1, 0, feed_forward)?.contiguous()?, up.narrow(1, feed_forward, feed_forward)?.contiguous()?)
+            }
+        };
+        let gated = match &self.post_norms {
+            Some(_) => (ops::gelu(&gate)? * up)?,
+            None => ops::swiglu(&gate, &up)?,
+        };
+        Ok((&x + normed(after_feed_forward, self.ffn_down.forward(&gated, pass)?)?)?)
     }
 }
 
-/// gptneox: LayerNorm, one projection for q, k and v, GELU, parallel or sequential residuals.
+/// gptneox and phi2: LayerNorm, GELU, parallel or sequential residuals.
 pub(super) struct Classic {
     pub(super) attn_norm: Norm,
-    /// Rows of q, then k, then v.
-    pub(super) attn_qkv: Linear,
+    pub(super) projections: Projections,
     pub(super) attn_output: Linear,
-    pub(super) ffn_norm: Norm,
+    /// `None` where the feed-forward layer reads what attention reads.
+    pub(super) ffn_norm: Option<Norm>,
     pub(super) ffn_up: Linear,
     pub(super) ffn_down: Linear,
 }
 
 impl Classic {
     fn forward(&self, x: &Tensor, pass: &Pass<'_>) -> Result<Tensor> {
-        let attended = self.attention(&self.attn_norm.forward(x)?, pass)?;
+        let normed = self.attn_norm.forward(x)?;
+        let attended = self.attention(&normed, pass)?;
+        let Some(ffn_norm) = &self.ffn_norm else {
+            return Ok(((self.feed_forward(&normed, pass)? + x)? + attended)?);
+        };
         if pass.shape.parallel_residual {
-            let fed = self.feed_forward(&self.ffn_norm.forward(x)?, pass)?;
+            let fed = self.feed_forward(&ffn_norm.forward(x)?, pass)?;
             return Ok(((fed + x)? + attended)?);
         }
         let x = (attended + x)?;
-        Ok((self.feed_forward(&self.ffn_norm.forward(&x)?, pass)? + x)?)
+        Ok((self.feed_forward(&ffn_norm.forward(&x)?, pass)? + x)?)
     }
 
     fn attention(&self, x: &Tensor, pass: &Pass<'_>) -> Result<Tensor> {
-        let Shape { heads, kv_heads, head_dim, architecture, .. } = *pass.shape;
+        let Shape { heads, head_dim, architecture, .. } = *pass.shape;
         let tokens = x.dims2()?.0;
-        let qkv = self.attn_qkv.forward(x, pass)?.reshape((tokens, heads + 2 * kv_heads, head_dim))?;
-        let part = |from, count| qkv.narrow(1, from, count)?.contiguous();
-        let (q, k, v) = (part(0, heads)?, part(heads, kv_heads)?, part(heads + kv_heads, kv_heads)?);
+        let [q, k, v] = self.projections.heads(x, pass)?;
         let q = ops::rope(&q, &pass.ropes.all, architecture.rope_style)?;
         let k = ops::rope(&k, &pass.ropes.all, architecture.rope_style)?;
         let mixed = ops::attention(&q, &k, &v, pass.starts, pass.shape.attention_scale)?; // [tokens, heads, head_dim]

@@ -92,6 +92,10 @@ impl Decoder {
         let output_norm = loader.norm("output_norm")?;
         let tied = file.tensor("output.weight").is_none();
         let head = loader.frozen(if tied { "token_embd.weight" } else { "output.weight" }, vocabulary, shape.width)?;
+        let head = match loader.head_bias(vocabulary)? {
+            Some(bias) => head.with_bias(&bias)?,
+            None => head,
+        };
         loader.refuse_unused()?;
         let linears = loader.linears;
         let fingerprint = file.fingerprint()?;

@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use candle_core::{DType, Device, Tensor};
 
 use super::Shape;
-use super::blocks::{Block, Classic, Gated, Linear, LinearInfo, Norm};
+use super::blocks::{Block, Classic, Gated, Linear, LinearInfo, Norm, Projections};
 use super::ops::{Bytes, Format, Frozen, Quantized, map};
 use crate::error::{Error, Result};
 use crate::gguf::Gguf;
@@ -56,15 +56,15 @@ impl<'a> Loader<'a> {
     }
 
     pub(super) fn block(&mut self, layer: usize) -> Result<Block> {
-        let Shape { width, heads, kv_heads, head_dim, feed_forward, architecture, .. } = *self.shape;
-        let (q, kv) = (heads * head_dim, kv_heads * head_dim);
+        let Shape { width, heads, head_dim, feed_forward, architecture, .. } = *self.shape;
+        let q = heads * head_dim;
         let name = |part: &str| format!("blk.{layer}.{part}");
         if architecture.classic {
             return Ok(Block::Classic(Box::new(Classic {
                 attn_norm: self.norm(&name("attn_norm"))?,
-                attn_qkv: self.linear(layer, "attn_qkv", q + 2 * kv, width)?,
+                projections: self.projections(layer)?,
                 attn_output: self.linear(layer, "attn_output", width, q)?,
-                ffn_norm: self.norm(&name("ffn_norm"))?,
+                ffn_norm: (!architecture.one_norm).then(|| self.norm(&name("ffn_norm"))).transpose()?,
                 ffn_up: self.linear(layer, "ffn_up", feed_forward, width)?,
                 ffn_down: self.linear(layer, "ffn_down", width, feed_forward)?,
             })));
@@ -84,16 +84,33 @@ impl<'a> Loader<'a> {
             post_norms,
             windowed,
             attn_norm,
-            attn_q: self.linear(layer, "attn_q", q, width)?,
-            attn_k: self.linear(layer, "attn_k", kv, width)?,
-            attn_v: self.linear(layer, "attn_v", kv, width)?,
+            projections: self.projections(layer)?,
             head_norms,
             attn_output: self.linear(layer, "attn_output", width, q)?,
             ffn_norm,
-            ffn_gate: self.linear(layer, "ffn_gate", feed_forward, width)?,
-            ffn_up: self.linear(layer, "ffn_up", feed_forward, width)?,
+            ffn_gate: match architecture.fused_gate {
+                true => None,
+                false => Some(self.linear(layer, "ffn_gate", feed_forward, width)?),
+            },
+            ffn_up: self.linear(
+                layer,
+                "ffn_up",
+                if architecture.fused_gate { 2 * feed_forward } else { feed_forward },
+                width,
+            )?,
             ffn_down: self.linear(layer, "ffn_down", width, feed_forward)?,
         })))
+    }
+
+    /// Together where the file has them so, as llama.cpp takes them.
+    fn projections(&mut self, layer: usize) -> Result<Projections> {
+        let Shape { width, heads, kv_heads, head_dim, .. } = *self.shape;
+        let (q, kv) = (heads * head_dim, kv_heads * head_dim);
+        if self.file.tensor(&format!("blk.{layer}.attn_qkv.weight")).is_some() {
+            return Ok(Projections::Together(self.linear(layer, "attn_qkv", q + 2 * kv, width)?));
+        }
+        let mut one = |part, out| self.linear(layer, part, out, width);
+        Ok(Projections::Apart([one("attn_q", q)?, one("attn_k", kv)?, one("attn_v", kv)?]))
     }
 
     fn linear(&mut self, layer: usize, part: &'static str, out: usize, inp: usize) -> Result<Linear> {
@@ -112,6 +129,12 @@ impl<'a> Loader<'a> {
         let weight = self.read(&format!("{name}.weight"), &[width])?;
         let bias = self.shape.architecture.classic.then(|| self.read(&format!("{name}.bias"), &[width])).transpose()?;
         Ok(Norm { weight, bias, eps: self.shape.eps })
+    }
+
+    /// What the head adds to the logits, if the file has it.
+    pub(super) fn head_bias(&mut self, vocabulary: usize) -> Result<Option<Tensor>> {
+        let name = "output.bias";
+        self.file.tensor(name).map(|_| self.read(name, &[vocabulary])).transpose()
     }
 
     pub(super) fn frozen(&mut self, name: &str, out: usize, inp: usize) -> Result<Frozen> {

@@ -262,7 +262,7 @@ fn rows(shape: &Shape, linear: &LinearInfo) -> Option<Vec<u32>> {
             let (head, pair, side) = (row / dim, row % dim / 2, row % 2);
             head * dim + side * half + pair
         }),
-        (_, "attn_qkv") => Box::new(|row| {
+        (_, "attn_qkv") if shape.architecture.qkv_by_head => Box::new(|row| {
             let (which, head, value) = (row / (shape.heads * dim), row / dim % shape.heads, row % dim);
             (head * 3 + which) * dim + value
         }),

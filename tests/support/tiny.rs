@@ -13,7 +13,7 @@ use rand_chacha::ChaCha8Rng;
 /// What to write.
 #[derive(Clone, Debug)]
 pub struct TinySpec {
-    /// `llama`, `qwen2`, `qwen3`, `granite`, `gemma3` or `gptneox`.
+    /// `llama`, `qwen2`, `qwen3`, `granite`, `gemma3`, `phi3`, `phi2` or `gptneox`.
     pub arch: &'static str,
     pub seed: u64,
     pub layers: u32,
@@ -55,7 +55,12 @@ impl TinySpec {
             heads: 4,
             kv_heads: if gptneox { 4 } else { 2 },
             head_dim,
-            rotary: if gptneox { head_dim / 4 } else { head_dim },
+            rotary: match arch {
+                "gptneox" => head_dim / 4,
+                "phi2" => head_dim / 2,
+                "phi3" => head_dim * 3 / 4,
+                _ => head_dim,
+            },
             ff: 128,
             context: 1024,
             tied: matches!(arch, "llama" | "gemma3"),
@@ -112,15 +117,21 @@ pub fn tiny_model(path: &Path, spec: &TinySpec) -> apa::Result<()> {
     weights.matrix(&mut file, "token_embd", vocab, spec.width)?;
     for layer in 0..spec.layers {
         let name = |part: &str| format!("blk.{layer}.{part}");
-        let (qwen2, neox) = (spec.arch == "qwen2", spec.arch == "gptneox");
-        weights.norm(&mut file, &name("attn_norm"), spec.width, neox)?;
-        weights.norm(&mut file, &name("ffn_norm"), spec.width, neox)?;
-        if neox {
-            weights.linear(&mut file, &name("attn_qkv"), q + 2 * kv, spec.width, true)?;
+        // LayerNorm, and a bias wherever there can be one.
+        let classic = matches!(spec.arch, "gptneox" | "phi2");
+        weights.norm(&mut file, &name("attn_norm"), spec.width, classic)?;
+        if spec.arch != "phi2" {
+            weights.norm(&mut file, &name("ffn_norm"), spec.width, classic)?;
+        }
+        if matches!(spec.arch, "gptneox" | "phi3") {
+            weights.linear(&mut file, &name("attn_qkv"), q + 2 * kv, spec.width, classic)?;
         } else {
-            weights.linear(&mut file, &name("attn_q"), q, spec.width, qwen2)?;
-            weights.linear(&mut file, &name("attn_k"), kv, spec.width, qwen2)?;
-            weights.linear(&mut file, &name("attn_v"), kv, spec.width, qwen2)?;
+            let bias = classic || spec.arch == "qwen2";
+            weights.linear(&mut file, &name("attn_q"), q, spec.width, bias)?;
+            weights.linear(&mut file, &name("attn_k"), kv, spec.width, bias)?;
+            weights.linear(&mut file, &name("attn_v"), kv, spec.width, bias)?;
+        }
+        if !classic && spec.arch != "phi3" {
             weights.linear(&mut file, &name("ffn_gate"), spec.ff, spec.width, false)?;
         }
         if spec.arch == "gemma3" {
@@ -131,13 +142,14 @@ pub fn tiny_model(path: &Path, spec: &TinySpec) -> apa::Result<()> {
             weights.norm(&mut file, &name("attn_q_norm"), spec.head_dim, false)?;
             weights.norm(&mut file, &name("attn_k_norm"), spec.head_dim, false)?;
         }
-        weights.linear(&mut file, &name("attn_output"), spec.width, q, neox)?;
-        weights.linear(&mut file, &name("ffn_up"), spec.ff, spec.width, neox)?;
-        weights.linear(&mut file, &name("ffn_down"), spec.width, spec.ff, neox)?;
+        weights.linear(&mut file, &name("attn_output"), spec.width, q, classic)?;
+        let up = if spec.arch == "phi3" { 2 * spec.ff } else { spec.ff };
+        weights.linear(&mut file, &name("ffn_up"), up, spec.width, classic)?;
+        weights.linear(&mut file, &name("ffn_down"), spec.width, spec.ff, classic)?;
     }
-    weights.norm(&mut file, "output_norm", spec.width, spec.arch == "gptneox")?;
+    weights.norm(&mut file, "output_norm", spec.width, matches!(spec.arch, "gptneox" | "phi2"))?;
     if !spec.tied {
-        weights.matrix(&mut file, "output", vocab, spec.width)?;
+        weights.linear(&mut file, "output", vocab, spec.width, spec.arch == "phi2")?;
     }
     if spec.rope_factors {
         let factors: Vec<f32> = (0..spec.rotary / 2).map(|i| 1.0 + i as f32).collect();
@@ -148,7 +160,9 @@ pub fn tiny_model(path: &Path, spec: &TinySpec) -> apa::Result<()> {
 
 fn metadata(file: &mut Writer<'_>, spec: &TinySpec) {
     let arch = spec.arch;
-    file.set("general.architecture", arch).set("general.type", "model").set("general.name", format!("tiny {arch}"));
+    // To llama.cpp a name with phi3 in it promises certain tokens.
+    let name = format!("tiny {}", arch.replace("phi3", "phi 3"));
+    file.set("general.architecture", arch).set("general.type", "model").set("general.name", name);
     file.set("general.quantization_version", 2u32);
     let mut number = |key: &str, value: usize| {
         file.set(&format!("{arch}.{key}"), value as u32);
@@ -177,7 +191,9 @@ fn metadata(file: &mut Writer<'_>, spec: &TinySpec) {
     }
     if arch == "gptneox" {
         file.set("gptneox.use_parallel_residual", spec.parallel_residual);
-        file.set("gptneox.attention.layer_norm_epsilon", 1e-5f32);
+    }
+    if matches!(arch, "gptneox" | "phi2") {
+        file.set(&format!("{arch}.attention.layer_norm_epsilon"), 1e-5f32);
     } else {
         file.set(&format!("{arch}.attention.layer_norm_rms_epsilon"), 1e-5f32);
     }

@@ -13,6 +13,8 @@ use std::sync::Arc;
 #[derive(Clone, Debug)]
 pub struct Frozen {
     store: Store,
+    /// What a head adds to its logits, `[out]`.
+    bias: Option<Arc<[f32]>>,
 }
 
 #[derive(Clone, Debug)]
@@ -26,6 +28,25 @@ enum Store {
 }
 
 impl Frozen {
+    fn of(store: Store) -> Self {
+        Self { store, bias: None }
+    }
+
+    /// A head that adds `bias [out]` to its logits. Other products leave it out.
+    pub(in crate::policy) fn with_bias(self, bias: &Tensor) -> Result<Self> {
+        let bias = frozen_values(bias)?;
+        if bias.len() != self.out_features() {
+            let (found, expected) = (bias.len(), self.out_features());
+            return Err(Error::train(format!("head's bias: {found} values, expected {expected}")));
+        }
+        Ok(Self { bias: Some(bias.into()), ..self })
+    }
+
+    /// What a head adds to its logits.
+    pub(super) fn bias(&self) -> Option<&Arc<[f32]>> {
+        self.bias.as_ref()
+    }
+
     /// Takes an f32 weight `[out, in]` and keeps it as `dtype` (f32 or bf16) on its device.
     ///
     /// A CPU without AVX512-BF16 keeps bf16 values widened to f32, and computes in f32.
@@ -36,24 +57,24 @@ impl Frozen {
         let precision = precision_of(dtype)?;
         let weight = weight.detach().contiguous()?;
         if !weight.device().is_cpu() {
-            return Ok(Self { store: Store::Device(weight.to_dtype(dtype)?) });
+            return Ok(Self::of(Store::Device(weight.to_dtype(dtype)?)));
         }
         let weight = if precision == Precision::F32 { weight.to_dtype(dtype)? } else { weight };
         let weight = weight.to_dtype(DType::F32)?;
         let mat = Mat::new(precision, &cpu::Values::of(&weight)?, inp).frozen();
-        Ok(Self { store: Store::Cpu(Arc::new(mat)) })
+        Ok(Self::of(Store::Cpu(Arc::new(mat))))
     }
 
     /// Takes a weight as its file stores it. Products decode it panel by panel, to `dtype` (f32 or bf16), and give the
     /// same bits as those of its packed form if they are in bf16.
     pub(in crate::policy) fn quantized(matrix: Quantized, dtype: DType) -> Result<Self> {
-        Ok(Self { store: Store::Cpu(Arc::new(Mat::quantized(precision_of(dtype)?, matrix))) })
+        Ok(Self::of(Store::Cpu(Arc::new(Mat::quantized(precision_of(dtype)?, matrix)))))
     }
 
     /// Takes an embedding on another device, from which rows are looked up.
     pub(in crate::policy) fn device_rows(table: QTensor) -> Result<Self> {
         table.shape().dims2()?;
-        Ok(Self { store: Store::DeviceRows(Arc::new(table)) })
+        Ok(Self::of(Store::DeviceRows(Arc::new(table))))
     }
 
     /// Rows of the matrix: the width of the product.

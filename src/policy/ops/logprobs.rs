@@ -26,7 +26,7 @@ pub fn token_logprobs(hidden: &Tensor, head: &Frozen, targets: &[u32], temperatu
     }
     match head.fused(hidden) {
         Some(weight) => {
-            Ok(hidden.contiguous()?.apply_op1(head_of(weight, targets, temperatures, hidden.track_op()))?)
+            Ok(hidden.contiguous()?.apply_op1(head_of(head, weight, targets, temperatures, hidden.track_op()))?)
         }
         None => plain::token_logprobs(hidden, head, targets, temperatures),
     }
@@ -40,7 +40,7 @@ pub fn token_entropy(hidden: &Tensor, head: &Frozen, temperatures: &[f32]) -> cr
     let hidden = hidden.detach().contiguous()?;
     match head.fused(&hidden) {
         Some(weight) => {
-            let (_, entropy) = head_of(weight, &[], temperatures, false).measure(&cpu::Values::of(&hidden)?);
+            let (_, entropy) = head_of(head, weight, &[], temperatures, false).measure(&cpu::Values::of(&hidden)?);
             Ok(cpu::tensor(entropy, temperatures.len())?)
         }
         None => plain::token_entropy(&hidden, head, temperatures),
@@ -60,7 +60,7 @@ pub fn token_logprobs_and_entropy(
         Some(weight) if checked > 0 && targets.len() == checked => {
             check_tokens("token_logprobs_and_entropy", targets, head.out_features())?;
             let values = cpu::Values::of(&hidden)?;
-            let (logprobs, entropy) = head_of(weight, targets, temperatures, false).measure(&values);
+            let (logprobs, entropy) = head_of(head, weight, targets, temperatures, false).measure(&values);
             Ok((cpu::tensor(logprobs, checked)?, cpu::tensor(entropy, checked)?))
         }
         _ => Ok((token_logprobs(&hidden, head, targets, temperatures)?, token_entropy(&hidden, head, temperatures)?)),
@@ -79,15 +79,16 @@ pub fn token_kl(hidden: &Tensor, other: &Tensor, head: &Frozen, temperatures: &[
     match head.fused(&hidden).filter(|_| cpu::takes(&other)) {
         Some(weight) => {
             let (p, q) = (cpu::Values::of(&hidden)?, cpu::Values::of(&other)?);
-            Ok(cpu::tensor(head_of(weight, &[], temperatures, false).divergence(&p, &q), m)?)
+            Ok(cpu::tensor(head_of(head, weight, &[], temperatures, false).divergence(&p, &q), m)?)
         }
         None => plain::token_kl(&hidden, &other, head, temperatures),
     }
 }
 
-fn head_of(weight: &Arc<Mat>, targets: &[u32], temperatures: &[f32], keep: bool) -> Head {
+fn head_of(head: &Frozen, weight: &Arc<Mat>, targets: &[u32], temperatures: &[f32], keep: bool) -> Head {
     Head {
         weight: weight.clone(),
+        bias: head.bias().cloned(),
         targets: targets.to_vec(),
         inverse_temperatures: temperatures.iter().map(|t| 1.0 / t).collect(),
         keep,
@@ -116,6 +117,8 @@ const WORDS: usize = 512;
 /// The head, with the target and temperature of each row.
 pub struct Head {
     pub weight: Arc<Mat>, // [V, E]
+    /// Added to the logits, `[V]`.
+    pub bias: Option<Arc<[f32]>>,
     pub targets: Vec<u32>,
     pub inverse_temperatures: Vec<f32>,
     /// Whether a backward pass may follow.
@@ -168,6 +171,9 @@ impl Head {
         let part = self.weight.part(first, words, self.weight.cols());
         product(hidden.all(), &[Right::Transposed(part)], Begin::Zero, to, Run::Here);
         for (row, inverse) in to.chunks_exact_mut(words).zip(inverse) {
+            if let Some(bias) = &self.bias {
+                row.iter_mut().zip(&bias[first..]).for_each(|(l, b)| *l += b);
+            }
             row.iter_mut().for_each(|l| *l *= inverse);
         }
     }

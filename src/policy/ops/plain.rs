@@ -101,43 +101,54 @@ pub fn gelu(x: &Tensor) -> Result<Tensor> {
 }
 
 /// `log softmax` of some rows: `[rows, V]`.
-fn log_softmax_rows(hidden: &Tensor, head: &Tensor, temperatures: &[f32]) -> Result<Tensor> {
+/// What the head adds to its logits, `[1, V]`.
+fn head_bias(head: &Frozen) -> Result<Option<Tensor>> {
+    let weight = head.bias().map(|bias| Tensor::new(&bias[..], &candle_core::Device::Cpu)?.unsqueeze(0));
+    weight.transpose().map_err(Into::into)
+}
+
+fn log_softmax_rows(hidden: &Tensor, (head, bias): &(Tensor, Option<Tensor>), temperatures: &[f32]) -> Result<Tensor> {
     let inverse: Vec<f32> = temperatures.iter().map(|t| 1.0 / t).collect();
     let inverse = Tensor::new(inverse, hidden.device())?.unsqueeze(1)?;
-    let logits = hidden.matmul(&head.t()?)?.broadcast_mul(&inverse)?;
+    let logits = hidden.matmul(&head.t()?)?;
+    let logits = match bias {
+        Some(bias) => logits.broadcast_add(&bias.to_device(hidden.device())?)?,
+        None => logits,
+    };
+    let logits = logits.broadcast_mul(&inverse)?;
     let logits = logits.broadcast_sub(&logits.max_keepdim(D::Minus1)?.detach())?;
     Ok(logits.broadcast_sub(&logits.exp()?.sum_keepdim(D::Minus1)?.log()?)?)
 }
 
 pub fn token_logprobs(hidden: &Tensor, head: &Frozen, targets: &[u32], temperatures: &[f32]) -> Result<Tensor> {
-    let weight = head.weight_f32()?;
+    let head = &(head.weight_f32()?, head_bias(head)?);
     let mut parts = Vec::new();
     for (i, (targets, temperatures)) in targets.chunks(HEAD_ROWS).zip(temperatures.chunks(HEAD_ROWS)).enumerate() {
         let rows = hidden.narrow(0, i * HEAD_ROWS, targets.len())?;
         let index = Tensor::new(targets, hidden.device())?.unsqueeze(1)?;
-        parts.push(log_softmax_rows(&rows, &weight, temperatures)?.gather(&index, 1)?.squeeze(1)?);
+        parts.push(log_softmax_rows(&rows, head, temperatures)?.gather(&index, 1)?.squeeze(1)?);
     }
     Ok(Tensor::cat(&parts, 0)?)
 }
 
 pub fn token_entropy(hidden: &Tensor, head: &Frozen, temperatures: &[f32]) -> Result<Tensor> {
-    let weight = head.weight_f32()?;
+    let head = &(head.weight_f32()?, head_bias(head)?);
     let mut parts = Vec::new();
     for (i, temperatures) in temperatures.chunks(HEAD_ROWS).enumerate() {
         let rows = hidden.narrow(0, i * HEAD_ROWS, temperatures.len())?;
-        let logprobs = log_softmax_rows(&rows, &weight, temperatures)?;
+        let logprobs = log_softmax_rows(&rows, head, temperatures)?;
         parts.push((logprobs.exp()? * logprobs)?.sum(D::Minus1)?.neg()?);
     }
     Ok(Tensor::cat(&parts, 0)?.to_dtype(DType::F32)?)
 }
 
 pub fn token_kl(hidden: &Tensor, other: &Tensor, head: &Frozen, temperatures: &[f32]) -> Result<Tensor> {
-    let weight = head.weight_f32()?;
+    let head = &(head.weight_f32()?, head_bias(head)?);
     let mut parts = Vec::new();
     for (i, temperatures) in temperatures.chunks(HEAD_ROWS).enumerate() {
         let rows = |x: &Tensor| x.narrow(0, i * HEAD_ROWS, temperatures.len());
-        let p = log_softmax_rows(&rows(hidden)?, &weight, temperatures)?;
-        let q = log_softmax_rows(&rows(other)?, &weight, temperatures)?;
+        let p = log_softmax_rows(&rows(hidden)?, head, temperatures)?;
+        let q = log_softmax_rows(&rows(other)?, head, temperatures)?;
         parts.push((p.exp()? * (p - q)?)?.sum(D::Minus1)?);
     }
     Ok(Tensor::cat(&parts, 0)?.to_dtype(DType::F32)?)

@@ -96,6 +96,26 @@ fn gemma3_agrees_with_llama_cpp_within_a_window_and_beyond_it() {
 }
 
 #[test]
+fn phi3_agrees_with_llama_cpp() {
+    let folder = folder();
+    let model = write_tiny(&folder, &TinySpec::new("phi3"));
+    check(&model, &folder);
+    check(&write_tiny(&folder, &TinySpec { tied: true, rotary: 16, seed: 8, ..TinySpec::new("phi3") }), &folder);
+    // llama.cpp applies no window to it.
+    let windowed = altered(&folder, &model, |file| {
+        file.set("phi3.attention.sliding_window", 8u32);
+    });
+    check(&windowed, &folder);
+}
+
+#[test]
+fn phi2_agrees_with_llama_cpp() {
+    let folder = folder();
+    check(&write_tiny(&folder, &TinySpec::new("phi2")), &folder);
+    check(&write_tiny(&folder, &TinySpec { rotary: 16, kv_heads: 4, seed: 8, ..TinySpec::new("phi2") }), &folder);
+}
+
+#[test]
 fn gptneox_agrees_with_llama_cpp() {
     let folder = folder();
     check(&write_tiny(&folder, &TinySpec::new("gptneox")), &folder);

@@ -18,7 +18,7 @@ use crate::config::Dtype;
 use crate::gguf::{Gguf, Writer};
 use crate::tiny::{TinySpec, tiny_model};
 
-const ARCHITECTURES: [&str; 6] = ["llama", "qwen2", "qwen3", "granite", "gemma3", "gptneox"];
+const ARCHITECTURES: [&str; 8] = ["llama", "qwen2", "qwen3", "granite", "gemma3", "phi3", "phi2", "gptneox"];
 
 fn folder() -> TempDir {
     tempfile::tempdir().expect("a temporary folder")
