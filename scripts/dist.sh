@@ -71,5 +71,6 @@ else
 fi
 install -D -m 644 LICENSE* README.md -t "$tree/share/doc/libapa" 2>/dev/null || install -D -m 644 README.md -t "$tree/share/doc/libapa"
 tar -C "$out" -czf "$out/$(basename "$tree").tar.gz" "$(basename "$tree")"
-(cd "$out" && sha256sum "$(basename "$tree").tar.gz" >SHA256SUMS)
+ARCH=$arch scripts/wheel.sh "$tree" "$out"
+(cd "$out" && sha256sum "$(basename "$tree").tar.gz" libapa-*.whl >SHA256SUMS)
 echo "made $out/$(basename "$tree").tar.gz"

@@ -93,6 +93,11 @@ if [ "${1:-}" = test ]; then
         echo "installing jsonschema in $clients"
         "$clients/venv/bin/pip" install --quiet 'jsonschema[format]'
     fi
+    # It checks the types of bindings/python.
+    if [ ! -x "$clients/venv/bin/mypy" ]; then
+        echo "installing mypy in $clients"
+        "$clients/venv/bin/pip" install --quiet mypy
+    fi
     # puppeteer-core brings no browser of its own.
     for package in openai puppeteer-core axe-core; do
         if [ ! -d "$clients/node_modules/$package" ]; then

@@ -1,4 +1,4 @@
-//! tests/conformance in C, C++, Go and Node: the same calls give the same results, token for token, and the ones that
+//! tests/conformance in C, C++, Go, Node and Python: the same calls give the same results, token for token, and the ones that
 //! are expected.
 
 use std::collections::BTreeMap;
@@ -10,6 +10,7 @@ use serde_json::Value;
 use crate::support::c::{run, shared_library};
 use crate::support::go::Go;
 use crate::support::node::Node;
+use crate::support::python::Python;
 use crate::support::tiny::{TinySpec, tiny_model};
 
 fn file(name: &str) -> PathBuf {
@@ -99,6 +100,13 @@ fn every_language_gives_the_same_results() {
         let mut runner = node.command("node");
         runner.arg(file("run.mjs"));
         all.push(("node", lines_of(runner, dir.path())));
+    }
+    if let Some(python) = Python::find() {
+        for kind in ["sync", "async"] {
+            let mut runner = python.command();
+            runner.arg(file("run.py")).arg(kind);
+            all.push(("python", lines_of(runner, dir.path())));
+        }
     }
     for (language, lines) in &all {
         conforms(language, lines);

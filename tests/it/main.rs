@@ -45,6 +45,7 @@ mod promotion;
 #[cfg(feature = "daemon")]
 mod properties;
 mod pull;
+mod python;
 mod queue;
 mod recovery;
 mod requests;

@@ -14,6 +14,7 @@ pub mod installed;
 pub mod node;
 #[cfg(feature = "daemon")]
 pub mod packages;
+pub mod python;
 pub mod reward;
 #[cfg(feature = "daemon")]
 pub mod server;
