@@ -40,6 +40,7 @@ mod memory;
 mod node;
 #[cfg(feature = "daemon")]
 mod page;
+mod packaging;
 mod panics;
 mod promotion;
 #[cfg(feature = "daemon")]
