@@ -145,8 +145,10 @@ type Result struct {
 	Seed          uint64 `json:"seed"`           // Repeats the answer on the same weights.
 	Usage         Usage  `json:"usage"`          // Its tokens.
 
-	ToolCalls []ToolCall     `json:"tool_calls"` // The calls that are in Text, where the request has tools.
-	Logprobs  []TokenLogprob `json:"logprobs"`   // A token each, if they were asked for; without the one that ended the answer.
+	Content   *string        `json:"content"`           // What of Text is said to the user, where that is not all of it.
+	Reasoning string         `json:"reasoning_content"` // What of Text was thought before.
+	ToolCalls []ToolCall     `json:"tool_calls"`        // The calls that are in Text, where the request has tools.
+	Logprobs  []TokenLogprob `json:"logprobs"`          // A token each, if they were asked for; without the one that ended the answer.
 }
 
 // generation is what a stream shares with those who may end it. It doesn't know the stream, so that one that was forgotten can be

@@ -128,6 +128,8 @@ interface Sampling {
   /** GBNF. */
   grammar?: string;
   seed?: number;
+  /** The answer goes on to its limit: what ends answers is never sampled. */
+  ignore_eos?: boolean;
   stop?: string | string[];
   /** Whom it is for; kept with the record. */
   user?: string;
@@ -151,6 +153,8 @@ export interface ChatRequest extends Sampling {
   tool_choice?: ToolChoice;
   /** Has no effect: the model decides. */
   parallel_tool_calls?: boolean;
+  /** `none` leaves reasoning in the text alone; `auto` is the default. */
+  reasoning_format?: 'auto' | 'deepseek' | 'none';
   /** Goes on with the last message. */
   continue_final_message?: boolean;
   /** Whether an answer of the assistant is begun; true by default. */
@@ -194,6 +198,10 @@ export interface Result {
   finish_reason: 'stop' | 'length' | 'cancelled';
   seed: number;
   usage: { prompt_tokens: number; completion_tokens: number; total_tokens: number };
+  /** What of `text` is said to the user, where that is not all of it. */
+  content?: string;
+  /** What of `text` was thought before. */
+  reasoning_content?: string;
   /** The calls that are in `text`, where the request has tools. */
   tool_calls?: ToolCall[];
   /** A token each, if they were asked for; without the one that ended the answer. */

@@ -8,6 +8,10 @@ libfuzzer_sys::fuzz_target!(|body: &[u8]| {
         let _ = parse_request(body, unknown);
         let _ = parse_chat(body, unknown);
         let _ = parse_completion(body, unknown);
+        let _ = parse_anthropic(body, unknown);
+        let _ = parse_responses(body, unknown);
+        let _ = parse_score(body, unknown);
+        let _ = parse_rerank(body, unknown);
         let _ = parse_messages(body, unknown);
         let _ = parse_feedback(body, unknown);
         let _ = parse_preference(body, unknown);

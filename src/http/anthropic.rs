@@ -36,6 +36,7 @@ pub(super) async fn messages(
         prompt_tokens: first.prompt_tokens(),
         open: None,
         blocks: 0,
+        called: false,
     };
     tell(dialect, started, asked.stream).await
 }
@@ -67,6 +68,8 @@ struct Messages {
     open: Option<Open>,
     /// Blocks that were begun.
     blocks: usize,
+    /// Whether one of them is a call.
+    called: bool,
 }
 
 fn stop_reason(generation: &Generation, calls: bool, broken_off: bool, stop: Option<&String>) -> &'static str {
@@ -157,6 +160,7 @@ impl Dialect for Messages {
                 Delta::Call { index, name } => {
                     let block = json!({"type": "tool_use", "id": call_id(&self.id, index), "name": name, "input": {}});
                     self.turn_to(Open::Call(index), block, &mut out);
+                    self.called = true;
                     continue;
                 }
                 Delta::Arguments { text, .. } => json!({"type": "input_json_delta", "partial_json": text}),
@@ -168,9 +172,8 @@ impl Dialect for Messages {
 
     fn last(&mut self, _: usize, end: &End) -> Vec<Said> {
         let mut out = Vec::new();
-        let called = matches!(self.open, Some(Open::Call(_)));
         self.close(&mut out);
-        let reason = stop_reason(&end.generation, called, end.broken_off, end.stop.as_ref());
+        let reason = stop_reason(&end.generation, self.called, end.broken_off, end.stop.as_ref());
         let usage = json!({"input_tokens": self.prompt_tokens, "output_tokens": end.generation.response.len()});
         let mut data = json!({"delta": {"stop_reason": reason, "stop_sequence": end.stop}, "usage": usage,
             "policy_version": end.generation.policy_version});

@@ -8,12 +8,12 @@ use super::openapi;
 
 const HEAD: &str = "# HTTP API
 
-Written from the OpenAPI document (`GET /openapi.json`; `GET /docs` shows it in a browser) by `make docs`; a test keeps \
-it current.
+Written from the OpenAPI document (`GET /openapi.json`; `GET /docs` shows it in a browser) by `make docs`; a test \
+keeps it current.
 
-Bodies are JSON. Errors are `{\"error\": {\"message\", \"type\", \"param\", \"code\"}}` with the status that fits. Where \
-keys are configured, requests send theirs as `Authorization: Bearer KEY` or `X-Api-Key: KEY`; what is for operators \
-refuses the keys of clients. An answer's id, whatever API gave it, is what `POST /v1/feedback` takes as \
+Bodies are JSON. Errors are `{\"error\": {\"message\", \"type\", \"param\", \"code\"}}` with the status that fits. \
+Where keys are configured, requests send theirs as `Authorization: Bearer KEY` or `X-Api-Key: KEY`; what is for \
+operators refuses the keys of clients. An answer's id, whatever API gave it, is what `POST /v1/feedback` takes as \
 `generation_id`. Fields without *required* may be left out or null.
 ";
 

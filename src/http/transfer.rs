@@ -62,8 +62,8 @@ impl Drop for Passing {
 
 /// A version's files as one file, which another data folder with the same base model can restore
 #[utoipa::path(get, path = "/v1/policy/versions/{version}/snapshot", params(("version" = u64, Path)),
-    responses((status = 200, body = Vec<u8>, content_type = "application/octet-stream"), (status = 400, body = ErrorBody),
-        (status = 404, body = ErrorBody)))]
+    responses((status = 200, body = Vec<u8>, content_type = "application/octet-stream"),
+        (status = 400, body = ErrorBody), (status = 404, body = ErrorBody)))]
 pub(super) async fn snapshot(State(app): State<Arc<App>>, path: PathText) -> ApiResult<Response> {
     let given = text(path)?;
     let number = given.parse().map_err(|_| Error::arg(format!("the version is {given:?}, expected a whole number")))?;
@@ -100,7 +100,8 @@ pub(super) async fn snapshot(State(app): State<Arc<App>>, path: PathText) -> Api
 }
 
 /// Make a new version of a snapshot's file, the body, and serve it
-#[utoipa::path(post, path = "/v1/policy/restore", request_body(content = Vec<u8>, content_type = "application/octet-stream"),
+#[utoipa::path(post, path = "/v1/policy/restore",
+    request_body(content = Vec<u8>, content_type = "application/octet-stream"),
     responses((status = 200, body = Object), (status = 400, body = ErrorBody), (status = 413, body = ErrorBody)))]
 pub(super) async fn restore(State(app): State<Arc<App>>, request: Request) -> ApiResult<Json<Value>> {
     let data = app.engine.config().data.clone();

@@ -159,6 +159,9 @@ fn tools_of(tools: Value) -> Result<Value> {
         return Err(Error::arg(format!("tools is {}, expected an array", kind(&tools))));
     };
     let tool = |(i, mut tool): (usize, Value)| match tool["type"].as_str() {
+        _ if !tool.is_object() => {
+            Err(Error::arg(format!("tools[{i}] is {}, expected an object with name and input_schema", kind(&tool))))
+        }
         None | Some("custom") => {
             let (name, description) = (tool["name"].take(), tool["description"].take());
             let mut function = json!({"name": name, "parameters": tool["input_schema"].take()});
@@ -230,5 +233,8 @@ mod tests {
             with("tools", json!([{"type": "bash_20250124", "name": "bash"}])).starts_with("tools[0]: tools of type")
         );
         assert!(with("tool_choice", json!("auto")).starts_with("tool_choice is not known"));
+        assert!(with("tools", json!([["f"]])).starts_with("tools[0] is an array"));
+        assert!(said(json!([["text"]])).contains("a content block has no type"));
+        assert!(refusal(json!({"messages": [[]]})).starts_with("messages[0]: it is an array"));
     }
 }

@@ -271,6 +271,8 @@ mod tests {
         assert!(
             refusal(json!({"input": [{"type": "item_reference", "id": "x"}]})).starts_with("input[0]: items of type")
         );
+        assert!(refusal(json!({"input": [["hi"]]})).starts_with("input[0]: role is missing"));
+        assert!(refusal(json!({"input": "hi", "tools": [["f"]]})).starts_with("tools[0]: type is missing"));
         assert!(refusal(json!({"input": "hi", "background": true})).starts_with("background is not supported"));
         assert!(
             refusal(json!({"input": "hi", "tools": [{"type": "web_search"}]})).starts_with("tools[0]: tools of type")

@@ -39,6 +39,17 @@ fn the_anthropic_package_of_pypi_finds_what_it_expects() {
 }
 
 #[test]
+fn the_functions_for_open_webui_send_the_thumbs_that_people_give() {
+    let Some(packages) = installed() else { return };
+    let (daemon, folder) = (Daemon::start(), tempfile::tempdir().unwrap());
+    let mut python = Command::new(packages.join("venv/bin/python"));
+    python.arg(script("open_webui_python.py")).arg(&daemon.url);
+    python.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/open_webui")).arg(folder.path());
+    let output = run(&mut python);
+    assert!(String::from_utf8_lossy(&output.stdout).ends_with("ok\n"));
+}
+
+#[test]
 fn the_openai_package_of_npm_finds_what_it_expects() {
     let Some(packages) = installed() else { return };
     for daemon in [Daemon::start(), Daemon::without_tools()] {

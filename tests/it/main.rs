@@ -65,6 +65,7 @@ mod tools;
 mod train;
 mod trainer;
 mod trainer_control;
+mod transfer;
 mod unlearn;
 #[cfg(feature = "daemon")]
 mod unlearn_daemon;

@@ -13,12 +13,14 @@ const LINE_LIMIT: usize = 1 << 20;
 pub const STOPPED: &str = "stopped";
 
 /// A finished answer.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Answer {
     /// Its id, for feedback.
     pub id: String,
     /// Its text.
     pub text: String,
+    /// What was thought before it.
+    pub thought: String,
     /// The version that generated it.
     pub policy_version: PolicyVersion,
     /// `stop` or `length`.
@@ -37,13 +39,21 @@ pub struct Usage {
 }
 
 impl Answer {
-    /// Adds a piece of a stream.
+    /// Adds a piece of a stream; what was thought is shown before the text.
     pub fn take(&mut self, chunk: Completion, on_text: &mut impl FnMut(&str)) {
         self.id = chunk.id;
         self.policy_version = chunk.policy_version.unwrap_or(self.policy_version);
         self.usage = chunk.usage.unwrap_or(self.usage);
         let Some(choice) = chunk.choices.into_iter().next() else { return };
-        if let Some(text) = choice.delta.unwrap_or_default().content.filter(|t| !t.is_empty()) {
+        let said = choice.delta.unwrap_or_default();
+        if let Some(thought) = said.reasoning_content.filter(|t| !t.is_empty()) {
+            on_text(&thought);
+            self.thought.push_str(&thought);
+        }
+        if let Some(text) = said.content.filter(|t| !t.is_empty()) {
+            if self.text.is_empty() && !self.thought.is_empty() {
+                on_text("\n\n");
+            }
             on_text(&text);
             self.text.push_str(&text);
         }
@@ -99,4 +109,6 @@ pub struct Choice {
 pub struct Said {
     /// The text.
     pub content: Option<String>,
+    /// What was thought before it.
+    pub reasoning_content: Option<String>,
 }

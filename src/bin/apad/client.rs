@@ -1,10 +1,15 @@
 //! Talks to a running daemon over HTTP, for the commands and the demo. Prints nothing.
 
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Write;
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
-use apa::engine::{Adopted, AsideVersion, Status, TrainerStatus, UnlearnPlan, UnlearnReceipt, VersionRecord};
+use apa::engine::{
+    Adopted, AsideVersion, PublishOutcome, Status, TrainerStatus, UnlearnPlan, UnlearnReceipt, VersionRecord,
+};
 use apa::ledger::{Forgotten, LeftOut, ReviewEntry};
 use apa::types::{ChatMessage, FeedbackReceipt, PolicyVersion, VersionInfo};
 use clap::Args;
@@ -13,7 +18,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use crate::answer::{Answer, Completion, STOPPED, Usage, each_line};
+use crate::answer::{Answer, Completion, STOPPED, each_line};
 use crate::flags::local_daemon;
 
 /// Which daemon a command talks to.
@@ -133,9 +138,11 @@ impl Client {
         let body: Completion =
             self.call(Method::POST, "/v1/chat/completions", Some(chat_body(messages, params)?)).await?;
         let choice = body.choices.into_iter().next().context("the answer has no choice")?;
+        let said = choice.message.unwrap_or_default();
         Ok(Answer {
             id: body.id,
-            text: choice.message.unwrap_or_default().content.unwrap_or_default(),
+            text: said.content.unwrap_or_default(),
+            thought: said.reasoning_content.unwrap_or_default(),
             policy_version: body.policy_version.unwrap_or_default(),
             finish_reason: choice.finish_reason.unwrap_or_default(),
             usage: body.usage.unwrap_or_default(),
@@ -163,13 +170,7 @@ impl Client {
         let mut body = chat_body(messages, params)?;
         body["stream"] = true.into();
         body["stream_options"] = json!({"include_usage": true});
-        let mut answer = Answer {
-            id: String::new(),
-            text: String::new(),
-            policy_version: PolicyVersion::INITIAL,
-            finish_reason: String::new(),
-            usage: Usage::default(),
-        };
+        let mut answer = Answer::default();
         let mut done = false;
         let work = async {
             let response = self.send(Method::POST, "/v1/chat/completions", Some(body)).await?;
@@ -324,6 +325,45 @@ impl Client {
         Ok(self.call::<Activated>(Method::POST, "/v1/policy/rollback", None).await?.policy_version)
     }
 
+    /// Writes a version's files into one file, and returns its length in bytes. It is written beside its place first,
+    /// so that a broken one never has its name.
+    pub async fn snapshot(&self, version: PolicyVersion, file: &Path) -> Result<u64> {
+        let mut response = self.send(Method::GET, &format!("/v1/policy/versions/{version}/snapshot"), None).await?;
+        let mut aside = file.to_path_buf().into_os_string();
+        aside.push(".part");
+        let aside = Path::new(&aside);
+        let written = async {
+            let mut out = File::create(aside)?;
+            let mut bytes = 0;
+            while let Some(chunk) = response.chunk().await? {
+                out.write_all(&chunk)?;
+                bytes += chunk.len() as u64;
+            }
+            out.sync_all()?;
+            std::fs::rename(aside, file)?;
+            anyhow::Ok(bytes)
+        };
+        let written = written.await.with_context(|| format!("writing {}", file.display()));
+        if written.is_err() {
+            // It may not be there yet.
+            let _ = std::fs::remove_file(aside);
+        }
+        written
+    }
+
+    /// Makes a new version of a snapshot's file, and serves it.
+    pub async fn restore(&self, file: &Path) -> Result<PolicyVersion> {
+        let content = std::fs::read(file).with_context(|| format!("reading {}", file.display()))?;
+        let request = self.http.post(format!("{}/v1/policy/restore", self.base)).body(content);
+        let response = self.answered(request, "/v1/policy/restore").await?;
+        Ok(response.json::<Activated>().await?.policy_version)
+    }
+
+    /// Trains on the ratings that wait.
+    pub async fn train(&self) -> Result<PublishOutcome> {
+        self.call(Method::POST, "/v1/trainer/step", None).await
+    }
+
     /// The trainer's state.
     pub async fn trainer(&self) -> Result<TrainerStatus> {
         self.call(Method::GET, "/v1/trainer", None).await
@@ -346,13 +386,20 @@ impl Client {
     }
 
     async fn send(&self, method: Method, path: &str, body: Option<Value>) -> Result<Response> {
-        let mut request: RequestBuilder = self.http.request(method, format!("{}{path}", self.base));
-        if let Some(key) = &self.key {
-            request = request.bearer_auth(key);
-        }
-        if let Some(body) = body {
-            request = request.json(&body);
-        }
+        let request = self.http.request(method, format!("{}{path}", self.base));
+        let request = match body {
+            Some(body) => request.json(&body),
+            None => request,
+        };
+        self.answered(request, path).await
+    }
+
+    /// What is answered to a request, with the key; an error in the daemon's words.
+    async fn answered(&self, request: RequestBuilder, path: &str) -> Result<Response> {
+        let request = match &self.key {
+            Some(key) => request.bearer_auth(key),
+            None => request,
+        };
         let response = request.send().await.map_err(|e| {
             let hint = if e.is_connect() { " (is it running? start one with `apad serve`)" } else { "" };
             anyhow!("no answer from {}: {}{hint}", self.base, root_cause(&e))

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use anyhow::{Result, bail};
-use apa::engine::{Adopted, Archive, AsideVersion, VerdictRecord, VersionRecord};
+use apa::engine::{Adopted, Archive, AsideVersion, PublishOutcome, VerdictRecord, VersionRecord};
 use apa::types::{PolicyVersion, VersionInfo};
 use clap::{Args, Subcommand};
 use serde::Serialize;
@@ -22,7 +22,9 @@ Examples:
   apad versions rollback
   apad versions activate 2 --data apa-data   (while no daemon holds the folder)
   apad versions verify                       (reads every file; exit code 1 if one is damaged)
-  apad versions adopt                        (what a start set aside, because the record didn't know it)")]
+  apad versions adopt                        (what a start set aside, because the record didn't know it)
+  apad versions snapshot 3 version-3.tar
+  apad versions train                        (now, on the ratings that wait)")]
 pub struct Options {
     #[command(flatten)]
     daemon: Daemon,
@@ -65,6 +67,22 @@ Weights of its own serve a version faster than base and adapter, and take the me
     /// Serve the parent of the active version from now on
     #[command(after_help = "Example:\n  apad versions rollback")]
     Rollback,
+    /// Write the files of a version into one file, which another machine with the same base model can restore
+    #[command(after_help = "Example:\n  apad versions snapshot 3 version-3.tar")]
+    Snapshot {
+        version: u64,
+        /// The file to write
+        file: PathBuf,
+    },
+    /// Make a new version of a snapshot's file, a child of the one that serves, and serve it
+    #[command(after_help = "Example:\n  apad versions restore version-3.tar")]
+    Restore {
+        /// What `apad versions snapshot` wrote
+        file: PathBuf,
+    },
+    /// Train on the ratings that wait, now and however few they are, and publish
+    #[command(after_help = "Example:\n  apad versions train --json")]
+    Train,
     /// Take in versions that were set aside because the record didn't know them; none is served by it
     #[command(after_help = "Example:\n  apad versions adopt 000003")]
     Adopt {
@@ -111,6 +129,18 @@ pub async fn run(options: Options) -> Result<()> {
             let text = || if adopted.is_empty() { none() } else { adopted.iter().map(line).collect() };
             return print(options.json, &adopted, text);
         }
+        Action::Snapshot { version, file } => {
+            let bytes = from.daemon("snapshot")?.snapshot(PolicyVersion(version), &file).await?;
+            let said = json!({"version": version, "file": file, "bytes": bytes});
+            return print(options.json, &said, || {
+                format!("version {version} is in {}, {:.1} MB\n", file.display(), bytes as f64 / 1e6)
+            });
+        }
+        Action::Train => {
+            let outcome = from.daemon("train")?.train().await?;
+            return print(options.json, &outcome, || trained(&outcome));
+        }
+        Action::Restore { file } => from.daemon("restore")?.restore(&file).await?,
         Action::Activate { version, whole } => from.activate(PolicyVersion(version), whole).await?,
         Action::Rollback => from.rollback().await?,
     };
@@ -118,7 +148,28 @@ pub async fn run(options: Options) -> Result<()> {
     print(options.json, &json!({"policy_version": active}), || format!("version {active} {when}\n"))
 }
 
+/// What became of a step, as text.
+fn trained(outcome: &PublishOutcome) -> String {
+    match outcome {
+        PublishOutcome::Published { version, metrics } => {
+            format!("version {version} serves new requests, trained on {} answers\n", metrics.samples)
+        }
+        PublishOutcome::Pending { version, reason, .. } => {
+            format!("version {version} was trained and does not serve everyone yet: {reason}\n")
+        }
+        PublishOutcome::Skipped { reason, .. } => format!("no version was made: {reason}\n"),
+    }
+}
+
 impl Versions {
+    /// The running daemon, which alone can do some things.
+    fn daemon(&self, what: &str) -> Result<&Client> {
+        match self {
+            Versions::Daemon(client) => Ok(client),
+            Versions::Folder(_) => Err(WrongUse(format!("{what} needs a running daemon, expected no --data")).into()),
+        }
+    }
+
     async fn list(&self) -> Result<Vec<VersionInfo>> {
         match self {
             Versions::Daemon(client) => client.versions().await,

@@ -5,7 +5,7 @@ import { el, plural } from './dom.js'
 
 /** Generates one answer into `view`; resolves to it. */
 export async function generate(body, view, signal) {
-  const answer = { id: null, text: '', version: null, finish: null, tokens: null, recorded: true }
+  const answer = { id: null, text: '', version: null, finish: null, tokens: null, recorded: true, thought: null }
   let failed = null
   view.setAttribute('aria-busy', 'true')
   view.classList.add('running')
@@ -23,6 +23,14 @@ export async function generate(body, view, signal) {
         answer.version = chunk.policy_version ?? answer.version
         answer.finish = choice.finish_reason ?? answer.finish
         if (choice.recorded === false) answer.recorded = false
+        const thought = choice.delta?.reasoning_content
+        if (thought) {
+          if (!answer.thought) {
+            answer.thought = el('span', {})
+            view.before(el('details', { class: 'thought' }, el('summary', {}, 'What it thought'), answer.thought))
+          }
+          answer.thought.append(thought)
+        }
         const piece = choice.delta?.content
         if (piece) {
           answer.text += piece

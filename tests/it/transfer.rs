@@ -1,0 +1,119 @@
+//! Versions as files, answers that were made elsewhere, and scores, through HTTP and the command line.
+
+use std::process::Command;
+
+use reqwest::{Method, StatusCode};
+use serde_json::{Value, json};
+
+use crate::support::reward::reward_model;
+use crate::support::server::{Server, message};
+use crate::support::tiny::TinySpec;
+
+async fn learned(server: &Server) {
+    for (i, reward) in [1.0, -1.0, 0.5, -0.5].into_iter().enumerate() {
+        let body = json!({"messages": [{"role": "user", "content": "hi"}], "completion": format!("answer {i}"),
+            "reward": reward, "user": format!("user-{i}")});
+        let (status, receipt) = server.post("/v1/samples", body).await;
+        assert_eq!(status, StatusCode::OK, "{receipt}");
+        let (_, stored) = server.get(&format!("/v1/generations/{}", receipt["generation_id"].as_str().unwrap())).await;
+        assert_eq!(stored["feedback"].as_array().unwrap().len(), 1, "{stored}");
+    }
+}
+
+async fn started() -> Server {
+    Server::of(&TinySpec::new("llama"), |config| {
+        config.gate.max_tokens = 8;
+        config.gate.count = 4;
+        (config.gate.cut_off, config.gate.repetition, config.gate.text_loss) = (1.0, 1.0, 100.0);
+        (config.gate.kl_budget, config.gate.kl_step) = (1e6, 1e6);
+        (config.gate.length, config.gate.entropy) = (1e6, 0.0);
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_version_leaves_as_a_file_and_comes_back_as_a_new_one() {
+    let server = started().await;
+    learned(&server).await;
+    let apad = |args: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_apad"));
+        command.arg("versions").args(args).env("APAD_URL", &server.url).env_remove("APAD_KEY");
+        command.output()
+    };
+    let ran = tokio::task::block_in_place(|| apad(&["train", "--json"]).unwrap());
+    let trained: Value = serde_json::from_slice(&ran.stdout).unwrap_or_else(|e| panic!("{e}: {ran:?}"));
+    assert!(trained.to_string().contains("\"version\":1"), "{trained}");
+
+    let response = server.client.get(format!("{}/v1/policy/versions/1/snapshot", server.url)).send().await.unwrap();
+    assert_eq!(response.status(), StatusCode::OK);
+    let length = response.content_length().unwrap();
+    let file = response.bytes().await.unwrap();
+    assert_eq!(length, file.len() as u64);
+    let (status, restored) = server.call(Method::POST, "/v1/policy/restore", file.clone()).await;
+    assert_eq!((status, &restored["policy_version"]), (StatusCode::OK, &json!(2)), "{restored}");
+
+    let written = server.folder.path().join("one.tar");
+    let path = written.to_str().unwrap();
+    let ran = tokio::task::block_in_place(|| apad(&["snapshot", "1", path]).unwrap());
+    assert!(ran.status.success() && std::fs::read(&written).unwrap() == file, "{ran:?}");
+    let ran = tokio::task::block_in_place(|| apad(&["restore", path]).unwrap());
+    assert_eq!(String::from_utf8_lossy(&ran.stdout), "version 3 serves new requests\n", "{ran:?}");
+
+    // Nothing is left on its way, and what is wrong is said without the service's own paths.
+    for (body, words) in [(file.slice(..file.len() / 2), "the body"), (Default::default(), "the body is empty")] {
+        let (status, refused) = server.call(Method::POST, "/v1/policy/restore", body).await;
+        assert!(status == StatusCode::BAD_REQUEST && message(&refused).contains(words), "{refused}");
+        assert!(!message(&refused).contains("transfer"), "{refused}");
+    }
+    for version in ["0", "9", "x"] {
+        let (status, refused) = server.get(&format!("/v1/policy/versions/{version}/snapshot")).await;
+        assert!(status.is_client_error() && message(&refused).contains("version"), "{refused}");
+    }
+    let left = std::fs::read_dir(server.folder.path().join("data/transfer")).unwrap().count();
+    assert_eq!(left, 0);
+    server.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_reward_model_scores_answers_and_puts_documents_in_order() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = reward_model(folder.path());
+    let server = Server::of(&TinySpec::new("llama"), |config| config.reward.model = Some(file)).await;
+    let answers = ["yes", "no", "the sea is salty"];
+    let body = json!({"messages": [{"role": "user", "content": "hi"}], "completions": answers});
+    // The reward model is loaded beside the start.
+    let mut tries = 0;
+    let (status, scored) = loop {
+        let (status, scored) = server.post("/v1/score", body.clone()).await;
+        if status != StatusCode::BAD_REQUEST || tries > 200 {
+            break (status, scored);
+        }
+        tries += 1;
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    };
+    assert_eq!(status, StatusCode::OK, "{scored}");
+    let scores: Vec<f64> = (0..3).map(|i| scored["data"][i]["score"].as_f64().unwrap()).collect();
+    let body = json!({"query": "hi", "documents": answers, "top_n": 2, "return_documents": true});
+    let (status, ranked) = server.post("/v1/rerank", body).await;
+    assert_eq!(status, StatusCode::OK, "{ranked}");
+    let results = ranked["results"].as_array().unwrap();
+    let best = (0..3).max_by(|a, b| scores[*a].total_cmp(&scores[*b])).unwrap();
+    assert_eq!((results.len(), results[0]["index"].as_u64()), (2, Some(best as u64)));
+    assert_eq!(results[0]["document"]["text"], answers[best]);
+    assert!(results[0]["relevance_score"].as_f64() >= results[1]["relevance_score"].as_f64(), "{ranked}");
+    let (status, refused) = server.post("/v1/rerank", json!({"query": "hi", "documents": [""]})).await;
+    assert_eq!(status, StatusCode::OK, "an answer of nothing but its end: {refused}");
+    server.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_reward_model_it_is_said_that_there_is_none() {
+    let server = Server::start().await;
+    let body = json!({"prompt": "a", "completions": ["b"]});
+    let (status, refused) = server.post("/v1/score", body).await;
+    assert!(
+        status == StatusCode::BAD_REQUEST && message(&refused).starts_with("no reward model is in use"),
+        "{refused}"
+    );
+    server.close().await;
+}
