@@ -193,12 +193,12 @@ fn plan(file: &Gguf, config: &TrainConfig, beside: Option<&ServeConfig>, free: O
 
 /// Rows and columns of all linear layers of the first block together.
 fn sides(file: &Gguf) -> u64 {
-    let of_block = matrices(file).filter(|t| t.name().starts_with("blk.0."));
+    let of_block = matrices(file).filter(|t| t.name().starts_with("blk.0.") && t.shape().len() == 2);
     of_block.map(|t| t.shape().iter().sum::<usize>() as u64).sum()
 }
 
 fn matrices(file: &Gguf) -> impl Iterator<Item = &crate::gguf::TensorInfo> {
-    file.tensors().iter().filter(|t| t.shape().len() == 2)
+    file.tensors().iter().filter(|t| t.shape().len() >= 2)
 }
 
 fn too_large(planned: &Training, free: u64) -> Error {

@@ -78,7 +78,7 @@ impl Keys<'_> {
     /// What the graphs of the common architectures assume.
     fn attention(&self) -> Result<()> {
         // Every architecture that can be trained is among them, which a test sees to.
-        let whole = matches!(self.architecture, "llama" | "qwen2" | "qwen3" | "granite" | "gemma3");
+        let whole = matches!(self.architecture, "llama" | "qwen2" | "qwen3" | "qwen3moe" | "granite" | "gemma3");
         if !whole && !matches!(self.architecture, "gptneox" | "phi2" | "phi3") {
             return Ok(());
         }

@@ -3,6 +3,7 @@
 
 use candle_core::Tensor;
 
+use super::experts::Experts;
 use super::ops::{self, Adapted, FeedForward, Frozen, RopeTable, SelfAttention};
 use super::{Lora, Shape};
 use crate::error::Result;
@@ -113,6 +114,21 @@ impl Projections {
     }
 }
 
+/// A gated feed-forward layer.
+pub(super) enum Fed {
+    Apart {
+        gate: Linear,
+        up: Linear,
+        down: Linear,
+    },
+    /// One projection gives the gate, and then the rest (phi3).
+    Together {
+        gate_up: Linear,
+        down: Linear,
+    },
+    Experts(Experts),
+}
+
 /// RMSNorm, a gated feed-forward layer.
 pub(super) struct Gated {
     pub(super) attn_norm: Tensor,
@@ -121,10 +137,7 @@ pub(super) struct Gated {
     pub(super) head_norms: Option<(Tensor, Tensor)>,
     pub(super) attn_output: Linear,
     pub(super) ffn_norm: Tensor,
-    /// `None` where `ffn_up` gives the gate too, before the rest (phi3).
-    pub(super) ffn_gate: Option<Linear>,
-    pub(super) ffn_up: Linear,
-    pub(super) ffn_down: Linear,
+    pub(super) fed: Fed,
     /// Norms after attention and after the feed-forward layer (gemma3).
     pub(super) post_norms: Option<[Norm; 2]>,
     /// Whether attention sees a window of keys.
@@ -133,7 +146,8 @@ pub(super) struct Gated {
 
 impl Gated {
     fn forward(&self, x: &Tensor, pass: &Pass<'_>) -> Result<Tensor> {
-        let (Projections::Apart([q, k, v]), Some(gate), None) = (&self.projections, &self.ffn_gate, &self.post_norms)
+        let (Projections::Apart([q, k, v]), Fed::Apart { gate, up, down }, None) =
+            (&self.projections, &self.fed, &self.post_norms)
         else {
             return self.in_parts(x, pass);
         };
@@ -157,8 +171,8 @@ impl Gated {
             norm: &self.ffn_norm,
             eps: shape.eps,
             gate: gate.adapted(pass),
-            up: self.ffn_up.adapted(pass),
-            down: self.ffn_down.adapted(pass),
+            up: up.adapted(pass),
+            down: down.adapted(pass),
         };
         ops::feed_forward(&ops::self_attention(x, &attention)?, &feed_forward)
     }
@@ -185,18 +199,23 @@ impl Gated {
         let attended = self.attn_output.forward(&mixed.reshape((tokens, heads * head_dim))?, pass)?;
         let x = (x + normed(after_attention, attended)?)?;
         let n = ops::rms_norm(&x, &self.ffn_norm, eps)?;
-        let up = self.ffn_up.forward(&n, pass)?;
-        let (gate, up) = match &self.ffn_gate {
-            Some(gate) => (gate.forward(&n, pass)?, up),
-            None => {
-                (up.narrow(1, 0, feed_forward)?.contiguous()?, up.narrow(1, feed_forward, feed_forward)?.contiguous()?)
+        let fed = match &self.fed {
+            Fed::Apart { gate, up, down } => {
+                let (gate, up) = (gate.forward(&n, pass)?, up.forward(&n, pass)?);
+                let gated = match &self.post_norms {
+                    Some(_) => (ops::gelu(&gate)? * up)?,
+                    None => ops::swiglu(&gate, &up)?,
+                };
+                down.forward(&gated, pass)?
             }
+            Fed::Together { gate_up, down } => {
+                let both = gate_up.forward(&n, pass)?;
+                let half = |from| both.narrow(1, from, feed_forward)?.contiguous();
+                down.forward(&ops::swiglu(&half(0)?, &half(feed_forward)?)?, pass)?
+            }
+            Fed::Experts(experts) => experts.forward(&n)?,
         };
-        let gated = match &self.post_norms {
-            Some(_) => (ops::gelu(&gate)? * up)?,
-            None => ops::swiglu(&gate, &up)?,
-        };
-        Ok((&x + normed(after_feed_forward, self.ffn_down.forward(&gated, pass)?)?)?)
+        Ok((&x + normed(after_feed_forward, fed)?)?)
     }
 }
 

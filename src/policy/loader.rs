@@ -1,12 +1,14 @@
 //! Reads a decoder's tensors from a GGUF file, checking each shape. Computes nothing.
 
 use std::collections::HashSet;
+use std::ops::Range;
 
 use candle_core::{DType, Device, Tensor};
 
-use super::Shape;
-use super::blocks::{Block, Classic, Gated, Linear, LinearInfo, Norm, Projections};
+use super::blocks::{Block, Classic, Fed, Gated, Linear, LinearInfo, Norm, Projections};
+use super::experts::{Expert, Experts};
 use super::ops::{Bytes, Format, Frozen, Quantized, map};
+use super::{ExpertSizes, Shape};
 use crate::error::{Error, Result};
 use crate::gguf::Gguf;
 
@@ -88,17 +90,7 @@ impl<'a> Loader<'a> {
             head_norms,
             attn_output: self.linear(layer, "attn_output", width, q)?,
             ffn_norm,
-            ffn_gate: match architecture.fused_gate {
-                true => None,
-                false => Some(self.linear(layer, "ffn_gate", feed_forward, width)?),
-            },
-            ffn_up: self.linear(
-                layer,
-                "ffn_up",
-                if architecture.fused_gate { 2 * feed_forward } else { feed_forward },
-                width,
-            )?,
-            ffn_down: self.linear(layer, "ffn_down", width, feed_forward)?,
+            fed: self.fed(layer)?,
         })))
     }
 
@@ -111,6 +103,53 @@ impl<'a> Loader<'a> {
         }
         let mut one = |part, out| self.linear(layer, part, out, width);
         Ok(Projections::Apart([one("attn_q", q)?, one("attn_k", kv)?, one("attn_v", kv)?]))
+    }
+
+    fn fed(&mut self, layer: usize) -> Result<Fed> {
+        let Shape { width, feed_forward, architecture, experts, .. } = *self.shape;
+        if let Some(sizes) = experts {
+            return Ok(Fed::Experts(self.experts(layer, sizes)?));
+        }
+        let mut one = |part, out, inp| self.linear(layer, part, out, inp);
+        Ok(match architecture.fused_gate {
+            true => Fed::Together {
+                gate_up: one("ffn_up", 2 * feed_forward, width)?,
+                down: one("ffn_down", width, feed_forward)?,
+            },
+            false => Fed::Apart {
+                gate: one("ffn_gate", feed_forward, width)?,
+                up: one("ffn_up", feed_forward, width)?,
+                down: one("ffn_down", width, feed_forward)?,
+            },
+        })
+    }
+
+    fn experts(&mut self, layer: usize, ExpertSizes { count, used, feed_forward }: ExpertSizes) -> Result<Experts> {
+        let width = self.shape.width;
+        let name = |part: &str| format!("blk.{layer}.{part}.weight");
+        let router = Frozen::new(&self.read(&name("ffn_gate_inp"), &[count, width])?, DType::F32)?;
+        let gates = self.stack(&name("ffn_gate_exps"), count, feed_forward, width)?;
+        let ups = self.stack(&name("ffn_up_exps"), count, feed_forward, width)?;
+        let downs = self.stack(&name("ffn_down_exps"), count, width, feed_forward)?;
+        let each = gates.into_iter().zip(ups).zip(downs);
+        let experts = each.map(|((gate, up), down)| Expert { gate, up, down }).collect();
+        Ok(Experts { router, experts, used })
+    }
+
+    /// The matrices of a tensor that holds one for each expert.
+    fn stack(&mut self, name: &str, count: usize, out: usize, inp: usize) -> Result<Vec<Frozen>> {
+        self.check(name, &[count, out, inp])?;
+        if let Some((bytes, place, format)) = self.place(name, inp)? {
+            let size = place.len() / count;
+            let one = |i: usize| -> Result<Frozen> {
+                let place = place.start + i * size..place.start + (i + 1) * size;
+                let matrix = Quantized::new(bytes.clone(), place, format, out, inp).map_err(|e| e.context(name))?;
+                self.packed(matrix)
+            };
+            return (0..count).map(one).collect();
+        }
+        let all = self.file.dequantize(name, self.device)?;
+        (0..count).map(|i| Frozen::new(&all.get(i)?, self.dtype)).collect()
     }
 
     fn linear(&mut self, layer: usize, part: &'static str, out: usize, inp: usize) -> Result<Linear> {
@@ -139,31 +178,43 @@ impl<'a> Loader<'a> {
 
     pub(super) fn frozen(&mut self, name: &str, out: usize, inp: usize) -> Result<Frozen> {
         match self.stored(name, &[out, inp])? {
-            Some(matrix) if self.as_stored => Frozen::quantized(matrix, self.dtype),
-            Some(matrix) => {
-                let mut values = Vec::new();
-                matrix.read(0..out, &mut values);
-                Frozen::new(&Tensor::from_vec(values, (out, inp), self.device)?, self.dtype)
-            }
+            Some(matrix) => self.packed(matrix),
             None => Frozen::new(&self.read(name, &[out, inp])?, self.dtype),
         }
+    }
+
+    /// A matrix of the file as it is held.
+    fn packed(&self, matrix: Quantized) -> Result<Frozen> {
+        if self.as_stored {
+            return Frozen::quantized(matrix, self.dtype);
+        }
+        let (out, inp) = (matrix.rows(), matrix.cols());
+        let mut values = Vec::new();
+        matrix.read(0..out, &mut values);
+        Frozen::new(&Tensor::from_vec(values, (out, inp), self.device)?, self.dtype)
     }
 
     /// A matrix where it lies in the mapped file. `None` on another device than the CPU, and if products can't decode
     /// it.
     fn stored(&mut self, name: &str, shape: &[usize; 2]) -> Result<Option<Quantized>> {
         self.check(name, shape)?;
+        let Some((bytes, place, format)) = self.place(name, shape[1])? else { return Ok(None) };
+        Quantized::new(bytes, place, format, shape[0], shape[1]).map(Some).map_err(|e| e.context(name))
+    }
+
+    /// Where a tensor with rows of `inp` values lies, under the same conditions.
+    fn place(&self, name: &str, inp: usize) -> Result<Option<(Bytes, Range<usize>, Format)>> {
         let Some(info) = self.file.tensor(name) else { return Ok(None) };
         let (file, place) = info.place();
         let (Some(bytes), Some(format)) = (self.maps.get(file), Format::named(info.kind().name())) else {
             return Ok(None);
         };
-        if !Quantized::takes(format, shape[1]) {
+        if !Quantized::takes(format, inp) {
             return Ok(None);
         }
         let place = usize::try_from(place.start).and_then(|start| Ok(start..usize::try_from(place.end)?));
         let place = place.map_err(|_| Error::model(format!("tensor {name} lies beyond what can be addressed here")))?;
-        Quantized::new(bytes.clone(), place, format, shape[0], shape[1]).map(Some).map_err(|e| e.context(name))
+        Ok(Some((bytes.clone(), place, format)))
     }
 
     fn read(&mut self, name: &str, shape: &[usize]) -> Result<Tensor> {

@@ -7,6 +7,7 @@ mod adapter_file;
 mod arch;
 mod blocks;
 mod decoder;
+mod experts;
 mod loader;
 mod lora;
 mod merge;
@@ -14,6 +15,7 @@ pub mod ops;
 mod packed;
 mod peft;
 mod recompute;
+mod shape;
 mod start;
 mod value_head;
 
@@ -21,13 +23,14 @@ use candle_core::Device;
 
 use crate::error::{Error, Result};
 
-pub use arch::{Architecture, Scales, Shape, Window, architectures};
+pub use arch::{Architecture, Scales, Windows, architectures};
 pub use blocks::LinearInfo;
 pub(crate) use decoder::activations;
 pub use decoder::{Decoder, Form};
 pub use lora::Lora;
 pub use packed::{Packed, Targets};
 pub use peft::PEFT_FILES;
+pub use shape::{ExpertSizes, Shape, Window};
 pub use value_head::ValueHead;
 
 #[cfg(test)]

@@ -13,7 +13,7 @@ use rand_chacha::ChaCha8Rng;
 /// What to write.
 #[derive(Clone, Debug)]
 pub struct TinySpec {
-    /// `llama`, `qwen2`, `qwen3`, `granite`, `gemma3`, `phi3`, `phi2` or `gptneox`.
+    /// `llama`, `qwen2`, `qwen3`, `qwen3moe`, `granite`, `gemma3`, `phi3`, `phi2` or `gptneox`.
     pub arch: &'static str,
     pub seed: u64,
     pub layers: u32,
@@ -46,7 +46,7 @@ impl TinySpec {
     pub fn new(arch: &'static str) -> Self {
         let gptneox = arch == "gptneox";
         // qwen3 has heads wider than width / heads.
-        let head_dim = if matches!(arch, "qwen3" | "gemma3") { 32 } else { 16 };
+        let head_dim = if matches!(arch, "qwen3" | "qwen3moe" | "gemma3") { 32 } else { 16 };
         Self {
             arch,
             seed: 7,
@@ -73,6 +73,11 @@ impl TinySpec {
         }
     }
 }
+
+/// Of qwen3moe: how many there are, how many a token goes through, and their inner width.
+const EXPERTS: usize = 8;
+const EXPERTS_USED: usize = 2;
+const EXPERT_FF: usize = 32;
 
 /// Ends a turn, and the text.
 pub const END: &str = "<|im_end|>";
@@ -131,18 +136,27 @@ pub fn tiny_model(path: &Path, spec: &TinySpec) -> apa::Result<()> {
             weights.linear(&mut file, &name("attn_k"), kv, spec.width, bias)?;
             weights.linear(&mut file, &name("attn_v"), kv, spec.width, bias)?;
         }
-        if !classic && spec.arch != "phi3" {
+        if !classic && !matches!(spec.arch, "phi3" | "qwen3moe") {
             weights.linear(&mut file, &name("ffn_gate"), spec.ff, spec.width, false)?;
         }
         if spec.arch == "gemma3" {
             weights.norm(&mut file, &name("post_attention_norm"), spec.width, false)?;
             weights.norm(&mut file, &name("post_ffw_norm"), spec.width, false)?;
         }
-        if matches!(spec.arch, "qwen3" | "gemma3") {
+        if matches!(spec.arch, "qwen3" | "qwen3moe" | "gemma3") {
             weights.norm(&mut file, &name("attn_q_norm"), spec.head_dim, false)?;
             weights.norm(&mut file, &name("attn_k_norm"), spec.head_dim, false)?;
         }
         weights.linear(&mut file, &name("attn_output"), spec.width, q, classic)?;
+        if spec.arch == "qwen3moe" {
+            weights.router(&mut file, &name("ffn_gate_inp"), spec.width)?;
+            for (part, rows, width) in
+                [("gate", EXPERT_FF, spec.width), ("up", EXPERT_FF, spec.width), ("down", spec.width, EXPERT_FF)]
+            {
+                weights.experts(&mut file, &name(&format!("ffn_{part}_exps")), rows, width)?;
+            }
+            continue;
+        }
         let up = if spec.arch == "phi3" { 2 * spec.ff } else { spec.ff };
         weights.linear(&mut file, &name("ffn_up"), up, spec.width, classic)?;
         weights.linear(&mut file, &name("ffn_down"), spec.width, spec.ff, classic)?;
@@ -176,6 +190,11 @@ fn metadata(file: &mut Writer<'_>, spec: &TinySpec) {
     number("attention.key_length", spec.head_dim);
     number("attention.value_length", spec.head_dim);
     number("rope.dimension_count", spec.rotary);
+    if arch == "qwen3moe" {
+        number("expert_count", EXPERTS);
+        number("expert_used_count", EXPERTS_USED);
+        number("expert_feed_forward_length", EXPERT_FF);
+    }
     file.set(&format!("{arch}.rope.freq_base"), 10_000f32);
     if arch == "granite" {
         for (key, scale) in
@@ -227,6 +246,19 @@ impl Weights {
     fn matrix(&mut self, file: &mut Writer<'_>, name: &str, rows: usize, width: usize) -> apa::Result<()> {
         // Variance 1 / width keeps activations of order one.
         let data = self.uniform(&[rows, width], 0.0, (3.0 / width as f32).sqrt())?;
+        file.tensor_as(&format!("{name}.weight"), &data, self.format)?;
+        Ok(())
+    }
+
+    /// Far apart, so that no rounding changes a choice.
+    fn router(&mut self, file: &mut Writer<'_>, name: &str, width: usize) -> apa::Result<()> {
+        let data = self.uniform(&[EXPERTS, width], 0.0, 1.0)?;
+        file.tensor(&format!("{name}.weight"), &data)?;
+        Ok(())
+    }
+
+    fn experts(&mut self, file: &mut Writer<'_>, name: &str, rows: usize, width: usize) -> apa::Result<()> {
+        let data = self.uniform(&[EXPERTS, rows, width], 0.0, (3.0 / width as f32).sqrt())?;
         file.tensor_as(&format!("{name}.weight"), &data, self.format)?;
         Ok(())
     }

@@ -73,6 +73,13 @@ fn qwen3_agrees_with_llama_cpp() {
 }
 
 #[test]
+fn qwen3moe_agrees_with_llama_cpp() {
+    let folder = folder();
+    check(&write_tiny(&folder, &TinySpec::new("qwen3moe")), &folder);
+    check(&write_tiny(&folder, &TinySpec { tied: true, seed: 8, ..TinySpec::new("qwen3moe") }), &folder);
+}
+
+#[test]
 fn granite_agrees_with_llama_cpp() {
     let folder = folder();
     check(&write_tiny(&folder, &TinySpec::new("granite")), &folder);

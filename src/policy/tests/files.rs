@@ -18,7 +18,7 @@ fn an_unknown_architecture_names_itself_and_the_known_ones() {
     assert_eq!(error.code(), Code::Unsupported);
     assert!(
         error.message().contains("mamba")
-            && error.message().contains("llama, qwen2, qwen3, granite, gemma3, phi3, phi2, gptneox"),
+            && error.message().contains("llama, qwen2, qwen3, qwen3moe, granite, gemma3, phi3, phi2, gptneox"),
         "{error}"
     );
 }

@@ -18,7 +18,8 @@ use crate::config::Dtype;
 use crate::gguf::{Gguf, Writer};
 use crate::tiny::{TinySpec, tiny_model};
 
-const ARCHITECTURES: [&str; 8] = ["llama", "qwen2", "qwen3", "granite", "gemma3", "phi3", "phi2", "gptneox"];
+const ARCHITECTURES: [&str; 9] =
+    ["llama", "qwen2", "qwen3", "qwen3moe", "granite", "gemma3", "phi3", "phi2", "gptneox"];
 
 fn folder() -> TempDir {
     tempfile::tempdir().expect("a temporary folder")
