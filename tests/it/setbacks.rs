@@ -134,6 +134,34 @@ fn an_answer_that_the_reward_command_fails_on_is_set_aside_and_a_command_that_al
 }
 
 #[test]
+fn a_folder_in_the_way_of_a_version_is_told_and_not_run_against_again_and_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open_with(dir.path(), |c| (c.train.auto, c.train.batch, c.gate.examine) = (true, 4, false)).unwrap();
+    let way = dir.path().join("data/versions/000001");
+    std::fs::create_dir_all(way.join("somebody's")).unwrap();
+    rate_some(&engine, 4);
+    let wait = |what: &str, holds: &dyn Fn() -> bool| {
+        let until = Instant::now() + Duration::from_secs(60);
+        while !holds() {
+            assert!(Instant::now() < until, "{what}: {:?}", engine.status());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    };
+    let fails = || engine.status().alerts.iter().any(|alert| alert.kind == AlertKind::StepFails);
+    let reason = || engine.status().trainer.reason.unwrap_or_default();
+    wait("it is told", &|| fails() && reason().contains("it is tried again in 5 s"));
+    assert!(reason().contains("version 1 is on disk already"), "{}", reason());
+    wait("later each time", &|| reason().contains("it is tried again in 20 s"));
+    // It serves on, loses no rating, and what a person asks for is done at once.
+    assert_eq!(answer(&engine, "the", 9).policy_version, PolicyVersion::INITIAL);
+    assert_eq!(engine.status().trainer.pending_ratings, 4);
+    assert!(way.join("somebody's").exists());
+    std::fs::remove_dir_all(&way).unwrap();
+    assert_eq!(published(engine.train_step().unwrap()).0, PolicyVersion(1));
+    assert!(!fails());
+}
+
+#[test]
 fn an_export_taken_in_where_it_came_from_is_known_and_elsewhere_whole() {
     let dir = tempfile::tempdir().unwrap();
     let engine = open_with(dir.path(), |_| ()).unwrap();
