@@ -7,6 +7,7 @@ use apa::config::Promotion;
 use apa::engine::{PublishOutcome, TrainerState, VerdictRecord};
 use apa::gate::Outcome;
 use apa::types::*;
+use serde_json::json;
 
 use crate::support::engine::{answer, finish, open_with, published, rate_some, request};
 
@@ -315,6 +316,35 @@ fn answers_that_miss_the_format_of_their_prompt_are_counted_and_a_format_can_be_
     wait_until("the file being read", || engine.status().trainer.reason.is_some());
     let why = engine.status().trainer.reason.unwrap();
     assert!(why.contains("prompts.jsonl:1: "), "{why}");
+}
+
+#[test]
+fn the_examination_compares_what_a_command_says_of_the_answers_and_an_anchor_may_be_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let anchors = dir.path().join("anchors.jsonl");
+    let says = |score: i32| format!("awk '{{print \"{{\\\"score\\\": {score}}}\"}}'");
+    let anchor = |name: &str, score| json!({"prompt": "the", "name": name, "command": says(score)}).to_string();
+    std::fs::write(&anchors, format!("{}\n{}\n", anchor("holds", 1), anchor("never held", -1))).unwrap();
+    let engine = open_with(dir.path(), |c| {
+        (c.gate.count, c.gate.anchors) = (8, Some(anchors));
+        // Longer answers are better.
+        c.reward.command = Some("awk '{print \"{\\\"score\\\": \" length($0) \"}\"}'".into());
+    })
+    .unwrap();
+    rate_some(&engine, 8);
+    engine.train_step().unwrap();
+    let verdict = engine.verdicts(1).unwrap().remove(0);
+    let said: VerdictRecord = serde_json::from_value(verdict.record).unwrap();
+    let examination = said.examination.unwrap();
+    let score =
+        examination.compared.iter().find(|c| c.name == "score").expect("scores are compared").difference.clone();
+    assert_eq!(score.count, 8, "pairs of answers to the same prompts");
+    assert!(score.lower <= score.mean && score.mean <= score.upper && score.mean.is_finite(), "{score:?}");
+    let held: Vec<(&str, bool, bool)> =
+        examination.anchors.iter().map(|a| (a.name.as_str(), a.held_before, a.held)).collect();
+    assert_eq!(held, [("holds", true, true), ("never held", false, false)]);
+    let limits = examination.compared.iter().any(|c| c.crossed);
+    assert!(limits || examination.reason.starts_with("its mean score differs by "), "{}", examination.reason);
 }
 
 #[test]
