@@ -38,9 +38,9 @@ mod killed;
 mod logprobs;
 mod memory;
 mod node;
+mod packaging;
 #[cfg(feature = "daemon")]
 mod page;
-mod packaging;
 mod panics;
 mod promotion;
 #[cfg(feature = "daemon")]

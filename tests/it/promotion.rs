@@ -336,8 +336,7 @@ fn the_examination_compares_what_a_command_says_of_the_answers_and_an_anchor_may
     let verdict = engine.verdicts(1).unwrap().remove(0);
     let said: VerdictRecord = serde_json::from_value(verdict.record).unwrap();
     let examination = said.examination.unwrap();
-    let score =
-        examination.compared.iter().find(|c| c.name == "score").expect("scores are compared").difference.clone();
+    let score = examination.compared.iter().find(|c| c.name == "score").expect("scores are compared").difference;
     assert_eq!(score.count, 8, "pairs of answers to the same prompts");
     assert!(score.lower <= score.mean && score.mean <= score.upper && score.mean.is_finite(), "{score:?}");
     let held: Vec<(&str, bool, bool)> =
