@@ -1,5 +1,5 @@
-//! tests/conformance in C, C++, Go, Node and Python: the same calls give the same results, token for token, and the ones that
-//! are expected.
+//! tests/conformance in C, C++, Go, Node and Python: the same calls give the same results, token for token, and the ones
+//! that are expected.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

@@ -18,7 +18,7 @@ impl Python {
         if !version.status().is_ok_and(|status| status.success()) {
             let missing = "Python 3.10 or newer tests bindings/python: apt-get install python3";
             let required = |name: &&str| std::env::var_os(name).is_some_and(|value| !value.is_empty());
-            assert!(!["CI", "APA_TEST_PYTHON"].iter().any(|name| required(&name)), "{missing}");
+            assert!(!["CI", "APA_TEST_PYTHON"].iter().any(required), "{missing}");
             eprintln!("SKIPPED: {missing}");
             return None;
         }
