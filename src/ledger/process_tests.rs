@@ -243,3 +243,15 @@ fn measure_a_million_generations() {
     let slowest = first.max(large).max(again);
     assert!(opening < Duration::from_secs(2) && slowest < Duration::from_millis(50), "{opening:?} {slowest:?}");
 }
+
+#[test]
+fn a_panic_of_the_writing_thread_is_told_to_those_who_wait_and_the_next_write_is_made() {
+    let folder = tempfile::tempdir().unwrap();
+    let ledger = Ledger::open(folder.path()).unwrap();
+    record(&ledger, answer("a")).unwrap();
+    let failed = ledger.writer.call_and_fold(|_| Ok(()), |(), _| panic!("a bug, for this test"));
+    assert_eq!(failed.unwrap_err().code(), Code::Panic);
+    record(&ledger, answer("b")).unwrap();
+    assert!(ledger.generation(&id("b")).unwrap().is_some());
+    ledger.close();
+}

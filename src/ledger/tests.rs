@@ -489,14 +489,3 @@ proptest! {
         }
     }
 }
-
-#[test]
-fn a_panic_of_the_writing_thread_is_told_to_those_who_wait_and_the_next_write_is_made() {
-    let (_dir, ledger) = open();
-    record(&ledger, answer("a")).unwrap();
-    let failed = ledger.writer.call_and_fold(|_| Ok(()), |(), _| panic!("a bug, for this test"));
-    assert_eq!(failed.unwrap_err().code(), Code::Panic);
-    record(&ledger, answer("b")).unwrap();
-    assert!(ledger.generation(&id("b")).unwrap().is_some());
-    ledger.close();
-}

@@ -380,7 +380,6 @@ proptest! {
 
 #[test]
 fn texts_have_pythons_methods() {
-    let said = one;
     for (source, written) in [
         ("{{ 'a/b/c'.rsplit('/', 1) | join('|') }}", "a/b|c"),
         ("{{ 'a/b/c'.rsplit('/') | join('|') }}", "a|b|c"),
@@ -392,11 +391,9 @@ fn texts_have_pythons_methods() {
         ("{{ 'two words' | wordcount }}", "2"),
         ("{{ 'AbC'.lower() }}{{ 'a,b'.split(',')[1] }}", "abcb"),
     ] {
-        assert_eq!(said(source).unwrap(), written, "{source}");
+        assert_eq!(one(source).unwrap(), written, "{source}");
     }
-    for source in
-        ["{{ 'abc'.index('d') }}", "{{ 'a'.rsplit('') }}", "{{ 'a'.removeprefix(1) }}", "{{ 'a'.unheard_of() }}"]
-    {
-        assert!(said(source).is_err(), "{source}");
+    for source in ["{{ 'abc'.index('d') }}", "{{ 'a'.rsplit('') }}", "{{ 'a'.unheard_of() }}"] {
+        assert!(one(source).is_err(), "{source}");
     }
 }

@@ -6,6 +6,7 @@ mod anthropic;
 mod chat;
 mod embeddings;
 mod fields;
+mod format;
 mod general;
 mod learning;
 mod messages;
