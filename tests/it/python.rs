@@ -29,6 +29,31 @@ fn the_python_example_runs_the_whole_loop() {
     assert!(output.stderr.is_empty(), "the library printed something");
 }
 
+/// docs/TUTORIAL.md, its pieces of Python one after the other. Of random weights another taste is asked, and larger
+/// steps are taken; the rest is as it stands there.
+#[test]
+fn the_tutorial_makes_a_model_that_is_liked_better() {
+    let Some(python) = Python::find() else { return };
+    let page = std::fs::read_to_string(Path::new(ROOT).join("docs/TUTORIAL.md")).unwrap();
+    let pieces = page.split("```python\n").skip(1).map(|rest| rest.split("```").next().unwrap_or_default());
+    let mut program = pieces.collect::<Vec<_>>().join("\n");
+    for (there, here) in [
+        ("\"train.batch\": 64}", "\"train.batch\": 64, **tiny}"),
+        ("len(answer[\"text\"]) <= 60", "\"e\" in answer[\"text\"]"),
+    ] {
+        assert_eq!(program.matches(there).count(), 1, "{there}");
+        program = program.replace(there, here);
+    }
+    let learning = "'train.lr': 0.02, 'train.kl_step': 2.0, 'train.rank': 4, 'train.alpha': 8.0";
+    let program = format!("tiny = {{{learning}, 'serve.threads': 1, 'serve.context': 1024}}\n{program}");
+    let program = program + "\nassert after > before, (before, after)\n";
+    let data = python.dir.path().join("data");
+    let out = run(python.command().args(["-c", &program]).arg(python.model()).arg(data)).stdout;
+    let out = String::from_utf8(out).unwrap();
+    assert!(out.contains("\nback to 3 and forth to 4\n"), "{out}");
+    eprintln!("{out}");
+}
+
 #[test]
 fn the_python_package_has_the_version_and_the_interface_of_the_library() {
     let read = |file: &str| std::fs::read_to_string(Path::new(ROOT).join(file)).unwrap();
