@@ -11,9 +11,8 @@ import urllib.request
 import weakref
 from unittest import mock
 
-from helpers import LONG, MODEL, SMALL, Case
-
 import libapa
+from helpers import LONG, MODEL, SMALL, Case
 
 ADD = {
     "type": "function",

@@ -8,9 +8,8 @@ import sys
 import time
 import unittest
 
-from helpers import MODEL, SMALL, Case, run
-
 import libapa
+from helpers import MODEL, SMALL, Case, run
 
 OPEN = "engine = libapa.Engine(sys.argv[1], sys.argv[2], settings=SMALL)\n"
 BUSY = """
