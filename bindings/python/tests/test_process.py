@@ -75,7 +75,8 @@ print('out')
 
     def test_a_forked_process_is_told_that_it_can_not_use_the_engine_and_ends(self):
         body = """
-import gc, os
+import gc, os, warnings
+warnings.simplefilter('ignore', DeprecationWarning)  # From 3.12 on Python itself warns of this fork.
 stream = engine.generate(prompt='the', max_tokens=900, seed=1)
 child = os.fork()
 if child == 0:
