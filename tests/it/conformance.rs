@@ -1,4 +1,4 @@
-//! tests/conformance in C, C++, Go, Node and Python: the same calls give the same results, token for token, and the ones
+//! tests/conformance in C, C++, Go, Node and Python: the same calls give the same results, token for token, and those
 //! that are expected.
 
 use std::collections::BTreeMap;
