@@ -1,17 +1,14 @@
 //! Talks to a running daemon over HTTP, for the commands and the demo. Prints nothing.
 
+mod versions;
+
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::Write;
-use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
-use apa::engine::{
-    Adopted, AsideVersion, PublishOutcome, Status, TrainerStatus, UnlearnPlan, UnlearnReceipt, VersionRecord,
-};
+use apa::engine::{PublishOutcome, Status, TrainerStatus, UnlearnPlan, UnlearnReceipt};
 use apa::ledger::{Forgotten, LeftOut, ReviewEntry};
-use apa::types::{ChatMessage, FeedbackReceipt, PolicyVersion, VersionInfo};
+use apa::types::{ChatMessage, FeedbackReceipt};
 use clap::Args;
 use reqwest::{Method, RequestBuilder, Response};
 use serde::de::DeserializeOwned;
@@ -282,83 +279,6 @@ impl Client {
         self.call::<Value>(Method::POST, "/v1/feedback/reviews", Some(body)).await.map(drop)
     }
 
-    /// All versions, oldest first.
-    pub async fn versions(&self) -> Result<Vec<VersionInfo>> {
-        #[derive(Deserialize)]
-        struct List {
-            data: Vec<VersionInfo>,
-        }
-        Ok(self.call::<List>(Method::GET, "/v1/policy/versions", None).await?.data)
-    }
-
-    /// A version with the verdict over it.
-    pub async fn version(&self, version: PolicyVersion) -> Result<VersionRecord> {
-        self.call(Method::GET, &format!("/v1/policy/versions/{version}"), None).await
-    }
-
-    /// Versions that were set aside.
-    pub async fn set_aside(&self) -> Result<Vec<AsideVersion>> {
-        #[derive(Deserialize)]
-        struct List {
-            data: Vec<AsideVersion>,
-        }
-        Ok(self.call::<List>(Method::GET, "/v1/policy/aside", None).await?.data)
-    }
-
-    /// Adopts the version that was set aside under that name, or all of them.
-    pub async fn adopt(&self, name: Option<&str>) -> Result<Vec<Adopted>> {
-        #[derive(Deserialize)]
-        struct List {
-            data: Vec<Adopted>,
-        }
-        Ok(self.call::<List>(Method::POST, "/v1/policy/adopt", Some(json!({"name": name}))).await?.data)
-    }
-
-    /// Serves `version` from now on, as adapter or as `whole` merged weights.
-    pub async fn activate(&self, version: PolicyVersion, whole: bool) -> Result<PolicyVersion> {
-        let body = json!({"version": version, "whole": whole});
-        Ok(self.call::<Activated>(Method::POST, "/v1/policy/activate", Some(body)).await?.policy_version)
-    }
-
-    /// Serves the active version's parent from now on.
-    pub async fn rollback(&self) -> Result<PolicyVersion> {
-        Ok(self.call::<Activated>(Method::POST, "/v1/policy/rollback", None).await?.policy_version)
-    }
-
-    /// Writes a version's files into one file, and returns its length in bytes. It is written beside its place first,
-    /// so that a broken one never has its name.
-    pub async fn snapshot(&self, version: PolicyVersion, file: &Path) -> Result<u64> {
-        let mut response = self.send(Method::GET, &format!("/v1/policy/versions/{version}/snapshot"), None).await?;
-        let mut aside = file.to_path_buf().into_os_string();
-        aside.push(".part");
-        let aside = Path::new(&aside);
-        let written = async {
-            let mut out = File::create(aside)?;
-            let mut bytes = 0;
-            while let Some(chunk) = response.chunk().await? {
-                out.write_all(&chunk)?;
-                bytes += chunk.len() as u64;
-            }
-            out.sync_all()?;
-            std::fs::rename(aside, file)?;
-            anyhow::Ok(bytes)
-        };
-        let written = written.await.with_context(|| format!("writing {}", file.display()));
-        if written.is_err() {
-            // It may not be there yet.
-            let _ = std::fs::remove_file(aside);
-        }
-        written
-    }
-
-    /// Makes a new version of a snapshot's file, and serves it.
-    pub async fn restore(&self, file: &Path) -> Result<PolicyVersion> {
-        let content = std::fs::read(file).with_context(|| format!("reading {}", file.display()))?;
-        let request = self.http.post(format!("{}/v1/policy/restore", self.base)).body(content);
-        let response = self.answered(request, "/v1/policy/restore").await?;
-        Ok(response.json::<Activated>().await?.policy_version)
-    }
-
     /// Trains on the ratings that wait.
     pub async fn train(&self) -> Result<PublishOutcome> {
         self.call(Method::POST, "/v1/trainer/step", None).await
@@ -425,9 +345,4 @@ fn chat_body(messages: &[ChatMessage], params: &ChatParams) -> Result<Value> {
     let mut body = serde_json::to_value(params)?;
     body["messages"] = serde_json::to_value(messages)?;
     Ok(body)
-}
-
-#[derive(Deserialize)]
-struct Activated {
-    policy_version: PolicyVersion,
 }
