@@ -9,14 +9,14 @@ use serde_json::{Value, json};
 
 use crate::support::daemon::Daemon;
 
-/// Steps by order alone, each of which takes a while.
+/// Steps by order alone, each of which takes most of a second even here: the replay must be seen, and killed, on its way.
 const SETTINGS: &[&str] = &[
     "serve.context=1024",
     "train.auto=false",
     "train.rank=4",
     "train.threads=1",
-    "train.lr=1e-3",
-    "train.epochs=30",
+    "train.lr=7e-5",
+    "train.epochs=400",
     "train.kl_step=0",
     "train.kl_budget=0",
     "gate.count=2",
