@@ -9,7 +9,8 @@ use serde_json::{Value, json};
 
 use crate::support::daemon::Daemon;
 
-/// Steps by order alone, each of which takes most of a second even here: the replay must be seen, and killed, on its way.
+/// Steps by order alone, each of which takes most of a second on a fast machine too: the replay must be seen, and
+/// killed, on its way.
 const SETTINGS: &[&str] = &[
     "serve.context=1024",
     "train.auto=false",
