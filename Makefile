@@ -74,7 +74,7 @@ bench-align: build ## the algorithms at equal KL, each tuned by a search; days o
 check-control: build ## learning by default under skewed and noisy thumbs, ten seeds of 200 batches: no seed may end worse than it began; a day on two cores, goes on when started again
 	MODEL="$$("$(APAD)" pull "$(MODEL)")" APAD="$(APAD)" OUT="$${OUT:-runs/control}" STEPS="$${STEPS:-200}" SEEDS="$${SEEDS:-1,2,3,4,5,6,7,8,9,10}" scripts/bench-align.py control
 
-check-collapse: build ## candidates that training without limits led astray, judged as the daemon does: none may pass; two hours, SEEDS="1 2 3", STEPS=30
+check-collapse: build ## candidates that training without limits led astray, judged as the daemon does: none may pass; half an hour, SEEDS="1 2 3", STEPS=30
 	MODEL="$$("$(APAD)" pull "$(MODEL)")" APAD="$(APAD)" scripts/check-collapse.sh
 
 check-credit: setup ## long answers whose first ten tokens earn the reward: what is learned, and whether length drifts; minutes
