@@ -1,13 +1,11 @@
 //! Reads feedback, preferences and samples, and decisions about users. Never stores anything.
 
 use super::fields::Fields;
-use super::messages::messages_of;
-use super::{Prompt, Unknown, prompt_of};
+use super::{Prompt, Unknown, one_prompt, prompt_of};
 use crate::Engine;
 use crate::engine::NewSample;
 use crate::error::{Error, Result};
 use crate::ledger::ReviewVerdict;
-use crate::llama::Conversation;
 use crate::types::{GenerationId, NewFeedback, RATINGS, Sampling, Signal};
 
 /// Fields of feedback.
@@ -172,21 +170,7 @@ pub fn parse_review(body: &[u8], unknown: Unknown) -> Result<(String, ReviewVerd
 /// `Arg` names the field and what was expected.
 pub fn parse_sample(body: &[u8], unknown: Unknown) -> Result<ParsedSample> {
     let mut fields = Fields::parse(body, unknown)?;
-    let parse_special = fields.flag("parse_special")?;
-    let prompt = match (fields.take("messages"), fields.take("prompt")) {
-        (Some(messages), None) => {
-            let messages = messages_of(messages, unknown)?;
-            Prompt::Chat(Conversation { messages, parse_special, ..Conversation::default() })
-        }
-        (None, Some(prompt)) => prompt_of("prompt", prompt, parse_special)?,
-        (None, None) => {
-            let neither = || Error::arg("the sample has neither messages nor prompt, expected one of them");
-            return Err(fields.mistyped(&["messages", "prompt"]).unwrap_or_else(neither));
-        }
-        (Some(_), Some(_)) => {
-            return Err(Error::arg("the sample has both messages and prompt, expected one of them"));
-        }
-    };
+    let prompt = one_prompt(&mut fields, "sample")?;
     let completion = fields.required("completion")?;
     let sample = ParsedSample {
         prompt,

@@ -67,7 +67,7 @@ pub(crate) use score::SCORED;
 pub use score::{ParsedRerank, ParsedScore, PromptAndAnswer, parse_rerank, parse_score};
 pub use tokens::{ParsedTokenize, parse_detokenize, parse_tokenize};
 
-use fields::{shown, whole};
+use fields::{Fields, shown, whole};
 
 /// What to do with a field that this library does not know.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -119,6 +119,23 @@ impl Prompt {
             Prompt::Special(text) => engine.text_prompt(&text, true),
             Prompt::Tokens(tokens) => Ok(tokens),
         }
+    }
+}
+
+/// The one prompt of a body, as `messages` or as `prompt`, with `parse_special`. `what` the body is, for errors.
+fn one_prompt(fields: &mut Fields, what: &str) -> Result<Prompt> {
+    let parse_special = fields.flag("parse_special")?;
+    match (fields.take("messages"), fields.take("prompt")) {
+        (Some(messages), None) => {
+            let messages = messages::messages_of(messages, fields.unknown)?;
+            Ok(Prompt::Chat(Conversation { messages, parse_special, ..Conversation::default() }))
+        }
+        (None, Some(prompt)) => prompt_of("prompt", prompt, parse_special),
+        (None, None) => {
+            let neither = || Error::arg(format!("the {what} has neither messages nor prompt, expected one of them"));
+            Err(fields.mistyped(&["messages", "prompt"]).unwrap_or_else(neither))
+        }
+        (Some(_), Some(_)) => Err(Error::arg(format!("the {what} has both messages and prompt, expected one of them"))),
     }
 }
 

@@ -3,8 +3,7 @@
 use serde_json::Value;
 
 use super::fields::{Fields, kind};
-use super::messages::messages_of;
-use super::{Prompt, Unknown, prompt_of};
+use super::{Prompt, Unknown, one_prompt};
 use crate::Engine;
 use crate::error::{Error, Result};
 use crate::llama::Conversation;
@@ -61,21 +60,7 @@ pub struct ParsedRerank {
 /// `Arg` names the field and what was expected.
 pub fn parse_score(body: &[u8], unknown: Unknown) -> Result<ParsedScore> {
     let mut fields = Fields::parse(body, unknown)?;
-    let parse_special = fields.flag("parse_special")?;
-    let prompt = match (fields.take("messages"), fields.take("prompt")) {
-        (Some(messages), None) => {
-            let messages = messages_of(messages, unknown)?;
-            Prompt::Chat(Conversation { messages, parse_special, ..Conversation::default() })
-        }
-        (None, Some(prompt)) => prompt_of("prompt", prompt, parse_special)?,
-        (None, None) => {
-            let neither = || Error::arg("the request has neither messages nor prompt, expected one of them");
-            return Err(fields.mistyped(&["messages", "prompt"]).unwrap_or_else(neither));
-        }
-        (Some(_), Some(_)) => {
-            return Err(Error::arg("the request has both messages and prompt, expected one of them"));
-        }
-    };
+    let prompt = one_prompt(&mut fields, "request")?;
     let completions = texts("completions", fields.required("completions")?)?;
     fields.string("model")?;
     fields.finish(SCORE_FIELDS)?;
