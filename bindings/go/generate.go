@@ -26,6 +26,7 @@ type Request struct {
 	FrequencyPenalty float64            // Additive penalty per earlier use, -2 to 2.
 	PresencePenalty  float64            // Additive penalty on any earlier use, -2 to 2.
 	Seed             *uint64            // Makes the answer repeatable; else drawn, and told in the result.
+	IgnoreEOS        bool               // The answer goes on to its limit: what ends answers is never sampled.
 	Stop             []string           // Strings that end the answer.
 	LogitBias        map[uint32]float64 // Added to the logits of tokens, -100 to 100.
 	Grammar          string             // GBNF that the answer is held to.
@@ -103,9 +104,10 @@ func (r Request) body() (string, error) {
 		TopLogprobs      int                `json:"top_logprobs,omitempty"`
 		ParseSpecial     bool               `json:"parse_special,omitempty"`
 		ContinueFinal    bool               `json:"continue_final_message,omitempty"`
+		IgnoreEOS        bool               `json:"ignore_eos,omitempty"`
 	}{r.Messages, prompt, r.MaxTokens, r.Temperature, r.TopK, r.TopP, r.MinP, r.RepeatPenalty, r.FrequencyPenalty,
 		r.PresencePenalty, r.Seed, r.Stop, r.User, r.LogitBias, r.Grammar, r.ResponseFormat,
-		r.Tools, r.ToolChoice, logprobs, topLogprobs, r.ParseSpecial, r.ContinueFinal})
+		r.Tools, r.ToolChoice, logprobs, topLogprobs, r.ParseSpecial, r.ContinueFinal, r.IgnoreEOS})
 }
 
 // Why an answer ended.

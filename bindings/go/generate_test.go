@@ -72,7 +72,7 @@ func TestAWrongRequestNamesWhatIsWrong(t *testing.T) {
 
 func TestAFullQueueIsBusy(t *testing.T) {
 	engine := open(t, map[string]any{"serve.slots": 1, "serve.queue": 1})
-	request := long(t, engine)
+	request := long()
 	for i := 0; i < 50; i++ {
 		stream, err := engine.Generate(background, request)
 		if errors.Is(err, ErrBusy) {
@@ -109,7 +109,7 @@ func TestTheContextOfGenerateEndsTheGeneration(t *testing.T) {
 	engine := open(t, nil)
 	ctx, cancel := context.WithCancel(background)
 	defer cancel()
-	stream, err := engine.Generate(ctx, long(t, engine))
+	stream, err := engine.Generate(ctx, long())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -180,7 +180,11 @@ func TestTheContextOfNextEndsTheWait(t *testing.T) {
 func TestCancelBeforeDuringAndAfter(t *testing.T) {
 	engine := open(t, nil)
 	for name, cancelAt := range map[string]int{"before": 0, "during": 1, "after": -1} {
-		stream := start(t, engine, long(t, engine))
+		request := long()
+		if cancelAt < 0 {
+			request.MaxTokens = 200
+		}
+		stream := start(t, engine, request)
 		whole := ""
 		for i := 0; ; i++ {
 			if i == cancelAt {
@@ -237,7 +241,7 @@ func TestAWaiterIsWokenByWhateverEndsIt(t *testing.T) {
 
 func TestAStreamThatWasClosedEarlyHasNoResult(t *testing.T) {
 	engine := open(t, nil)
-	stream := start(t, engine, long(t, engine))
+	stream := start(t, engine, long())
 	stream.Close()
 	stream.Close()
 	stream.Cancel()
@@ -290,7 +294,7 @@ func TestForgottenStreamsAreEnded(t *testing.T) {
 	before := runtime.NumGoroutine()
 	ctx, cancel := context.WithCancel(background)
 	defer cancel()
-	request := long(t, engine)
+	request := long()
 	for i := 0; i < 100; i++ {
 		if _, err := engine.Generate(ctx, request); err != nil {
 			t.Fatal(err)
@@ -315,7 +319,7 @@ func TestForgottenStreamsAreEnded(t *testing.T) {
 // A thousand at once, each with a goroutine and a context of its own.
 func TestAThousandStreamsEndSoonAfterTheirCancel(t *testing.T) {
 	engine := open(t, map[string]any{"serve.queue": 2000, "serve.slots": 8})
-	request := long(t, engine)
+	request := long()
 	const count = 1000
 	var streams [count]*Stream
 	for i := range streams {
@@ -359,7 +363,8 @@ func TestAThousandStreamsEndSoonAfterTheirCancel(t *testing.T) {
 // What a token costs on its way through this package, the making of it left out by reading what is there already.
 func BenchmarkToken(b *testing.B) {
 	engine := open(b, nil)
-	request := long(b, engine)
+	request := long()
+	request.MaxTokens = 900
 	b.ReportAllocs()
 	completed := func() uint64 {
 		status, err := engine.Status()

@@ -23,7 +23,7 @@ func TestAStreamIsASequence(t *testing.T) {
 		t.Fatalf("%+v, %v", result, err)
 	}
 
-	stream = start(t, engine, long(t, engine))
+	stream = start(t, engine, long())
 	for range stream.All(background) {
 		break
 	}

@@ -5,6 +5,7 @@ use std::sync::atomic::AtomicBool;
 
 use super::Engine;
 use super::open::report_panic;
+use super::routes::Met;
 use crate::error::{Error, Result};
 use crate::ids::GenerationKind;
 use crate::llama::{Conversation, rendered_tokens};
@@ -139,7 +140,9 @@ impl Engine {
     /// `Model` if that version's files are gone or damaged; `Closed` after [`Engine::shutdown`].
     pub fn generate(&self, mut request: GenerateRequest) -> Result<GenerationStream> {
         self.check_open()?;
-        self.inner.routes.choose(&mut request);
+        if let Some(Met { candidate, conversation, theirs }) = self.inner.routes.choose(&mut request) {
+            self.inner.ledger.keep_route(candidate, conversation, theirs)?;
+        }
         let kept = self.named_version(&request)?;
         let id = GenerationId::new(GenerationKind::Request);
         let stream = self.inner.in_flight.submit(id, request, |id, request| self.inner.scheduler.submit(id, request));

@@ -6,11 +6,9 @@ use std::sync::Mutex;
 
 use sha2::{Digest, Sha256};
 
+use crate::ledger::MOST_ROUTES as MOST;
 use crate::lock::lock;
 use crate::types::{GenerateRequest, PolicyVersion, TokenId};
-
-/// Conversations that are remembered; beyond that, the oldest are assigned anew.
-const MOST: usize = 1 << 14;
 
 /// A trial from the point of view of requests.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -27,30 +25,43 @@ pub(super) struct Routes(Mutex<State>);
 #[derive(Default)]
 struct State {
     split: Option<Split>,
-    /// Whether a conversation belongs to the candidate.
+    /// Whether a conversation belongs to the candidate. Beyond a bound, the oldest are assigned anew.
     met: HashMap<u64, bool>,
     order: VecDeque<u64>,
 }
 
+/// A conversation that was assigned just now.
+#[derive(Debug, PartialEq)]
+pub(super) struct Met {
+    pub candidate: PolicyVersion,
+    pub conversation: u64,
+    /// Whether it belongs to the candidate.
+    pub theirs: bool,
+}
+
 impl Routes {
-    /// Starts, changes or ends a trial. Conversations keep their version while the candidate is the same.
-    pub(super) fn set(&self, split: Option<Split>) {
-        let mut state = lock(&self.0);
-        if state.split.map(|s| s.candidate) != split.map(|s| s.candidate) {
-            state.met.clear();
-            state.order.clear();
-        }
-        state.split = split;
+    /// Starts a trial, or goes on with one whose conversations are known: whether they belong to the candidate, oldest
+    /// first.
+    pub(super) fn begin(&self, split: Split, known: &[(u64, bool)]) {
+        let order = known.iter().map(|(conversation, _)| *conversation).collect();
+        *lock(&self.0) = State { split: Some(split), met: known.iter().copied().collect(), order };
+    }
+
+    /// Changes the share of a trial. Conversations keep their version.
+    pub(super) fn widen(&self, split: Split) {
+        lock(&self.0).split = Some(split);
+    }
+
+    /// Ends a trial, if there is one.
+    pub(super) fn end(&self) {
+        *lock(&self.0) = State::default();
     }
 
     /// Sets the candidate as the version of a request that it should answer. A request that names a version is left
-    /// alone.
-    pub(super) fn choose(&self, request: &mut GenerateRequest) {
+    /// alone. Returns the conversation if it is new.
+    pub(super) fn choose(&self, request: &mut GenerateRequest) -> Option<Met> {
         let mut state = lock(&self.0);
-        let Some(Split { candidate, share }) = state.split else { return };
-        if request.version.is_some() {
-            return;
-        }
+        let Split { candidate, share } = state.split.filter(|_| request.version.is_none())?;
         // Two users may begin with the same words.
         let conversation =
             key(request.user.as_deref(), request.conversation.unwrap_or_else(|| of_prompt(&request.prompt)));
@@ -71,6 +82,7 @@ impl Routes {
         if theirs {
             request.version = Some(candidate);
         }
+        known.is_none().then_some(Met { candidate, conversation, theirs })
     }
 }
 
@@ -119,14 +131,14 @@ mod tests {
         request.version
     }
 
-    fn split(share: f64) -> Option<Split> {
-        Some(Split { candidate: PolicyVersion(7), share })
+    fn split(share: f64) -> Split {
+        Split { candidate: PolicyVersion(7), share }
     }
 
     #[test]
     fn as_many_users_get_the_candidate_as_the_share_says_and_always_the_same() {
         let routes = Routes::default();
-        routes.set(split(0.25));
+        routes.begin(split(0.25), &[]);
         let theirs = |user: u64| version(&routes, Some(&format!("user {user}")), user);
         let first: Vec<_> = (0..2000).map(theirs).collect();
         let count = first.iter().filter(|v| v.is_some()).count();
@@ -140,30 +152,45 @@ mod tests {
     #[test]
     fn a_conversation_stays_with_its_version_when_the_share_grows() {
         let routes = Routes::default();
-        routes.set(split(0.05));
+        routes.begin(split(0.05), &[]);
         let before: Vec<_> = (0..500).map(|c| version(&routes, None, c)).collect();
-        routes.set(split(0.25));
+        routes.widen(split(0.25));
         assert_eq!(before, (0..500).map(|c| version(&routes, None, c)).collect::<Vec<_>>());
         assert!((500..1000).filter(|c| version(&routes, None, *c).is_some()).count() > 80);
+    }
+
+    #[test]
+    fn conversations_that_are_known_keep_their_version_whatever_the_share_is_now() {
+        let routes = Routes::default();
+        routes.begin(split(0.05), &[]);
+        let met = |c: u64| routes.choose(&mut request(Some("ann"), c));
+        let known: Vec<_> = (0..200).filter_map(met).map(|met| (met.conversation, met.theirs)).collect();
+        assert_eq!((known.len(), met(3)), (200, None));
+        let after = Routes::default();
+        after.begin(split(1.0), &known);
+        for c in 0..200 {
+            assert_eq!(version(&after, Some("ann"), c), version(&routes, Some("ann"), c));
+        }
+        assert_eq!(version(&after, Some("bob"), 1), Some(PolicyVersion(7)));
     }
 
     #[test]
     fn without_a_trial_and_for_requests_that_name_a_version_nothing_is_chosen() {
         let routes = Routes::default();
         assert_eq!(version(&routes, None, 1), None);
-        routes.set(split(1.0));
+        routes.begin(split(1.0), &[]);
         let mut named = GenerateRequest { version: Some(PolicyVersion(3)), ..request(None, 1) };
         routes.choose(&mut named);
         assert_eq!(named.version, Some(PolicyVersion(3)));
         assert_eq!(version(&routes, None, 2), Some(PolicyVersion(7)));
-        routes.set(None);
+        routes.end();
         assert_eq!(version(&routes, None, 2), None);
     }
 
     #[test]
     fn conversations_that_are_remembered_are_bounded() {
         let routes = Routes::default();
-        routes.set(split(0.5));
+        routes.begin(split(0.5), &[]);
         for conversation in 0..MOST as u64 + 10 {
             version(&routes, None, conversation);
         }

@@ -14,6 +14,7 @@ mod marks;
 mod process_tests;
 mod responses;
 mod retention;
+mod routes;
 mod rows;
 #[cfg(test)]
 mod rules_tests;
@@ -38,6 +39,7 @@ pub use handle::Ledger;
 pub use limits::{ReviewEntry, ReviewVerdict, Rules};
 pub use responses::KeptResponse;
 pub use retention::Expired;
+pub(crate) use routes::MOST_ROUTES;
 pub use rows::{AskedPrompt, PairAnswer, StoredFeedback, StoredPair, StoredSample, Use};
 pub(crate) use snapshot::{check, snapshot};
 pub use tallies::Tallies;

@@ -353,7 +353,7 @@ fn a_ledger_of_the_first_format_is_brought_along_with_its_feedback() {
         )
         .unwrap();
     }
-    assert!(LedgerReader::open(dir.path()).err().unwrap().message().contains("has format 1, expected 7"));
+    assert!(LedgerReader::open(dir.path()).err().unwrap().message().contains("has format 1, expected 8"));
     let ledger = Ledger::open(dir.path()).unwrap();
     assert_eq!(ledger.pending_ratings(), 1);
     let kept = ledger.feedback_of(&id("g")).unwrap();

@@ -164,6 +164,13 @@ const MIGRATIONS: &[&str] = &[
     ) STRICT;
     CREATE TRIGGER responses_without_words AFTER UPDATE OF prompt ON generations WHEN length(new.prompt) = 0
     BEGIN DELETE FROM responses WHERE generation = new.seq; END;",
+    // 8. The conversations of a trial and which of its versions answers them: they keep it over a restart.
+    "CREATE TABLE routes (
+        seq INTEGER PRIMARY KEY AUTOINCREMENT,
+        candidate INTEGER NOT NULL REFERENCES versions(version),
+        conversation INTEGER NOT NULL UNIQUE,
+        theirs INTEGER NOT NULL
+    ) STRICT;",
 ];
 
 /// The writing connection, at this build's format.

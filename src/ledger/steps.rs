@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering;
 use rusqlite::Connection;
 
 use super::Ledger;
+use super::verdicts;
 use super::write::{self, TrainedBatch};
 use crate::error::Result;
 use crate::types::*;
@@ -55,6 +56,19 @@ impl Ledger {
     /// # Errors
     /// `Arg` for an unknown version, `Io`, `Closed`.
     pub fn set_active(&self, v: PolicyVersion) -> Result<()> {
-        self.writer.call(move |db| write::activate(db, v), |()| ())
+        self.set_active_as(v, None)
+    }
+
+    /// The same, with what it decides about a verdict: its number, the ruling and the record. Both are on disk, or
+    /// neither.
+    ///
+    /// # Errors
+    /// `Arg` for an unknown version or verdict, `Io`, `Closed`.
+    pub fn set_active_as(&self, v: PolicyVersion, decides: Option<(u64, Ruling, serde_json::Value)>) -> Result<()> {
+        let work = move |db: &Connection| {
+            write::activate(db, v)?;
+            decides.map_or(Ok(()), |(id, ruling, record)| verdicts::update(db, id, ruling, &record))
+        };
+        self.writer.call(work, |()| ())
     }
 }

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use rusqlite::{Connection, OptionalExtension, Row};
 
 use super::Ledger;
+use super::routes;
 use super::rows::{damaged, signed, unsigned};
 use crate::error::{Error, Result};
 use crate::system::unix_millis;
@@ -194,7 +195,10 @@ pub(super) fn update(db: &Connection, id: u64, ruling: Ruling, record: &serde_js
     let changed = db
         .prepare_cached("UPDATE verdicts SET ruling = ?2, decided = ?3, record = ?4 WHERE id = ?1")?
         .execute((signed(id), word(ruling), decided(ruling), record.to_string()))?;
-    if changed == 1 { Ok(()) } else { Err(Error::unknown_id(format!("verdict {id} is not on record"))) }
+    if changed != 1 {
+        return Err(Error::unknown_id(format!("verdict {id} is not on record")));
+    }
+    if decided(ruling).is_some() { routes::end(db, id) } else { Ok(()) }
 }
 
 /// The newest verdict on a version.

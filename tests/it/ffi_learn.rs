@@ -111,7 +111,7 @@ fn answers_made_elsewhere_are_recorded_and_trained_on() {
         (object!({"prompt": "a", "completion": ""}), "completion is empty"),
         (object!({"prompt": "a", "completion": "b", "reward": 2}), "reward is 2"),
         (object!({"prompt": "a", "completion": [4_000_000]}), "outside the vocabulary"),
-        (object!({"prompt": "a", "completion": vec![1; 2000]}), "expected at most 1024"),
+        (object!({"prompt": "a", "completion": vec![1; 9000]}), "expected at most 8192"),
         (object!({"prompt": "a", "completion": "b", "rewrad": 1}), "reward"),
     ] {
         let (status, text) = add(*engine, &sample).unwrap_err();

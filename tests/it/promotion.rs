@@ -195,6 +195,27 @@ fn a_candidate_that_users_dislike_leaves_and_a_trial_goes_on_after_a_restart() {
 }
 
 #[test]
+fn a_conversation_keeps_its_version_over_a_restart_in_mid_trial_though_the_share_changed() {
+    let dir = tempfile::tempdir().unwrap();
+    let (engine, candidate) = on_trial(dir.path());
+    let versions = |engine: &Engine| -> Vec<PolicyVersion> {
+        (0..40).map(|i| rated(engine, &format!("user {i}"), i, |_| 0.0)).collect()
+    };
+    let before = versions(&engine);
+    let theirs = before.iter().filter(|v| **v == candidate).count();
+    assert!((8..=32).contains(&theirs), "{theirs} of 40");
+    engine.shutdown();
+    let engine = open_with(dir.path(), |c| {
+        (c.gate.mode, c.gate.shares, c.reward.user_hourly) = (Promotion::Canary, [0.01, 0.01], 0);
+    })
+    .unwrap();
+    wait_until("going on", || engine.status().trainer.trial.is_some_and(|t| t.version == candidate));
+    assert_eq!(versions(&engine), before);
+    let new = (0..40).filter(|i| rated(&engine, &format!("new {i}"), *i, |_| 0.0) == candidate).count();
+    assert!(new < 8, "{new} of 40");
+}
+
+#[test]
 fn whoever_chooses_a_version_by_hand_ends_the_trial() {
     let dir = tempfile::tempdir().unwrap();
     let (engine, candidate) = on_trial(dir.path());

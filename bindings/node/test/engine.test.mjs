@@ -126,7 +126,7 @@ test('HTTP runs beside the application', async (t) => {
 
 test('a closed engine is closed to every call', async (t) => {
   const engine = await open(t);
-  const stream = engine.generate(await long(engine));
+  const stream = engine.generate(long);
   const events = engine.events();
   const waiting = events.next();
   await engine.close();

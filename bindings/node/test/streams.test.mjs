@@ -31,8 +31,7 @@ test('a wrong request names what is wrong', async (t) => {
 
 test('break cancels', async (t) => {
   const engine = await open(t);
-  const request = await long(engine);
-  const stream = engine.generate(request);
+  const stream = engine.generate(long);
   for await (const piece of stream) {
     assert(piece);
     break;
@@ -44,7 +43,7 @@ test('break cancels', async (t) => {
 
 test('cancel keeps what was made', async (t) => {
   const engine = await open(t);
-  const stream = engine.generate(await long(engine));
+  const stream = engine.generate(long);
   const first = (await stream.next()).value;
   stream.cancel();
   const result = await stream.result();
@@ -54,18 +53,17 @@ test('cancel keeps what was made', async (t) => {
 });
 
 test('an abort rejects whoever waits, with its reason', async (t) => {
-  const engine = await open(t, { serve: { context: 1024, threads: 1, slots: 1, queue: 64 } });
-  const request = await long(engine);
-  assert.throws(() => engine.generate(request, { signal: AbortSignal.abort(new Error('before')) }), /before/);
+  const engine = await open(t, { serve: { context: 8192, threads: 1, slots: 1, queue: 64 } });
+  assert.throws(() => engine.generate(long, { signal: AbortSignal.abort(new Error('before')) }), /before/);
   // So much in front that what is asked below waits.
-  const before = Array.from({ length: 40 }, () => engine.generate(request));
+  const before = Array.from({ length: 40 }, () => engine.generate(long));
   const stop = new AbortController();
-  const stream = engine.generate(request, { signal: stop.signal });
+  const stream = engine.generate(long, { signal: stop.signal });
   setTimeout(() => stop.abort(new Error('enough')), 5);
   await assert.rejects(async () => {
     for await (const piece of stream) assert(piece);
   }, /enough/);
-  await assert.rejects(engine.complete(request, { signal: AbortSignal.timeout(5) }), { name: 'TimeoutError' });
+  await assert.rejects(engine.complete(long, { signal: AbortSignal.timeout(5) }), { name: 'TimeoutError' });
   await Promise.all(before.map((other) => other.close()));
   await until(() => engine.status().running + engine.status().queued === 0);
 });
@@ -120,7 +118,7 @@ test('a thousand streams are opened and cancelled, and each ends soon', async (t
 
 test('whoever reads what is there already leaves turns to others', async (t) => {
   const engine = await open(t);
-  const stream = engine.generate(await long(engine));
+  const stream = engine.generate({ ...long, max_tokens: 400 });
   await until(() => engine.status().running === 0);
   let turns = 0;
   let pieces = 0;
@@ -140,10 +138,9 @@ test('whoever reads what is there already leaves turns to others', async (t) => 
 });
 
 test('streams that are forgotten are freed', async (t) => {
-  const engine = await open(t, { serve: { context: 1024, threads: 1, slots: 2, queue: 200 } });
-  const request = await long(engine);
+  const engine = await open(t, { serve: { context: 8192, threads: 1, slots: 2, queue: 200 } });
   (() => {
-    for (let i = 0; i < 100; i++) engine.generate(request);
+    for (let i = 0; i < 100; i++) engine.generate(long);
   })();
   await until(() => {
     globalThis.gc();

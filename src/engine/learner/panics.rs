@@ -16,7 +16,7 @@ impl Worker {
     pub(super) fn fallen(&mut self, wait: Duration) {
         (self.ready, self.trial, self.watched, self.waiting) = (None, None, None, None);
         self.unlearning = None;
-        self.routes.set(None);
+        self.routes.end();
         self.scheduler.beside_training(false);
         self.shared.status().panics += 1;
         let seconds = wait.as_secs();

@@ -39,7 +39,7 @@ impl VerdictRecord {
     }
 
     /// Reads the evidence of a stored verdict; what another build wrote differently is ignored.
-    fn of(verdict: &StoredVerdict) -> VerdictRecord {
+    pub(super) fn of(verdict: &StoredVerdict) -> VerdictRecord {
         serde_json::from_value(verdict.record.clone()).unwrap_or_default()
     }
 }
@@ -154,7 +154,7 @@ impl Worker {
             users: HashMap::new(),
         };
         let share = trial.trial.share();
-        self.routes.set(Some(Split { candidate, share }));
+        self.routes.begin(Split { candidate, share }, &self.ledger.routes_of(candidate)?);
         tracing::info!(candidate = candidate.0, parent = verdict.parent.0, share, "on trial");
         self.tell(|| News::TrialStarted { version: candidate, parent: verdict.parent, share });
         self.trial = Some(trial);
@@ -166,6 +166,10 @@ impl Worker {
     pub(super) fn resume_trial(&mut self) {
         let begun = self.ledger.trial().and_then(|open| match open {
             Some(verdict) if verdict.parent == self.active => self.begin_trial(&verdict),
+            // It was chosen by a person, and the engine was ended before that was on record.
+            Some(verdict) if verdict.version == Some(self.active) => {
+                self.settle(&verdict, Ruling::Promoted, "a person promoted it")
+            }
             Some(verdict) => self.settle(&verdict, Ruling::Refused, "another version was activated meanwhile"),
             None => Ok(()),
         });
@@ -217,7 +221,7 @@ impl Worker {
         if standing == Standing::Open {
             let now = on.trial.share();
             if now != share {
-                self.routes.set(Some(Split { candidate, share: now }));
+                self.routes.widen(Split { candidate, share: now });
                 tracing::info!(candidate = candidate.0, share = now, "trial goes on with more users");
                 self.tell(|| News::TrialAdvanced { version: candidate, share: now });
             }
@@ -236,16 +240,22 @@ impl Worker {
     pub(super) fn end_trial(&mut self, ruling: Ruling, reason: String) -> Result<()> {
         let Some(on) = self.trial.take() else { return Ok(()) };
         let record = VerdictRecord { reason: reason.clone(), ..on.record };
-        let ended = if ruling == Ruling::Promoted { self.serve(on.candidate) } else { Ok(()) };
-        self.routes.set(None);
+        let decides = (on.verdict, ruling, record.json());
+        let ended = match ruling {
+            Ruling::Promoted => self.serve_as(on.candidate, None, Some(decides)),
+            _ => self.ledger.set_verdict(decides.0, decides.1, decides.2),
+        };
+        self.routes.end();
         self.scheduler.leave(on.candidate)?;
         self.show_trial();
         if let Err(error) = ended {
+            if ruling != Ruling::Promoted {
+                return Err(error);
+            }
             let reason = format!("it could not be served: {error}");
             self.ledger.set_verdict(on.verdict, Ruling::Refused, VerdictRecord { reason, ..record }.json())?;
             return Err(error);
         }
-        self.ledger.set_verdict(on.verdict, ruling, record.json())?;
         tracing::info!(candidate = on.candidate.0, ?ruling, reason, "trial ended");
         match ruling {
             Ruling::Promoted => {
@@ -265,7 +275,7 @@ impl Worker {
         let Some(on) = self.trial.take_if(|on| on.candidate != version) else {
             // Promoting the candidate by hand decides its trial.
             if let Some(on) = self.trial.take() {
-                self.routes.set(None);
+                self.routes.end();
                 self.scheduler.leave(on.candidate)?;
                 self.show_trial();
                 let record = VerdictRecord { reason: "a person promoted it".into(), ..on.record };
@@ -273,7 +283,7 @@ impl Worker {
             }
             return Ok(());
         };
-        self.routes.set(None);
+        self.routes.end();
         self.scheduler.leave(on.candidate)?;
         self.show_trial();
         let record = VerdictRecord { reason: format!("a person chose version {version}"), ..on.record };
@@ -308,9 +318,9 @@ impl Worker {
         let Some(reason) = watched.watch.fell() else { return Ok(()) };
         let Some(watched) = self.watched.take() else { return Ok(()) };
         tracing::warn!(version = version.0, parent = parent.0, reason, "rolled back");
-        self.serve(parent)?;
+        let record = VerdictRecord { reason: reason.clone(), ..VerdictRecord::of(&watched.verdict) };
+        self.serve_as(parent, None, Some((watched.verdict.id, Ruling::RolledBack, record.json())))?;
         self.shared.status().rolled_back += 1;
-        self.settle(&watched.verdict, Ruling::RolledBack, &reason)?;
         self.tell(|| News::VersionRolledBack { version, parent, reason });
         Ok(())
     }

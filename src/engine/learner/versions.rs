@@ -60,27 +60,35 @@ impl Worker {
         if let Some(replay) = &self.unlearning {
             replay.may_serve(version)?;
         }
-        self.serve_as(version, whole)?;
+        let proposed = self.ledger.verdict_of(version)?.filter(|v| v.ruling == Ruling::Proposed);
+        let decides = proposed.map(|verdict| {
+            let record = VerdictRecord { reason: "a person promoted it".into(), ..VerdictRecord::of(&verdict) };
+            (verdict.id, Ruling::Promoted, record.json())
+        });
+        self.serve_as(version, whole, decides)?;
         self.overrule_unlearning(version)?;
-        if let Some(verdict) = self.ledger.verdict_of(version)?.filter(|v| v.ruling == Ruling::Proposed) {
-            self.settle(&verdict, Ruling::Promoted, "a person promoted it")?;
-        }
         self.trial_overruled(version)?;
         self.begin_watch()
     }
 
     /// Serves a version as adapter, and trains on from it.
     pub(super) fn serve(&mut self, version: PolicyVersion) -> Result<()> {
-        self.serve_as(version, None)
+        self.serve_as(version, None, None)
     }
 
-    fn serve_as(&mut self, version: PolicyVersion, whole: Option<PathBuf>) -> Result<()> {
+    /// The same, or as whole weights; what that decides about a verdict is on record with it.
+    pub(super) fn serve_as(
+        &mut self,
+        version: PolicyVersion,
+        whole: Option<PathBuf>,
+        decides: Option<(u64, Ruling, serde_json::Value)>,
+    ) -> Result<()> {
         let mut weights = weights_of(&self.store, version)?;
         if let Some(path) = whole {
             weights.source = Source::Whole(path);
         }
         self.scheduler.swap(weights)?;
-        if let Err(error) = self.ledger.set_active(version) {
+        if let Err(error) = self.ledger.set_active_as(version, decides) {
             // Serve the version on record, or a restart would change the answers.
             self.scheduler.swap(weights_of(&self.store, self.active)?)?;
             return Err(error);

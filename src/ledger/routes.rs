@@ -1,0 +1,102 @@
+//! Which of a trial's versions answers a conversation, so that it keeps it over a restart. Known by a hash, without its
+//! words; gone when the trial ends. Never chooses.
+
+use rusqlite::Connection;
+
+use super::Ledger;
+use super::rows::signed;
+use crate::error::Result;
+use crate::types::PolicyVersion;
+
+/// Most conversations that are remembered: the newest.
+pub(crate) const MOST_ROUTES: usize = 1 << 14;
+
+impl Ledger {
+    /// Keeps whether a conversation belongs to the candidate of a trial. It is on disk when the ledger has written what
+    /// is queued.
+    ///
+    /// # Errors
+    /// `Closed`.
+    pub fn keep_route(&self, candidate: PolicyVersion, conversation: u64, theirs: bool) -> Result<()> {
+        let work = move |db: &Connection| {
+            db.prepare_cached("INSERT OR REPLACE INTO routes (candidate, conversation, theirs) VALUES (?1, ?2, ?3)")?
+                .execute((signed(candidate.0), conversation.cast_signed(), theirs))?;
+            // Numbers only grow, and rows in between are rarely missing.
+            db.prepare_cached("DELETE FROM routes WHERE seq <= ?1")?
+                .execute([db.last_insert_rowid() - MOST_ROUTES as i64])?;
+            Ok(())
+        };
+        let told = |result: Result<()>| {
+            if let Err(error) = result {
+                tracing::warn!(%error, "which version a conversation has is not on record: a restart may change it");
+            }
+        };
+        self.writer.submit(work, told)
+    }
+
+    /// The conversations of a candidate's trial and whether they belong to it, oldest first.
+    ///
+    /// # Errors
+    /// As [`Ledger::generation`].
+    pub fn routes_of(&self, candidate: PolicyVersion) -> Result<Vec<(u64, bool)>> {
+        self.read(|db| {
+            let mut select =
+                db.prepare_cached("SELECT conversation, theirs FROM routes WHERE candidate = ?1 ORDER BY seq")?;
+            let rows = select.query_map([signed(candidate.0)], |row| {
+                Ok((row.get::<_, i64>(0)?.cast_unsigned(), row.get::<_, bool>(1)?))
+            })?;
+            Ok(rows.collect::<rusqlite::Result<_>>()?)
+        })
+    }
+}
+
+/// Forgets the conversations of the trial that a verdict ends.
+pub(super) fn end(db: &Connection, verdict: u64) -> Result<()> {
+    let sql = "DELETE FROM routes WHERE candidate = (SELECT version FROM verdicts WHERE id = ?1)";
+    db.prepare_cached(sql)?.execute([signed(verdict)])?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ledger::TrainedBatch;
+    use crate::ledger::tests::version;
+    use crate::types::Ruling;
+
+    #[test]
+    fn conversations_keep_their_version_until_the_trial_is_decided() {
+        let folder = tempfile::tempdir().unwrap();
+        let ledger = Ledger::open(folder.path()).unwrap();
+        ledger.commit_version(&version(1, 0), TrainedBatch::default()).unwrap();
+        let (first, other) = (PolicyVersion(1), PolicyVersion(0));
+        let trial = ledger.add_verdict(Some(first), other, Ruling::Trial, serde_json::json!({})).unwrap();
+        for (conversation, theirs) in [(u64::MAX, true), (3, false), (u64::MAX, true)] {
+            ledger.keep_route(first, conversation, theirs).unwrap();
+        }
+        ledger.set_verdict(trial, Ruling::Trial, serde_json::json!({})).unwrap();
+        ledger.close();
+        let ledger = Ledger::open(folder.path()).unwrap();
+        assert_eq!(ledger.routes_of(first).unwrap(), [(3, false), (u64::MAX, true)]);
+        assert_eq!(ledger.routes_of(other).unwrap(), []);
+        ledger.set_active_as(first, Some((trial, Ruling::Promoted, serde_json::json!({})))).unwrap();
+        assert_eq!(ledger.routes_of(first).unwrap(), []);
+        assert_eq!(ledger.active().unwrap(), first);
+        // Neither of the two, if one can't be.
+        let error = ledger.set_active_as(other, Some((99, Ruling::RolledBack, serde_json::json!({})))).unwrap_err();
+        assert!(error.message().contains("verdict 99"), "{error}");
+        assert_eq!(ledger.active().unwrap(), first);
+    }
+
+    #[test]
+    fn what_is_remembered_is_bounded() {
+        let folder = tempfile::tempdir().unwrap();
+        let ledger = Ledger::open(folder.path()).unwrap();
+        ledger.commit_version(&version(1, 0), TrainedBatch::default()).unwrap();
+        let many = MOST_ROUTES as u64 + 5;
+        (0..many).for_each(|i| ledger.keep_route(PolicyVersion(1), i, true).unwrap());
+        ledger.add_verdict(None, PolicyVersion(0), Ruling::Refused, serde_json::json!({})).unwrap();
+        let kept = ledger.routes_of(PolicyVersion(1)).unwrap();
+        assert_eq!((kept.len(), kept[0].0, kept[kept.len() - 1].0), (MOST_ROUTES, 5, many - 1));
+    }
+}
