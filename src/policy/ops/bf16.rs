@@ -1,17 +1,19 @@
-//! Matrix products of bf16 operands with f32 sums, on AVX512-BF16. Never rounds a sum, and knows no model.
+//! Matrix products of bf16 operands with f32 sums, on AVX512-BF16 and AMX. Never rounds a sum, and knows no model.
 //!
-//! One call of the micro-kernel computes 14 × 32 results. The right operand is packed panel by panel (32 columns, in
+//! One call of the micro-kernel computes 14 × 32 results, on AMX 32 × 32. The right operand is packed panel by panel (32 columns, in
 //! pairs along the contraction) just before use, from row-major bf16 or from the blocks of a GGUF file, in either
 //! direction. Where memory allows, a frozen weight is packed once for both, `x Wᵀ` and `dy W`, since repacking it took
 //! a tenth of a training step. Every result is one sum in a fixed order, so neither the partition nor the form of a
 //! weight changes a bit.
 
+mod amx;
 mod decode;
 
 use super::accumulate::{Begin, Run};
 use super::quantized::Quantized;
 use rayon::prelude::*;
 use std::arch::x86_64::*;
+use std::sync::OnceLock;
 
 /// Rows of the left operand per kernel call.
 const ROWS: usize = 14;
@@ -25,6 +27,61 @@ pub fn available() -> bool {
     is_x86_feature_detected!("avx512f")
         && is_x86_feature_detected!("avx512bw")
         && is_x86_feature_detected!("avx512bf16")
+}
+
+/// What computes the products.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Kernel {
+    /// AVX512-BF16.
+    Vectors,
+    /// AMX.
+    Tiles,
+    /// The same with tiles that are no processor's.
+    #[cfg(test)]
+    Emulated,
+}
+
+/// The fastest that this machine has. It is one for all shapes and for good: sums are in another order on each, and
+/// what was trained once must be trained again bit for bit.
+fn kernel() -> Kernel {
+    static CHOSEN: OnceLock<Kernel> = OnceLock::new();
+    *CHOSEN
+        .get_or_init(|| if available() && amx::permitted() && tiles_agree() { Kernel::Tiles } else { Kernel::Vectors })
+}
+
+/// Whether AMX gives the products that AVX512-BF16 gives, edges included.
+fn tiles_agree() -> bool {
+    let (m, k, rank, n) = (37, 70, 10, 45);
+    let values = |len: usize, salt: usize| -> Vec<u16> {
+        let value = |i: usize| ((i * 7919 + salt * 104_729) % 2003) as f32 / 1001.0 - 1.0;
+        let mut rounded = vec![0; len];
+        round(&(0..len).map(value).collect::<Vec<f32>>(), 1.0, &mut rounded);
+        rounded
+    };
+    let (a, w, b) = (values(m * (k + rank), 1), values(n * k, 2), values(rank * (n + 1), 3));
+    let left = Rows { data: &a, rows: m, cols: k + rank, stride: k + rank };
+    let weight = Packed { operand: Operand::Loose(Rows { data: &w, rows: n, cols: k, stride: k }), transposed: true };
+    let update = Rows { data: &b, rows: rank, cols: n, stride: n + 1 };
+    let rights = [weight, Packed { operand: Operand::Loose(update), transposed: false }];
+    let [vectors, tiles] = [Kernel::Vectors, Kernel::Tiles].map(|kernel| {
+        let mut c = vec![0.5; m * n];
+        product_by(kernel, left, &rights, Begin::Add, &mut c, n, Run::Here);
+        c
+    });
+    let agree = vectors.iter().zip(&tiles).all(|(v, t)| (v - t).abs() < 1e-3);
+    if !agree {
+        tracing::warn!("products of AMX are wrong on this machine; training goes on without it");
+    }
+    agree
+}
+
+/// What frozen products are computed in when settings leave it open.
+pub fn precision() -> &'static str {
+    match kernel() {
+        Kernel::Tiles => "bf16 with f32 sums, by AMX",
+        _ if available() => "bf16 with f32 sums, by AVX512-BF16",
+        _ => "f32",
+    }
 }
 
 /// Rounds `from · scale` to bf16, to nearest even; NaN stays NaN, denormals become zero.
@@ -185,6 +242,10 @@ unsafe impl Sync for Out {}
 
 /// See [`super::matrix::product`], which has checked the shapes.
 pub fn product(a: Rows, rights: &[Packed], begin: Begin, c: &mut [f32], n: usize, run: Run) {
+    product_by(kernel(), a, rights, begin, c, n, run);
+}
+
+fn product_by(kernel: Kernel, a: Rows, rights: &[Packed], begin: Begin, c: &mut [f32], n: usize, run: Run) {
     let pairs: usize = rights.iter().map(Packed::pairs).sum();
     assert!(available() && pairs * 2 == a.cols && c.len() == a.rows * n, "bf16 product: shapes");
     assert!(rights.len() <= PARTS, "bf16 product: {} parts", rights.len());
@@ -218,27 +279,26 @@ pub fn product(a: Rows, rights: &[Packed], begin: Begin, c: &mut [f32], n: usize
         if let Begin::Bias(values) = begin {
             bias[..cols].copy_from_slice(&values[first..first + cols]);
         }
-        let add = matches!(begin, Begin::Add);
-        let mut row = start;
-        while row < end {
-            let rows = ROWS.min(end - row);
-            // SAFETY: features and operands are checked above; rows row..row + rows exist in `a`, with as many pairs as
-            // the parts have, and in `c`, with n values; the kernel writes columns first..first + cols of these rows,
-            // which no other task does.
-            unsafe {
-                let tile = Tile {
-                    a: a.data.as_ptr().add(row * a.stride).cast(),
-                    distance: a.stride / 2,
-                    parts: &parts,
-                    bias: &bias,
-                    c: out.0.add(row * n + first),
-                    ldc: n,
-                    cols,
-                    add,
-                };
-                tile.run(rows);
+        // SAFETY: features and operands are checked above; rows start..end exist in `a`, with as many pairs as the
+        // parts have, and in `c`, with n values; the kernel writes columns first..first + cols of these rows, which no
+        // other task does.
+        unsafe {
+            let block = Block {
+                a: a.data.as_ptr().add(start * a.stride).cast(),
+                distance: a.stride / 2,
+                parts: &parts,
+                bias: &bias,
+                c: out.0.add(start * n + first),
+                ldc: n,
+                cols,
+                add: matches!(begin, Begin::Add),
+            };
+            match kernel {
+                Kernel::Vectors => block.by_vectors(end - start),
+                Kernel::Tiles => block.by_tiles(&mut amx::Hardware::new(), end - start),
+                #[cfg(test)]
+                Kernel::Emulated => block.by_tiles(&mut amx::Emulated::default(), end - start),
             }
-            row += rows;
         }
     };
     match run {
@@ -250,8 +310,9 @@ pub fn product(a: Rows, rights: &[Packed], begin: Begin, c: &mut [f32], n: usize
     }
 }
 
-/// The operands of one kernel call.
-struct Tile<'a> {
+/// Some rows of one panel's results, and their operands.
+#[derive(Clone, Copy)]
+struct Block<'a> {
     /// Pairs of the left operand; rows are `distance` pairs apart.
     a: *const i32,
     distance: usize,
@@ -266,7 +327,63 @@ struct Tile<'a> {
     add: bool,
 }
 
-impl Tile<'_> {
+impl Block<'_> {
+    /// The block from a later row on.
+    fn from(self, row: usize) -> Self {
+        Self { a: self.a.wrapping_add(row * self.distance), c: self.c.wrapping_add(row * self.ldc), ..self }
+    }
+
+    /// Computes all rows on AVX512-BF16.
+    ///
+    /// # Safety
+    /// Needs AVX512-BF16; all addresses hold what the fields say, for `rows` rows.
+    unsafe fn by_vectors(self, rows: usize) {
+        for row in (0..rows).step_by(ROWS) {
+            // SAFETY: passed on from the caller.
+            unsafe { self.from(row).run(ROWS.min(rows - row)) };
+        }
+    }
+
+    /// Computes all rows on tiles.
+    ///
+    /// # Safety
+    /// Needs AVX-512F; all addresses hold what the fields say, for `rows` rows.
+    unsafe fn by_tiles(self, tiles: &mut impl amx::Tiles, rows: usize) {
+        let mut scratch = amx::Scratch::NEW;
+        for row in (0..rows).step_by(amx::ROWS) {
+            let (block, rows) = (self.from(row), amx::ROWS.min(rows - row));
+            let wide = self.cols > PANEL / 2;
+            // SAFETY: passed on from the caller.
+            unsafe {
+                amx::block(tiles, block.a.cast(), block.distance, rows, block.parts, wide, &mut scratch);
+                block.write(&scratch.sums[..rows]);
+            }
+        }
+    }
+
+    /// Writes results, with the bias and what is added to.
+    ///
+    /// # Safety
+    /// Needs AVX-512F; `c` has as many rows.
+    #[target_feature(enable = "avx512f")]
+    unsafe fn write(&self, sums: &[[f32; PANEL]]) {
+        let mask = if self.cols >= PANEL { u32::MAX } else { (1u32 << self.cols) - 1 };
+        for (r, row) in sums.iter().enumerate() {
+            for v in 0..PANEL / 16 {
+                let (c, mask) = (self.c.wrapping_add(r * self.ldc + 16 * v), (mask >> (16 * v)) as u16);
+                // SAFETY: 16 values of the bias and of the row; access to `c` is masked to `cols`.
+                unsafe {
+                    let bias = _mm512_loadu_ps(self.bias.as_ptr().add(16 * v));
+                    let mut sum = _mm512_add_ps(_mm512_loadu_ps(row.as_ptr().add(16 * v)), bias);
+                    if self.add {
+                        sum = _mm512_add_ps(sum, _mm512_maskz_loadu_ps(mask, c));
+                    }
+                    _mm512_mask_storeu_ps(c, mask, sum);
+                }
+            }
+        }
+    }
+
     /// Dispatches on the number of rows, 1 to 14.
     ///
     /// # Safety
@@ -277,7 +394,7 @@ impl Tile<'_> {
                 // SAFETY: passed on from the caller.
                 match (rows, self.cols > PANEL / 2) {
                     $(($r, true) => unsafe { self.block::<$r, 2>() }, ($r, false) => unsafe { self.block::<$r, 1>() },)*
-                    _ => unreachable!("a tile of {rows} rows"),
+                    _ => unreachable!("a block of {rows} rows"),
                 }
             };
         }
@@ -287,7 +404,7 @@ impl Tile<'_> {
     /// Computes `R × 16 V` results over the whole contraction.
     ///
     /// # Safety
-    /// As [`Tile::run`].
+    /// As [`Block::run`].
     #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
     unsafe fn block<const R: usize, const V: usize>(&self) {
         // SAFETY: every address is inside what the caller promised; access to `c` is masked to `cols`.
@@ -422,5 +539,59 @@ unsafe fn pack_straight(m: Rows, first: usize, panel: &mut [u32]) {
             _mm512_storeu_si512(to.as_mut_ptr().cast(), _mm512_permutex2var_epi16(even, low, odd));
             _mm512_storeu_si512(to.as_mut_ptr().add(16).cast(), _mm512_permutex2var_epi16(even, high, odd));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn values(len: usize, salt: usize) -> Vec<u16> {
+        let value = |i: usize| ((i * 7919 + salt * 104_729) % 2003) as f32 / 1001.0 - 1.0;
+        let mut rounded = vec![0; len];
+        round(&(0..len).map(value).collect::<Vec<f32>>(), 1.0, &mut rounded);
+        rounded
+    }
+
+    #[test]
+    fn tiles_give_the_sums_of_vectors_at_every_edge_and_with_an_update() {
+        if !available() {
+            return;
+        }
+        for (m, k, rank, n) in [(1, 2, 0, 1), (15, 34, 0, 16), (16, 32, 2, 17), (33, 70, 16, 65), (240, 576, 8, 33)] {
+            let (a, w, b) = (values(m * (k + rank), 1), values(n * k, 2), values(rank * (n + n % 2), 3));
+            let left = Rows { data: &a, rows: m, cols: k + rank, stride: k + rank };
+            let rows = Rows { data: &w, rows: n, cols: k, stride: k };
+            let panels = Panels::new(rows);
+            let update = Rows { data: &b, rows: rank, cols: n, stride: n + n % 2 };
+            let update = Packed { operand: Operand::Loose(update), transposed: false };
+            for weight in [Operand::Loose(rows), Operand::Ready { panels: &panels, first: 0, rows: n }] {
+                let rights = [Packed { operand: weight, transposed: true }, update];
+                let rights = &rights[..1 + usize::from(rank > 0)];
+                let bias = vec![0.25; n];
+                for begin in [Begin::Zero, Begin::Bias(&bias), Begin::Add] {
+                    let [vectors, tiles, parallel] = [
+                        (Kernel::Vectors, Run::Here),
+                        (Kernel::Emulated, Run::Here),
+                        (Kernel::Emulated, Run::Parallel),
+                    ]
+                    .map(|(kernel, run)| {
+                        let mut c = vec![0.5; m * n];
+                        product_by(kernel, left, rights, begin, &mut c, n, run);
+                        c
+                    });
+                    assert_eq!(tiles, parallel);
+                    for (v, t) in vectors.iter().zip(&tiles) {
+                        assert!((v - t).abs() < 1e-4 * k as f32, "{m} {k} {rank} {n}: {v}, {t}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_serves_is_what_agrees() {
+        let tiles = available() && amx::permitted();
+        assert_eq!(kernel(), if tiles { Kernel::Tiles } else { Kernel::Vectors });
     }
 }

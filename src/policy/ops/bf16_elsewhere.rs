@@ -7,6 +7,10 @@ pub fn available() -> bool {
     false
 }
 
+pub fn precision() -> &'static str {
+    "f32"
+}
+
 #[derive(Clone, Copy)]
 pub struct Rows<'a> {
     pub data: &'a [u16],

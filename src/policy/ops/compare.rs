@@ -24,7 +24,7 @@ pub static KERNELS: &[KernelCheck] = &[
 
 /// What frozen products are computed in when settings leave it open.
 pub fn precision() -> &'static str {
-    if bf16::available() { "bf16 with f32 sums, by AVX512-BF16" } else { "f32" }
+    bf16::precision()
 }
 
 /// Seeded values in -1..1.
