@@ -1,8 +1,8 @@
-//! The bf16 micro-kernel on AMX tiles: 32 × 32 results a call, from the panels that the AVX-512 kernel reads. Never packs
-//! an operand or rounds a sum.
+//! The bf16 micro-kernel on AMX tiles: 32 × 32 results a call, from the panels that the AVX-512 kernel reads. Never
+//! packs an operand or rounds a sum.
 //!
-//! Rows of pairs are what tiles want of a right operand, so a panel is loaded as it is. What is left over at an edge goes
-//! through buffers with zeros in the rest. Source: Intel's Software Developer's Manual, TILELOADD, TDPBF16PS.
+//! Rows of pairs are what tiles want of a right operand, so a panel is loaded as it is. What is left over at an edge
+//! goes through buffers with zeros in the rest. Source: Intel's Software Developer's Manual, TILELOADD, TDPBF16PS.
 
 use std::arch::asm;
 
@@ -165,7 +165,7 @@ pub unsafe fn block<T: Tiles>(
         let pairs = part.len() / PANEL;
         for p in (0..pairs).step_by(TILE) {
             let count = TILE.min(pairs - p);
-            // SAFETY: whole tiles lie within the operands; what does not is read up to its end, and loaded from scratch.
+            // SAFETY: whole tiles lie within the operands; others are read up to their end, and loaded from scratch.
             unsafe {
                 let (mut a, mut between) = (left.add(p), distance);
                 if rows < ROWS || count < TILE {

@@ -4,7 +4,8 @@
 //! Formats of four and five bits look their values up: a group has one scale, so at most 32 of them, rounded once.
 
 use super::super::quantized::{Format, GROUP, IQ4, Quantized, iq4_xs_scale, k_scales};
-use super::{PANEL, pairs, transpose};
+use super::PANEL;
+use super::pack::{pairs, transpose};
 use std::arch::x86_64::*;
 
 macro_rules! by_format {
