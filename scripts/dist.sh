@@ -12,9 +12,9 @@ cc=${CC:-cc}
 version=$(sed -n '0,/^version = "\(.*\)"$/s//\1/p' "$source/Cargo.toml")
 cd "$source"
 
-build() { # level, rustc's and the compiler's name of the processor
+build() { # level, flags of rustc
     # In place of the flags in .cargo/config.toml, which are for the machine that builds.
-    RUSTFLAGS="-C target-cpu=$2" CARGO_TARGET_DIR="$target/$1" cargo build --release --locked ${triple:+--target "$triple"}
+    RUSTFLAGS="$2" CARGO_TARGET_DIR="$target/$1" cargo build --release --locked ${triple:+--target "$triple"}
 }
 
 case $arch in
@@ -23,7 +23,7 @@ x86_64)
     levels=${LEVELS:-cooperlake cascadelake x86-64-v4 x86-64-v3}
     triple=
     for level in $levels; do
-        build "$level" "$level"
+        build "$level" "-C target-cpu=$level"
     done
     ;;
 aarch64)
@@ -33,7 +33,8 @@ aarch64)
     export CC_aarch64_unknown_linux_gnu=aarch64-linux-gnu-gcc CXX_aarch64_unknown_linux_gnu=aarch64-linux-gnu-g++
     export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc
     export BINDGEN_EXTRA_CLANG_ARGS="--target=$triple --sysroot=/usr/aarch64-linux-gnu -I/usr/aarch64-linux-gnu/include"
-    build aarch64 generic
+    # The least of them is what both compilers assume; rustc's name of it, generic, is none of the other's.
+    build aarch64 "-C debuginfo=0"
     ;;
 *)
     echo "dist.sh: ARCH is $arch, expected x86_64 or aarch64" >&2

@@ -164,8 +164,9 @@ fn a_release_runs_on_the_processors_that_it_is_for_and_says_so_on_others() {
         Ok("aarch64") => ("aarch64-linux-gnu-gcc", &[&["qemu-aarch64", "-L", "/usr/aarch64-linux-gnu"]]),
         _ => ("gcc", &[&["qemu-x86_64", "-cpu", HASWELL], &["env"]]),
     };
-    let program = program(compiler, &["-std=c99"], "run.c", dir.path(), &dist.join("lib/libapa.so"));
     let native = lines_of(compiled("gcc", &["-std=c99"], "run.c", dir.path()), dir.path());
+    // Takes the place of the program before.
+    let program = program(compiler, &["-std=c99"], "run.c", dir.path(), &dist.join("lib/libapa.so"));
     for emulator in emulators {
         let mut runner = Command::new(emulator[0]);
         runner.args(&emulator[1..]).arg(&program);

@@ -6,6 +6,7 @@
 mod amx;
 mod decode;
 mod pack;
+mod shuffle;
 #[cfg(test)]
 mod tests;
 

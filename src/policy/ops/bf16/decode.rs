@@ -5,7 +5,7 @@
 
 use super::super::quantized::{Format, GROUP, IQ4, Quantized, iq4_xs_scale, k_scales};
 use super::PANEL;
-use super::pack::{pairs, transpose};
+use super::shuffle::{pairs, transpose};
 use std::arch::x86_64::*;
 
 macro_rules! by_format {
