@@ -2,25 +2,33 @@
 //! Never sees logits or chooses a token.
 //!
 //! A client's schema can make both steps slow, so neither runs on a thread that others wait for. Each compilation has a
-//! thread of its own, a few at a time; a few workers compute the allowed tokens while the last token is being decoded.
+//! thread of its own, a few at a time; a few workers compute the allowed tokens while the last token is being decoded,
+//! and one more worker those of answers that take more than their share.
 
+mod answer;
 mod formats;
 mod gbnf;
 mod lark;
+mod meet;
+mod parsed;
 mod pattern;
 mod references;
 mod schema;
 mod values;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Condvar, Mutex};
-use std::time::{Duration, Instant};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, OnceLock};
+use std::time::Duration;
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
-use llguidance::api::{ParserLimits, StopReason, TopLevelGrammar};
+use crossbeam_channel::{RecvTimeoutError, bounded};
+use llguidance::api::{ParserLimits, TopLevelGrammar};
 use llguidance::earley::SlicedBiasComputer;
-use llguidance::{Matcher, ParserFactory};
-use toktrie::{ApproximateTokEnv, INVALID_TOKEN, InferenceCapabilities, SimpleVob, TokEnv, TokRxInfo, TokTrie};
+use llguidance::{CancellationHandle, Matcher, ParserFactory};
+use toktrie::{ApproximateTokEnv, INVALID_TOKEN, InferenceCapabilities, TokEnv, TokRxInfo, TokTrie};
+
+pub use answer::{Guide, Mask};
+use answer::{Queues, Step, is_panic, refusal};
 
 use crate::durations::{Durations, Meter};
 use crate::error::{Error, Result};
@@ -57,7 +65,7 @@ fn limits() -> ParserLimits {
 /// Constrains answers over the tokens of one vocabulary.
 pub struct Guides {
     factory: Arc<ParserFactory>,
-    steps: Sender<Step>,
+    queues: Queues,
     compilers: Arc<Permits>,
     masks: Arc<Meter>,
 }
@@ -91,18 +99,24 @@ impl Guides {
         let mut factory = factory.map_err(|e| Error::unsupported(format!("the model's tokens: {e}")))?;
         factory.quiet();
         *factory.limits_mut() = limits();
-        let (steps, work) = bounded(STEPS);
+        let (quick, work) = bounded(STEPS);
+        let (slow, slow_work) = bounded(STEPS);
         let workers = std::thread::available_parallelism().map_or(1, |n| n.get() / 2).clamp(1, 4);
         let masks = Arc::new(Meter::default());
-        for _ in 0..workers {
-            let (work, masks): (Receiver<Step>, _) = (work.clone(), masks.clone());
+        let work = std::iter::repeat_n(work, workers).chain([slow_work]);
+        for work in work {
+            let masks = masks.clone();
             // It ends when the last sender is gone.
             // A step that panics takes its answer with it, and no other.
-            let make = move |step: Step| drop(catch_unwind(AssertUnwindSafe(|| make(step, &masks))));
+            let make = move |step: Step| {
+                step.begin();
+                drop(catch_unwind(AssertUnwindSafe(|| make(step, &masks))));
+            };
             let body = move || work.iter().for_each(make);
             spawn("apa-guide", 8 << 20, body)?;
         }
-        Ok(Guides { factory: Arc::new(factory), steps, compilers: Arc::new(Permits::default()), masks })
+        let queues = Queues { quick, slow };
+        Ok(Guides { factory: Arc::new(factory), queues, compilers: Arc::new(Permits::default()), masks })
     }
 
     /// The times that masks took so far, from the token before to the tokens that may follow.
@@ -128,8 +142,11 @@ impl Guides {
         let permit = Permits::take(&self.compilers)?;
         let (reply, answer) = bounded(1);
         let factory = self.factory.clone();
+        let late = Arc::new(Late::default());
+        let seen = late.clone();
         let compile = move || {
-            let mut matcher = Matcher::new(factory.create_parser(grammar));
+            let mut matcher = Matcher::new(factory.create_parser(grammar)).into_cancellable();
+            seen.watch(matcher.cancellation_handle());
             let mask = matcher.compute_mask_or_eos().map_err(|e| e.to_string());
             let error = matcher.get_error();
             drop(reply.send(match (error, mask) {
@@ -140,15 +157,14 @@ impl Guides {
         };
         spawn("apa-compile", STACK, compile)?;
         match answer.recv_timeout(COMPILE) {
-            Ok(Ok((matcher, mask))) => {
-                Ok(Guide { state: State::Ready(Box::new(matcher), Mask(mask)), steps: self.steps.clone() })
-            }
+            Ok(Ok((matcher, mask))) => Ok(Guide::new(matcher, mask, self.queues.clone())),
             Ok(Err(error)) if is_panic(&error) => Err(Error::panic(format!("a bug kept {what} from being compiled"))),
             Ok(Err(error)) => Err(Error::arg(format!("{what} can't be used: {}", refusal(&error)))),
-            Err(RecvTimeoutError::Timeout) => Err(Error::arg(format!(
-                "{what} is too complex: compiling it took more than {} seconds",
-                COMPILE.as_secs()
-            ))),
+            Err(RecvTimeoutError::Timeout) => {
+                late.cancel();
+                let most = COMPILE.as_secs();
+                Err(Error::arg(format!("{what} is too complex: compiling it took more than {most} seconds")))
+            }
             Err(_) => Err(Error::panic(format!("a bug kept {what} from being compiled"))),
         }
     }
@@ -159,23 +175,28 @@ fn spawn(name: &str, stack: usize, body: impl FnOnce() + Send + 'static) -> Resu
     thread.map(drop).map_err(|e| Error::nomem(format!("can't start the thread {name}: {e}")))
 }
 
-/// Whether a message of llguidance is that of a panic, which it catches itself.
-fn is_panic(error: &str) -> bool {
-    error.contains("panic: ")
+/// Ends a compilation that nobody waits for any more.
+#[derive(Default)]
+struct Late {
+    cancelled: AtomicBool,
+    handle: OnceLock<CancellationHandle>,
 }
 
-/// The compiler's message as one sentence.
-fn refusal(error: &str) -> String {
-    if error.contains("oneOf constraints are not supported") {
-        return "oneOf is supported where its alternatives exclude each other (by type, or by a required property that \
-                is another const in each), expected that or anyOf"
-            .into();
+impl Late {
+    fn watch(&self, handle: Option<CancellationHandle>) {
+        let Some(handle) = handle else { return };
+        let handle = self.handle.get_or_init(|| handle);
+        if self.cancelled.load(Ordering::SeqCst) {
+            handle.cancel();
+        }
     }
-    if error.contains("NoExtensionBias") {
-        return "it allows none of the model's tokens, as where a rule or a $ref leads to nothing but itself".into();
+
+    fn cancel(&self) {
+        self.cancelled.store(true, Ordering::SeqCst);
+        if let Some(handle) = self.handle.get() {
+            handle.cancel();
+        }
     }
-    let line = error.lines().find(|line| !line.trim().is_empty()).unwrap_or_default();
-    line.chars().take(300).collect()
 }
 
 /// Limits the number of simultaneous compilations.
@@ -204,127 +225,6 @@ impl Drop for Permit {
     fn drop(&mut self) {
         *lock(&self.0.taken) -= 1;
         self.0.left.notify_one();
-    }
-}
-
-/// The set of allowed tokens.
-pub struct Mask(SimpleVob);
-
-impl Mask {
-    /// The allowed tokens, in order.
-    pub fn tokens(&self) -> impl Iterator<Item = TokenId> + '_ {
-        self.0.iter()
-    }
-}
-
-/// The state of one answer in its format.
-pub struct Guide {
-    state: State,
-    steps: Sender<Step>,
-}
-
-enum State {
-    Ready(Box<Matcher>, Mask),
-    /// A worker holds it.
-    Away(Receiver<Result<(Box<Matcher>, Mask)>>),
-    Failed(Error),
-}
-
-/// A token that continued an answer.
-struct Step {
-    matcher: Box<Matcher>,
-    token: TokenId,
-    reply: Sender<Result<(Box<Matcher>, Mask)>>,
-}
-
-impl Step {
-    fn make(mut self, masks: &Meter) {
-        let begun = Instant::now();
-        let mask = self.matcher.consume_token(self.token).and_then(|()| self.matcher.compute_mask_or_eos());
-        masks.add(begun.elapsed());
-        let result = match mask {
-            Ok(mask) => Ok((self.matcher, Mask(mask))),
-            Err(_) => Err(ended(self.matcher.stop_reason(), self.matcher.get_error())),
-        };
-        // If the answer ended, nobody waits for this.
-        drop(self.reply.send(result));
-    }
-}
-
-/// The error for an answer that can't continue.
-fn ended(reason: StopReason, error: Option<String>) -> Error {
-    let error = error.unwrap_or_default();
-    if reason == StopReason::NoExtensionBias || error.contains("NoExtensionBias") {
-        return Error::arg("the format of the answer allows none of the model's tokens here");
-    }
-    if is_panic(&error) {
-        return panicked();
-    }
-    Error::arg(format!("the format of the answer got too complex on the way: {}", refusal(&error)))
-}
-
-fn panicked() -> Error {
-    Error::panic("a bug kept the answer from being held to its format")
-}
-
-impl Guide {
-    /// The allowed tokens; `None` while they are being computed.
-    ///
-    /// # Errors
-    /// `Arg` if none is allowed, or if they take too much work to compute.
-    pub fn mask(&mut self) -> Result<Option<&Mask>> {
-        self.look(Duration::ZERO);
-        match &self.state {
-            State::Ready(_, mask) => Ok(Some(mask)),
-            State::Away(_) => Ok(None),
-            State::Failed(error) => Err(error.clone()),
-        }
-    }
-
-    /// Waits until [`Guide::mask`] has a result, but at most `limit`.
-    pub fn wait(&mut self, limit: Duration) {
-        self.look(limit);
-    }
-
-    fn look(&mut self, limit: Duration) {
-        let State::Away(reply) = &self.state else { return };
-        match reply.recv_timeout(limit) {
-            Ok(Ok((matcher, mask))) => self.state = State::Ready(matcher, mask),
-            Ok(Err(error)) => self.state = State::Failed(error),
-            Err(RecvTimeoutError::Timeout) => {}
-            Err(RecvTimeoutError::Disconnected) => {
-                self.state = State::Failed(panicked());
-            }
-        }
-    }
-
-    /// Waits for the tokens that may follow; `None` if none may.
-    fn following(&mut self) -> Option<Vec<TokenId>> {
-        self.look(COMPILE);
-        self.mask().ok().flatten().map(|mask| mask.tokens().collect())
-    }
-
-    /// Whether a whole answer has the format: each token may follow those before it, and it may end where it does. One
-    /// of the tokens that `ends` may stand at its end. For an answer that was made without it.
-    pub fn fits(mut self, answer: &[TokenId], ends: &dyn Fn(TokenId) -> bool) -> bool {
-        let text = answer.split_last().filter(|(last, _)| ends(**last)).map_or(answer, |(_, text)| text);
-        for token in text {
-            if !self.following().is_some_and(|tokens| tokens.contains(token)) {
-                return false;
-            }
-            self.accept(*token);
-        }
-        self.following().is_some_and(|tokens| tokens.into_iter().any(ends))
-    }
-
-    /// Continues with an allowed token.
-    pub fn accept(&mut self, token: TokenId) {
-        let busy = || State::Failed(Error::busy("too many answers are held to a format"));
-        let State::Ready(matcher, _) = std::mem::replace(&mut self.state, busy()) else { return };
-        let (reply, answer) = bounded(1);
-        if self.steps.try_send(Step { matcher, token, reply }).is_ok() {
-            self.state = State::Away(answer);
-        }
     }
 }
 

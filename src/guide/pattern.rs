@@ -2,14 +2,19 @@
 //! regular expression engine that constrains answers. Never matches anything.
 //!
 //! Where the two dialects differ (`\d`, `\w`, `\s` and their complements beyond ASCII), the result is what both accept,
-//! so that an answer passes either validator.
+//! so that an answer passes either validator. Classes lose the control characters that answers never contain, as the
+//! engine writes others in their place.
 
+use super::parsed;
+use super::values::is_written;
 use crate::error::{Error, Result};
 
 /// Longest pattern, in bytes.
 const BYTES: usize = 8 << 10;
 /// Largest repetition count.
 const REPEATS: u32 = 100_000;
+/// What is taken off a class: see [`is_written`].
+const UNWRITTEN: &str = r"--[\x{0}-\x{7}\x{b}\x{e}-\x{1f}\x{7f}]]";
 
 /// Translates the pattern into the engine's syntax.
 ///
@@ -23,15 +28,16 @@ pub(super) fn translate(pattern: &str) -> Result<String> {
     let mut walk = Walk { chars: &chars, at: 0, out: String::new() };
     walk.all()?;
     // Reported here with its position in the original pattern; the engine would give another one.
-    if let Err(e) = regex_syntax::parse(&walk.out) {
-        let kind = match &e {
-            regex_syntax::Error::Parse(e) => e.kind().to_string(),
-            regex_syntax::Error::Translate(e) => e.kind().to_string(),
-            _ => "it can't be parsed".into(),
-        };
-        return Err(Error::arg(format!("pattern is not a regular expression that can be honoured: {kind}")));
+    let why = match regex_syntax::parse(&walk.out) {
+        Ok(parsed) => parsed::unsupported(&parsed).map(str::to_owned),
+        Err(regex_syntax::Error::Parse(e)) => Some(e.kind().to_string()),
+        Err(regex_syntax::Error::Translate(e)) => Some(e.kind().to_string()),
+        Err(_) => Some("it can't be parsed".into()),
+    };
+    match why {
+        Some(why) => Err(Error::arg(format!("pattern is not a regular expression that can be honoured: {why}"))),
+        None => Ok(walk.out),
     }
-    Ok(walk.out)
 }
 
 struct Walk<'a> {
@@ -67,7 +73,7 @@ impl Walk<'_> {
             let quantified = match c {
                 '\\' => {
                     let item = self.escape(false)?;
-                    self.item(&item, false);
+                    self.outside(&item)?;
                     true
                 }
                 '[' => {
@@ -88,7 +94,8 @@ impl Walk<'_> {
                 }
                 // ECMA-262 excludes more line terminators than the engine does.
                 '.' => {
-                    self.out.push_str(r"[^\n\r\x{2028}\x{2029}]");
+                    self.out.push_str(r"[[^\n\r\x{2028}\x{2029}]");
+                    self.out.push_str(UNWRITTEN);
                     true
                 }
                 '*' | '+' | '?' => {
@@ -113,7 +120,7 @@ impl Walk<'_> {
                     }
                 },
                 other => {
-                    self.literal(other);
+                    self.outside(&Item::One(other))?;
                     true
                 }
             };
@@ -247,9 +254,30 @@ impl Walk<'_> {
         }
     }
 
+    /// What stands outside of a class.
+    fn outside(&mut self, item: &Item) -> Result<()> {
+        match item {
+            Item::One(c) if !is_written(*c) => {
+                self.wrong(&format!("the control character U+{:04X} is not supported", *c as u32))
+            }
+            Item::One(c) => {
+                self.literal(*c);
+                Ok(())
+            }
+            _ => {
+                self.out.push('[');
+                self.item(item, false);
+                self.out.push_str(UNWRITTEN);
+                Ok(())
+            }
+        }
+    }
+
     fn class(&mut self) -> Result<()> {
+        let begin = self.out.len();
         let negated = self.eat('^');
         self.out.push_str(if negated { "[^" } else { "[" });
+        let mut plain = !negated;
         if self.peek() == Some(']') {
             return self.wrong("a class of characters is empty");
         }
@@ -257,6 +285,10 @@ impl Walk<'_> {
             let Some(c) = self.next() else { return self.wrong("expected ] at the end of the characters") };
             if c == ']' {
                 self.out.push(']');
+                if !plain {
+                    self.out.insert(begin, '[');
+                    self.out.push_str(UNWRITTEN);
+                }
                 return Ok(());
             }
             let low = if c == '\\' { self.escape(true)? } else { Item::One(c) };
@@ -266,8 +298,11 @@ impl Walk<'_> {
                     return self.wrong("a range begins with a class of characters");
                 }
                 self.item(&low, negated);
+                plain = false;
                 continue;
             };
+            // A range holds an unwritten character only if it begins below ' ' or reaches the delete character.
+            plain &= is_written(from) && from >= ' ';
             if !ranged {
                 self.literal(from);
                 continue;
@@ -280,6 +315,7 @@ impl Walk<'_> {
             };
             match to {
                 Item::One(to) if from <= to => {
+                    plain &= from > '\u{7f}' || to < '\u{7f}';
                     self.literal(from);
                     self.out.push('-');
                     self.literal(to);

@@ -9,8 +9,8 @@ use std::collections::BTreeMap;
 use serde_json::{Map, Value, json};
 
 use super::references::{References, escaped, is_resource};
-use super::values::{bounds, check_value, common, digits, number, refuse, short, types, whole};
-use super::{FORMAT_BYTES, formats, pattern};
+use super::values::{bounds, check_value, common, digits, is_written, number, refuse, short, types, whole};
+use super::{FORMAT_BYTES, formats, meet, pattern};
 use crate::error::{Error, Result};
 
 /// Deepest nesting of schemas.
@@ -105,7 +105,7 @@ pub(super) fn prepare(schema: &Value) -> Result<Value> {
         return Err(Error::arg(format!("the JSON schema has {length} bytes, expected at most {FORMAT_BYTES}")));
     }
     let references = References::new(schema);
-    let mut all = Prepare { references, multiples: Vec::new(), patterns: 0, combinations: 0 };
+    let mut all = Prepare { references, multiples: Vec::new(), patterns: 0, combinations: 0, unwritten: None };
     let mut whole = match all.schema(schema, "", "", 0).map_err(in_schema)? {
         Value::Object(map) => map,
         Value::Bool(true) => Map::new(),
@@ -124,8 +124,10 @@ pub(super) fn prepare(schema: &Value) -> Result<Value> {
     if !defs.is_empty() {
         whole.insert("$defs".into(), defs.into());
     }
-    whole.insert("x-guidance".into(), json!({"whitespace_pattern": WHITE_SPACE, "json_allowed_escapes": ESCAPES}));
-    Ok(whole.into())
+    let mut whole = Value::from(whole);
+    meet::check(&whole).map_err(in_schema)?;
+    whole["x-guidance"] = json!({"whitespace_pattern": WHITE_SPACE, "json_allowed_escapes": ESCAPES});
+    Ok(whole)
 }
 
 fn in_schema(e: Error) -> Error {
@@ -138,6 +140,8 @@ struct Prepare<'a> {
     multiples: Vec<(u64, u32)>,
     patterns: usize,
     combinations: usize,
+    /// The first name of a property that no pattern of `patternProperties` could be held against.
+    unwritten: Option<String>,
 }
 
 impl Prepare<'_> {
@@ -193,6 +197,9 @@ impl Prepare<'_> {
                 let mut all = Map::new();
                 for (member, schema) in members {
                     let name = if key == "properties" {
+                        if !member.chars().all(is_written) {
+                            self.unwritten.get_or_insert_with(|| format!("{inside}/{}", escaped(member)));
+                        }
                         member.clone()
                     } else {
                         self.patterns += 1;
@@ -324,6 +331,9 @@ impl Prepare<'_> {
                     )));
                 }
             };
+        }
+        if let Some(at) = self.unwritten.as_ref().filter(|_| self.patterns > 0) {
+            return refuse(at, "a control character beside patternProperties is not supported").map_err(in_schema);
         }
         let pairs = self.patterns * self.patterns.saturating_sub(1) / 2;
         if pairs.saturating_mul(self.combinations + 1) > PATTERN_PAIRS {

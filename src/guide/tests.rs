@@ -2,8 +2,10 @@
 
 use std::path::Path;
 
-use serde_json::Value;
+use llguidance::api::StopReason;
+use serde_json::{Value, json};
 
+use super::answer::{STEP, ended};
 use super::*;
 use crate::error::Code;
 
@@ -160,19 +162,19 @@ fn a_token_of_a_grammar_is_that_token_whatever_its_text() {
 fn no_schema_or_grammar_takes_long_to_refuse_or_to_follow() {
     let guides = guides();
     let many = |n: usize, of: &dyn Fn(usize) -> Value| Value::from_iter((0..n).map(|i| (format!("k{i}"), of(i))));
-    let numbers = |range: std::ops::Range<u32>| serde_json::json!({"enum": range.collect::<Vec<_>>()});
+    let numbers = |range: std::ops::Range<u32>| json!({"enum": range.collect::<Vec<_>>()});
     let schemas = [
-        serde_json::json!({"type": "string", "pattern": "^(([a-z]*){50}){50}$"}),
-        serde_json::json!({"type": "string", "pattern": "(a|b)*a(a|b){200}"}),
-        serde_json::json!({"type": "string", "pattern": "(.{0,500}x){500}"}),
-        serde_json::json!({"type": "number", "multipleOf": 19_997}),
-        serde_json::json!({"type": "object", "properties": many(500, &|_| serde_json::json!({"type": "string"}))}),
-        serde_json::json!({"type": "object", "patternProperties":
-            many(400, &|i| serde_json::json!({"minimum": i}))}),
-        serde_json::json!({"allOf": (0..40).map(|_| serde_json::json!({"patternProperties":
-            many(20, &|i| serde_json::json!({"minimum": i}))})).collect::<Vec<_>>()}),
-        serde_json::json!({"anyOf": (0..2000).map(|i| serde_json::json!({"minimum": i})).collect::<Vec<_>>()}),
-        serde_json::json!({"allOf": [numbers(0..900), numbers(900..1800)]}),
+        json!({"type": "string", "pattern": "^(([a-z]*){50}){50}$"}),
+        json!({"type": "string", "pattern": "(a|b)*a(a|b){200}"}),
+        json!({"type": "string", "pattern": "(.{0,500}x){500}"}),
+        json!({"type": "number", "multipleOf": 19_997}),
+        json!({"type": "object", "properties": many(500, &|_| json!({"type": "string"}))}),
+        json!({"type": "object", "patternProperties":
+            many(400, &|i| json!({"minimum": i}))}),
+        json!({"allOf": (0..40).map(|_| json!({"patternProperties":
+            many(20, &|i| json!({"minimum": i}))})).collect::<Vec<_>>()}),
+        json!({"anyOf": (0..2000).map(|i| json!({"minimum": i})).collect::<Vec<_>>()}),
+        json!({"allOf": [numbers(0..900), numbers(900..1800)]}),
     ];
     let grammars = [
         "root ::= ((\"a\"?){100}){100} \"b\"".to_owned(),
@@ -209,17 +211,17 @@ fn no_schema_or_grammar_takes_long_to_refuse_or_to_follow() {
 fn guides_that_are_dropped_leave_the_workers_free() {
     let guides = guides();
     for _ in 0..200 {
-        let mut guide = guides.guide(&Format::JsonSchema(serde_json::json!({"type": "string"})), &|_| None).unwrap();
+        let mut guide = guides.guide(&Format::JsonSchema(json!({"type": "string"})), &|_| None).unwrap();
         let token = ready(&mut guide).unwrap()[0];
         guide.accept(token);
     }
-    assert!(accepts(&guides, &Format::JsonSchema(serde_json::json!({})), "[1,\"a\"]"));
+    assert!(accepts(&guides, &Format::JsonSchema(json!({})), "[1,\"a\"]"));
 }
 
 #[test]
 fn an_answer_that_was_made_without_its_format_has_it_or_not() {
     let guides = guides();
-    let format = Format::JsonSchema(serde_json::json!({
+    let format = Format::JsonSchema(json!({
         "type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"], "additionalProperties": false
     }));
     let fits = |text: &str, ended: bool| {
@@ -231,4 +233,167 @@ fn an_answer_that_was_made_without_its_format_has_it_or_not() {
     for other in [r#"{"a": "x"}"#, r#"{"a": 1"#, r#"Sure! {"a": 1}"#, "```json\n{\"a\": 1}\n```", "", r#"{"a": 1}x"#] {
         assert!(!fits(other, true), "{other}");
     }
+}
+
+/// The text of an answer that takes allowed tokens at random; `None` if it goes on for too long.
+fn wander(mut guide: Guide, mut seed: u64) -> Option<String> {
+    let mut text = Vec::new();
+    for _ in 0..40 {
+        let tokens = ready(&mut guide).unwrap();
+        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        let token = tokens[(seed >> 33) as usize % tokens.len()];
+        match u8::try_from(token) {
+            Ok(byte) => text.push(byte),
+            Err(_) if token == END => return String::from_utf8(text).ok(),
+            Err(_) => return None,
+        }
+        guide.accept(token);
+    }
+    None
+}
+
+#[test]
+fn every_answer_matches_its_pattern_whatever_the_escapes_of_json() {
+    let guides = guides();
+    let mut ended = 0;
+    for pattern in [
+        r"^[\x00-\x1f]{2}$",
+        r"^[^ -~]{1,2}$",
+        r"^[^\x00-\x7F]{1,2}$",
+        r"^a[^\x20-\u{ffff}]b$",
+        "^[^\"]{2}$",
+        r"^[^\\]{2}$",
+        "^[^\"\\\\]{2}$",
+        r"^[^\n]{2}$",
+        r"^[^a-zA-Z\x80-\u{10ffff}]{2}$",
+        r"^\s{1,2}$",
+        r"^[\x00-\x21\x7f]{2}$",
+        r"^[!-\u{ff}]{2}$",
+        r"^(?:[\t\r]|\n\f)$",
+        r"^\W{2}$",
+        r"^.\D$",
+    ] {
+        let regex = regex::Regex::new(pattern).unwrap();
+        let format = Format::JsonSchema(json!({"type": "string", "pattern": pattern}));
+        for seed in 0..40 {
+            let Some(text) = wander(guides.guide(&format, &|_| None).unwrap(), seed) else { continue };
+            let value: Value = serde_json::from_str(&text).unwrap_or_else(|e| panic!("{pattern}: {text:?}: {e}"));
+            assert!(regex.is_match(value.as_str().unwrap()), "{pattern}: {text:?}");
+            ended += 1;
+        }
+    }
+    assert!(ended > 200, "{ended}");
+}
+
+/// The memory of this process.
+fn resident() -> u64 {
+    let pages = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
+    pages.split(' ').nth(1).map_or(0, |pages| pages.parse::<u64>().unwrap() * 4096)
+}
+
+#[test]
+fn patterns_that_multiply_each_other_are_refused_at_once_and_leave_the_compiler_free() {
+    let guides = guides();
+    let pattern = |letter: char| json!({"pattern": format!(".*{letter}.{{8}}")});
+    let all: Vec<Value> = ('a'..='t').map(pattern).collect();
+    let under = |schema: &Value| json!({"type": "object", "properties": {"a": {"items": schema}}});
+    let named: Value = ('a'..='t').map(|c| (c.to_string(), pattern(c))).collect();
+    let refs: Vec<Value> = ('a'..='t').map(|c| json!({"$ref": format!("#/$defs/{c}")})).collect();
+    let other = |schema: &Value| json!({"type": "object", "additionalProperties": {"items": schema}});
+    let nested = ('a'..='t').fold(json!({}), |inner, c| json!({"allOf": [pattern(c), inner]}));
+    let before = resident();
+    for schema in [
+        json!({"type": "string", "allOf": all}),
+        json!({"type": "string", "allOf": refs, "$defs": named}),
+        json!({"allOf": all.iter().map(under).collect::<Vec<_>>()}),
+        json!({"allOf": all.iter().map(other).collect::<Vec<_>>(), "properties": {"b": {}}}),
+        json!({"allOf": all.iter().map(|one| json!({"anyOf": [one, {"maxLength": 3}]})).collect::<Vec<_>>()}),
+        json!({"type": "array", "items": {"type": "string", "pattern": "x", "allOf": [nested]}}),
+        json!({"patternProperties": {"^a": {"allOf": all[..10]}}, "properties": {"ab": {"allOf": all[10..]}}}),
+    ] {
+        let start = std::time::Instant::now();
+        let error = guides.guide(&Format::JsonSchema(schema.clone()), &|_| None).map(|_| ()).unwrap_err();
+        assert!(error.message().contains("pattern") && error.code() == Code::Arg, "{schema}: {error}");
+        assert!(start.elapsed() < Duration::from_secs(4), "{schema} took {:?}", start.elapsed());
+    }
+    std::thread::sleep(Duration::from_secs(1));
+    assert_eq!(*lock(&guides.compilers.taken), 0);
+    assert!(resident().saturating_sub(before) < 300 << 20, "{before} {}", resident());
+    // What people write goes on to work.
+    for schema in [
+        json!({"type": "string", "allOf": [{"pattern": "[A-Z]"}, {"pattern": "[a-z]"}, {"pattern": "^.{3,}$"}]}),
+        json!({"type": "string", "format": "date-time", "pattern": "^20[0-9]{2}"}),
+        json!({"type": "string", "format": "uuid", "pattern": "^[0-9a-f-]+$"}),
+    ] {
+        guides.guide(&Format::JsonSchema(schema.clone()), &|_| None).map(|_| ()).unwrap_or_else(|e| panic!("{e}"));
+    }
+}
+
+#[test]
+fn an_answer_that_is_slow_to_follow_holds_up_no_other() {
+    const SLOW: Duration = Duration::from_millis(200);
+    let guides = guides_with(|step, masks| {
+        if step.token == 7 {
+            std::thread::sleep(SLOW);
+        }
+        step.make(masks);
+    });
+    let any = Format::Grammar("root ::= [^x]+".into());
+    let guide = || guides.guide(&any, &|_| None).unwrap();
+    let step = |guide: &mut Guide, token| {
+        ready(guide).unwrap();
+        guide.accept(token);
+    };
+    let mut slow: Vec<Guide> = (0..16).map(|_| guide()).collect();
+    // Each spends its allowance with its first token, and is in the queue of the slow ones from then on.
+    for guide in &mut slow {
+        step(guide, 7);
+    }
+    for guide in &mut slow {
+        step(guide, 7);
+    }
+    let mut quick = guide();
+    let start = std::time::Instant::now();
+    for _ in 0..10 {
+        step(&mut quick, 97);
+    }
+    ready(&mut quick).unwrap();
+    assert!(start.elapsed() < SLOW * 2, "{:?}", start.elapsed());
+    // Slow ones get their tokens all the same.
+    for guide in &mut slow[..3] {
+        ready(guide).unwrap();
+    }
+}
+
+#[test]
+fn a_token_that_takes_too_long_to_follow_ends_its_answer_and_leaves_the_worker_free() {
+    // A vocabulary of many words, through which an ambiguous grammar has ever more ways.
+    let letters = || b'a'..=b'z';
+    let mut tokens: Vec<Vec<u8>> = (0..=255u8).map(|b| if b == 0xff { Vec::new() } else { vec![b] }).collect();
+    tokens.extend(letters().flat_map(|a| letters().flat_map(move |b| letters().map(move |c| vec![a, b, c, a, b, c]))));
+    tokens.push(b"\xff<end>".to_vec());
+    let end = tokens.len() as TokenId - 1;
+    let guides = Guides::new(tokens, &[end]).unwrap();
+    let ambiguous = Format::Grammar("root ::= e\ne ::= e e e | e e | [a-z ]".into());
+    let mut guide = guides.guide(&ambiguous, &|_| None).unwrap();
+    let mut longest = Duration::ZERO;
+    let error = (0..2000).find_map(|_| {
+        let start = std::time::Instant::now();
+        let error = loop {
+            guide.wait(Duration::from_millis(2));
+            match guide.mask() {
+                Ok(None) => {}
+                Ok(Some(_)) => break None,
+                Err(error) => break Some(error),
+            }
+        };
+        longest = longest.max(start.elapsed());
+        guide.accept(300);
+        error
+    });
+    println!("longest {longest:?} {error:?}");
+    assert!(error.is_some_and(|e| e.code() == Code::Arg && e.message().contains("too complex")));
+    assert!(longest < STEP * 2, "{longest:?}");
+    let simple = Format::Grammar("root ::= [^x]+".into());
+    assert_eq!(follow(guides.guide(&simple, &|_| None).unwrap(), "goes").map(|(n, _)| n).unwrap(), 4);
 }

@@ -145,10 +145,15 @@ pub(super) fn check_value(value: &Value, key: &str, at: &str) -> Result<()> {
     }
 }
 
-/// Refuses control characters without a letter escape, which answers never use.
-fn written(text: &str, key: &str, at: &str) -> Result<()> {
-    let lost = |c: char| c < ' ' && !matches!(c, '\n' | '\r' | '\t' | '\u{8}' | '\u{c}') || c == '\u{7f}';
-    match text.chars().find(|c| lost(*c)) {
+/// Whether answers can have a character in a string: not control characters without an escape of one letter, as the
+/// other escapes are never used.
+pub(super) fn is_written(c: char) -> bool {
+    !(c < ' ' && !matches!(c, '\n' | '\r' | '\t' | '\u{8}' | '\u{c}') || c == '\u{7f}')
+}
+
+/// Refuses what [`is_written`] excludes.
+pub(super) fn written(text: &str, key: &str, at: &str) -> Result<()> {
+    match text.chars().find(|c| !is_written(*c)) {
         Some(c) => refuse(at, format!("{key} has the control character U+{:04X}, which is not supported", c as u32)),
         None => Ok(()),
     }
