@@ -35,6 +35,9 @@ pub(crate) fn make_private_folder(path: &Path) -> io::Result<bool> {
     std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
     match builder.create(path) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => Ok(false),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Err(io::Error::other(
+            "it is there and is no folder, expected one: move it elsewhere, or name another place",
+        )),
         made => made.map(|()| true),
     }
 }

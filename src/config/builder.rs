@@ -14,6 +14,7 @@ use super::keys::nearest;
 use super::rows::join;
 use super::{Config, Key};
 use crate::error::{Error, Result};
+use crate::files;
 
 /// Collects settings; what is given later wins.
 ///
@@ -72,6 +73,9 @@ impl fmt::Display for Origin {
     }
 }
 
+/// Longest configuration file, in bytes.
+const MOST_BYTES: u64 = 1 << 20;
+
 impl Config {
     /// Starts from the defaults.
     pub fn builder() -> Builder {
@@ -88,7 +92,7 @@ impl Builder {
     /// `Io` if it can't be read; `Arg` if it is not TOML, or for a key that is unknown or of a wrong type.
     pub fn file(self, path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
-        let text = std::fs::read_to_string(path).map_err(|e| Error::from(e).context(path.display()))?;
+        let text = files::read_text(path, MOST_BYTES).map_err(|e| Error::from(e).context(path.display()))?;
         let wrong = |e: &dyn fmt::Display| Error::arg(format!("{} is not a configuration file: {e}", path.display()));
         let table: toml::Table = toml::from_str(&text).map_err(|e| wrong(&e))?;
         let value = serde_json::to_value(table).map_err(|e| wrong(&e))?;

@@ -207,7 +207,9 @@ settings! {
         /// general ones.
         prompts: Option<String> = None, Range::Any;
         /// Prompts whose answers must hold: a file of JSON lines `{"prompt", "name"}`, each with a `regex`, a
-        /// `command`, a `schema` or a `grammar`. A candidate that fails one that its parent holds is refused.
+        /// `command`, a `schema` or a `grammar`. A candidate that fails one that its parent holds is refused. A command
+        /// is run by a shell for a minute at most, reads lines `{"prompt", "response"}` until its input ends, and
+        /// writes a line `{"score": number}` for each, above 0 where the answer holds.
         anchors: Option<PathBuf> = None, Range::Any;
         /// Text whose probability must stay; unset, a paragraph of plain English.
         text: Option<PathBuf> = None, Range::Any;

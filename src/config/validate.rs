@@ -22,6 +22,12 @@ impl Config {
         if self.reward.command.is_some() && self.reward.url.is_some() {
             return Err(Error::arg("reward.url is set beside reward.command, expected one of them"));
         }
+        let [few, more] = self.gate.shares;
+        if more < few {
+            return Err(Error::arg(format!(
+                "gate.shares is [{few}, {more}], expected the second share to be no smaller than the first"
+            )));
+        }
         self.reward.signal_weights().map(|_| ())
     }
 }
@@ -77,6 +83,11 @@ mod tests {
             ("train.gamma", json!(1.1), "train.gamma is 1.1, expected"),
             ("train.gae_lambda", json!(-0.5), "train.gae_lambda is -0.5, expected"),
             ("train.max_tokens", json!(1), "train.max_tokens is 1, expected"),
+            (
+                "gate.shares",
+                json!([0.25, 0.05]),
+                "gate.shares is [0.25, 0.05], expected the second share to be no smaller",
+            ),
             ("http.listen", json!("8372"), "http.listen is \"8372\", expected"),
             ("http.listen", json!("[::1]:99999"), "http.listen is"),
             ("http.body_limit", json!(3), "http.body_limit is 3, expected"),

@@ -31,13 +31,15 @@ pub enum AlertKind {
     SchedulerPanicked,
     /// A bug ended an answer that was held to a format, and no other; over when the next such answer is whole.
     GuidePanicked,
+    /// The model's chat template can't be used: chats are refused.
+    NoTemplate,
     /// A bug stopped the thread that embeds texts; over when the next one embeds a text.
     EmbedderPanicked,
 }
 
 impl AlertKind {
     /// All of them.
-    pub const ALL: [AlertKind; 10] = [
+    pub const ALL: [AlertKind; 11] = [
         AlertKind::NotRecorded,
         AlertKind::NoRoom,
         AlertKind::StepFails,
@@ -48,6 +50,7 @@ impl AlertKind {
         AlertKind::SchedulerPanicked,
         AlertKind::GuidePanicked,
         AlertKind::EmbedderPanicked,
+        AlertKind::NoTemplate,
     ];
 
     /// The word for it in JSON, metrics and logs.
@@ -63,6 +66,7 @@ impl AlertKind {
             AlertKind::SchedulerPanicked => "scheduler_panicked",
             AlertKind::GuidePanicked => "guide_panicked",
             AlertKind::EmbedderPanicked => "embedder_panicked",
+            AlertKind::NoTemplate => "no_template",
         }
     }
 
@@ -73,6 +77,7 @@ impl AlertKind {
             | AlertKind::SchedulerPanicked
             | AlertKind::GuidePanicked
             | AlertKind::EmbedderPanicked => Code::Panic,
+            AlertKind::NoTemplate => Code::Unsupported,
             _ => Code::Io,
         }
     }

@@ -70,6 +70,14 @@ pub struct Adopted {
 }
 
 impl Archive {
+    /// Versions that wait for a person's decision, the oldest first.
+    ///
+    /// # Errors
+    /// `Io` if the ledger can't be read.
+    pub fn proposals(&self) -> Result<Vec<PolicyVersion>> {
+        self.ledger.proposals()
+    }
+
     /// Opens a data folder.
     ///
     /// # Errors

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
+use crate::files;
 use crate::ledger::{Ledger, check, snapshot};
 use crate::publish::VersionStore;
 use crate::system::{make_private_folder, private_file, unix_millis};
@@ -80,12 +81,12 @@ pub fn backup(data: &Path, to: &Path) -> Result<Backup> {
 /// `Unsupported` for a backup of a newer format.
 pub fn restore(from: &Path, data: &Path) -> Result<Backup> {
     let mark = from.join(MARK);
-    let text = fs::read_to_string(&mark).map_err(|e| match e.kind() {
+    let text = files::read(&mark, files::MOST).map_err(|e| match e.kind() {
         std::io::ErrorKind::NotFound => Error::arg(format!("{} is no whole backup: it has no {MARK}", from.display())),
         _ => Error::from(e).context(mark.display()),
     })?;
     let backup: Backup =
-        serde_json::from_str(&text).map_err(|e| Error::io(format!("{} is damaged: {e}", mark.display())))?;
+        serde_json::from_slice(&text).map_err(|e| Error::io(format!("{} is damaged: {e}", mark.display())))?;
     if backup.format > FORMAT {
         let format = backup.format;
         return Err(Error::unsupported(format!("the backup has format {format}, this build knows up to {FORMAT}")));
@@ -156,7 +157,7 @@ fn copy_files(from: &Path, to: &Path) -> Result<()> {
 
 /// Copies a file into one that only its owner reads, and waits for the disk.
 fn copy(from: &Path, to: &Path) -> Result<()> {
-    let mut source = at(from, File::open(from))?;
+    let mut source = at(from, files::open(from))?;
     let mut write = || {
         let mut file = private_file().open(to)?;
         std::io::copy(&mut source, &mut file)?;

@@ -38,6 +38,13 @@ pub struct Imported {
     pub refused: Vec<Refused>,
 }
 
+impl Imported {
+    /// Whether no line could be used.
+    pub fn nothing(&self) -> bool {
+        self.ratings + self.preferences + self.others + self.known == 0
+    }
+}
+
 /// Imports lines: each answer becomes a generation of the initial model, with the judgement as feedback on it. Lines
 /// imported before are not imported again. Limits over time don't apply, since whoever imports decides.
 ///

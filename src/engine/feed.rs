@@ -57,6 +57,15 @@ pub enum News {
         /// The version.
         version: PolicyVersion,
     },
+    /// A candidate waits for a person's decision (`gate.mode` is propose).
+    VersionProposed {
+        /// The candidate.
+        version: PolicyVersion,
+        /// The active version.
+        parent: PolicyVersion,
+        /// What was found of it, in one sentence.
+        reason: String,
+    },
     /// A candidate is served to a share of the users from now on.
     TrialStarted {
         /// The candidate.

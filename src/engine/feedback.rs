@@ -2,8 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::learner::BEING_UNLEARNED;
 use super::{Engine, UnlearnPlan, UnlearnReceipt, exchange, learner};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::ledger::{Forgotten, LeftOut, ReviewEntry, ReviewVerdict, StoredFeedback, StoredSample};
 use crate::reward::Entry;
 use crate::types::*;
@@ -85,10 +86,13 @@ impl Engine {
     /// version on record learned from them.
     ///
     /// # Errors
-    /// `Unsupported` if a version that learned from them can't be replaced, since it was restored or adopted; `Io` if
-    /// the ledger or a version can't be read; `Closed`.
+    /// `Unsupported` if a version that learned from them can't be replaced, since it was restored or adopted; `Busy` if
+    /// another user is being unlearned; `Io` if the ledger or a version can't be read; `Closed`.
     pub fn unlearn_plan(&self, user: &str) -> Result<Option<UnlearnPlan>> {
         self.check_open()?;
+        if self.inner.learner.status().unlearning.is_some() {
+            return Err(Error::busy(BEING_UNLEARNED));
+        }
         Ok(learner::plan(&self.inner.store, &self.inner.ledger, user)?.map(|(_, plan)| plan))
     }
 
@@ -125,7 +129,7 @@ impl Engine {
     /// Decides about a user's feedback: whether it counts, waits, or is left out for good.
     ///
     /// # Errors
-    /// `Arg` for a name that is too long, `Io`, `Closed`.
+    /// `Arg` for a name that is too long or that nobody on record has, `Io`, `Closed`.
     pub fn review(&self, user: &str, verdict: ReviewVerdict) -> Result<()> {
         self.check_open()?;
         self.inner.ledger.review(user, verdict)?;

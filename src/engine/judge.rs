@@ -10,6 +10,7 @@ use std::time::Duration;
 use super::reward_versions::{RewardStatus, RewardVersions};
 use crate::config::{Config, RewardConfig};
 use crate::error::{Code, Error, Result};
+use crate::files;
 use crate::ledger::{Ledger, Recorded};
 use crate::llama::Model;
 use crate::policy::Decoder;
@@ -120,7 +121,7 @@ impl Judge {
     pub fn load(&mut self, dir: Option<&Path>) -> Result<()> {
         self.scales = Scales { reward_version: self.versions.status().version, ..Scales::default() };
         let Some(path) = dir.map(|dir| dir.join(SCALES_FILE)).filter(|path| path.exists()) else { return Ok(()) };
-        let json = fs::read(&path).map_err(|e| Error::from(e).context(path.display()))?;
+        let json = files::read(&path, files::MOST).map_err(|e| Error::from(e).context(path.display()))?;
         self.scales =
             serde_json::from_slice(&json).map_err(|e| Error::io(format!("{} is damaged: {e}", path.display())))?;
         self.renew_scales();

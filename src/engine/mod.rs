@@ -32,6 +32,7 @@ mod versions;
 mod weight_format;
 mod weights;
 
+use std::fs::File;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -93,6 +94,8 @@ struct Inner {
     in_flight: Arc<InFlight>,
     /// Held by the one call that scores.
     scoring: Mutex<()>,
+    /// The model's files, marked as used so that no command writes over them.
+    _served: Vec<File>,
     closed: AtomicBool,
 }
 

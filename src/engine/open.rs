@@ -19,6 +19,7 @@ use crate::gguf::Gguf;
 use crate::ids::GenerationKind;
 use crate::ledger::{Ledger, Rules};
 use crate::llama::{ContextOptions, Model, template_of};
+use crate::overwrite::in_use;
 use crate::processor::Processor;
 use crate::publish::VersionStore;
 use crate::scheduler::{self, Finished, OnFinished, Scheduler};
@@ -56,6 +57,7 @@ impl Engine {
         let threads = cores_or(config.serve.threads);
         let file = Gguf::open(&config.model)?;
         let (fingerprint, sampling) = (file.fingerprint()?, sampling::defaults(&config.serve.sampling, &file));
+        let served = file.paths().filter_map(in_use).collect();
         let (model, format) = weight_format::load(&config, &fingerprint, threads)?;
         if !model.is_decoder() {
             let kind = model.architecture();
@@ -70,6 +72,11 @@ impl Engine {
         ledger.bind_model(&fingerprint, model.name())?;
         let hub = Arc::new(Hub::default());
         let alerts = Arc::new(Alerts::new(hub.clone()));
+        if let Err(error) = &template
+            && model.chat_template().is_some()
+        {
+            alerts.raise(AlertKind::NoTemplate, format!("chats are refused, and other requests served: {error}"));
+        }
         let store = VersionStore::open(&config.data)?;
         recovery::set_aside(&store, &ledger, &alerts)?;
         let weights = recovery::first_weights(&store, &ledger, &alerts)?;
@@ -128,9 +135,15 @@ impl Engine {
             sampling,
             in_flight,
             scoring: Mutex::default(),
+            _served: served,
             closed,
         };
         let engine = Engine { inner: Arc::new(inner) };
+        if engine.inner.ledger.keep_reserve() {
+            let said = "the disk is full: answers are given, and those that find no room are not recorded, so that \
+                        nobody can rate them";
+            engine.inner.alerts.raise(AlertKind::NotRecorded, said);
+        }
         engine.learn_if_due();
         Ok(engine)
     }

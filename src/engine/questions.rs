@@ -85,7 +85,10 @@ pub(super) fn anchors(
         let text = prompt_of(&value)?;
         let line: Line = serde_json::from_value(value).map_err(|e| Error::arg(e.to_string()))?;
         let format = line.asks.format(model)?;
-        let graded = |source: String| source.parse::<Source>()?.open(ANCHOR_TIME, decoder, model).map(Check::Graded);
+        let whose = line.name.as_ref().map_or_else(|| "an anchor".to_owned(), |name| format!("the anchor {name}"));
+        let who = format!("the command of {whose} (gate.anchors)");
+        let graded =
+            |source: String| source.parse::<Source>()?.open_as(&who, ANCHOR_TIME, decoder, model).map(Check::Graded);
         let check = match (line.regex, line.command, format) {
             (Some(regex), None, None) => graded(format!("regex:{regex}"))?,
             (None, Some(command), None) => graded(format!("command:{command}"))?,
@@ -94,6 +97,9 @@ pub(super) fn anchors(
         };
         Ok((line.name, text, check))
     })?;
+    if lines.is_empty() {
+        tracing::warn!(path = %path.display(), "gate.anchors names a file without anchors: none holds a version back");
+    }
     let anchor = |(number, (name, text, check)): (usize, (Option<String>, PromptText, Check))| {
         let name = name.unwrap_or_else(|| format!("line {number}"));
         let prompt = tokens.of(&text)?;

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::RewardConfig;
 use crate::error::{Code, Error, Result};
+use crate::files;
 use crate::ledger::{Ledger, PairAnswer, StoredPair};
 use crate::llama::Model;
 use crate::policy::Decoder;
@@ -66,7 +67,7 @@ impl RewardVersions {
         let path = folder.join(STATE_FILE);
         let mut status = RewardStatus { origin: config.model.clone(), ..RewardStatus::default() };
         if path.exists() {
-            let json = fs::read(&path).map_err(|e| Error::from(e).context(path.display()))?;
+            let json = files::read(&path, files::MOST).map_err(|e| Error::from(e).context(path.display()))?;
             let damaged = |e: serde_json::Error| Error::io(format!("{} is damaged: {e}", path.display()));
             let kept: RewardStatus = serde_json::from_slice(&json).map_err(damaged)?;
             // Another file in the settings starts afresh.

@@ -103,6 +103,9 @@ pub struct TrainerStatus {
     /// The candidate on trial.
     #[serde(default)]
     pub trial: Option<TrialStatus>,
+    /// Candidates that wait for a person's decision, the oldest first.
+    #[serde(default)]
+    pub proposals: Vec<PolicyVersion>,
     /// The replacement of versions that learned from a forgotten user.
     #[serde(default)]
     pub unlearning: Option<UnlearnStatus>,

@@ -1,6 +1,6 @@
 //! Training on demand, and the choice of the version that is served. Never trains on the caller's thread.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::archive::{self, Adopted, AsideVersion, VersionRecord};
 use super::{Engine, PublishOutcome};
@@ -158,14 +158,14 @@ impl Engine {
     /// Writes the files of a version into one file, which another data folder with the same base model can restore.
     ///
     /// # Errors
-    /// `Arg` for an unknown version, or 0, which has no files; `Io` if they are gone or damaged, or `path` can't be
-    /// written.
+    /// `Arg` for an unknown version, or 0, which has no files, and for a `path` that is the model, the engine's own, or
+    /// no regular file; `Io` if the files are gone or damaged, or `path` can't be written.
     pub fn snapshot(&self, version: PolicyVersion, path: &Path) -> Result<()> {
         self.check_open()?;
         let Config { model, data, .. } = &self.inner.config;
-        let (ledger, versions) = (data.join("ledger.sqlite3"), data.join("versions"));
-        check_output(path, &[model, &ledger, &versions])?;
-        self.inner.store.pack(version, path)
+        let own = ["ledger.sqlite3", "lock", "reserve", "versions", "reward", "whole"].map(|name| data.join(name));
+        let inputs: Vec<&Path> = own.iter().chain([model]).map(PathBuf::as_path).collect();
+        self.inner.store.pack(version, &check_output(path, &inputs)?)
     }
 
     /// Reads a file of [`Engine::snapshot`] as a new version, a child of the active one, and serves it. A running

@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 
 use crate::config::Config;
-use crate::error::{Error, Result};
+use crate::error::{Code, Error, Result};
+use crate::files;
 use crate::gguf::{Gguf, Writer};
 use crate::llama::{Batch, Context, ContextOptions, FileType, Model, Placement, quantize, row_kl};
 use crate::types::{Nats, TokenId};
@@ -87,7 +88,6 @@ pub(super) fn load(config: &Config, fingerprint: &str, threads: u32) -> Result<(
         return Ok((original, WeightFormat { kind: KEEP.into(), measured: Vec::new() }));
     }
     let folder = config.data.join("serving");
-    std::fs::create_dir_all(&folder)?;
     let formats = Formats { config, original, folder, fingerprint, threads };
     let notes = formats.folder.join("measured.json");
     let asked = |format| {
@@ -95,18 +95,29 @@ pub(super) fn load(config: &Config, fingerprint: &str, threads: u32) -> Result<(
         let wanted = format!("{wanted} at most {budget}");
         Found { fingerprint: fingerprint.into(), wanted, slots: config.serve.slots, threads, format }
     };
-    let known = std::fs::read(&notes).ok().and_then(|bytes| serde_json::from_slice::<Found>(&bytes).ok());
-    if let Some(found) = known.filter(|f| *f == asked(f.format.clone())) {
-        return Ok((formats.model(&found.format.kind)?, found.format));
-    }
-    let format = match wanted.as_str() {
-        AUTO => formats.choose(),
-        kind => WeightFormat { kind: kind.into(), measured: vec![formats.measure(kind)?] },
+    let known = files::read(&notes, files::MOST).ok().and_then(|bytes| serde_json::from_slice::<Found>(&bytes).ok());
+    let chosen = || -> Result<(Arc<Model>, WeightFormat)> {
+        std::fs::create_dir_all(&formats.folder)?;
+        if let Some(found) = known.filter(|f| *f == asked(f.format.clone())) {
+            return Ok((formats.model(&found.format.kind)?, found.format));
+        }
+        let format = match wanted.as_str() {
+            AUTO => formats.choose(),
+            kind => WeightFormat { kind: kind.into(), measured: vec![formats.measure(kind)?] },
+        };
+        tracing::info!(kind = format.kind, measured = ?format.measured, "weight format of the served weights");
+        write(&notes, &serde_json::to_vec_pretty(&asked(format.clone())).unwrap_or_default())?;
+        formats.tidy(&format.kind);
+        Ok((formats.model(&format.kind)?, format))
     };
-    tracing::info!(kind = format.kind, measured = ?format.measured, "weight format of the served weights");
-    write(&notes, &serde_json::to_vec_pretty(&asked(format.clone())).unwrap_or_default())?;
-    formats.tidy(&format.kind);
-    Ok((formats.model(&format.kind)?, format))
+    match chosen() {
+        // A full disk is no reason not to serve.
+        Err(error) if error.code() == Code::Io => {
+            tracing::warn!(%error, "the weights are served as the file has them, since no other format can be written");
+            Ok((formats.original.clone(), WeightFormat { kind: KEEP.into(), measured: Vec::new() }))
+        }
+        chosen => chosen,
+    }
 }
 
 fn placement(config: &Config) -> Placement {

@@ -11,6 +11,7 @@ use super::tensor::{TensorInfo, TensorType};
 use super::value::Value;
 use super::{Gguf, wrong_type};
 use crate::error::{Error, Result};
+use crate::files;
 
 pub(super) const MAGIC: &[u8; 4] = b"GGUF";
 pub(super) const VERSION: u32 = 3;
@@ -93,8 +94,9 @@ impl Gguf {
 
 /// One file.
 fn open_one(path: &Path) -> Result<Gguf> {
-    let file = File::open(path).map_err(|e| match e.kind() {
+    let file = files::open(path).map_err(|e| match e.kind() {
         ErrorKind::NotFound => Error::model("there is no such file"),
+        ErrorKind::InvalidInput => Error::model(e.to_string()),
         _ => Error::from(e),
     });
     file.and_then(|file| parse(path, file)).map_err(|e| e.context(format!("opening {}", path.display())))

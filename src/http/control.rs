@@ -300,7 +300,7 @@ pub(super) async fn status(State(app): Shared) -> ApiResult<Json<Status>> {
 }
 
 /// Whether new requests are taken: 200 and `ready`, or 503 and `draining`, or `closed` after a bug; `alerts` say what
-/// wants attention.
+/// wants attention, `proposals` which versions wait for a person (`gate.mode`).
 #[utoipa::path(get, path = "/health",
     responses((status = 200, body = Object), (status = 503, body = Object)))]
 pub(super) async fn health(State(app): Shared) -> impl IntoResponse {
@@ -309,9 +309,10 @@ pub(super) async fn health(State(app): Shared) -> impl IntoResponse {
         Ok(()) if app.draining() => (StatusCode::SERVICE_UNAVAILABLE, "draining", "draining"),
         Ok(()) => (StatusCode::OK, "ok", "ready"),
     };
-    let Status { policy_version, alerts, .. } = app.engine.status();
-    let page =
+    let Status { policy_version, alerts, trainer, .. } = app.engine.status();
+    let mut page =
         json!({"status": word, "state": state, "model": app.model, "policy_version": policy_version, "alerts": alerts});
+    page["proposals"] = json!(trainer.proposals);
     (status, Json(page))
 }
 

@@ -13,6 +13,8 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result};
+use crate::files;
+use crate::overwrite::{Form, check_target};
 use crate::system::private_file;
 
 /// Size limit of a key file, in bytes.
@@ -76,7 +78,7 @@ pub struct Key {
 /// read.
 pub fn read_keys(path: &Path) -> Result<Vec<Key>> {
     let at = |e: std::io::Error| Error::from(e).context(format!("key file {}", path.display()));
-    parse(path, &text_of(&mut File::open(path).map_err(at)?).map_err(at)?)
+    parse(path, &text_of(&mut files::open(path).map_err(at)?).map_err(at)?)
 }
 
 /// Adds a key to the file, which is made if it is missing, and returns it: nobody can tell it later.
@@ -173,7 +175,7 @@ fn key_of(line_number: usize, line: &str) -> Result<Option<Key>> {
 /// Writes the file anew, whole or not at all; others who change it wait meanwhile.
 fn change(path: &Path, edit: impl FnOnce(&[Key], String) -> Result<String>) -> Result<()> {
     let at = |e: std::io::Error| Error::from(e).context(format!("key file {}", path.display()));
-    let path = &fs::canonicalize(path).or_else(|_| std::path::absolute(path)).map_err(at)?;
+    let path = &check_target(path, Form::Keys, &[])?;
     let mut file = locked(path).map_err(at)?;
     let text = text_of(&mut file).map_err(at)?;
     let text = edit(&parse(path, &text)?, text)?;

@@ -11,6 +11,7 @@ use rusqlite::Connection;
 use super::forget::{self, Forgotten};
 use super::limits::{self, ReviewEntry, ReviewVerdict, Rules};
 use super::lock::FolderLock;
+use super::reserve::Reserve;
 use super::rows::{self, AskedPrompt, StoredFeedback, StoredPair, StoredSample};
 use super::write::Judgement;
 use super::writer::Writer;
@@ -39,6 +40,7 @@ pub struct Ledger {
     pub(super) pending: Arc<AtomicU64>,
     /// Rules about whose feedback counts.
     pub(super) rules: Arc<Rules>,
+    reserve: Reserve,
 }
 
 impl Ledger {
@@ -48,7 +50,7 @@ impl Ledger {
     }
 
     /// Takes a folder away that was made for a ledger and is not wanted after all; whoever else has it by now keeps it.
-    pub(crate) fn take_back(dir: &Path) {
+    pub fn take_back(dir: &Path) {
         let Ok(_held) = FolderLock::take(dir) else { return };
         if let Err(error) = std::fs::remove_dir_all(dir) {
             tracing::warn!(%error, "the data folder of a failed start is left");
@@ -71,6 +73,8 @@ impl Ledger {
     pub fn open_with(dir: &Path, rules: Rules) -> Result<Ledger> {
         make_private_folder(dir).map_err(|e| Error::from(e).context(format!("creating {}", dir.display())))?;
         let lock = FolderLock::take(dir)?;
+        let reserve = Reserve::of(dir);
+        reserve.lend();
         let path = dir.join("ledger.sqlite3");
         let open = || -> Result<_> {
             // SQLite makes its own files as readable as this one is.
@@ -83,7 +87,16 @@ impl Ledger {
             Ok((schema::open_reader(&path)?, Writer::start(db, lock)?, pending))
         };
         let (reader, writer, pending) = open().map_err(|e| schema::not_opened(e, dir, &path))?;
-        Ok(Ledger { writer, reader: Some(reader).into(), pending: Arc::new(pending.into()), rules: rules.into() })
+        let (reader, pending) = (Some(reader).into(), Arc::new(pending.into()));
+        Ok(Ledger { writer, reader, pending, rules: rules.into(), reserve })
+    }
+
+    /// Ends a start: takes room for the next one, which a full disk would keep from beginning. Returns whether the disk
+    /// is full.
+    pub(crate) fn keep_reserve(&self) -> bool {
+        let full = self.reserve.is_lent();
+        self.reserve.take();
+        full
     }
 
     /// Queues a generation for recording; waits only while the queue is full. `done` runs on the ledger's thread after
@@ -248,7 +261,7 @@ impl Ledger {
     /// feedback for good.
     ///
     /// # Errors
-    /// `Arg` for a name that is too long, `Io`, `Closed`.
+    /// `Arg` for a name that is too long or that nobody on record has, `Io`, `Closed`.
     pub fn review(&self, user: &str, verdict: ReviewVerdict) -> Result<()> {
         write::check_length("the user's name", Some(user), MAX_USER)?;
         let user = user.to_owned();
@@ -281,11 +294,14 @@ impl Ledger {
             gone.store(answers, Ordering::Relaxed);
             Ok(forgotten)
         };
-        self.writer.call_and_fold(work, move |forgotten: &mut Forgotten, folded| {
+        self.reserve.lend();
+        let forgotten = self.writer.call_and_fold(work, move |forgotten: &mut Forgotten, folded| {
             // Whatever happens to the log, they are deleted.
             pending.fetch_sub(settled.load(Ordering::Relaxed), Ordering::Relaxed);
             forgotten.overwritten = folded;
-        })
+        });
+        self.reserve.take();
+        forgotten
     }
 
     /// The version that was activated last.
@@ -336,7 +352,12 @@ impl Ledger {
     /// ledger does the same.
     pub fn close(&self) {
         // First, so that the writer is the last connection, which folds the write-ahead log into the file.
-        drop(lock(&self.reader).take());
+        let open = lock(&self.reader).take();
+        // While the folder is still ours. Without a start or a deletion, nothing was given up.
+        if open.is_some() && self.reserve.is_lent() {
+            self.reserve.take();
+        }
+        drop(open);
         self.writer.close();
     }
 

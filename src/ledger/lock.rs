@@ -1,7 +1,7 @@
 //! Locks a data folder for one process. Never waits, and never removes the lock file (that would let two in).
 
 use std::fs::{File, TryLockError};
-use std::io::{Read, Seek, Write};
+use std::io::{ErrorKind, Read, Seek, Write};
 use std::path::Path;
 
 use crate::error::{Error, Result};
@@ -29,8 +29,12 @@ impl FolderLock {
             }
             Err(TryLockError::Error(e)) => return Err(failed(e)),
         }
-        file.set_len(0).and_then(|()| file.rewind()).map_err(failed)?;
-        writeln!(file, "{}", std::process::id()).map_err(failed)?;
-        Ok(Self { _file: file })
+        let noted =
+            file.set_len(0).and_then(|()| file.rewind()).and_then(|()| writeln!(file, "{}", std::process::id()));
+        match noted {
+            // The lock holds all the same; only its holder isn't named.
+            Err(error) if error.kind() != ErrorKind::StorageFull => Err(failed(error)),
+            _ => Ok(Self { _file: file }),
+        }
     }
 }

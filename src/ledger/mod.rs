@@ -12,6 +12,7 @@ mod lock;
 mod marks;
 #[cfg(test)]
 mod process_tests;
+mod reserve;
 mod responses;
 mod retention;
 mod routes;

@@ -11,8 +11,8 @@ use crate::system::disk_room;
 /// How long a write waits for a lock, which only someone using the sqlite3 shell can hold.
 pub(super) const PATIENCE: Duration = Duration::from_secs(5);
 
-/// Bytes below which a disk is called full.
-const LEAST_ROOM: u64 = 1 << 16;
+/// Bytes below which a disk is called full: opening takes less.
+const LEAST_ROOM: u64 = 1 << 17;
 
 /// The steps between formats; a ledger of format n has had the first n. Never edit a released one: add another.
 const MIGRATIONS: &[&str] = &[
@@ -196,7 +196,10 @@ pub(super) fn open_writer(path: &Path) -> Result<Connection> {
 /// Why a ledger could not be opened. Of a full disk SQLite mostly says "disk I/O error".
 pub(super) fn not_opened(error: Error, dir: &Path, path: &Path) -> Error {
     let full = disk_room(dir).is_some_and(|room| room.free < LEAST_ROOM);
-    let error = if full { error.context("the disk is full") } else { error };
+    let error = match full {
+        true => Error::io(format!("the disk is full, expected {} KiB of room to begin with", LEAST_ROOM >> 10)),
+        false => error,
+    };
     error.context(format!("opening {}", path.display()))
 }
 
@@ -249,6 +252,10 @@ fn configure(db: &Connection) -> Result<()> {
 
 /// Applies the missing steps, all or none.
 fn migrate(db: &mut Connection, steps: &[&str]) -> Result<()> {
+    // A start that has nothing to write needs no room on the disk.
+    if db.pragma_query_value(None, "user_version", |row| row.get::<_, i64>(0))? == steps.len() as i64 {
+        return Ok(());
+    }
     let tx = Transaction::new(db, TransactionBehavior::Immediate)?;
     let format: i64 = tx.pragma_query_value(None, "user_version", |row| row.get(0))?;
     let Some(missing) = usize::try_from(format).ok().and_then(|done| steps.get(done..)) else {

@@ -104,6 +104,20 @@ impl Ledger {
         self.read(|db| of(db, version))
     }
 
+    /// Versions that wait for a person's decision, the oldest first.
+    ///
+    /// # Errors
+    /// As [`Ledger::generation`].
+    pub fn proposals(&self) -> Result<Vec<PolicyVersion>> {
+        self.read(|db| {
+            let waiting = "SELECT version FROM verdicts
+                           WHERE decided IS NULL AND ruling = ?1 AND version IS NOT NULL ORDER BY version";
+            let mut select = db.prepare_cached(waiting)?;
+            let found = select.query_map([word(Ruling::Proposed)], |row| row.get::<_, i64>(0))?;
+            found.map(|version| Ok(PolicyVersion(version?.cast_unsigned()))).collect()
+        })
+    }
+
     /// The newest verdicts, at most `max`, the newest first, including those on candidates that never became a version.
     ///
     /// # Errors

@@ -1,16 +1,13 @@
 //! Names out of a model's file, as they may be shown. Reads no file.
 
+use crate::shown::is_obeyed;
+
 /// Longest name of a model, in characters.
 const NAME_CHARS: usize = 200;
 
-/// Control characters, and marks that change the direction of the text around them.
-fn unshown(c: char) -> bool {
-    c.is_control() || matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
-}
-
 /// A name that is safe on terminals and in URLs: bounded in length, without what a terminal obeys.
 pub(super) fn plain_name(name: &str) -> String {
-    let name: String = name.chars().map(|c| if unshown(c) { ' ' } else { c }).take(NAME_CHARS).collect();
+    let name: String = name.chars().map(|c| if is_obeyed(c) { ' ' } else { c }).take(NAME_CHARS).collect();
     name.trim().to_owned()
 }
 

@@ -84,7 +84,7 @@ pub fn quantize(from: &Path, to: &Path, kind: FileType, threads: u32) -> Result<
 fn write(from: &Path, to: &Path, kind: FileType, threads: u32, doing: &str) -> Result<()> {
     backend();
     check(&Gguf::open(from)?)?;
-    crate::overwrite::check_output(to, &[from])?;
+    let to = &crate::overwrite::check_output(to, &[from])?;
     let mut beside = to.as_os_str().to_owned();
     beside.push(format!(".{}.partial", std::process::id()));
     let beside = Path::new(&beside);

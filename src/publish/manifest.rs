@@ -11,6 +11,7 @@ use sha2::{Digest, Sha256};
 use super::{at, sync_dir};
 use crate::config::Algorithm;
 use crate::error::{Error, Result};
+use crate::files;
 use crate::types::{PolicyVersion, StepMetrics, UnixMillis};
 
 /// Name of the manifest in its folder.
@@ -80,7 +81,7 @@ impl Manifest {
     /// # Errors
     /// `Io` if it is missing or not a manifest, `Unsupported` if it is of a newer format.
     pub fn read(dir: &Path) -> Result<Self> {
-        Self::from_reader(at(Path::new(MANIFEST), File::open(dir.join(MANIFEST)))?)
+        Self::from_reader(at(Path::new(MANIFEST), files::open(&dir.join(MANIFEST)))?)
     }
 
     pub(super) fn from_reader(from: impl Read) -> Result<Self> {
@@ -180,7 +181,7 @@ pub(super) fn sum_files(dir: &Path) -> Result<BTreeMap<String, FileSum>> {
 /// # Errors
 /// `Io` if it can't be read.
 pub fn sha256_file(path: &Path) -> Result<FileSum> {
-    let mut file = at(path, File::open(path))?;
+    let mut file = at(path, files::open(path))?;
     let (mut sum, mut size, mut buffer) = (Sha256::new(), 0, Vec::new());
     while at(path, (&mut file).take(1 << 20).read_to_end(&mut buffer))? > 0 {
         sum.update(&buffer);

@@ -47,7 +47,7 @@ impl Stage {
 
     fn unpack_checked(&self, path: &Path) -> Result<Manifest> {
         let none = || Error::io("it is not a snapshot of a policy version");
-        let mut archive = tar::Archive::new(io::BufReader::new(File::open(path)?));
+        let mut archive = tar::Archive::new(io::BufReader::new(crate::files::open(path)?));
         let mut entries = archive.entries().map_err(|_| none())?;
         let mut first = entries.next().ok_or_else(none)?.map_err(|_| none())?;
         if first.path_bytes().as_ref() != MANIFEST.as_bytes() {

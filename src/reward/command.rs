@@ -26,12 +26,13 @@ struct Line {
     score: f64,
 }
 
-/// One score per answer from one run of the command, all finite.
+/// One score per answer from one run of the command, all finite. Errors call the command `who`.
 ///
 /// # Errors
 /// `Callback` if the command dies, takes too long, or answers anything but scores; `Closed` if `stop` is set meanwhile.
 pub fn scores(
     command: &str,
+    who: &str,
     answers: &[(&PromptText, &Generation)],
     timeout: Duration,
     stop: &AtomicBool,
@@ -41,11 +42,20 @@ pub fn scores(
         input += &json!({"prompt": prompt, "response": answer.text}).to_string();
         input.push('\n');
     }
-    let output = run(command, input.into_bytes(), answers.len() * LINE_BYTES, timeout, stop)?;
-    parse(&output, answers.len())
+    let limit = Limit { who, deadline: Instant::now() + timeout, timeout, stop };
+    let output = run(command, input.into_bytes(), answers.len() * LINE_BYTES, &limit)?;
+    parse(&output, who, answers.len())
 }
 
-fn parse(output: &[u8], expected: usize) -> Result<Vec<f64>> {
+/// How long a command may run, and what errors call it.
+struct Limit<'a> {
+    who: &'a str,
+    deadline: Instant,
+    timeout: Duration,
+    stop: &'a AtomicBool,
+}
+
+fn parse(output: &[u8], who: &str, expected: usize) -> Result<Vec<f64>> {
     let text = String::from_utf8_lossy(output);
     let lines: Vec<&str> = text.lines().filter(|l| !l.trim().is_empty()).collect();
     let mut scores = Vec::with_capacity(expected);
@@ -56,24 +66,22 @@ fn parse(output: &[u8], expected: usize) -> Result<Vec<f64>> {
                 let shown: String = line.chars().take(60).collect();
                 let number = index + 1;
                 return Err(Error::callback(format!(
-                    "line {number} of the reward command is {shown:?}, expected {{\"score\": number}}"
+                    "line {number} of {who} is {shown:?}, expected {{\"score\": number}}"
                 )));
             }
         }
     }
     if lines.len() != expected {
         let found = lines.len();
-        return Err(Error::callback(format!(
-            "the reward command gave {found} lines, expected one an answer, {expected}"
-        )));
+        return Err(Error::callback(format!("{who} gave {found} lines, expected one an answer, {expected}")));
     }
     Ok(scores)
 }
 
 /// What the command writes to its output, once it has ended well.
-fn run(command: &str, input: Vec<u8>, most: usize, timeout: Duration, stop: &AtomicBool) -> Result<Vec<u8>> {
-    let deadline = Instant::now() + timeout;
-    let failed = |e: std::io::Error| Error::callback(format!("the reward command can't be started: {e}"));
+fn run(command: &str, input: Vec<u8>, most: usize, limit: &Limit) -> Result<Vec<u8>> {
+    let who = limit.who;
+    let failed = |e: std::io::Error| Error::callback(format!("{who} can't be started: {e}"));
     // A group of its own: what it starts must end with it, and Ctrl-C is ours to handle.
     let mut shell = Command::new("sh");
     shell.arg("-c").arg(command).process_group(0);
@@ -93,13 +101,13 @@ fn run(command: &str, input: Vec<u8>, most: usize, timeout: Duration, stop: &Ato
     });
     let complaint = reader(stderr, last_bytes);
 
-    let bytes = wait(&output, deadline, timeout, stop)?;
-    let status = child.end(deadline, timeout, stop)?;
+    let bytes = wait(&output, limit)?;
+    let status = child.end(limit)?;
     if !status.success() {
         let complaint = complaint.recv_timeout(Duration::from_millis(200)).unwrap_or_default();
         let complaint = String::from_utf8_lossy(&complaint);
         let last = complaint.lines().rfind(|l| !l.trim().is_empty()).unwrap_or("it said nothing");
-        return Err(Error::callback(format!("the reward command ended with {status}: {last}")));
+        return Err(Error::callback(format!("{who} ended with {status}: {last}")));
     }
     Ok(bytes)
 }
@@ -128,25 +136,28 @@ fn last_bytes(mut from: impl Read) -> std::io::Result<Vec<u8>> {
     }
 }
 
-fn wait(output: &Receiver<Vec<u8>>, deadline: Instant, timeout: Duration, stop: &AtomicBool) -> Result<Vec<u8>> {
+fn wait(output: &Receiver<Vec<u8>>, limit: &Limit) -> Result<Vec<u8>> {
     loop {
         match output.recv_timeout(LOOK) {
             Ok(bytes) => return Ok(bytes),
-            Err(RecvTimeoutError::Timeout) => in_time(deadline, timeout, stop)?,
+            Err(RecvTimeoutError::Timeout) => limit.check()?,
             Err(RecvTimeoutError::Disconnected) => return Ok(Vec::new()),
         }
     }
 }
 
-fn in_time(deadline: Instant, timeout: Duration, stop: &AtomicBool) -> Result<()> {
-    if stop.load(Ordering::Relaxed) {
-        return Err(Error::closed("stopped while the reward command was running"));
+impl Limit<'_> {
+    fn check(&self) -> Result<()> {
+        let who = self.who;
+        if self.stop.load(Ordering::Relaxed) {
+            return Err(Error::closed(format!("stopped while {who} was running")));
+        }
+        if Instant::now() >= self.deadline {
+            let seconds = self.timeout.as_secs_f64();
+            return Err(Error::callback(format!("{who} did not answer in {seconds} seconds")));
+        }
+        Ok(())
     }
-    if Instant::now() >= deadline {
-        let seconds = timeout.as_secs_f64();
-        return Err(Error::callback(format!("the reward command did not answer in {seconds} seconds")));
-    }
-    Ok(())
 }
 
 /// A child and what it started; all of it ends when this is dropped.
@@ -154,13 +165,13 @@ struct Group(Child);
 
 impl Group {
     /// Its exit status, once it has closed its output.
-    fn end(&mut self, deadline: Instant, timeout: Duration, stop: &AtomicBool) -> Result<ExitStatus> {
+    fn end(&mut self, limit: &Limit) -> Result<ExitStatus> {
         loop {
-            let ended = self.0.try_wait().map_err(|e| Error::callback(format!("the reward command: {e}")))?;
+            let ended = self.0.try_wait().map_err(|e| Error::callback(format!("{}: {e}", limit.who)))?;
             if let Some(status) = ended {
                 return Ok(status);
             }
-            in_time(deadline, timeout, stop)?;
+            limit.check()?;
             thread::sleep(LOOK / 10);
         }
     }
@@ -183,8 +194,12 @@ impl Drop for Group {
 mod tests {
     use super::*;
 
+    const WHO: &str = "the reward command";
+
     fn ask(command: &str, seconds: f64) -> Result<Vec<u8>> {
-        run(command, b"in\n".to_vec(), 100, Duration::from_secs_f64(seconds), &AtomicBool::new(false))
+        let (timeout, stop) = (Duration::from_secs_f64(seconds), AtomicBool::new(false));
+        let limit = Limit { who: WHO, deadline: Instant::now() + timeout, timeout, stop: &stop };
+        run(command, b"in\n".to_vec(), 100, &limit)
     }
 
     fn message(command: &str, seconds: f64) -> String {
@@ -211,7 +226,7 @@ mod tests {
 
     #[test]
     fn garbage_is_shown_and_a_wrong_count_said() {
-        let error = |output: &str, n| parse(output.as_bytes(), n).unwrap_err().message().to_owned();
+        let error = |output: &str, n| parse(output.as_bytes(), WHO, n).unwrap_err().message().to_owned();
         assert_eq!(
             error("{\"score\": 1}\nwell\n", 2),
             "line 2 of the reward command is \"well\", expected {\"score\": number}"
@@ -220,6 +235,6 @@ mod tests {
         assert!(error("{\"score\": 1e999}\n", 1).contains("expected"));
         assert!(error("{\"score\": 1}\n", 2).contains("gave 1 lines, expected one an answer, 2"));
         assert!(error("{\"score\": 1}\n{\"score\": 1}\n", 1).contains("gave 2 lines"));
-        assert_eq!(parse(b"{\"score\": 1, \"why\": 2}\n\n{\"score\": -0.5}", 2).unwrap(), [1.0, -0.5]);
+        assert_eq!(parse(b"{\"score\": 1, \"why\": 2}\n\n{\"score\": -0.5}", WHO, 2).unwrap(), [1.0, -0.5]);
     }
 }

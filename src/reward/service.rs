@@ -1,9 +1,11 @@
 //! A reward service: sends answers over HTTP and receives scores, within a time limit. Never interprets an answer's
 //! text.
 
+use std::borrow::Cow;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use reqwest::header::LOCATION;
 use reqwest::{Client, StatusCode};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -18,6 +20,8 @@ const REPLY_BYTES: usize = 1 << 12;
 /// Attempts at a request whose failure may be temporary; the wait doubles each time.
 const TRIES: u32 = 4;
 const FIRST_WAIT: Duration = Duration::from_millis(250);
+/// Characters of a reply that an error shows.
+const SHOWN: usize = 120;
 /// How often a wait checks whether it should stop.
 const LOOK: Duration = Duration::from_millis(20);
 
@@ -73,7 +77,8 @@ fn client_for(url: &str) -> reqwest::Result<Client> {
     let own = host.eq_ignore_ascii_case("localhost")
         || host.to_ascii_lowercase().ends_with(".localhost")
         || host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.to_canonical().is_loopback() || ip.is_unspecified());
-    let builder = Client::builder();
+    // Nor does a redirection take answers to another address than the one that was set.
+    let builder = Client::builder().redirect(reqwest::redirect::Policy::none());
     if own { builder.no_proxy() } else { builder }.build()
 }
 
@@ -119,6 +124,13 @@ async fn post(client: &Client, url: &str, body: &Value, answers: usize) -> Resul
         }
     }
     let status = reply.status();
+    if status.is_redirection() {
+        let to = reply.headers().get(LOCATION).map_or(Cow::Borrowed("nowhere"), |to| shown(to.as_bytes()).into());
+        return Err(Failure::Lasting(Error::callback(format!(
+            "the reward service said {status} and to ask {to:?}, which reward.url does not name: expected scores, or \
+             that address as reward.url"
+        ))));
+    }
     if status.is_success() {
         return parse(&bytes, answers).map_err(Failure::Lasting);
     }
@@ -141,7 +153,7 @@ fn parse(reply: &[u8], answers: usize) -> Result<Vec<f64>> {
 
 /// The beginning of a reply, on one line.
 fn shown(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).chars().take(60).map(|c| if c.is_control() { ' ' } else { c }).collect()
+    String::from_utf8_lossy(bytes).chars().take(SHOWN).map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 
 #[cfg(test)]
@@ -156,5 +168,40 @@ mod tests {
         assert!(error("{\"scores\": [1e999]}", 1).contains("expected"));
         assert!(error("{\"scores\": [1]}", 2).contains("gave 1 scores for 2 answers"));
         assert_eq!(parse(b"{\"scores\": [1, -0.5], \"model\": \"x\"}", 2).unwrap(), [1.0, -0.5]);
+    }
+
+    #[test]
+    fn answers_go_to_no_address_that_a_redirection_names() {
+        use std::io::{Read, Write};
+        use std::net::TcpListener;
+
+        let (service, elsewhere) =
+            (TcpListener::bind("127.0.0.1:0").unwrap(), TcpListener::bind("127.0.0.1:0").unwrap());
+        let (url, other) = (service.local_addr().unwrap(), elsewhere.local_addr().unwrap());
+        elsewhere.set_nonblocking(true).unwrap();
+        let replies = std::thread::spawn(move || {
+            for status in [301, 302, 307, 308] {
+                let (mut connection, _) = service.accept().unwrap();
+                let (mut asked, mut part) = (Vec::new(), [0; 4096]);
+                while !asked.windows(7).any(|word| word == b"samples") {
+                    let read = connection.read(&mut part).unwrap();
+                    asked.extend_from_slice(&part[..read]);
+                }
+                let head = format!("HTTP/1.1 {status} X\r\nlocation: http://{other}/score\r\ncontent-length: 0\r\n");
+                connection.write_all((head + "connection: close\r\n\r\n").as_bytes()).unwrap();
+            }
+        });
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        for status in [301, 302, 307, 308] {
+            let url = format!("http://{url}/score");
+            let asked = async { post(&client_for(&url).unwrap(), &url, &json!({"samples": []}), 1).await };
+            let Err(Failure::Lasting(error)) = runtime.block_on(asked) else {
+                panic!("{status} is followed or retried")
+            };
+            let said = error.message();
+            assert!(said.contains(&status.to_string()) && said.contains(&other.to_string()), "{said}");
+        }
+        replies.join().unwrap();
+        assert!(elsewhere.accept().is_err(), "the answers went elsewhere");
     }
 }

@@ -139,6 +139,14 @@ impl Source {
     /// As [`RewardModel::open`] for a reward model; `Arg` for an invalid pattern; `Unsupported` for a service in a
     /// build without HTTP.
     pub fn open(&self, timeout: Duration, decoder: &Arc<Decoder>, base: &Arc<Model>) -> Result<Grader> {
+        self.open_as("the reward command", timeout, decoder, base)
+    }
+
+    /// The same; errors of a command call it `who`.
+    ///
+    /// # Errors
+    /// As [`Source::open`].
+    pub fn open_as(&self, who: &str, timeout: Duration, decoder: &Arc<Decoder>, base: &Arc<Model>) -> Result<Grader> {
         Ok(Grader(match self.clone() {
             Source::Length(wanted) => {
                 Box::new(move |answers, _| Ok(answers.iter().map(|(_, g)| length(wanted, g)).collect()))
@@ -153,7 +161,8 @@ impl Source {
                 Box::new(move |answers, _| model(&reward_model, answers))
             }
             Source::Command(command) => {
-                Box::new(move |answers, stop| command::scores(&command, answers, timeout, stop))
+                let who = who.to_owned();
+                Box::new(move |answers, stop| command::scores(&command, &who, answers, timeout, stop))
             }
             #[cfg(feature = "daemon")]
             Source::Http(url) => Box::new(move |answers, stop| service::scores(&url, answers, timeout, stop)),

@@ -14,6 +14,7 @@ use super::network::Network;
 use crate::align::{Baseline, CriticTrust, KlController, RewardScale};
 use crate::config::TrainConfig;
 use crate::error::{Error, Result};
+use crate::files;
 use crate::optim::Moments;
 use crate::policy::{Decoder, Lora, ValueHead};
 
@@ -105,7 +106,8 @@ impl Trainer {
             return Ok(trainer);
         }
         let path = dir.join(TENSORS_FILE);
-        let bytes = fs::read(&path).map_err(|e| Error::from(e).context(format!("reading {}", path.display())))?;
+        let bytes = files::read(&path, files::MOST)
+            .map_err(|e| Error::from(e).context(format!("reading {}", path.display())))?;
         let mut tensors = safetensors::load_buffer(&bytes, decoder.device())
             .map_err(|e| Error::io(format!("{} is damaged: {e}", path.display())))?;
         drop(bytes);
@@ -157,7 +159,8 @@ impl Trainer {
 }
 
 fn read_state(path: &Path) -> Result<State> {
-    let json = fs::read(path).map_err(|e| Error::from(e).context(format!("reading {}", path.display())))?;
+    let json =
+        files::read(path, files::MOST).map_err(|e| Error::from(e).context(format!("reading {}", path.display())))?;
     let state: State =
         serde_json::from_slice(&json).map_err(|e| Error::io(format!("{} is damaged: {e}", path.display())))?;
     if state.format != FORMAT {

@@ -54,6 +54,27 @@ fn failure_ends_with_1_and_one_sentence() {
     }
 }
 
+#[cfg(unix)]
+#[test]
+fn a_configuration_without_an_end_is_refused() {
+    fails(&["serve", "--model", "x.gguf", "--config", "/dev/zero"], 1, "/dev/zero: it is longer than 1048576 bytes");
+}
+
+#[test]
+fn no_argument_moves_the_terminals_cursor() {
+    for (args, code) in [
+        (vec!["serve", "--model", "a\u{1b}[31mb\u{9b}\u{202e}"], 2),
+        (vec!["serve", "--model", "a\u{1b}[31mb\u{9b}\u{202e}.gguf", "--listen", "127.0.0.1:0"], 1),
+        (vec!["fly\u{202e}"], 2),
+    ] {
+        let output = apad(&args);
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(code), "{said:?}");
+        assert!(said.contains("\\u{202e}"), "{said:?}");
+        assert!(!said.chars().any(|c| c != '\n' && apa::shown::is_obeyed(c)), "{said:?}");
+    }
+}
+
 #[test]
 fn a_port_in_use_is_said_so() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();

@@ -120,3 +120,33 @@ async fn measure_feedback_of_16_clients_over_http() {
     assert!(rate >= 2000.0 && p99 < Duration::from_millis(50), "{rate:.0} ratings/s, p99 {p99:?}");
     server.close().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_users_name_moves_no_cursor_and_one_that_nobody_has_is_not_reviewed() {
+    let server = Server::start().await;
+    let name = "ann\u{1b}[2J\u{7}\u{9b}31m\u{202e}";
+    let id = server.say(1).await["id"].clone();
+    let (status, said) = server.post("/v1/feedback", json!({"generation_id": id, "rating": 1, "user": name})).await;
+    assert!(status.is_success(), "{said}");
+    let review = |args: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_apad"));
+        command.arg("review").args(args).args(["--url", &server.url]);
+        tokio::task::block_in_place(|| command.output().unwrap())
+    };
+    let calm = |bytes: &[u8]| {
+        let text = String::from_utf8(bytes.to_vec()).unwrap();
+        assert!(!text.chars().any(|c| c != '\n' && apa::shown::is_obeyed(c)), "{text:?}");
+        text
+    };
+    for unknown in ["", "nobody", "no\u{1b}body"] {
+        let ran = review(&["--user", unknown, "trust"]);
+        assert!(!ran.status.success() && calm(&ran.stderr).contains("expected one who asked or rated"), "{ran:?}");
+    }
+    let ran = review(&["--user", name, "trust"]);
+    assert!(ran.status.success(), "{ran:?}");
+    assert!(calm(&ran.stdout).starts_with("ann\\u{1b}[2J\\u{7}\\u{9b}31m\\u{202e}: trust"), "{ran:?}");
+    let listed = review(&["--json"]);
+    let json: serde_json::Value = serde_json::from_str(&calm(&listed.stdout)).unwrap();
+    let users: Vec<_> = json["data"].as_array().unwrap().iter().map(|entry| entry["user"].clone()).collect();
+    assert_eq!(users, [json!(name)], "the name itself, and nobody else");
+}

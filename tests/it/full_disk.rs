@@ -1,4 +1,5 @@
-//! A disk that fills while a version is written: an error, and everything goes on once there is room.
+//! A disk that fills, while a version is written or before a start: what needs room is refused, answers are given, and
+//! everything goes on once there is room.
 #![cfg(target_os = "linux")]
 
 use std::fs;
@@ -15,9 +16,19 @@ use crate::support::engine::{answer, open_with, published, rate, rate_some};
 /// Names the small file system to the test that runs in it.
 const DISK: &str = "APA_TEST_SMALL_DISK";
 
-/// Runs the test below again as a process of its own, which sees a file system of 4 MB.
 #[test]
 fn a_full_disk_while_a_version_is_written_loses_nothing() {
+    on_a_small_disk("inside_a_small_disk");
+}
+
+#[cfg(feature = "daemon")]
+#[test]
+fn a_start_on_a_full_disk_serves_and_records_again_once_there_is_room() {
+    on_a_small_disk("inside_a_full_disk");
+}
+
+/// Runs a test of this file as a process of its own, which sees a file system of 4 MB.
+fn on_a_small_disk(test: &str) {
     let dir = tempfile::tempdir().unwrap();
     let disk = dir.path().join("disk");
     fs::create_dir(&disk).unwrap();
@@ -38,7 +49,7 @@ fn a_full_disk_while_a_version_is_written_loses_nothing() {
         eprintln!("skipped: this system lets nobody mount a small disk here");
         return;
     }
-    let name = "full_disk::inside_a_small_disk";
+    let name = format!("full_disk::{test}");
     let run = mounted(&format!("exec \"$1\" --ignored --exact {name}")).output().unwrap();
     let said = String::from_utf8_lossy(&run.stdout).into_owned() + &String::from_utf8_lossy(&run.stderr);
     assert!(run.status.success() && said.contains("1 passed"), "{said}");
@@ -115,4 +126,85 @@ fn inside_a_small_disk() {
     };
     apa::ledger::LedgerReader::open(&data).unwrap().for_each(&mut each).unwrap();
     assert_eq!(read, 9);
+}
+
+/// Takes what is left, to the last byte.
+#[cfg(feature = "daemon")]
+fn fill_up(disk: &Path) {
+    let mut ballast = fs::File::options().create(true).append(true).open(disk.join("ballast")).unwrap();
+    for size in [4096, 1] {
+        while ballast.write_all(&vec![0; size]).is_ok() {}
+    }
+}
+
+#[cfg(feature = "daemon")]
+#[tokio::test]
+#[ignore = "needs the disk that a test above makes"]
+async fn inside_a_full_disk() {
+    use crate::support::daemon::Daemon;
+    use serde_json::{Value, json};
+
+    let disk = std::env::var_os(DISK).map(std::path::PathBuf::from).unwrap();
+    let home = tempfile::tempdir().unwrap();
+    fs::create_dir(disk.join("data")).unwrap();
+    std::os::unix::fs::symlink(disk.join("data"), home.path().join("data")).unwrap();
+    let client = reqwest::Client::new();
+    let ask = async |daemon: &Daemon, user: &str| -> Value {
+        let body = json!({"messages": [{"role": "user", "content": "hi"}], "max_tokens": 4, "user": user});
+        let asked = client.post(format!("{}/v1/chat/completions", daemon.url)).json(&body).send().await.unwrap();
+        assert!(asked.status().is_success(), "{}", asked.text().await.unwrap());
+        asked.json().await.unwrap()
+    };
+    let alerts = async |daemon: &Daemon| {
+        let status: Value = client.get(format!("{}/v1/status", daemon.url)).send().await.unwrap().json().await.unwrap();
+        status["alerts"].to_string()
+    };
+    let apad = |args: &[&str]| {
+        let ran = Command::new(env!("CARGO_BIN_EXE_apad")).args(args).current_dir(home.path()).output().unwrap();
+        assert!(ran.status.success(), "{args:?}: {}", String::from_utf8_lossy(&ran.stderr));
+        String::from_utf8(ran.stdout).unwrap()
+    };
+    let settings = ["train.enabled=false"];
+    let daemon = Daemon::on(home.path(), &settings);
+    for user in ["ann", "ben", "cat"] {
+        ask(&daemon, user).await;
+    }
+    // Killed on a full disk, and again: with a log, then with what that start left, several times.
+    for _ in 0..3 {
+        fill_up(&disk);
+    }
+    drop(daemon);
+    for start in 0..3 {
+        fill_up(&disk);
+        let daemon = Daemon::on(home.path(), &settings);
+        let told = alerts(&daemon).await;
+        assert!(told.contains("not_recorded") && told.contains("the disk is full"), "start {start}: {told}");
+        fill_up(&disk);
+        ask(&daemon, "dan").await;
+    }
+    fill_up(&disk);
+
+    // Without a daemon: the log is folded, the versions are listed, a user is forgotten.
+    assert!(apad(&["versions", "--data", "data"]).contains("parent"));
+    fill_up(&disk);
+    let gone = apad(&["forget", "--user", "ann", "--data", "data"]);
+    assert!(gone.starts_with("deleted 1 answers"), "{gone}");
+    fill_up(&disk);
+
+    // After a clean stop, which left no log.
+    assert!(!disk.join("data/ledger.sqlite3-wal").exists());
+    let daemon = Daemon::on(home.path(), &settings);
+    fill_up(&disk);
+    let gone = apad(&["forget", "--user", "ben", "--url", &daemon.url]);
+    assert!(gone.starts_with("deleted 1 answers"), "{gone}");
+    let bytes = fs::read(disk.join("data/ledger.sqlite3")).unwrap();
+    assert!(!bytes.windows(3).any(|word| word == b"ben") && bytes.windows(3).any(|word| word == b"cat"));
+
+    fs::remove_file(disk.join("ballast")).unwrap();
+    let answer = ask(&daemon, "eve").await;
+    let told = alerts(&daemon).await;
+    assert!(!told.contains("not_recorded"), "{told}");
+    let body = json!({"generation_id": answer["id"], "rating": 1.0});
+    let rated = client.post(format!("{}/v1/feedback", daemon.url)).json(&body).send().await.unwrap();
+    assert!(rated.status().is_success(), "{}", rated.text().await.unwrap());
 }

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use apa::Engine;
 use apa::config::Promotion;
-use apa::engine::{PublishOutcome, TrainerState, VerdictRecord};
+use apa::engine::{News, PublishOutcome, Topic, TrainerState, VerdictRecord};
 use apa::gate::Outcome;
 use apa::types::*;
 use serde_json::json;
@@ -235,6 +235,7 @@ fn whoever_chooses_a_version_by_hand_ends_the_trial() {
 fn a_proposal_waits_for_a_person_and_learning_goes_on_from_what_serves() {
     let dir = tempfile::tempdir().unwrap();
     let engine = open_with(dir.path(), |c| (c.gate.count, c.gate.mode) = (2, Promotion::Propose)).unwrap();
+    let news = engine.subscribe(Topic::Learning).unwrap();
     rate_some(&engine, 8);
     let PublishOutcome::Pending { version, ruling, reason, .. } = engine.train_step().unwrap() else { panic!() };
     assert_eq!((version, ruling), (PolicyVersion(1), Ruling::Proposed));
@@ -244,8 +245,39 @@ fn a_proposal_waits_for_a_person_and_learning_goes_on_from_what_serves() {
     rate_some(&engine, 8);
     let PublishOutcome::Pending { version: second, .. } = engine.train_step().unwrap() else { panic!() };
     assert_eq!(engine.version(second).unwrap().info.parent, Some(PolicyVersion(0)));
+    // An operator sees what waits.
+    assert_eq!(engine.status().trainer.proposals, [version, second]);
+    let told: Vec<News> = std::iter::from_fn(|| news.next(Some(Duration::ZERO)).unwrap()).collect();
+    let proposed = |news: &News| match news {
+        News::VersionProposed { version, parent, .. } => Some((version.0, parent.0)),
+        _ => None,
+    };
+    assert_eq!(told.iter().filter_map(proposed).collect::<Vec<_>>(), [(1, 0), (2, 0)], "{told:?}");
     engine.activate(version).unwrap();
     assert_eq!(record(&engine, version).0, Ruling::Promoted);
+    assert_eq!(engine.status().trainer.proposals, [second]);
+    engine.shutdown();
+    let apad = std::process::Command::new(env!("CARGO_BIN_EXE_apad"))
+        .args(["versions", "--data"])
+        .arg(dir.path().join("data"))
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&apad.stdout);
+    assert!(said.contains("\n*       1 ") && said.contains("\n?       2 "), "{said}");
+    assert!(said.contains("? waits for a person (gate.mode): `apad versions activate 2` serves it"), "{said}");
+}
+
+#[test]
+fn an_anchors_command_that_fails_is_named_in_the_error() {
+    let dir = tempfile::tempdir().unwrap();
+    let anchors = dir.path().join("anchors.jsonl");
+    let line = json!({"prompt": "the", "name": "capital", "command": "echo why >&2; exit 3"}).to_string();
+    std::fs::write(&anchors, line).unwrap();
+    let engine = open_with(dir.path(), |c| (c.gate.count, c.gate.anchors) = (2, Some(anchors))).unwrap();
+    rate_some(&engine, 8);
+    let error = engine.train_step().unwrap_err();
+    let said = "the command of the anchor capital (gate.anchors) ended with exit status: 3: why";
+    assert!(error.message().contains(said), "{error}");
 }
 
 #[test]

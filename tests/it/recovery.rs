@@ -150,3 +150,67 @@ fn without_a_daemon_versions_of_a_folder_are_listed_shown_and_activated() {
     assert_eq!(Archive::open(&data).err().unwrap().code(), Code::Busy);
     assert_eq!(Archive::open(dir.path()).err().unwrap().code(), Code::Arg);
 }
+
+#[cfg(unix)]
+#[test]
+fn a_pipe_in_the_place_of_a_file_holds_up_neither_a_start_nor_a_check() {
+    let pipe = |path: PathBuf| {
+        fs::remove_file(&path).unwrap();
+        assert!(std::process::Command::new("mkfifo").arg(path).status().unwrap().success());
+    };
+    let dir = tempfile::tempdir().unwrap();
+    trained(dir.path(), 2);
+    pipe(versions(dir.path()).join("000002/manifest.json"));
+    let engine = open(dir.path());
+    assert_eq!(engine.status().policy_version, PolicyVersion(1));
+    engine.shutdown();
+    drop(engine);
+    pipe(versions(dir.path()).join("000001/critic.gguf"));
+    let archive = Archive::open(&dir.path().join("data")).unwrap();
+    for (version, file) in [(1, "critic.gguf"), (2, "manifest.json")] {
+        let damage = archive.version(PolicyVersion(version)).unwrap().damage.unwrap();
+        assert!(damage.contains(file), "{damage}");
+    }
+}
+
+#[test]
+fn a_folder_that_is_no_version_is_not_said_to_be_adoptable() {
+    let dir = tempfile::tempdir().unwrap();
+    trained(dir.path(), 1);
+    let foreign = versions(dir.path()).join("000009");
+    fs::create_dir(&foreign).unwrap();
+    fs::write(foreign.join("notes"), "mine").unwrap();
+    let engine = open(dir.path());
+    let alerts = engine.status().alerts;
+    assert!(alerts[0].message.contains("000009; they have no readable manifest"), "{alerts:?}");
+    engine.shutdown();
+    drop(engine);
+    let apad = std::process::Command::new(env!("CARGO_BIN_EXE_apad"))
+        .args(["versions", "--data"])
+        .arg(dir.path().join("data"))
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&apad.stdout);
+    assert!(said.contains("set aside: 000009") && said.contains("none of them can be taken in"), "{said}");
+}
+
+#[test]
+fn a_file_where_the_versions_should_be_is_named_with_advice() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::create_dir(dir.path().join("data")).unwrap();
+    fs::write(versions(dir.path()), "").unwrap();
+    let error = open_with(dir.path(), |_| ()).map(drop).unwrap_err();
+    assert!(error.message().contains("versions: it is there and is no folder, expected one"), "{error}");
+}
+
+#[test]
+fn a_template_that_can_not_be_used_is_told_at_the_start() {
+    use crate::support::tiny::{TinySpec, tiny_model};
+    let dir = tempfile::tempdir().unwrap();
+    tiny_model(&dir.path().join("tiny.gguf"), &TinySpec { template: "{% if %}", ..TinySpec::new("llama") }).unwrap();
+    let engine = open(dir.path());
+    let alerts = engine.status().alerts;
+    assert_eq!(alerts[0].kind, AlertKind::NoTemplate, "{alerts:?}");
+    assert!(alerts[0].message.contains("can't be parsed"), "{alerts:?}");
+    assert!(!answer(&engine, "the", 1).response.is_empty());
+}

@@ -200,11 +200,18 @@ fn feedback_comes_in_goes_out_and_comes_in_again() {
         json!({"prompt": "p", "chosen": "the sea ".repeat(4000), "rejected": "the rain ".repeat(4000)}),
         json!({"prompt": "the sea ".repeat(4000), "completion": "yes", "label": true}),
     ];
+    let lines_refused = lines[6].to_string();
     fs::write(bench.path("in.jsonl"), lines.map(|l| l.to_string()).join("\n")).unwrap();
     let import = |file: &str, data: &str| {
         let args = ["import", "feedback", file, "--model", "tiny.gguf", "--data", data, "--json"];
         result(&run(&args))
     };
+    // What holds nothing leaves no data folder behind.
+    for (file, text) in [("empty", ""), ("unusable", &*lines_refused)] {
+        fs::write(bench.path(file), text).unwrap();
+        let ran = run(&["import", "feedback", file, "--model", "tiny.gguf", "--data", "none"]);
+        assert!(!ran.status.success() && !bench.path("none").exists(), "{file}: {ran:?}");
+    }
     let done = import("in.jsonl", "a");
     assert_eq!((&done["ratings"], &done["preferences"], &done["known"]), (&json!(2), &json!(2), &json!(0)));
     let refused: Vec<_> = done["refused"].as_array().unwrap().iter().map(|r| r["line"].as_u64().unwrap()).collect();

@@ -100,3 +100,13 @@ fn a_part_that_is_missing_or_of_another_model_is_named() {
     assert!(error.contains("split-00002-of-00002.gguf") && error.contains("there is no such file"), "{error}");
     assert!(open(dir.path(), |_| ()).is_err());
 }
+
+#[cfg(unix)]
+#[test]
+fn a_pipe_in_the_place_of_a_part_is_refused_at_once() {
+    let (dir, parts) = parts();
+    fs::remove_file(&parts[1]).unwrap();
+    assert!(std::process::Command::new("mkfifo").arg(&parts[1]).status().unwrap().success());
+    let error = open(dir.path(), |_| ()).map(drop).unwrap_err();
+    assert!(error.message().contains("00002-of-00002.gguf: it is not a regular file"), "{error}");
+}

@@ -1,13 +1,15 @@
 //! Versions as files, answers that were made elsewhere, and scores, through HTTP and the command line.
 
+use std::path::Path;
 use std::process::Command;
 
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
+use crate::support::adapter::lively_adapter;
 use crate::support::reward::reward_model;
 use crate::support::server::{Server, message};
-use crate::support::tiny::TinySpec;
+use crate::support::tiny::{TinySpec, tiny_model};
 
 async fn learned(server: &Server) {
     for (i, reward) in [1.0, -1.0, 0.5, -0.5].into_iter().enumerate() {
@@ -71,6 +73,86 @@ async fn a_version_leaves_as_a_file_and_comes_back_as_a_new_one() {
     }
     let left = std::fs::read_dir(server.folder.path().join("data/transfer")).unwrap().count();
     assert_eq!(left, 0);
+    server.close().await;
+}
+
+#[cfg(unix)]
+#[tokio::test(flavor = "multi_thread")]
+async fn no_command_writes_over_a_data_folder_the_served_model_or_what_is_no_file() {
+    let server = started().await;
+    learned(&server).await;
+    let folder = server.folder.path().to_owned();
+    let path = |name: &str| folder.join(name).into_os_string().into_string().unwrap();
+    let apad = |args: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_apad"));
+        command.args(args).current_dir(&folder).env("APAD_URL", &server.url).env_remove("APAD_KEY");
+        tokio::task::block_in_place(|| command.output().unwrap())
+    };
+    assert!(apad(&["versions", "train"]).status.success());
+    let model = server.engine.config().model.clone();
+    let (base, lora, pairs) = (path("base.gguf"), path("lora.gguf"), path("pairs.jsonl"));
+    tiny_model(Path::new(&base), &TinySpec { seed: 9, ..TinySpec::new("llama") }).unwrap();
+    lively_adapter(Path::new(&base), 6.0, Path::new(&lora));
+    std::fs::write(&pairs, "{}\n").unwrap();
+    std::fs::write(path("notes"), "my notes").unwrap();
+    assert!(Command::new("mkfifo").arg(path("pipe")).status().unwrap().success());
+    for (link, to) in [("to-pipe", "pipe"), ("to-ledger", "data/ledger.sqlite3"), ("to-nothing", "nothing")] {
+        std::os::unix::fs::symlink(to, folder.join(link)).unwrap();
+    }
+    let own = ["data/ledger.sqlite3", "data/lock", "data/versions/000001/adapter.gguf", "to-ledger", "data/new"];
+    let taken = ["notes", "pipe", "to-pipe", "to-nothing", "-", "data"];
+    let kept = |name: &&&str| !matches!(**name, "pipe" | "to-pipe" | "-" | "data" | "data/new" | "to-nothing");
+    let bytes = || -> Vec<Vec<u8>> {
+        let mut all: Vec<_> =
+            own.iter().chain(&taken).filter(kept).map(|name| std::fs::read(path(name)).unwrap()).collect();
+        all.push(std::fs::read(&model).unwrap());
+        all
+    };
+    let before = bytes();
+    let served = model.to_str().unwrap();
+    let exporting = ["export", "--model", &base, "--adapter", &lora];
+    let with = |args: &[&'static str], out: &str| apad(&[&exporting[..], args, &["--out", out]].concat());
+    for out in own.iter().chain(&taken).copied().chain([served]) {
+        let training = ["reward", "train", "--model", &base, "--pairs", &pairs, "--out", out];
+        for ran in [
+            apad(&["versions", "snapshot", "1", out]),
+            with(&["--merge"], out),
+            with(&["--gguf"], out),
+            apad(&training),
+        ] {
+            let said = String::from_utf8_lossy(&ran.stderr).into_owned();
+            assert_eq!(ran.status.code(), Some(1), "{out}: {said}");
+            assert!(said.contains("is not written"), "{out}: {said}");
+        }
+        // A key file is made where there is none; other text is no key file.
+        if out != served {
+            let ran = apad(&["keys", "add", "ann", "--file", out]);
+            assert_eq!(ran.status.code(), Some(1), "{out}: {ran:?}");
+        }
+    }
+    for out in own.iter().copied().chain([served]) {
+        let ran = apad(&["export", "feedback", "--model", served, "--data", "data", "--out", out]);
+        assert_eq!(ran.status.code(), Some(1), "{out}: {ran:?}");
+    }
+    assert_eq!(with(&["--peft"], "data/peft").status.code(), Some(1));
+    assert!(bytes() == before);
+    assert!(!folder.join("-").exists() && !folder.join("data/peft").exists() && !folder.join("nothing").exists());
+    use std::os::unix::fs::FileTypeExt;
+    assert!(std::fs::symlink_metadata(path("pipe")).unwrap().file_type().is_fifo());
+
+    // What has its place is written, and through a pipe too.
+    let merged = with(&["--merge"], "data/whole/1.gguf");
+    assert!(!merged.status.success(), "there is no such folder: {merged:?}");
+    std::fs::create_dir(path("data/whole")).unwrap();
+    let merged = with(&["--merge"], "data/whole/1.gguf");
+    assert!(merged.status.success(), "{merged:?}");
+    let read = std::thread::spawn({
+        let pipe = path("pipe");
+        move || std::fs::read_to_string(pipe).unwrap()
+    });
+    let ran = apad(&["export", "feedback", "--model", served, "--data", "data", "--out", "to-pipe"]);
+    assert!(ran.status.success(), "{ran:?}");
+    assert_eq!(read.join().unwrap().lines().count(), 4);
     server.close().await;
 }
 

@@ -171,6 +171,7 @@ fn what_replaces_the_versions_that_saw_a_user_equals_bit_for_bit_what_never_saw_
     let receipt = engine.unlearn(ANN).unwrap();
     assert_eq!((receipt.forgotten.generations, receipt.unlearning.as_ref()), (5, Some(&plan)));
     assert_eq!(engine.unlearn("bob").unwrap_err().code(), Code::Busy);
+    assert_eq!(engine.unlearn_plan("bob").unwrap_err().message(), engine.unlearn("bob").unwrap_err().message());
     // It answers meanwhile, and nothing is learned from what is on its way out.
     answer(&engine, "the", 7);
     until("it is done", || engine.status().trainer.unlearning.is_none());

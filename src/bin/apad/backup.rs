@@ -51,7 +51,7 @@ pub async fn run_restore(options: Restore) -> Result<()> {
 
 fn tell(backup: &Copied, json: bool) -> Result<()> {
     if json {
-        println!("{}", serde_json::to_string_pretty(backup)?);
+        println!("{}", crate::json_text(backup)?);
     } else {
         println!("{} versions, {:.1} MiB", backup.versions.len(), backup.bytes as f64 / f64::from(1 << 20));
     }

@@ -66,7 +66,7 @@ pub async fn run(options: Options) -> Result<()> {
     let faults = faults(&report, &kernels);
     if options.json {
         let whole = json!({"report": report, "kernels": kernels, "faults": faults});
-        println!("{}", serde_json::to_string_pretty(&whole)?);
+        println!("{}", crate::json_text(&whole)?);
     } else {
         print!("{}", text_of(&report, &kernels));
     }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result};
 use apa::config::Dtype;
 use apa::llama::{FileType, quantize};
-use apa::overwrite::{check_output, check_output_folder};
+use apa::overwrite::{Form, check_target, check_target_folder};
 use apa::policy::{self, Decoder, Lora, PEFT_FILES};
 use clap::{ArgGroup, Args};
 
@@ -81,11 +81,12 @@ struct Paths {
 
 fn export(options: &Options, paths: &Paths, base: &Path, kind: FileType) -> Result<()> {
     let inputs: [&Path; 2] = [base, &paths.adapter];
-    if options.peft {
-        check_output_folder(&paths.out, &PEFT_FILES, &inputs)?;
+    let out = &if options.peft {
+        check_target_folder(&paths.out, &PEFT_FILES, &inputs)?;
+        paths.out.clone()
     } else {
-        check_output(&paths.out, &inputs)?;
-    }
+        check_target(&paths.out, Form::Gguf, &inputs)?
+    };
     // The weights are only compared with, so the compact format is enough.
     let decoder = Decoder::load(base, &policy::device("auto")?, Dtype::Bf16)?;
     let lora = if paths.adapter.is_dir() {
@@ -93,7 +94,6 @@ fn export(options: &Options, paths: &Paths, base: &Path, kind: FileType) -> Resu
     } else {
         Lora::read_gguf(&paths.adapter, &decoder)?
     };
-    let out = &paths.out;
     if options.merge {
         merge(&lora, base, &decoder, out, kind)?;
     } else if options.peft {
@@ -103,9 +103,9 @@ fn export(options: &Options, paths: &Paths, base: &Path, kind: FileType) -> Resu
         lora.write_gguf(out, &[])?;
     }
     if options.json {
-        println!("{}", serde_json::json!({"out": out, "rank": lora.rank(), "alpha": lora.alpha()}));
+        println!("{}", serde_json::json!({"out": paths.out, "rank": lora.rank(), "alpha": lora.alpha()}));
     } else {
-        println!("{}", out.display());
+        println!("{}", paths.out.display());
     }
     Ok(())
 }

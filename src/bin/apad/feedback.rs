@@ -1,17 +1,17 @@
 //! `apad import`, `apad export` and `apad review`: feedback in, out, and whose counts.
 
-use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use apa::config::Config;
 use apa::engine::exchange::{self, Imported};
 use apa::gguf::Gguf;
 use apa::ledger::{Ledger, LedgerReader, LeftOut, ReviewEntry, Rules};
 use apa::llama::Model;
-use apa::overwrite::check_output;
+use apa::overwrite::{Form, check_target, write_whole};
 use apa::reward::read_judgements;
+use apa::shown::shown;
 use clap::{Args, Subcommand};
 
 use crate::client::Daemon;
@@ -73,19 +73,34 @@ pub async fn import(options: Import) -> Result<()> {
 
 fn import_feedback(options: &ImportFeedback, path: &Path) -> Result<()> {
     let file = read_judgements(&options.file)?;
+    if file.entries.is_empty() {
+        // Before a data folder is made for nothing.
+        return told(options, Imported { refused: file.refused, ..Imported::default() });
+    }
     let model = Model::load(path, 0)?;
     let named = ("model", Some(path.to_string_lossy().into_owned()));
     let settings = options.overrides.build([named])?;
+    let new = !options.data.exists();
     let ledger = Ledger::open_with(&options.data, Rules::new(&settings.reward)?)?;
     ledger.bind_model(&Gguf::open(path)?.fingerprint()?, model.name())?;
     let mut done = exchange::import(&ledger, &model, &file.entries, options.user.as_deref())?;
     done.refused.extend(file.refused);
+    if new && done.nothing() {
+        drop(ledger);
+        Ledger::take_back(&options.data);
+    }
+    told(options, done)
+}
+
+/// Says what was imported, and fails if that is nothing.
+fn told(options: &ImportFeedback, mut done: Imported) -> Result<()> {
     done.refused.sort_by_key(|r| r.line);
     for line in done.refused.iter().take(NAMED) {
-        eprintln!("{}:{}: left out: {}", options.file.display(), line.line, line.reason);
+        let (file, reason) = (options.file.to_string_lossy(), shown(&line.reason));
+        eprintln!("{}:{}: left out: {reason}", shown(&file), line.line);
     }
     if options.json {
-        println!("{}", serde_json::to_string_pretty(&done)?);
+        println!("{}", crate::json_text(&done)?);
     } else {
         let Imported { ratings, preferences, others, known, refused } = &done;
         let refused = refused.len();
@@ -94,7 +109,7 @@ fn import_feedback(options: &ImportFeedback, path: &Path) -> Result<()> {
              record, {refused} left out"
         );
     }
-    if done.ratings + done.preferences + done.others + done.known == 0 {
+    if done.nothing() {
         bail!("{} holds nothing that can be used", options.file.display());
     }
     Ok(())
@@ -134,16 +149,14 @@ fn export_feedback(options: &ExportFeedback, path: &Path) -> Result<()> {
         bail!("{} belongs to another base model than {}", options.data.display(), path.display());
     }
     let model = Model::load(path, 0)?;
-    let mut out: Box<dyn Write> = match &options.out {
-        Some(file) => {
-            check_output(file, &[path, &options.data])?;
-            let made = File::create(file).with_context(|| format!("creating {}", file.display()))?;
-            Box::new(BufWriter::new(made))
-        }
-        None => Box::new(BufWriter::new(std::io::stdout().lock())),
+    let write = |out: &mut dyn Write| {
+        ledger.for_each(&mut |said| Ok(writeln!(out, "{}", exchange::line(&model, &base, said))?))?;
+        Ok(out.flush()?)
     };
-    ledger.for_each(&mut |said| Ok(writeln!(out, "{}", exchange::line(&model, &base, said))?))?;
-    out.flush()?;
+    match &options.out {
+        Some(file) => write_whole(&check_target(file, Form::Lines, &[path, &options.data])?, write)?,
+        None => write(&mut BufWriter::new(std::io::stdout().lock()))?,
+    }
     Ok(())
 }
 
@@ -177,15 +190,16 @@ pub async fn review(options: Review) -> Result<()> {
     }
     let list = client.reviews().await?;
     if options.json {
-        println!("{}", serde_json::to_string_pretty(&list)?);
+        println!("{}", crate::json_text(&list)?);
         return Ok(());
     }
     for ReviewEntry { user, compared, disagreed, waiting, verdict } in list.data {
         let verdict = verdict.map_or_else(|| "held for review".to_owned(), |v| format!("{v:?}").to_lowercase());
+        let user = shown(&user);
         println!("{user}: {verdict}; disagreed in {disagreed} of {compared} comparisons, {waiting} wait");
     }
     for LeftOut { feedback_id, generation_id, reason, .. } in list.left_out {
-        println!("feedback {feedback_id} on {generation_id}: left out, {reason}");
+        println!("feedback {feedback_id} on {generation_id}: left out, {}", shown(&reason));
     }
     Ok(())
 }

@@ -69,7 +69,7 @@ pub async fn run(options: Forget) -> Result<()> {
         None => options.daemon.client()?.forget(&user).await?,
     };
     if options.json {
-        println!("{}", serde_json::to_string_pretty(&gone)?);
+        println!("{}", crate::json_text(&gone)?);
     } else {
         tell(&gone);
     }
@@ -88,7 +88,7 @@ async fn unlearn(options: Forget) -> Result<()> {
     let (client, user) = (options.daemon.client()?, &options.user);
     let plan = client.unlearn_plan(user).await?;
     if options.json && options.dry_run {
-        println!("{}", serde_json::to_string_pretty(&json!({"unlearning": plan}))?);
+        println!("{}", crate::json_text(&json!({"unlearning": plan}))?);
         return Ok(());
     }
     if !options.json {
@@ -99,7 +99,7 @@ async fn unlearn(options: Forget) -> Result<()> {
     }
     let receipt = client.unlearn(user).await?;
     if options.json {
-        println!("{}", serde_json::to_string_pretty(&receipt)?);
+        println!("{}", crate::json_text(&receipt)?);
         return Ok(());
     }
     let UnlearnReceipt { forgotten, unlearning } = receipt;

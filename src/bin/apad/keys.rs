@@ -72,7 +72,7 @@ pub async fn run(options: Options) -> Result<()> {
         Action::List { json } => {
             let keys = read_keys(&file)?;
             if json {
-                println!("{}", serde_json::to_string_pretty(&keys)?);
+                println!("{}", crate::json_text(&keys)?);
                 return Ok(());
             }
             for key in keys {

@@ -31,7 +31,9 @@ use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 
 use anyhow::Result;
+use apa::shown::{shown_json, shown_lines};
 use clap::{Parser, Subcommand};
+use serde::Serialize;
 
 /// Training and serving allocate large buffers in turns; the system's allocator would return and zero them every time.
 #[global_allocator]
@@ -120,6 +122,23 @@ fn end_quietly_on_a_closed_pipe() {
     }));
 }
 
+/// A value as JSON for a person or a program, in which a terminal finds nothing to obey.
+fn json_text(value: &impl Serialize) -> Result<String> {
+    Ok(shown_json(&serde_json::to_string_pretty(value)?).into_owned())
+}
+
+/// The arguments. What is wrong about them is told without what a terminal would obey.
+fn arguments() -> Cli {
+    Cli::try_parse().unwrap_or_else(|error| {
+        let said = error.render().to_string();
+        if !error.use_stderr() || shown_lines(&said) == said {
+            error.exit();
+        }
+        eprint!("{}", shown_lines(&said));
+        std::process::exit(error.exit_code())
+    })
+}
+
 fn is_closed_pipe(cause: &(dyn std::error::Error + 'static)) -> bool {
     cause.downcast_ref::<std::io::Error>().is_some_and(|e| e.kind() == std::io::ErrorKind::BrokenPipe)
 }
@@ -132,14 +151,14 @@ fn main() -> ExitCode {
     }
     allocator::keep_freed_memory();
     end_quietly_on_a_closed_pipe();
-    let cli = Cli::parse();
+    let cli = arguments();
     match run(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if error.chain().any(is_closed_pipe) && !error.chain().any(|cause| cause.is::<reqwest::Error>()) => {
             apa::llama::exit_at_once(BROKEN_PIPE)
         }
         Err(error) => {
-            eprintln!("apad: {error:#}");
+            eprintln!("apad: {}", shown_lines(&format!("{error:#}")));
             ExitCode::from(match () {
                 () if error.is::<WrongUse>() => 2,
                 () if error.is::<Interrupted>() => INTERRUPTED,

@@ -2,6 +2,7 @@
 
 use anyhow::Result;
 use apa::engine::{Status, UnlearnStatus, WeightFormat};
+use apa::shown::shown_lines;
 use clap::Args;
 
 use crate::client::Daemon;
@@ -28,9 +29,9 @@ pub async fn run(options: Options) -> Result<()> {
     }
     let status = client.status().await?;
     if options.json {
-        println!("{}", serde_json::to_string_pretty(&status)?);
+        println!("{}", crate::json_text(&status)?);
     } else {
-        print!("{}", table(&status));
+        print!("{}", shown_lines(&table(&status)));
     }
     Ok(())
 }
@@ -64,6 +65,11 @@ fn table(status: &Status) -> String {
                 ratings.0, ratings.1
             ),
         ));
+    }
+    if let Some(last) = t.proposals.last() {
+        let all: Vec<String> = t.proposals.iter().map(|version| version.to_string()).collect();
+        let said = format!("version {} waits for a person: `apad versions activate {last}`", all.join(", "));
+        rows.push(("proposed", said));
     }
     if let Some(on) = &t.unlearning {
         let UnlearnStatus { replayed, batches, seconds_left, .. } = on;
@@ -101,8 +107,21 @@ fn served_as(format: &WeightFormat) -> String {
 #[cfg(test)]
 mod tests {
     use apa::engine::TrainerState;
+    use apa::types::PolicyVersion;
 
     use super::*;
+
+    #[test]
+    fn what_waits_for_a_person_is_said_and_no_word_moves_the_cursor() {
+        let mut status = Status { model: "a\u{1b}[31mb".into(), ..Status::default() };
+        status.trainer.proposals = vec![PolicyVersion(2), PolicyVersion(3)];
+        let said = table(&status);
+        assert!(
+            said.contains("proposed        version 2, 3 waits for a person: `apad versions activate 3`\n"),
+            "{said}"
+        );
+        assert!(shown_lines(&said).contains("a\\u{1b}[31mb"));
+    }
 
     #[test]
     fn the_table_says_why_the_trainer_is_off() {

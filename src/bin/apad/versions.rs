@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::{Result, bail};
 use apa::engine::{Adopted, Archive, AsideVersion, PublishOutcome, VerdictRecord, VersionRecord};
+use apa::shown::shown_lines;
 use apa::types::{PolicyVersion, VersionInfo};
 use clap::{Args, Subcommand};
 use serde::Serialize;
@@ -105,7 +106,8 @@ pub async fn run(options: Options) -> Result<()> {
     let active = match options.action.unwrap_or(Action::List) {
         Action::List => {
             let (versions, aside) = (from.list().await?, from.set_aside().await?);
-            return print(options.json, &versions, || table(&versions) + &aside_table(&aside));
+            let waiting = from.proposals().await?;
+            return print(options.json, &versions, || table(&versions, &waiting) + &aside_table(&aside));
         }
         Action::Show { version } => {
             let record = from.show(PolicyVersion(version)).await?;
@@ -177,6 +179,14 @@ impl Versions {
         }
     }
 
+    /// Versions that wait for a person's decision.
+    async fn proposals(&self) -> Result<Vec<PolicyVersion>> {
+        match self {
+            Versions::Daemon(client) => Ok(client.trainer().await?.proposals),
+            Versions::Folder(archive) => Ok(archive.proposals()?),
+        }
+    }
+
     async fn set_aside(&self) -> Result<Vec<AsideVersion>> {
         match self {
             Versions::Daemon(client) => client.set_aside().await,
@@ -218,17 +228,21 @@ impl Versions {
 
 fn print(as_json: bool, value: &impl Serialize, text: impl FnOnce() -> String) -> Result<()> {
     if as_json {
-        println!("{}", serde_json::to_string_pretty(value)?);
+        println!("{}", crate::json_text(value)?);
     } else {
-        print!("{}", text());
+        print!("{}", shown_lines(&text()));
     }
     Ok(())
 }
 
-fn table(versions: &[VersionInfo]) -> String {
+fn table(versions: &[VersionInfo], waiting: &[PolicyVersion]) -> String {
     let mut text = String::from("  version  parent  samples   reward  tokens  KL/response (nats)\n");
     for v in versions {
-        let mark = if v.active { '*' } else { ' ' };
+        let mark = match v.active {
+            true => '*',
+            false if waiting.contains(&v.version) => '?',
+            false => ' ',
+        };
         let parent = v.parent.map_or("-".to_owned(), |p| p.to_string());
         text += &format!("{mark} {:>7}  {parent:>6}", v.version.0);
         if v.metrics.samples > 0 {
@@ -238,7 +252,10 @@ fn table(versions: &[VersionInfo]) -> String {
         }
         text.push('\n');
     }
-    text
+    match waiting.last() {
+        Some(last) => text + &format!("? waits for a person (gate.mode): `apad versions activate {last}` serves it\n"),
+        None => text,
+    }
 }
 
 /// A version as text.
@@ -316,7 +333,14 @@ fn aside_table(aside: &[AsideVersion]) -> String {
         format!("  set aside: {}{damage}\n", one.name)
     };
     let lines: String = aside.iter().map(line).collect();
-    if lines.is_empty() { lines } else { lines + "  `apad versions adopt` takes them in\n" }
+    let damaged = aside.iter().filter(|one| one.damage.is_some()).count();
+    lines
+        + match damaged {
+            _ if aside.is_empty() => "",
+            0 => "  `apad versions adopt` takes them in\n",
+            all if all == aside.len() => "  none of them can be taken in: what is damaged or no version stays aside\n",
+            _ => "  `apad versions adopt NAME` takes in one that is whole\n",
+        }
 }
 
 /// The files of a version, and their damage.
@@ -350,7 +374,7 @@ mod tests {
             created: 0,
             metrics: Default::default(),
         };
-        let text = table(&[info(0, false), info(1, true)]);
+        let text = table(&[info(0, false), info(1, true), info(2, false)], &[PolicyVersion(2)]);
         let lines: Vec<&str> = text.lines().collect();
         assert!(lines[1].starts_with("        0       -"), "{text}");
         assert!(lines[2].starts_with("*       1       0"), "{text}");

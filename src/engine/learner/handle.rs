@@ -156,6 +156,8 @@ impl LearningLoop {
         let mut status = self.shared.status().clone();
         status.auto = self.auto();
         status.pending_ratings = self.ledger.pending_ratings();
+        // A closed ledger has none.
+        status.proposals = self.ledger.proposals().unwrap_or_default();
         status
     }
 

@@ -90,6 +90,8 @@ pub enum PublishOutcome {
 }
 
 const NOT_READY: &str = "the trainer is not ready";
+/// Why another user has to wait to be unlearned.
+pub(super) const BEING_UNLEARNED: &str = "a user is being unlearned already; the trainer's status says how far it is";
 /// Polling interval for feedback whose quarantine ends.
 const LOOK: Duration = Duration::from_secs(5);
 

@@ -268,6 +268,9 @@ impl Worker {
         self.prune();
         let metrics = metrics.clone();
         if !active {
+            if ruling == Ruling::Proposed {
+                self.tell(|| News::VersionProposed { version, parent, reason: reason.clone() });
+            }
             return Ok(Judged::Made(PublishOutcome::Pending { version, ruling, reason, metrics }));
         }
         self.tell(|| News::VersionPublished { version, parent });

@@ -53,7 +53,7 @@ impl Worker {
     /// Deletes a user's data, and begins to replace the versions that learned from it.
     pub(super) fn unlearn(&mut self, user: &str) -> Result<UnlearnReceipt> {
         if self.unlearning.is_some() {
-            return Err(Error::busy("a user is being unlearned already; the trainer's status says how far it is"));
+            return Err(Error::busy(BEING_UNLEARNED));
         }
         self.check_ready()?;
         let planned = plan(&self.store, &self.ledger, user)?;
@@ -373,7 +373,7 @@ impl Worker {
         let store = self.replay_store()?;
         store.remove_leftovers()?;
         let Some(newest) = store.list()?.pop() else { return Ok(Progress::default()) };
-        let json = std::fs::read(store.path(newest).join(PROGRESS_FILE))?;
+        let json = crate::files::read(&store.path(newest).join(PROGRESS_FILE), crate::files::MOST)?;
         serde_json::from_slice(&json).map_err(|e| Error::io(format!("{FOLDER}/{PROGRESS_FILE} is damaged: {e}")))
     }
 

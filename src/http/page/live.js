@@ -48,7 +48,7 @@ export async function follow() {
   }
 }
 
-const FINAL = new Set(['version_published', 'version_activated', 'version_refused', 'version_rolled_back', 'trial_started', 'trial_advanced', 'unlearned'])
+const FINAL = new Set(['version_published', 'version_activated', 'version_refused', 'version_proposed', 'version_rolled_back', 'trial_started', 'trial_advanced', 'unlearned'])
 
 /** Whether an event changes the list of versions. */
 export const changesVersions = kind => FINAL.has(kind)
@@ -59,6 +59,7 @@ export function inWords(kind, news) {
     case 'version_published': return `Version ${news.version} serves, taught from version ${news.parent}.`
     case 'version_activated': return `Version ${news.version} serves again.`
     case 'version_refused': return `${news.version === null ? 'A candidate' : `Version ${news.version}`} was refused: ${news.reason}.`
+    case 'version_proposed': return `Version ${news.version} waits for a person to activate it: ${news.reason}.`
     case 'version_rolled_back': return `Version ${news.version} was taken back, version ${news.parent} serves: ${news.reason}.`
     case 'trial_started': return `Version ${news.version} is tried by ${(100 * news.share).toFixed(0)} % of the users.`
     case 'trial_advanced': return `Version ${news.version} is tried by ${(100 * news.share).toFixed(0)} % of the users now.`

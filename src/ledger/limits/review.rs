@@ -139,6 +139,13 @@ pub(super) fn held(db: &Connection, rules: &Rules) -> Result<BTreeSet<String>> {
 
 /// Records a decision; returns how many answers no longer have feedback waiting.
 pub(in crate::ledger) fn review(db: &Connection, user: &str, verdict: ReviewVerdict) -> Result<u64> {
+    let known = "SELECT 1 WHERE EXISTS (SELECT 1 FROM feedback WHERE user = ?1)
+                 OR EXISTS (SELECT 1 FROM generations WHERE user = ?1)
+                 OR EXISTS (SELECT 1 FROM preferences WHERE user = ?1)
+                 OR EXISTS (SELECT 1 FROM reviews WHERE user = ?1)";
+    if user.is_empty() || !db.prepare_cached(known)?.exists([user])? {
+        return Err(Error::unknown_id(format!("no user {user:?} is on record, expected one who asked or rated")));
+    }
     db.prepare_cached("INSERT INTO reviews (user, verdict, created) VALUES (?1, ?2, ?3)")?.execute((
         user,
         verdict.as_str(),

@@ -8,6 +8,7 @@ mod terminal;
 use std::io::IsTerminal;
 
 use anyhow::Result;
+use apa::shown::{shown, shown_lines};
 use clap::Args;
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::signal::unix::{SignalKind, signal};
@@ -76,7 +77,7 @@ pub async fn run(options: Options) -> Result<()> {
     if !std::io::stdin().is_terminal() {
         return piped(talk).await;
     }
-    println!("{}", props.model);
+    println!("{}", shown(&props.model));
     println!("{}", dim("+ or - rates the last answer, /help tells what else there is, /bye or Ctrl-D ends"));
     interactive(talk, client).await
 }
@@ -110,7 +111,7 @@ async fn interactive(mut talk: Talk, client: Client) -> Result<()> {
             Read::Line(line) => match talk.hear(&line, &Stop::Interrupt).await {
                 Ok(Heard::Bye) => return Ok(()),
                 Ok(Heard::All) => {}
-                Err(e) => eprintln!("{e:#}"),
+                Err(e) => eprintln!("{}", shown_lines(&format!("{e:#}"))),
             },
             Read::Interrupted => println!("{}", dim("/bye or Ctrl-D ends")),
             Read::End => return Ok(()),

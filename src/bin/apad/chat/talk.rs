@@ -4,6 +4,7 @@ use std::io::Write;
 
 use anyhow::{Context, Result, bail};
 use apa::engine::{TrainerState, TrainerStatus};
+use apa::shown::shown_lines;
 use apa::types::ChatMessage;
 use serde_json::{Value, json};
 use tokio::signal::unix::{SignalKind, signal};
@@ -141,7 +142,7 @@ impl Talk {
     /// Answers the last message, and prints the answer.
     async fn answer(&mut self, stop: &Stop) -> Result<Answer> {
         let on_text = |text: &str| {
-            print!("{text}");
+            print!("{}", shown_lines(text));
             let _ = std::io::stdout().flush();
         };
         let answer = self.client.chat_stream_until(&self.messages, &self.params, stop.wait(), on_text).await;

@@ -6,6 +6,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use apa::engine::{Adopted, AsideVersion, VersionRecord};
+use apa::overwrite::{Form, check_target};
 use apa::types::{PolicyVersion, VersionInfo};
 use reqwest::Method;
 use serde::Deserialize;
@@ -60,6 +61,7 @@ impl Client {
     /// Writes a version's files into one file, and returns its length in bytes. It is written beside its place first,
     /// so that a broken one never has its name.
     pub async fn snapshot(&self, version: PolicyVersion, file: &Path) -> Result<u64> {
+        let file = &check_target(file, Form::Snapshot, &[])?;
         let mut response = self.send(Method::GET, &format!("/v1/policy/versions/{version}/snapshot"), None).await?;
         let mut aside = file.to_path_buf().into_os_string();
         aside.push(".part");

@@ -16,7 +16,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use apa::config::Config;
-use apa::overwrite::check_output;
+use apa::overwrite::check_target_folder;
 use apa::types::{Generation, GenerationId, PolicyVersion};
 use clap::Args;
 
@@ -100,7 +100,7 @@ async fn show(options: &Options, interrupt: &Interrupt) -> Result<()> {
     let data = DataFolder::new(options.data.as_deref())?;
     let mut config = settings(options, &data.path)?;
     config.model = interrupt.or(pull::resolve(&config.model)).await?;
-    check_output(&options.out.join("report.html"), &[&config.model])?;
+    check_target_folder(&options.out, &page::FILES, &[&config.model])?;
 
     let screen = Screen::new(options.batches.into(), options.json);
     let report = demo(options, config, &screen, interrupt).await;
@@ -111,7 +111,7 @@ async fn show(options: &Options, interrupt: &Interrupt) -> Result<()> {
     page::write(&options.out, &report)?;
     screen.line(&format!("report: {}", options.out.join("report.html").display()));
     if options.json {
-        println!("{}", serde_json::to_string_pretty(&report)?);
+        println!("{}", crate::json_text(&report)?);
     }
     screen.line(&report.last_line());
     if !report.reached {

@@ -17,6 +17,9 @@ const STYLE: &str = "body{font:15px/1.5 sans-serif;max-width:1100px;margin:2rem 
     #ddd;vertical-align:top}td.n,th.n{text-align:right;font-variant-numeric:tabular-nums}svg{width:100%;height:auto}\
     .answers td{width:33%}.dim{color:#666}.result{font-weight:bold}";
 
+/// What [`write`] writes.
+pub const FILES: [&str; 3] = ["curves.png", "report.html", "report.json"];
+
 /// Writes `curves.png`, `report.html` and `report.json` into `dir`.
 ///
 /// # Errors

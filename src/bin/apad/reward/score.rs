@@ -77,6 +77,6 @@ fn score(options: &Options, model: &Path) -> Result<()> {
     summary["refused_lines"] = json!(prepared.refused.iter().map(|r| r.line).collect::<Vec<_>>());
     summary["seconds"] = seconds.into();
     summary["tokens_per_second"] = (tokens as f64 / seconds).into();
-    println!("{}", serde_json::to_string_pretty(&summary)?);
+    println!("{}", crate::json_text(&summary)?);
     Ok(())
 }

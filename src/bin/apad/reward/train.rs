@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use apa::llama::Model;
-use apa::overwrite::check_output;
+use apa::overwrite::{Form, check_target};
 use apa::reward::{self, Learner, Manifest, Progress, Report, RewardAdapter, Settings};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -123,7 +123,7 @@ pub async fn run(options: Options) -> Result<()> {
 fn train(options: &Options, model: &Path, stop: &AtomicBool) -> Result<()> {
     let checkpoint = checkpoint_of(&options.out);
     for written in [&options.out, &checkpoint] {
-        check_output(written, &[model, &options.pairs])?;
+        check_target(written, Form::Gguf, &[model, &options.pairs])?;
     }
     if checkpoint.exists() && !options.resume {
         let found = checkpoint.display();
@@ -166,7 +166,7 @@ fn train(options: &Options, model: &Path, stop: &AtomicBool) -> Result<()> {
             "out": options.out, "steps": ended.steps, "dropped_steps": ended.dropped_steps, "early": ended.early,
             "refused_lines": prepared.refused.iter().map(|r| r.line).collect::<Vec<_>>(), "manifest": manifest,
         });
-        println!("{}", serde_json::to_string_pretty(&summary)?);
+        println!("{}", crate::json_text(&summary)?);
     } else {
         let how = if ended.early { "stopped early" } else { "trained to the end" };
         println!("{how}, kept the weights after {:.2} epochs: {}", manifest.epochs_done, line(&manifest.validation));

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use apa::experiment::StepRecord;
+use apa::overwrite::check_target_folder;
 use serde_json::{Value, json};
 
 use super::curves;
@@ -15,11 +16,12 @@ const LAST: usize = 5;
 /// Draws the experiments in `dirs` into `out`.
 pub fn run(dirs: &[std::path::PathBuf], out: &Path, json: bool) -> Result<()> {
     let groups = dirs.iter().map(|dir| Group::read(dir)).collect::<Result<Vec<_>>>()?;
+    check_target_folder(out, &curves::FILES, &[])?;
     std::fs::create_dir_all(out).with_context(|| format!("creating {}", out.display()))?;
     curves::write(out, &groups)?;
     let summaries: Vec<Value> = groups.iter().map(summary).collect();
     if json {
-        println!("{}", serde_json::to_string_pretty(&json!({"out": out, "experiments": summaries}))?);
+        println!("{}", crate::json_text(&json!({"out": out, "experiments": summaries}))?);
         return Ok(());
     }
     println!("experiment            seed  steps  samples  reward, first  last {LAST}  KL/resp, last {LAST}  seconds");

@@ -18,6 +18,9 @@ const SAMPLES: Coordinate = |r| Some(r.samples as f64);
 const REWARD: Coordinate = |r| r.reward_mean;
 const KL: Coordinate = |r| r.kl_k1_per_response;
 
+/// What [`write`] writes.
+pub const FILES: [&str; 2] = ["curves.png", "curves.svg"];
+
 /// Writes `curves.png` and `curves.svg` into `dir`: reward and KL against samples, reward against KL.
 pub fn write(dir: &Path, groups: &[Group]) -> Result<()> {
     let panel = |title: &str, x_label: &str, y_label: &str, x: Coordinate, y: Coordinate| Panel {

@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result, bail};
 use apa::experiment::{Input, Lab, PLAN_FILE, Plan, Thumbs, read_dataset, read_prompts, seed_folder};
-use apa::overwrite::check_written_folder;
+use apa::overwrite::{check_target_folder, check_written_folder};
 use apa::reward::{SCHEMES, SCHEMES_EXPLAINED, Source};
 use clap::Args;
 use serde_json::json;
@@ -222,6 +222,8 @@ impl Job {
     fn run(&self, plan: Plan) -> Result<()> {
         let mut read = vec![plan.config.model.as_path()];
         read.extend([&plan.prompts, &plan.dataset].into_iter().flatten().map(|input| input.path.as_path()));
+        check_target_folder(&self.dir, &curves::FILES, &read)?;
+        check_target_folder(&self.dir, &[PLAN_FILE, LOCK_FILE], &read)?;
         for input in read {
             for folder in plan.seeds.iter().map(|seed| seed_folder(&self.dir, *seed)) {
                 check_written_folder(&folder, input)?;
@@ -252,7 +254,7 @@ impl Job {
         if self.json {
             let summary =
                 json!({"out": self.dir, "stopped": stopped_at.is_some(), "experiment": compare::summary(&group)});
-            println!("{}", serde_json::to_string_pretty(&summary)?);
+            println!("{}", crate::json_text(&summary)?);
         }
         if let Some((seed, steps)) = stopped_at {
             let (dir, planned) = (self.dir.display(), lab.plan().steps);
