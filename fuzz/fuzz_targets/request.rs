@@ -10,13 +10,19 @@ libfuzzer_sys::fuzz_target!(|body: &[u8]| {
         let _ = parse_completion(body, unknown);
         let _ = parse_anthropic(body, unknown);
         let _ = parse_responses(body, unknown);
-        let _ = parse_score(body, unknown);
-        let _ = parse_rerank(body, unknown);
         let _ = parse_messages(body, unknown);
-        let _ = parse_feedback(body, unknown);
-        let _ = parse_preference(body, unknown);
-        let _ = parse_sample(body, unknown);
-        let _ = parse_tokenize(body, unknown);
-        let _ = parse_detokenize(body, unknown);
     }
+    let _ = parse_score(body);
+    let _ = parse_rerank(body);
+    let _ = parse_feedback(body);
+    let _ = parse_preference(body);
+    let _ = parse_sample(body);
+    let _ = parse_forget(body);
+    let _ = parse_review(body);
+    let _ = parse_embeddings(body);
+    let _ = parse_tokenize(body);
+    let _ = parse_detokenize(body);
+    let _ = parse_activate(body);
+    let _ = parse_adopt(body);
+    let _ = parse_nothing(body);
 });

@@ -10,7 +10,7 @@ use super::error::{apa_error, apa_status};
 use super::guard::guard;
 use super::strings::apa_string;
 use crate::error::Error;
-use crate::request::{Unknown, parse_feedback, parse_preference, parse_sample};
+use crate::request::{parse_feedback, parse_preference, parse_sample};
 
 /// Records feedback; it is durable on disk when this returns. JSON: `generation_id`, one of `rating` (-1 to 1),
 /// `thumbs` (`"up"`, `"down"`), `correction` (the answer as it should have been) and `signal` (the name of something a
@@ -34,7 +34,7 @@ pub unsafe extern "C" fn apa_feedback(
         guard(error, || {
             let engine = self::engine(engine)?;
             let body = args::bytes("feedback_json", feedback_json, feedback_json_len)?;
-            put_json(receipt, &engine.feedback(parse_feedback(body, Unknown::Refuse)?)?)
+            put_json(receipt, &engine.feedback(parse_feedback(body)?)?)
         })
     }
 }
@@ -56,7 +56,7 @@ pub unsafe extern "C" fn apa_preference(
         guard(error, || {
             let engine = self::engine(engine)?;
             let body = args::bytes("preference_json", preference_json, preference_json_len)?;
-            let preference = parse_preference(body, Unknown::Refuse)?;
+            let preference = parse_preference(body)?;
             let id = engine.prefer(&preference.chosen, &preference.rejected, preference.user.as_deref())?;
             put_json(receipt, &json!({"preference_id": id}))
         })
@@ -85,7 +85,7 @@ pub unsafe extern "C" fn apa_sample_add(
         guard(error, || {
             let engine = self::engine(engine)?;
             let body = args::bytes("sample_json", sample_json, sample_json_len)?;
-            put_json(receipt, &engine.add_sample(parse_sample(body, Unknown::Refuse)?.resolve(&engine)?)?)
+            put_json(receipt, &engine.add_sample(parse_sample(body)?.resolve(&engine)?)?)
         })
     }
 }

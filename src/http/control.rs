@@ -19,7 +19,7 @@ use super::schemas::*;
 use super::{App, blocking};
 use crate::engine::{Engine, GenerationRecord, PublishOutcome, Status, TrainerStatus, VersionRecord};
 use crate::error::Error;
-use crate::request::{self, Forget, Prompt, Unknown};
+use crate::request::{self, Forget, Prompt};
 use crate::types::{FeedbackReceipt, GenerationId, PolicyVersion};
 
 type Shared = State<Arc<App>>;
@@ -35,7 +35,7 @@ pub(super) fn text(path: PathText) -> ApiResult<String> {
     responses((status = 200, body = Object), (status = 400, body = ErrorBody)))]
 pub(super) async fn tokenize(State(app): Shared, Body(body): Body) -> ApiResult<Json<Value>> {
     blocking(move || {
-        let asked = request::parse_tokenize(&body, Unknown::Ignore)?;
+        let asked = request::parse_tokenize(&body)?;
         let tokens = app.engine.tokenize_as(&asked.content, asked.add_special, asked.parse_special)?;
         Ok(Json(json!({"tokens": tokens})))
     })
@@ -47,7 +47,7 @@ pub(super) async fn tokenize(State(app): Shared, Body(body): Body) -> ApiResult<
     responses((status = 200, body = Object), (status = 400, body = ErrorBody)))]
 pub(super) async fn detokenize(State(app): Shared, Body(body): Body) -> ApiResult<Json<Value>> {
     blocking(move || {
-        let tokens = request::parse_detokenize(&body, Unknown::Ignore)?;
+        let tokens = request::parse_detokenize(&body)?;
         let known = app.engine.vocabulary();
         if let Some(token) = tokens.iter().find(|t| **t as usize >= known) {
             return Err(Error::arg(format!("token {token} is outside the vocabulary of {known}")).into());
@@ -76,7 +76,7 @@ pub(super) async fn embeddings(State(app): Shared, Body(body): Body) -> ApiResul
     let abandoned = Arc::new(AtomicBool::new(false));
     let _client = Abandons(abandoned.clone());
     blocking(move || {
-        let parsed = request::parse_embeddings(&body, Unknown::Ignore)?;
+        let parsed = request::parse_embeddings(&body)?;
         let engine = &app.engine;
         let width = engine.embedding_width();
         if let Some(dimensions) = parsed.dimensions.filter(|wanted| *wanted != width as u64) {
@@ -125,7 +125,7 @@ pub(super) async fn feedback(
     Extension(by): By,
     Body(body): Body,
 ) -> ApiResult<Json<FeedbackReceipt>> {
-    let mut feedback = request::parse_feedback(&body, Unknown::Ignore)?;
+    let mut feedback = request::parse_feedback(&body)?;
     feedback.user = by.user(feedback.user)?;
     blocking(move || {
         by.check(&app, &feedback.generation_id)?;
@@ -138,7 +138,7 @@ pub(super) async fn feedback(
 #[utoipa::path(post, path = "/v1/preferences", request_body = PreferenceRequest,
     responses((status = 200, body = Object), (status = 400, body = ErrorBody), (status = 404, body = ErrorBody)))]
 pub(super) async fn preference(State(app): Shared, Extension(by): By, Body(body): Body) -> ApiResult<Json<Value>> {
-    let preference = request::parse_preference(&body, Unknown::Ignore)?;
+    let preference = request::parse_preference(&body)?;
     blocking(move || {
         let user = by.user(preference.user)?;
         by.check(&app, &preference.chosen)?;
@@ -153,7 +153,7 @@ pub(super) async fn preference(State(app): Shared, Extension(by): By, Body(body)
 #[utoipa::path(post, path = "/v1/forget", request_body = ForgetRequest,
     responses((status = 200, body = Object), (status = 400, body = ErrorBody)))]
 pub(super) async fn forget(State(app): Shared, Extension(by): By, Body(body): Body) -> ApiResult<Json<Value>> {
-    let Forget { user, unlearn, dry_run } = request::parse_forget(&body, Unknown::Ignore)?;
+    let Forget { user, unlearn, dry_run } = request::parse_forget(&body)?;
     if unlearn && matches!(by, Caller::Client { .. }) {
         let message = "unlearn replaces what everyone is served, expected the key of an operator".to_owned();
         return Err(ApiError::new(StatusCode::FORBIDDEN, "operator_only", message));
@@ -180,7 +180,7 @@ pub(super) async fn reviews(State(app): Shared) -> ApiResult<Json<Value>> {
 #[utoipa::path(post, path = "/v1/feedback/reviews", request_body = ReviewRequest,
     responses((status = 200, body = Object), (status = 400, body = ErrorBody)))]
 pub(super) async fn review(State(app): Shared, Body(body): Body) -> ApiResult<Json<Value>> {
-    let (user, verdict) = request::parse_review(&body, Unknown::Ignore)?;
+    let (user, verdict) = request::parse_review(&body)?;
     blocking(move || {
         app.engine.review(&user, verdict)?;
         Ok(Json(json!({"user": user, "verdict": verdict})))
@@ -224,9 +224,7 @@ pub(super) async fn aside(State(app): Shared) -> ApiResult<Json<Value>> {
 #[utoipa::path(post, path = "/v1/policy/adopt", request_body = AdoptRequest,
     responses((status = 200, body = Object), (status = 400, body = ErrorBody), (status = 404, body = ErrorBody)))]
 pub(super) async fn adopt(State(app): Shared, Body(body): Body) -> ApiResult<Json<Value>> {
-    let AdoptRequest { name } = serde_json::from_slice(&body).map_err(|e| {
-        Error::arg(format!("{e}, expected a body like {{\"name\": \"000003\"}}, or {{}} for all of them"))
-    })?;
+    let name = request::parse_adopt(&body)?;
     let adopted = blocking(move || Ok(app.engine.adopt(name.as_deref())?)).await?;
     Ok(Json(json!({"object": "list", "data": adopted})))
 }
@@ -235,11 +233,9 @@ pub(super) async fn adopt(State(app): Shared, Body(body): Body) -> ApiResult<Jso
 #[utoipa::path(post, path = "/v1/policy/activate", request_body = ActivateRequest,
     responses((status = 200, body = Object), (status = 400, body = ErrorBody), (status = 404, body = ErrorBody)))]
 pub(super) async fn activate(State(app): Shared, Body(body): Body) -> ApiResult<Json<Value>> {
-    let ActivateRequest { version, whole } = serde_json::from_slice(&body)
-        .map_err(|e| Error::arg(format!("{e}, expected a body like {{\"version\": 3}}")))?;
-    let version = PolicyVersion(version);
+    let (version, whole) = request::parse_activate(&body)?;
     blocking(move || {
-        if whole == Some(true) {
+        if whole {
             app.engine.activate_whole(version)?
         } else {
             app.engine.activate(version)?
@@ -252,7 +248,8 @@ pub(super) async fn activate(State(app): Shared, Body(body): Body) -> ApiResult<
 /// Serve the active version's parent from now on
 #[utoipa::path(post, path = "/v1/policy/rollback",
     responses((status = 200, body = Object), (status = 400, body = ErrorBody)))]
-pub(super) async fn rollback(State(app): Shared) -> ApiResult<Json<Value>> {
+pub(super) async fn rollback(State(app): Shared, Body(body): Body) -> ApiResult<Json<Value>> {
+    request::parse_nothing(&body)?;
     blocking(move || Ok(Json(json!({"policy_version": app.engine.rollback()?})))).await
 }
 
@@ -266,7 +263,8 @@ pub(super) async fn trainer(State(app): Shared) -> Json<TrainerStatus> {
 /// Train on the waiting ratings, and publish
 #[utoipa::path(post, path = "/v1/trainer/step",
     responses((status = 200, body = Object), (status = 400, body = ErrorBody), (status = 429, body = ErrorBody)))]
-pub(super) async fn step(State(app): Shared) -> ApiResult<Json<PublishOutcome>> {
+pub(super) async fn step(State(app): Shared, Body(body): Body) -> ApiResult<Json<PublishOutcome>> {
+    request::parse_nothing(&body)?;
     let Ok(permit) = app.step.clone().try_acquire_owned() else {
         return Err(Error::busy("a step that was asked for is still running").into());
     };
@@ -281,7 +279,8 @@ pub(super) async fn step(State(app): Shared) -> ApiResult<Json<PublishOutcome>> 
 /// Sample fresh answers, score them and train on them
 #[utoipa::path(post, path = "/v1/trainer/rollout",
     responses((status = 200, body = Object), (status = 429, body = ErrorBody)))]
-pub(super) async fn roll_out(State(app): Shared) -> ApiResult<Json<PublishOutcome>> {
+pub(super) async fn roll_out(State(app): Shared, Body(body): Body) -> ApiResult<Json<PublishOutcome>> {
+    request::parse_nothing(&body)?;
     let Ok(permit) = app.step.clone().try_acquire_owned() else {
         return Err(Error::busy("a step that was asked for is still running").into());
     };

@@ -11,7 +11,9 @@ const HEAD: &str = "# HTTP API
 Written from the OpenAPI document (`GET /openapi.json`; `GET /docs` shows it in a browser) by `make docs`; a test \
 keeps it current.
 
-Bodies are JSON. Errors are `{\"error\": {\"message\", \"type\", \"param\", \"code\"}}` with the status that fits. \
+Bodies are JSON. A field that is not named here is refused, with the nearest name if one is close; in requests for \
+answers (chats, completions, messages, responses) it is ignored, since their clients send more. Errors are \
+`{\"error\": {\"message\", \"type\", \"param\", \"code\"}}` with the status that fits. \
 Where keys are configured, requests send theirs as `Authorization: Bearer KEY` or `X-Api-Key: KEY`; what is for \
 operators refuses the keys of clients. An answer's id, whatever API gave it, is what `POST /v1/feedback` takes as \
 `generation_id`. Fields without *required* may be left out or null.

@@ -104,7 +104,6 @@ struct Api;
 mod tests {
     use std::collections::BTreeSet;
 
-    use super::super::schemas::{ActivateRequest, AdoptRequest};
     use super::*;
     use crate::error::Error;
     use crate::request::known::*;
@@ -121,16 +120,18 @@ mod tests {
             ("CompletionRequest", but(CHAT_FIELDS), |b| parse_completion(b, STRICT).err()),
             ("MessagesRequest", ANTHROPIC_FIELDS.to_vec(), |b| parse_anthropic(b, STRICT).err()),
             ("ResponsesRequest", RESPONSES_FIELDS.to_vec(), |b| parse_responses(b, STRICT).err()),
-            ("EmbeddingsRequest", EMBEDDINGS_FIELDS.to_vec(), |b| parse_embeddings(b, STRICT).err()),
-            ("SampleRequest", SAMPLE_FIELDS.to_vec(), |b| parse_sample(b, STRICT).err()),
-            ("ScoreRequest", SCORE_FIELDS.to_vec(), |b| parse_score(b, STRICT).err()),
-            ("RerankRequest", RERANK_FIELDS.to_vec(), |b| parse_rerank(b, STRICT).err()),
-            ("TokenizeRequest", TOKENIZE_FIELDS.to_vec(), |b| parse_tokenize(b, STRICT).err()),
-            ("DetokenizeRequest", DETOKENIZE_FIELDS.to_vec(), |b| parse_detokenize(b, STRICT).err()),
-            ("FeedbackRequest", FEEDBACK_FIELDS.to_vec(), |b| parse_feedback(b, STRICT).err()),
-            ("PreferenceRequest", PREFERENCE_FIELDS.to_vec(), |b| parse_preference(b, STRICT).err()),
-            ("ForgetRequest", FORGET_FIELDS.to_vec(), |b| parse_forget(b, STRICT).err()),
-            ("ReviewRequest", REVIEW_FIELDS.to_vec(), |b| parse_review(b, STRICT).err()),
+            ("EmbeddingsRequest", EMBEDDINGS_FIELDS.to_vec(), |b| parse_embeddings(b).err()),
+            ("SampleRequest", SAMPLE_FIELDS.to_vec(), |b| parse_sample(b).err()),
+            ("ScoreRequest", SCORE_FIELDS.to_vec(), |b| parse_score(b).err()),
+            ("RerankRequest", RERANK_FIELDS.to_vec(), |b| parse_rerank(b).err()),
+            ("TokenizeRequest", TOKENIZE_FIELDS.to_vec(), |b| parse_tokenize(b).err()),
+            ("DetokenizeRequest", DETOKENIZE_FIELDS.to_vec(), |b| parse_detokenize(b).err()),
+            ("FeedbackRequest", FEEDBACK_FIELDS.to_vec(), |b| parse_feedback(b).err()),
+            ("PreferenceRequest", PREFERENCE_FIELDS.to_vec(), |b| parse_preference(b).err()),
+            ("ForgetRequest", FORGET_FIELDS.to_vec(), |b| parse_forget(b).err()),
+            ("ActivateRequest", ACTIVATE_FIELDS.to_vec(), |b| parse_activate(b).err()),
+            ("AdoptRequest", ADOPT_FIELDS.to_vec(), |b| parse_adopt(b).err()),
+            ("ReviewRequest", REVIEW_FIELDS.to_vec(), |b| parse_review(b).err()),
         ]
     }
 
@@ -142,6 +143,7 @@ mod tests {
             body[required] = match required {
                 "messages" => json!([{"role": "user", "content": "hi"}]),
                 "tokens" => json!([1]),
+                "version" => json!(1),
                 "verdict" => json!("hold"),
                 "chosen_id" => json!("gen-1"),
                 _ => json!("x"),
@@ -170,14 +172,6 @@ mod tests {
             compared.insert(name);
         }
         assert_eq!(fields_of("ChatMessageBody"), MEMBERS.iter().map(|m| (*m).to_owned()).collect());
-        // These two are read as they are described.
-        for (name, fields) in [
-            ("ActivateRequest", serde_json::to_value(ActivateRequest { version: 1, whole: None }).unwrap()),
-            ("AdoptRequest", serde_json::to_value(AdoptRequest { name: None }).unwrap()),
-        ] {
-            assert_eq!(fields_of(name), fields.as_object().unwrap().keys().cloned().collect());
-            compared.insert(name);
-        }
         // No operation takes a body that was not compared.
         for (path, methods) in document["paths"].as_object().unwrap() {
             for (method, operation) in methods.as_object().unwrap() {

@@ -2,17 +2,16 @@
 
 use std::collections::BTreeMap;
 
-use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use utoipa::ToSchema;
 
 macro_rules! schemas {
     ($($(#[$doc:meta])* $name:ident { $($(#[$field_doc:meta])* $field:ident: $type:ty,)* })*) => {
         $(
-            #[derive(Deserialize, Serialize, ToSchema)]
+            #[derive(ToSchema)]
             $(#[$doc])*
             #[allow(dead_code)]
-            pub(super) struct $name { $($(#[$field_doc])* pub(super) $field: $type,)* }
+            pub(super) struct $name { $($(#[$field_doc])* $field: $type,)* }
         )*
     };
 }
@@ -329,7 +328,6 @@ schemas! {
         whole: Option<bool>,
     }
 
-    #[serde(deny_unknown_fields)]
     AdoptRequest {
         /// Of one that was set aside; without it all are adopted.
         name: Option<String>,

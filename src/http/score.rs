@@ -10,14 +10,14 @@ use super::body::Body;
 use super::error::ApiResult;
 use super::schemas::*;
 use super::{App, blocking};
-use crate::request::{self, Unknown};
+use crate::request;
 
 /// The reward model's score of each answer to a prompt; only differences between them are meaningful
 #[utoipa::path(post, path = "/v1/score", request_body = ScoreRequest,
     responses((status = 200, body = Object), (status = 400, body = ErrorBody), (status = 429, body = ErrorBody)))]
 pub(super) async fn score(State(app): State<Arc<App>>, Body(body): Body) -> ApiResult<Json<Value>> {
     blocking(move || {
-        let answers = request::parse_score(&body, Unknown::Ignore)?.resolve(&app.engine)?;
+        let answers = request::parse_score(&body)?.resolve(&app.engine)?;
         let scores = app.engine.score(&answers)?;
         let data = scores.iter().enumerate().map(|(i, score)| json!({"object": "score", "index": i, "score": score}));
         Ok(Json(json!({"object": "list", "data": data.collect::<Vec<_>>(), "model": app.model,
@@ -31,7 +31,7 @@ pub(super) async fn score(State(app): State<Arc<App>>, Body(body): Body) -> ApiR
     responses((status = 200, body = Object), (status = 400, body = ErrorBody), (status = 429, body = ErrorBody)))]
 pub(super) async fn rerank(State(app): State<Arc<App>>, Body(body): Body) -> ApiResult<Json<Value>> {
     blocking(move || {
-        let asked = request::parse_rerank(&body, Unknown::Ignore)?;
+        let asked = request::parse_rerank(&body)?;
         let texts = asked.texts.then(|| asked.score.completions.clone());
         let answers = asked.score.resolve(&app.engine)?;
         let mut scores: Vec<(usize, f32)> = app.engine.score(&answers)?.into_iter().enumerate().collect();

@@ -21,7 +21,7 @@ use super::schemas::*;
 use super::{App, blocking};
 use crate::engine::SampleReceipt;
 use crate::error::Error;
-use crate::request::{self, Unknown};
+use crate::request;
 use crate::types::PolicyVersion;
 
 /// Folder in the data folder for files on their way; emptied at every start.
@@ -157,7 +157,7 @@ fn shown(message: &str, path: &Path) -> String {
     responses((status = 200, body = Object), (status = 400, body = ErrorBody)))]
 pub(super) async fn sample(State(app): State<Arc<App>>, Body(body): Body) -> ApiResult<Json<SampleReceipt>> {
     blocking(move || {
-        let sample = request::parse_sample(&body, Unknown::Ignore)?.resolve(&app.engine)?;
+        let sample = request::parse_sample(&body)?.resolve(&app.engine)?;
         Ok(Json(app.engine.add_sample(sample)?))
     })
     .await

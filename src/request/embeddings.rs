@@ -26,8 +26,8 @@ pub struct ParsedEmbeddings {
 ///
 /// # Errors
 /// As [`parse_chat`].
-pub fn parse_embeddings(body: &[u8], unknown: Unknown) -> Result<ParsedEmbeddings> {
-    let mut fields = Fields::parse(body, unknown)?;
+pub fn parse_embeddings(body: &[u8]) -> Result<ParsedEmbeddings> {
+    let mut fields = Fields::parse(body, Unknown::Refuse)?;
     let input = fields.required("input")?;
     let special = fields.flag("parse_special")?;
     let input = prompts_of("input", input, special)?;

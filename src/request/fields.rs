@@ -130,6 +130,7 @@ fn unknown_key(key: &str, known: &[&str]) -> Error {
     match nearest {
         Some((0, name)) => Error::arg(format!("{name} does not belong in this kind of request")),
         Some((_, name)) => Error::arg(format!("unknown field {key:?}, did you mean {name:?}?")),
+        None if known.is_empty() => Error::arg(format!("unknown field {key:?}, expected none")),
         None => Error::arg(format!("unknown field {key:?}, expected one of {}", known.join(", "))),
     }
 }

@@ -76,8 +76,8 @@ pub struct Preference {
 ///
 /// # Errors
 /// `Arg` names the field and what was expected.
-pub fn parse_feedback(body: &[u8], unknown: Unknown) -> Result<NewFeedback> {
-    let mut fields = Fields::parse(body, unknown)?;
+pub fn parse_feedback(body: &[u8]) -> Result<NewFeedback> {
+    let mut fields = Fields::parse(body, Unknown::Refuse)?;
     let generation_id = fields.id("generation_id")?;
     let rating = fields.number("rating", &RATINGS)?;
     let thumbs = match fields.string("thumbs")?.as_deref() {
@@ -99,7 +99,10 @@ pub fn parse_feedback(body: &[u8], unknown: Unknown) -> Result<NewFeedback> {
     let signal = match (said.next(), said.next(), &comment) {
         (Some(signal), None, _) => signal,
         (None, _, Some(_)) => Signal::Comment,
-        (None, _, None) => return Err(Error::arg(format!("the feedback says nothing, {ONE}, or a comment"))),
+        (None, _, None) => {
+            let nothing = || Error::arg(format!("the feedback says nothing, {ONE}, or a comment"));
+            return Err(fields.mistyped(FEEDBACK_FIELDS).unwrap_or_else(nothing));
+        }
         _ => return Err(Error::arg(format!("the feedback says several things, {ONE}"))),
     };
     fields.finish(FEEDBACK_FIELDS)?;
@@ -110,8 +113,8 @@ pub fn parse_feedback(body: &[u8], unknown: Unknown) -> Result<NewFeedback> {
 ///
 /// # Errors
 /// `Arg` names the field and what was expected.
-pub fn parse_preference(body: &[u8], unknown: Unknown) -> Result<Preference> {
-    let mut fields = Fields::parse(body, unknown)?;
+pub fn parse_preference(body: &[u8]) -> Result<Preference> {
+    let mut fields = Fields::parse(body, Unknown::Refuse)?;
     let (chosen, rejected) = (fields.id("chosen_id")?, fields.id("rejected_id")?);
     if chosen == rejected {
         return Err(Error::arg("chosen_id and rejected_id are the same generation, expected two"));
@@ -136,8 +139,8 @@ pub struct Forget {
 ///
 /// # Errors
 /// `Arg` names the field and what was expected.
-pub fn parse_forget(body: &[u8], unknown: Unknown) -> Result<Forget> {
-    let mut fields = Fields::parse(body, unknown)?;
+pub fn parse_forget(body: &[u8]) -> Result<Forget> {
+    let mut fields = Fields::parse(body, Unknown::Refuse)?;
     let user = fields.user()?.ok_or_else(|| fields.missing("user"))?;
     let (unlearn, dry_run) = (fields.flag("unlearn")?, fields.flag("dry_run")?);
     fields.finish(FORGET_FIELDS)?;
@@ -151,8 +154,8 @@ pub fn parse_forget(body: &[u8], unknown: Unknown) -> Result<Forget> {
 ///
 /// # Errors
 /// `Arg` names the field and what was expected.
-pub fn parse_review(body: &[u8], unknown: Unknown) -> Result<(String, ReviewVerdict)> {
-    let mut fields = Fields::parse(body, unknown)?;
+pub fn parse_review(body: &[u8]) -> Result<(String, ReviewVerdict)> {
+    let mut fields = Fields::parse(body, Unknown::Refuse)?;
     let user = fields.user()?.ok_or_else(|| fields.missing("user"))?;
     let verdict = match fields.string("verdict")?.as_deref() {
         Some("trust") => ReviewVerdict::Trust,
@@ -168,8 +171,8 @@ pub fn parse_review(body: &[u8], unknown: Unknown) -> Result<(String, ReviewVerd
 ///
 /// # Errors
 /// `Arg` names the field and what was expected.
-pub fn parse_sample(body: &[u8], unknown: Unknown) -> Result<ParsedSample> {
-    let mut fields = Fields::parse(body, unknown)?;
+pub fn parse_sample(body: &[u8]) -> Result<ParsedSample> {
+    let mut fields = Fields::parse(body, Unknown::Refuse)?;
     let prompt = one_prompt(&mut fields, "sample")?;
     let completion = fields.required("completion")?;
     let sample = ParsedSample {

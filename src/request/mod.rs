@@ -13,6 +13,7 @@ mod messages;
 mod object;
 mod parsed;
 mod parts;
+mod policy;
 mod responses;
 mod score;
 mod tokens;
@@ -39,6 +40,7 @@ pub(crate) mod known {
     pub(crate) use super::embeddings::EMBEDDINGS_FIELDS;
     pub(crate) use super::learning::{FEEDBACK_FIELDS, FORGET_FIELDS, PREFERENCE_FIELDS, REVIEW_FIELDS, SAMPLE_FIELDS};
     pub(crate) use super::messages::MEMBERS;
+    pub(crate) use super::policy::{ACTIVATE_FIELDS, ADOPT_FIELDS};
     pub(crate) use super::responses::RESPONSES_FIELDS;
     pub(crate) use super::score::{RERANK_FIELDS, SCORE_FIELDS};
     pub(crate) use super::tokens::{DETOKENIZE_FIELDS, TOKENIZE_FIELDS};
@@ -61,6 +63,7 @@ pub use parts::Reading;
 pub(crate) use parts::calls_json;
 #[cfg(feature = "daemon")]
 pub(crate) use parts::{Delta, Parts, call_id};
+pub use policy::{parse_activate, parse_adopt, parse_nothing};
 pub use responses::{ParsedResponses, parse_responses};
 #[cfg(feature = "daemon")]
 pub(crate) use score::SCORED;
@@ -69,7 +72,7 @@ pub use tokens::{ParsedTokenize, parse_detokenize, parse_tokenize};
 
 use fields::{Fields, shown, whole};
 
-/// What to do with a field that this library does not know.
+/// What to do with a field that this library does not know in a request for answers. Elsewhere it is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unknown {
     /// Return an error that names the nearest known field: for callers that are compiled against this library.

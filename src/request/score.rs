@@ -58,8 +58,8 @@ pub struct ParsedRerank {
 ///
 /// # Errors
 /// `Arg` names the field and what was expected.
-pub fn parse_score(body: &[u8], unknown: Unknown) -> Result<ParsedScore> {
-    let mut fields = Fields::parse(body, unknown)?;
+pub fn parse_score(body: &[u8]) -> Result<ParsedScore> {
+    let mut fields = Fields::parse(body, Unknown::Refuse)?;
     let prompt = one_prompt(&mut fields, "request")?;
     let completions = texts("completions", fields.required("completions")?)?;
     fields.string("model")?;
@@ -71,8 +71,8 @@ pub fn parse_score(body: &[u8], unknown: Unknown) -> Result<ParsedScore> {
 ///
 /// # Errors
 /// `Arg` names the field and what was expected.
-pub fn parse_rerank(body: &[u8], unknown: Unknown) -> Result<ParsedRerank> {
-    let mut fields = Fields::parse(body, unknown)?;
+pub fn parse_rerank(body: &[u8]) -> Result<ParsedRerank> {
+    let mut fields = Fields::parse(body, Unknown::Refuse)?;
     let query = fields.string("query")?.ok_or_else(|| fields.missing("query"))?;
     let completions = texts("documents", fields.required("documents")?)?;
     let top = fields.integer("top_n", 1, SCORED as u64)?.map_or(completions.len(), |top| top as usize);
@@ -111,7 +111,7 @@ mod tests {
 
     #[test]
     fn answers_and_documents_are_texts_and_at_most_so_many() {
-        let read = |body: &str| parse_score(body.as_bytes(), Unknown::Refuse);
+        let read = |body: &str| parse_score(body.as_bytes());
         let parsed = read(r#"{"prompt": "a", "completions": ["b", "c"]}"#).unwrap();
         assert_eq!((parsed.prompt, parsed.completions.len()), (Prompt::Text("a".into()), 2));
         let refusal = |body: &str| read(body).unwrap_err().message().to_owned();
@@ -119,7 +119,7 @@ mod tests {
         assert!(refusal(r#"{"prompt": "a"}"#).contains("completions is missing"));
         assert_eq!(refusal(r#"{"prompt": "a", "completions": [1]}"#), "completions[0] is a number, expected a string");
         assert!(refusal(r#"{"prompt": "a", "completions": []}"#).contains("has 0 entries, expected 1 to 64"));
-        let ranked = parse_rerank(br#"{"query": "q", "documents": ["b", {"text": "c"}], "top_n": 1}"#, Unknown::Refuse);
+        let ranked = parse_rerank(br#"{"query": "q", "documents": ["b", {"text": "c"}], "top_n": 1}"#);
         let ranked = ranked.unwrap();
         assert_eq!((ranked.score.completions, ranked.top, ranked.texts), (vec!["b".into(), "c".into()], 1, false));
     }

@@ -232,7 +232,7 @@ fn either_body_is_told_by_its_key() {
 
 #[test]
 fn feedback_is_a_rating_a_thumb_or_a_correction() {
-    let of = |json: &str| parse_feedback(json.as_bytes(), Unknown::Refuse);
+    let of = |json: &str| parse_feedback(json.as_bytes());
     let signal = |json: &str| of(json).unwrap().signal;
     assert_eq!(signal(r#"{"generation_id":"g","rating":-0.5}"#), Signal::Rating(-0.5));
     assert_eq!(signal(r#"{"generation_id":"g","thumbs":"down"}"#), Signal::Rating(-1.0));
@@ -251,7 +251,7 @@ fn feedback_is_a_rating_a_thumb_or_a_correction() {
 
 #[test]
 fn a_preference_needs_two_answers() {
-    let of = |json: &str| parse_preference(json.as_bytes(), Unknown::Refuse);
+    let of = |json: &str| parse_preference(json.as_bytes());
     let preference = of(r#"{"chosen_id":"a","rejected_id":"b","user":"ann"}"#).unwrap();
     assert_eq!((preference.chosen.0.as_str(), preference.rejected.0.as_str()), ("a", "b"));
     assert!(of(r#"{"chosen_id":"a","rejected_id":"a"}"#).unwrap_err().message().contains("same generation"));
@@ -365,8 +365,8 @@ fn a_mistyped_key_is_answered_with_the_name_it_is_nearest_to() {
     let request = |body: &str| parse_request(body.as_bytes(), Unknown::Refuse).unwrap_err().message().to_owned();
     let chat = |member: &str| request(&format!(r#"{{"messages":[{{"role":"user","content":"a"}}],{member}}}"#));
     let message = |members: &str| request(&format!(r#"{{"messages":[{{{members}}}]}}"#));
-    let sample = |body: &str| parse_sample(body.as_bytes(), Unknown::Refuse).unwrap_err().message().to_owned();
-    let said = |body: &str| parse_feedback(body.as_bytes(), Unknown::Refuse).unwrap_err().message().to_owned();
+    let sample = |body: &str| parse_sample(body.as_bytes()).unwrap_err().message().to_owned();
+    let said = |body: &str| parse_feedback(body.as_bytes()).unwrap_err().message().to_owned();
     for (error, key, name) in [
         (request(r#"{"mesages":[]}"#), "mesages", "messages"),
         (request(r#"{"promt":"a"}"#), "promt", "prompt"),

@@ -28,8 +28,8 @@ pub struct ParsedTokenize {
 ///
 /// # Errors
 /// `Arg` names the field and what was expected.
-pub fn parse_tokenize(body: &[u8], unknown: Unknown) -> Result<ParsedTokenize> {
-    let mut fields = Fields::parse(body, unknown)?;
+pub fn parse_tokenize(body: &[u8]) -> Result<ParsedTokenize> {
+    let mut fields = Fields::parse(body, Unknown::Refuse)?;
     let content = fields.string("content")?.ok_or_else(|| fields.missing("content"))?;
     let (add_special, parse_special) = (fields.flag("add_special")?, fields.flag("parse_special")?);
     fields.finish(TOKENIZE_FIELDS)?;
@@ -40,8 +40,8 @@ pub fn parse_tokenize(body: &[u8], unknown: Unknown) -> Result<ParsedTokenize> {
 ///
 /// # Errors
 /// As [`parse_tokenize`].
-pub fn parse_detokenize(body: &[u8], unknown: Unknown) -> Result<Vec<TokenId>> {
-    let mut fields = Fields::parse(body, unknown)?;
+pub fn parse_detokenize(body: &[u8]) -> Result<Vec<TokenId>> {
+    let mut fields = Fields::parse(body, Unknown::Refuse)?;
     let Some(Value::Array(items)) = fields.take("tokens") else {
         return Err(Error::arg("tokens is missing, expected an array of tokens"));
     };

@@ -104,6 +104,50 @@ async fn bad_requests_get_400_and_a_sentence_that_helps() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_mistyped_field_is_refused_by_its_nearest_name_and_nothing_is_done() {
+    let server = Server::start().await;
+    let id = server.say(1).await["id"].as_str().unwrap().to_owned();
+    let (other, sample) = (server.say(2).await["id"].clone(), json!({"prompt": "a", "completion": "b"}));
+    let with = |mut body: Value, field: &str, value: Value| {
+        body[field] = value;
+        body
+    };
+    let cases = [
+        ("/v1/feedback", json!({"generation_id": id, "comment": "c", "ratng": -1}), "rating"),
+        ("/v1/feedback", json!({"generation_id": id, "ratng": -1}), "rating"),
+        ("/v1/feedback", json!({"generation_id": id, "thumbs": "up", "usr": "ann"}), "user"),
+        ("/v1/samples", with(sample.clone(), "rewrd", 1.into()), "reward"),
+        ("/v1/samples", with(sample, "usr", "ann".into()), "user"),
+        ("/v1/preferences", json!({"chosen_id": id, "rejected_id": other, "usr": "ann"}), "user"),
+        ("/v1/policy/activate", json!({"version": 0, "hole": true}), "whole"),
+        ("/v1/policy/adopt", json!({"nme": "000001"}), "name"),
+        ("/v1/feedback/reviews", json!({"user": "ann", "verdict": "trust", "verdct": "hold"}), "verdict"),
+        ("/v1/forget", json!({"user": "ann", "unlern": true}), "unlearn"),
+        ("/v1/embeddings", json!({"input": "a", "dimension": 9}), "dimensions"),
+        ("/v1/score", json!({"prompt": "a", "completions": ["b"], "parse_specal": true}), "parse_special"),
+        ("/v1/rerank", json!({"query": "a", "documents": ["b"], "topn": 1}), "top_n"),
+        ("/tokenize", json!({"content": "a", "add_specal": true}), "add_special"),
+        ("/detokenize", json!({"tokens": [1], "token": [2]}), "tokens"),
+    ];
+    for (path, body, meant) in cases {
+        let (status, answer) = server.post(path, body.clone()).await;
+        assert_eq!(status, StatusCode::BAD_REQUEST, "{path} {body}: {answer}");
+        assert!(message(&answer).ends_with(&format!("did you mean {meant:?}?")), "{path} {body}: {answer}");
+    }
+    for path in ["/v1/trainer/step", "/v1/trainer/rollout", "/v1/policy/rollback"] {
+        let (status, answer) = server.post(path, json!({"version": 1})).await;
+        assert_eq!(status, StatusCode::BAD_REQUEST, "{path}: {answer}");
+        assert_eq!(message(&answer), "unknown field \"version\", expected none", "{path}");
+    }
+    let (_, record) = server.get(&format!("/v1/generations/{id}")).await;
+    assert_eq!(record["feedback"], json!([]));
+    // Clients of these APIs send more than is known here.
+    let (status, _) = server.post("/v1/completions", json!({"prompt": "a", "max_tokens": 1, "service_tier": 1})).await;
+    assert_eq!(status, StatusCode::OK);
+    server.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_is_not_there_gets_404_and_a_body_too_large_413() {
     let server = Server::with(HttpConfig { body_limit: 10_000, ..HttpConfig::default() }).await;
     for (method, path, body) in [
