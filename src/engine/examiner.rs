@@ -124,22 +124,35 @@ impl Examiner {
     pub fn measurements(&self, subject: &Subject) -> Result<Measurements> {
         let count = self.config.count as usize;
         let plain = |prompt| Question { prompt, format: None };
-        let questions: Vec<Question> = match &self.prompts {
-            Prompts::General => {
-                let tokens = PromptTokens::new(&self.model);
-                let lines = PROMPTS.lines().filter(|line| !line.is_empty()).take(count);
-                lines.map(|line| asked(line, &tokens).map(plain)).collect::<Result<_>>()?
-            }
+        let general = || {
+            let tokens = PromptTokens::new(&self.model);
+            let lines = PROMPTS.lines().filter(|line| !line.is_empty()).take(count);
+            lines.map(|line| asked(line, &tokens).map(plain)).collect::<Result<Vec<_>>>()
+        };
+        let mut questions = match &self.prompts {
+            Prompts::General => general()?,
             Prompts::Users => {
                 subject.ledger.recent_prompts(count)?.into_iter().map(|prompt| plain(prompt.tokens)).collect()
             }
             Prompts::File(questions) => questions.iter().take(count).cloned().collect(),
         };
-        let requests: Vec<GenerateRequest> =
-            questions.iter().zip(0..).map(|(question, dice)| self.request(&question.prompt, dice)).collect();
-        let answers = self.answer(subject, &requests)?;
-        let measured = self.measure(subject, &answers, &questions)?;
-        Ok(Measurements { answers: measured, held_back: self.held_back(subject)?, anchors: self.hold(subject)? })
+        let ask = |questions: &[Question]| {
+            let requests = questions.iter().zip(0..).map(|(question, dice)| self.request(&question.prompt, dice));
+            self.answer(subject, &requests.collect::<Vec<_>>())
+        };
+        let mut answers = ask(&questions)?;
+        // Users may have asked nothing yet, or be forgotten, or what they asked no longer fits.
+        let built_in = answers.is_empty() && matches!(self.prompts, Prompts::Users);
+        if built_in {
+            questions = general()?;
+            answers = ask(&questions)?;
+        }
+        if answers.is_empty() {
+            return Err(Error::train("no prompt of the examination could be answered"));
+        }
+        let answers = self.measure(subject, &answers, &questions)?;
+        let (held_back, anchors) = (self.held_back(subject)?, self.hold(subject)?);
+        Ok(Measurements { answers, held_back, anchors, built_in })
     }
 
     fn request(&self, prompt: &[TokenId], dice: u64) -> GenerateRequest {
@@ -194,9 +207,6 @@ impl Examiner {
                 "version {version} answered in place of candidate {}",
                 subject.candidate
             )));
-        }
-        if answers.is_empty() {
-            return Err(Error::train("no prompt of the examination could be answered"));
         }
         Ok(answers)
     }

@@ -50,6 +50,8 @@ pub struct Measurements {
     pub held_back: Option<(f64, f64, f64)>,
     /// The anchors' results.
     pub anchors: Vec<AnchorResult>,
+    /// Whether the prompts are the built-in ones since no prompt of a user could be asked.
+    pub built_in: bool,
 }
 
 /// The limits of a candidate.
@@ -183,7 +185,10 @@ pub fn examine(measurements: &Measurements, limits: &Limits) -> Examination {
     }
     let scored: Vec<(f64, f64)> = answers.iter().filter_map(|(p, c)| Some((p.score?, c.score?))).collect();
     let score = (!scored.is_empty()).then(|| compare("score", &scored));
-    let (outcome, reason) = decide(measurements, &compared, score.as_ref(), limits);
+    let (outcome, mut reason) = decide(measurements, &compared, score.as_ref(), limits);
+    if measurements.built_in {
+        reason += " (on built-in prompts, as there was none of users to ask)";
+    }
     compared.extend(score);
     Examination { outcome, reason, prompts: answers.len(), compared, anchors: measurements.anchors.clone() }
 }

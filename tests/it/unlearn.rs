@@ -206,6 +206,34 @@ fn what_replaces_the_versions_that_saw_a_user_equals_bit_for_bit_what_never_saw_
     assert!(!with.path().join("data/unlearning").exists());
 }
 
+#[test]
+fn where_no_prompt_of_users_is_left_a_candidate_is_judged_on_the_built_in_ones_and_that_is_said() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open(dir.path(), |c| c.gate.prompts = Some("users".into()));
+    let lines: String = [1, -1, 1, -1]
+        .iter()
+        .enumerate()
+        .map(|(i, rating)| {
+            format!("{{\"prompt\": \"the\", \"completion\": \"a {i}\", \"rating\": {rating}, \"user\": \"bob\"}}\n")
+        })
+        .collect();
+    let file = dir.path().join("lines.jsonl");
+    std::fs::write(&file, lines).unwrap();
+    assert_eq!(engine.import(&apa::reward::read_judgements(&file).unwrap().entries, None).unwrap().ratings, 4);
+    for i in 0..4 {
+        let asked = GenerateRequest { user: Some(ANN.into()), ..request(&engine, "the zanzibar", i) };
+        let id = finish(&engine.generate(asked).unwrap()).unwrap().1.id.clone();
+        crate::support::engine::rate(&engine, &id, if i % 2 == 0 { 1.0 } else { -1.0 }).unwrap();
+    }
+    published(engine.train_step().unwrap());
+    let said = |version: u64| record(&engine, version).1.examination.unwrap().reason;
+    assert!(!said(1).contains("built-in"), "{}", said(1));
+    engine.unlearn(ANN).unwrap();
+    until("it is done", || engine.status().trainer.unlearning.is_none());
+    assert_eq!(engine.status().policy_version, PolicyVersion(2));
+    assert!(said(2).ends_with("(on built-in prompts, as there was none of users to ask)"), "{}", said(2));
+}
+
 /// Checks that what replaces the versions that saw a user equals what never saw the user, with these settings.
 fn replaced_exactly(change: impl Fn(&mut Config)) {
     let (with, without) = histories(&change);
