@@ -17,7 +17,7 @@ use crate::types::Format;
 /// # Errors
 /// `Unsupported` for an answer to be continued that may call tools.
 pub(crate) fn written(conversation: Conversation, engine: &Engine) -> Result<Conversation> {
-    let uses = |message: &Value| message["tool_calls"].is_array() || message["role"] == "tool";
+    let uses = |message: &Value| message["tool_calls"].is_array() || is_result(message);
     if engine.template_knows_tools() || conversation.tools.is_empty() && !conversation.messages.iter().any(uses) {
         return Ok(conversation);
     }
@@ -92,6 +92,11 @@ fn put_before(messages: &mut Vec<Value>, role: &str, text: &str) {
     }
 }
 
+/// Whether a message is what a tool gave; `function` is the older word for `tool`.
+fn is_result(message: &Value) -> bool {
+    matches!(message["role"].as_str(), Some("tool" | "function"))
+}
+
 /// Calls as the text that made them, and their results as what a user says, several in one message: many templates
 /// want users and assistants to take turns.
 fn as_text(messages: Vec<Value>) -> Vec<Value> {
@@ -99,7 +104,7 @@ fn as_text(messages: Vec<Value>) -> Vec<Value> {
     let mut written: Vec<Value> = Vec::new();
     let mut after_result = false;
     for mut message in messages {
-        let result = message["role"] == "tool";
+        let result = is_result(&message);
         if let Some(calls) = message["tool_calls"].as_array() {
             let call = |call: &Value| {
                 names.push((call["id"].clone(), call["function"]["name"].clone()));
@@ -139,6 +144,8 @@ mod tests {
             json!({"role": "tool", "tool_call_id": "2", "content": "noon"}),
             json!({"role": "tool", "tool_call_id": "1", "content": "2"}),
             json!({"role": "assistant", "content": "2 at noon."}),
+            json!({"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "add", "arguments": {}}}]}),
+            json!({"role": "function", "name": "add", "content": "0"}),
         ];
         let said: Vec<(String, String)> = as_text(messages)
             .iter()
@@ -155,6 +162,8 @@ mod tests {
                 ),
                 line("user", "{\"result_of\":\"now\",\"content\":\"noon\"}\n{\"result_of\":\"add\",\"content\":\"2\"}"),
                 line("assistant", "2 at noon."),
+                line("assistant", "{\"name\":\"add\",\"arguments\":{}}"),
+                line("user", "{\"result_of\":\"add\",\"content\":\"0\"}"),
             ]
         );
     }

@@ -120,6 +120,15 @@ async fn tools_calls_and_results_are_text_where_the_template_knows_none() {
     // The end of the loop, where clients no longer name the tools.
     let (_, rendered) = server.post("/apply-template", json!({"messages": messages})).await;
     assert!(rendered["prompt"].as_str().unwrap().contains("\"result_of\":\"weather\""), "{rendered}");
+    // The older form says the same.
+    let older = json!([{"role": "user", "content": "Is it warm?"},
+        {"role": "assistant", "content": null,
+            "function_call": {"name": "weather", "arguments": "{\"unit\":\"C\"}"}},
+        {"role": "function", "name": "weather", "content": "12"}]);
+    assert_eq!(server.post("/apply-template", json!({"messages": older})).await.1, rendered);
+    let alone = |role: &str| json!({"messages": [{"role": role, "name": "weather", "content": "12"}]});
+    let (_, tool) = server.post("/apply-template", alone("tool")).await;
+    assert_eq!(server.post("/apply-template", alone("function")).await.1, tool);
     let open = json!({"messages": [{"role": "assistant", "content": "It"}], "tools": weather(),
         "continue_final_message": true});
     let (status, refused) = server.post("/v1/chat/completions", open).await;
