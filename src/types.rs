@@ -180,6 +180,10 @@ pub struct GenerateRequest {
     /// No other version may answer: the one that is named is brought into serving beside the active one, or the request
     /// fails.
     pub exact_version: bool,
+    /// An answer on record whose words the prompt repeats: that of a response that this one goes on from, or of a
+    /// request that is asked again. Where it is forgotten, this one goes too; where it is gone by then, this one is not
+    /// recorded.
+    pub origin: Option<GenerationId>,
 }
 
 impl GenerateRequest {

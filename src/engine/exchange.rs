@@ -9,7 +9,7 @@ use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result};
 use crate::ids::GenerationKind;
-use crate::ledger::{Exported, Judgement, Ledger, PairAnswer};
+use crate::ledger::{Exported, ImportedAnswer, Judgement, Ledger, PairAnswer};
 use crate::llama::Model;
 use crate::reward::{Entry, Judged, Refused, Tokenizer};
 use crate::system::unix_millis;
@@ -46,7 +46,8 @@ impl Imported {
 }
 
 /// Imports lines: each answer becomes a generation of the initial model, with the judgement as feedback on it. Lines
-/// imported before are not imported again. Limits over time don't apply, since whoever imports decides.
+/// imported before are not imported again: those of our own exports are known by their identity, so that what a user
+/// said again counts again, others by what they say. Limits over time don't apply, since whoever imports decides.
 ///
 /// # Errors
 /// `Io` if the ledger can't be written, `Closed`. An unusable line is not an error.
@@ -126,9 +127,11 @@ impl Line<'_> {
             _ => {
                 let prompt = self.prompt(prompt)?;
                 let [better, worse] = self.tokenizer.answers(chosen, rejected, prompt.len())?;
-                let answers = vec![self.answer(&prompt, better, chosen), self.answer(&prompt, worse, rejected)];
-                let (chosen, rejected) = (answers[0].id.clone(), answers[1].id.clone());
-                (answers, chosen, rejected)
+                let (better, worse) = (self.answer(&prompt, better, chosen), self.answer(&prompt, worse, rejected));
+                let (chosen, rejected) = (better.id.clone(), worse.id.clone());
+                let answers = [better, worse].into_iter().zip([0, 1]);
+                let answers = answers.map(|(generation, i)| ImportedAnswer { generation, origin: self.origin(i) });
+                (answers.collect(), chosen, rejected)
             }
         };
         let user = self.user.map(str::to_owned);
@@ -141,13 +144,20 @@ impl Line<'_> {
             [id] if self.is_answer(id, answer)? => (Vec::new(), id.clone()),
             _ => {
                 let prompt = self.prompt(prompt)?;
-                let answer = self.answer(&prompt, self.tokenizer.answer(answer, prompt.len())?, answer);
-                let id = answer.id.clone();
-                (vec![answer], id)
+                let generation = self.answer(&prompt, self.tokenizer.answer(answer, prompt.len())?, answer);
+                let id = generation.id.clone();
+                (vec![ImportedAnswer { generation, origin: self.origin(0) }], id)
             }
         };
         let (user, comment) = (self.user.map(str::to_owned), self.entry.comment.clone());
-        self.ledger.import(answers, Judgement::Feedback(NewFeedback { generation_id, signal, user, comment }))
+        let said = NewFeedback { generation_id, signal, user, comment };
+        self.ledger.import(answers, Judgement::Feedback(said, self.entry.identity.clone()))
+    }
+
+    /// The id that the line's answer of that number had where it was made.
+    fn origin(&self, number: usize) -> Option<GenerationId> {
+        let id = self.entry.answer_ids.get(number)?;
+        (1..=GenerationId::MAX_BYTES).contains(&id.0.len()).then(|| id.clone())
     }
 
     /// Whether that answer is on record under that id.
@@ -199,14 +209,15 @@ impl Line<'_> {
 
 /// One piece of feedback as a line: TRL's fields where TRL has them (`prompt`, `completion`, `label`; `prompt`,
 /// `chosen`, `rejected`), ours beside them. The prompt is the text that the model read, template applied;
-/// `prompt_tokens` are exact.
+/// `prompt_tokens` are exact. `feedback_identity` and the answers' ids are those that it first had, wherever it was
+/// imported since.
 pub fn line(model: &Model, base_sha256: &str, said: &Exported) -> Value {
     let mut line = json!({"prompt": model.text(said.prompt(), true)});
     let text = |answer: &PairAnswer| match answer {
         PairAnswer::Tokens(_, text) | PairAnswer::Text(text) => text.clone(),
     };
     match said {
-        Exported::Feedback(g, f) => {
+        Exported::Feedback(g, f, identity) => {
             match &f.signal {
                 Signal::Rating(rating) => {
                     line["completion"] = g.text.clone().into();
@@ -229,6 +240,9 @@ pub fn line(model: &Model, base_sha256: &str, said: &Exported) -> Value {
             line["created"] = f.created.into();
             line["user"] = f.user.clone().into();
             line["comment"] = f.comment.clone().into();
+            if let Some(identity) = identity {
+                line["feedback_identity"] = identity.clone().into();
+            }
         }
         Exported::Preference(pair, [chosen, rejected]) => {
             line["chosen_id"] = chosen.0.clone().into();

@@ -68,10 +68,10 @@ impl Engine {
         Ok(done)
     }
 
-    /// Deletes a user's data: the answers made for the user with their prompts, everyone's feedback on those, and the
-    /// user's feedback on other answers. It is overwritten on disk when this returns, unless another program is reading
-    /// the ledger ([`Forgotten::overwritten`]). Running answers for the user are delivered but not recorded. Versions
-    /// that were trained on the data remain.
+    /// Deletes a user's data: the answers made for the user with their prompts, those whose prompts repeat them,
+    /// everyone's feedback on those, and the user's feedback on other answers. It is overwritten on disk when this
+    /// returns, unless another program is reading the ledger ([`Forgotten::overwritten`]). Running answers for the user
+    /// are delivered but not recorded. Versions that were trained on the data remain.
     ///
     /// # Errors
     /// `Io` if it could not be written, `Closed`.

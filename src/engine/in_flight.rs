@@ -12,21 +12,26 @@ use crate::types::{GenerateRequest, GenerationId};
 pub(super) struct InFlight(Mutex<HashMap<GenerationId, Asked>>);
 
 struct Asked {
-    user: String,
+    user: Option<String>,
+    /// See [`GenerateRequest::origin`].
+    origin: Option<GenerationId>,
     forgotten: bool,
 }
 
 impl InFlight {
-    /// Registers the user of an answer, then has `submit` queue it.
+    /// Registers the user and the origin of an answer, then has `submit` queue it.
     pub(super) fn submit<T>(
         &self,
         id: GenerationId,
         request: GenerateRequest,
         submit: impl FnOnce(GenerationId, GenerateRequest) -> Result<T>,
     ) -> Result<T> {
-        // Answers without a user can't be forgotten.
-        let Some(user) = request.user.clone() else { return submit(id, request) };
-        lock(&self.0).insert(id.clone(), Asked { user, forgotten: false });
+        // Others can't be forgotten.
+        if request.user.is_none() && request.origin.is_none() {
+            return submit(id, request);
+        }
+        let asked = Asked { user: request.user.clone(), origin: request.origin.clone(), forgotten: false };
+        lock(&self.0).insert(id.clone(), asked);
         submit(id.clone(), request).inspect_err(|_| {
             lock(&self.0).remove(&id);
         })
@@ -34,14 +39,15 @@ impl InFlight {
 
     /// Marks the user's running answers, so that they are not recorded.
     pub(super) fn forget(&self, user: &str) {
-        lock(&self.0).values_mut().filter(|asked| asked.user == user).for_each(|asked| asked.forgotten = true);
+        let theirs = |asked: &&mut Asked| asked.user.as_deref() == Some(user);
+        lock(&self.0).values_mut().filter(theirs).for_each(|asked| asked.forgotten = true);
     }
 
-    /// Ends an answer: calls `record` with whether its user was forgotten meanwhile. No user can be forgotten until it
-    /// returns.
-    pub(super) fn ended(&self, id: &GenerationId, record: impl FnOnce(bool)) {
+    /// Ends an answer: calls `record` with whether its user was forgotten meanwhile, and with its origin. No user can
+    /// be forgotten until it returns.
+    pub(super) fn ended(&self, id: &GenerationId, record: impl FnOnce(bool, Option<GenerationId>)) {
         let mut asked = lock(&self.0);
-        let forgotten = asked.remove(id).is_some_and(|asked| asked.forgotten);
-        record(forgotten);
+        let (forgotten, origin) = asked.remove(id).map(|asked| (asked.forgotten, asked.origin)).unwrap_or_default();
+        record(forgotten, origin);
     }
 }

@@ -162,7 +162,7 @@ fn record_in(
         let generation = match outcome {
             Ok(generation) => generation,
             Err(error) => {
-                in_flight.ended(sink.id(), |_| ());
+                in_flight.ended(sink.id(), |_, _| ());
                 report_panic(&error, &alerts);
                 return sink.finish(Err(error));
             }
@@ -171,18 +171,20 @@ fn record_in(
             alerts.clear(AlertKind::GuidePanicked);
         }
         if generation.id.is(GenerationKind::Examination) {
-            in_flight.ended(&generation.id, |_| ());
+            in_flight.ended(&generation.id, |_, _| ());
             return sink.finish(Ok(generation));
         }
         let (recorded, id) = (generation.clone(), generation.id.clone());
         let (hub, model, alerts) = (hub.clone(), model.clone(), alerts.clone());
-        in_flight.ended(&id, |forgotten| {
+        in_flight.ended(&id, |forgotten, origin| {
             if forgotten {
                 return sink.finish(Ok(unrecorded(&generation)));
             }
-            let done = Box::new(move |written: Result<()>| {
+            let done = Box::new(move |written: Result<bool>| {
                 match written {
-                    Ok(()) => alerts.clear(AlertKind::NotRecorded),
+                    Ok(true) => alerts.clear(AlertKind::NotRecorded),
+                    // What it goes on from was forgotten meanwhile.
+                    Ok(false) => return sink.finish(Ok(unrecorded(&recorded))),
                     Err(error) if error.code() == Code::Closed => return sink.finish(Err(error)),
                     Err(error) => {
                         let said = format!("answers are given and not recorded, so that nobody can rate them: {error}");
@@ -196,7 +198,7 @@ fn record_in(
                 sink.finish(Ok(recorded));
             });
             // A closed ledger drops `done` and with it the sink, which tells the client that the engine closed.
-            if let Err(error) = ledger.record_generation(generation, done) {
+            if let Err(error) = ledger.record_from(generation, origin, done) {
                 tracing::warn!(%error, "an answer was not recorded");
             }
         });

@@ -76,15 +76,15 @@ impl Rollouts {
         let prompts = match &self.source {
             Source::File(prompts) => {
                 let tokens = prompts.iter().cycle().skip(self.asked % prompts.len()).take(count).cloned();
-                tokens.map(|tokens| AskedPrompt { tokens, user: None }).collect()
+                tokens.map(|tokens| AskedPrompt { tokens, user: None, origin: None }).collect()
             }
             Source::Users => ledger.recent_prompts(count)?,
         };
         self.asked = self.asked.wrapping_add(count);
         // The plain policy, which APA trains on. An answer belongs to the user whose prompt it is, to be forgotten with
         // it.
-        let ask = |AskedPrompt { tokens: prompt, user }| {
-            submit(GenerateRequest { prompt, user, ..GenerateRequest::default() })
+        let ask = |AskedPrompt { tokens: prompt, user, origin }| {
+            submit(GenerateRequest { prompt, user, origin, ..GenerateRequest::default() })
         };
         // Prompts that no longer fit the context are left out.
         let streams: Vec<GenerationStream> = prompts.into_iter().filter_map(|prompt| ask(prompt).ok()).collect();

@@ -159,6 +159,15 @@ impl Caller {
         }
     }
 
+    /// The name by which the caller names a user on record: what [`Caller::user`] makes that user of.
+    pub(super) fn name_of(&self, recorded: Option<String>) -> Option<String> {
+        match self {
+            Caller::Operator => recorded,
+            Caller::Client { user: Some(_), .. } => None,
+            Caller::Client { key, .. } => Some(recorded?.strip_prefix(key.as_str())?.strip_prefix(OF)?.to_owned()),
+        }
+    }
+
     /// That an answer is the caller's to see and to rate.
     ///
     /// # Errors

@@ -34,12 +34,16 @@ pub(super) async fn respond(
 ) -> ApiResult<Response> {
     let mut parsed = blocking(move || Ok(parse_responses(&body, Unknown::Ignore)?)).await?;
     if let Some(previous) = parsed.previous.clone() {
-        let (app, by) = (app.clone(), by.clone());
+        let (app, by, each) = (app.clone(), by.clone(), &mut parsed.request.each);
+        each.origin = Some(previous.clone());
         let earlier = blocking(move || {
             by.check(&app, &previous)?;
-            Ok(app.engine.said_until(&previous)?)
+            let user = app.engine.generation(&previous)?.and_then(|g| by.name_of(g.user));
+            Ok((app.engine.said_until(&previous)?, user))
         });
-        parsed.after(earlier.await?);
+        let (earlier, user) = earlier.await?;
+        each.user = each.user.take().or(user);
+        parsed.after(earlier);
     }
     let ParsedResponses { request, previous, store, said, repeated } = parsed;
     let (asked, started) = begin(&app, by, move || Ok(request)).await?;

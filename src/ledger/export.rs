@@ -15,9 +15,10 @@ const PAGE: usize = 256;
 /// A piece of feedback.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Exported {
-    /// Feedback on one answer.
-    Feedback(Box<Generation>, StoredFeedback),
-    /// A preference between two.
+    /// Feedback on one answer, which has the id that it had before any import, and the identity of the feedback, if it
+    /// has one: the same piece has the same one wherever it is imported.
+    Feedback(Box<Generation>, StoredFeedback, Option<String>),
+    /// A preference between two, by their ids before any import.
     Preference(StoredPair, [GenerationId; 2]),
 }
 
@@ -25,7 +26,7 @@ impl Exported {
     /// The prompt of the answer, as the model saw it.
     pub fn prompt(&self) -> &[TokenId] {
         match self {
-            Exported::Feedback(generation, _) => &generation.prompt,
+            Exported::Feedback(generation, ..) => &generation.prompt,
             Exported::Preference(pair, _) => &pair.prompt,
         }
     }
@@ -71,11 +72,11 @@ impl LedgerReader {
         let mut last = 0;
         loop {
             let page = rows::feedback_page(&self.db, last, PAGE)?;
-            let Some((_, newest)) = page.last() else { break };
+            let Some((_, newest, _)) = page.last() else { break };
             last = newest.feedback_id;
             // Of one without a prompt the words were too old to be kept.
-            for (generation, feedback) in page.into_iter().filter(|(g, _)| !g.prompt.is_empty()) {
-                each(&Exported::Feedback(Box::new(generation), feedback))?;
+            for (generation, feedback, identity) in page.into_iter().filter(|(g, ..)| !g.prompt.is_empty()) {
+                each(&Exported::Feedback(Box::new(generation), feedback, identity))?;
             }
         }
         let mut last = 0;

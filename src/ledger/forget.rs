@@ -12,7 +12,7 @@ use crate::ids::GenerationKind;
 /// Numbers of deleted rows.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Forgotten {
-    /// Answers made for the user, with their prompts.
+    /// Answers made for the user, with their prompts, and those to prompts that repeat them.
     pub generations: u64,
     /// Feedback: the user's own, and everyone's on those answers.
     pub feedback: u64,
@@ -25,9 +25,10 @@ pub struct Forgotten {
     pub overwritten: bool,
 }
 
-/// Rows of the answers for user ?1, with rollouts (ids from ?2 on) to the user's prompts: those of earlier builds don't
-/// name the prompt's user.
+/// Rows of the answers for user ?1 and of those whose prompts repeat the user's words, with rollouts (ids from ?2 on)
+/// to the user's prompts: those of earlier builds don't name the prompt's user.
 pub(super) const THEIRS: &str = "SELECT seq FROM generations WHERE user = ?1
+     UNION SELECT generation FROM words_of WHERE user = ?1
      UNION SELECT seq FROM generations WHERE id >= ?2 AND id < ?2 || x'7f' AND user IS NULL
      AND prompt IN (SELECT prompt FROM generations WHERE user = ?1)";
 

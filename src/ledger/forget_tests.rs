@@ -1,6 +1,7 @@
 //! Tests of forgetting: no byte of a user's words stays, and nobody else is held up. None of limits.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rusqlite::Connection;
@@ -66,7 +67,7 @@ fn rollouts_to_a_users_prompt_go_with_the_user() {
     };
     record(&ledger, of("gen-1", Some("ann"))).unwrap();
     let asked = ledger.recent_prompts(9).unwrap();
-    assert_eq!(asked, [AskedPrompt { tokens: prompt.clone(), user: Some("ann".into()) }]);
+    assert_eq!(asked, [AskedPrompt { tokens: prompt.clone(), user: Some("ann".into()), origin: Some(id("gen-1")) }]);
     // One with her name, as they are now, and one without, as earlier builds wrote them.
     record(&ledger, of("rol-1", Some("ann"))).unwrap();
     record(&ledger, of("rol-2", None)).unwrap();
@@ -110,4 +111,53 @@ fn a_step_whose_feedback_was_forgotten_meanwhile_is_to_be_made_again() {
     assert_eq!(ledger.pending_ratings(), 1);
     ledger.commit_version(&version(1, 0), TrainedBatch::of(&used[1..], &[])).unwrap();
     assert_eq!(ledger.commit_skipped("r", &[999]).unwrap_err().code(), Code::Arg);
+}
+
+/// Records an answer that goes on from another; whether it was recorded.
+fn record_from(ledger: &Ledger, g: Generation, origin: &str) -> bool {
+    let (sender, receiver) = crossbeam_channel::bounded(1);
+    let done = Box::new(move |outcome| sender.send(outcome).unwrap());
+    ledger.record_from(Arc::new(g), Some(id(origin)), done).unwrap();
+    receiver.recv().unwrap().unwrap()
+}
+
+#[test]
+fn what_repeats_a_users_words_goes_with_them_and_what_comes_after_is_not_recorded() {
+    let (_dir, ledger) = open();
+    let of = |name: &str, user: Option<&str>| Generation { user: user.map(str::to_owned), ..answer(name) };
+    record(&ledger, of("gen-1", Some("ann"))).unwrap();
+    assert!(record_from(&ledger, of("gen-2", Some("bob")), "gen-1"));
+    assert!(record_from(&ledger, of("gen-3", Some("eve")), "gen-2"));
+    assert!(record_from(&ledger, of("rol-1", Some("eve")), "gen-3"));
+    record(&ledger, of("gen-4", Some("bob"))).unwrap();
+    assert!(record_from(&ledger, of("gen-5", Some("eve")), "gen-4"));
+    // What is in between may be gone first.
+    let gone = ledger.forget("eve").unwrap().generations;
+    assert_eq!(gone, 3);
+    assert!(record_from(&ledger, of("gen-6", Some("eve")), "gen-2"));
+    assert_eq!(ledger.forget("ann").unwrap().generations, 3);
+    assert!(ledger.generation(&id("gen-4")).unwrap().is_some());
+    assert!(!record_from(&ledger, of("gen-7", Some("bob")), "gen-2"), "it was under way");
+    assert_eq!(ledger.generation(&id("gen-7")).unwrap(), None);
+}
+
+#[test]
+fn whose_words_responses_of_earlier_builds_repeat_is_found_at_the_next_start() {
+    let dir = tempfile::tempdir().unwrap();
+    {
+        let db = schema::of_format(&dir.path().join("ledger.sqlite3"), 8);
+        db.execute_batch(
+            "INSERT INTO generations VALUES (1, 'gen-1', 0, x'01000000', x'02000000', 't', '{}', 'stop', 'ann', 5),
+             (2, 'gen-2', 0, x'03000000', x'02000000', 't', '{}', 'stop', NULL, 5),
+             (3, 'gen-3', 0, x'04000000', x'02000000', 't', '{}', 'stop', 'bob', 5),
+             (4, 'rol-4', 0, x'04000000', x'02000000', 't', '{}', 'stop', 'bob', 5),
+             (5, 'gen-5', 0, x'05000000', x'02000000', 't', '{}', 'stop', 'bob', 5);
+             INSERT INTO responses VALUES (1, NULL, '[]', '{}'), (2, 'gen-1', '[]', '{}'), (3, 'gen-2', '[]', '{}'),
+             (5, 'gen-9', '[]', '{}');",
+        )
+        .unwrap();
+    }
+    let ledger = Ledger::open(dir.path()).unwrap();
+    assert_eq!(ledger.forget("ann").unwrap().generations, 4);
+    assert!(ledger.generation(&id("gen-5")).unwrap().is_some());
 }

@@ -9,11 +9,11 @@ use crossbeam_channel::{Receiver, bounded};
 use rusqlite::Connection;
 
 use super::forget::{self, Forgotten};
+use super::import::{self, ImportedAnswer, Judgement};
 use super::limits::{self, ReviewEntry, ReviewVerdict, Rules};
 use super::lock::FolderLock;
 use super::reserve::Reserve;
 use super::rows::{self, AskedPrompt, StoredFeedback, StoredPair, StoredSample};
-use super::write::Judgement;
 use super::writer::Writer;
 use super::{MAX_USER, META_MODEL_SHA256, samples, schema, waiting, write};
 use crate::error::{Error, Result};
@@ -109,6 +109,25 @@ impl Ledger {
         self.writer.submit(move |db| write::record(db, &g), done)
     }
 
+    /// The same for an answer whose prompt repeats the words of another, if that is given: it is deleted when the
+    /// other's user is forgotten. `done` gets `false`, and nothing is recorded, where that other is not on record any
+    /// more.
+    ///
+    /// # Errors
+    /// As [`Ledger::record_generation`].
+    pub fn record_from(
+        &self,
+        g: Arc<Generation>,
+        origin: Option<GenerationId>,
+        done: Box<dyn FnOnce(Result<bool>) + Send>,
+    ) -> Result<()> {
+        let work = move |db: &Connection| match &origin {
+            Some(origin) => write::record_from(db, &g, origin),
+            None => write::record(db, &g).map(|()| true),
+        };
+        self.writer.submit(work, done)
+    }
+
     /// Records feedback; it is on disk when this returns.
     ///
     /// # Errors
@@ -123,15 +142,15 @@ impl Ledger {
     ///
     /// # Errors
     /// As [`Ledger::add_feedback`] and [`Ledger::record_generation`], at once or from the receiver.
-    pub fn import(&self, answers: Vec<Generation>, judgement: Judgement) -> Result<Receiver<Result<bool>>> {
+    pub fn import(&self, answers: Vec<ImportedAnswer>, judgement: Judgement) -> Result<Receiver<Result<bool>>> {
         match &judgement {
-            Judgement::Feedback(f) => write::check_feedback(f)?,
+            Judgement::Feedback(f, _) => write::check_feedback(f)?,
             Judgement::Preference { chosen, rejected, user } => check_preference(chosen, rejected, user.as_deref())?,
         }
         let rules = Rules { hourly: 0, ..(*self.rules).clone() };
-        let work = move |db: &Connection| write::import(db, &answers, &judgement, &rules);
+        let work = move |db: &Connection| import::import(db, &answers, &judgement, &rules);
         let ((sender, receiver), pending) = (bounded(1), self.pending.clone());
-        let done = move |imported: Result<write::Imported>| {
+        let done = move |imported: Result<import::Imported>| {
             if imported.as_ref().is_ok_and(|imported| imported.first) {
                 pending.fetch_add(1, Ordering::Relaxed);
             }
@@ -268,10 +287,11 @@ impl Ledger {
         self.commit_batch(move |db| limits::review(db, &user, verdict))
     }
 
-    /// Deletes a user's data: the answers made for the user with their prompts, everyone's feedback on those, and the
-    /// user's feedback on other answers. It is overwritten on disk, in the write-ahead log too, when this returns;
-    /// while another program is reading the ledger, the log is only emptied afterwards ([`Forgotten::overwritten`]).
-    /// Versions that were trained on the data remain, as do the figures of batches.
+    /// Deletes a user's data: the answers made for the user with their prompts, those whose prompts repeat them,
+    /// everyone's feedback on those, and the user's feedback on other answers. It is overwritten on disk, in the
+    /// write-ahead log too, when this returns; while another program is reading the ledger, the log is only emptied
+    /// afterwards ([`Forgotten::overwritten`]). Versions that were trained on the data remain, as do the figures of
+    /// batches.
     ///
     /// # Errors
     /// `Io` if it could not be written, `Closed`.

@@ -7,6 +7,7 @@ mod forget;
 #[cfg(test)]
 mod forget_tests;
 mod handle;
+mod import;
 mod limits;
 mod lock;
 mod marks;
@@ -37,6 +38,7 @@ pub use export::{Exported, LedgerReader};
 pub use figures::{Observed, Sums};
 pub use forget::Forgotten;
 pub use handle::Ledger;
+pub use import::{ImportedAnswer, Judgement};
 pub use limits::{ReviewEntry, ReviewVerdict, Rules};
 pub use responses::KeptResponse;
 pub use retention::Expired;
@@ -46,7 +48,7 @@ pub(crate) use snapshot::{check, snapshot};
 pub use tallies::Tallies;
 pub use unlearn::{Recorded, RecordedBatch, Replayed, Unlearned, Unlearning};
 pub use unusable::LeftOut;
-pub use write::{Judgement, TrainedBatch};
+pub use write::TrainedBatch;
 
 /// Longest comment and correction, in bytes.
 pub const MAX_TEXT: usize = 64 << 10;

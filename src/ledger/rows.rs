@@ -69,6 +69,8 @@ pub struct AskedPrompt {
     pub tokens: Vec<TokenId>,
     /// The last user who asked it: what is made of it is deleted when that user is forgotten.
     pub user: Option<String>,
+    /// The answer that the user got; none for one that nobody asked.
+    pub origin: Option<GenerationId>,
 }
 
 /// What used a rating up.
@@ -195,6 +197,16 @@ pub(super) fn feedback_of(db: &Connection, id: &GenerationId) -> Result<Vec<Stor
     Ok(all)
 }
 
+/// The piece of feedback of that identity.
+pub(super) fn feedback_by_identity(db: &Connection, identity: &str) -> Result<Option<StoredFeedback>> {
+    let mut select = db.prepare_cached(
+        "SELECT f.id, f.rating, f.correction, f.user, f.comment, f.created, b.version, b.reason, f.signal, f.left_out
+         FROM feedback f LEFT JOIN batches b ON b.id = f.batch WHERE f.identity = ?1",
+    )?;
+    let mut rows = select.query([identity])?;
+    rows.next()?.map(feedback_row).transpose()
+}
+
 /// A row of `id, rating, correction, user, comment, created, version, reason, signal, left_out`.
 fn feedback_row(row: &Row<'_>) -> Result<StoredFeedback> {
     let (rating, correction, named) = (row.get(1)?, row.get(2)?, row.get(8)?);
@@ -239,31 +251,40 @@ pub(super) fn pair_count(db: &Connection) -> Result<u64> {
     rows.next()?.map_or(Ok(0), |row| unsigned(row, 0))
 }
 
-/// At most `max` pieces of feedback after row `last`, with their answers.
-pub(super) fn feedback_page(db: &Connection, last: u64, max: usize) -> Result<Vec<(Generation, StoredFeedback)>> {
+/// At most `max` pieces of feedback after row `last`, with their identities and their answers under their first ids.
+pub(super) fn feedback_page(
+    db: &Connection,
+    last: u64,
+    max: usize,
+) -> Result<Vec<(Generation, StoredFeedback, Option<String>)>> {
     let mut select = db.prepare_cached(
         "SELECT f.id, f.rating, f.correction, f.user, f.comment, f.created, b.version, b.reason, f.signal, f.left_out,
-         f.generation FROM feedback f LEFT JOIN batches b ON b.id = f.batch WHERE f.id > ?1 ORDER BY f.id LIMIT ?2",
+         f.generation, f.identity, g.origin FROM feedback f JOIN generations g ON g.seq = f.generation
+         LEFT JOIN batches b ON b.id = f.batch WHERE f.id > ?1 ORDER BY f.id LIMIT ?2",
     )?;
     let mut rows = select.query((signed(last), signed(max as u64)))?;
     let mut page = Vec::new();
     while let Some(row) = rows.next()? {
         let answer: i64 = row.get(10)?;
-        let generation = generation(db, Which::Row(answer))?
+        let mut generation = generation(db, Which::Row(answer))?
             .ok_or_else(|| damaged(format!("generation row {answer} is missing")))?;
-        page.push((generation, feedback_row(row)?));
+        if let Some(origin) = row.get(12)? {
+            generation.id = GenerationId(origin);
+        }
+        page.push((generation, feedback_row(row)?, row.get(11)?));
     }
     Ok(page)
 }
 
-/// At most `max` preferences after row `last`, with their rows.
+/// At most `max` preferences after row `last`, with their rows and the first ids of their answers.
 pub(super) fn preference_page(
     db: &Connection,
     last: u64,
     max: usize,
 ) -> Result<Vec<(u64, StoredPair, [GenerationId; 2])>> {
     let mut select = db.prepare_cached(
-        "SELECT p.id, p.user, c.prompt, c.response, c.text, r.response, r.text, c.id, r.id FROM preferences p
+        "SELECT p.id, p.user, c.prompt, c.response, c.text, r.response, r.text, coalesce(c.origin, c.id),
+         coalesce(r.origin, r.id) FROM preferences p
          JOIN generations c ON c.seq = p.chosen JOIN generations r ON r.seq = p.rejected
          WHERE p.id > ?1 ORDER BY p.id LIMIT ?2",
     )?;

@@ -60,7 +60,7 @@ fn what_is_over_a_users_limit_of_the_hour_is_kept_and_does_not_count() {
     let kept = ledger.feedback_of(&id("m3")).unwrap();
     assert_eq!((&kept[0].signal, &kept[0].left_out), (&Signal::Rating(-1.0), &over));
     let f = NewFeedback { user: Some("mallory".into()), ..rating("m3", -0.9) };
-    assert!(ledger.import(Vec::new(), Judgement::Feedback(f)).unwrap().recv().unwrap().unwrap());
+    assert!(ledger.import(Vec::new(), Judgement::Feedback(f, None)).unwrap().recv().unwrap().unwrap());
     let kept = ledger.feedback_of(&id("m3")).unwrap();
     assert_eq!(kept[1].left_out, None, "an operator brings in what they like");
 }
@@ -343,9 +343,7 @@ fn a_ledger_of_the_first_format_is_brought_along_with_its_feedback() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("ledger.sqlite3");
     {
-        let db = Connection::open(&path).unwrap();
-        db.execute_batch(schema::first_format()).unwrap();
-        db.pragma_update(None, "user_version", 1).unwrap();
+        let db = schema::of_format(&path, 1);
         db.execute_batch(
             "INSERT INTO generations VALUES (1, 'g', 0, x'01000000', x'02000000', 't', '{}', 'stop', 'ann', 5);
              INSERT INTO feedback VALUES (7, 1, 0.5, NULL, 1, 'ann', 'ok', 6, NULL);
@@ -353,7 +351,7 @@ fn a_ledger_of_the_first_format_is_brought_along_with_its_feedback() {
         )
         .unwrap();
     }
-    assert!(LedgerReader::open(dir.path()).err().unwrap().message().contains("has format 1, expected 8"));
+    assert!(LedgerReader::open(dir.path()).err().unwrap().message().contains("has format 1, expected 9"));
     let ledger = Ledger::open(dir.path()).unwrap();
     assert_eq!(ledger.pending_ratings(), 1);
     let kept = ledger.feedback_of(&id("g")).unwrap();

@@ -34,7 +34,7 @@ pub(super) fn unrated(db: &Connection, max: usize, since: PolicyVersion) -> Resu
 pub(super) fn recent_prompts(db: &Connection, max: usize) -> Result<Vec<AskedPrompt>> {
     // Of the users who asked the same, the last.
     let mut select = db.prepare_cached(
-        "SELECT prompt, user, max(seq) FROM (SELECT seq, prompt, user FROM generations
+        "SELECT prompt, user, max(seq), id FROM (SELECT seq, id, prompt, user FROM generations
          WHERE length(prompt) > 0 AND id NOT LIKE ?3 || '%' AND id NOT LIKE ?4 || '%'
          ORDER BY seq DESC LIMIT ?1) GROUP BY prompt ORDER BY 3 DESC LIMIT ?2",
     )?;
@@ -44,7 +44,7 @@ pub(super) fn recent_prompts(db: &Connection, max: usize) -> Result<Vec<AskedPro
     let mut prompts = Vec::new();
     while let Some(row) = rows.next()? {
         let tokens = from_blob(row.get_ref(0)?.as_blob().map_err(rusqlite::Error::from)?)?;
-        prompts.push(AskedPrompt { tokens, user: row.get(1)? });
+        prompts.push(AskedPrompt { tokens, user: row.get(1)?, origin: Some(GenerationId(row.get(3)?)) });
     }
     Ok(prompts)
 }

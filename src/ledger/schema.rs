@@ -171,6 +171,33 @@ const MIGRATIONS: &[&str] = &[
         conversation INTEGER NOT NULL UNIQUE,
         theirs INTEGER NOT NULL
     ) STRICT;",
+    // 9. Whose words an answer's prompt repeats, beside those of its own user: earlier responses', or a prompt that was
+    // asked again for a rollout. And what imports know again: the id that an imported answer first had, and the
+    // identity of a piece of feedback, which those lack that came from lines without one.
+    "CREATE TABLE words_of (
+        generation INTEGER NOT NULL REFERENCES generations(seq) ON DELETE CASCADE,
+        user TEXT NOT NULL,
+        PRIMARY KEY (generation, user)
+    ) STRICT, WITHOUT ROWID;
+    CREATE INDEX words_of_user ON words_of(user);
+    CREATE TRIGGER words_of_nobody AFTER UPDATE OF prompt ON generations WHEN length(new.prompt) = 0
+    BEGIN DELETE FROM words_of WHERE generation = new.seq; END;
+    INSERT INTO words_of
+        WITH RECURSIVE up (generation, previous) AS (
+            SELECT generation, previous FROM responses WHERE previous IS NOT NULL
+            UNION SELECT up.generation, r.previous FROM up JOIN generations g ON g.id = up.previous
+            JOIN responses r ON r.generation = g.seq WHERE r.previous IS NOT NULL)
+        SELECT DISTINCT up.generation, g.user FROM up JOIN generations g ON g.id = up.previous
+        JOIN generations own ON own.seq = up.generation WHERE g.user IS NOT NULL AND g.user IS NOT own.user;
+    INSERT OR IGNORE INTO words_of SELECT r.seq, w.user FROM words_of w JOIN generations g ON g.seq = w.generation
+        JOIN generations r ON r.prompt = g.prompt WHERE r.id >= 'rol-' AND r.id < 'rol.' AND r.user IS NOT w.user;
+
+    ALTER TABLE generations ADD origin TEXT;
+    CREATE INDEX generations_of_origin ON generations(origin) WHERE origin IS NOT NULL;
+    ALTER TABLE feedback ADD identity TEXT;
+    UPDATE feedback SET identity = lower(hex(randomblob(16)))
+        WHERE generation NOT IN (SELECT seq FROM generations WHERE id >= 'imp-' AND id < 'imp.');
+    CREATE INDEX feedback_of_identity ON feedback(identity);",
 ];
 
 /// The writing connection, at this build's format.
@@ -274,10 +301,12 @@ fn migrate(db: &mut Connection, steps: &[&str]) -> Result<()> {
     Ok(())
 }
 
-/// The statements of format 1.
+/// A new ledger of an earlier format.
 #[cfg(test)]
-pub(super) fn first_format() -> &'static str {
-    MIGRATIONS[0]
+pub(super) fn of_format(path: &Path, format: usize) -> Connection {
+    let mut db = Connection::open(path).unwrap();
+    migrate(&mut db, &MIGRATIONS[..format]).unwrap();
+    db
 }
 
 #[cfg(test)]

@@ -296,7 +296,7 @@ fn a_newer_damaged_or_foreign_ledger_is_refused_with_its_path() {
     Connection::open(&path).unwrap().pragma_update(None, "user_version", 99).unwrap();
     let error = Ledger::open(dir.path()).err().unwrap();
     assert_eq!(error.code(), Code::Unsupported);
-    assert!(error.message().ends_with("ledger.sqlite3: it has format 99, this build knows formats up to 8"), "{error}");
+    assert!(error.message().ends_with("ledger.sqlite3: it has format 99, this build knows formats up to 9"), "{error}");
     std::fs::write(&path, "not a database, but long enough to be looked at. ".repeat(20)).unwrap();
     let error = Ledger::open(dir.path()).err().unwrap();
     assert!(error.code() == Code::Io && error.message().contains("damaged or not a database"), "{error}");

@@ -7,8 +7,7 @@ use rusqlite::{Connection, OptionalExtension};
 
 use super::limits::{self, Rules};
 use super::{
-    MAX_SAID, MAX_SAID_TEXT, MAX_SIGNAL, MAX_TEXT, MAX_USER, META_MODEL_NAME, META_MODEL_SHA256, StoredFeedback, rows,
-    samples, waiting,
+    MAX_SAID, MAX_SAID_TEXT, MAX_SIGNAL, MAX_TEXT, MAX_USER, META_MODEL_NAME, META_MODEL_SHA256, rows, samples, waiting,
 };
 use crate::error::{Error, Result};
 use crate::system::unix_millis;
@@ -32,6 +31,20 @@ impl TrainedBatch {
     pub fn of(used: &[u64], samples: &[SampleRecord]) -> Self {
         Self { used: used.to_vec(), samples: samples.to_vec(), ..Self::default() }
     }
+}
+
+/// Records an answer whose prompt repeats the words of `origin`, and whose words those are. `false`, and nothing is
+/// recorded, if that is not on record any more.
+pub(super) fn record_from(db: &Connection, g: &Generation, origin: &GenerationId) -> Result<bool> {
+    let Some(origin) = rows::answer(db, origin)? else { return Ok(false) };
+    record(db, g)?;
+    db.prepare_cached(
+        "INSERT INTO words_of SELECT own.seq, w.user FROM generations own JOIN
+         (SELECT user FROM generations WHERE seq = ?2 UNION SELECT user FROM words_of WHERE generation = ?2) w
+         WHERE own.id = ?1 AND w.user IS NOT NULL AND w.user IS NOT own.user",
+    )?
+    .execute((&g.id.0, origin.row))?;
+    Ok(true)
 }
 
 pub(super) fn record(db: &Connection, g: &Generation) -> Result<()> {
@@ -101,60 +114,6 @@ fn check_said(db: &Connection, f: &NewFeedback, answer: i64) -> Result<()> {
     Ok(())
 }
 
-/// A judgement that is imported.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Judgement {
-    /// On one answer.
-    Feedback(NewFeedback),
-    /// One answer is better than another.
-    Preference {
-        /// The better one.
-        chosen: GenerationId,
-        /// The worse one.
-        rejected: GenerationId,
-        /// Whose judgement it is.
-        user: Option<String>,
-    },
-}
-
-/// The outcome of an imported judgement.
-pub(super) struct Imported {
-    /// It was not on record.
-    pub(super) new: bool,
-    /// Its answer now waits to teach.
-    pub(super) first: bool,
-}
-
-/// Records a judgement after its answers, each unless it is on record.
-pub(super) fn import(
-    db: &Connection,
-    answers: &[Generation],
-    judgement: &Judgement,
-    rules: &Rules,
-) -> Result<Imported> {
-    for answer in answers {
-        if rows::answer(db, &answer.id)?.is_none() {
-            record(db, answer)?;
-        }
-    }
-    let f = match judgement {
-        Judgement::Feedback(f) => f,
-        Judgement::Preference { chosen, rejected, user } => {
-            let (_, new) = insert_preference(db, chosen, rejected, user.as_deref())?;
-            return Ok(Imported { new, first: false });
-        }
-    };
-    let same = |known: &StoredFeedback| {
-        let remark = f.signal != Signal::Comment || known.comment == f.comment;
-        known.signal == f.signal && known.user == f.user && remark
-    };
-    if rows::feedback_of(db, &f.generation_id)?.iter().any(same) {
-        return Ok(Imported { new: false, first: false });
-    }
-    let (_, first) = insert_feedback(db, f, rules)?;
-    Ok(Imported { new: true, first })
-}
-
 /// Returns the receipt, and whether the answer has feedback waiting now but had none before.
 pub(super) fn insert_feedback(db: &Connection, f: &NewFeedback, rules: &Rules) -> Result<(FeedbackReceipt, bool)> {
     let answer = known(db, &f.generation_id)?;
@@ -178,8 +137,8 @@ pub(super) fn insert_feedback(db: &Connection, f: &NewFeedback, rules: &Rules) -
     let teaches = may_teach && left_out.is_none();
     let mut insert = db.prepare_cached(
         "INSERT INTO feedback
-         (generation, rating, correction, signal, teaches, left_out, user, comment, created, content)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
+         (generation, rating, correction, signal, teaches, left_out, user, comment, created, content, identity)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, lower(hex(randomblob(16))))",
     )?;
     let now = rows::signed(unix_millis());
     insert.execute((

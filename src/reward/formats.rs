@@ -19,6 +19,8 @@ const FILE_BYTES: u64 = 4 << 30;
 /// The byte order mark that some editors put before UTF-8.
 const BYTE_ORDER_MARK: &[u8] = "\u{feff}".as_bytes();
 const GZIP: [u8; 2] = [0x1f, 0x8b];
+/// Length of the identity of a piece of feedback, in characters.
+const IDENTITY: usize = 32;
 
 const EXPECTED: &str = "expected prompt, chosen and rejected; chosen and rejected transcripts or conversations; \
     prompt, \
@@ -73,6 +75,8 @@ pub struct Entry {
     pub base_sha256: Option<String>,
     /// Ids of the answer, or of the better and the worse one, in lines of our own export.
     pub answer_ids: Vec<GenerationId>,
+    /// The identity of the piece of feedback, in lines of our own export.
+    pub identity: Option<String>,
     /// Whether the line says that the user was anonymous, rather than saying nothing about users.
     pub anonymous: bool,
     /// Whether the better answer of a pair is a user's correction of the worse one.
@@ -186,9 +190,24 @@ fn parse(line: &[u8]) -> Result<Entry> {
     let ids = ["generation_id", "chosen_id", "rejected_id"];
     let answer_ids = ids.into_iter().filter_map(|key| text(key).transpose().map(|id| id.map(GenerationId)));
     let answer_ids = answer_ids.collect::<Result<_>>()?;
+    let identity = text("feedback_identity")?;
+    if identity.as_ref().is_some_and(|id| id.len() != IDENTITY || !id.bytes().all(|b| b.is_ascii_hexdigit())) {
+        return Err(Error::arg(format!("feedback_identity is not {IDENTITY} hexadecimal digits")));
+    }
     let anonymous = map.get("user").is_some_and(Value::is_null);
     let correction = map.get("correction") == Some(&Value::Bool(true));
-    Ok(Entry { line: 0, judged, user, comment, prompt_tokens, base_sha256, answer_ids, anonymous, correction })
+    Ok(Entry {
+        line: 0,
+        judged,
+        user,
+        comment,
+        prompt_tokens,
+        base_sha256,
+        answer_ids,
+        identity,
+        anonymous,
+        correction,
+    })
 }
 
 fn pair(prompt: Option<&Value>, chosen: &Value, rejected: &Value) -> Result<Judged> {
@@ -225,25 +244,44 @@ fn rated(map: &Map<String, Value>) -> Result<Judged> {
     if answer.trim().is_empty() {
         return Err(Error::arg("the answer is empty"));
     }
-    let rates = ["rating", "label", "thumbs_up", "thumbs_down"].into_iter().any(|key| map.contains_key(key));
+    let given = |key: &str| map.get(key).filter(|value| !value.is_null());
+    let rates = ["rating", "label", "thumbs_up", "thumbs_down"].into_iter().any(|key| given(key).is_some());
     let signal = map.get("signal").and_then(Value::as_str).map(str::to_owned);
     let remark = map.get("comment").is_some_and(Value::is_string);
     if !rates && (signal.is_some() || remark) {
         return Ok(Judged::Said { prompt, answer, signal });
     }
-    let thumbs = |key: &str| map.get(key).map_or(Some(0), Value::as_u64);
-    let rating = match (map.get("rating"), map.get("label"), thumbs("thumbs_up"), thumbs("thumbs_down")) {
-        (Some(rating), ..) => rating.as_f64().filter(|r| RATINGS.contains(r)),
-        (None, Some(label), ..) => {
-            label.as_bool().or(label.as_u64().map(|n| n != 0)).map(|good| if good { 1.0 } else { -1.0 })
-        }
-        // Of several thumbs their mean: two against one say less than two alone.
-        (None, None, Some(up), Some(down)) if up + down > 0 => Some((up as f64 - down as f64) / (up + down) as f64),
-        _ => None,
+    let wrong = |key: &str, value: &Value, expected: &str| {
+        let shown: String = value.to_string().chars().take(32).collect();
+        Error::arg(format!("{key} is {shown}, expected {expected}"))
     };
-    let expected = "no rating, expected rating from -1 to 1, label true or false, or thumbs_up and thumbs_down";
-    let rating = rating.ok_or_else(|| Error::arg(expected))?;
-    if let (Some(_), Some(good)) = (map.get("rating"), map.get("label").and_then(Value::as_bool))
+    let thumbs = |key: &str| match given(key) {
+        None => Ok(0.0),
+        Some(value) => match value.as_f64().filter(|count| count.fract() == 0.0 && *count >= 0.0) {
+            Some(count) => Ok(count),
+            None => Err(wrong(key, value, "a number, how many there were")),
+        },
+    };
+    let rating = match (given("rating"), given("label")) {
+        (Some(rating), _) => {
+            let known = rating.as_f64().filter(|r| RATINGS.contains(r));
+            known.ok_or_else(|| wrong("rating", rating, "a number from -1 to 1"))?
+        }
+        (None, Some(label)) => match label.as_bool().or(label.as_f64().map(|n| n != 0.0)) {
+            Some(good) => [-1.0, 1.0][usize::from(good)],
+            None => return Err(wrong("label", label, "true or false")),
+        },
+        (None, None) => {
+            let (up, down) = (thumbs("thumbs_up")?, thumbs("thumbs_down")?);
+            if up + down == 0.0 {
+                let expected = "rating from -1 to 1, label true or false, or thumbs_up and thumbs_down";
+                return Err(Error::arg(format!("no rating, expected {expected}")));
+            }
+            // Of several thumbs their mean: two against one say less than two alone.
+            (up - down) / (up + down)
+        }
+    };
+    if let (Some(_), Some(good)) = (given("rating"), map.get("label").and_then(Value::as_bool))
         && rating != 0.0
         && good != (rating > 0.0)
     {
@@ -314,86 +352,5 @@ fn transcript(text: &str) -> Vec<ChatMessage> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn judged(line: &str) -> Judged {
-        parse(line.as_bytes()).unwrap().judged
-    }
-
-    fn chat(text: &str) -> PromptText {
-        PromptText::Chat(vec![ChatMessage { role: "user".into(), content: text.into() }])
-    }
-
-    #[test]
-    fn every_form_of_a_pair_is_read() {
-        let expected = Judged::Pair { prompt: chat("hi"), chosen: "hello".into(), rejected: "go\n\naway".into() };
-        for line in [
-            r#"{"prompt": [{"role": "user", "content": "hi"}], "chosen": "hello", "rejected": "go\n\naway"}"#,
-            r#"{"prompt": [{"role": "user", "content": "hi"}], "chosen": [{"role": "assistant", "content": "hello"}],
-                "rejected": [{"role": "assistant", "content": "go\n\naway"}], "user": "ann"}"#,
-            r#"{"chosen": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}],
-                "rejected": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "go\n\naway"}]}"#,
-            r#"{"chosen": "\n\nHuman: hi\n\nAssistant: hello", "rejected": "\n\nHuman: hi\n\nAssistant: go\n\naway"}"#,
-        ] {
-            assert_eq!(judged(line), expected, "{line}");
-        }
-    }
-
-    #[test]
-    fn every_form_of_a_rating_is_read() {
-        let rated = |rating| Judged::Rated { prompt: chat("hi"), answer: "hello".into(), rating };
-        let messages = r#""messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]"#;
-        assert_eq!(judged(&format!("{{{messages}, \"thumbs_up\": 3, \"thumbs_down\": 1}}")), rated(0.5));
-        let prompt = r#""prompt": [{"role": "user", "content": "hi"}], "completion": "hello""#;
-        assert_eq!(judged(&format!("{{{prompt}, \"label\": false}}")), rated(-1.0));
-        assert_eq!(judged(&format!("{{{prompt}, \"rating\": 0.25}}")), rated(0.25));
-    }
-
-    #[test]
-    fn what_is_wrong_with_a_line_is_said() {
-        for (line, reason) in [
-            ("{", "no JSON"),
-            ("[]", "no JSON object"),
-            ("{}", "no judged answer, expected prompt"),
-            (r#"{"prompt": "p", "chosen": " ", "rejected": "a"}"#, "the chosen answer is empty"),
-            (r#"{"prompt": "p", "chosen": "a", "rejected": ""}"#, "the rejected answer is empty"),
-            (r#"{"prompt": "p", "chosen": "a", "rejected": "a"}"#, "both answers are the same"),
-            (r#"{"prompt": "p", "chosen": 3, "rejected": "a"}"#, "chosen is neither text nor one message"),
-            (r#"{"prompt": [], "chosen": "b", "rejected": "a"}"#, "the prompt has no messages"),
-            (r#"{"chosen": "x", "rejected": "a"}"#, "chosen is no conversation"),
-            (r#"{"prompt": "p", "completion": "a", "rating": 2}"#, "no rating, expected"),
-            (r#"{"prompt": "p", "completion": "a", "rating": 1e999}"#, "no JSON"),
-            (r#"{"prompt": "p", "completion": "a"}"#, "no rating, expected"),
-            (r#"{"prompt": "p", "completion": "a", "rating": 1, "user": 5}"#, "user is no text"),
-            (r#"{"prompt": "p", "completion": "a", "rating": 1, "user": ""}"#, "user is empty"),
-            (r#"{"prompt": "p", "completion": "a", "rating": 1, "comment": []}"#, "comment is no text"),
-            (
-                r#"{"prompt": "p", "completion": "a", "rating": 1, "prompt_tokens": [-1]}"#,
-                "prompt_tokens are no tokens",
-            ),
-            (r#"{"prompt": "p", "completion": "a", "rating": 1, "prompt_tokens": "x"}"#, "prompt_tokens are no tokens"),
-            (r#"{"prompt": "p", "completion": "a", "rating": 1, "label": false}"#, "rating and label say the opposite"),
-        ] {
-            let reason_found = parse(line.as_bytes()).unwrap_err().message().to_owned();
-            assert!(reason_found.contains(reason), "{line}: {reason_found}");
-        }
-    }
-
-    #[test]
-    fn a_gzipped_file_reads_like_the_plain_one_and_names_its_bad_lines() {
-        use std::io::Write;
-        let text = "{\"prompt\": \"p\", \"chosen\": \"a\", \"rejected\": \"b\"}\n\nnonsense\n\
-                    {\"prompt\": \"p\", \"chosen\": \"c\", \"rejected\": \"d\"}";
-        let dir = tempfile::tempdir().unwrap();
-        let (plain, packed) = (dir.path().join("a.jsonl"), dir.path().join("a.jsonl.gz"));
-        std::fs::write(&plain, text).unwrap();
-        let mut gzip = flate2::write::GzEncoder::new(File::create(&packed).unwrap(), flate2::Compression::fast());
-        gzip.write_all(text.as_bytes()).unwrap();
-        gzip.finish().unwrap();
-        let found = read_judgements(&plain).unwrap();
-        assert_eq!(found, read_judgements(&packed).unwrap());
-        assert_eq!(found.entries.iter().map(|e| e.line).collect::<Vec<_>>(), [1, 4]);
-        assert_eq!(found.refused.iter().map(|r| r.line).collect::<Vec<_>>(), [3]);
-    }
-}
+#[path = "formats_tests.rs"]
+mod tests;

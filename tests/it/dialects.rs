@@ -3,9 +3,11 @@
 
 use apa::config::HttpConfig;
 use apa::http::{Scope, add_key};
+use apa::types::GenerationId;
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
+use crate::support::on_disk;
 use crate::support::server::{Server, message};
 use crate::support::tiny::{TOOLS, TinySpec};
 
@@ -115,12 +117,52 @@ async fn a_response_goes_on_from_one_and_its_user_may_have_it_forgotten() {
     let long = "x".repeat(70_000);
     let (_, untold) = ask(json!({"input": "hi", "metadata": {"a": long}, "max_output_tokens": 2})).await;
     assert_eq!(untold["store"], false, "too long to be kept");
+    let (_, third) = ask(json!({"input": "the third", "max_output_tokens": 4})).await;
+    let third = format!("/v1/responses/{}", third["id"].as_str().unwrap());
+    for expected in [StatusCode::OK, StatusCode::NOT_FOUND] {
+        assert_eq!(server.call(Method::DELETE, &third, "").await.0, expected);
+    }
     server.post("/v1/forget", json!({"user": "ann"})).await;
     let (status, gone) = ask(json!({"input": "more", "previous_response_id": second["id"]})).await;
     assert!(status == StatusCode::NOT_FOUND && message(&gone).contains("not kept"), "{gone}");
-    let (status, _) =
-        server.call(Method::DELETE, &format!("/v1/responses/{}", second["id"].as_str().unwrap()), "").await;
-    assert_eq!(status, StatusCode::OK);
+    server.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_answers_that_go_on_from_a_forgotten_one_go_with_it_whoever_asked_for_them() {
+    let server = tools_server().await;
+    let ask = async |body: Value| {
+        let (status, answer) = server.post("/v1/responses", body).await;
+        assert_eq!(status, StatusCode::OK, "{answer}");
+        answer["id"].as_str().unwrap().to_owned()
+    };
+    let after = |previous: &str, user: Value| {
+        json!({"input": "go on", "previous_response_id": previous, "user": user,
+        "max_output_tokens": 4})
+    };
+    let hers = ask(json!({"input": "my PIN is zanzibar", "user": "ann", "max_output_tokens": 4})).await;
+    let unnamed = ask(after(&hers, Value::Null)).await;
+    let his = ask(after(&unnamed, "bob".into())).await;
+    // Neither what is not kept nor what is dropped loses the trace.
+    let mut untold = after(&his, "eve".into());
+    untold["store"] = false.into();
+    let untold = ask(untold).await;
+    server.call(Method::DELETE, &format!("/v1/responses/{unnamed}"), "").await;
+    let apart = ask(json!({"input": "something else", "user": "bob", "max_output_tokens": 4})).await;
+    let record = async |id: &str| server.get(&format!("/v1/generations/{id}")).await;
+    assert_eq!(record(&unnamed).await.1["user"], "ann", "it has the user of the one before it");
+    let words = server.engine.tokenize_bare("zanzibar").unwrap();
+    let words: Vec<u8> = words.iter().flat_map(|token| token.to_le_bytes()).collect();
+    let data = server.folder.path().join("data");
+    assert!(on_disk(&data, b"zanzibar") && on_disk(&data, &words));
+
+    let (_, gone) = server.post("/v1/forget", json!({"user": "ann"})).await;
+    assert_eq!((&gone["generations"], &gone["overwritten"]), (&json!(4), &json!(true)), "{gone}");
+    for id in [&hers, &unnamed, &his, &untold] {
+        assert_eq!(record(id).await.0, StatusCode::NOT_FOUND);
+    }
+    assert_eq!(record(&apart).await.0, StatusCode::OK);
+    assert!(!on_disk(&data, b"zanzibar") && !on_disk(&data, &words), "her words are still on disk");
     server.close().await;
 }
 
@@ -141,6 +183,11 @@ async fn a_response_is_kept_for_whom_it_was_made() {
     let next = json!({"input": "b", "max_output_tokens": 2, "previous_response_id": first["id"]});
     assert_eq!(ask(&app, next.clone()).await.0, StatusCode::OK);
     assert_eq!(ask(&other, next.clone()).await.0, StatusCode::NOT_FOUND);
+    // The user whom the key named stays the user.
+    let (_, anns) = ask(&app, json!({"input": "a", "user": "ann", "max_output_tokens": 2})).await;
+    let (_, after) = ask(&app, json!({"input": "b", "max_output_tokens": 2, "previous_response_id": anns["id"]})).await;
+    let after = GenerationId(after["id"].as_str().unwrap().into());
+    assert_eq!(server.engine.generation(&after).unwrap().unwrap().user.as_deref(), Some("app/ann"));
     assert_eq!(ask("nobody's", next).await.0, StatusCode::UNAUTHORIZED);
     server.close().await;
 }

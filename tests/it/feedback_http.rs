@@ -49,7 +49,7 @@ async fn everything_that_can_be_said_of_an_answer_can_be_said_in_the_terminal() 
     let (mut said, mut preferred) = (Vec::new(), 0);
     let mut note = |one: &Exported| {
         match one {
-            Exported::Feedback(_, feedback) => said.push(feedback.clone()),
+            Exported::Feedback(_, feedback, _) => said.push(feedback.clone()),
             Exported::Preference(..) => preferred += 1,
         }
         Ok(())

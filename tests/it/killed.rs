@@ -137,7 +137,7 @@ async fn a_killed_daemon_loses_no_rating_teaches_none_twice_and_keeps_what_it_se
 fn check_ledger(data: &Path, told: &Told, versions: &BTreeMap<u64, (Option<PolicyVersion>, String)>, round: usize) {
     let (mut ratings, mut rated, mut taught) = (HashMap::new(), HashSet::new(), BTreeMap::<u64, u64>::new());
     let mut read = |one: &Exported| {
-        let Exported::Feedback(generation, feedback) = one else { panic!("a preference") };
+        let Exported::Feedback(generation, feedback, _) = one else { panic!("a preference") };
         let id = generation.id.to_string();
         assert!(rated.insert(id.clone()), "round {round}: {id} has two ratings");
         ratings.insert(feedback.feedback_id, id);

@@ -19,6 +19,7 @@ mod doctor;
 mod engine;
 #[cfg(feature = "daemon")]
 mod events;
+mod exchange;
 #[cfg(feature = "daemon")]
 mod export;
 mod features;

@@ -13,6 +13,7 @@ use apa::{Code, Engine};
 use candle_core::Device;
 
 use crate::support::engine::{finish, open_with, published};
+use crate::support::on_disk;
 use crate::support::reward::reward_model;
 
 fn open(dir: &Path, change: impl FnOnce(&mut RewardConfig)) -> apa::Result<Engine> {
@@ -161,18 +162,6 @@ fn forgetting_and_reviews_reach_through_the_engine() {
     let gone = engine.forget("mallory").unwrap();
     assert_eq!((gone.generations, gone.feedback), (0, 2));
     assert_eq!(engine.status().trainer.pending_ratings, 2);
-}
-
-/// Whether any file of the folder holds these bytes.
-fn on_disk(dir: &Path, words: &[u8]) -> bool {
-    std::fs::read_dir(dir).unwrap().any(|entry| {
-        let path = entry.unwrap().path();
-        if path.is_dir() {
-            return on_disk(&path, words);
-        }
-        let bytes = std::fs::read(&path).unwrap_or_default();
-        bytes.windows(words.len()).any(|window| window == words)
-    })
 }
 
 #[test]

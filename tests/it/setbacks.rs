@@ -14,7 +14,7 @@ use crate::support::engine::{answer, open_with, published, rate, rate_some};
 use crate::support::tiny::{TinySpec, tiny_model};
 
 /// Imports lines into the data folder beside the tiny model.
-fn import(dir: &Path, lines: &str) -> exchange::Imported {
+pub fn import(dir: &Path, lines: &str) -> exchange::Imported {
     let (path, model) = (dir.join("lines.jsonl"), dir.join("tiny.gguf"));
     if !model.exists() {
         tiny_model(&model, &TinySpec::new("llama")).unwrap();
@@ -201,7 +201,7 @@ fn an_export_taken_in_where_it_came_from_is_known_and_elsewhere_whole() {
     LedgerReader::open(&other.path().join("data"))
         .unwrap()
         .for_each(&mut |said| {
-            if let apa::ledger::Exported::Feedback(_, f) = said {
+            if let apa::ledger::Exported::Feedback(_, f, _) = said {
                 users.push(f.user.clone().unwrap_or_else(|| "-".into()));
             }
             Ok(())

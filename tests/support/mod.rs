@@ -20,3 +20,17 @@ pub mod reward;
 pub mod server;
 pub mod tiny;
 pub mod trainer;
+
+use std::path::Path;
+
+/// Whether any file of the folder holds these bytes.
+pub fn on_disk(dir: &Path, words: &[u8]) -> bool {
+    std::fs::read_dir(dir).unwrap().any(|entry| {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            return on_disk(&path, words);
+        }
+        let bytes = std::fs::read(&path).unwrap_or_default();
+        bytes.windows(words.len()).any(|window| window == words)
+    })
+}

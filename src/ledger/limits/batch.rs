@@ -262,6 +262,9 @@ mod tests {
     use super::*;
     use crate::ledger::schema::open_writer;
 
+    const GENERATIONS: &str =
+        "INSERT INTO generations (seq, id, policy_version, prompt, response, text, sampling, finish, created)";
+
     #[test]
     fn user_by_user_a_scan_finds_what_it_finds_answer_by_answer() {
         let dir = tempfile::tempdir().unwrap();
@@ -269,7 +272,7 @@ mod tests {
         let mut rng = SmallRng::seed_from_u64(1);
         db.execute_batch("BEGIN").unwrap();
         for seq in 0..400 {
-            db.execute("INSERT INTO generations VALUES (?1, ?1, 0, x'', x'', '', '', '', NULL, 0)", [seq]).unwrap();
+            db.execute(&format!("{GENERATIONS} VALUES (?1, ?1, 0, x'', x'', '', '', '', 0)"), [seq]).unwrap();
         }
         let names = [None, Some(""), Some("a"), Some("a\0"), Some("ab"), Some("b"), Some("held")];
         for _ in 0..1500 {
@@ -297,13 +300,13 @@ mod tests {
     fn a_batch_is_found_behind_more_than_a_scan_by_age_looks_at() {
         let dir = tempfile::tempdir().unwrap();
         let db = open_writer(&dir.path().join("l")).unwrap();
-        db.execute_batch(
+        db.execute_batch(&format!(
             "CREATE TEMP TABLE n AS WITH RECURSIVE n(i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM n LIMIT 20100)
              SELECT i FROM n;
-             INSERT INTO generations SELECT i, i, 0, x'', x'', '', '', '', NULL, 0 FROM n;
+             {GENERATIONS} SELECT i, i, 0, x'', x'', '', '', '', 0 FROM n;
              INSERT INTO feedback (generation, rating, teaches, user, created)
-             SELECT i, 1, 1, iif(i < 20050, 'held', 'user ' || (i % 4)), 0 FROM n;",
-        )
+             SELECT i, 1, 1, iif(i < 20050, 'held', 'user ' || (i % 4)), 0 FROM n;"
+        ))
         .unwrap();
         review(&db, "held", ReviewVerdict::Hold).unwrap();
         let rules = Rules { share: 0.25, ..Rules::default() };
