@@ -2,6 +2,7 @@
 //! version at a time. Never changes what others get.
 
 use std::sync::{Arc, Mutex, Weak};
+use std::time::Duration;
 
 use super::weights::weights_of;
 use crate::error::{Error, Result};
@@ -9,6 +10,9 @@ use crate::lock::lock;
 use crate::publish::VersionStore;
 use crate::scheduler::Scheduler;
 use crate::types::PolicyVersion;
+
+/// Longest wait for a context that is free.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// The version that is served because requests name it.
 pub(super) struct Named {
@@ -38,7 +42,8 @@ impl Named {
     /// Serves the version for as long as what is returned is held. Blocks while its weights are loaded.
     ///
     /// # Errors
-    /// `Busy` while another version is held, `Io` or `Model` if its files are gone or damaged, `Closed`.
+    /// `Busy` while another version is held or all contexts are in use, `Io` or `Model` if its files are gone or
+    /// damaged, `Closed`.
     pub(super) fn hold(&self, version: PolicyVersion) -> Result<Arc<dyn Send + Sync>> {
         let mut held = lock(&self.held);
         if let Some((other, keep)) = held.as_ref().and_then(|(version, keep)| Some((*version, keep.upgrade()?))) {
@@ -50,7 +55,7 @@ impl Named {
                  active one: ask for version {version} when it has ended"
             )));
         }
-        self.scheduler.serve_beside(weights_of(&self.store, version)?)?;
+        self.scheduler.serve_beside_within(weights_of(&self.store, version)?, PATIENCE)?;
         let keep = Arc::new(Held { scheduler: self.scheduler.clone(), version });
         *held = Some((version, Arc::downgrade(&keep)));
         Ok(keep)

@@ -92,6 +92,7 @@ impl Engine {
             queue: config.serve.queue,
             max_tokens: config.serve.max_tokens,
             tune_threads: true,
+            speculate: config.serve.speculate,
             patience: Some(Duration::from_secs(config.serve.request_seconds.into())).filter(|time| !time.is_zero()),
         };
         let routes = Arc::new(Routes::default());
@@ -111,6 +112,7 @@ impl Engine {
             scheduler: scheduler.clone(),
             model: model.clone(),
             hub: hub.clone(),
+            resumed: learner::resume(&config.gate, active, (&ledger, &store, &scheduler, &routes)),
             routes: routes.clone(),
             alerts: alerts.clone(),
             in_flight: in_flight.clone(),

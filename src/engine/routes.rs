@@ -41,8 +41,11 @@ pub(super) struct Met {
 
 impl Routes {
     /// Starts a trial, or goes on with one whose conversations are known: whether they belong to the candidate, oldest
-    /// first.
+    /// first. If it runs already, only the share changes.
     pub(super) fn begin(&self, split: Split, known: &[(u64, bool)]) {
+        if lock(&self.0).split.is_some_and(|running| running.candidate == split.candidate) {
+            return self.widen(split);
+        }
         let order = known.iter().map(|(conversation, _)| *conversation).collect();
         *lock(&self.0) = State { split: Some(split), met: known.iter().copied().collect(), order };
     }

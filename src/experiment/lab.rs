@@ -196,5 +196,6 @@ fn shape(plan: &Plan, prompts: &[Asked]) -> Result<scheduler::Options> {
         queue: batch,
         max_tokens: plan.max_new,
         tune_threads: false,
+        speculate: false,
     })
 }

@@ -195,8 +195,8 @@ impl Trial {
     }
 }
 
-/// Compares the ratings of a promoted version with those of the version it replaced. The latter come from the record,
-/// so hours and users may differ, and only a fall beyond chance counts.
+/// Compares the ratings of promoted versions with those of versions they replaced. The latter come from the record, so
+/// hours and users may differ, and only a fall beyond chance counts.
 #[derive(Clone, Debug)]
 pub struct Watch {
     before: super::bounds::MeanBounds,
@@ -223,12 +223,12 @@ impl Watch {
         (self.before.interval(), self.since.interval())
     }
 
-    /// The reason to roll back, if the version fell.
-    pub fn fell(&self) -> Option<String> {
+    /// The reason to roll back, if the watched versions fell. Both are named as they are to be called.
+    pub fn fell(&self, watched: &str, earlier: &str) -> Option<String> {
         let (before, since) = self.means();
         (since.upper < before.lower).then(|| {
             format!(
-                "its mean rating is {:.2} at most ({} ratings), that of the version before it {:.2} at least ({} \
+                "the mean rating of {watched} is {:.2} at most ({} ratings), that of {earlier} {:.2} at least ({} \
                  ratings)",
                 since.upper, since.count, before.lower, before.count
             )
@@ -313,8 +313,8 @@ mod tests {
         let mut watch = Watch::new(0.01);
         (0..500).for_each(|_| watch.rating(Arm::Parent, thumb(0.6)));
         (0..500).for_each(|_| watch.rating(Arm::Candidate, thumb(0.6)));
-        assert_eq!(watch.fell(), None);
+        assert_eq!(watch.fell("version 2", "version 1"), None);
         (0..500).for_each(|_| watch.rating(Arm::Candidate, thumb(-0.4)));
-        assert!(watch.fell().unwrap().starts_with("its mean rating is"));
+        assert!(watch.fell("version 2", "version 1").unwrap().starts_with("the mean rating of version 2 is"));
     }
 }

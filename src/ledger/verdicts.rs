@@ -142,14 +142,14 @@ impl Ledger {
         self.read(open_candidates)
     }
 
-    /// Ratings that count, of answers of either version created since a given time, in order; at most `max`, after row
+    /// Ratings that count, of answers of these versions created since a given time, in order; at most `max`, after row
     /// `after`.
     ///
     /// # Errors
     /// As [`Ledger::generation`].
     pub fn ratings_of(
         &self,
-        versions: (PolicyVersion, PolicyVersion),
+        versions: &[PolicyVersion],
         since: UnixMillis,
         after: u64,
         max: usize,
@@ -256,11 +256,11 @@ pub(super) fn newest_servable(db: &Connection) -> Result<PolicyVersion> {
     Ok(PolicyVersion(version?))
 }
 
-/// Ratings that count, of answers of either version created since a given time, in the order in which they were given;
+/// Ratings that count, of answers of these versions created since a given time, in the order in which they were given;
 /// at most `max`, after row `after`.
 pub(super) fn ratings(
     db: &Connection,
-    versions: (PolicyVersion, PolicyVersion),
+    versions: &[PolicyVersion],
     since: UnixMillis,
     after: u64,
     max: usize,
@@ -268,9 +268,10 @@ pub(super) fn ratings(
     let mut select = db.prepare_cached(
         "SELECT f.id, g.policy_version, f.rating, f.user FROM feedback f JOIN generations g ON g.seq = f.generation
          WHERE f.id > ?1 AND f.teaches = 1 AND f.rating IS NOT NULL
-         AND g.policy_version IN (?2, ?3) AND g.created >= ?4 ORDER BY f.id LIMIT ?5",
+         AND g.policy_version IN (SELECT value FROM json_each(?2)) AND g.created >= ?3 ORDER BY f.id LIMIT ?4",
     )?;
-    let bounds = (signed(after), signed(versions.0.0), signed(versions.1.0), signed(since), signed(max as u64));
+    let versions = serde_json::Value::from(versions.iter().map(|v| v.0).collect::<Vec<_>>()).to_string();
+    let bounds = (signed(after), versions, signed(since), signed(max as u64));
     let mut rows = select.query(bounds)?;
     let mut found = Vec::new();
     while let Some(row) = rows.next()? {

@@ -225,6 +225,18 @@ impl Context {
         true
     }
 
+    /// Whether the last positions of a sequence can be removed without a trace: not from what a recurrent model
+    /// remembers, nor once they have moved a window of attention.
+    pub fn takes_back(&self) -> bool {
+        // SAFETY: reads the live model.
+        unsafe {
+            let model = self.model.raw;
+            !sys::llama_model_is_recurrent(model)
+                && !sys::llama_model_is_hybrid(model)
+                && sys::llama_model_n_swa(model) == 0
+        }
+    }
+
     /// Removes positions `from..` of a sequence. False if the memory can't be cut there (recurrent models).
     pub fn forget(&mut self, seq: i32, from: u32) -> bool {
         // SAFETY: the context is alive; sequence ids out of range are refused by the check.

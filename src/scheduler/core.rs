@@ -23,6 +23,8 @@ use crate::types::{FinishReason, PolicyVersion};
 pub(super) enum Command {
     Submit(Vec<Job>),
     Swap(Box<Ready>),
+    /// Serve this version beside the active one once more, if it is; the reply says whether.
+    Share(PolicyVersion, Sender<bool>),
     /// Stop serving this version beside the active one.
     Leave(PolicyVersion),
 }
@@ -34,6 +36,7 @@ pub(super) struct Core {
     /// Versions that are served beside the active one.
     pub(super) beside: Vec<PolicyVersion>,
     pub(super) tuner: Tuner,
+    pub(super) speculate: bool,
     /// Receives contexts whose last request ended, for the next swap.
     pub(super) drained: Sender<Context>,
     pub(super) waiting: VecDeque<Box<Job>>,
@@ -64,6 +67,8 @@ impl Core {
             for lane in &mut self.lanes {
                 self.tuner.beside_training = self.counters.meters.training.load(Ordering::Relaxed);
                 let turn = lane.turn(&mut self.tuner, &mut finished);
+                self.counters.guessed_tokens.fetch_add(turn.guessed_tokens, Ordering::Relaxed);
+                self.counters.held_tokens.fetch_add(turn.held_tokens, Ordering::Relaxed);
                 worked |= turn.prompt_tokens + turn.generated_tokens > 0;
                 self.counters.prompt_tokens.fetch_add(turn.prompt_tokens, Ordering::Relaxed);
                 self.counters.generated_tokens.fetch_add(turn.generated_tokens, Ordering::Relaxed);
@@ -91,6 +96,13 @@ impl Core {
         match command {
             Command::Submit(jobs) => self.waiting.extend(jobs.into_iter().map(Box::new)),
             Command::Swap(ready) => self.swap(*ready),
+            Command::Share(version, reply) => {
+                let served = self.beside.contains(&version);
+                // Nobody would leave it who has gone.
+                if reply.send(served).is_ok() && served {
+                    self.beside.push(version);
+                }
+            }
             // Once for each time that it was brought in.
             Command::Leave(version) => {
                 if let Some(at) = self.beside.iter().position(|v| *v == version) {
@@ -163,14 +175,20 @@ impl Core {
     /// Switches new requests to the prepared weights: all of them, or those that name that version.
     fn swap(&mut self, ready: Ready) {
         let version = ready.weights.version;
-        let lane = Lane::new(version, ready.context);
+        let told = ready.replies.iter().filter(|r| r.send(Ok(())).is_ok()).count();
         match ready.role {
+            Role::Beside if told == 0 || self.beside.contains(&version) => {
+                self.beside.extend((told > 0).then_some(version));
+                // There is space for every context, as below.
+                let _ = self.drained.try_send(ready.context);
+            }
             Role::Active => {
-                self.lanes.push(lane);
+                self.lanes.push(Lane::new(version, ready.context, self.speculate));
                 self.counters.swaps.fetch_add(1, Ordering::Relaxed);
                 tracing::info!(version = version.0, "serving");
             }
             Role::Beside => {
+                let lane = Lane::new(version, ready.context, self.speculate);
                 self.lanes.insert(self.lanes.len().saturating_sub(1), lane);
                 self.beside.push(version);
                 tracing::info!(version = version.0, "serving beside");
@@ -178,7 +196,6 @@ impl Core {
         }
         self.retire();
         self.publish_load();
-        ready.replies.iter().for_each(|r| drop(r.send(Ok(()))));
     }
 
     /// Returns the contexts of drained versions for the next swap.

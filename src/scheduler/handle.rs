@@ -39,6 +39,9 @@ pub struct Options {
     /// Whether measurements choose the number of decoding threads. Without that, the same requests give the same
     /// answers, to the last bit.
     pub tune_threads: bool,
+    /// Whether answers are guessed ahead where that is faster. As with measured threads, the same requests may then
+    /// give other answers, as far as rounding decides.
+    pub speculate: bool,
     /// Longest time from submission to the end of a request.
     pub patience: Option<Duration>,
 }
@@ -132,7 +135,8 @@ impl Scheduler {
         let tuner = if options.tune_threads { Tuner::new } else { Tuner::fixed }(threads, context.decoder_pin());
         swapper::put(&mut context, &first.source)?;
         let core = Core {
-            lanes: vec![Lane::new(first.version, context)],
+            lanes: vec![Lane::new(first.version, context, options.speculate)],
+            speculate: options.speculate,
             beside: Vec::new(),
             tuner,
             drained,
@@ -257,7 +261,7 @@ impl Scheduler {
     /// # Errors
     /// `Model` if the adapter can't be loaded: the old weights stay. `Closed` after [`Scheduler::stop`].
     pub fn swap(&self, weights: Weights) -> Result<()> {
-        self.want(weights, Role::Active)
+        self.want(weights, Role::Active, Duration::MAX)
     }
 
     /// Serves other weights beside the active ones to requests that name their version, and returns when those get
@@ -266,7 +270,21 @@ impl Scheduler {
     /// # Errors
     /// As [`Scheduler::swap`].
     pub fn serve_beside(&self, weights: Weights) -> Result<()> {
-        self.want(weights, Role::Beside)
+        self.serve_beside_within(weights, Duration::MAX)
+    }
+
+    /// The same, if it takes no longer than that.
+    ///
+    /// # Errors
+    /// Also `Busy` if it takes longer, because all contexts are in use.
+    pub fn serve_beside_within(&self, weights: Weights, patience: Duration) -> Result<()> {
+        // One context is enough for all who serve the same version.
+        let (reply, shared) = bounded(1);
+        self.send(&self.commands, Command::Share(weights.version, reply))?;
+        if shared.recv().map_err(|_| Error::closed("the engine is closed"))? {
+            return Ok(());
+        }
+        self.want(weights, Role::Beside, patience)
     }
 
     /// Stops serving a version beside the active one: running requests finish on it, new ones that name it get the
@@ -278,11 +296,17 @@ impl Scheduler {
         self.send(&self.commands, Command::Leave(version))
     }
 
-    fn want(&self, weights: Weights, role: Role) -> Result<()> {
-        let closed = || Error::closed("the engine is closed");
+    fn want(&self, weights: Weights, role: Role, patience: Duration) -> Result<()> {
         let (reply, answer) = bounded(1);
+        let version = weights.version;
         self.send(&self.wanted, Wanted { weights, role, reply })?;
-        answer.recv().map_err(|_| closed())?
+        match answer.recv_timeout(patience) {
+            Ok(done) => done,
+            Err(e) if e.is_timeout() => Err(Error::busy(format!(
+                "version {version} can't be served now: other versions still answer, ask again"
+            ))),
+            Err(_) => Err(Error::closed("the engine is closed")),
+        }
     }
 
     /// Tells the scheduler whether the trainer is working: gaps between tokens are counted separately then.

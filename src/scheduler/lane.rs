@@ -1,12 +1,15 @@
 //! A lane: one policy version on one context, with the requests pinned to it. Builds batches, samples, frees slots.
 //! Never queues a request.
 
+mod cache;
+
 use std::sync::Arc;
 use std::time::Instant;
 
 use super::finished::Finished;
 use super::pace::Pace;
 use super::slot::{Job, Running};
+use super::speculate::Speculation;
 use super::tuner::Tuner;
 use crate::error::{Error, Result};
 use crate::guide::Guide;
@@ -25,34 +28,17 @@ impl Slot {
     }
 }
 
-impl Slot {
-    /// How many of the prompt's first tokens are cached, without its last one, whose logits are needed.
-    fn prefix_of(&self, prompt: &[TokenId]) -> usize {
-        match self {
-            Slot::Idle { cached, .. } => common_prefix(cached, prompt),
-            Slot::Busy(running) => common_prefix(&running.job.request.prompt, prompt).min(running.evaluated),
-        }
-    }
-}
-
-/// Number of first tokens that both share, without the prompt's last one, whose logits are needed.
-fn common_prefix(other: &[TokenId], prompt: &[TokenId]) -> usize {
-    let alike = other.iter().zip(prompt).take_while(|(a, b)| a == b).count();
-    alike.min(prompt.len().saturating_sub(1))
-}
-
-/// Least number of prompt tokens worth waiting for while another request reads them.
-const WORTH_WAITING: usize = 16;
-
 /// The contents of a batch.
 #[derive(Default)]
 struct Filled {
-    /// Rows with logits: index in the batch, and slot.
-    outputs: Vec<(usize, usize)>,
+    /// Rows with logits: index of the first in the batch, their number, and slot.
+    outputs: Vec<(usize, usize, usize)>,
     /// Slots with their numbers of tokens.
     added: Vec<(usize, usize)>,
     /// Number of answers that advance by a token.
     answers: usize,
+    /// Number of guessed tokens after those.
+    guessed: usize,
 }
 
 /// Counters of one turn.
@@ -60,6 +46,9 @@ struct Filled {
 pub(super) struct Turn {
     pub(super) prompt_tokens: u64,
     pub(super) generated_tokens: u64,
+    pub(super) guessed_tokens: u64,
+    /// Guessed tokens that were sampled.
+    pub(super) held_tokens: u64,
 }
 
 /// Whether a request was admitted.
@@ -77,12 +66,14 @@ pub(super) struct Lane {
     slots: Vec<Slot>,
     batch: Batch,
     pace: Pace,
+    speculation: Speculation,
 }
 
 impl Lane {
-    pub(super) fn new(version: PolicyVersion, context: Context) -> Lane {
+    pub(super) fn new(version: PolicyVersion, context: Context, speculate: bool) -> Lane {
         let slots = (0..context.options().sequences).map(|_| Slot::empty()).collect();
-        Lane { version, context, slots, batch: Batch::default(), pace: Pace::default() }
+        let speculation = Speculation::new(speculate && context.takes_back());
+        Lane { version, context, slots, batch: Batch::default(), pace: Pace::default(), speculation }
     }
 
     /// Returns the context; the lane must have no running request.
@@ -132,60 +123,6 @@ impl Lane {
         Admitted::Taken
     }
 
-    /// The idle slot to use, and how much of its cache: the one that shares the longest prefix with the prompt. If that
-    /// is only a small part of its cache, another slot is used, since the prefix can still be shared
-    /// ([`Lane::share_prefix`]).
-    fn best_slot(&self, prompt: &[TokenId]) -> Option<(usize, usize)> {
-        let idle = || {
-            self.slots.iter().enumerate().filter_map(|(i, slot)| match slot {
-                Slot::Idle { cached, since } => Some((i, cached, since)),
-                Slot::Busy(_) => None,
-            })
-        };
-        let best = idle()
-            .map(|(i, cached, since)| (common_prefix(cached, prompt), std::cmp::Reverse(*since), i, cached.len()));
-        let (alike, _, index, held) = best.max()?;
-        if alike * 2 >= held {
-            return Some((index, alike));
-        }
-        idle()
-            .min_by_key(|(_, cached, since)| (!cached.is_empty(), **since))
-            .map(|(i, cached, _)| (i, common_prefix(cached, prompt)))
-    }
-
-    /// The prefix cache: a request that reads its prompt gets what any other sequence has cached of it.
-    fn share_prefix(&mut self, index: usize) {
-        let Slot::Busy(running) = &self.slots[index] else { return };
-        let (prompt, have) = (&running.job.request.prompt, running.evaluated);
-        let others = self.slots.iter().enumerate().filter(|(i, _)| *i != index);
-        let Some((most, from)) = others.map(|(i, slot)| (slot.prefix_of(prompt), i)).max() else { return };
-        if most > have && self.context.share(from as i32, index as i32, have as u32..most as u32) {
-            let Slot::Busy(running) = &mut self.slots[index] else { return };
-            running.evaluated = most;
-        }
-    }
-
-    /// Clears idle caches, the oldest first, until the rest fits `room` tokens. Returns whether there was one to clear.
-    fn evict(&mut self, room: usize) -> bool {
-        let mut any = false;
-        loop {
-            let idle = self.slots.iter().enumerate().filter_map(|(i, slot)| match slot {
-                Slot::Idle { cached, since } if !cached.is_empty() => Some((i, cached.len(), *since)),
-                _ => None,
-            });
-            let (held, oldest) = idle.fold((0, None::<(usize, Instant)>), |(held, oldest), (i, n, since)| {
-                let older = oldest.is_none_or(|(_, s)| since < s);
-                (held + n, if older { Some((i, since)) } else { oldest })
-            });
-            let Some((index, _)) = oldest.filter(|_| held > room) else {
-                return any;
-            };
-            self.context.forget(index as i32, 0);
-            self.slots[index] = Slot::empty();
-            any = true;
-        }
-    }
-
     /// One turn: a token for every running answer, prompt chunks up to a limit, decode, sample. When the cache is full,
     /// idle prefixes are cleared first, then chunks get smaller, then the largest request ends.
     pub(super) fn turn(&mut self, tuner: &mut Tuner, finished: &mut Vec<Finished>) -> Turn {
@@ -194,12 +131,12 @@ impl Lane {
         // Fewer after the cache was found to be full.
         let mut most = None;
         loop {
-            let Filled { outputs, added, answers } = self.fill_batch(most);
+            let Filled { outputs, added, answers, guessed } = self.fill_batch(most);
             if self.batch.is_empty() {
                 return resumed;
             }
             // A row of logits for every token: each answer advances by one, and no prompt is being read.
-            let (tokens, steady) = (self.batch.len(), self.batch.len() == outputs.len());
+            let (tokens, steady) = (self.batch.len(), self.batch.len() == outputs.len() && guessed == 0);
             let threads = tuner.threads(tokens, steady);
             self.context.set_threads(threads);
             let start = Instant::now();
@@ -208,7 +145,11 @@ impl Lane {
             tuner.took(tokens, steady, threads, time);
             match decoded {
                 Ok(true) => {
-                    self.pace.took(answers, tokens - answers, time);
+                    let prompts = tokens - answers - guessed;
+                    match self.pace.steady().filter(|_| guessed > 0 && prompts == 0) {
+                        Some(steady) => self.speculation.took(guessed, time, steady),
+                        None => self.pace.took(answers, prompts, time),
+                    }
                     return self.sample(outputs, resumed, finished);
                 }
                 Ok(false) => {
@@ -268,24 +209,30 @@ impl Lane {
         turn
     }
 
-    /// Fills the batch: a token for every running answer, then prompts in order of arrival, with at most `most` tokens
-    /// in all, and at the lane's pace if answers wait.
+    /// Fills the batch: a token for every running answer with those guessed after it, then prompts in order of arrival,
+    /// at the lane's pace if answers wait. With `most`, it holds at most so many tokens of prompts, and no guess.
     fn fill_batch(&mut self, most: Option<usize>) -> Filled {
         self.batch.clear();
         let mut filled = Filled::default();
-        let mut reading = Vec::new();
-        for index in 0..self.slots.len() {
-            match &self.slots[index] {
+        let (mut reading, mut answering) = (Vec::new(), Vec::new());
+        for (index, slot) in self.slots.iter().enumerate() {
+            match slot {
                 Slot::Busy(running) if running.is_held() => {}
-                Slot::Busy(running) if running.generating() => self.add(index, 1, &mut filled),
+                Slot::Busy(running) if running.generating() => answering.push(index),
                 Slot::Busy(running) => reading.push((running.job.submitted, index)),
                 Slot::Idle { .. } => {}
             }
         }
-        reading.sort_unstable();
+        filled.answers = answering.len();
         let limit = self.context.options().batch as usize;
+        // Beside prompts there is no turn to save: answers advance while those are read.
+        let guesses = most.is_none() && reading.is_empty();
+        let mut spare = if guesses { limit.saturating_sub(answering.len()) } else { 0 };
+        for index in answering {
+            spare -= self.add_answer(index, spare, &mut filled);
+        }
+        reading.sort_unstable();
         let mut room = limit.saturating_sub(self.batch.len());
-        filled.answers = self.batch.len();
         if filled.answers > 0 {
             room = room.min(self.pace.chunk());
         }
@@ -306,7 +253,27 @@ impl Lane {
         filled
     }
 
-    /// Adds the next tokens of a request, at most `room`.
+    /// Adds the last token of an answer, and those guessed to come after it, at most `spare`. Returns their number.
+    fn add_answer(&mut self, index: usize, spare: usize, filled: &mut Filled) -> usize {
+        let Slot::Busy(running) = &mut self.slots[index] else { return 0 };
+        let most = self.speculation.most(running.hope, filled.answers, self.pace.steady());
+        running.guess(most.min(spare));
+        let (begin, first) = (self.batch.len(), running.evaluated);
+        for (i, token) in running.last_and_guessed().enumerate() {
+            self.batch.add(token, (first + i) as u32, index as i32, true);
+        }
+        let count = self.batch.len() - begin;
+        if most == 0 {
+            running.hope.rested();
+        }
+        running.evaluated += count;
+        filled.outputs.push((begin, count, index));
+        filled.added.push((index, count));
+        filled.guessed += count - 1;
+        count - 1
+    }
+
+    /// Adds the next tokens of a prompt, at most `room`.
     fn add(&mut self, index: usize, room: usize, filled: &mut Filled) {
         let Slot::Busy(running) = &mut self.slots[index] else { return };
         let (tokens, last) = running.pending(room);
@@ -315,17 +282,11 @@ impl Lane {
             let output = last && i + 1 == count;
             let at = self.batch.add(token, (first + i) as u32, index as i32, output);
             if output {
-                filled.outputs.push((at, index));
+                filled.outputs.push((at, 1, index));
             }
         }
         running.evaluated += count;
         filled.added.push((index, count));
-    }
-
-    /// Whether a prompt continues like that of `before` for more tokens than are worth reading twice.
-    fn reads_same_prefix(&self, index: usize, before: usize) -> bool {
-        let (Slot::Busy(this), Slot::Busy(other)) = (&self.slots[index], &self.slots[before]) else { return false };
-        common_prefix(&other.job.request.prompt, &this.job.request.prompt) >= this.evaluated + WORTH_WAITING
     }
 
     /// Reverts the counts of a batch that was not evaluated.
@@ -338,16 +299,30 @@ impl Lane {
     }
 
     /// Samples from the rows of logits, and adds to the counters of `turn`.
-    fn sample(&mut self, outputs: Vec<(usize, usize)>, mut turn: Turn, finished: &mut Vec<Finished>) -> Turn {
+    fn sample(&mut self, outputs: Vec<(usize, usize, usize)>, mut turn: Turn, finished: &mut Vec<Finished>) -> Turn {
         turn.prompt_tokens += self.batch.len() as u64;
         let model: Arc<Model> = self.context.model().clone();
-        for (row, index) in outputs {
+        for (row, count, index) in outputs {
             let Slot::Busy(running) = &mut self.slots[index] else { continue };
-            turn.prompt_tokens -= u64::from(running.generating());
             let before = running.response.len();
-            let advanced = self.context.logits(row).and_then(|logits| running.advance(&model, logits));
+            if before > 0 {
+                turn.prompt_tokens -= count as u64;
+            }
+            let (mut used, mut end) = (0, None);
+            while used < count && end.is_none() && running.guess_holds(before, used) {
+                end = self.context.logits(row + used).and_then(|logits| running.advance(&model, logits)).transpose();
+                used += 1;
+            }
+            let (guessed, held) = running.settle_guess(before);
+            turn.guessed_tokens += guessed as u64;
+            turn.held_tokens += held as u64;
             turn.generated_tokens += (running.response.len() - before) as u64;
-            if let Some(end) = advanced.transpose() {
+            if used < count {
+                running.evaluated -= count - used;
+                let kept = running.evaluated as u32;
+                self.context.forget(index as i32, kept);
+            }
+            if let Some(end) = end {
                 self.end(index, end, finished);
             }
         }

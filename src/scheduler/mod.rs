@@ -12,6 +12,7 @@ mod load;
 mod meters;
 mod pace;
 mod slot;
+mod speculate;
 mod stop;
 mod stream;
 mod swapper;

@@ -24,6 +24,11 @@ pub(super) struct Pace {
 }
 
 impl Pace {
+    /// What a turn takes in which each answer advances by a token. [s]
+    pub(super) fn steady(&self) -> Option<f64> {
+        self.steady
+    }
+
     /// Prompt tokens of the next turn, in all, if answers wait.
     pub(super) fn chunk(&self) -> usize {
         let Some(token) = self.token else { return LEAST };

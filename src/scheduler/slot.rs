@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::meters::Meters;
+use super::speculate::{Hope, guess};
 use super::stop::StopStrings;
 use super::stream::Sink;
 use crate::error::Error;
@@ -81,6 +82,10 @@ pub(super) struct Running {
     /// Log-probabilities of tokens whose text is held back, with its offset: a stop string may still cut them off.
     unshown: VecDeque<(usize, TokenLogprob)>,
     last_token: Option<Instant>,
+    /// How well its guesses hold.
+    pub(super) hope: Hope,
+    /// Tokens guessed to come after the last one, in the batch with it.
+    guessed: Vec<TokenId>,
     /// The row of logits to sample from once the allowed tokens are known.
     held: Option<Vec<f32>>,
 }
@@ -98,6 +103,8 @@ impl Running {
             decoded: 0,
             unshown: VecDeque::new(),
             last_token: None,
+            hope: Hope::FIRST,
+            guessed: Vec::new(),
             held: None,
             evaluated: reused,
             job,
@@ -114,14 +121,40 @@ impl Running {
         !self.response.is_empty()
     }
 
-    /// The next tokens to evaluate, at most `limit`, and whether they are the last known ones.
+    /// The next tokens of the prompt to evaluate, at most `limit`, and whether they are the last ones.
     pub(super) fn pending(&self, limit: usize) -> (&[TokenId], bool) {
-        if let Some(last) = self.response.last() {
-            return (std::slice::from_ref(last), true);
-        }
         let rest = &self.job.request.prompt[self.evaluated..];
         let n = rest.len().min(limit);
         (&rest[..n], n == rest.len())
+    }
+
+    /// Guesses at most so many of the tokens that come after the last one, in place of the guess before. What a format
+    /// allows is not known ahead.
+    pub(super) fn guess(&mut self, most: usize) {
+        let left = (self.job.max_tokens as usize).saturating_sub(self.response.len() + 1);
+        let most = if self.job.guide.is_some() { 0 } else { most.min(left) };
+        self.guessed = if most == 0 { Vec::new() } else { guess([&self.job.request.prompt, &self.response], most) };
+    }
+
+    /// The last token, and those guessed to come after it.
+    pub(super) fn last_and_guessed(&self) -> impl Iterator<Item = TokenId> {
+        self.response.last().into_iter().chain(&self.guessed).copied()
+    }
+
+    /// Ends the guess, and returns how many tokens it had and how many of them were sampled. `from` is the length of
+    /// the answer when it was made. What didn't hold must leave the cache.
+    pub(super) fn settle_guess(&mut self, from: usize) -> (usize, usize) {
+        let guessed = std::mem::take(&mut self.guessed);
+        let held = guessed.iter().zip(&self.response[from..]).take_while(|(a, b)| a == b).count();
+        if !guessed.is_empty() {
+            self.hope.guessed(guessed.len(), held);
+        }
+        (guessed.len(), held)
+    }
+
+    /// Whether the row of logits after the guessed token `place` is one to sample from: all before were sampled so.
+    pub(super) fn guess_holds(&self, from: usize, place: usize) -> bool {
+        !self.is_held() && self.response.get(from..) == self.guessed.get(..place)
     }
 
     /// Whether it holds a row of logits, waiting for the allowed tokens.

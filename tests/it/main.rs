@@ -56,6 +56,7 @@ mod reward;
 mod reward_classifier;
 mod reward_loop;
 mod setbacks;
+mod speculation;
 mod split;
 #[path = "../support/mod.rs"]
 mod support;

@@ -209,6 +209,8 @@ fn a_conversation_keeps_its_version_over_a_restart_in_mid_trial_though_the_share
         (c.gate.mode, c.gate.shares, c.reward.user_hourly) = (Promotion::Canary, [0.01, 0.01], 0);
     })
     .unwrap();
+    // At once, before the trainer is ready to go on with the trial, and after.
+    assert_eq!(versions(&engine), before);
     wait_until("going on", || engine.status().trainer.trial.is_some_and(|t| t.version == candidate));
     assert_eq!(versions(&engine), before);
     let new = (0..40).filter(|i| rated(&engine, &format!("new {i}"), *i, |_| 0.0) == candidate).count();
@@ -299,8 +301,54 @@ fn a_version_whose_ratings_fall_is_taken_back_by_itself() {
     }
     wait_until("the rollback", || engine.status().policy_version == PolicyVersion(0));
     wait_until("its record", || record(&engine, version).0 == Ruling::RolledBack);
-    assert!(record(&engine, version).1.reason.starts_with("its mean rating is"), "{:?}", record(&engine, version).1);
+    let reason = record(&engine, version).1.reason;
+    assert!(reason.starts_with("the mean rating of version 1 is") && reason.contains("that of version 0"), "{reason}");
     assert_eq!(engine.status().trainer.rolled_back, 1);
+}
+
+#[test]
+fn versions_that_are_replaced_before_they_can_be_judged_are_taken_back_together() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open_with(dir.path(), |c| {
+        (c.gate.count, c.gate.mode, c.gate.alpha, c.reward.user_hourly) = (2, Promotion::Serve, 0.1, 0);
+    })
+    .unwrap();
+    let like = |v| if v == PolicyVersion(0) { 1.0 } else { -1.0 };
+    for i in 0..40 {
+        rated(&engine, &format!("user {}", i % 20), i, |_| if i % 15 == 0 { 0.5 } else { 1.0 });
+    }
+    // Each gets eight ratings, far too few to tell it from its parent, which is as bad.
+    for round in 0..12 {
+        if engine.status().trainer.rolled_back > 0 {
+            break;
+        }
+        let _ = engine.train_step().unwrap();
+        for i in 0..8 {
+            rated(&engine, &format!("user {}", (8 * round + i) % 20), i, like);
+        }
+    }
+    wait_until("the rollback", || engine.status().policy_version == PolicyVersion(0));
+    let of = |v: u64| record(&engine, PolicyVersion(v));
+    wait_until("its record", || of(2).0 == Ruling::RolledBack);
+    assert_eq!((of(1).0, of(1).1.reason), (Ruling::RolledBack, of(2).1.reason));
+    assert!(of(1).1.reason.starts_with("the mean rating of versions 1 to "), "{:?}", of(1).1);
+}
+
+#[test]
+fn requests_that_name_the_version_on_trial_share_its_context() {
+    let dir = tempfile::tempdir().unwrap();
+    let (engine, candidate) = on_trial(dir.path());
+    for seed in 0..8 {
+        let named = apa::engine::GenerateRequest {
+            version: Some(candidate),
+            exact_version: true,
+            ..request(&engine, "the", seed)
+        };
+        assert_eq!(finish(&engine.generate(named).unwrap()).unwrap().1.policy_version, candidate);
+        assert_eq!(engine.status().load.versions, [candidate, PolicyVersion(0)]);
+    }
+    engine.activate(PolicyVersion(0)).unwrap();
+    wait_until("its leaving", || engine.status().load.versions == [PolicyVersion(0)]);
 }
 
 #[test]

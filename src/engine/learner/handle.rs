@@ -23,7 +23,7 @@ impl LearningLoop {
         parts: Parts,
         active: PolicyVersion,
     ) -> Result<LearningLoop> {
-        let Parts { ledger, store, scheduler, model, hub, routes, alerts, in_flight } = parts;
+        let Parts { ledger, store, scheduler, model, hub, routes, resumed, alerts, in_flight } = parts;
         let (orders, inbox) = bounded(16);
         // One pending reminder is enough.
         let (due, reminders) = bounded(1);
@@ -52,6 +52,7 @@ impl LearningLoop {
             routes,
             trial: None,
             watched: None,
+            resumed,
             ready: None,
             waiting: None,
             retry: Retry::default(),

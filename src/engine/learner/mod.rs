@@ -13,6 +13,7 @@ mod trial;
 mod unlearn;
 mod unlearn_plan;
 mod versions;
+mod watch;
 mod work;
 
 use std::path::{Path, PathBuf};
@@ -26,6 +27,7 @@ use serde::{Deserialize, Serialize};
 
 pub(super) use handle::LearningLoop;
 pub use trial::VerdictRecord;
+pub(super) use trial::resume;
 pub(super) use unlearn_plan::plan;
 pub use unlearn_plan::{UnlearnPlan, UnlearnReceipt};
 
@@ -123,6 +125,8 @@ pub(super) struct Parts {
     pub(super) model: Arc<Model>,
     pub(super) hub: Arc<Hub>,
     pub(super) routes: Arc<Routes>,
+    /// The candidate of a trial that goes on: it is served already.
+    pub(super) resumed: Option<PolicyVersion>,
     pub(super) alerts: Arc<Alerts>,
     pub(super) in_flight: Arc<InFlight>,
 }
@@ -172,7 +176,9 @@ struct Worker {
     /// The candidate on trial.
     trial: Option<trial::OnTrial>,
     /// The active version, if it is watched.
-    watched: Option<trial::Watched>,
+    watched: Option<watch::Watched>,
+    /// The candidate that is served since the start of the engine, until its trial goes on.
+    resumed: Option<PolicyVersion>,
     /// The means of training. `None` while the model is loading, if training is off, and for a model that can't be
     /// trained.
     ready: Option<Ready>,

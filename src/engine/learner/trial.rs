@@ -1,19 +1,19 @@
-//! Carries out the verdict on a candidate: examines it before anyone sees it, tries it on a share of the users, and
-//! watches it once it serves. Never trains.
+//! Carries out the verdict on a candidate: examines it before anyone sees it, and tries it on a share of the users.
+//! Never trains.
 
 use std::collections::HashMap;
 
 use super::*;
-use crate::config::{Promotion, Undecided};
+use crate::config::{Promotion, PromotionConfig, Undecided};
 use crate::engine::examiner::Subject;
 use crate::engine::routes::Split;
-use crate::gate::{Arm, Examination, Fate, Outcome, Plan, Standing, Trial, TrialRecord, Watch, examine};
+use crate::gate::{Arm, Examination, Fate, Outcome, Plan, Standing, Trial, TrialRecord, examine};
 use crate::policy::Lora;
 use crate::scheduler::Weights;
 use crate::trainer::ADAPTER_FILE;
 
 /// Most rows read from the ledger at a time; the rest is read the next time.
-const ROWS: usize = 10_000;
+pub(super) const ROWS: usize = 10_000;
 /// How far back `gate.users` looks for users who rate, in milliseconds.
 const MONTH: u64 = 30 * 24 * 3600 * 1000;
 
@@ -58,13 +58,25 @@ pub(super) struct OnTrial {
     users: HashMap<String, u32>,
 }
 
-/// A serving version that is watched against its parent.
-pub(super) struct Watched {
-    verdict: StoredVerdict,
-    version: PolicyVersion,
-    since: UnixMillis,
-    watch: Watch,
-    heard: u64,
+/// Serves the candidate of a trial that was running when the engine was closed, to those who had it: before the first
+/// request, and before the trainer is ready to go on with the trial. Returns the candidate.
+pub(in crate::engine) fn resume(
+    gate: &PromotionConfig,
+    active: PolicyVersion,
+    (ledger, store, scheduler, routes): (&Ledger, &VersionStore, &Scheduler, &Routes),
+) -> Option<PolicyVersion> {
+    let served = || -> Result<Option<PolicyVersion>> {
+        let Some(verdict) = ledger.trial()?.filter(|verdict| verdict.parent == active) else { return Ok(None) };
+        let Some(candidate) = verdict.version else { return Ok(None) };
+        let known = ledger.routes_of(candidate)?;
+        scheduler.serve_beside(weights_of(store, candidate)?)?;
+        routes.begin(Split { candidate, share: gate.shares[0] }, &known);
+        Ok(Some(candidate))
+    };
+    served().unwrap_or_else(|error| {
+        tracing::error!(%error, "the version on trial is not served");
+        None
+    })
 }
 
 impl Worker {
@@ -173,7 +185,13 @@ impl Worker {
             Some(verdict) => self.settle(&verdict, Ruling::Refused, "another version was activated meanwhile"),
             None => Ok(()),
         });
+        // From the start of the engine on it was served for those who had it before.
+        if let Some(candidate) = self.resumed.take() {
+            let left = self.scheduler.leave(candidate);
+            left.unwrap_or_else(|error| tracing::error!(%error, "a version on trial stays"));
+        }
         if let Err(error) = begun {
+            self.routes.end();
             tracing::error!(%error, "the trial can't go on");
             if let Ok(Some(verdict)) = self.ledger.trial() {
                 let done = self.settle(&verdict, Ruling::Refused, &format!("its trial could not go on: {error}"));
@@ -195,7 +213,7 @@ impl Worker {
         let (versions, now) = ((on.parent, on.candidate), unix_millis());
         let (share, candidate) = (on.trial.share(), on.candidate);
         let arm = |version| if version == candidate { Arm::Candidate } else { Arm::Parent };
-        for said in self.ledger.ratings_of(versions, on.started, on.heard.0, ROWS)? {
+        for said in self.ledger.ratings_of(&[on.parent, on.candidate], on.started, on.heard.0, ROWS)? {
             on.heard.0 = said.id;
             // One user must not outweigh many. Anonymous users can't be told apart.
             if let Some(user) = said.user {
@@ -288,41 +306,6 @@ impl Worker {
         self.show_trial();
         let record = VerdictRecord { reason: format!("a person chose version {version}"), ..on.record };
         self.ledger.set_verdict(on.verdict, Ruling::Refused, record.json())
-    }
-
-    /// Watches the active version against its parent, if it was promoted and the settings ask for it.
-    pub(super) fn begin_watch(&mut self) -> Result<()> {
-        self.watched = None;
-        if !self.config.gate.watch {
-            return Ok(());
-        }
-        let promoted = self.ledger.verdict_of(self.active)?.filter(|v| v.ruling == Ruling::Promoted);
-        let versions = self.ledger.versions()?;
-        let since = |v: PolicyVersion| versions.iter().find(|i| i.version == v).map(|i| i.created);
-        self.watched = promoted.and_then(|verdict| {
-            let since = since(verdict.parent)?;
-            let watch = Watch::new(self.config.gate.alpha);
-            Some(Watched { verdict, version: self.active, since, watch, heard: 0 })
-        });
-        Ok(())
-    }
-
-    /// Counts new ratings of the active version, and goes back to its parent if it fell below it.
-    pub(super) fn look_back(&mut self) -> Result<()> {
-        let Some(watched) = &mut self.watched else { return Ok(()) };
-        let (version, parent) = (watched.version, watched.verdict.parent);
-        for said in self.ledger.ratings_of((parent, version), watched.since, watched.heard, ROWS)? {
-            watched.heard = said.id;
-            watched.watch.rating(if said.version == version { Arm::Candidate } else { Arm::Parent }, said.rating);
-        }
-        let Some(reason) = watched.watch.fell() else { return Ok(()) };
-        let Some(watched) = self.watched.take() else { return Ok(()) };
-        tracing::warn!(version = version.0, parent = parent.0, reason, "rolled back");
-        let record = VerdictRecord { reason: reason.clone(), ..VerdictRecord::of(&watched.verdict) };
-        self.serve_as(parent, None, Some((watched.verdict.id, Ruling::RolledBack, record.json())))?;
-        self.shared.status().rolled_back += 1;
-        self.tell(|| News::VersionRolledBack { version, parent, reason });
-        Ok(())
     }
 
     fn show_trial(&self) {

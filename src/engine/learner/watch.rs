@@ -1,0 +1,162 @@
+//! Watches the version that serves, and goes back when its users' ratings fall. Never judges a candidate.
+//!
+//! A version is held against the one before it, and it and those before it together against the last that was found to
+//! be good: where learning publishes faster than people rate, no version alone has ratings enough to be judged.
+
+use std::ops::Range;
+
+use super::*;
+use crate::gate::{Arm, Watch};
+use crate::ledger::Sums;
+
+/// Most versions, the newest of a line, that are looked at.
+const LINE: usize = 64;
+/// Ratings that versions must have together to be found good.
+const ENOUGH: u64 = 64;
+/// Newest ratings that this is judged by.
+const RATINGS: usize = 20_000;
+
+/// The version that serves, if it is watched.
+pub(super) struct Watched {
+    verdict: StoredVerdict,
+    comparisons: Vec<Comparison>,
+}
+
+/// Ratings of versions against those of earlier ones.
+struct Comparison {
+    /// Earlier versions; the last of them serves again if the others fell.
+    before: Vec<PolicyVersion>,
+    after: Vec<PolicyVersion>,
+    /// When the first of them was made.
+    since: UnixMillis,
+    watch: Watch,
+    /// The last row of the ledger that was counted.
+    heard: u64,
+}
+
+impl Comparison {
+    /// Counts new ratings. The reason to go back, if there is one.
+    fn look(&mut self, ledger: &Ledger) -> Result<Option<String>> {
+        let both = [&self.before[..], &self.after].concat();
+        for said in ledger.ratings_of(&both, self.since, self.heard, super::trial::ROWS)? {
+            self.heard = said.id;
+            let arm = if self.after.contains(&said.version) { Arm::Candidate } else { Arm::Parent };
+            self.watch.rating(arm, said.rating);
+        }
+        Ok(self.watch.fell(&named(&self.after), &named(&self.before)))
+    }
+}
+
+fn named(versions: &[PolicyVersion]) -> String {
+    match versions {
+        [] => "no version".to_owned(),
+        [one] => format!("version {one}"),
+        [first, .., last] => format!("versions {first} to {last}"),
+    }
+}
+
+/// Which of a line of versions, oldest first, were last found good: together they have ratings enough, and are rated no
+/// worse on average than those that were found good before them. At first that is the oldest. The newest is not asked.
+fn good(line: &[Sums]) -> Range<usize> {
+    let mean = |of: &Sums| of.sum / of.count as f64;
+    let (mut good, mut bar) = (0..1, line.first().copied().unwrap_or_default());
+    let mut next = Sums::default();
+    for (i, of) in line.iter().enumerate().take(line.len().saturating_sub(1)).skip(1) {
+        next = Sums { count: next.count + of.count, sum: next.sum + of.sum, squares: next.squares + of.squares };
+        if next.count >= ENOUGH && (bar.count == 0 || mean(&next) >= mean(&bar)) {
+            (good, bar, next) = (good.end..i + 1, next, Sums::default());
+        }
+    }
+    good
+}
+
+impl Worker {
+    /// Watches the active version, if it was promoted and the settings ask for it.
+    pub(super) fn begin_watch(&mut self) -> Result<()> {
+        self.watched = None;
+        if !self.config.gate.watch {
+            return Ok(());
+        }
+        let promoted = self.ledger.verdict_of(self.active)?.filter(|v| v.ruling == Ruling::Promoted);
+        let Some(verdict) = promoted else { return Ok(()) };
+        let versions = self.ledger.versions()?;
+        let known = |v: PolicyVersion| versions.iter().find(|info| info.version == v);
+        let mut line: Vec<&VersionInfo> = Vec::new();
+        let mut next = known(self.active);
+        while let Some(info) = next.filter(|_| line.len() < LINE) {
+            line.push(info);
+            // What is judged beside another version than the one that it was trained from is held against that.
+            let parent = if line.len() == 1 { Some(verdict.parent) } else { info.parent };
+            next = parent.and_then(known).filter(|parent| parent.version < info.version);
+        }
+        line.reverse();
+        let observed = self.ledger.observed(RATINGS)?;
+        let rated = |info: &&VersionInfo| observed.get(&info.version).map(|o| o.rating).unwrap_or_default();
+        let good = good(&line.iter().map(rated).collect::<Vec<_>>());
+        let last = line.len().saturating_sub(1);
+        let mut pairs = vec![(last.saturating_sub(1)..last, last..last + 1)];
+        if good.end < last {
+            pairs.push((good.clone(), good.end..last + 1));
+        }
+        if last == 0 {
+            return Ok(());
+        }
+        let alpha = self.config.gate.alpha / pairs.len() as f64;
+        let compare = |(before, after): (Range<usize>, Range<usize>)| {
+            let of = |range: Range<usize>| line[range].iter().map(|info| info.version).collect::<Vec<_>>();
+            let since = line[before.start].created;
+            Comparison { before: of(before), after: of(after), since, watch: Watch::new(alpha), heard: 0 }
+        };
+        self.watched = Some(Watched { verdict, comparisons: pairs.into_iter().map(compare).collect() });
+        Ok(())
+    }
+
+    /// Counts new ratings, and goes back if they fell.
+    pub(super) fn look_back(&mut self) -> Result<()> {
+        let Some(watched) = &mut self.watched else { return Ok(()) };
+        let mut fallen = None;
+        for comparison in &mut watched.comparisons {
+            if let Some(reason) = comparison.look(&self.ledger)? {
+                // The earliest: what lies between fell, too.
+                fallen = Some((comparison.before.last().copied().unwrap_or_default(), reason));
+            }
+        }
+        let Some((target, reason)) = fallen else { return Ok(()) };
+        let Some(Watched { verdict, comparisons }) = self.watched.take() else { return Ok(()) };
+        let version = self.active;
+        tracing::warn!(version = version.0, target = target.0, reason, "rolled back");
+        let record = VerdictRecord { reason: reason.clone(), ..VerdictRecord::of(&verdict) };
+        self.serve_as(target, None, Some((verdict.id, Ruling::RolledBack, record.json())))?;
+        for between in comparisons.iter().flat_map(|c| &c.after).filter(|v| **v > target && **v != version) {
+            if let Some(verdict) = self.ledger.verdict_of(*between)?.filter(|v| v.ruling == Ruling::Promoted) {
+                self.settle(&verdict, Ruling::RolledBack, &reason)?;
+            }
+        }
+        self.shared.status().rolled_back += 1;
+        self.tell(|| News::VersionRolledBack { version, parent: target, reason });
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rated(line: &[(u64, f64)]) -> Vec<Sums> {
+        line.iter().map(|(count, mean)| Sums { count: *count, sum: mean * *count as f64, squares: 0.0 }).collect()
+    }
+
+    #[test]
+    fn versions_are_found_good_together_and_the_bar_stays_where_they_are_worse() {
+        assert_eq!(good(&rated(&[(40, 0.9), (16, -0.9)])), 0..1);
+        // Fifteen versions, each with a few bad ratings: all are held against the first.
+        assert_eq!(good(&rated(&[&[(44, 0.9)][..], &[(16, -0.9); 15]].concat())), 0..1);
+        // As good as the first, together: the bar moves on with them.
+        assert_eq!(good(&rated(&[(40, 0.5), (16, 0.4), (48, 0.6), (16, 0.6), (9, 0.0)])), 1..3);
+        // Nobody rated the first.
+        assert_eq!(good(&rated(&[(0, 0.0), (30, -0.5), (40, -0.5), (5, 0.0)])), 1..3);
+        // The newest is not asked.
+        assert_eq!(good(&rated(&[(40, 0.5), (900, 0.9)])), 0..1);
+        assert_eq!(good(&rated(&[(40, 0.5)])), 0..1);
+    }
+}
