@@ -75,3 +75,4 @@ mod upkeep;
 #[cfg(feature = "daemon")]
 mod versions_by_name;
 mod waiting;
+mod watch;

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use apa::Engine;
 use apa::engine::GenerateRequest;
-use apa::types::{FinishReason, Generation, Sampling};
+use apa::types::{FinishReason, Generation, Sampling, TokenLogprob};
 
 use crate::support::engine::{finish, open_with, request};
 
@@ -38,7 +38,9 @@ fn answers(engine: &Engine, asked: &[GenerateRequest]) -> Vec<(Generation, Vec<(
     let whole = |stream| {
         let generation = finish(stream).unwrap().1;
         let logprobs = stream.logprobs(0);
-        let both = logprobs.iter().map(|l| (l.chosen.logprob.into(), l.top_logprobs[0].logprob.into())).collect();
+        // What ends answers is never sampled here.
+        let likeliest = |l: &TokenLogprob| l.top_logprobs.iter().find(|t| !t.token.starts_with("<|")).unwrap().logprob;
+        let both = logprobs.iter().map(|l| (l.chosen.logprob.into(), likeliest(l).into())).collect();
         ((*generation).clone(), both)
     };
     streams.iter().map(whole).collect()

@@ -159,7 +159,8 @@ impl Worker {
             verdict: verdict.id,
             candidate,
             parent: verdict.parent,
-            started: verdict.created,
+            // A clock that was ahead then must not keep what is said now from counting.
+            started: verdict.created.min(unix_millis()),
             record: VerdictRecord::of(verdict),
             trial: Trial::new(self.plan()),
             heard: (0, 0),

@@ -27,8 +27,6 @@ struct Comparison {
     /// Earlier versions; the last of them serves again if the others fell.
     before: Vec<PolicyVersion>,
     after: Vec<PolicyVersion>,
-    /// When the first of them was made.
-    since: UnixMillis,
     watch: Watch,
     /// The last row of the ledger that was counted.
     heard: u64,
@@ -38,7 +36,7 @@ impl Comparison {
     /// Counts new ratings. The reason to go back, if there is one.
     fn look(&mut self, ledger: &Ledger) -> Result<Option<String>> {
         let both = [&self.before[..], &self.after].concat();
-        for said in ledger.ratings_of(&both, self.since, self.heard, super::trial::ROWS)? {
+        for said in ledger.ratings_of(&both, 0, self.heard, super::trial::ROWS)? {
             self.heard = said.id;
             let arm = if self.after.contains(&said.version) { Arm::Candidate } else { Arm::Parent };
             self.watch.rating(arm, said.rating);
@@ -104,8 +102,7 @@ impl Worker {
         let alpha = self.config.gate.alpha / pairs.len() as f64;
         let compare = |(before, after): (Range<usize>, Range<usize>)| {
             let of = |range: Range<usize>| line[range].iter().map(|info| info.version).collect::<Vec<_>>();
-            let since = line[before.start].created;
-            Comparison { before: of(before), after: of(after), since, watch: Watch::new(alpha), heard: 0 }
+            Comparison { before: of(before), after: of(after), watch: Watch::new(alpha), heard: 0 }
         };
         self.watched = Some(Watched { verdict, comparisons: pairs.into_iter().map(compare).collect() });
         Ok(())
