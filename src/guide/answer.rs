@@ -1,8 +1,8 @@
-//! The state of an answer in its format: which tokens may follow, found out by workers one token at a time, each answer in
-//! its turn. Never compiles a format.
+//! The state of an answer in its format: which tokens may follow, found out by workers one token at a time, each
+//! answer in its turn. Never compiles a format.
 //!
-//! An answer has an allowance of time. One that has spent it waits with others of its kind in a queue of its own, so that
-//! a format that is slow to follow holds up no answer with a quick one.
+//! An answer has an allowance of time. One that has spent it waits with others of its kind in a queue of its own, so
+//! that a format that is slow to follow holds up no answer with a quick one.
 
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
@@ -12,6 +12,7 @@ use llguidance::api::StopReason;
 use llguidance::{CancellationHandle, Matcher};
 use toktrie::SimpleVob;
 
+use super::pattern::UNWRITTEN;
 use crate::durations::Meter;
 use crate::error::{Error, Result};
 use crate::types::TokenId;
@@ -49,6 +50,11 @@ pub(super) fn refusal(error: &str) -> String {
         return "following pattern, format and maxLength (or, of a grammar, its rules without recursion) takes too much \
                 work"
             .into();
+    }
+    if error.contains("patternProperty regexes") {
+        // As the client wrote them, but for escapes.
+        let line: String = error.replace(UNWRITTEN, "").chars().take(300).collect();
+        return format!("patternProperties has patterns that may match the same key: {line}");
     }
     let line = error.lines().find(|line| !line.trim().is_empty()).unwrap_or_default();
     line.chars().take(300).collect()

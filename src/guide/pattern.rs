@@ -14,7 +14,7 @@ const BYTES: usize = 8 << 10;
 /// Largest repetition count.
 const REPEATS: u32 = 100_000;
 /// What is taken off a class: see [`is_written`].
-const UNWRITTEN: &str = r"--[\x{0}-\x{7}\x{b}\x{e}-\x{1f}\x{7f}]]";
+pub(super) const UNWRITTEN: &str = r"--[\x{0}-\x{7}\x{b}\x{e}-\x{1f}\x{7f}]";
 
 /// Translates the pattern into the engine's syntax.
 ///
@@ -95,7 +95,7 @@ impl Walk<'_> {
                 // ECMA-262 excludes more line terminators than the engine does.
                 '.' => {
                     self.out.push_str(r"[[^\n\r\x{2028}\x{2029}]");
-                    self.out.push_str(UNWRITTEN);
+                    self.take_off();
                     true
                 }
                 '*' | '+' | '?' => {
@@ -254,6 +254,12 @@ impl Walk<'_> {
         }
     }
 
+    /// Ends a class, in which another one stands, without the characters that answers never have.
+    fn take_off(&mut self) {
+        self.out.push_str(UNWRITTEN);
+        self.out.push(']');
+    }
+
     /// What stands outside of a class.
     fn outside(&mut self, item: &Item) -> Result<()> {
         match item {
@@ -267,7 +273,7 @@ impl Walk<'_> {
             _ => {
                 self.out.push('[');
                 self.item(item, false);
-                self.out.push_str(UNWRITTEN);
+                self.take_off();
                 Ok(())
             }
         }
@@ -287,7 +293,7 @@ impl Walk<'_> {
                 self.out.push(']');
                 if !plain {
                     self.out.insert(begin, '[');
-                    self.out.push_str(UNWRITTEN);
+                    self.take_off();
                 }
                 return Ok(());
             }

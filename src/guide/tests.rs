@@ -79,6 +79,8 @@ fn a_panic_of_a_worker_ends_its_answer_alone_and_says_that_it_was_a_bug() {
     // What llguidance catches itself is no fault of the client's either.
     assert_eq!(ended(StopReason::InternalError, Some("panic: index out of bounds".into())).code(), Code::Panic);
     assert_eq!(ended(StopReason::InternalError, Some("too many items".into())).code(), Code::Arg);
+    let lexer = ended(StopReason::LexerTooComplex, Some("lexer error: too many expressions constructed".into()));
+    assert!(lexer.message().contains("following pattern"), "{lexer}");
 }
 
 #[test]
@@ -370,7 +372,7 @@ fn a_token_that_takes_too_long_to_follow_ends_its_answer_and_leaves_the_worker_f
     // A vocabulary of many words, through which an ambiguous grammar has ever more ways.
     let letters = || b'a'..=b'z';
     let mut tokens: Vec<Vec<u8>> = (0..=255u8).map(|b| if b == 0xff { Vec::new() } else { vec![b] }).collect();
-    tokens.extend(letters().flat_map(|a| letters().flat_map(move |b| letters().map(move |c| vec![a, b, c, a, b, c]))));
+    tokens.extend(letters().flat_map(|a| letters().flat_map(move |b| letters().map(move |c| [a, b, c].repeat(4)))));
     tokens.push(b"\xff<end>".to_vec());
     let end = tokens.len() as TokenId - 1;
     let guides = Guides::new(tokens, &[end]).unwrap();
@@ -391,7 +393,6 @@ fn a_token_that_takes_too_long_to_follow_ends_its_answer_and_leaves_the_worker_f
         guide.accept(300);
         error
     });
-    println!("longest {longest:?} {error:?}");
     assert!(error.is_some_and(|e| e.code() == Code::Arg && e.message().contains("too complex")));
     assert!(longest < STEP * 2, "{longest:?}");
     let simple = Format::Grammar("root ::= [^x]+".into());
