@@ -11,6 +11,7 @@ use super::questions::{Anchor, Check, Question, anchors, asked, questions};
 use super::rollouts::{USERS, end_of};
 use crate::config::{Config, PromotionConfig};
 use crate::error::{Error, Result};
+use crate::files;
 use crate::gate::{AnchorResult, Limits, Measured, Measurements, repetition};
 use crate::ids::GenerationKind;
 use crate::ledger::Ledger;
@@ -87,7 +88,7 @@ impl Examiner {
             None => Prompts::General,
         };
         let text = match &gate.text {
-            Some(path) => std::fs::read_to_string(path).map_err(|e| Error::from(e).context(path.display()))?,
+            Some(path) => files::read_text(path, files::MOST).map_err(|e| Error::from(e).context(path.display()))?,
             None => TEXT.to_owned(),
         };
         if text.trim().is_empty() {

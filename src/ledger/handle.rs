@@ -16,7 +16,7 @@ use super::reserve::Reserve;
 use super::rows::{self, AskedPrompt, StoredFeedback, StoredPair, StoredSample};
 use super::writer::Writer;
 use super::{MAX_USER, META_MODEL_SHA256, samples, schema, waiting, write};
-use crate::error::{Error, Result};
+use crate::error::{Code, Error, Result};
 use crate::lock::lock;
 use crate::system::{make_private_folder, private_file};
 use crate::types::*;
@@ -320,8 +320,12 @@ impl Ledger {
             pending.fetch_sub(settled.load(Ordering::Relaxed), Ordering::Relaxed);
             forgotten.overwritten = folded;
         });
+        let lent = self.reserve.is_lent();
         self.reserve.take();
-        forgotten
+        forgotten.map_err(|error| match lent && error.code() == Code::Io {
+            true => error.context("nothing is forgotten, as that takes more room than the data folder's reserve"),
+            false => error,
+        })
     }
 
     /// The version that was activated last.

@@ -2,7 +2,7 @@
 //! reversing and repeating llama.cpp's permutation of some weights' rows. Never changes a value.
 
 use std::collections::{BTreeSet, HashMap};
-use std::fs::{self, File};
+use std::fs;
 use std::io::Read;
 use std::path::Path;
 
@@ -14,6 +14,7 @@ use super::adapter_file::factors;
 use super::ops::RopeStyle;
 use super::{Decoder, LinearInfo, Lora, Shape};
 use crate::error::{Error, Result};
+use crate::files;
 
 const CONFIG: &str = "adapter_config.json";
 const WEIGHTS: &str = "adapter_model.safetensors";
@@ -158,7 +159,7 @@ fn read(folder: &Path, decoder: &Decoder) -> Result<Lora> {
 
 fn read_config(path: &Path) -> Result<PeftConfig> {
     let mut text = Vec::new();
-    let file = File::open(path).map_err(|e| Error::from(e).context(CONFIG))?;
+    let file = files::open(path).map_err(|e| Error::from(e).context(CONFIG))?;
     file.take(MOST_CONFIG_BYTES).read_to_end(&mut text)?;
     let wrong = |e: serde_json::Error| Error::arg(format!("{CONFIG}: {e}"));
     let mut options: Map<String, Value> = serde_json::from_slice(&text).map_err(wrong)?;

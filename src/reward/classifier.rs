@@ -12,6 +12,7 @@ use serde_json::Value;
 use tokenizers::{Tokenizer, TruncationParams, TruncationStrategy};
 
 use crate::error::{Error, Result};
+use crate::files;
 
 const CONFIG: &str = "config.json";
 const TOKENIZER: &str = "tokenizer.json";
@@ -50,7 +51,8 @@ impl Classifier {
     }
 
     fn read(folder: &Path, device: &Device) -> Result<Self> {
-        let config = fs::read(folder.join(CONFIG)).map_err(|e| Error::model(format!("{CONFIG}: {e}")))?;
+        let config =
+            files::read(&folder.join(CONFIG), files::MOST).map_err(|e| Error::model(format!("{CONFIG}: {e}")))?;
         let config: Value =
             serde_json::from_slice(&config).map_err(|e| Error::model(format!("{CONFIG} is no JSON: {e}")))?;
         let outputs = config.get("id2label").and_then(Value::as_object).map_or(2, |labels| labels.len());

@@ -4,6 +4,7 @@ use std::fmt::Write;
 
 use anyhow::Result;
 use apa::config::{Config, Key, Origin, Set};
+use apa::shown::shown_lines;
 use clap::Args;
 use serde_json::{Value, json};
 
@@ -42,9 +43,9 @@ pub async fn run(options: Options) -> Result<()> {
         }
     }
     if options.json {
-        println!("{}", serde_json::to_string_pretty(&settings.iter().map(as_json).collect::<Vec<_>>())?);
+        println!("{}", crate::json_text(&settings.iter().map(as_json).collect::<Vec<_>>())?);
     } else {
-        settings.iter().for_each(|set| print!("{}", as_text(set)));
+        settings.iter().for_each(|set| print!("{}", shown_lines(&as_text(set))));
     }
     // Values out of range are listed as they are, then reported.
     checked(builder)?;

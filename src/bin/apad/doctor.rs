@@ -10,6 +10,7 @@ use apa::config::Weights;
 use apa::doctor::{self, Report};
 use apa::forecast::{Forecast, Parts, Training};
 use apa::processor::Gap;
+use apa::shown::shown_lines;
 use clap::Args;
 use serde::Serialize;
 use serde_json::json;
@@ -68,7 +69,7 @@ pub async fn run(options: Options) -> Result<()> {
         let whole = json!({"report": report, "kernels": kernels, "faults": faults});
         println!("{}", crate::json_text(&whole)?);
     } else {
-        print!("{}", text_of(&report, &kernels));
+        print!("{}", shown_lines(&text_of(&report, &kernels)));
     }
     match faults.len() {
         0 => Ok(()),

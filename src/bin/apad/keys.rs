@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use apa::http::{Scope, add_key, read_keys, revoke_key};
+use apa::shown::shown;
 use clap::{Args, Subcommand};
 
 use crate::settings::Overrides;
@@ -76,9 +77,9 @@ pub async fn run(options: Options) -> Result<()> {
                 return Ok(());
             }
             for key in keys {
-                let user = key.user.map(|user| format!("  for {user}")).unwrap_or_default();
+                let user = key.user.map(|user| format!("  for {}", shown(&user))).unwrap_or_default();
                 let plain = if key.plain { "  (plain text: replace it)" } else { "" };
-                println!("{:<24} {}{user}{plain}", key.name, key.scope);
+                println!("{:<24} {}{user}{plain}", shown(&key.name), key.scope);
             }
         }
         Action::Revoke { name } => revoke_key(&file, &name)?,

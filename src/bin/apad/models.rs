@@ -1,6 +1,7 @@
 //! `apad models`: which models are known, which are fetched and how large they are; removes them. Fetches nothing.
 
 use anyhow::{Context, Result};
+use apa::shown::{shown, shown_json};
 use clap::{Args, Subcommand};
 use serde_json::json;
 
@@ -54,10 +55,11 @@ fn list(json: bool) -> Result<()> {
     for (name, bytes, model) in rows {
         if json {
             let path = model.map(|model| &model.path);
-            println!("{}", json!({"name": name, "bytes": bytes, "fetched": path.is_some(), "path": path}));
+            let line = json!({"name": name, "bytes": bytes, "fetched": path.is_some(), "path": path});
+            println!("{}", shown_json(&line.to_string()));
         } else {
             let place = model.map_or_else(|| "not fetched".to_owned(), |model| model.path.display().to_string());
-            println!("{name:40} {:>8} MB  {place}", bytes / 1_000_000);
+            println!("{}", shown(&format!("{name:40} {:>8} MB  {place}", bytes / 1_000_000)));
         }
     }
     Ok(())

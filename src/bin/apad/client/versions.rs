@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::Write;
 use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use apa::engine::{Adopted, AsideVersion, VersionRecord};
 use apa::overwrite::{Form, check_target};
 use apa::types::{PolicyVersion, VersionInfo};
@@ -87,7 +87,11 @@ impl Client {
 
     /// Makes a new version of a snapshot's file, and serves it.
     pub async fn restore(&self, file: &Path) -> Result<PolicyVersion> {
-        let content = std::fs::read(file).with_context(|| format!("reading {}", file.display()))?;
+        let reading = || format!("reading {}", file.display());
+        if !std::fs::metadata(file).with_context(reading)?.is_file() {
+            bail!("{} is no regular file, expected what `apad versions snapshot` wrote", file.display());
+        }
+        let content = std::fs::read(file).with_context(reading)?;
         let request = self.http.post(format!("{}/v1/policy/restore", self.base)).body(content);
         let response = self.answered(request, "/v1/policy/restore").await?;
         Ok(response.json::<Activated>().await?.policy_version)

@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use apa::shown::shown_lines;
 use indicatif::{ProgressBar, ProgressStyle};
 use tracing::info;
 
@@ -26,6 +27,7 @@ impl Screen {
 
     /// A line that stays.
     pub fn line(&self, text: &str) {
+        let text = shown_lines(text);
         bars::apart(|| if self.results_to_stderr { eprintln!("{text}") } else { println!("{text}") });
     }
 

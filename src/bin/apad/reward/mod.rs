@@ -11,6 +11,7 @@ use apa::config::{Dtype, TrainConfig};
 use apa::llama::Model;
 use apa::policy::{self, Decoder};
 use apa::reward::{Pair, Refused, Tokenizer, read_judgements};
+use apa::shown::shown;
 use clap::{Args, Subcommand};
 
 use crate::flags::dtype;
@@ -78,7 +79,7 @@ fn prepare(model: &Model, path: &Path, max_tokens: usize) -> Result<Prepared> {
     let sha256 = file.sha256.clone();
     let (pairs, refused) = Tokenizer::new(model, max_tokens).pairs(file);
     for line in refused.iter().take(NAMED) {
-        eprintln!("{}:{}: left out: {}", path.display(), line.line, line.reason);
+        eprintln!("{}", shown(&format!("{}:{}: left out: {}", path.display(), line.line, line.reason)));
     }
     if refused.len() > NAMED {
         eprintln!("{}: {} more lines left out", path.display(), refused.len() - NAMED);

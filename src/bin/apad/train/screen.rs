@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use apa::experiment::{Plan, StepRecord};
+use apa::shown::shown_lines;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::bars;
@@ -68,6 +69,7 @@ impl Screen {
 
     /// A line that stays.
     pub fn line(&self, text: &str) {
+        let text = shown_lines(text);
         self.bar.suspend(|| if self.results_to_stderr { eprintln!("{text}") } else { println!("{text}") });
     }
 
