@@ -208,6 +208,7 @@ schemas! {
         tool_choice: Option<Value>,
         parallel_tool_calls: Option<bool>,
         stream: Option<bool>,
+        /// Unset: that of the response that it goes on from.
         user: Option<String>,
         /// The newer name of `user`.
         safety_identifier: Option<String>,
