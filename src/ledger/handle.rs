@@ -5,11 +5,9 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
-use crossbeam_channel::{Receiver, bounded};
 use rusqlite::Connection;
 
 use super::forget::{self, Forgotten};
-use super::import::{self, ImportedAnswer, Judgement};
 use super::limits::{self, ReviewEntry, ReviewVerdict, Rules};
 use super::lock::FolderLock;
 use super::reserve::Reserve;
@@ -21,7 +19,7 @@ use crate::lock::lock;
 use crate::system::{make_private_folder, private_file};
 use crate::types::*;
 
-fn check_preference(chosen: &GenerationId, rejected: &GenerationId, user: Option<&str>) -> Result<()> {
+pub(super) fn check_preference(chosen: &GenerationId, rejected: &GenerationId, user: Option<&str>) -> Result<()> {
     write::check_length("the user's name", user, MAX_USER)?;
     if chosen == rejected {
         return Err(Error::arg("chosen and rejected are the same generation, expected two"));
@@ -135,30 +133,6 @@ impl Ledger {
     /// could not be written; `Closed`.
     pub fn add_feedback(&self, f: &NewFeedback) -> Result<FeedbackReceipt> {
         self.put_feedback(f, self.rules.clone())
-    }
-
-    /// Records a judgement that an operator imports, without limits over time, and its answers; what is on record is
-    /// not recorded again. Returns at once: the receiver gets whether the judgement was new, once it is on disk.
-    ///
-    /// # Errors
-    /// As [`Ledger::add_feedback`] and [`Ledger::record_generation`], at once or from the receiver.
-    pub fn import(&self, answers: Vec<ImportedAnswer>, judgement: Judgement) -> Result<Receiver<Result<bool>>> {
-        match &judgement {
-            Judgement::Feedback(f, _) => write::check_feedback(f)?,
-            Judgement::Preference { chosen, rejected, user } => check_preference(chosen, rejected, user.as_deref())?,
-        }
-        let rules = Rules { hourly: 0, ..(*self.rules).clone() };
-        let work = move |db: &Connection| import::import(db, &answers, &judgement, &rules);
-        let ((sender, receiver), pending) = (bounded(1), self.pending.clone());
-        let done = move |imported: Result<import::Imported>| {
-            if imported.as_ref().is_ok_and(|imported| imported.first) {
-                pending.fetch_add(1, Ordering::Relaxed);
-            }
-            // The importer may have given up.
-            let _ = sender.send(imported.map(|imported| imported.new));
-        };
-        self.writer.submit(work, done)?;
-        Ok(receiver)
     }
 
     fn put_feedback(&self, f: &NewFeedback, rules: Arc<Rules>) -> Result<FeedbackReceipt> {

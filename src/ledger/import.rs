@@ -1,10 +1,14 @@
 //! Records what is imported, and knows again what is on record. Never reads a file, and never decides what counts.
 
+use std::sync::atomic::Ordering;
+
+use crossbeam_channel::{Receiver, bounded};
 use rusqlite::Connection;
 
+use super::handle::check_preference;
 use super::limits::Rules;
-use super::write::{insert_feedback, insert_preference, record};
-use super::{StoredFeedback, rows};
+use super::write::{check_feedback, insert_feedback, insert_preference, record};
+use super::{Ledger, StoredFeedback, rows};
 use crate::error::Result;
 use crate::types::*;
 
@@ -31,6 +35,32 @@ pub struct ImportedAnswer {
     pub generation: Generation,
     /// The id that it first had elsewhere.
     pub origin: Option<GenerationId>,
+}
+
+impl Ledger {
+    /// Records a judgement that an operator imports, without limits over time, and its answers; what is on record is
+    /// not recorded again. Returns at once: the receiver gets whether the judgement was new, once it is on disk.
+    ///
+    /// # Errors
+    /// As [`Ledger::add_feedback`] and [`Ledger::record_generation`], at once or from the receiver.
+    pub fn import(&self, answers: Vec<ImportedAnswer>, judgement: Judgement) -> Result<Receiver<Result<bool>>> {
+        match &judgement {
+            Judgement::Feedback(f, _) => check_feedback(f)?,
+            Judgement::Preference { chosen, rejected, user } => check_preference(chosen, rejected, user.as_deref())?,
+        }
+        let rules = Rules { hourly: 0, ..(*self.rules).clone() };
+        let work = move |db: &Connection| import(db, &answers, &judgement, &rules);
+        let ((sender, receiver), pending) = (bounded(1), self.pending.clone());
+        let done = move |imported: Result<Imported>| {
+            if imported.as_ref().is_ok_and(|imported| imported.first) {
+                pending.fetch_add(1, Ordering::Relaxed);
+            }
+            // The importer may have given up.
+            let _ = sender.send(imported.map(|imported| imported.new));
+        };
+        self.writer.submit(work, done)?;
+        Ok(receiver)
+    }
 }
 
 /// The outcome of an imported judgement.
