@@ -46,11 +46,12 @@ pub unsafe extern "C" fn apa_trainer_step(
 
 /// Writes the state of the trainer as a JSON object: `state` (`off`, `unsupported`, `loading`, `idle`, `training`),
 /// `reason`, `auto` (whether it trains by itself), `pending_ratings`, `batch`, `steps`, `skipped`, `rolled_back`
-/// (versions whose ratings fell), `trial` (the candidate on trial, or null), `unlearning` (how far the replacement of
-/// versions that learned from a forgotten user is, or null), `unlearned` (how the last one ended: `version` and
-/// `reason`), `refused` (by the gate), `panics` (of the trainer's thread), `dropped_steps`, `seconds` (of work),
-/// `waited_seconds` (that its threads, summed, were ready but waited for a core), `reward` (the reward model), `last`
-/// (measurements of the newest step; lengths in tokens, KL in nats, times in seconds).
+/// (versions whose ratings fell), `trial` (the candidate on trial, or null), `proposals` (versions that wait for a
+/// person), `unlearning` (how far the replacement of versions that learned from a forgotten user is, or null),
+/// `unlearned` (how the last one ended: `version` and `reason`), `refused` (by the gate), `panics` (of the trainer's
+/// thread), `dropped_steps`, `seconds` (of work), `waited_seconds` (that its threads, summed, were ready but waited for
+/// a core), `reward` (the reward model), `last` (measurements of the newest step; lengths in tokens, KL in nats, times
+/// in seconds).
 ///
 /// Errors: `APA_ERR_CLOSED` if `engine` was freed.
 #[unsafe(no_mangle)]

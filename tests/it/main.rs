@@ -68,6 +68,7 @@ mod train;
 mod trainer;
 mod trainer_control;
 mod transfer;
+mod trial;
 mod unlearn;
 #[cfg(feature = "daemon")]
 mod unlearn_daemon;
