@@ -12,14 +12,17 @@ import (
 // Event is a piece of news of what an engine learns. Which fields are set depends on its kind.
 type Event struct {
 	// Kind is "step_done" (Version, Metrics), "step_dropped" (Reason, Consumed), "version_published" (Version, Parent),
-	// "version_activated" (Version), "unlearning" (Replayed, Batches: of the replacement of versions that learned from a forgotten
-	// user), "unlearned" (Version or Parent serves, Reason: they are removed), "error" (Code, Message), or "missed" (Count: the oldest news were dropped, because the
-	// feed was not read in time).
+	// "version_activated" (Version), "version_proposed" (Version, Parent, Reason: it waits for a person), "trial_started" (Version,
+	// Parent, Share of the users), "trial_advanced" (Version, Share), "version_refused" (Version if it got one, Reason),
+	// "version_rolled_back" (Version, Parent, Reason: its ratings fell), "unlearning" (Replayed, Batches: of the replacement of versions
+	// that learned from a forgotten user), "unlearned" (Version or Parent serves, Reason: they are removed), "error" (Code, Message),
+	// or "missed" (Count: the oldest news were dropped, because the feed was not read in time).
 	Kind     string   `json:"event"`
 	Version  uint64   `json:"version"`
 	Parent   uint64   `json:"parent"`
 	Metrics  *Metrics `json:"metrics"`
 	Reason   string   `json:"reason"`
+	Share    float64  `json:"share"`
 	Consumed int      `json:"consumed"`
 	Replayed int      `json:"replayed"`
 	Batches  int      `json:"batches"`

@@ -330,6 +330,13 @@ export interface TrainerStatus {
   steps: number;
   skipped: number;
   dropped_steps: number;
+  /** Candidates that were refused, and versions that were taken back because their ratings fell. */
+  refused: number;
+  rolled_back: number;
+  /** Versions that wait for a person. */
+  proposals: number[];
+  /** The candidate that a share of the users gets. */
+  trial: { version: number; parent: number; started: number; share: number; record: object | null } | null;
   last: Metrics | null;
 }
 
@@ -343,6 +350,9 @@ export interface Status {
   completed: number;
   generated_tokens: number;
   prompt_tokens: number;
+  /** Tokens of answers that were guessed ahead, and those of them that held. */
+  guessed_tokens: number;
+  held_tokens: number;
   swaps: number;
   trainer: TrainerStatus;
 }
@@ -363,6 +373,14 @@ export type Event =
   | { event: 'step_dropped'; reason: string; consumed: number }
   | { event: 'version_published'; version: number; parent: number }
   | { event: 'version_activated'; version: number }
+  /** A candidate waits for a person (`gate.mode` is propose); `parent` serves. */
+  | { event: 'version_proposed'; version: number; parent: number; reason: string }
+  /** A candidate is served to a share of the users, and to a larger one. */
+  | { event: 'trial_started'; version: number; parent: number; share: number }
+  | { event: 'trial_advanced'; version: number; share: number }
+  | { event: 'version_refused'; version: number | null; reason: string }
+  /** Its users' ratings fell; `parent` serves again. */
+  | { event: 'version_rolled_back'; version: number; parent: number; reason: string }
   /** Batches that were trained on again without a forgotten user's samples. */
   | { event: 'unlearning'; replayed: number; batches: number }
   /** Versions that learned from a forgotten user are removed; `version` took their place, or `parent` did. */

@@ -100,3 +100,31 @@ async fn figures_are_counted_by_version_with_their_intervals() {
     assert!((0.0..=1.0).contains(&share) && of["cut_off"]["upper"].as_f64().unwrap() <= 1.0, "{of}");
     server.close().await;
 }
+
+#[test]
+fn every_binding_knows_all_kinds_of_news() {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let read = |path: &str| std::fs::read_to_string(root.join(path)).unwrap();
+    let source = read("src/engine/feed.rs");
+    let news = source.split_once("pub enum News {").unwrap().1.split_once("\n}").unwrap().0;
+    let variant = |line: &str| {
+        let name = line.strip_prefix("    ")?.split([' ', '(', ',']).next()?;
+        name.starts_with(|c: char| c.is_ascii_uppercase()).then(|| name.to_owned())
+    };
+    let word = |name: String| {
+        let parts = name.char_indices().map(|(i, c)| match c {
+            'A'..='Z' if i > 0 => format!("_{}", c.to_ascii_lowercase()),
+            c => c.to_ascii_lowercase().to_string(),
+        });
+        parts.collect::<String>()
+    };
+    let kinds: Vec<String> = news.lines().filter_map(variant).map(word).collect();
+    assert!(kinds.len() > 10 && kinds.contains(&"version_rolled_back".to_owned()), "{kinds:?}");
+    let files =
+        ["include/apa.h", "bindings/go/feed.go", "bindings/node/index.d.ts", "bindings/python/libapa/_types.py"];
+    for file in files {
+        let text = read(file);
+        let missing: Vec<_> = kinds.iter().filter(|kind| !text.contains(kind.as_str())).collect();
+        assert!(missing.is_empty(), "{file} doesn't name {missing:?}");
+    }
+}

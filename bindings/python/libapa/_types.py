@@ -288,6 +288,10 @@ class TrainerStatus(TypedDict):
     steps: int
     skipped: int
     dropped_steps: int
+    refused: int
+    rolled_back: int
+    proposals: list[int]
+    trial: dict[str, Any] | None
     last: Metrics | None
 
 
@@ -304,6 +308,8 @@ class Status(TypedDict):
     refused: int
     generated_tokens: int
     prompt_tokens: int
+    guessed_tokens: int
+    held_tokens: int
     swaps: int
     trainer: TrainerStatus
     alerts: list[dict[str, str]]
@@ -340,6 +346,49 @@ class VersionActivated(TypedDict):
     version: int
 
 
+class VersionProposed(TypedDict):
+    """A candidate waits for a person (``gate.mode`` is propose); ``parent`` serves."""
+
+    event: Literal["version_proposed"]
+    version: int
+    parent: int
+    reason: str
+
+
+class TrialStarted(TypedDict):
+    """A candidate is served to a share of the users."""
+
+    event: Literal["trial_started"]
+    version: int
+    parent: int
+    share: float
+
+
+class TrialAdvanced(TypedDict):
+    """The candidate is served to a larger share of the users."""
+
+    event: Literal["trial_advanced"]
+    version: int
+    share: float
+
+
+class VersionRefused(TypedDict):
+    """A candidate was refused; ``version`` is none if it never got one."""
+
+    event: Literal["version_refused"]
+    version: int | None
+    reason: str
+
+
+class VersionRolledBack(TypedDict):
+    """Its users' ratings fell, and ``parent`` serves again."""
+
+    event: Literal["version_rolled_back"]
+    version: int
+    parent: int
+    reason: str
+
+
 class UnlearningProgress(TypedDict):
     """Batches that were trained on again without a forgotten user's samples."""
 
@@ -373,7 +422,19 @@ class Missed(TypedDict):
 
 
 Event = (
-    StepDone | StepDropped | VersionPublished | VersionActivated | UnlearningProgress | UnlearningDone | Failed | Missed
+    StepDone
+    | StepDropped
+    | VersionPublished
+    | VersionActivated
+    | VersionProposed
+    | TrialStarted
+    | TrialAdvanced
+    | VersionRefused
+    | VersionRolledBack
+    | UnlearningProgress
+    | UnlearningDone
+    | Failed
+    | Missed
 )
 
 
