@@ -71,8 +71,13 @@ function told(event: Event): string {
     case 'step_done':
     case 'version_published':
     case 'version_activated':
+    case 'trial_started':
+    case 'trial_advanced':
       return String(event.version);
     case 'step_dropped':
+    case 'version_proposed':
+    case 'version_refused':
+    case 'version_rolled_back':
       return event.reason;
     case 'error':
       return event.message;
