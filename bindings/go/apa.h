@@ -641,16 +641,14 @@ apa_status apa_policy_list(const apa_engine *engine, apa_string **json, apa_erro
  * `step_dropped` (`reason`, `consumed`: a batch changed nothing), `version_published` (`version`, `parent`),
  * `version_activated` (`version`), `version_proposed` (`version`, `parent`, `reason`: it waits for a person),
  * `trial_started` (`version`, `parent`, `share` of the users), `trial_advanced` (`version`, `share`),
- * `version_refused` (`version` or null, `reason`), `version_rolled_back` (`version`, `parent`, `reason`: its ratings fell), `unlearning`
- * (`replayed`, `batches`: how far the replacement of versions is that learned from a forgotten user), `unlearned`
- * (`version`, `parent`, `reason`: they are removed), `error` (`code`, `message`), `missed` (`count`: the oldest events
- * were dropped).
+ * `version_refused` (`version` or null, `reason`), `version_rolled_back` (`version`, `parent`, `reason`: its ratings
+ * fell), `unlearning` (`replayed`, `batches`: how far the replacement of versions is that learned from a forgotten
+ * user), `unlearned` (`version`, `parent`, `reason`: they are removed), `error` (`code`, `message`), `missed`
+ * (`count`: the oldest events were dropped).
  *
  * Errors: `APA_ERR_BUSY` if 64 feeds are open on the engine; `APA_ERR_CLOSED`.
  */
-apa_status apa_events_open(const apa_engine *engine,
-                           apa_feed **feed,
-                           apa_error **error);
+apa_status apa_events_open(const apa_engine *engine, apa_feed **feed, apa_error **error);
 
 /**
  * Opens a feed of answers to score: reward jobs. Each answer that ends normally makes one, once it is on record: a

@@ -45,10 +45,10 @@ unsafe fn open(handle: *const apa_engine, topic: Topic, feed: *mut *mut apa_feed
 /// `step_dropped` (`reason`, `consumed`: a batch changed nothing), `version_published` (`version`, `parent`),
 /// `version_activated` (`version`), `version_proposed` (`version`, `parent`, `reason`: it waits for a person),
 /// `trial_started` (`version`, `parent`, `share` of the users), `trial_advanced` (`version`, `share`),
-/// `version_refused` (`version` or null, `reason`), `version_rolled_back` (`version`, `parent`, `reason`: its ratings fell), `unlearning`
-/// (`replayed`, `batches`: how far the replacement of versions is that learned from a forgotten user), `unlearned`
-/// (`version`, `parent`, `reason`: they are removed), `error` (`code`, `message`), `missed` (`count`: the oldest events
-/// were dropped).
+/// `version_refused` (`version` or null, `reason`), `version_rolled_back` (`version`, `parent`, `reason`: its ratings
+/// fell), `unlearning` (`replayed`, `batches`: how far the replacement of versions is that learned from a forgotten
+/// user), `unlearned` (`version`, `parent`, `reason`: they are removed), `error` (`code`, `message`), `missed`
+/// (`count`: the oldest events were dropped).
 ///
 /// Errors: `APA_ERR_BUSY` if 64 feeds are open on the engine; `APA_ERR_CLOSED`.
 #[unsafe(no_mangle)]
