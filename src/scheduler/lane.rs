@@ -231,6 +231,9 @@ impl Lane {
         for index in answering {
             spare -= self.add_answer(index, spare, &mut filled);
         }
+        if filled.guessed == 0 {
+            self.speculation.rested();
+        }
         reading.sort_unstable();
         let mut room = limit.saturating_sub(self.batch.len());
         if filled.answers > 0 {

@@ -14,6 +14,8 @@ const ALIKE: usize = 3;
 const LONGEST: usize = 8;
 /// Weight of a new measurement.
 const NEW: f64 = 0.2;
+/// How much less a guessed token is thought to cost after each turn without.
+const LESS: f64 = 0.01;
 /// How much an answer in which guessing doesn't pay gets back of its first hope, with each guess that is not made.
 const AGAIN: f64 = 0.02;
 
@@ -57,6 +59,11 @@ impl Speculation {
             return 0;
         }
         (hope * LONGEST as f64).ceil() as usize
+    }
+
+    /// Records a turn without guesses: a cost that was measured too high, once, must not end them for good.
+    pub(super) fn rested(&mut self) {
+        self.token = self.token.map(|token| token * (1.0 - LESS));
     }
 
     /// Records the time of a turn with guessed tokens, which takes `steady` seconds without.
@@ -109,6 +116,11 @@ mod tests {
         (0..50).for_each(|_| hope.rested());
         assert!(lane.most(hope, 1, Some(5e-3)) > 0);
         (0..20).for_each(|_| hope.guessed(8, 8));
+        assert_eq!(lane.most(hope, 1, Some(5e-3)), LONGEST);
+        // A turn that was disturbed, and many after it.
+        lane.took(1, Duration::from_secs(1), 5e-3);
+        assert_eq!(lane.most(hope, 1, Some(5e-3)), 0);
+        (0..400).for_each(|_| lane.rested());
         assert_eq!(lane.most(hope, 1, Some(5e-3)), LONGEST);
         lane.on = false;
         assert_eq!(lane.most(hope, 1, Some(5e-3)), 0);
