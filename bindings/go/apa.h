@@ -287,7 +287,7 @@ void apa_engine_free(apa_engine *engine);
 /**
  * Writes the state of the engine as a JSON object: `model`, `architecture`, `policy_version`, `serving_versions`,
  * `running` and `queued` (requests now), `completed`, `refused` (the queue was full), `generated_tokens`,
- * `prompt_tokens`, `guessed_tokens` (of answers, ahead), `held_tokens` (of those), `swaps` and `scheduler_panics`
+ * `prompt_tokens`, `drafted_tokens` (of answers, ahead), `accepted_tokens` (of those), `swaps` and `scheduler_panics`
  * (since the start), `cached_tokens`, `cache_capacity` (tokens),
  * `first_token`, `gap`, `gap_training` and `mask` (histograms of times, in seconds: to the first token, between two
  * tokens, those of the latter while the trainer worked, and what a format took to say which tokens may follow), `form`

@@ -351,8 +351,8 @@ export interface Status {
   generated_tokens: number;
   prompt_tokens: number;
   /** Tokens of answers that were guessed ahead, and those of them that held. */
-  guessed_tokens: number;
-  held_tokens: number;
+  drafted_tokens: number;
+  accepted_tokens: number;
   swaps: number;
   trainer: TrainerStatus;
 }

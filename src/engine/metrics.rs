@@ -27,8 +27,8 @@ fn render(status: &Status, [guide_panics, embedder_panics]: [u64; 2], tallies: O
     page.gauge("apa_requests_queued", "Requests waiting.", load.queued as f64);
     page.counter("apa_requests_completed_total", "Requests completed.", load.completed);
     page.counter("apa_generated_tokens_total", "Tokens generated.", load.generated_tokens);
-    page.counter("apa_guessed_tokens_total", "Tokens of answers guessed ahead.", load.guessed_tokens);
-    page.counter("apa_held_tokens_total", "Tokens guessed ahead that held.", load.held_tokens);
+    page.counter("apa_drafted_tokens_total", "Tokens of answers guessed ahead.", load.drafted_tokens);
+    page.counter("apa_accepted_tokens_total", "Tokens guessed ahead that held.", load.accepted_tokens);
     page.counter("apa_prompt_tokens_total", "Prompt tokens evaluated.", load.prompt_tokens);
     page.counter("apa_swaps_total", "Weight swaps.", load.swaps);
     page.counter("apa_requests_refused_total", "Requests refused because the queue was full.", load.refused);

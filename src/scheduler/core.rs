@@ -67,8 +67,8 @@ impl Core {
             for lane in &mut self.lanes {
                 self.tuner.beside_training = self.counters.meters.training.load(Ordering::Relaxed);
                 let turn = lane.turn(&mut self.tuner, &mut finished);
-                self.counters.guessed_tokens.fetch_add(turn.guessed_tokens, Ordering::Relaxed);
-                self.counters.held_tokens.fetch_add(turn.held_tokens, Ordering::Relaxed);
+                self.counters.drafted_tokens.fetch_add(turn.drafted_tokens, Ordering::Relaxed);
+                self.counters.accepted_tokens.fetch_add(turn.accepted_tokens, Ordering::Relaxed);
                 worked |= turn.prompt_tokens + turn.generated_tokens > 0;
                 self.counters.prompt_tokens.fetch_add(turn.prompt_tokens, Ordering::Relaxed);
                 self.counters.generated_tokens.fetch_add(turn.generated_tokens, Ordering::Relaxed);

@@ -46,9 +46,9 @@ struct Filled {
 pub(super) struct Turn {
     pub(super) prompt_tokens: u64,
     pub(super) generated_tokens: u64,
-    pub(super) guessed_tokens: u64,
+    pub(super) drafted_tokens: u64,
     /// Guessed tokens that were sampled.
-    pub(super) held_tokens: u64,
+    pub(super) accepted_tokens: u64,
 }
 
 /// Whether a request was admitted.
@@ -316,9 +316,9 @@ impl Lane {
                 end = self.context.logits(row + used).and_then(|logits| running.advance(&model, logits)).transpose();
                 used += 1;
             }
-            let (guessed, held) = running.settle_guess(before);
-            turn.guessed_tokens += guessed as u64;
-            turn.held_tokens += held as u64;
+            let (drafted, accepted) = running.settle_guess(before);
+            turn.drafted_tokens += drafted as u64;
+            turn.accepted_tokens += accepted as u64;
             turn.generated_tokens += (running.response.len() - before) as u64;
             if used < count {
                 running.evaluated -= count - used;

@@ -18,8 +18,8 @@ pub(super) struct Counters {
     pub(super) completed: AtomicU64,
     pub(super) generated_tokens: AtomicU64,
     pub(super) prompt_tokens: AtomicU64,
-    pub(super) guessed_tokens: AtomicU64,
-    pub(super) held_tokens: AtomicU64,
+    pub(super) drafted_tokens: AtomicU64,
+    pub(super) accepted_tokens: AtomicU64,
     pub(super) swaps: AtomicU64,
     pub(super) panics: AtomicU64,
     /// Tokens that the caches of all contexts hold, and have room for.
@@ -38,8 +38,8 @@ impl Counters {
             completed: self.completed.load(Ordering::Relaxed),
             generated_tokens: self.generated_tokens.load(Ordering::Relaxed),
             prompt_tokens: self.prompt_tokens.load(Ordering::Relaxed),
-            guessed_tokens: self.guessed_tokens.load(Ordering::Relaxed),
-            held_tokens: self.held_tokens.load(Ordering::Relaxed),
+            drafted_tokens: self.drafted_tokens.load(Ordering::Relaxed),
+            accepted_tokens: self.accepted_tokens.load(Ordering::Relaxed),
             swaps: self.swaps.load(Ordering::Relaxed),
             panics: self.panics.load(Ordering::Relaxed),
             refused: self.meters.refused.load(Ordering::Relaxed),
@@ -69,10 +69,10 @@ pub struct Load {
     pub prompt_tokens: u64,
     /// Tokens of answers that were guessed ahead since the start (`serve.speculate`).
     #[serde(default)]
-    pub guessed_tokens: u64,
+    pub drafted_tokens: u64,
     /// Those of them that held: each saved a turn.
     #[serde(default)]
-    pub held_tokens: u64,
+    pub accepted_tokens: u64,
     /// Weight swaps since the start.
     pub swaps: u64,
     /// Panics of the scheduler's threads: after one it is closed.

@@ -9,7 +9,7 @@ use apa::gate::Outcome;
 use apa::types::*;
 use serde_json::json;
 
-use crate::support::engine::{answer, finish, open_with, published, rate_some, request};
+use crate::support::engine::{answer, finish, open_with, published, rate_some, request, versions_listed};
 
 pub fn record(engine: &Engine, version: PolicyVersion) -> (Ruling, VerdictRecord) {
     let verdict = engine.version(version).unwrap().verdict.unwrap();
@@ -146,12 +146,7 @@ fn a_proposal_waits_for_a_person_and_learning_goes_on_from_what_serves() {
     assert_eq!(record(&engine, version).0, Ruling::Promoted);
     assert_eq!(engine.status().trainer.proposals, [second]);
     engine.shutdown();
-    let apad = std::process::Command::new(env!("CARGO_BIN_EXE_apad"))
-        .args(["versions", "--data"])
-        .arg(dir.path().join("data"))
-        .output()
-        .unwrap();
-    let said = String::from_utf8_lossy(&apad.stdout);
+    let said = versions_listed(dir.path());
     assert!(said.contains("\n*       1 ") && said.contains("\n?       2 "), "{said}");
     assert!(said.contains("? waits for a person (gate.mode): `apad versions activate 2` serves it"), "{said}");
 }

@@ -7,7 +7,7 @@ use apa::engine::{AlertKind, Archive, TrainerState};
 use apa::types::*;
 use apa::{Code, Engine};
 
-use crate::support::engine::{answer, open_with, published, rate_some};
+use crate::support::engine::{answer, open_with, published, rate_some, versions_listed};
 
 fn open(dir: &Path) -> Engine {
     open_with(dir, |_| ()).unwrap()
@@ -185,12 +185,7 @@ fn a_folder_that_is_no_version_is_not_said_to_be_adoptable() {
     assert!(alerts[0].message.contains("000009; they have no readable manifest"), "{alerts:?}");
     engine.shutdown();
     drop(engine);
-    let apad = std::process::Command::new(env!("CARGO_BIN_EXE_apad"))
-        .args(["versions", "--data"])
-        .arg(dir.path().join("data"))
-        .output()
-        .unwrap();
-    let said = String::from_utf8_lossy(&apad.stdout);
+    let said = versions_listed(dir.path());
     assert!(said.contains("set aside: 000009") && said.contains("none of them can be taken in"), "{said}");
 }
 

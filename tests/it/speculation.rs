@@ -87,8 +87,8 @@ fn every_token_is_as_likely_as_without_guesses_alone_and_together() {
     let made: usize = alone.iter().chain(&together).map(|(g, _)| g.response.len()).sum();
     assert_eq!(load.generated_tokens as usize, made);
     // How many is decided by what turns take.
-    assert!(load.guessed_tokens > 0 && load.held_tokens <= load.guessed_tokens, "{load:?}");
-    assert_eq!(without.status().load.guessed_tokens, 0);
+    assert!(load.drafted_tokens > 0 && load.accepted_tokens <= load.drafted_tokens, "{load:?}");
+    assert_eq!(without.status().load.drafted_tokens, 0);
 }
 
 #[test]

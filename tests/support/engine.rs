@@ -70,3 +70,10 @@ pub fn published(outcome: PublishOutcome) -> (PolicyVersion, StepMetrics) {
         PublishOutcome::Skipped { reason, .. } => panic!("skipped: {reason}"),
     }
 }
+
+/// What `apad versions` says of the engine's data folder in `dir`.
+pub fn versions_listed(dir: &Path) -> String {
+    let mut apad = std::process::Command::new(env!("CARGO_BIN_EXE_apad"));
+    let output = apad.args(["versions", "--data"]).arg(dir.join("data")).output().unwrap();
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}

@@ -308,8 +308,8 @@ class Status(TypedDict):
     refused: int
     generated_tokens: int
     prompt_tokens: int
-    guessed_tokens: int
-    held_tokens: int
+    drafted_tokens: int
+    accepted_tokens: int
     swaps: int
     trainer: TrainerStatus
     alerts: list[dict[str, str]]
