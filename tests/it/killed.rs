@@ -96,8 +96,9 @@ async fn a_killed_daemon_loses_no_rating_teaches_none_twice_and_keeps_what_it_se
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         // In every other round a new version has answered.
-        let newest = || told.lock().unwrap().versions.iter().max().copied();
-        let (served, until) = (versions.keys().max().copied(), Instant::now() + Duration::from_secs(30));
+        let newest = || told.lock().unwrap().versions.iter().max().copied().unwrap_or(0);
+        let served = versions.keys().max().copied().unwrap_or(0);
+        let until = Instant::now() + Duration::from_secs(30);
         while round % 2 == 1 && newest() <= served {
             assert!(Instant::now() < until, "round {round}: nothing is learned");
             tokio::time::sleep(Duration::from_millis(5)).await;
