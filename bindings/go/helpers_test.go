@@ -29,7 +29,7 @@ func tinyModel(t testing.TB) string {
 // open opens an engine on a data folder of its own, with settings over those that keep it small.
 func open(t testing.TB, settings map[string]any) *Engine {
 	t.Helper()
-	all := map[string]any{"serve.context": 8192, "serve.threads": 1, "train.auto": false, "train.threads": 1}
+	all := map[string]any{"serve.context": 8192, "serve.threads": 1, "serve.speculate": false, "train.auto": false, "train.threads": 1}
 	for key, value := range settings {
 		all[key] = value
 	}

@@ -48,7 +48,7 @@ settings! {
         /// Seconds from the submission of a request to its last token, waiting included; 0 is no limit.
         request_seconds: u32 = 600, whole(0..=86_400);
         /// Guess how answers go on from what was said before, where that is measured to be faster. Answers are as
-        /// likely as without; the same seed may give another one where rounding decides.
+        /// likely as without. Requests with a seed of their own are left out, as rounding could change their answer.
         speculate: bool = true, Range::Any;
         /// Layers kept on the GPU where there is one; -1 is all.
         gpu_layers: i32 = -1, whole(-1..=i32::MAX);

@@ -39,8 +39,8 @@ pub struct Options {
     /// Whether measurements choose the number of decoding threads. Without that, the same requests give the same
     /// answers, to the last bit.
     pub tune_threads: bool,
-    /// Whether answers are guessed ahead where that is faster. As with measured threads, the same requests may then
-    /// give other answers, as far as rounding decides.
+    /// Whether answers without a seed of their own are guessed ahead where that is faster. As with measured threads,
+    /// such requests may then give other answers, as far as rounding decides.
     pub speculate: bool,
     /// Longest time from submission to the end of a request.
     pub patience: Option<Duration>,
@@ -235,6 +235,7 @@ impl Scheduler {
         }
         let room = u32::try_from(context - prompt.len()).unwrap_or(u32::MAX);
         let max_tokens = max_tokens.min(room);
+        let repeatable = request.sampling.seed.is_some();
         request.sampling.seed.get_or_insert_with(rand::random);
         let sampler = Sampler::new(&self.model, &request.sampling)?;
         let guide = request.sampling.format.as_ref().map(|format| self.model.guide(format)).transpose()?;
@@ -245,6 +246,7 @@ impl Scheduler {
             request,
             sampler,
             guide,
+            repeatable,
             max_tokens,
             created,
             submitted: Instant::now(),

@@ -24,6 +24,8 @@ pub(super) struct Job {
     pub(super) sampler: Sampler,
     /// The constraint on the answer, in its initial state.
     pub(super) guide: Option<Guide>,
+    /// Whether the request names a seed, to get the same answer again.
+    pub(super) repeatable: bool,
     /// Most tokens to generate: the requested number, as far as the context has room.
     pub(super) max_tokens: u32,
     pub(super) created: UnixMillis,
@@ -129,10 +131,10 @@ impl Running {
     }
 
     /// Guesses at most so many of the tokens that come after the last one, in place of the guess before. What a format
-    /// allows is not known ahead.
+    /// allows is not known ahead; and guesses change how sums are rounded, which may decide between two tokens.
     pub(super) fn guess(&mut self, most: usize) {
         let left = (self.job.max_tokens as usize).saturating_sub(self.response.len() + 1);
-        let most = if self.job.guide.is_some() { 0 } else { most.min(left) };
+        let most = if self.job.guide.is_some() || self.job.repeatable { 0 } else { most.min(left) };
         self.guessed = if most == 0 { Vec::new() } else { guess([&self.job.request.prompt, &self.response], most) };
     }
 

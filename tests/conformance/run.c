@@ -118,7 +118,7 @@ static char *request_of(const char *step, size_t *length)
 
 static void open_engine(const char *step, outcome *o)
 {
-    static const char common[] = "{\"serve\":{\"context\":4096,\"threads\":1},\"train\":{\"auto\":false,\"threads\":1}}";
+    static const char common[] = "{\"serve\":{\"context\":4096,\"threads\":1,\"speculate\":false},\"train\":{\"auto\":false,\"threads\":1}}";
     const char *setting = json_member(step, "setting"), *value;
     apa_options *options = NULL;
     apa_engine *engine = NULL;

@@ -95,7 +95,7 @@ void open(const char *step)
     apa::options options;
     options.set("data", data + "/" + member(step, "data"));
     options.set("model", json_member(step, "model") ? data + "/missing.gguf" : model);
-    options.set_json("", R"({"serve":{"context":4096,"threads":1},"train":{"auto":false,"threads":1}})");
+    options.set_json("", R"({"serve":{"context":4096,"threads":1,"speculate":false},"train":{"auto":false,"threads":1}})");
     if (const char *setting = json_member(step, "setting"))
         options.set_json(string(json_first(setting)), raw(json_next(json_first(setting))));
     engines[member(step, "engine")] = std::make_unique<apa::engine>(options);

@@ -89,7 +89,7 @@ func (s step) request() apa.Request {
 }
 
 func open(s step) error {
-	settings := map[string]any{"serve.context": 4096, "serve.threads": 1, "train.auto": false, "train.threads": 1}
+	settings := map[string]any{"serve.context": 4096, "serve.threads": 1, "serve.speculate": false, "train.auto": false, "train.threads": 1}
 	if s.Setting != nil {
 		settings[s.Setting[0].(string)] = s.Setting[1]
 	}

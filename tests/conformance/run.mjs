@@ -5,7 +5,7 @@ import { join } from 'node:path';
 import { Engine } from '../../bindings/node/index.js';
 
 const [cases, model, data] = process.argv.slice(2);
-const common = { serve: { context: 4096, threads: 1 }, train: { auto: false, threads: 1 } };
+const common = { serve: { context: 4096, threads: 1, speculate: false }, train: { auto: false, threads: 1 } };
 const hex = (text) => Buffer.from(text).toString('hex');
 
 let engines;

@@ -11,7 +11,7 @@ import libapa
 
 KIND, CASES, MODEL, DATA = sys.argv[1:]
 ASYNC = {"sync": False, "async": True}[KIND]
-COMMON = {"serve": {"context": 4096, "threads": 1}, "train": {"auto": False, "threads": 1}}
+COMMON = {"serve": {"context": 4096, "threads": 1, "speculate": False}, "train": {"auto": False, "threads": 1}}
 
 
 async def settle(value):

@@ -18,7 +18,7 @@ fn requests(engine: &Engine) -> Vec<GenerateRequest> {
     let greedy = |text: &str, max_tokens: u32| {
         let mut asked = request(engine, text, 7);
         (asked.sampling.temperature, asked.max_tokens, asked.logprobs) = (0.0, Some(max_tokens), Some(20));
-        asked.sampling.ignore_eos = true;
+        (asked.sampling.ignore_eos, asked.sampling.seed) = (true, None);
         asked
     };
     let mut sampled = greedy("the rain the rain the rain the rain", 150);
@@ -92,12 +92,22 @@ fn every_token_is_as_likely_as_without_guesses_alone_and_together() {
 }
 
 #[test]
+fn a_request_with_a_seed_is_not_guessed_at() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = engine(dir.path(), true);
+    let mut asked = requests(&engine).remove(0);
+    asked.sampling.seed = Some(7);
+    answers(&engine, &[asked]);
+    assert_eq!(engine.status().load.drafted_tokens, 0);
+}
+
+#[test]
 fn a_stop_string_within_a_guess_ends_the_answer() {
     let dir = tempfile::tempdir().unwrap();
     let engine = engine(dir.path(), true);
-    let mut asked = requests(&engine).remove(2);
+    let mut asked = requests(&engine).remove(1);
     let whole = answers(&engine, std::slice::from_ref(&asked)).remove(0).0;
-    let at = whole.text.char_indices().map(|(i, _)| i).nth(whole.text.chars().count() / 2).unwrap();
+    let at = whole.text.char_indices().map(|(i, _)| i).nth(40).unwrap();
     asked.stop = vec![whole.text[at..].chars().take(8).collect()];
     let stopped = answers(&engine, std::slice::from_ref(&asked)).remove(0).0;
     assert_eq!(stopped.finish, FinishReason::Stop);

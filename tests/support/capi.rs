@@ -27,7 +27,8 @@ pub fn open(settings: &[(&str, &str)]) -> Opened {
     let options = options();
     let data = dir.path().join("data");
     let paths = [("model", model.to_str().unwrap()), ("data", data.to_str().unwrap())];
-    let small = [("serve.context", "8192"), ("serve.threads", "1"), ("train.auto", "false")];
+    let small =
+        [("serve.context", "8192"), ("serve.threads", "1"), ("serve.speculate", "false"), ("train.auto", "false")];
     for (key, value) in paths.iter().chain(&small).chain(settings) {
         assert_eq!(set(options, key, value).0, apa_status::APA_OK, "{key}");
     }

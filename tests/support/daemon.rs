@@ -43,7 +43,8 @@ impl Daemon {
         }
         let mut command = Command::new(env!("CARGO_BIN_EXE_apad"));
         command.current_dir(folder).args(["serve", "--model"]).arg(&model);
-        command.args(["--data", "data", "--listen", "127.0.0.1:0", "--slots", "4", "--set", "serve.threads=1"]);
+        command.args(["--data", "data", "--listen", "127.0.0.1:0", "--slots", "4"]);
+        command.args(["--set", "serve.threads=1", "--set", "serve.speculate=false"]);
         command.args(settings.iter().flat_map(|setting| ["--set", setting]));
         let mut process = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
         let mut line = String::new();

@@ -40,6 +40,7 @@ impl Server {
         config.serve.context = 2048;
         config.serve.max_tokens = 12;
         config.serve.threads = 1;
+        config.serve.speculate = false;
         config.train.auto = false;
         config.train.device = "cpu".into();
         config.train.batch = 4;

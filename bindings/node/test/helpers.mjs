@@ -21,7 +21,7 @@ export function folder(t) {
   return dir;
 }
 
-export const small = { serve: { context: 8192, threads: 1, slots: 4 }, train: { auto: false, threads: 1 } };
+export const small = { serve: { context: 8192, threads: 1, slots: 4, speculate: false }, train: { auto: false, threads: 1 } };
 
 export async function open(t, settings = {}) {
   const data = folder(t);

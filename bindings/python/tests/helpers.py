@@ -9,7 +9,7 @@ import unittest
 import libapa
 
 MODEL = os.environ["APA_TINY_MODEL"]
-SMALL = {"serve": {"context": 4096, "threads": 1, "slots": 4}, "train": {"auto": False, "threads": 1}}
+SMALL = {"serve": {"context": 4096, "threads": 1, "slots": 4, "speculate": False}, "train": {"auto": False, "threads": 1}}
 
 
 class Case(unittest.TestCase):
