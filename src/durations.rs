@@ -11,6 +11,7 @@ pub const BOUNDS_SECONDS: [f64; 15] =
 
 /// A histogram of durations since the start.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "daemon", derive(utoipa::ToSchema))]
 #[serde(default)]
 pub struct Durations {
     /// Number of durations in each bucket: at most [`BOUNDS_SECONDS`], and above the bound before; the last bucket is

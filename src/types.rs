@@ -20,6 +20,7 @@ pub type UnixMillis = u64;
 
 /// An amount of information, in nats.
 #[derive(Clone, Copy, Debug, Default, PartialEq, PartialOrd, Serialize, Deserialize)]
+#[cfg_attr(feature = "daemon", derive(utoipa::ToSchema))]
 #[serde(transparent)]
 pub struct Nats(#[serde(deserialize_with = "nan_from_null")] pub f64);
 
@@ -45,6 +46,7 @@ impl fmt::Display for Nats {
 
 /// Names one answer, for feedback and for the record. Opaque, unique, of 1 to [`GenerationId::MAX_BYTES`] bytes.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[cfg_attr(feature = "daemon", derive(utoipa::ToSchema))]
 #[serde(transparent)]
 pub struct GenerationId(pub String);
 
@@ -61,6 +63,7 @@ impl fmt::Display for GenerationId {
 
 /// A published state of the policy. 0 is the initial model without an adapter; numbers only grow.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[cfg_attr(feature = "daemon", derive(utoipa::ToSchema))]
 #[serde(transparent)]
 pub struct PolicyVersion(pub u64);
 
@@ -81,6 +84,7 @@ impl fmt::Display for PolicyVersion {
 /// log-probabilities, in training and as clients see them, are those of the plain model, without filters, penalties,
 /// biases or a format's mask.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "daemon", derive(utoipa::ToSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct Sampling {
     /// Divides the logits; 0 means greedy. In [0, 10].
@@ -148,6 +152,7 @@ impl Default for Sampling {
 
 /// Constrains an answer: only tokens that can still lead to a valid one are sampled.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "daemon", derive(utoipa::ToSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Format {
     /// JSON that matches this schema.
@@ -175,6 +180,9 @@ pub struct GenerateRequest {
     /// Identifies the conversation: while two versions are compared, a conversation stays with one. Unset, the prompt
     /// is a conversation of its own.
     pub conversation: Option<u64>,
+    /// The conversation was answered before: while two versions are compared, one that began before them stays with the
+    /// version that serves everyone.
+    pub answered: bool,
     /// Version to answer with, if it is being served; otherwise the active one answers.
     pub version: Option<PolicyVersion>,
     /// No other version may answer: the one that is named is brought into serving beside the active one, or the request
@@ -195,6 +203,7 @@ impl GenerateRequest {
 
 /// A token that might have been sampled.
 #[derive(Clone, Debug, PartialEq, Serialize)]
+#[cfg_attr(feature = "daemon", derive(utoipa::ToSchema))]
 pub struct Alternative {
     /// The text of the token; bytes that are not UTF-8 by themselves are replaced.
     pub token: String,
@@ -208,6 +217,7 @@ pub struct Alternative {
 
 /// A sampled token and the most probable ones at its position, itself perhaps among them. The JSON is OpenAI's.
 #[derive(Clone, Debug, PartialEq, Serialize)]
+#[cfg_attr(feature = "daemon", derive(utoipa::ToSchema))]
 pub struct TokenLogprob {
     /// The sampled token.
     #[serde(flatten)]
@@ -218,6 +228,7 @@ pub struct TokenLogprob {
 
 /// Why an answer ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "daemon", derive(utoipa::ToSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum FinishReason {
     /// The model ended its turn, or a stop string matched.
@@ -241,6 +252,7 @@ impl FinishReason {
 
 /// One answer as it was made: the exact tokens, settings and weights.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "daemon", derive(utoipa::ToSchema))]
 pub struct Generation {
     /// The id that feedback names.
     pub id: GenerationId,
@@ -291,6 +303,7 @@ pub struct Rollout {
 
 /// What one training batch did to the policy, measured on that batch.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "daemon", derive(utoipa::ToSchema))]
 #[serde(default)]
 pub struct StepMetrics {
     /// Samples that were trained on.

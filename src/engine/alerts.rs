@@ -11,6 +11,7 @@ use crate::lock::lock;
 
 /// The condition. The words are stable, since alarms are set on them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[cfg_attr(feature = "daemon", derive(utoipa::ToSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum AlertKind {
     /// Answers are given but can't be recorded: the disk is full or failing.
@@ -85,6 +86,7 @@ impl AlertKind {
 
 /// A condition that needs attention.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "daemon", derive(utoipa::ToSchema))]
 pub struct Alert {
     /// The condition.
     pub kind: AlertKind,

@@ -21,6 +21,7 @@ pub struct Archive {
 
 /// What is known of a version.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "daemon", derive(utoipa::ToSchema))]
 pub struct VersionRecord {
     /// Its row: parent, time, measurements.
     #[serde(flatten)]
@@ -49,6 +50,7 @@ impl VersionRecord {
 
 /// A version that was set aside.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "daemon", derive(utoipa::ToSchema))]
 pub struct AsideVersion {
     /// The folder's name, which `adopt` takes.
     pub name: String,
@@ -62,6 +64,7 @@ pub struct AsideVersion {
 
 /// A version that was adopted.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "daemon", derive(utoipa::ToSchema))]
 pub struct Adopted {
     /// The folder's name.
     pub name: String,

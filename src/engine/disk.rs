@@ -17,6 +17,7 @@ const DEPTH: usize = 4;
 
 /// Disk use of the data folder, in bytes.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "daemon", derive(utoipa::ToSchema))]
 pub struct DiskUse {
     /// The record of answers and feedback, with its log.
     pub ledger: u64,

@@ -14,6 +14,7 @@ const MOST_LEFT_OUT: usize = 256;
 
 /// A generation with everything that followed from it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "daemon", derive(utoipa::ToSchema))]
 pub struct GenerationRecord {
     /// The answer as it was made.
     #[serde(flatten)]

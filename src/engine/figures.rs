@@ -16,6 +16,7 @@ const Z: f64 = 1.959_964;
 
 /// A mean with its 95% confidence interval.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "daemon", derive(utoipa::ToSchema))]
 pub struct Figure {
     /// Number of observations.
     pub count: u64,
@@ -29,6 +30,7 @@ pub struct Figure {
 
 /// The figures of a version, over its newest answers and ratings.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "daemon", derive(utoipa::ToSchema))]
 pub struct VersionFigures {
     /// The version.
     pub version: PolicyVersion,

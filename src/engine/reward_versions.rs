@@ -29,6 +29,7 @@ const FEWEST: usize = 8;
 
 /// The state of the reward model.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "daemon", derive(utoipa::ToSchema))]
 #[serde(default)]
 pub struct RewardStatus {
     /// Number of the adopted version; 0 is the file that the settings name, or none.
@@ -42,6 +43,7 @@ pub struct RewardStatus {
     /// The result of the last attempt.
     pub last: Option<String>,
     /// The settings' file that it started from.
+    #[cfg_attr(feature = "daemon", schema(value_type = Option<String>))]
     origin: Option<PathBuf>,
 }
 

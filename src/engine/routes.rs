@@ -25,9 +25,29 @@ pub(super) struct Routes(Mutex<State>);
 #[derive(Default)]
 struct State {
     split: Option<Split>,
-    /// Whether a conversation belongs to the candidate. Beyond a bound, the oldest are assigned anew.
-    met: HashMap<u64, bool>,
+    /// Whether a conversation belongs to the candidate; none of one that was met before the trial. Beyond a bound, the
+    /// oldest are assigned anew.
+    met: HashMap<u64, Option<bool>>,
     order: VecDeque<u64>,
+}
+
+impl State {
+    fn remember(&mut self, conversation: u64, theirs: Option<bool>) {
+        if self.met.insert(conversation, theirs).is_some() {
+            return;
+        }
+        if self.order.len() == MOST
+            && let Some(oldest) = self.order.pop_front()
+        {
+            self.met.remove(&oldest);
+        }
+        self.order.push_back(conversation);
+    }
+
+    fn end(&mut self) {
+        self.split = None;
+        self.met.values_mut().for_each(|theirs| *theirs = None);
+    }
 }
 
 /// A conversation that was assigned just now.
@@ -46,8 +66,10 @@ impl Routes {
         if lock(&self.0).split.is_some_and(|running| running.candidate == split.candidate) {
             return self.widen(split);
         }
-        let order = known.iter().map(|(conversation, _)| *conversation).collect();
-        *lock(&self.0) = State { split: Some(split), met: known.iter().copied().collect(), order };
+        let mut state = lock(&self.0);
+        state.end();
+        state.split = Some(split);
+        known.iter().for_each(|(conversation, theirs)| state.remember(*conversation, Some(*theirs)));
     }
 
     /// Changes the share of a trial. Conversations keep their version.
@@ -57,30 +79,34 @@ impl Routes {
 
     /// Ends a trial, if there is one.
     pub(super) fn end(&self) {
-        *lock(&self.0) = State::default();
+        lock(&self.0).end();
     }
 
     /// Sets the candidate as the version of a request that it should answer. A request that names a version is left
     /// alone. Returns the conversation if it is new.
     pub(super) fn choose(&self, request: &mut GenerateRequest) -> Option<Met> {
         let mut state = lock(&self.0);
-        let Split { candidate, share } = state.split.filter(|_| request.version.is_none())?;
         // Two users may begin with the same words.
-        let conversation =
-            key(request.user.as_deref(), request.conversation.unwrap_or_else(|| of_prompt(&request.prompt)));
-        let known = state.met.get(&conversation).copied();
+        let user = request.user.as_deref();
+        let Some(Split { candidate, share }) = state.split.filter(|_| request.version.is_none()) else {
+            if let Some(conversation) = request.conversation {
+                let conversation = key(user, conversation);
+                if !state.met.contains_key(&conversation) {
+                    state.remember(conversation, None);
+                }
+            }
+            return None;
+        };
+        let conversation = key(user, request.conversation.unwrap_or_else(|| of_prompt(&request.prompt)));
+        let met = state.met.get(&conversation).copied();
+        let known = met.flatten();
         let theirs = known.unwrap_or_else(|| {
             let conversation = conversation.to_le_bytes();
-            number(candidate, request.user.as_deref().map_or(&conversation[..], str::as_bytes)) < share
+            let began_before = met.is_some() && request.answered;
+            !began_before && number(candidate, user.map_or(&conversation[..], str::as_bytes)) < share
         });
         if known.is_none() {
-            if state.order.len() == MOST
-                && let Some(oldest) = state.order.pop_front()
-            {
-                state.met.remove(&oldest);
-            }
-            state.met.insert(conversation, theirs);
-            state.order.push_back(conversation);
+            state.remember(conversation, Some(theirs));
         }
         if theirs {
             request.version = Some(candidate);
@@ -175,6 +201,26 @@ mod tests {
             assert_eq!(version(&after, Some("ann"), c), version(&routes, Some("ann"), c));
         }
         assert_eq!(version(&after, Some("bob"), 1), Some(PolicyVersion(7)));
+    }
+
+    #[test]
+    fn a_conversation_that_began_before_a_trial_or_in_another_stays_with_the_version_of_everyone() {
+        let routes = Routes::default();
+        let turn = |conversation: u64, answered: bool| {
+            let mut request = GenerateRequest { answered, ..request(None, conversation) };
+            routes.choose(&mut request);
+            request.version
+        };
+        (0..100).for_each(|c| assert_eq!(turn(c, false), None));
+        routes.begin(split(1.0), &[]);
+        (0..50).for_each(|c| assert_eq!(turn(c, true), None));
+        // Another conversation that begins with the same words, and one that nobody knows.
+        (50..150).for_each(|c| assert_eq!(turn(c, false), Some(PolicyVersion(7))));
+        (150..200).for_each(|c| assert_eq!(turn(c, true), Some(PolicyVersion(7))));
+        routes.begin(Split { candidate: PolicyVersion(8), share: 1.0 }, &[(0, true)]);
+        assert_eq!([turn(0, true), turn(1, true), turn(60, true)], [Some(PolicyVersion(8)), None, None]);
+        routes.end();
+        assert_eq!(turn(0, true), None);
     }
 
     #[test]

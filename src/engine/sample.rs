@@ -28,6 +28,7 @@ pub struct NewSample {
 
 /// Proof that a sample is on disk.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "daemon", derive(utoipa::ToSchema))]
 pub struct SampleReceipt {
     /// Its id, for feedback.
     pub generation_id: GenerationId,

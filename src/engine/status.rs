@@ -16,6 +16,7 @@ use crate::types::{PolicyVersion, StepMetrics, UnixMillis};
 
 /// The state of an engine.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "daemon", derive(utoipa::ToSchema))]
 pub struct Status {
     /// The base model's name, from its metadata or file name.
     pub model: String,
@@ -41,6 +42,7 @@ pub struct Status {
 
 /// The activity of the trainer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "daemon", derive(utoipa::ToSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum TrainerState {
     /// Not training: switched off, or failed until another version is activated.
@@ -70,6 +72,7 @@ impl fmt::Display for TrainerState {
 
 /// The state of the trainer.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "daemon", derive(utoipa::ToSchema))]
 pub struct TrainerStatus {
     /// Its activity.
     pub state: TrainerState,
@@ -123,6 +126,7 @@ pub struct TrainerStatus {
 
 /// A candidate on trial.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "daemon", derive(utoipa::ToSchema))]
 pub struct TrialStatus {
     /// The candidate.
     pub version: PolicyVersion,
@@ -138,6 +142,7 @@ pub struct TrialStatus {
 
 /// Versions that learned from a forgotten user are being replaced.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "daemon", derive(utoipa::ToSchema))]
 pub struct UnlearnStatus {
     /// When it was asked for.
     pub asked: UnixMillis,

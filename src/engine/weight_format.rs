@@ -41,6 +41,7 @@ const TEXT: &str = include_str!("weight_format.txt");
 
 /// The weight format in which the base model is served, with its measurements.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "daemon", derive(utoipa::ToSchema))]
 #[serde(default)]
 pub struct WeightFormat {
     /// The format: `keep` is the file's own.
@@ -51,6 +52,7 @@ pub struct WeightFormat {
 
 /// A weight format compared with the file's own.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "daemon", derive(utoipa::ToSchema))]
 #[serde(default)]
 pub struct FormatMeasurement {
     /// The name of the format.

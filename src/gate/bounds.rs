@@ -19,6 +19,7 @@ const STAKE: f64 = 0.5;
 
 /// A mean with its confidence bounds.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "daemon", derive(utoipa::ToSchema))]
 pub struct Interval {
     /// Number of observations.
     pub count: u64,

@@ -32,6 +32,7 @@ pub struct Measured {
 
 /// The result of an anchor: a prompt whose answer must pass a check.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "daemon", derive(utoipa::ToSchema))]
 pub struct AnchorResult {
     /// Its name.
     pub name: String,
@@ -95,6 +96,7 @@ impl Default for Limits {
 
 /// One line of the report.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "daemon", derive(utoipa::ToSchema))]
 pub struct Compared {
     /// What is compared.
     pub name: String,
@@ -113,6 +115,7 @@ pub struct Compared {
 
 /// The outcome of an examination.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "daemon", derive(utoipa::ToSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Outcome {
     /// Shown to be no worse, so it may serve everyone.
@@ -125,6 +128,7 @@ pub enum Outcome {
 
 /// The report of an examination.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "daemon", derive(utoipa::ToSchema))]
 pub struct Examination {
     /// The outcome.
     pub outcome: Outcome,

@@ -55,6 +55,7 @@ pub struct Fate {
 
 /// The state of a trial.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "daemon", derive(utoipa::ToSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Standing {
     /// Undecided so far.
@@ -69,6 +70,7 @@ pub enum Standing {
 
 /// The observations of a trial, for the record.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "daemon", derive(utoipa::ToSchema))]
 pub struct TrialRecord {
     /// Its state.
     pub standing: Standing,

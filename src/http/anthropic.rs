@@ -7,9 +7,11 @@ use axum::extract::{Extension, State};
 use axum::response::Response;
 use serde_json::{Value, json};
 
+use super::answers::*;
 use super::auth::Caller;
 use super::body::Body;
 use super::dialect::{Dialect, End, Said, Whole};
+use super::dialect_schemas::*;
 use super::error::{ApiError, ApiResult};
 use super::generate::{begin, tell};
 use super::schemas::*;
@@ -21,7 +23,8 @@ use crate::types::{FinishReason, Generation, TokenLogprob};
 
 /// Answer a conversation in the form of Anthropic's Messages API; with stream as its server-sent events
 #[utoipa::path(post, path = "/v1/messages", request_body = MessagesRequest,
-    responses((status = 200, body = Object), (status = 400, body = ErrorBody),
+    responses((status = 200, content((Message = "application/json"), (Object = "text/event-stream"))),
+        (status = 400, body = ErrorBody),
         (status = 429, body = ErrorBody), (status = 503, body = ErrorBody)))]
 pub(super) async fn messages(
     State(app): State<Arc<App>>,
@@ -43,11 +46,11 @@ pub(super) async fn messages(
 
 /// Tokens of the prompt that a message would be answered to
 #[utoipa::path(post, path = "/v1/messages/count_tokens", request_body = MessagesRequest,
-    responses((status = 200, body = Object), (status = 400, body = ErrorBody)))]
-pub(super) async fn count_tokens(State(app): State<Arc<App>>, Body(body): Body) -> ApiResult<Json<Value>> {
+    responses((status = 200, body = InputTokens), (status = 400, body = ErrorBody)))]
+pub(super) async fn count_tokens(State(app): State<Arc<App>>, Body(body): Body) -> ApiResult<Json<InputTokens>> {
     blocking(move || {
         let (request, _) = parse_anthropic(&body, Unknown::Ignore)?.resolve(&app.engine)?;
-        Ok(Json(json!({"input_tokens": request.prompt.len()})))
+        Ok(Json(InputTokens { input_tokens: request.prompt.len() }))
     })
     .await
 }

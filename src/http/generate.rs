@@ -13,6 +13,7 @@ use futures_util::stream::{self, StreamExt};
 use super::auth::Caller;
 use super::body::Body;
 use super::dialect::{Dialect, End, Whole};
+use super::dialect_schemas::*;
 use super::error::{ApiError, ApiResult};
 use super::events::{Events, Piece};
 use super::schemas::*;
@@ -26,7 +27,9 @@ use crate::types::GenerationId;
 
 /// Answer a conversation; with stream as server-sent events
 #[utoipa::path(post, path = "/v1/chat/completions", request_body = ChatRequest,
-    responses((status = 200, body = Object), (status = 400, body = ErrorBody),
+    responses(
+        (status = 200, content((ChatCompletion = "application/json"), (ChatCompletionChunk = "text/event-stream"))),
+        (status = 400, body = ErrorBody),
         (status = 429, body = ErrorBody), (status = 503, body = ErrorBody)))]
 pub(super) async fn chat(
     State(app): State<Arc<App>>,
@@ -38,7 +41,8 @@ pub(super) async fn chat(
 
 /// Continue a text; with stream as server-sent events
 #[utoipa::path(post, path = "/v1/completions", request_body = CompletionRequest,
-    responses((status = 200, body = Object), (status = 400, body = ErrorBody),
+    responses((status = 200, content((Completion = "application/json"), (CompletionChunk = "text/event-stream"))),
+        (status = 400, body = ErrorBody),
         (status = 429, body = ErrorBody), (status = 503, body = ErrorBody)))]
 pub(super) async fn completion(
     State(app): State<Arc<App>>,

@@ -16,7 +16,8 @@ answers (chats, completions, messages, responses) it is ignored, since their cli
 `{\"error\": {\"message\", \"type\", \"param\", \"code\"}}` with the status that fits. \
 Where keys are configured, requests send theirs as `Authorization: Bearer KEY` or `X-Api-Key: KEY`; what is for \
 operators refuses the keys of clients. An answer's id, whatever API gave it, is what `POST /v1/feedback` takes as \
-`generation_id`. Fields without *required* may be left out or null.
+`generation_id`. In requests, fields without *required* may be left out or null; in answers they may be so too. Bodies \
+and answers are told under [Objects](#objects).
 ";
 
 /// The whole document.
@@ -25,71 +26,112 @@ pub fn markdown() -> String {
     let mut out = String::from(HEAD);
     for (path, methods) in document["paths"].as_object().into_iter().flatten() {
         for (method, operation) in methods.as_object().into_iter().flatten() {
-            let text = |key: &str| operation[key].as_str().unwrap_or_default().trim().replace('\n', " ");
             let operators = if operation["tags"][0] == openapi::OPERATORS { " *For operators.*" } else { "" };
             // Writing to a string can't fail.
             let _ = writeln!(out, "\n## {} {path}\n", method.to_uppercase());
-            let said = [text("summary"), text("description")].join(" ");
+            let said = [text(operation, "summary"), text(operation, "description")].join(" ");
             let _ = writeln!(out, "{}.{operators}", said.trim().trim_end_matches('.'));
-            let body = &operation["requestBody"]["content"]["application/json"]["schema"];
-            write_fields(&mut out, &document, body);
+            let sides = [("Body", &operation["requestBody"]), ("Answer", &operation["responses"]["200"])];
+            for (side, kinds) in sides.map(|(side, of)| (side, of["content"].as_object())) {
+                let of = |(kind, content): (&String, &Value)| match kind.as_str() {
+                    "application/json" => said_kind(&content["schema"]),
+                    kind => format!("{kind} of {}", said_kind(&content["schema"])),
+                };
+                let kinds: Vec<String> = kinds.into_iter().flatten().map(of).collect();
+                if !kinds.is_empty() {
+                    let _ = writeln!(out, "\n{side}: {}.", kinds.join(", or "));
+                }
+            }
         }
+    }
+    out += "\n# Objects\n";
+    for (name, schema) in document["components"]["schemas"].as_object().into_iter().flatten() {
+        let _ = writeln!(out, "\n## {name}");
+        write_object(&mut out, schema);
     }
     out
 }
 
-/// The schema that a reference names.
-fn resolved<'a>(document: &'a Value, schema: &'a Value) -> &'a Value {
-    let pointer = schema["$ref"].as_str().and_then(|at| at.strip_prefix('#'));
-    pointer.and_then(|at| document.pointer(at)).unwrap_or(schema)
+fn text(of: &Value, key: &str) -> String {
+    of[key].as_str().unwrap_or_default().trim().replace('\n', " ")
 }
 
-fn write_fields(out: &mut String, document: &Value, schema: &Value) {
-    let schema = resolved(document, schema);
-    let Some(fields) = schema["properties"].as_object().filter(|fields| !fields.is_empty()) else { return };
-    if let Some(text) = schema["description"].as_str() {
-        let _ = writeln!(out, "\n{}", text.replace('\n', " "));
+/// An object's fields, or what else a schema is.
+fn write_object(out: &mut String, schema: &Value) {
+    let said = text(schema, "description");
+    if !said.is_empty() {
+        let _ = writeln!(out, "\n{said}");
     }
+    if let Some(parts) = schema["allOf"].as_array() {
+        for part in parts {
+            match part["$ref"].is_string() {
+                true => drop(writeln!(out, "\nThe fields of {}.", said_kind(part))),
+                false => write_object(out, part),
+            }
+        }
+        return;
+    }
+    if let Some(ways) = schema["oneOf"].as_array() {
+        let _ = writeln!(out, "\nOne of:\n");
+        for way in ways {
+            let fields = way["properties"].as_object().into_iter().flatten();
+            let fields: Vec<String> = fields.map(|(name, field)| format!("`{name}`: {}", said_kind(field))).collect();
+            let kind = if fields.is_empty() { said_kind(way) } else { format!("{{{}}}", fields.join(", ")) };
+            let said = text(way, "description");
+            let _ = writeln!(out, "- {kind}{}{said}", if said.is_empty() { "" } else { ": " });
+        }
+        return;
+    }
+    let Some(fields) = schema["properties"].as_object().filter(|fields| !fields.is_empty()) else {
+        let _ = writeln!(out, "\n{}.", said_kind(schema));
+        return;
+    };
     let _ = writeln!(out, "\n| field | is | |\n|---|---|---|");
     let required = |name: &String| schema["required"].as_array().is_some_and(|all| all.iter().any(|one| one == name));
     for (name, field) in fields {
         let needed = if required(name) { "*required.* " } else { "" };
-        let text = field["description"].as_str().unwrap_or_default().replace('\n', " ").replace('|', "\\|");
-        let _ = writeln!(out, "| `{name}` | {} | {needed}{text} |", kind(document, field));
-    }
-    // What stands in an array of objects has fields of its own.
-    for (name, field) in fields {
-        if field["items"]["$ref"].is_string() {
-            let _ = write!(out, "\nEach of `{name}`:");
-            write_fields(out, document, &field["items"]);
-        }
+        // Of a field that may be null, what it is otherwise says it.
+        let said = [field, &field["oneOf"][0]].map(|of| text(of, "description")).concat().replace('|', "\\|");
+        let _ = writeln!(out, "| `{name}` | {} | {needed}{said} |", said_kind(field));
     }
 }
 
-/// What a field is, in words.
-fn kind(document: &Value, field: &Value) -> String {
-    let word = |name: &str| {
-        match name {
-            "integer" => "whole number",
-            "boolean" => "true or false",
-            other => other,
+/// What a schema stands for, in words.
+fn said_kind(schema: &Value) -> String {
+    if let Some(name) = schema["$ref"].as_str().and_then(|to| to.rsplit('/').next()) {
+        return format!("[{name}](#{})", name.to_lowercase());
+    }
+    if let Some(ways) = schema["oneOf"].as_array() {
+        let ways = ways.iter().filter(|way| way["type"] != "null").map(said_kind);
+        return ways.collect::<Vec<_>>().join(" or ");
+    }
+    if let Some(words) = schema["enum"].as_array() {
+        return words
+            .iter()
+            .map(|word| format!("`{}`", word.as_str().unwrap_or_default()))
+            .collect::<Vec<_>>()
+            .join(", ");
+    }
+    let kind = match &schema["type"] {
+        Value::String(one) => one,
+        Value::Array(some) => some.iter().filter_map(Value::as_str).find(|one| *one != "null").unwrap_or("any"),
+        _ => "any",
+    };
+    let mut text = match kind {
+        "array" => {
+            let items = said_kind(&schema["items"]);
+            let many = if items.ends_with(|last: char| last.is_ascii_alphabetic()) { "s" } else { "" };
+            format!("array of {items}{many}")
         }
-        .to_owned()
+        "object" if schema["additionalProperties"].is_object() => {
+            format!("object of {}", said_kind(&schema["additionalProperties"]))
+        }
+        "integer" => "whole number".into(),
+        "boolean" => "true or false".into(),
+        other => other.into(),
     };
-    let kinds = match &field["type"] {
-        Value::String(one) => vec![one.as_str()],
-        Value::Array(some) => some.iter().filter_map(Value::as_str).filter(|one| *one != "null").collect(),
-        _ => return if resolved(document, field)["properties"].is_object() { "object".into() } else { "any".into() },
-    };
-    let name = kinds.first().copied().unwrap_or("any");
-    let mut text = if name == "array" {
-        let items = resolved(document, &field["items"]);
-        format!("array of {}s", items["type"].as_str().map_or("value".into(), word))
-    } else {
-        word(name)
-    };
-    match (&field["minimum"], &field["maximum"]) {
-        (Value::Null, Value::Null) => {}
+    match (&schema["minimum"], &schema["maximum"]) {
+        (low, Value::Null) if low.is_null() || low == 0 => {}
         (low, Value::Null) => text += &format!(", from {low}"),
         (low, high) => text += &format!(", {low} to {high}"),
     }

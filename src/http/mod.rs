@@ -1,6 +1,7 @@
 //! The HTTP service: turns requests into engine calls, and results into OpenAI-shaped responses. The only user of axum;
 //! holds no state of its own.
 
+mod answers;
 mod anthropic;
 mod auth;
 mod background;
@@ -8,6 +9,7 @@ mod body;
 mod connections;
 mod control;
 mod dialect;
+mod dialect_schemas;
 mod error;
 mod events;
 mod generate;

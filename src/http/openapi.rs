@@ -4,10 +4,11 @@ use std::sync::OnceLock;
 
 use axum::http::{HeaderMap, HeaderValue, header};
 use axum::response::{Html, IntoResponse};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use utoipa::OpenApi;
 
 use super::{anthropic, control, generate, limits, live, models, responses, score, transfer};
+use crate::engine::VerdictRecord;
 
 /// Paths for operators beside those of versions and of the trainer.
 const FOR_OPERATORS: [&str; 5] = ["/v1/events", "/v1/feedback/reviews", "/v1/samples", "/v1/status", "/metrics"];
@@ -24,8 +25,46 @@ pub(super) fn text() -> &'static str {
         let mut document = serde_json::to_value(Api::openapi()).unwrap_or_default();
         limits::write(&mut document);
         tag(&mut document);
+        settle(&mut document);
         document.to_string()
     })
+}
+
+/// What derived schemas can't say: the content of a verdict's record, numbers that have a name of their own in Rust,
+/// and texts that were written for it.
+fn settle(document: &mut Value) {
+    document["components"]["schemas"]["StoredVerdict"]["properties"]["record"] =
+        json!({"$ref": "#/components/schemas/VerdictRecord"});
+    let mut numbers = Map::new();
+    if let Some(schemas) = document["components"]["schemas"].as_object_mut() {
+        schemas.retain(|name, schema| {
+            let number = name.starts_with(|first: char| first.is_ascii_lowercase());
+            if number {
+                numbers.insert(format!("#/components/schemas/{name}"), schema.take());
+            }
+            !number
+        });
+    }
+    settle_within(document, &numbers);
+}
+
+fn settle_within(value: &mut Value, numbers: &Map<String, Value>) {
+    match value {
+        Value::Object(map) => {
+            let number =
+                map.get("$ref").and_then(Value::as_str).and_then(|to| numbers.get(to)).and_then(Value::as_object);
+            if let Some(number) = number.cloned() {
+                map.remove("$ref");
+                map.extend(number);
+            }
+            if let Some(Value::String(text)) = map.get_mut("description") {
+                *text = text.replace("[`", "`").replace("`]", "`").replace("`None`", "null");
+            }
+            map.values_mut().for_each(|inner| settle_within(inner, numbers));
+        }
+        Value::Array(items) => items.iter_mut().for_each(|inner| settle_within(inner, numbers)),
+        _ => {}
+    }
 }
 
 /// The tag of what is for operators.
@@ -96,7 +135,9 @@ pub(super) async fn page() -> impl IntoResponse {
         control::status,
         control::health,
         control::metrics,
-    )
+    ),
+    // What a verdict's `record` holds.
+    components(schemas(VerdictRecord))
 )]
 struct Api;
 

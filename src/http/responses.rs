@@ -7,10 +7,12 @@ use axum::extract::{Extension, State};
 use axum::response::Response;
 use serde_json::{Map, Value, json};
 
+use super::answers::*;
 use super::auth::Caller;
 use super::body::Body;
 use super::control::{PathText, text};
 use super::dialect::{Dialect, End, Said, Whole};
+use super::dialect_schemas::*;
 use super::error::{ApiError, ApiResult};
 use super::generate::{begin, tell};
 use super::schemas::*;
@@ -25,7 +27,8 @@ use crate::types::{FinishReason, Generation, GenerationId, TokenLogprob};
 
 /// Answer in the form of OpenAI's Responses API; with stream as its server-sent events
 #[utoipa::path(post, path = "/v1/responses", request_body = ResponsesRequest,
-    responses((status = 200, body = Object), (status = 400, body = ErrorBody), (status = 404, body = ErrorBody),
+    responses((status = 200, content((ResponseBody = "application/json"), (Object = "text/event-stream"))),
+        (status = 400, body = ErrorBody), (status = 404, body = ErrorBody),
         (status = 429, body = ErrorBody), (status = 503, body = ErrorBody)))]
 pub(super) async fn respond(
     State(app): State<Arc<App>>,
@@ -65,7 +68,7 @@ pub(super) async fn respond(
 
 /// A response that is kept
 #[utoipa::path(get, path = "/v1/responses/{id}", params(("id" = String, Path)),
-    responses((status = 200, body = Object), (status = 404, body = ErrorBody)))]
+    responses((status = 200, body = ResponseBody), (status = 404, body = ErrorBody)))]
 pub(super) async fn response(
     State(app): State<Arc<App>>,
     Extension(by): Extension<Caller>,
@@ -81,17 +84,17 @@ pub(super) async fn response(
 
 /// Forget what a response said; its answer stays on record
 #[utoipa::path(delete, path = "/v1/responses/{id}", params(("id" = String, Path)),
-    responses((status = 200, body = Object), (status = 404, body = ErrorBody)))]
+    responses((status = 200, body = Dropped), (status = 404, body = ErrorBody)))]
 pub(super) async fn drop_response(
     State(app): State<Arc<App>>,
     Extension(by): Extension<Caller>,
     path: PathText,
-) -> ApiResult<Json<Value>> {
+) -> ApiResult<Json<Dropped>> {
     let id = GenerationId(text(path)?);
     blocking(move || {
         by.check(&app, &id)?;
         app.engine.drop_response(&id)?;
-        Ok(Json(json!({"id": id, "object": "response", "deleted": true})))
+        Ok(Json(Dropped { id, object: "response", deleted: true }))
     })
     .await
 }

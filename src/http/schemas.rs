@@ -15,6 +15,7 @@ macro_rules! schemas {
         )*
     };
 }
+pub(super) use schemas;
 
 schemas! {
     /// A chat; fields of the OpenAI API that are not named here are ignored.

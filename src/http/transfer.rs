@@ -12,8 +12,8 @@ use axum::extract::{Request, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use futures_util::stream::{self, StreamExt};
-use serde_json::{Value, json};
 
+use super::answers::*;
 use super::body::Body;
 use super::control::{PathText, text};
 use super::error::{ApiError, ApiResult};
@@ -102,8 +102,8 @@ pub(super) async fn snapshot(State(app): State<Arc<App>>, path: PathText) -> Api
 /// Make a new version of a snapshot's file, the body, and serve it
 #[utoipa::path(post, path = "/v1/policy/restore",
     request_body(content = Vec<u8>, content_type = "application/octet-stream"),
-    responses((status = 200, body = Object), (status = 400, body = ErrorBody), (status = 413, body = ErrorBody)))]
-pub(super) async fn restore(State(app): State<Arc<App>>, request: Request) -> ApiResult<Json<Value>> {
+    responses((status = 200, body = Serving), (status = 400, body = ErrorBody), (status = 413, body = ErrorBody)))]
+pub(super) async fn restore(State(app): State<Arc<App>>, request: Request) -> ApiResult<Json<Serving>> {
     let data = app.engine.config().data.clone();
     let (passing, mut file) = blocking(move || {
         let passing = Passing::new(&data)?;
@@ -143,7 +143,7 @@ pub(super) async fn restore(State(app): State<Arc<App>>, request: Request) -> Ap
             crate::Code::Io | crate::Code::Model => Error::arg(shown(e.message(), &passing.0)),
             _ => e,
         })?;
-        Ok(Json(json!({"policy_version": version})))
+        Ok(Json(Serving { policy_version: version }))
     })
     .await
 }
@@ -154,7 +154,7 @@ fn shown(message: &str, path: &Path) -> String {
 
 /// Record an answer that was made elsewhere, with its reward if it has one; it is trained on like any other
 #[utoipa::path(post, path = "/v1/samples", request_body = SampleRequest,
-    responses((status = 200, body = Object), (status = 400, body = ErrorBody)))]
+    responses((status = 200, body = SampleReceipt), (status = 400, body = ErrorBody)))]
 pub(super) async fn sample(State(app): State<Arc<App>>, Body(body): Body) -> ApiResult<Json<SampleReceipt>> {
     blocking(move || {
         let sample = request::parse_sample(&body)?.resolve(&app.engine)?;

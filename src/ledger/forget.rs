@@ -11,6 +11,7 @@ use crate::ids::GenerationKind;
 
 /// Numbers of deleted rows.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "daemon", derive(utoipa::ToSchema))]
 pub struct Forgotten {
     /// Answers made for the user, with their prompts, and those to prompts that repeat them.
     pub generations: u64,

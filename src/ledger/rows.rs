@@ -10,6 +10,7 @@ use crate::types::*;
 
 /// A stored piece of feedback.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "daemon", derive(utoipa::ToSchema))]
 pub struct StoredFeedback {
     /// Row number; grows with time.
     pub feedback_id: u64,
@@ -30,6 +31,7 @@ pub struct StoredFeedback {
 
 /// A training sample made from an answer.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "daemon", derive(utoipa::ToSchema))]
 pub struct StoredSample {
     /// The version trained on it; `None` if its batch made none.
     pub version: Option<PolicyVersion>,
@@ -75,6 +77,7 @@ pub struct AskedPrompt {
 
 /// What used a rating up.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "daemon", derive(utoipa::ToSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Use {
     /// The version that was trained on it.

@@ -47,6 +47,7 @@ impl Unlearning {
 
 /// How an unlearning ended.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "daemon", derive(utoipa::ToSchema))]
 pub struct Unlearned {
     /// The version that was made, if any.
     pub version: Option<PolicyVersion>,

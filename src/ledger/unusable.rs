@@ -14,6 +14,7 @@ const UNUSABLE: &str = "set aside: ";
 
 /// A piece of feedback that can't be used.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "daemon", derive(utoipa::ToSchema))]
 pub struct LeftOut {
     /// Its row.
     pub feedback_id: u64,

@@ -95,9 +95,9 @@ pub enum Prompt {
 }
 
 impl Prompt {
-    /// A value that all turns of a conversation share: a hash of its messages up to the first one of the user. `None`
-    /// if it is not a conversation.
-    pub(crate) fn conversation(&self) -> Option<u64> {
+    /// A value that all turns of a conversation share, a hash of its messages up to the first one of the user, and
+    /// whether it was answered before. `None` if it is not a conversation.
+    pub(crate) fn conversation(&self) -> Option<(u64, bool)> {
         let mut hash = Sha256::new();
         let mut add = |role: &str, content: &str| {
             for part in [role, content] {
@@ -107,11 +107,11 @@ impl Prompt {
             role == "user"
         };
         let Prompt::Chat(conversation) = self else { return None };
-        let _ = conversation.messages.iter().any(|message| {
-            let text = |key: &str| message.get(key).and_then(Value::as_str).unwrap_or_default();
-            add(text("role"), text("content"))
-        });
-        hash.finalize().first_chunk().map(|first| u64::from_le_bytes(*first))
+        let text = |message: &Value, key: &str| message.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
+        let mut messages = conversation.messages.iter();
+        let _ = messages.any(|message| add(&text(message, "role"), &text(message, "content")));
+        let answered = messages.any(|message| text(message, "role") == "assistant");
+        hash.finalize().first_chunk().map(|first| (u64::from_le_bytes(*first), answered))
     }
 
     /// The prompt tokenized with the engine's model.

@@ -68,7 +68,7 @@ impl ParsedRequest {
             None => (self.each.version, self.each.exact_version),
         };
         let request = |(i, prompt): (usize, Prompt)| {
-            let conversation = prompt.conversation();
+            let (conversation, answered) = prompt.conversation().unzip();
             let chat = conversation.is_some();
             let prompt = prompt.tokens(engine).map_err(|e| if one { e } else { e.context(format!("prompt[{i}]")) })?;
             // An answer that is held to a format is all of that, whatever its prompt has begun.
@@ -80,7 +80,8 @@ impl ParsedRequest {
             };
             let each = self.each.clone();
             let sampling = self.asked.over(engine.default_sampling(), each.sampling);
-            let request = GenerateRequest { prompt, conversation, version, exact_version, sampling, ..each };
+            let answered = answered.unwrap_or_default();
+            let request = GenerateRequest { prompt, conversation, answered, version, exact_version, sampling, ..each };
             Ok((request, Reading { tools: tools.clone(), wrapped, reasoning }))
         };
         self.prompts.into_iter().enumerate().map(request).collect()

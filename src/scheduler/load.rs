@@ -56,6 +56,7 @@ impl Counters {
 
 /// A snapshot of the load.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "daemon", derive(utoipa::ToSchema))]
 pub struct Load {
     /// Requests waiting.
     pub queued: usize,

@@ -106,7 +106,8 @@ impl Trainer {
             return Ok(trainer);
         }
         let path = dir.join(TENSORS_FILE);
-        let bytes = files::read(&path, files::MOST)
+        // What it holds, and its header.
+        let bytes = files::read(&path, trainer.checkpoint_bytes() + files::MOST)
             .map_err(|e| Error::from(e).context(format!("reading {}", path.display())))?;
         let mut tensors = safetensors::load_buffer(&bytes, decoder.device())
             .map_err(|e| Error::io(format!("{} is damaged: {e}", path.display())))?;

@@ -11,6 +11,7 @@ pub const RATINGS: RangeInclusive<f64> = -1.0..=1.0;
 
 /// A person's feedback on an answer.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "daemon", derive(utoipa::ToSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum Signal {
     /// A rating in [-1, 1]; thumbs are 1 and -1.
@@ -38,6 +39,7 @@ pub struct NewFeedback {
 
 /// Confirms that feedback is on disk.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "daemon", derive(utoipa::ToSchema))]
 pub struct FeedbackReceipt {
     /// Row number in the ledger; grows with time.
     pub feedback_id: u64,
@@ -69,6 +71,7 @@ pub struct RatedGeneration {
 
 /// A part of a sample's reward.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "daemon", derive(utoipa::ToSchema))]
 pub struct Term {
     /// `rating`, `model`, `external`, `length`, `correction`, or `signal:NAME`.
     pub name: String,
@@ -83,6 +86,7 @@ pub struct Term {
 
 /// The reward of a sample with its terms.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "daemon", derive(utoipa::ToSchema))]
 pub struct Score {
     /// The scalar that the trainer gets: the clipped sum of the terms.
     pub score: f64,
@@ -92,6 +96,7 @@ pub struct Score {
 
 /// The origin of a training sample.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "daemon", derive(utoipa::ToSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum SampleKind {
     /// The answer itself.

@@ -18,6 +18,7 @@ pub enum Verdict {
 
 /// The state of a verdict on a candidate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "daemon", derive(utoipa::ToSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Ruling {
     /// It serves or did serve.
@@ -36,6 +37,7 @@ pub enum Ruling {
 
 /// A verdict on a candidate, as it is recorded.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "daemon", derive(utoipa::ToSchema))]
 pub struct StoredVerdict {
     /// Row number in the ledger; grows with time.
     pub id: u64,
@@ -50,6 +52,7 @@ pub struct StoredVerdict {
     /// When it was decided; `None` while it is open.
     pub decided: Option<UnixMillis>,
     /// The measurements and the reason.
+    #[cfg_attr(feature = "daemon", schema(value_type = Object))]
     pub record: serde_json::Value,
 }
 
@@ -83,6 +86,7 @@ pub struct TrialAnswer {
 
 /// A row of the list of versions.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "daemon", derive(utoipa::ToSchema))]
 pub struct VersionInfo {
     /// The version.
     pub version: PolicyVersion,

@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use apa::config::Promotion;
 use apa::engine::{AlertKind, Archive, TrainerState};
 use apa::types::*;
 use apa::{Code, Engine};
@@ -208,4 +209,25 @@ fn a_template_that_can_not_be_used_is_told_at_the_start() {
     assert_eq!(alerts[0].kind, AlertKind::NoTemplate, "{alerts:?}");
     assert!(alerts[0].message.contains("can't be parsed"), "{alerts:?}");
     assert!(!answer(&engine, "the", 1).response.is_empty());
+}
+
+/// A tiny model's training state is short, and this one's is not.
+#[test]
+fn the_real_model_goes_on_learning_after_a_restart() {
+    let Some(model) = std::env::var_os("APA_TEST_MODEL").map(PathBuf::from) else {
+        eprintln!("SKIPPED: APA_TEST_MODEL names no model");
+        return;
+    };
+    let dir = tempfile::tempdir().unwrap();
+    for version in 1..=2 {
+        let engine = open_with(dir.path(), |config| {
+            (config.model, config.train.rank, config.train.alpha) = (model.clone(), 16, 32.0);
+            (config.train.batch, config.train.minibatch, config.train.lr) = (2, 2, 1e-5);
+            (config.serve.max_tokens, config.gate.mode, config.gate.count) = (4, Promotion::Serve, 2);
+        })
+        .unwrap();
+        rate_some(&engine, 2);
+        assert_eq!(published(engine.train_step().unwrap()).0, PolicyVersion(version));
+        engine.shutdown();
+    }
 }

@@ -8,6 +8,8 @@ pub mod c;
 pub mod capi;
 #[cfg(feature = "daemon")]
 pub mod daemon;
+#[cfg(feature = "daemon")]
+pub mod document;
 pub mod engine;
 pub mod go;
 pub mod installed;

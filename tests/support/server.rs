@@ -9,12 +9,15 @@ use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
+use super::document::Document;
 use super::tiny::{TinySpec, tiny_model};
 
 pub struct Server {
     pub engine: Engine,
     pub url: String,
     pub client: reqwest::Client,
+    /// What answers are held against.
+    document: Document,
     stop: Option<oneshot::Sender<()>>,
     pub served: JoinHandle<apa::Result<()>>,
     /// Holds the model and `data`.
@@ -57,7 +60,9 @@ impl Server {
             async move { http::serve(engine, listener, &config.http, async { drop(stopped.await) }).await }
         });
         let client = reqwest::Client::builder().no_proxy().build().unwrap();
-        Self { engine, url, client, stop: Some(stop), served, folder }
+        let document = client.get(format!("{url}/openapi.json")).send().await.unwrap().json().await.unwrap();
+        let document = Document::new(document);
+        Self { engine, url, client, document, stop: Some(stop), served, folder }
     }
 
     /// A server that learns by itself from every four ratings. Nothing is refused: what random weights answer says
@@ -74,11 +79,16 @@ impl Server {
         .await
     }
 
+    /// The status and the JSON of an answer, which is as the API's document says.
     pub async fn call(&self, method: Method, path: &str, body: impl Into<reqwest::Body>) -> (StatusCode, Value) {
-        let request = self.client.request(method, format!("{}{path}", self.url)).body(body);
+        let request = self.client.request(method.clone(), format!("{}{path}", self.url)).body(body);
         let response = request.send().await.unwrap();
         let status = response.status();
-        (status, response.json().await.unwrap())
+        let answer = response.json().await.unwrap();
+        if status == StatusCode::OK {
+            self.document.check(&method, path, "application/json", &answer);
+        }
+        (status, answer)
     }
 
     pub async fn get(&self, path: &str) -> (StatusCode, Value) {
@@ -103,7 +113,12 @@ impl Server {
         assert_eq!(response.status(), StatusCode::OK);
         assert_eq!(response.headers()["content-type"], "text/event-stream");
         let text = response.text().await.unwrap();
-        text.lines().filter_map(|line| line.strip_prefix("data: ")).map(str::to_owned).collect()
+        let events: Vec<String> =
+            text.lines().filter_map(|line| line.strip_prefix("data: ")).map(str::to_owned).collect();
+        for event in events.iter().filter_map(|event| serde_json::from_str(event).ok()) {
+            self.document.check(&Method::POST, path, "text/event-stream", &event);
+        }
+        events
     }
 
     /// Asks it to drain.

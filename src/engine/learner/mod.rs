@@ -62,6 +62,7 @@ use retry::Retry;
 
 /// The outcome of a training step, whoever started it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "daemon", derive(utoipa::ToSchema))]
 #[serde(tag = "outcome", rename_all = "snake_case")]
 pub enum PublishOutcome {
     /// A new version was trained, published and activated.

@@ -19,6 +19,7 @@ const MONTH: u64 = 30 * 24 * 3600 * 1000;
 
 /// The evidence for a verdict, as it is stored with it.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "daemon", derive(utoipa::ToSchema))]
 pub struct VerdictRecord {
     /// The reason, in one sentence.
     pub reason: String,

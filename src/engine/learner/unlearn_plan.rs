@@ -6,6 +6,7 @@ use crate::ledger::{Forgotten, Unlearning};
 
 /// What it takes to replace the versions that learned from a user.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "daemon", derive(utoipa::ToSchema))]
 pub struct UnlearnPlan {
     /// The first version that learned from the user; it and all later ones are removed in the end.
     pub first: PolicyVersion,
@@ -27,6 +28,7 @@ pub struct UnlearnPlan {
 
 /// What was deleted, and what is replaced.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "daemon", derive(utoipa::ToSchema))]
 pub struct UnlearnReceipt {
     /// Numbers of deleted rows.
     #[serde(flatten)]

@@ -17,6 +17,7 @@ const COMPARED: u32 = 16;
 
 /// A person's decision about a user.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "daemon", derive(utoipa::ToSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum ReviewVerdict {
     /// The user's feedback counts, whatever others say.
@@ -39,6 +40,7 @@ impl ReviewVerdict {
 
 /// A user on the review list.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "daemon", derive(utoipa::ToSchema))]
 pub struct ReviewEntry {
     /// The user's name.
     pub user: String,
