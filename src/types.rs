@@ -2,6 +2,7 @@
 
 mod feedback;
 mod versions;
+mod whole;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -11,6 +12,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 pub use feedback::*;
 pub use versions::*;
+pub(crate) use whole::whole;
 
 /// A token of the model's vocabulary.
 pub type TokenId = u32;

@@ -40,7 +40,7 @@ settings! {
         /// Largest number of tokens in one llama.cpp batch; at least `serve.slots`, since each slot decodes one token.
         batch: u32 = 512, whole(1..=1 << 16);
         /// Threads of llama.cpp; 0 takes the number of cores.
-        threads: u32 = 0, whole(0..=1024);
+        threads: u32 = 0, whole(0..=512);
         /// Number of requests that may wait; one more is refused as busy.
         queue: u32 = 64, whole(1..=1 << 16);
         /// Answer length, in tokens, where a request sets none.

@@ -19,6 +19,11 @@ impl Config {
             let why = "each slot decodes one token";
             return Err(Error::arg(format!("serve.batch is {batch}, expected at least serve.slots, {slots}: {why}")));
         }
+        if self.serve.context < slots {
+            let (context, why) = (self.serve.context, "each slot holds at least one token");
+            let expected = format!("at least serve.slots, {slots}: {why}");
+            return Err(Error::arg(format!("serve.context is {context}, expected {expected}")));
+        }
         if self.reward.command.is_some() && self.reward.url.is_some() {
             return Err(Error::arg("reward.url is set beside reward.command, expected one of them"));
         }
@@ -62,6 +67,16 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn more_slots_than_tokens_of_context_are_refused() {
+        let mut config = Config { model: "model.gguf".into(), ..Config::default() };
+        (config.serve.context, config.serve.slots) = (32, 33);
+        let error = config.validate().unwrap_err();
+        assert!(error.message().starts_with("serve.context is 32, expected at least serve.slots, 33"), "{error}");
+        config.serve.slots = 32;
+        config.validate().unwrap();
+    }
 
     #[test]
     fn values_out_of_range_are_refused_by_name() {

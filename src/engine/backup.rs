@@ -47,8 +47,7 @@ pub fn backup(data: &Path, to: &Path) -> Result<Backup> {
         return Err(Error::arg(format!("{} is no data folder, expected one with a ledger", data.display())));
     }
     empty(to)?;
-    let (inner, outer) = (std::path::absolute(to)?, fs::canonicalize(data)?);
-    if inner.starts_with(&outer) {
+    if place(to)?.starts_with(fs::canonicalize(data)?) {
         return Err(Error::arg(format!("{} lies in the data folder, expected another place", to.display())));
     }
     made(to)?;
@@ -77,8 +76,8 @@ pub fn backup(data: &Path, to: &Path) -> Result<Backup> {
 /// Makes the data folder `data` of a backup. Every file is checked before there is one.
 ///
 /// # Errors
-/// `Arg` if `from` holds no whole backup, or `data` exists and is not empty; `Io` for the disk or a damaged file;
-/// `Unsupported` for a backup of a newer format.
+/// `Arg` if `from` holds no whole backup, or `data` exists and is not empty or lies in `from`; `Io` for the disk or a
+/// damaged file; `Unsupported` for a backup of a newer format.
 pub fn restore(from: &Path, data: &Path) -> Result<Backup> {
     let mark = from.join(MARK);
     let text = files::read(&mark, files::MOST).map_err(|e| match e.kind() {
@@ -92,6 +91,9 @@ pub fn restore(from: &Path, data: &Path) -> Result<Backup> {
         return Err(Error::unsupported(format!("the backup has format {format}, this build knows up to {FORMAT}")));
     }
     empty(data)?;
+    if place(data)?.starts_with(fs::canonicalize(from)?) {
+        return Err(Error::arg(format!("{} lies in the backup, expected another place", data.display())));
+    }
     // Beside its place, so that it appears whole or not at all.
     let data = &std::path::absolute(data)?;
     let name = data.file_name().ok_or_else(|| Error::arg(format!("{} has no name", data.display())))?;
@@ -177,6 +179,17 @@ fn empty(folder: &Path) -> Result<()> {
         true => Err(Error::arg(format!("{} is not empty, expected a new or an empty folder", folder.display()))),
         false => Ok(()),
     }
+}
+
+/// Where a path is, with the links of what exists of it followed.
+fn place(path: &Path) -> Result<PathBuf> {
+    let path = std::path::absolute(path)?;
+    for above in path.ancestors() {
+        if let (Ok(real), Ok(rest)) = (fs::canonicalize(above), path.strip_prefix(above)) {
+            return Ok(real.join(rest));
+        }
+    }
+    Ok(path)
 }
 
 fn made(folder: &Path) -> Result<()> {

@@ -69,7 +69,8 @@ impl Embeddings {
         let room = context.min(ROOM);
         if let Some(place) = texts.iter().position(|t| t.is_empty() || t.len() > room as usize) {
             let tokens = texts[place].len();
-            return Err(Error::arg(format!("input[{place}] has {tokens} tokens, expected 1 to {room}")));
+            let error = if tokens == 0 { Error::arg } else { Error::context_length };
+            return Err(error(format!("input[{place}] has {tokens} tokens, expected 1 to {room}")));
         }
         self.embed_with(texts, abandoned, || {
             let mut embedder = Embedder::new(model, room)?;

@@ -72,9 +72,11 @@ impl Engine {
         ledger.bind_model(&fingerprint, model.name())?;
         let hub = Arc::new(Hub::default());
         let alerts = Arc::new(Alerts::new(hub.clone()));
-        if let Err(error) = &template
-            && model.chat_template().is_some()
-        {
+        let fault = match &template {
+            Ok(template) => template.fault(),
+            Err(error) => Some(error).filter(|_| model.chat_template().is_some()),
+        };
+        if let Some(error) = fault {
             alerts.raise(AlertKind::NoTemplate, format!("chats are refused, and other requests served: {error}"));
         }
         let store = VersionStore::open(&config.data)?;

@@ -109,9 +109,9 @@ impl Engine {
             return Err(Error::arg(format!("token {token} is outside the vocabulary of {known}")));
         }
         match prompt.len() + response.len() {
-            tokens if tokens > most => {
-                Err(Error::arg(format!("the sample has {tokens} tokens, expected at most {most} (serve.context)")))
-            }
+            tokens if tokens > most => Err(Error::context_length(format!(
+                "the sample has {tokens} tokens, expected at most {most} (serve.context)"
+            ))),
             _ => Ok(()),
         }
     }

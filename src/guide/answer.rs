@@ -46,6 +46,9 @@ pub(super) fn refusal(error: &str) -> String {
                 another pattern by allOf or $ref): it can't be told whether any text satisfies all"
             .into();
     }
+    if TOO_LARGE.iter().any(|part| error.contains(part)) {
+        return "it is too large or too complex, expected fewer or shorter rules, patterns and alternatives".into();
+    }
     if error.contains("too many expressions constructed") || error.contains("too many states") {
         return "following pattern, format and maxLength (or, of a grammar, its rules without recursion) takes too much \
                 work"
@@ -57,7 +60,20 @@ pub(super) fn refusal(error: &str) -> String {
         return format!("patternProperties has patterns that may match the same key: {line}");
     }
     let line = error.lines().find(|line| !line.trim().is_empty()).unwrap_or_default();
-    line.chars().take(300).collect()
+    untranslated(line).chars().take(300).collect()
+}
+
+/// What the compiler says where something passes one of its limits, which no client knows or can set.
+const TOO_LARGE: [&str; 4] =
+    ["lexer precomputation failed", "(grammar) too big", "(number of symbols) too big", "fuel exhausted"];
+
+/// A message without the place that it begins with, as in `at 18(6): `: a line of the translation, which no client saw.
+fn untranslated(line: &str) -> &str {
+    let place = line.strip_prefix("at ").and_then(|rest| rest.split_once(": "));
+    match place {
+        Some((place, rest)) if place.bytes().all(|b| b.is_ascii_digit() || matches!(b, b'(' | b')')) => rest,
+        _ => line,
+    }
 }
 
 /// The error for an answer that can't continue.

@@ -25,6 +25,7 @@ use crossbeam_channel::{RecvTimeoutError, bounded};
 use llguidance::api::{ParserLimits, TopLevelGrammar};
 use llguidance::earley::SlicedBiasComputer;
 use llguidance::{CancellationHandle, Matcher, ParserFactory};
+use serde_json::Value;
 use toktrie::{ApproximateTokEnv, INVALID_TOKEN, InferenceCapabilities, TokEnv, TokRxInfo, TokTrie};
 
 pub use answer::{Guide, Mask};
@@ -60,6 +61,14 @@ fn limits() -> ParserLimits {
         verbose_errors: false,
         ..ParserLimits::default()
     }
+}
+
+/// Checks that a schema is supported where it stands inside so many others.
+///
+/// # Errors
+/// `Arg` naming the place in the schema, the keyword, and what was expected.
+pub fn check(schema: &Value, inside: usize) -> Result<()> {
+    schema::convert(schema, inside).map(drop)
 }
 
 /// Constrains answers over the tokens of one vocabulary.

@@ -100,16 +100,21 @@ const ORDER: [&str; 26] = [
 /// # Errors
 /// `Arg` naming the place in the schema, the keyword, and what was expected.
 pub(super) fn prepare(schema: &Value) -> Result<Value> {
+    convert(schema, 0).map_err(|e| e.context("the JSON schema"))
+}
+
+/// The same for a schema that will stand inside so many others; its errors name places in itself.
+pub(super) fn convert(schema: &Value, depth: usize) -> Result<Value> {
     let length = schema.to_string().len();
     if length > FORMAT_BYTES {
-        return Err(Error::arg(format!("the JSON schema has {length} bytes, expected at most {FORMAT_BYTES}")));
+        return Err(Error::arg(format!("it has {length} bytes, expected at most {FORMAT_BYTES}")));
     }
     let references = References::new(schema);
     let mut all = Prepare { references, multiples: Vec::new(), patterns: 0, combinations: 0, unwritten: None };
-    let mut whole = match all.schema(schema, "", "", 0).map_err(in_schema)? {
+    let mut whole = match all.schema(schema, "", "", depth)? {
         Value::Object(map) => map,
         Value::Bool(true) => Map::new(),
-        _ => return Err(Error::arg("the JSON schema is false: nothing is valid")),
+        _ => return Err(Error::arg("it is false: nothing is valid")),
     };
     let mut defs = Map::new();
     // Converting a referenced schema may discover more references.
@@ -117,7 +122,7 @@ pub(super) fn prepare(schema: &Value) -> Result<Value> {
     while let Some(pointer) = all.references.target(next) {
         let target = schema.pointer(&pointer).unwrap_or(&Value::Bool(true));
         let base = all.references.base_of(&pointer);
-        defs.insert(next.to_string(), all.schema(target, &pointer, &base, 0).map_err(in_schema)?);
+        defs.insert(next.to_string(), all.schema(target, &pointer, &base, 0)?);
         next += 1;
     }
     all.check_work()?;
@@ -125,13 +130,9 @@ pub(super) fn prepare(schema: &Value) -> Result<Value> {
         whole.insert("$defs".into(), defs.into());
     }
     let mut whole = Value::from(whole);
-    meet::check(&whole).map_err(in_schema)?;
+    meet::check(&whole)?;
     whole["x-guidance"] = json!({"whitespace_pattern": WHITE_SPACE, "json_allowed_escapes": ESCAPES});
     Ok(whole)
-}
-
-fn in_schema(e: Error) -> Error {
-    e.context("the JSON schema")
 }
 
 struct Prepare<'a> {
@@ -326,18 +327,18 @@ impl Prepare<'_> {
                 Some(multiple) if multiple <= MULTIPLE => multiple,
                 _ => {
                     return Err(Error::arg(format!(
-                        "the JSON schema: multipleOf has too many digits, expected a least common multiple of at most \
-                         {MULTIPLE}, in units of the last digit"
+                        "multipleOf has too many digits, expected a least common multiple of at most {MULTIPLE}, in \
+                         units of the last digit"
                     )));
                 }
             };
         }
         if let Some(at) = self.unwritten.as_ref().filter(|_| self.patterns > 0) {
-            return refuse(at, "a control character beside patternProperties is not supported").map_err(in_schema);
+            return refuse(at, "a control character beside patternProperties is not supported");
         }
         let pairs = self.patterns * self.patterns.saturating_sub(1) / 2;
         if pairs.saturating_mul(self.combinations + 1) > PATTERN_PAIRS {
-            return Err(Error::arg("the JSON schema: patternProperties has too many patterns to keep apart"));
+            return Err(Error::arg("patternProperties has too many patterns to keep apart"));
         }
         Ok(())
     }

@@ -137,15 +137,17 @@ fn start(engine: &Engine, parsed: ParsedRequest) -> Result<Vec<Started>> {
         _ => String::new(),
     };
     let texts: Vec<String> = parsed.prompts.iter().map(given).collect();
+    let several = texts.len() > 1;
     let all = parsed.resolve_all(engine)?.into_iter().zip(texts);
     let mut started = Vec::new();
-    for ((request, reading), echo) in all {
+    for (place, ((request, reading), echo)) in all.enumerate() {
         for i in 0..n {
             let mut request = request.clone();
             // With a given seed, each answer still has its own.
             request.sampling.seed = request.sampling.seed.map(|seed| seed.wrapping_add(u64::from(i)));
             let prompt_tokens = request.prompt.len();
-            let generation = engine.generate(request)?;
+            let generation = engine.generate(request);
+            let generation = generation.map_err(|e| if several { e.context(format!("prompt[{place}]")) } else { e })?;
             started.push(Started { generation, reading: reading.clone(), echo: echo.clone(), prompt_tokens });
         }
     }

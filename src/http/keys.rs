@@ -153,16 +153,20 @@ fn parse(path: &Path, text: &str) -> Result<Vec<Key>> {
 
 /// The key of a line, if it holds one.
 fn key_of(line_number: usize, line: &str) -> Result<Option<Key>> {
+    let expected =
+        || Error::arg("the line is no key, expected NAME client|operator sha256:HEX, perhaps with user=USER");
     let line = line.trim();
     if line.is_empty() || line.starts_with('#') {
         return Ok(None);
+    }
+    // No key, but a line of JSON: such a file is something else.
+    if line.contains(['"', '{', '}', '[', ']', ',']) && !line.contains("sha256:") {
+        return Err(expected());
     }
     let Some((name, rest)) = line.split_once(char::is_whitespace) else {
         let name = format!("line-{}", line_number + 1);
         return Ok(Some(Key { name, scope: Scope::Operator, user: None, plain: true, hash: hash(line) }));
     };
-    let expected =
-        || Error::arg("the line is no key, expected NAME client|operator sha256:HEX, perhaps with user=USER");
     let (scope, rest) = rest.trim_start().split_once(char::is_whitespace).ok_or_else(expected)?;
     let (digest, user) = match rest.trim_start().split_once(char::is_whitespace) {
         Some((digest, user)) => (digest, Some(user.trim().strip_prefix("user=").ok_or_else(expected)?.to_owned())),
@@ -303,6 +307,13 @@ mod tests {
         }
         assert!(revoke_key(&path, "nobody").unwrap_err().message().contains("expected one of app"));
         assert_eq!(fs::read(&path).unwrap(), before);
+        for other in ["{\"prompt\":\"p\"}\n", "[1]\n", "a,b\n1,2\n", "\"word\"\n"] {
+            let pairs = dir.path().join("pairs.jsonl");
+            fs::write(&pairs, other).unwrap();
+            let error = add_key(&pairs, "k", Scope::Client, None).unwrap_err();
+            assert!(error.message().contains("pairs.jsonl:1: the line is no key"), "{error}");
+            assert_eq!(fs::read_to_string(&pairs).unwrap(), other);
+        }
         for (line, part) in [
             ("app everything sha256:00", "the scope is \"everything\""),
             ("app client md5:00", "the line is no key"),

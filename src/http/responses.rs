@@ -21,6 +21,7 @@ use super::{App, blocking};
 use crate::Engine;
 use crate::error::Error;
 use crate::ledger::KeptResponse;
+use crate::llama::parse_whole_integers;
 use crate::request::{Delta, ParsedResponses, Parts, Unknown, call_id, calls_json, parse_responses};
 use crate::system::unix_millis;
 use crate::types::{FinishReason, Generation, GenerationId, TokenLogprob};
@@ -188,7 +189,7 @@ impl Responses {
         if !self.parts.calls.is_empty() {
             let mut calls = calls_json(&self.id.0, &self.parts.calls);
             for call in &mut calls {
-                let arguments = call["function"]["arguments"].as_str().and_then(|text| serde_json::from_str(text).ok());
+                let arguments = call["function"]["arguments"].as_str().and_then(parse_whole_integers);
                 call["function"]["arguments"] = arguments.unwrap_or_else(|| json!({}));
             }
             answer["tool_calls"] = calls.into();

@@ -358,12 +358,29 @@ impl From<rusqlite::Error> for Error {
     fn from(e: rusqlite::Error) -> Self {
         use rusqlite::ErrorCode;
         match e.sqlite_error_code() {
+            Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => {
+                Error::busy("another program holds the ledger: nothing was written; try again when it has let go")
+            }
             Some(ErrorCode::DiskFull) => Error::io("the disk is full"),
             Some(ErrorCode::OutOfMemory) => Error::nomem("the ledger ran out of memory"),
             Some(ErrorCode::NotADatabase | ErrorCode::DatabaseCorrupt) => {
                 Error::io(format!("the ledger is damaged or not a database: {e}"))
             }
             _ => Error::io(format!("the ledger: {e}")),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_ledger_that_another_program_holds_is_busy_and_not_broken() {
+        for code in [rusqlite::ffi::SQLITE_BUSY, rusqlite::ffi::SQLITE_LOCKED] {
+            let error = Error::from(rusqlite::Error::SqliteFailure(rusqlite::ffi::Error::new(code), None));
+            assert_eq!(error.code(), crate::error::Code::Busy);
+            assert!(error.message().contains("another program holds the ledger"), "{error}");
         }
     }
 }

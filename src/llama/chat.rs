@@ -52,7 +52,7 @@ impl Model {
     }
 }
 
-/// The model's chat template. If it can't render the simplest conversation, the log says why.
+/// The model's chat template. If it can't render the simplest conversation, [`ChatTemplate::fault`] says why.
 ///
 /// # Errors
 /// `Unsupported` if it carries none, or one that doesn't parse; `Model` for one that doesn't come to an end, whose
@@ -66,26 +66,20 @@ pub fn template_of(model: &Model) -> Result<ChatTemplate> {
 
 /// Tries a template on short conversations, apart: not every loop in one is counted by its engine, and no thread can be
 /// ended from outside.
-fn tried(template: ChatTemplate, limit: Duration) -> Result<ChatTemplate> {
+fn tried(mut template: ChatTemplate, limit: Duration) -> Result<ChatTemplate> {
     let (done, trial) = bounded(1);
     let body = move || {
         let simplest = [ChatMessage { role: "user".into(), content: "Hi".into() }];
-        let error = template.render(&simplest[..].into()).err();
+        template.fault = template.render(&simplest[..].into()).err();
         template.behind_an_answer();
-        drop(done.send((template, error)));
+        drop(done.send(template));
     };
     let thread = std::thread::Builder::new().name("apa-template".into()).spawn(body);
     thread.map_err(|e| Error::nomem(format!("can't start a thread to try the chat template: {e}")))?;
-    let Ok((template, error)) = trial.recv_timeout(limit) else {
-        return Err(Error::model(format!(
-            "the model's chat template takes more than {} seconds for one message",
-            limit.as_secs()
-        )));
-    };
-    if let Some(error) = error {
-        tracing::warn!(%error, "the chat template fails on one message of a user: chats will be refused");
-    }
-    Ok(template)
+    trial.recv_timeout(limit).map_err(|_| {
+        let limit = limit.as_secs();
+        Error::model(format!("the model's chat template takes more than {limit} seconds for one message"))
+    })
 }
 
 #[cfg(test)]

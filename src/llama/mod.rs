@@ -39,7 +39,7 @@ pub use embed::Embedder;
 pub use exit::exit_at_once;
 pub use model::{Model, Placement, TextDecoder};
 pub use prompt_tokens::PromptTokens;
-pub use python::parse_whole_integers;
+pub use python::{json_with_whole_integers, large_integer, parse_whole_integers};
 pub use quantize::{FileType, quantize};
 pub use sampler::Sampler;
 pub use score::{row_kl, sampled_logprob, token_logprobs};

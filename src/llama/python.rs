@@ -5,7 +5,7 @@ use std::ffi::CString;
 use minijinja::value::{Kwargs, ValueKind, from_args};
 use minijinja::{Environment, Error, ErrorKind, State, Value};
 use minijinja_contrib::pycompat::unknown_method_callback;
-use serde_json::Value as Json;
+use serde_json::{Number, Value as Json};
 
 /// Bytes of JSON that one rendering may write, since that work is not counted in instructions.
 const JSON_BYTES: u64 = 16 << 20;
@@ -48,6 +48,37 @@ pub fn parse_whole_integers(text: &str) -> Option<Json> {
         rest = &rest[length..];
     }
     serde_json::from_str(&marked).ok()
+}
+
+/// The large integer that a text of [`parse_whole_integers`] stands for, as the nearest float.
+pub fn large_integer(text: &str) -> Option<Json> {
+    let digits = text.strip_prefix(BIG)?;
+    let unsigned = digits.strip_prefix('-').unwrap_or(digits);
+    let whole = !unsigned.is_empty() && unsigned.bytes().all(|b| b.is_ascii_digit());
+    let number: f64 = digits.parse().ok().filter(|_| whole)?;
+    Number::from_f64(number.clamp(f64::MIN, f64::MAX)).map(Json::Number)
+}
+
+/// JSON text, in which large integers of [`parse_whole_integers`] are numbers with the digits that they had.
+pub fn json_with_whole_integers(value: &Json) -> String {
+    let text = value.to_string();
+    let (mut out, mut rest) = (String::with_capacity(text.len()), text.as_str());
+    while let Some(at) = rest.find(BIG) {
+        let (before, behind) = (&rest[..at], &rest[at + BIG.len_utf8()..]);
+        let digits = behind.find('"').map(|end| &behind[..end]);
+        match (before.strip_suffix('"').filter(|before| !before.ends_with('\\')), digits) {
+            (Some(before), Some(digits)) if large_integer(&format!("{BIG}{digits}")).is_some() => {
+                out.push_str(before);
+                out.push_str(digits);
+                rest = &behind[digits.len() + 1..];
+            }
+            _ => {
+                out.push_str(&rest[..at + BIG.len_utf8()]);
+                rest = behind;
+            }
+        }
+    }
+    out + rest
 }
 
 /// Adds the functions and filters that templates call.
@@ -163,6 +194,15 @@ fn dumps(state: &mut State, given: &Value, indent: Option<Value>, options: Kwarg
     how.write(given, 0, &mut out)?;
     state.set_temp(JSON_SPENT, (spent + out.len() as u64).into());
     Ok(Value::from_safe_string(out))
+}
+
+/// JSON text as `json.dumps` writes it. `None` for one that is nested too deep or too long.
+pub(super) fn dumped(json: &Json) -> Option<String> {
+    let (between, after_key) = (", ".into(), ": ".into());
+    let mut how = Dumps { indent: None, between, after_key, ascii: false, sorted: false, left: JSON_BYTES };
+    let mut out = String::new();
+    how.write(&self::value(json, &str::to_owned), 0, &mut out).ok()?;
+    Some(out)
 }
 
 impl Dumps {
@@ -355,6 +395,12 @@ mod tests {
         );
         let quoted = r#"{"s":"a\"12345678901234567890123"}"#;
         assert_eq!(read(quoted).to_string(), quoted);
+        assert_eq!(json_with_whole_integers(&read(text)), text.replace("1.5e3", "1500.0"));
+        assert_eq!(json_with_whole_integers(&read(quoted)), quoted);
+        for odd in [format!("{BIG}"), format!("{BIG}-"), format!("{BIG}1x"), format!("a{BIG}1"), format!("\"{BIG}1")] {
+            let as_it_is = Json::from(odd).to_string();
+            assert_eq!(json_with_whole_integers(&read(&as_it_is)), as_it_is);
+        }
         for text in ["", "{", "[01234567890123456789012]", "[--123456789012345678901234]", "[1 2]"] {
             assert_eq!(parse_whole_integers(text), None, "{text}");
         }

@@ -63,6 +63,20 @@ impl From<&[ChatMessage]> for Conversation {
     }
 }
 
+/// The messages with the arguments of calls as JSON text; `None` if none are objects.
+fn with_arguments_as_text(messages: &[Json]) -> Option<Vec<Json>> {
+    let (mut messages, mut any) = (messages.to_vec(), false);
+    for call in messages.iter_mut().filter_map(|message| message.get_mut("tool_calls")?.as_array_mut()).flatten() {
+        let arguments = call.pointer_mut("/function/arguments").filter(|arguments| arguments.is_object());
+        if let Some(arguments) = arguments
+            && let Some(text) = python::dumped(arguments)
+        {
+            (*arguments, any) = (text.into(), true);
+        }
+    }
+    any.then_some(messages)
+}
+
 /// The output of a template.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Rendered {
@@ -82,9 +96,16 @@ pub struct ChatTemplate {
     /// The string literals of its source, which include roles of its own.
     literals: HashSet<String>,
     marker: Marker,
+    /// Why it can't render the simplest conversation, one message of a user, once that was tried.
+    pub(super) fault: Option<Error>,
 }
 
 impl ChatTemplate {
+    /// Why it can't render the simplest conversation, one message of a user; `None` if it can.
+    pub fn fault(&self) -> Option<&Error> {
+        self.fault.as_ref()
+    }
+
     /// Compiles a template apart from a model: only it may write the `controls`, and it knows no token that begins or
     /// ends a text.
     ///
@@ -108,6 +129,7 @@ impl ChatTemplate {
         let jinja::Source { text, literals } = jinja::read(source)?;
         let environment = with_stack(STACK_AT_LEAST + STACK_A_BYTE * text.len(), || compile(text))??;
         Ok(ChatTemplate {
+            fault: None,
             environment,
             bos,
             eos,
@@ -129,7 +151,7 @@ impl ChatTemplate {
     /// `Arg` without messages, for a role that neither OpenAI nor the template knows, or with the template's own
     /// complaint; `Unsupported` if the template has no tools, or ends a message that should continue.
     pub fn render(&self, conversation: &Conversation) -> Result<Rendered> {
-        let Conversation { messages, tools, ending, parse_special } = conversation;
+        let Conversation { messages, tools, .. } = conversation;
         if messages.is_empty() {
             return Err(Error::arg("messages is empty, expected at least one"));
         }
@@ -137,6 +159,17 @@ impl ChatTemplate {
             return Err(Error::unsupported("the model's chat template knows no tools"));
         }
         let messages = messages.iter().enumerate().map(|(i, m)| self.message(i, m)).collect::<Result<Vec<_>>>()?;
+        let as_text = with_arguments_as_text(&messages);
+        let rendered = self.render_as(messages, conversation);
+        // Some templates join the arguments of calls to their text, as clients send them.
+        match as_text {
+            Some(messages) if rendered.is_err() => self.render_as(messages, conversation).or(rendered),
+            _ => rendered,
+        }
+    }
+
+    fn render_as(&self, messages: Vec<Json>, conversation: &Conversation) -> Result<Rendered> {
+        let Conversation { tools, ending, parse_special, .. } = conversation;
         let stand_ins = StandIns::new(&self.source, &self.marker, messages.iter().chain(tools));
         let text = self.write(messages, tools, *ending, *parse_special, &stand_ins)?;
         stand_ins.take_out(match ending {

@@ -35,6 +35,22 @@ const CHATML: &str = "{% for message in messages %}{{'<|im_start|>' + message['r
 const CHATML_TOKENS: [&str; 3] = ["<|im_start|>", "<|im_end|>", "<|endoftext|>"];
 
 #[test]
+fn a_template_that_joins_arguments_of_calls_to_its_text_gets_them_as_text() {
+    let joins = "{{ tools }}{% for message in messages %}{% for call in message.tool_calls %}{{ call.function.name + ' ' \
+                 + call.function.arguments }}{% endfor %}{{ message.content }}{% endfor %}";
+    let call = json!({"function": {"name": "f", "arguments": {"a": [1, "<|im_end|>"], "b": {}}}});
+    let messages = [message("user", "hi"), json!({"role": "assistant", "content": "", "tool_calls": [call]})];
+    let rendered = with_controls(joins, &CHATML_TOKENS).render(&said(&messages)).unwrap();
+    assert!(rendered.text.ends_with(r#"hif {"a": [1, "<|im_end|>"], "b": {}}"#), "{}", rendered.text);
+    assert_eq!(rendered.marks.len(), 1, "the control token is the client's text");
+    // One that writes them itself has them as they are, and another fault is told as it is.
+    let writes = joins.replace("call.function.arguments", "(call.function.arguments | tojson)");
+    assert!(text(&template(&writes), &messages).unwrap().contains(r#"f {"a": [1, "#));
+    let fails = joins.replace("+ call", "+ 1 + call");
+    assert!(text(&template(&fails), &messages).unwrap_err().message().contains("string and"));
+}
+
+#[test]
 fn chatml_renders_as_the_model_expects() {
     let rendered = text(&template(CHATML), &[message("user", " hi ")]).unwrap();
     assert_eq!(rendered, "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n");

@@ -4,7 +4,7 @@ use serde_json::{Map, Value, json};
 
 use super::Unknown;
 use super::chat::chat_of;
-use super::fields::{Fields, kind, shown};
+use super::fields::{Fields, Names, kind, quoted, shown, word};
 use super::parsed::ParsedRequest;
 use crate::error::{Error, Result};
 
@@ -23,6 +23,16 @@ pub(crate) const ANTHROPIC_FIELDS: &[&str] = &[
     "tool_choice",
     "metadata",
     "output_config",
+];
+
+/// What this API calls the fields of a chat.
+const NAMES: Names = &[
+    ("stop", "stop_sequences"),
+    ("user", "metadata.user_id"),
+    ("response_format", "output_config.format"),
+    ("json_schema", "schema"),
+    ("function.name", "name"),
+    ("function.parameters", "input_schema"),
 ];
 
 /// Reads the body of `POST /v1/messages`. A last message of the assistant is continued.
@@ -76,7 +86,7 @@ pub fn parse_anthropic(body: &[u8], unknown: Unknown) -> Result<ParsedRequest> {
         chat.insert("response_format".into(), format);
     }
     fields.finish(ANTHROPIC_FIELDS)?;
-    chat_of(Fields { map: chat, unknown })
+    chat_of(Fields { map: chat, unknown, names: NAMES })
 }
 
 /// A text, or blocks of text.
@@ -99,7 +109,7 @@ fn block_text(block: Value) -> Result<String> {
 
 fn unsupported(kind: Option<&str>) -> Error {
     match kind {
-        Some(kind) => Error::unsupported(format!("content blocks of type {kind:.32?} are not supported")),
+        Some(kind) => Error::unsupported(format!("content blocks of type {} are not supported", quoted(kind))),
         None => Error::arg("a content block has no type, expected {\"type\": \"text\", \"text\": ...}"),
     }
 }
@@ -121,12 +131,19 @@ fn read_message(message: Value, out: &mut Vec<Value>) -> Result<()> {
     let user = match role.as_deref() {
         Some("user" | "system") => true,
         Some("assistant") => false,
-        _ => return Err(Error::arg("role is missing or unknown, expected user, assistant or system")),
+        None => return Err(Error::arg("role is missing, expected user, assistant or system")),
+        Some(other) => {
+            return Err(Error::arg(format!("role is {}, expected user, assistant or system", quoted(other))));
+        }
     };
     let before = out.len();
     for mut block in blocks {
         match (block["type"].as_str(), user) {
             (Some("tool_result"), true) => {
+                if !matches!(block["tool_use_id"], Value::String(_) | Value::Null) {
+                    let id = shown(&block["tool_use_id"]);
+                    return Err(Error::arg(format!("tool_result: tool_use_id is {id}, expected a string")));
+                }
                 let content = text_of(block["content"].take()).map_err(|e| e.context("tool_result"))?;
                 out.push(json!({"role": "tool", "tool_call_id": block["tool_use_id"], "content": content}));
             }
@@ -170,7 +187,9 @@ fn tools_of(tools: Value) -> Result<Value> {
             }
             Ok(json!({"type": "function", "function": function}))
         }
-        Some(other) => Err(Error::unsupported(format!("tools[{i}]: tools of type {other:.32?} are not supported"))),
+        Some(other) => {
+            Err(Error::unsupported(format!("tools[{i}]: tools of type {} are not supported", quoted(other))))
+        }
     };
     tools.into_iter().enumerate().map(tool).collect::<Result<Vec<_>>>().map(Value::from)
 }
@@ -181,7 +200,16 @@ fn choice_of(choice: &Value) -> Result<Value> {
         (Some("any"), _) => Ok("required".into()),
         (Some("none"), _) => Ok("none".into()),
         (Some("tool"), Value::String(name)) => Ok(json!({"type": "function", "function": {"name": name}})),
-        _ => Err(Error::arg("tool_choice is not known, expected {\"type\": \"auto\", \"any\", \"none\" or \"tool\"}")),
+        (Some("tool"), Value::Null) => Err(Error::arg("tool_choice has no name, expected that of a tool")),
+        (Some("tool"), other) => Err(Error::arg(format!("tool_choice.name is {}, expected a string", shown(other)))),
+        (Some(other), _) => {
+            let other = quoted(other);
+            Err(Error::arg(format!("tool_choice.type is {other}, expected auto, any, none or tool")))
+        }
+        (None, _) => {
+            let expected = "{\"type\": ...} of auto, any, none or tool";
+            Err(Error::arg(format!("tool_choice is {}, expected {expected}", word(choice))))
+        }
     }
 }
 
@@ -232,7 +260,20 @@ mod tests {
         assert!(
             with("tools", json!([{"type": "bash_20250124", "name": "bash"}])).starts_with("tools[0]: tools of type")
         );
-        assert!(with("tool_choice", json!("auto")).starts_with("tool_choice is not known"));
+        assert!(with("tool_choice", json!("auto")).starts_with("tool_choice is \"auto\", expected {\"type\""));
+        assert!(with("tool_choice", json!({"type": "x"})).starts_with("tool_choice.type is \"x\", expected auto"));
+        assert_eq!(
+            with("output_config", json!({"format": {"type": "x"}})),
+            "output_config.format: type is \"x\", expected text, json_object or json_schema"
+        );
+        assert!(
+            with("output_config", json!({"format": {"type": "json_schema"}})).contains("format: schema is missing")
+        );
+        assert!(with("stop_sequences", json!([""])).starts_with("stop_sequences has a string of 0 bytes"));
+        assert!(with("metadata", json!({"user_id": 5})).starts_with("metadata.user_id is 5"));
+        assert_eq!(with("tools", json!([{"name": 5}])), "tools[0]: name is 5, expected a string");
+        let tool = json!([{"name": "f", "input_schema": {"type": "string"}}]);
+        assert_eq!(with("tools", tool), "tools[0]: input_schema.type is \"string\", expected \"object\"");
         assert!(with("tools", json!([["f"]])).starts_with("tools[0] is an array"));
         assert!(said(json!([["text"]])).contains("a content block has no type"));
         assert!(refusal(json!({"messages": [[]]})).starts_with("messages[0]: it is an array"));

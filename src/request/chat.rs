@@ -4,14 +4,14 @@ use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 
-use super::fields::{Fields, negative, shown, whole};
+use super::fields::{Fields, negative, quoted, shown};
 use super::messages::messages_of;
-use super::parsed::{AskedSampling, ParsedRequest};
+use super::parsed::{AskedSampling, ParsedRequest, WrittenSchema};
 use super::{Prompt, Unknown, prompts_of, tools};
 use crate::engine::GenerateRequest;
 use crate::error::{Error, Result};
 use crate::llama::{Conversation, Ending};
-use crate::types::{Format, Sampling, TokenId};
+use crate::types::{Format, Sampling, TokenId, whole};
 
 /// Longest stop string, in bytes.
 const STOP_BYTES: usize = 256;
@@ -91,6 +91,7 @@ pub fn parse_chat(body: &[u8], unknown: Unknown) -> Result<ParsedRequest> {
 pub(super) fn chat_of(mut fields: Fields) -> Result<ParsedRequest> {
     let messages = fields.required("messages")?;
     let tools = tools::take(&mut fields)?;
+    let format = fields.name("response_format");
     let ending = match (fields.flag("continue_final_message")?, fields.choice("add_generation_prompt")?) {
         (true, Some(true)) => {
             return Err(Error::arg("continue_final_message and add_generation_prompt are both true, expected one"));
@@ -104,9 +105,10 @@ pub(super) fn chat_of(mut fields: Fields) -> Result<ParsedRequest> {
     let conversation = Conversation { messages, tools: tools.given, ending, parse_special };
     let mut request = fields.into_request(vec![Prompt::Chat(conversation)])?;
     (request.tools, request.calls, request.demands_call) = (tools.names, tools.calls, tools.forced);
+    request.parameters = tools.parameters;
     if request.demands_call {
         if request.each.sampling.format.is_some() {
-            return Err(Error::arg("tool_choice demands a call, and response_format or grammar another answer"));
+            return Err(Error::arg(format!("tool_choice demands a call, and {format} or grammar another answer")));
         }
         request.each.sampling.format = Some(Format::JsonSchema(json!({"anyOf": request.calls})));
     }
@@ -163,9 +165,10 @@ impl Fields {
             frequency_penalty: self.float("frequency_penalty", &Sampling::PENALTY)?,
             presence_penalty: self.float("presence_penalty", &Sampling::PENALTY)?,
         };
+        let format = self.format()?;
         let own = Sampling {
             logit_bias: self.logit_bias()?,
-            format: self.format()?,
+            format: format.clone().map(|(format, _)| format),
             seed: self.seed()?,
             ignore_eos: self.flag("ignore_eos")?,
             ..Sampling::default()
@@ -190,6 +193,11 @@ impl Fields {
             include_usage: self.include_usage()?,
             tools: Vec::new(),
             calls: Vec::new(),
+            parameters: Vec::new(),
+            schema: format.and_then(|(format, place)| match format {
+                Format::JsonSchema(schema) => Some(WrittenSchema { place, schema }),
+                Format::Grammar(_) => None,
+            }),
             demands_call: false,
             reasoning: chat && self.reasoning_format()?,
         };
@@ -207,7 +215,10 @@ impl Fields {
         match self.string("reasoning_format")?.as_deref() {
             None | Some("auto" | "deepseek") => Ok(true),
             Some("none") => Ok(false),
-            Some(_) => Err(Error::arg("reasoning_format is not known, expected auto, deepseek or none")),
+            Some(other) => {
+                let other = quoted(other);
+                Err(Error::arg(format!("reasoning_format is {other}, expected auto, deepseek or none")))
+            }
         }
     }
 
@@ -228,8 +239,9 @@ impl Fields {
     }
 
     fn stop(&mut self) -> Result<Vec<String>> {
+        let name = self.name("stop");
         let wrong = |value: &Value| {
-            Err(Error::arg(format!("stop is {}, expected a string or an array of strings", shown(value))))
+            Err(Error::arg(format!("{name} is {}, expected a string or an array of strings", shown(value))))
         };
         let strings = match self.take("stop") {
             None => Vec::new(),
@@ -248,11 +260,11 @@ impl Fields {
         };
         let (count, most) = (strings.len(), GenerateRequest::MAX_STOPS);
         if count > most {
-            return Err(Error::arg(format!("stop has {count} strings, expected at most {most}")));
+            return Err(Error::arg(format!("{name} has {count} strings, expected at most {most}")));
         }
         if let Some(bad) = strings.iter().find(|text| text.is_empty() || text.len() > STOP_BYTES) {
             return Err(Error::arg(format!(
-                "stop has a string of {} bytes, expected 1 to {STOP_BYTES} bytes each",
+                "{name} has a string of {} bytes, expected 1 to {STOP_BYTES} bytes each",
                 bad.len()
             )));
         }
@@ -319,7 +331,7 @@ impl Fields {
         match self.take("stream_options") {
             None => Ok(false),
             Some(Value::Object(map)) => {
-                let mut options = Fields { map, unknown: self.unknown };
+                let mut options = Fields::of(map, self.unknown);
                 let wanted = options.flag("include_usage").map_err(|e| e.context("stream_options"))?;
                 options.finish(&["include_usage"])?;
                 Ok(wanted)
@@ -333,7 +345,7 @@ impl Fields {
             let Some(value) = self.take(key) else { continue };
             let asks_for_nothing = match &value {
                 Value::Bool(flag) => !flag,
-                Value::Number(number) => number.as_u64() == Some(u64::from(*key == "best_of")),
+                number @ Value::Number(_) => whole(number) == Some(u64::from(*key == "best_of")),
                 Value::String(text) => text.is_empty(),
                 Value::Array(items) => items.is_empty() || (*key == "modalities" && items.iter().all(|m| m == "text")),
                 Value::Object(map) => map.is_empty() || map.get("type").is_some_and(|t| t == "text"),

@@ -1,6 +1,6 @@
 //! Reads a request for embeddings. Never computes them.
 
-use super::fields::Fields;
+use super::fields::{Fields, quoted};
 use super::{Prompt, Unknown, prompts_of};
 use crate::error::{Error, Result};
 
@@ -37,7 +37,10 @@ pub fn parse_embeddings(body: &[u8]) -> Result<ParsedEmbeddings> {
     let base64 = match fields.string("encoding_format")?.as_deref() {
         None | Some("float") => false,
         Some("base64") => true,
-        Some(_) => return Err(Error::arg("encoding_format is not known, expected float or base64")),
+        Some(other) => {
+            let other = quoted(other);
+            return Err(Error::arg(format!("encoding_format is {other}, expected float or base64")));
+        }
     };
     let dimensions = fields.integer("dimensions", 1, 1 << 20)?;
     let (_, _) = (fields.string("model")?, fields.user()?);

@@ -9,20 +9,34 @@ use serde_json::{Map, Value};
 use super::Unknown;
 use crate::error::{Error, Result};
 use crate::ledger::MAX_USER;
-use crate::types::GenerationId;
+use crate::llama::{large_integer, parse_whole_integers};
+use crate::types::{GenerationId, whole};
 
 /// The members of a JSON object. Each is removed when it is read, so that only unknown ones remain.
 pub(super) struct Fields {
     pub(super) map: Map<String, Value>,
     pub(super) unknown: Unknown,
+    pub(super) names: Names,
 }
+
+/// What an API calls the fields that chats have by another name: pairs of the chat's name and its own.
+pub(super) type Names = &'static [(&'static str, &'static str)];
 
 impl Fields {
     pub(super) fn parse(body: &[u8], unknown: Unknown) -> Result<Self> {
         match json(body)? {
-            Value::Object(map) => Ok(Self { map, unknown }),
+            Value::Object(map) => Ok(Self::of(map, unknown)),
             other => Err(Error::arg(format!("the body is {}, expected a JSON object", kind(&other)))),
         }
+    }
+
+    pub(super) fn of(map: Map<String, Value>, unknown: Unknown) -> Self {
+        Self { map, unknown, names: &[] }
+    }
+
+    /// What the client calls a field.
+    pub(super) fn name<'a>(&self, key: &'a str) -> &'a str {
+        self.names.iter().find(|(chat, _)| *chat == key).map_or(key, |(_, own)| own)
     }
 
     /// Takes a member; null counts as missing.
@@ -38,7 +52,10 @@ impl Fields {
         let (low, high) = (range.start(), range.end());
         match value.as_f64() {
             Some(number) if ((*low).into()..=(*high).into()).contains(&number) => Ok(Some(number)),
-            _ => Err(Error::arg(format!("{key} is {}, expected a number from {low} to {high}", shown(&value)))),
+            _ => {
+                let (key, value) = (self.name(key), shown(&value));
+                Err(Error::arg(format!("{key} is {value}, expected a number from {low} to {high}")))
+            }
         }
     }
 
@@ -50,8 +67,12 @@ impl Fields {
         let Some(value) = self.take(key) else { return Ok(None) };
         match whole(&value) {
             Some(number) if (low..=high).contains(&number) => Ok(Some(number)),
-            _ if low == high => Err(Error::arg(format!("{key} is {}, expected {low}", shown(&value)))),
-            _ => Err(Error::arg(format!("{key} is {}, expected a whole number from {low} to {high}", shown(&value)))),
+            _ => {
+                let (key, value) = (self.name(key), shown(&value));
+                let expected =
+                    if low == high { low.to_string() } else { format!("a whole number from {low} to {high}") };
+                Err(Error::arg(format!("{key} is {value}, expected {expected}")))
+            }
         }
     }
 
@@ -59,7 +80,7 @@ impl Fields {
         match self.take(key) {
             None => Ok(None),
             Some(Value::String(text)) => Ok(Some(text)),
-            Some(other) => Err(Error::arg(format!("{key} is {}, expected a string", shown(&other)))),
+            Some(other) => Err(Error::arg(format!("{} is {}, expected a string", self.name(key), shown(&other)))),
         }
     }
 
@@ -72,7 +93,7 @@ impl Fields {
         match self.take(key) {
             None => Ok(None),
             Some(Value::Bool(flag)) => Ok(Some(flag)),
-            Some(other) => Err(Error::arg(format!("{key} is {}, expected true or false", shown(&other)))),
+            Some(other) => Err(Error::arg(format!("{} is {}, expected true or false", self.name(key), shown(&other)))),
         }
     }
 
@@ -87,7 +108,8 @@ impl Fields {
     pub(super) fn user(&mut self) -> Result<Option<String>> {
         match self.string("user")? {
             Some(user) if user.len() > MAX_USER => {
-                Err(Error::arg(format!("user has {} bytes, expected at most {MAX_USER}", user.len())))
+                let (name, bytes) = (self.name("user"), user.len());
+                Err(Error::arg(format!("{name} has {bytes} bytes, expected at most {MAX_USER}")))
             }
             user => Ok(user),
         }
@@ -135,25 +157,66 @@ fn unknown_key(key: &str, known: &[&str]) -> Error {
     }
 }
 
+/// The JSON of a body. What templates write keeps the digits of large integers, by [`parse_whole_integers`]: arguments
+/// of calls, and tools. Elsewhere such a number is the nearest float, as JSON readers have it.
 pub(super) fn json(body: &[u8]) -> Result<Value> {
     let text = std::str::from_utf8(body)
         .map_err(|e| Error::arg(format!("the body is not valid UTF-8 from byte {} on", e.valid_up_to())))?;
+    if has_large_integer(body)
+        && let Some(mut value) = parse_whole_integers(text)
+    {
+        round_but(&mut value, &["arguments", "input", "tools"]);
+        return Ok(value);
+    }
     serde_json::from_str(text).map_err(|e| Error::arg(format!("the body is not valid JSON: {e}")))
 }
 
-/// The limit up to which floats represent every whole number.
-const FLOAT_WHOLE: f64 = 9_007_199_254_740_992.0;
+/// Whether there are so many digits in a row, in a string or not, that they may be an integer of more than 64 bits.
+fn has_large_integer(body: &[u8]) -> bool {
+    body.chunk_by(|a, b| a.is_ascii_digit() && b.is_ascii_digit()).any(|run| run.len() >= LARGE_DIGITS)
+}
 
-/// A whole number from 0 on, in any notation: in many languages all numbers are floats.
-pub(super) fn whole(value: &Value) -> Option<u64> {
-    let float = |x: &f64| x.fract() == 0.0 && (0.0..=FLOAT_WHOLE).contains(x);
-    value.as_u64().or_else(|| value.as_f64().filter(float).map(|x| x as u64))
+/// Fewest digits of an integer that doesn't fit 64 bits.
+const LARGE_DIGITS: usize = 19;
+
+/// Turns large integers into floats, but for those inside members of these names that are no text themselves.
+pub(super) fn round_but(value: &mut Value, kept: &[&str]) {
+    match value {
+        Value::String(text) => {
+            if let Some(number) = large_integer(text) {
+                *value = number;
+            }
+        }
+        Value::Array(items) => items.iter_mut().for_each(|item| round_but(item, kept)),
+        Value::Object(map) => {
+            for (key, value) in map {
+                if !kept.contains(&key.as_str()) || !(value.is_object() || value.is_array()) {
+                    round_but(value, kept);
+                }
+            }
+        }
+        _ => {}
+    }
 }
 
 /// A whole number below 0, in any notation.
 pub(super) fn negative(value: &Value) -> Option<i64> {
-    let float = |x: &f64| x.fract() == 0.0 && (-FLOAT_WHOLE..0.0).contains(x);
+    let float = |x: &f64| x.fract() == 0.0 && (i64::MIN as f64..0.0).contains(x);
     value.as_i64().or_else(|| value.as_f64().filter(float).map(|x| x as i64))
+}
+
+/// Longest word of a client that an error repeats, in characters.
+const WORD: usize = 64;
+
+/// A client's word, as errors show it where a few words are expected: quoted, and shortened.
+pub(super) fn quoted(word: &str) -> String {
+    let short: String = word.chars().take(WORD).collect();
+    if short.len() < word.len() { format!("{:?}", short + "...") } else { format!("{word:?}") }
+}
+
+/// A value where one of a few words is expected: the word itself, else as [`shown`].
+pub(super) fn word(value: &Value) -> String {
+    value.as_str().map_or_else(|| shown(value), quoted)
 }
 
 /// A value as errors show it: numbers and flags literally, the rest by type, so that no prompt reaches a log.

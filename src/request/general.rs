@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::parts::Wrapped;
 use crate::Engine;
 use crate::error::{Error, Result};
-use crate::llama::{Conversation, Ending};
+use crate::llama::{Conversation, Ending, json_with_whole_integers};
 use crate::types::Format;
 
 /// The conversation as this model's template can write it: where that knows no tools, tools, calls and results are
@@ -72,7 +72,7 @@ fn instructions(tools: &[Value]) -> String {
     let mut told = String::from("You can call these functions:\n");
     for tool in tools {
         // Writing to a string can't fail.
-        let _ = writeln!(told, "{}", tool["function"]);
+        let _ = writeln!(told, "{}", json_with_whole_integers(&tool["function"]));
     }
     told + "Answer with one JSON object. To call a function: {\"name\": \"the function\", \"arguments\": {\"its\": \
             \"arguments\"}}. To say something: {\"response\": \"what you say\"}."
@@ -108,7 +108,8 @@ fn as_text(messages: Vec<Value>) -> Vec<Value> {
         if let Some(calls) = message["tool_calls"].as_array() {
             let call = |call: &Value| {
                 names.push((call["id"].clone(), call["function"]["name"].clone()));
-                json!({"name": call["function"]["name"], "arguments": call["function"]["arguments"]}).to_string()
+                let function = &call["function"];
+                json_with_whole_integers(&json!({"name": function["name"], "arguments": function["arguments"]}))
             };
             let calls: Vec<String> = calls.iter().map(call).collect();
             let said = message["content"].as_str().filter(|said| !said.trim().is_empty()).map(str::to_owned);

@@ -3,7 +3,7 @@
 use serde_json::{Map, Value, json};
 
 use super::Unknown;
-use super::fields::{Fields, json, kind, shown};
+use super::fields::{Fields, json, kind, quoted, shown};
 use crate::error::{Error, Result};
 use crate::llama::{Conversation, parse_whole_integers};
 
@@ -47,7 +47,7 @@ fn message_of(value: Value, unknown: Unknown) -> Result<Value> {
     let Value::Object(map) = value else {
         return Err(Error::arg(format!("it is {}, expected an object with role and content", shown(&value))));
     };
-    let mut fields = Fields { map, unknown };
+    let mut fields = Fields::of(map, unknown);
     let mut message = Map::new();
     for key in KEPT {
         if let Some(text) = fields.string(key)? {
@@ -92,7 +92,9 @@ pub(super) fn text_of_part(part: Value) -> Result<String> {
         (Some("text"), Some(text)) => Ok(text.to_owned()),
         (Some("text"), None) => Err(Error::arg("a content part of type text has no text")),
         (Some("refusal"), _) if part["refusal"].is_string() => Ok(part["refusal"].as_str().unwrap_or_default().into()),
-        (Some(other), _) => Err(Error::unsupported(format!("content parts of type {other:?} are not supported"))),
+        (Some(other), _) => {
+            Err(Error::unsupported(format!("content parts of type {} are not supported", quoted(other))))
+        }
         (None, _) => Err(Error::arg("a content part has no type, expected {\"type\": \"text\", \"text\": ...}")),
     }
 }

@@ -28,7 +28,7 @@ use sha2::{Digest, Sha256};
 use crate::Engine;
 use crate::error::{Error, Result};
 use crate::llama::Conversation;
-use crate::types::TokenId;
+use crate::types::{TokenId, whole};
 
 pub(crate) use answer::Reader;
 pub use anthropic::parse_anthropic;
@@ -58,7 +58,7 @@ pub use learning::{
     Forget, ParsedSample, Preference, parse_feedback, parse_forget, parse_preference, parse_review, parse_sample,
 };
 pub use messages::parse_messages;
-pub use parsed::{AskedSampling, AskedVersion, ParsedRequest, asked_version};
+pub use parsed::{AskedSampling, AskedVersion, ParsedRequest, WrittenSchema, asked_version};
 pub use parts::Reading;
 pub(crate) use parts::calls_json;
 #[cfg(feature = "daemon")]
@@ -70,7 +70,7 @@ pub(crate) use score::SCORED;
 pub use score::{ParsedRerank, ParsedScore, PromptAndAnswer, parse_rerank, parse_score};
 pub use tokens::{ParsedTokenize, parse_detokenize, parse_tokenize};
 
-use fields::{Fields, shown, whole};
+use fields::{Fields, shown};
 
 /// What to do with a field that this library does not know in a request for answers. Elsewhere it is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -9,7 +9,8 @@ use super::{Prompt, general};
 use crate::Engine;
 use crate::engine::GenerateRequest;
 use crate::error::{Error, Result};
-use crate::types::{PolicyVersion, Sampling, TokenId};
+use crate::guide;
+use crate::types::{Format, PolicyVersion, Sampling, TokenId};
 
 /// A request for an answer, checked as far as possible without the model.
 #[derive(Clone, Debug, PartialEq)]
@@ -34,10 +35,33 @@ pub struct ParsedRequest {
     pub tools: Vec<String>,
     /// The JSON schema of a call of each of them.
     pub calls: Vec<Value>,
+    /// The parameters of each of them.
+    pub parameters: Vec<WrittenSchema>,
+    /// The schema of the answer, if the request has one.
+    pub schema: Option<WrittenSchema>,
     /// Whether the answer has to be a call.
     pub demands_call: bool,
     /// Whether reasoning is told apart from the answer.
     pub reasoning: bool,
+}
+
+/// A schema as the client wrote it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct WrittenSchema {
+    /// Where it stands in the request: `tools[0].function.parameters`.
+    pub place: String,
+    /// The schema.
+    pub schema: Value,
+}
+
+/// Schemas of ours that a client's stands in, at most: one of several calls, and its arguments.
+const INSIDE: usize = 2;
+
+impl WrittenSchema {
+    /// Checks it alone: inside the schema of the whole answer an error would name a place that no client wrote.
+    fn check(&self) -> Result<()> {
+        guide::check(&self.schema, INSIDE).map_err(|e| e.context(&self.place))
+    }
 }
 
 impl ParsedRequest {
@@ -60,6 +84,7 @@ impl ParsedRequest {
     /// As [`ParsedRequest::resolve`], with the index of the prompt.
     pub fn resolve_all(mut self, engine: &Engine) -> Result<Vec<(GenerateRequest, Reading)>> {
         let wrapped = self.fit_tools(engine)?;
+        self.check_schemas(wrapped)?;
         let tools: Arc<[String]> = std::mem::take(&mut self.tools).into();
         let one = self.prompts.len() == 1;
         let (version, exact_version) = match self.model.as_deref().and_then(asked_version) {
@@ -85,6 +110,22 @@ impl ParsedRequest {
             Ok((request, Reading { tools: tools.clone(), wrapped, reasoning }))
         };
         self.prompts.into_iter().enumerate().map(request).collect()
+    }
+
+    /// Checks the schemas that the answer is held to.
+    fn check_schemas(&self, wrapped: Wrapped) -> Result<()> {
+        self.schema.iter().try_for_each(WrittenSchema::check)?;
+        if !self.demands_call && wrapped == Wrapped::No {
+            return Ok(());
+        }
+        self.parameters.iter().try_for_each(WrittenSchema::check)?;
+        match &self.each.sampling.format {
+            // Each of them is supported.
+            Some(Format::JsonSchema(all)) if guide::check(all, 0).is_err() => {
+                Err(Error::arg("tools: their parameters are too complex together, expected fewer or simpler tools"))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Holds the answer to the general form of calls, where the model's template knows no tools.
@@ -168,7 +209,64 @@ pub fn asked_version(model: &str) -> Option<AskedVersion> {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
+
+    #[test]
+    fn a_schema_that_is_refused_is_named_by_its_place_in_the_request() {
+        use crate::request::{Unknown, parse_anthropic, parse_chat, parse_responses};
+        let refused = |request: Result<ParsedRequest>, wrapped| {
+            request.unwrap().check_schemas(wrapped).unwrap_err().message().to_owned()
+        };
+        let bad = r#"{"type":"object","properties":{"a":{"not":{"type":"string"}}}}"#;
+        let said = "at /properties/a: not is not supported";
+        let f = r#"{"type":"function","function":{"name":"f"}}"#;
+        let user = r#""messages":[{"role":"user","content":"hi"}]"#;
+        let chat = |members: &str| parse_chat(format!("{{{user},{members}}}").as_bytes(), Unknown::Refuse);
+        let tools = format!(r#""tools":[{f},{{"type":"function","function":{{"name":"g","parameters":{bad}}}}}]"#);
+        let place = "tools[1].function.parameters: ";
+        for forced in [chat(&format!(r#"{tools},"tool_choice":"required""#)), chat(&tools)] {
+            assert_eq!(refused(forced, Wrapped::Text), format!("{place}{said}"));
+        }
+        // The model is not held to it.
+        assert!(chat(&tools).unwrap().check_schemas(Wrapped::No).is_ok());
+        let format = format!(r#""response_format":{{"type":"json_schema","json_schema":{{"schema":{bad}}}}}"#);
+        assert_eq!(refused(chat(&format), Wrapped::No), format!("response_format.json_schema.schema: {said}"));
+        let messages = |members: &str| parse_anthropic(format!("{{{user},{members}}}").as_bytes(), Unknown::Refuse);
+        let tools = format!(r#""tools":[{{"name":"g","input_schema":{bad}}}],"tool_choice":{{"type":"any"}}"#);
+        assert_eq!(refused(messages(&tools), Wrapped::No), format!("tools[0].input_schema: {said}"));
+        let format = format!(r#"{{"type":"json_schema","schema":{bad}}}"#);
+        let config = messages(&format!(r#""output_config":{{"format":{format}}}"#));
+        assert_eq!(refused(config, Wrapped::No), format!("output_config.format.schema: {said}"));
+        let responses = |members: &str| {
+            let body = format!(r#"{{"input":"hi",{members}}}"#);
+            parse_responses(body.as_bytes(), Unknown::Refuse).map(|parsed| parsed.request)
+        };
+        let tool = format!(r#"{{"type":"function","name":"g","parameters":{bad}}}"#);
+        let tools = format!(r#""tools":[{tool}],"tool_choice":"required""#);
+        assert_eq!(refused(responses(&tools), Wrapped::No), format!("tools[0].parameters: {said}"));
+        let text = responses(&format!(r#""text":{{"format":{format}}}"#));
+        assert_eq!(refused(text, Wrapped::No), format!("text.format.schema: {said}"));
+    }
+
+    #[test]
+    fn a_schema_nested_as_deep_as_allowed_is_refused_at_a_place_that_the_client_wrote() {
+        let nested = |depth: usize| {
+            let items = (0..depth).fold(json!({}), |inner, _| json!({"type": "array", "items": inner}));
+            json!({"type": "object", "properties": {"a": items}})
+        };
+        let request = |depth: usize| {
+            let tool = json!({"type": "function", "function": {"name": "f", "parameters": nested(depth)}});
+            let body =
+                json!({"messages": [{"role": "user", "content": "hi"}], "tools": [tool], "tool_choice": "required"});
+            crate::request::parse_chat(body.to_string().as_bytes(), crate::request::Unknown::Refuse).unwrap()
+        };
+        let most = (1..80).take_while(|depth| request(*depth).check_schemas(Wrapped::No).is_ok()).count();
+        assert!((50..70).contains(&most), "{most}");
+        let error = request(most + 1).check_schemas(Wrapped::No).unwrap_err();
+        assert!(error.message().starts_with("tools[0].function.parameters: at /properties/a/items/"), "{error}");
+    }
 
     #[test]
     fn a_models_name_may_end_with_a_version() {

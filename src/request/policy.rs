@@ -1,9 +1,9 @@
 //! Reads what is asked of versions and of the trainer. Changes nothing.
 
 use super::Unknown;
-use super::fields::{Fields, shown, whole};
+use super::fields::{Fields, shown};
 use crate::error::{Error, Result};
-use crate::types::PolicyVersion;
+use crate::types::{PolicyVersion, whole};
 
 /// Fields of a request to serve a version.
 pub(crate) const ACTIVATE_FIELDS: &[&str] = &["version", "whole"];

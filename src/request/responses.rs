@@ -3,7 +3,7 @@
 use serde_json::{Map, Value, json};
 
 use super::chat::chat_of;
-use super::fields::{Fields, kind, shown};
+use super::fields::{Fields, Names, kind, quoted, round_but, shown};
 use super::parsed::ParsedRequest;
 use super::{Prompt, Unknown};
 use crate::error::{Error, Result};
@@ -60,6 +60,23 @@ impl ParsedResponses {
     }
 }
 
+/// What this API calls the fields of a chat, where the request has a `user`, and where it has not.
+const NAMES: [Names; 2] = [
+    &[
+        ("response_format", "text.format"),
+        ("json_schema", "schema"),
+        ("function.name", "name"),
+        ("function.parameters", "parameters"),
+    ],
+    &[
+        ("response_format", "text.format"),
+        ("json_schema", "schema"),
+        ("function.name", "name"),
+        ("function.parameters", "parameters"),
+        ("user", "safety_identifier"),
+    ],
+];
+
 /// Reads the body of `POST /v1/responses`.
 ///
 /// # Errors
@@ -81,6 +98,7 @@ pub fn parse_responses(body: &[u8], unknown: Unknown) -> Result<ParsedResponses>
         repeated.extend(fields.map.get(key).map(|value| (key.to_owned(), value.clone())));
     }
     let mut chat = Map::new();
+    let names = NAMES[usize::from(fields.map.get("user").is_none_or(Value::is_null))];
     for (name, same) in [
         ("model", "model"),
         ("temperature", "temperature"),
@@ -99,16 +117,19 @@ pub fn parse_responses(body: &[u8], unknown: Unknown) -> Result<ParsedResponses>
         chat.insert("tools".into(), tools_of(tools)?);
     }
     if let Some(format) = fields.take("text").and_then(|mut text| text.get_mut("format").map(Value::take)) {
-        chat.insert("response_format".into(), format_of(format)?);
+        chat.insert("response_format".into(), format);
     }
     let store = fields.choice("store")?.unwrap_or(true);
-    let said = input_of(fields.required("input")?)?;
+    let mut input = fields.required("input")?;
+    // Arguments of calls are strings in it.
+    round_but(&mut input, &[]);
+    let said = input_of(input)?;
     let instructions = fields.string("instructions")?.map(|text| json!({"role": "system", "content": text}));
     let messages: Vec<Value> = instructions.into_iter().chain(said.iter().cloned()).collect();
     chat.insert("messages".into(), messages.into());
     fields.take("metadata");
     fields.finish(RESPONSES_FIELDS)?;
-    let request = chat_of(Fields { map: chat, unknown })?;
+    let request = chat_of(Fields { map: chat, unknown, names })?;
     // As the chat has read them: arguments are objects.
     let said = request.prompts.iter().find_map(|prompt| match prompt {
         Prompt::Chat(Conversation { messages, .. }) => messages.get(messages.len().saturating_sub(said.len())..),
@@ -116,17 +137,6 @@ pub fn parse_responses(body: &[u8], unknown: Unknown) -> Result<ParsedResponses>
     });
     let said = said.unwrap_or_default().to_vec();
     Ok(ParsedResponses { request, previous, store, said, repeated })
-}
-
-/// The format in the form of chats, where a schema stands with its name.
-fn format_of(format: Value) -> Result<Value> {
-    match format {
-        Value::Object(mut map) if map.get("type").is_some_and(|kind| kind == "json_schema") => {
-            Ok(json!({"type": "json_schema", "schema": map.shift_remove("schema")}))
-        }
-        Value::Object(map) => Ok(map.into()),
-        other => Err(Error::arg(format!("text.format is {}, expected an object", shown(&other)))),
-    }
 }
 
 /// Tools in the form of chats.
@@ -141,7 +151,7 @@ fn tools_of(tools: Value) -> Result<Value> {
             Ok(json!({"type": "function", "function": map}))
         }
         (Some(other), _) => {
-            Err(Error::unsupported(format!("tools[{i}]: tools of type {other:.32?} are not supported")))
+            Err(Error::unsupported(format!("tools[{i}]: tools of type {} are not supported", quoted(other))))
         }
         (None, _) => Err(Error::arg(format!("tools[{i}]: type is missing, expected function"))),
     };
@@ -200,6 +210,9 @@ fn read_item(mut item: Value, messages: &mut Vec<Value>, thought: &mut String) -
             }
         }
         Some("function_call_output") => {
+            if !matches!(item["call_id"], Value::String(_) | Value::Null) {
+                return Err(Error::arg(format!("call_id is {}, expected a string", shown(&item["call_id"]))));
+            }
             let content = content_of(item["output"].take())?;
             messages.push(json!({"role": "tool", "tool_call_id": item["call_id"], "content": content}));
         }
@@ -207,7 +220,9 @@ fn read_item(mut item: Value, messages: &mut Vec<Value>, thought: &mut String) -
             let parts = item["content"].as_array().into_iter().flatten();
             parts.filter_map(|part| part["text"].as_str()).for_each(|text| thought.push_str(text));
         }
-        Some(other) => return Err(Error::unsupported(format!("items of type {other:.32?} are not supported"))),
+        Some(other) => {
+            return Err(Error::unsupported(format!("items of type {} are not supported", quoted(other))));
+        }
     }
     Ok(())
 }
@@ -218,7 +233,9 @@ fn content_of(content: Value) -> Result<String> {
         (Some("input_text" | "output_text" | "text"), Some(text), _) | (Some("refusal"), _, Some(text)) => {
             Ok(text.to_owned())
         }
-        (Some(other), ..) => Err(Error::unsupported(format!("content parts of type {other:.32?} are not supported"))),
+        (Some(other), ..) => {
+            Err(Error::unsupported(format!("content parts of type {} are not supported", quoted(other))))
+        }
         _ => Err(Error::arg("a content part has no type, expected {\"type\": \"input_text\", \"text\": ...}")),
     };
     match content {
@@ -277,6 +294,14 @@ mod tests {
         assert!(
             refusal(json!({"input": "hi", "tools": [{"type": "web_search"}]})).starts_with("tools[0]: tools of type")
         );
+        let with = |format: Value| refusal(json!({"input": "hi", "text": {"format": format}}));
+        assert!(with(json!({"type": "x"})).starts_with("text.format: type is \"x\""));
+        assert!(with(json!(5)).starts_with("text.format is 5"));
+        assert!(with(json!({"type": "json_schema"})).starts_with("text.format: schema is missing"));
+        let both = json!({"type": "json_schema", "json_schema": {"schema": {"type": "array"}}});
+        assert!(read(json!({"input": "hi", "text": {"format": both}})).is_ok(), "the form of chats");
+        assert!(refusal(json!({"input": "hi", "safety_identifier": 5})).starts_with("safety_identifier is 5"));
+        assert!(refusal(json!({"input": "hi", "user": 5})).starts_with("user is 5"));
         assert!(refusal(json!({"input": "hi", "max_output_tokens": 0})).starts_with("max_output_tokens is 0"));
         assert!(refusal(json!({"input": "hi", "previous_response_id": 5})).starts_with("previous_response_id is 5"));
     }

@@ -70,18 +70,47 @@ fn a_refusal_names_the_field_and_what_was_expected() {
         refusal(r#""logprobs":true,"top_logprobs":21"#),
         "top_logprobs is 21, expected a whole number from 0 to 20"
     );
-    assert!(refusal(r#""response_format":{"type":"xml"}"#).starts_with("response_format: type is not known"));
+    assert!(
+        refusal(r#""response_format":{"type":"xml"}"#).starts_with("response_format: type is \"xml\", expected text")
+    );
+    assert!(refusal(r#""response_format":{}"#).starts_with("response_format: type is missing, expected text"));
+    assert!(refusal(r#""response_format":{"type":5}"#).starts_with("response_format: type is 5, expected text"));
     assert!(refusal(r#""response_format":{"type":"json_schema"}"#).contains("json_schema is missing"));
     assert!(refusal(r#""grammar":"root ::= \"a\"","response_format":{"type":"json_object"}"#).contains("both grammar"));
     assert_eq!(refusal(r#""stop":"""#), "stop has a string of 0 bytes, expected 1 to 256 bytes each");
     assert_eq!(refusal(r#""stop":[1]"#), "stop is 1, expected a string or an array of strings");
     assert_eq!(refusal(r#""seed":1.5"#), "seed is 1.5, expected a 64-bit whole number");
     assert_eq!(refusal(r#""stream":"yes""#), "stream is a string, expected true or false");
-    assert!(refusal(r#""tools":[{}]"#).starts_with("tools[0]: its type is not function"));
+    assert!(refusal(r#""tools":[{}]"#).starts_with("tools[0]: type is missing, expected function"));
+    assert_eq!(refusal(r#""tools":[{"type":"x"}]"#), "tools[0]: type is \"x\", expected function");
+    assert!(refusal(r#""tools":["f"]"#).starts_with("tools[0]: it is a string, expected {\"type\""));
+    let refused = refusal(r#""tools":[{"type":"function","function":"f"}]"#);
+    assert_eq!(refused, "tools[0]: function is a string, expected an object");
+    let of = |function: &str| refusal(&format!(r#""tools":[{{"type":"function","function":{function}}}]"#));
+    assert_eq!(of(r#"{"name":5}"#), "tools[0]: function.name is 5, expected a string");
+    assert_eq!(of("{}"), "tools[0]: function.name is missing, expected a string");
+    assert!(of(r#"{"name":"a b"}"#).starts_with("tools[0]: function.name is \"a b\", expected 1 to 64 letters"));
+    let typed = of(r#"{"name":"f","parameters":{"type":"string"}}"#);
+    assert_eq!(typed, "tools[0]: function.parameters.type is \"string\", expected \"object\"");
+    let twice = r#""tools":[{"type":"function","function":{"name":"f"}},{"type":"function","function":{"name":"f"}}]"#;
+    assert_eq!(refusal(twice), "tools[0] and tools[1] are both named \"f\", expected one");
     let tool = r#""tools":[{"type":"function","function":{"name":"f"}}]"#;
-    assert!(refusal(&format!(r#"{tool},"tool_choice":"any""#)).contains("tool_choice is not known"));
+    assert!(refusal(&format!(r#"{tool},"tool_choice":"any""#)).contains("tool_choice is \"any\", expected \"none\""));
+    let choice = |choice: &str| refusal(&format!(r#"{tool},"tool_choice":{choice}"#));
+    assert_eq!(
+        choice(r#"{"type":"allowed_tools","mode":"x","tools":[{"name":"f"}]}"#),
+        "tool_choice: mode is \"x\", expected auto or required"
+    );
+    assert_eq!(
+        choice(r#"{"type":"function","name":"zz"}"#),
+        "tool_choice names \"zz\", which is not among the tools, expected one of them"
+    );
+    assert_eq!(choice(r#"{"type":"x"}"#), "tool_choice: type is \"x\", expected function or allowed_tools");
     assert!(refusal(&format!(r#"{tool},"tool_choice":{{"function":{{"name":"g"}}}}"#)).contains("not among the tools"));
-    assert!(refusal(r#""tool_choice":"required""#).contains("there are no tools"));
+    for demand in [r#""required""#, r#"{"type":"function","function":{"name":"f"}}"#] {
+        let refused = refusal(&format!(r#""tool_choice":{demand}"#));
+        assert_eq!(refused, "tool_choice demands a call, and there are no tools, expected at least one");
+    }
     assert_eq!(refusal(r#""temprature":1"#), "unknown field \"temprature\", did you mean \"temperature\"?");
     assert_eq!(chat("{}").unwrap_err().message(), "messages is missing");
     assert_eq!(chat("[]").unwrap_err().message(), "the body is an array, expected a JSON object");
@@ -159,11 +188,11 @@ fn a_tool_is_demanded_by_name_by_a_few_or_any() {
     );
     assert_eq!(forced(&format!(r#"{{"type":"allowed_tools","mode":"auto",{tools}}}"#)), named(&[]));
     for (choice, message) in [
-        (r#""some""#, "tool_choice is not known"),
+        (r#""some""#, "tool_choice is \"some\""),
         (r#"{"type":"function","function":{"name":"h"}}"#, "not among the tools"),
-        (r#"{"type":"allowed_tools","tools":[]}"#, "tool_choice has no mode"),
+        (r#"{"type":"allowed_tools","tools":[]}"#, "mode is missing"),
         (r#"{"type":"function"}"#, "names no function"),
-        ("3", "tool_choice is a number"),
+        ("3", "tool_choice is 3"),
     ] {
         assert!(forced(choice).unwrap_err().message().contains(message), "{choice}");
     }
@@ -340,8 +369,69 @@ fn tools_are_chosen_by_name_or_from_those_allowed() {
     assert_eq!(of(inside).unwrap(), (vec!["g".to_owned()], false));
     let beside = r#"{"type":"allowed_tools","mode":"required","tools":[{"type":"function","name":"f"}]}"#;
     assert_eq!(of(beside).unwrap(), (vec!["f".to_owned()], true));
-    assert!(of(&inside.replace("auto", "any")).unwrap_err().message().contains("no mode"));
+    assert!(of(&inside.replace("auto", "any")).unwrap_err().message().contains("mode is \"any\""));
     assert!(of(&beside.replace("\"f\"", "\"h\"")).unwrap_err().message().contains("not among the tools"));
+}
+
+#[test]
+fn a_whole_number_may_be_written_as_a_float() {
+    let body = |members: &str| format!(r#"{{"prompt":"a",{members}}}"#);
+    let of = |members: &str| parse_completion(body(members).as_bytes(), Unknown::Refuse);
+    assert_eq!(of(r#""seed":1e18"#).unwrap().each.sampling.seed, Some(1_000_000_000_000_000_000));
+    assert_eq!(of(r#""seed":-1e18"#).unwrap().each.sampling.seed, Some(-1_000_000_000_000_000_000_i64 as u64));
+    assert!(of(r#""seed":1e20"#).unwrap_err().message().contains("expected a 64-bit whole number"));
+    assert!(of(r#""seed":18446744073709551616"#).is_err(), "2^64");
+    assert!(of(r#""best_of":1.0,"max_tokens":16.0,"n":1.0,"logprobs":2.0,"top_k":4e1"#).is_ok());
+    assert!(of(r#""best_of":2.0"#).is_err());
+}
+
+#[test]
+fn large_integers_in_the_arguments_of_calls_and_in_tools_keep_their_digits() {
+    let written = |body: &str, anthropic: bool| {
+        let read = if anthropic { parse_anthropic } else { parse_chat };
+        let Prompt::Chat(chat) = read(body.as_bytes(), Unknown::Ignore).unwrap().prompts.remove(0) else { panic!() };
+        crate::llama::json_with_whole_integers(&json!([chat.messages, chat.tools]))
+    };
+    let n = "-12345678901234567890123";
+    let user = r#"{"role":"user","content":"hi"}"#;
+    for arguments in [format!(r#""{{\"n\": {n}}}""#), format!(r#"{{"n":{n}}}"#)] {
+        let call = format!(r#"{{"type":"function","function":{{"name":"f","arguments":{arguments}}}}}"#);
+        let said = format!(r#"{{"role":"assistant","tool_calls":[{call}]}}"#);
+        let text = written(&format!(r#"{{"messages":[{user},{said}]}}"#), false);
+        assert!(text.contains(&format!(r#""arguments":{{"n":{n}}}"#)), "{text}");
+    }
+    let block = format!(r#"{{"type":"tool_use","id":"c","name":"f","input":{{"n":{n}}}}}"#);
+    let used = format!(r#"{{"role":"assistant","content":[{block}]}}"#);
+    let text = written(&format!(r#"{{"messages":[{user},{used}]}}"#), true);
+    assert!(text.contains(&format!(r#""arguments":{{"n":{n}}}"#)), "{text}");
+    let parameters = format!(r#"{{"properties":{{"n":{{"default":{n},"type":"integer"}}}}}}"#);
+    let tool = format!(r#"{{"type":"function","function":{{"name":"f","parameters":{parameters}}}}}"#);
+    let text = written(&format!(r#"{{"messages":[{user}],"tools":[{tool}]}}"#), false);
+    assert!(text.contains(&format!(r#""default":{n}"#)), "{text}");
+
+    // Elsewhere it is a number as before, and no text.
+    let message = |members: &str| refusal(members);
+    assert!(message(&format!(r#""seed":{n}"#)).starts_with("seed is -1.2345678901234568e+22"));
+    let content = format!(r#"{{"messages":[{{"role":"user","content":{n}}}]}}"#);
+    assert!(chat(&content).unwrap_err().message().contains("content is -1.23"));
+    let input = format!(r#"{{"input":[{{"role":"user","content":{n}}}]}}"#);
+    let refused = parse_responses(input.as_bytes(), Unknown::Ignore).unwrap_err();
+    assert!(refused.message().contains("content is a number"), "{refused}");
+}
+
+#[test]
+fn an_error_repeats_only_the_beginning_of_a_long_word() {
+    let long = "x".repeat(5000);
+    for members in [
+        format!(r#""tool_choice":"{long}""#),
+        format!(r#""response_format":{{"type":"{long}"}}"#),
+        format!(r#""reasoning_format":"{long}""#),
+    ] {
+        let said = refusal(&members);
+        assert!(said.len() < 300 && said.contains("xxx...\""), "{said}");
+    }
+    let blocks = format!(r#"{{"messages":[{{"role":"user","content":[{{"type":"{long}"}}]}}]}}"#);
+    assert!(parse_anthropic(blocks.as_bytes(), Unknown::Ignore).unwrap_err().message().len() < 200);
 }
 
 #[test]

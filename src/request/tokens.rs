@@ -3,9 +3,9 @@
 use serde_json::Value;
 
 use super::Unknown;
-use super::fields::{Fields, shown, whole};
+use super::fields::{Fields, shown};
 use crate::error::{Error, Result};
-use crate::types::TokenId;
+use crate::types::{TokenId, whole};
 
 /// Fields of a request to tokenize.
 pub(crate) const TOKENIZE_FIELDS: &[&str] = &["content", "add_special", "parse_special"];
@@ -42,8 +42,9 @@ pub fn parse_tokenize(body: &[u8]) -> Result<ParsedTokenize> {
 /// As [`parse_tokenize`].
 pub fn parse_detokenize(body: &[u8]) -> Result<Vec<TokenId>> {
     let mut fields = Fields::parse(body, Unknown::Refuse)?;
-    let Some(Value::Array(items)) = fields.take("tokens") else {
-        return Err(Error::arg("tokens is missing, expected an array of tokens"));
+    let items = match fields.required("tokens")? {
+        Value::Array(items) => items,
+        other => return Err(Error::arg(format!("tokens is {}, expected an array of tokens", shown(&other)))),
     };
     fields.finish(DETOKENIZE_FIELDS)?;
     let token = |item: &Value| {

@@ -3,7 +3,8 @@
 use serde_json::{Value, json};
 
 use super::Unknown;
-use super::fields::{Fields, kind, shown};
+use super::fields::{Fields, kind, quoted, round_but, shown, word};
+use super::parsed::WrittenSchema;
 use crate::error::{Error, Result};
 
 /// Most tools per request.
@@ -19,6 +20,8 @@ pub(super) struct Tools {
     pub(super) names: Vec<String>,
     /// The schema of a call of each.
     pub(super) calls: Vec<Value>,
+    /// The parameters of each.
+    pub(super) parameters: Vec<WrittenSchema>,
     /// Whether `tool_choice` demands a call.
     pub(super) forced: bool,
 }
@@ -33,10 +36,15 @@ pub(super) fn take(fields: &mut Fields) -> Result<Tools> {
         }
         Some(other) => return Err(Error::arg(format!("tools is {}, expected an array", kind(&other)))),
     };
-    let functions = given.iter().enumerate();
-    let functions: Vec<(String, Value)> = functions
-        .map(|(i, tool)| function(tool).map_err(|e| e.context(format!("tools[{i}]"))))
-        .collect::<Result<_>>()?;
+    let words = Words { name: fields.name("function.name"), parameters: fields.name("function.parameters") };
+    let mut functions: Vec<(String, Value)> = Vec::new();
+    for (i, tool) in given.iter().enumerate() {
+        let (name, parameters) = function(tool, words).map_err(|e| e.context(format!("tools[{i}]")))?;
+        if let Some(first) = functions.iter().position(|(other, _)| *other == name) {
+            return Err(Error::arg(format!("tools[{first}] and tools[{i}] are both named {name:?}, expected one")));
+        }
+        functions.push((name, parameters));
+    }
     let names: Vec<String> = functions.iter().map(|(name, _)| name.clone()).collect();
     let (forced, among) = match fields.take("tool_choice").map(|choice| choice_of(&choice)).transpose()? {
         None => (false, names),
@@ -45,17 +53,27 @@ pub(super) fn take(fields: &mut Fields) -> Result<Tools> {
         Some(Choice::Of { forced, among }) => (forced, among),
     };
     if forced && functions.is_empty() {
-        return Err(Error::arg("tool_choice is required, but there are no tools"));
+        return Err(Error::arg("tool_choice demands a call, and there are no tools, expected at least one"));
     }
-    if among.iter().any(|name| !functions.iter().any(|(known, _)| known == name)) {
-        return Err(Error::arg("tool_choice names a tool that is not among the tools"));
+    if let Some(name) = among.iter().find(|name| !functions.iter().any(|(known, _)| known == *name)) {
+        let name = quoted(name);
+        return Err(Error::arg(format!(
+            "tool_choice names {name}, which is not among the tools, expected one of them"
+        )));
     }
-    let calls = functions
-        .iter()
-        .filter(|(name, _)| among.contains(name))
-        .map(|(name, parameters)| call_schema(name, parameters))
-        .collect();
-    Ok(Tools { given, names: among, calls, forced })
+    let (mut calls, mut parameters) = (Vec::new(), Vec::new());
+    for (i, (name, schema)) in functions.into_iter().enumerate().filter(|(_, (name, _))| among.contains(name)) {
+        calls.push(call_schema(&name, &schema));
+        parameters.push(WrittenSchema { place: format!("tools[{i}].{}", words.parameters), schema });
+    }
+    Ok(Tools { given, names: among, calls, parameters, forced })
+}
+
+/// What the API calls the fields of a tool.
+#[derive(Clone, Copy)]
+struct Words {
+    name: &'static str,
+    parameters: &'static str,
 }
 
 /// The meaning of `tool_choice`.
@@ -75,14 +93,18 @@ fn choice_of(choice: &Value) -> Result<Choice> {
             "none" => Ok(Choice::None),
             "auto" => Ok(Choice::Any { forced: false }),
             "required" => Ok(Choice::Any { forced: true }),
-            _ => Err(Error::arg(format!("tool_choice is not known, {EXPECTED}"))),
+            other => Err(Error::arg(format!("tool_choice is {}, {EXPECTED}", quoted(other)))),
         },
         (Value::Object(_), Some("allowed_tools")) => {
             let allowed = if choice["allowed_tools"].is_object() { &choice["allowed_tools"] } else { choice };
             let forced = match allowed["mode"].as_str() {
                 Some("auto") => false,
                 Some("required") => true,
-                _ => return Err(Error::arg("tool_choice has no mode, expected auto or required")),
+                _ => {
+                    let mode = &allowed["mode"];
+                    let mode = if mode.is_null() { "missing".to_owned() } else { word(mode) };
+                    return Err(Error::arg(format!("tool_choice: mode is {mode}, expected auto or required")));
+                }
             };
             let names = allowed["tools"].as_array().filter(|tools| !tools.is_empty());
             let names = names.and_then(|tools| tools.iter().map(name).collect::<Option<Vec<_>>>());
@@ -95,7 +117,11 @@ fn choice_of(choice: &Value) -> Result<Choice> {
             Some(name) => Ok(Choice::Of { forced: true, among: vec![name] }),
             None => Err(Error::arg(format!("tool_choice names no function, {EXPECTED}"))),
         },
-        (other, _) => Err(Error::arg(format!("tool_choice is {}, {EXPECTED}", kind(other)))),
+        (Value::Object(_), Some(other)) => {
+            let other = quoted(other);
+            Err(Error::arg(format!("tool_choice: type is {other}, expected function or allowed_tools")))
+        }
+        (other, _) => Err(Error::arg(format!("tool_choice is {}, {EXPECTED}", shown(other)))),
     }
 }
 
@@ -111,22 +137,36 @@ fn call_schema(name: &str, parameters: &Value) -> Value {
 }
 
 /// The name and parameters of a function.
-fn function(tool: &Value) -> Result<(String, Value)> {
-    if tool["type"] != "function" {
-        return Err(Error::arg("its type is not function, which is the only one that is known"));
+fn function(tool: &Value, words: Words) -> Result<(String, Value)> {
+    if !tool.is_object() {
+        return Err(Error::arg(format!("it is {}, expected {{\"type\": \"function\", ...}}", shown(tool))));
+    }
+    match &tool["type"] {
+        Value::String(kind) if kind == "function" => {}
+        Value::Null => return Err(Error::arg("type is missing, expected function")),
+        other => return Err(Error::arg(format!("type is {}, expected function", word(other)))),
     }
     let function = &tool["function"];
+    if !matches!(function, Value::Object(_) | Value::Null) {
+        return Err(Error::arg(format!("function is {}, expected an object", shown(function))));
+    }
     let mistyped = |known: &str| {
         let map = function.as_object().cloned().unwrap_or_default();
-        Fields { map, unknown: Unknown::Ignore }.mistyped(&[known]).map(|e| e.context("function"))
+        Fields::of(map, Unknown::Ignore).mistyped(&[known]).map(|e| e.context("function"))
     };
-    let Some(name) = function["name"].as_str() else {
-        return Err(mistyped("name").unwrap_or_else(|| Error::arg("function.name is missing")));
+    let name = match &function["name"] {
+        Value::String(name) => name,
+        Value::Null => {
+            let missing = || Error::arg(format!("{} is missing, expected a string", words.name));
+            return Err(mistyped("name").unwrap_or_else(missing));
+        }
+        other => return Err(Error::arg(format!("{} is {}, expected a string", words.name, shown(other)))),
     };
     let plain = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-' || c == '.';
     if name.is_empty() || name.len() > NAME_BYTES || !name.chars().all(plain) {
+        let (field, name) = (words.name, quoted(name));
         let expected = format!("1 to {NAME_BYTES} letters, digits, _, - and .");
-        return Err(Error::arg(format!("function.name has other characters or is too long, expected {expected}")));
+        return Err(Error::arg(format!("{field} is {name}, expected {expected}")));
     }
     match &function["parameters"] {
         Value::Null => match mistyped("parameters") {
@@ -134,12 +174,15 @@ fn function(tool: &Value) -> Result<(String, Value)> {
             Some(error) => Err(error),
         },
         schema @ Value::Object(map) if map.get("type").is_none_or(|kind| kind == "object") => {
-            Ok((name.to_owned(), schema.clone()))
+            let mut schema = schema.clone();
+            // No template writes it, and the compiler wants numbers.
+            round_but(&mut schema, &[]);
+            Ok((name.to_owned(), schema))
         }
         Value::Object(map) => {
-            let found = shown(&map["type"]);
-            Err(Error::arg(format!("function.parameters has the type {found}, expected \"object\"")))
+            let (field, found) = (words.parameters, word(&map["type"]));
+            Err(Error::arg(format!("{field}.type is {found}, expected \"object\"")))
         }
-        other => Err(Error::arg(format!("function.parameters is {}, expected a JSON schema", kind(other)))),
+        other => Err(Error::arg(format!("{} is {}, expected a JSON schema", words.parameters, shown(other)))),
     }
 }

@@ -5,12 +5,13 @@ use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 
 use flate2::read::MultiGzDecoder;
-use serde::{Deserialize, Serialize};
+use serde::de::{Error as _, IgnoredAny, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result};
-use crate::types::{ChatMessage, GenerationId, PromptText, RATINGS, TokenId};
+use crate::types::{ChatMessage, GenerationId, PromptText, RATINGS, Sampling, TokenId, whole};
 
 /// Longest line, in bytes.
 const LINE_BYTES: u64 = 16 << 20;
@@ -170,19 +171,24 @@ fn skip_line(lines: &mut impl BufRead, sum: &mut Sha256) -> Result<()> {
 /// # Errors
 /// `Arg` says what is wrong with it.
 fn parse(line: &[u8]) -> Result<Entry> {
-    let value: Value = serde_json::from_slice(line).map_err(|e| Error::arg(format!("no JSON ({e})")))?;
-    let Value::Object(map) = value else { return Err(Error::arg(format!("no JSON object, {EXPECTED}"))) };
+    let Members(map) = match line.trim_ascii_start().first() {
+        Some(b'{') => serde_json::from_slice(line).map_err(|e| Error::arg(format!("no JSON ({e})")))?,
+        _ => {
+            let no_json = |e| Error::arg(format!("no JSON ({e})"));
+            serde_json::from_slice::<IgnoredAny>(line).map_err(no_json)?;
+            return Err(Error::arg(format!("no JSON object, {EXPECTED}")));
+        }
+    };
     let text = |key: &str| match map.get(key) {
         None | Some(Value::Null) => Ok(None),
         Some(Value::String(text)) => Ok(Some(text.clone())),
-        Some(_) => Err(Error::arg(format!("{key} is no text"))),
+        Some(other) => Err(wrong(key, other, "a text")),
     };
     let judged = match (map.get("chosen"), map.get("rejected")) {
         (Some(chosen), Some(rejected)) => pair(map.get("prompt"), chosen, rejected)?,
         _ => rated(&map)?,
     };
-    let tokens = |given: &Value| Vec::deserialize(given).map_err(|_| Error::arg("prompt_tokens are no tokens"));
-    let prompt_tokens = map.get("prompt_tokens").filter(|given| !given.is_null()).map(tokens).transpose()?;
+    let prompt_tokens = map.get("prompt_tokens").filter(|given| !given.is_null()).map(tokens_of).transpose()?;
     let (user, comment, base_sha256) = (text("user")?, text("comment")?, text("base_sha256")?);
     if user.as_ref().is_some_and(String::is_empty) {
         return Err(Error::arg("user is empty, expected a name or null"));
@@ -191,11 +197,18 @@ fn parse(line: &[u8]) -> Result<Entry> {
     let answer_ids = ids.into_iter().filter_map(|key| text(key).transpose().map(|id| id.map(GenerationId)));
     let answer_ids = answer_ids.collect::<Result<_>>()?;
     let identity = text("feedback_identity")?;
-    if identity.as_ref().is_some_and(|id| id.len() != IDENTITY || !id.bytes().all(|b| b.is_ascii_hexdigit())) {
-        return Err(Error::arg(format!("feedback_identity is not {IDENTITY} hexadecimal digits")));
+    if let Some(id) = identity.as_ref().filter(|id| id.len() != IDENTITY || !id.bytes().all(|b| b.is_ascii_hexdigit()))
+    {
+        let expected = format!("{IDENTITY} hexadecimal digits");
+        return Err(wrong("feedback_identity", &id.as_str().into(), &expected));
     }
     let anonymous = map.get("user").is_some_and(Value::is_null);
-    let correction = map.get("correction") == Some(&Value::Bool(true));
+    let correction = match map.get("correction") {
+        None | Some(Value::Null) => false,
+        Some(Value::Bool(correction)) => *correction,
+        Some(other) => return Err(wrong("correction", other, "true or false")),
+    };
+    check_unused(&map, base_sha256.is_some())?;
     Ok(Entry {
         line: 0,
         judged,
@@ -208,6 +221,70 @@ fn parse(line: &[u8]) -> Result<Entry> {
         anonymous,
         correction,
     })
+}
+
+/// Checks what a line says that nothing is taken from: of an answer's temperature, and in lines of our own export of
+/// when something was said and of which version. Other data sets have a `created` of their own kind.
+fn check_unused(map: &Map<String, Value>, exported: bool) -> Result<()> {
+    let given = |key: &str| map.get(key).filter(|value| !value.is_null());
+    let (coldest, hottest) = (Sampling::TEMPERATURE.start(), Sampling::TEMPERATURE.end());
+    if let Some(value) = given("temperature")
+        && !value.as_f64().is_some_and(|t| (f64::from(*coldest)..=f64::from(*hottest)).contains(&t))
+    {
+        return Err(wrong("temperature", value, &format!("a number from {coldest} to {hottest}")));
+    }
+    for (key, expected) in [("created", "milliseconds since 1970"), ("policy_version", "a version's number")] {
+        if let Some(value) = given(key)
+            && exported
+            && whole(value).is_none_or(|number| i64::try_from(number).is_err())
+        {
+            return Err(wrong(key, value, &format!("{expected}, a whole number")));
+        }
+    }
+    Ok(())
+}
+
+/// The error for a value, of which a few characters are shown.
+fn wrong(key: &str, value: &Value, expected: &str) -> Error {
+    let shown: String = value.to_string().chars().take(32).collect();
+    Error::arg(format!("{key} is {shown}, expected {expected}"))
+}
+
+fn tokens_of(given: &Value) -> Result<Vec<TokenId>> {
+    const TOKENS: &str = "an array of tokens' numbers";
+    let Value::Array(items) = given else { return Err(wrong("prompt_tokens", given, TOKENS)) };
+    let token = |(i, item): (usize, &Value)| {
+        let id = whole(item).and_then(|id| TokenId::try_from(id).ok());
+        id.ok_or_else(|| wrong(&format!("prompt_tokens[{i}]"), item, "a token's number"))
+    };
+    items.iter().enumerate().map(token).collect()
+}
+
+/// The members of a JSON object, each of which may stand there once: of two values one would be dropped silently.
+struct Members(Map<String, Value>);
+
+impl<'de> Deserialize<'de> for Members {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+        deserializer.deserialize_map(Members(Map::new()))
+    }
+}
+
+impl<'de> Visitor<'de> for Members {
+    type Value = Members;
+
+    fn expecting(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        f.write_str("a JSON object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(mut self, mut members: A) -> std::result::Result<Members, A::Error> {
+        while let Some((key, value)) = members.next_entry::<String, Value>()? {
+            let key_shown: String = key.chars().take(32).collect();
+            if self.0.insert(key, value).is_some() {
+                return Err(A::Error::custom(format!("{key_shown:?} stands there twice, expected each name once")));
+            }
+        }
+        Ok(self)
+    }
 }
 
 fn pair(prompt: Option<&Value>, chosen: &Value, rejected: &Value) -> Result<Judged> {
@@ -246,15 +323,18 @@ fn rated(map: &Map<String, Value>) -> Result<Judged> {
     }
     let given = |key: &str| map.get(key).filter(|value| !value.is_null());
     let rates = ["rating", "label", "thumbs_up", "thumbs_down"].into_iter().any(|key| given(key).is_some());
-    let signal = map.get("signal").and_then(Value::as_str).map(str::to_owned);
+    let signal = match given("signal") {
+        None => None,
+        Some(Value::String(name)) => Some(name.clone()),
+        Some(other) => return Err(wrong("signal", other, "a signal's name")),
+    };
+    if rates && signal.is_some() {
+        return Err(Error::arg("there are both a rating and signal, expected one of them"));
+    }
     let remark = map.get("comment").is_some_and(Value::is_string);
     if !rates && (signal.is_some() || remark) {
         return Ok(Judged::Said { prompt, answer, signal });
     }
-    let wrong = |key: &str, value: &Value, expected: &str| {
-        let shown: String = value.to_string().chars().take(32).collect();
-        Error::arg(format!("{key} is {shown}, expected {expected}"))
-    };
     let thumbs = |key: &str| match given(key) {
         None => Ok(0.0),
         Some(value) => match value.as_f64().filter(|count| count.fract() == 0.0 && *count >= 0.0) {

@@ -55,16 +55,40 @@ fn what_is_wrong_with_a_line_is_said() {
         (r#"{"prompt": "p", "completion": "a", "thumbs_up": null, "rating": null}"#, "no rating, expected rating from"),
         (r#"{"prompt": "p", "completion": "a", "rating": 1e999}"#, "no JSON"),
         (r#"{"prompt": "p", "completion": "a"}"#, "no rating, expected"),
-        (r#"{"prompt": "p", "completion": "a", "rating": 1, "user": 5}"#, "user is no text"),
+        (r#"{"prompt": "p", "completion": "a", "rating": 1, "user": 5}"#, "user is 5, expected a text"),
         (r#"{"prompt": "p", "completion": "a", "rating": 1, "user": ""}"#, "user is empty"),
-        (r#"{"prompt": "p", "completion": "a", "rating": 1, "comment": []}"#, "comment is no text"),
-        (r#"{"prompt": "p", "completion": "a", "rating": 1, "prompt_tokens": [-1]}"#, "prompt_tokens are no tokens"),
-        (r#"{"prompt": "p", "completion": "a", "rating": 1, "prompt_tokens": "x"}"#, "prompt_tokens are no tokens"),
+        (r#"{"prompt": "p", "completion": "a", "rating": 1, "comment": []}"#, "comment is [], expected a text"),
         (r#"{"prompt": "p", "completion": "a", "rating": 1, "label": false}"#, "rating and label say the opposite"),
     ] {
         let reason_found = parse(line.as_bytes()).unwrap_err().message().to_owned();
         assert!(reason_found.contains(reason), "{line}: {reason_found}");
     }
+}
+
+#[test]
+fn a_member_of_a_line_that_nothing_can_be_made_of_is_named_with_its_value_and_what_was_expected() {
+    let read = |more: &str| parse(format!(r#"{{"prompt": "p", "completion": "a", "rating": 1, {more}}}"#).as_bytes());
+    let exported = r#""base_sha256": "f00""#;
+    for (more, reason) in [
+        (r#""temperature": "x""#, r#"temperature is "x", expected a number from 0 to 10"#),
+        (r#""temperature": -1"#, "temperature is -1, expected a number from 0 to 10"),
+        (r#""temperature": 1e30"#, "temperature is 1e+30, expected a number from 0 to 10"),
+        (&format!(r#"{exported}, "created": "yesterday""#), r#"created is "yesterday", expected milliseconds"#),
+        (&format!(r#"{exported}, "created": 1e300"#), "created is 1e+300, expected milliseconds"),
+        (&format!(r#"{exported}, "policy_version": -1"#), "policy_version is -1, expected a version's number"),
+        (r#""prompt": "q""#, r#""prompt" stands there twice"#),
+        (r#""signal": 5"#, "signal is 5, expected a signal's name"),
+        (r#""signal": "copied""#, "both a rating and signal"),
+        (r#""correction": "yes""#, r#"correction is "yes", expected true or false"#),
+        (r#""prompt_tokens": [1, -1]"#, "prompt_tokens[1] is -1, expected a token's number"),
+        (r#""prompt_tokens": "x""#, r#"prompt_tokens is "x", expected an array of tokens"#),
+        (r#""feedback_identity": "x""#, r#"feedback_identity is "x", expected 32 hexadecimal digits"#),
+    ] {
+        let said = read(more).unwrap_err().message().to_owned();
+        assert!(said.contains(reason), "{more}: {said}");
+    }
+    assert_eq!(read(r#""prompt_tokens": [100.0, 7]"#).unwrap().prompt_tokens, Some(vec![100, 7]));
+    assert!(read(r#""created": "2024-01-31", "temperature": 0.7, "signal": null"#).is_ok(), "another data set");
 }
 
 #[test]

@@ -81,6 +81,11 @@ fn a_backup_is_whole_or_refused_and_nothing_is_overwritten() {
     let error = backup(&data, &data.join("backup")).unwrap_err();
     assert!(error.message().contains("lies in the data folder"), "{error}");
     backup(&data, &to).unwrap();
+    for inside in [to.join("in"), to.join("a/b"), to.join("../backup/in")] {
+        let error = restore(&to, &inside).unwrap_err();
+        assert!(error.message().contains("lies in the backup, expected another place"), "{error}");
+        assert!(!inside.exists());
+    }
     let error = backup(&data, &to).unwrap_err();
     assert!(error.message().contains("is not empty"), "{error}");
     let error = restore(&to, &data).unwrap_err();

@@ -254,6 +254,25 @@ fn a_reader_that_has_left_ends_a_command_without_a_word() {
 }
 
 #[test]
+fn a_subcommand_of_versions_offers_a_data_folder_if_it_takes_one() {
+    let help = |action: &str| String::from_utf8(apad(&["versions", action, "--help"]).stdout).unwrap();
+    for action in ["list", "show", "verify", "activate", "rollback", "adopt"] {
+        assert!(help(action).contains("--data <DIR>"), "{action}");
+    }
+    for action in ["snapshot", "restore", "train"] {
+        assert!(!help(action).contains("--data"), "{action}");
+    }
+    for args in [
+        &["versions", "--data", "none"][..],
+        &["versions", "--data", "none", "list"],
+        &["versions", "list", "--data", "none"],
+    ] {
+        fails(args, 1, "none");
+    }
+    fails(&["versions", "train", "--data", "none"], 2, "--data");
+}
+
+#[test]
 fn options_stand_before_and_behind_subcommands() {
     for args in [
         &["versions", "--url", "http://127.0.0.1:2", "list"][..],

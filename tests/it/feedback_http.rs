@@ -142,6 +142,8 @@ async fn a_users_name_moves_no_cursor_and_one_that_nobody_has_is_not_reviewed() 
         let ran = review(&["--user", unknown, "trust"]);
         assert!(!ran.status.success() && calm(&ran.stderr).contains("expected one who asked or rated"), "{ran:?}");
     }
+    let ran = review(&[]);
+    assert_eq!(calm(&ran.stdout), "nobody's feedback waits for review\n", "{ran:?}");
     let ran = review(&["--user", name, "trust"]);
     assert!(ran.status.success(), "{ran:?}");
     assert!(calm(&ran.stdout).starts_with("ann\\u{1b}[2J\\u{7}\\u{9b}31m\\u{202e}: trust"), "{ran:?}");

@@ -118,6 +118,8 @@ fn a_version_of_which_only_the_trainers_files_are_damaged_is_served_without_trai
         assert!(error.message().contains(name), "{error}");
         let kinds: Vec<AlertKind> = status.alerts.iter().map(|alert| alert.kind).collect();
         assert_eq!(kinds, [AlertKind::NotTrained], "{name}");
+        let way_out = &status.alerts[0].message;
+        assert!(way_out.contains("once its files are restored, `apad versions activate 1`"), "{way_out}");
         assert_eq!(answer(&engine, "the", 1).policy_version, PolicyVersion(1), "{name}");
         // The way out.
         engine.activate(PolicyVersion(0)).unwrap();
@@ -208,6 +210,20 @@ fn a_template_that_can_not_be_used_is_told_at_the_start() {
     let alerts = engine.status().alerts;
     assert_eq!(alerts[0].kind, AlertKind::NoTemplate, "{alerts:?}");
     assert!(alerts[0].message.contains("can't be parsed"), "{alerts:?}");
+    assert!(!answer(&engine, "the", 1).response.is_empty());
+}
+
+#[test]
+fn a_template_that_fails_on_a_plain_message_is_told_at_the_start() {
+    use crate::support::tiny::{TinySpec, tiny_model};
+    let dir = tempfile::tempdir().unwrap();
+    let template = "{{ messages[0].content | nonsense }}";
+    tiny_model(&dir.path().join("tiny.gguf"), &TinySpec { template, ..TinySpec::new("llama") }).unwrap();
+    let engine = open(dir.path());
+    let alerts = engine.status().alerts;
+    assert_eq!(alerts.len(), 1, "{alerts:?}");
+    assert_eq!(alerts[0].kind, AlertKind::NoTemplate, "{alerts:?}");
+    assert!(alerts[0].message.contains("nonsense"), "{alerts:?}");
     assert!(!answer(&engine, "the", 1).response.is_empty());
 }
 

@@ -224,6 +224,11 @@ fn feedback_comes_in_goes_out_and_comes_in_again() {
         let text = fs::read_to_string(bench.path(out)).unwrap();
         text.lines().map(|l| serde_json::from_str(l).unwrap()).collect::<Vec<Value>>()
     };
+    let (reader, gone) = std::io::pipe().unwrap();
+    drop(reader);
+    let args = ["feedback", "--model", "tiny.gguf", "--data", "a"];
+    let ran = bench.apad("export").args(args).stdout(gone).output().unwrap();
+    assert_eq!((ran.status.code(), &*String::from_utf8_lossy(&ran.stderr)), (Some(141), ""), "its reader has left");
     let out = export("a", "out.jsonl");
     assert_eq!(out.len(), 4);
     assert_eq!(

@@ -225,6 +225,7 @@ fn a_damaged_reward_model_is_told_and_answers_and_ratings_go_on() {
     let (alerts, trainer) = (engine.status().alerts, engine.status().trainer);
     assert_eq!((alerts[0].kind, trainer.state), (AlertKind::NotTrained, apa::engine::TrainerState::Off), "{alerts:?}");
     assert!(trainer.reason.unwrap().contains("reward.gguf"));
+    assert!(alerts[0].message.contains("a restart trains again"), "{alerts:?}");
     rate_some(&engine, 4);
     assert_eq!(engine.status().trainer.pending_ratings, 4);
     assert!(engine.train_step().unwrap_err().message().contains("reward.gguf"));

@@ -155,7 +155,7 @@ fn export_feedback(options: &ExportFeedback, path: &Path) -> Result<()> {
     };
     match &options.out {
         Some(file) => write_whole(&check_target(file, Form::Lines, &[path, &options.data])?, write)?,
-        None => write(&mut BufWriter::new(std::io::stdout().lock()))?,
+        None => write(&mut BufWriter::new(crate::Output::held()))?,
     }
     Ok(())
 }
@@ -192,6 +192,9 @@ pub async fn review(options: Review) -> Result<()> {
     if options.json {
         println!("{}", crate::json_text(&list)?);
         return Ok(());
+    }
+    if list.data.is_empty() && list.left_out.is_empty() {
+        println!("nobody's feedback waits for review");
     }
     for ReviewEntry { user, compared, disagreed, waiting, verdict } in list.data {
         let verdict = verdict.map_or_else(|| "held for review".to_owned(), |v| format!("{v:?}").to_lowercase());

@@ -67,7 +67,7 @@ fn print(options: &Options, model: &Path) -> Result<()> {
         Engine::Candle => candle(options, model)?,
         Engine::Llama => llama(options, model, longest)?,
     };
-    let mut out = std::io::stdout().lock();
+    let mut out = crate::Output::held();
     for (index, tokens) in sequences.iter().enumerate() {
         let logprobs = score(tokens).with_context(|| format!("{}:{}", options.input.display(), index + 1))?;
         writeln!(out, "{}", json!({"logprobs": logprobs}))?;

@@ -122,6 +122,32 @@ fn end_quietly_on_a_closed_pipe() {
     }));
 }
 
+/// Standard output for what is written rather than printed; it too ends the command silently when its reader leaves.
+pub struct Output(std::io::StdoutLock<'static>);
+
+impl Output {
+    /// Standard output, held until it is dropped.
+    pub fn held() -> Self {
+        Self(std::io::stdout().lock())
+    }
+}
+
+impl Write for Output {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.write(bytes).inspect_err(end_if_nobody_reads)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.0.flush().inspect_err(end_if_nobody_reads)
+    }
+}
+
+fn end_if_nobody_reads(error: &std::io::Error) {
+    if error.kind() == std::io::ErrorKind::BrokenPipe {
+        apa::llama::exit_at_once(BROKEN_PIPE);
+    }
+}
+
 /// A value as JSON for a person or a program, in which a terminal finds nothing to obey.
 fn json_text(value: &impl Serialize) -> Result<String> {
     Ok(shown_json(&serde_json::to_string_pretty(value)?).into_owned())
@@ -139,10 +165,6 @@ fn arguments() -> Cli {
     })
 }
 
-fn is_closed_pipe(cause: &(dyn std::error::Error + 'static)) -> bool {
-    cause.downcast_ref::<std::io::Error>().is_some_and(|e| e.kind() == std::io::ErrorKind::BrokenPipe)
-}
-
 fn main() -> ExitCode {
     // Before anything that such a processor might not know.
     if let Err(error) = apa::processor::Processor::detect().suffices() {
@@ -154,9 +176,6 @@ fn main() -> ExitCode {
     let cli = arguments();
     match run(cli) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) if error.chain().any(is_closed_pipe) && !error.chain().any(|cause| cause.is::<reqwest::Error>()) => {
-            apa::llama::exit_at_once(BROKEN_PIPE)
-        }
         Err(error) => {
             eprintln!("apad: {}", shown_lines(&format!("{error:#}")));
             ExitCode::from(match () {

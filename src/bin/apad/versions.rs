@@ -29,9 +29,8 @@ Examples:
 pub struct Options {
     #[command(flatten)]
     daemon: Daemon,
-    /// The data folder itself, while no daemon holds it, instead of a running daemon
-    #[arg(long, value_name = "DIR", global = true)]
-    data: Option<PathBuf>,
+    #[command(flatten)]
+    folder: Folder,
     /// Print JSON
     #[arg(long, global = true)]
     json: bool,
@@ -39,17 +38,35 @@ pub struct Options {
     action: Option<Action>,
 }
 
+/// Where the versions are if no daemon runs; for the subcommands that can do without one.
+#[derive(Args)]
+struct Folder {
+    /// The data folder itself, while no daemon holds it, instead of a running daemon
+    #[arg(long, value_name = "DIR")]
+    data: Option<PathBuf>,
+}
+
 #[derive(Subcommand)]
 enum Action {
     /// All versions, oldest first (what `apad versions` does alone)
     #[command(after_help = "Example:\n  apad versions list --json")]
-    List,
+    List {
+        #[command(flatten)]
+        folder: Folder,
+    },
     /// A version with the verdict over it: what was measured, and why it serves or doesn't
     #[command(after_help = "Example:\n  apad versions show 3 --json")]
-    Show { version: u64 },
+    Show {
+        version: u64,
+        #[command(flatten)]
+        folder: Folder,
+    },
     /// Check the files of every version: which are whole, which were removed on purpose, and which are damaged
     #[command(after_help = "Example:\n  apad versions verify --data apa-data")]
-    Verify,
+    Verify {
+        #[command(flatten)]
+        folder: Folder,
+    },
     /// Serve this version from now on
     #[command(after_help = "\
 Example:
@@ -64,10 +81,15 @@ Weights of its own serve a version faster than base and adapter, and take the me
         /// By the merged weights in the daemon's folder, whole/VERSION.gguf, instead of base and adapter
         #[arg(long)]
         whole: bool,
+        #[command(flatten)]
+        folder: Folder,
     },
     /// Serve the parent of the active version from now on
     #[command(after_help = "Example:\n  apad versions rollback")]
-    Rollback,
+    Rollback {
+        #[command(flatten)]
+        folder: Folder,
+    },
     /// Write the files of a version into one file, which another machine with the same base model can restore
     #[command(after_help = "Example:\n  apad versions snapshot 3 version-3.tar")]
     Snapshot {
@@ -89,7 +111,24 @@ Weights of its own serve a version faster than base and adapter, and take the me
     Adopt {
         /// A name of `apad versions list`'s last lines (default: all of them)
         name: Option<String>,
+        #[command(flatten)]
+        folder: Folder,
     },
+}
+
+impl Action {
+    /// The folder named behind the subcommand.
+    fn folder(&mut self) -> Option<PathBuf> {
+        match self {
+            Action::List { folder }
+            | Action::Show { folder, .. }
+            | Action::Verify { folder }
+            | Action::Activate { folder, .. }
+            | Action::Rollback { folder }
+            | Action::Adopt { folder, .. } => folder.data.take(),
+            Action::Snapshot { .. } | Action::Restore { .. } | Action::Train => None,
+        }
+    }
 }
 
 /// Where to read the versions: a daemon or its folder.
@@ -99,21 +138,23 @@ enum Versions {
 }
 
 pub async fn run(options: Options) -> Result<()> {
-    let from = match &options.data {
+    let mut action = options.action.unwrap_or(Action::List { folder: Folder { data: None } });
+    let data = action.folder().or(options.folder.data);
+    let from = match &data {
         None => Versions::Daemon(options.daemon.client()?),
         Some(dir) => Versions::Folder(Box::new(Archive::open(dir)?)),
     };
-    let active = match options.action.unwrap_or(Action::List) {
-        Action::List => {
+    let active = match action {
+        Action::List { .. } => {
             let (versions, aside) = (from.list().await?, from.set_aside().await?);
             let waiting = from.proposals().await?;
             return print(options.json, &versions, || table(&versions, &waiting) + &aside_table(&aside));
         }
-        Action::Show { version } => {
+        Action::Show { version, .. } => {
             let record = from.show(PolicyVersion(version)).await?;
             return print(options.json, &record, || shown(&record) + &files(&record));
         }
-        Action::Verify => {
+        Action::Verify { .. } => {
             let mut records = Vec::new();
             for version in from.list().await?.iter().filter(|v| v.version != PolicyVersion::INITIAL) {
                 records.push(from.show(version.version).await?);
@@ -124,7 +165,7 @@ pub async fn run(options: Options) -> Result<()> {
                 damaged => bail!("{damaged} of {} versions are damaged", records.len()),
             }
         }
-        Action::Adopt { name } => {
+        Action::Adopt { name, .. } => {
             let adopted = from.adopt(name.as_deref()).await?;
             let line = |one: &Adopted| format!("{} is version {}\n", one.name, one.version);
             let none = || "nothing was set aside\n".to_owned();
@@ -143,10 +184,10 @@ pub async fn run(options: Options) -> Result<()> {
             return print(options.json, &outcome, || trained(&outcome));
         }
         Action::Restore { file } => from.daemon("restore")?.restore(&file).await?,
-        Action::Activate { version, whole } => from.activate(PolicyVersion(version), whole).await?,
-        Action::Rollback => from.rollback().await?,
+        Action::Activate { version, whole, .. } => from.activate(PolicyVersion(version), whole).await?,
+        Action::Rollback { .. } => from.rollback().await?,
     };
-    let when = if options.data.is_some() { "is what the next start serves" } else { "serves new requests" };
+    let when = if data.is_some() { "is what the next start serves" } else { "serves new requests" };
     print(options.json, &json!({"policy_version": active}), || format!("version {active} {when}\n"))
 }
 

@@ -41,7 +41,8 @@ impl Worker {
             }
             Err(error) => {
                 tracing::error!(%error, "training can't start");
-                let told = "nothing is learned, since training can't start: the trainer's status has the reason";
+                let told = "nothing is learned, since training can't start: the trainer's status has the reason \
+                            (`apad status`); once that is mended, a restart trains again";
                 self.alerts.raise(AlertKind::NotTrained, told);
                 self.turn_off(TrainerState::Off, error.to_string());
             }

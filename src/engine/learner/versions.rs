@@ -116,7 +116,9 @@ impl Worker {
         let version = self.active;
         if let Err(error) = self.load_trainer() {
             let reason = format!("version {version} is served but can't be trained: {error}");
-            self.alerts.raise(AlertKind::NotTrained, &*reason);
+            let wayout = format!("once its files are restored, `apad versions activate {version}` trains it again");
+            let other = "so does activating a version whose files are whole (`apad versions verify`)";
+            self.alerts.raise(AlertKind::NotTrained, format!("{reason}; {wayout}, and {other}"));
             self.turn_off(TrainerState::Off, reason);
         } else if self.trainer().is_some() {
             self.alerts.clear(AlertKind::NotTrained);
