@@ -8,9 +8,8 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::{Add, Div, RangeInclusive};
 
-use serde::{Deserialize, Deserializer, Serialize};
-
 pub use feedback::*;
+use serde::{Deserialize, Deserializer, Serialize};
 pub use versions::*;
 pub(crate) use whole::whole;
 

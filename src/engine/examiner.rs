@@ -84,18 +84,21 @@ impl Examiner {
         }
         let prompts = match gate.prompts.as_deref() {
             Some(USERS) => Prompts::Users,
-            Some(path) => Prompts::File(questions(Path::new(path), model)?),
+            Some(path) => Prompts::File(questions(Path::new(path), model).map_err(|e| e.context("gate.prompts"))?),
             None => Prompts::General,
         };
         let text = match &gate.text {
-            Some(path) => files::read_text(path, files::MOST).map_err(|e| Error::from(e).context(path.display()))?,
+            Some(path) => files::read_text(path, files::MOST)
+                .map_err(|e| Error::from(e).context(format!("gate.text: reading {}", path.display())))?,
             None => TEXT.to_owned(),
         };
         if text.trim().is_empty() {
             return Err(Error::arg("gate.text names a file without words"));
         }
         let anchors = match &gate.anchors {
-            Some(path) => anchors(path, &PromptTokens::new(model), decoder, model)?,
+            Some(path) => {
+                anchors(path, &PromptTokens::new(model), decoder, model).map_err(|e| e.context("gate.anchors"))?
+            }
             None => Vec::new(),
         };
         let text_tokens = TEXT_TOKENS.min(config.train.max_tokens as usize);

@@ -69,6 +69,11 @@ impl Engine {
         )))
     }
 
+    /// Whether the model has this name, without a version behind it: its own, or `serve.alias`.
+    pub fn is_named(&self, name: &str) -> bool {
+        name == self.inner.model.name() || self.inner.config.serve.alias.as_deref() == Some(name)
+    }
+
     /// The model's own chat template, if it has one.
     pub fn template_text(&self) -> Option<&str> {
         self.inner.model.chat_template()

@@ -238,4 +238,6 @@ impl Drop for Permit {
 }
 
 #[cfg(test)]
+mod limit_tests;
+#[cfg(test)]
 mod tests;

@@ -10,6 +10,7 @@ use futures_util::StreamExt;
 
 use super::App;
 use super::error::{ApiError, ApiResult};
+use crate::error::Error;
 
 /// Limits, in bytes and time, on reading the rest of a body that is too large.
 const MOST_THROWN_AWAY: usize = 64 << 20;
@@ -34,6 +35,11 @@ impl FromRequest<Arc<App>> for Body {
 }
 
 async fn read(request: Request, limit: usize) -> ApiResult<Vec<u8>> {
+    if let Some(encoding) = request.headers().get(header::CONTENT_ENCODING).filter(|encoding| *encoding != "identity") {
+        let encoding: String = String::from_utf8_lossy(encoding.as_bytes()).chars().take(32).collect();
+        let message = format!("the request body has the Content-Encoding {encoding:?}, expected none");
+        return Err(Error::unsupported(message).into());
+    }
     let declared = request.headers().get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse::<usize>().ok());
     let asks_first = request.headers().contains_key(header::EXPECT);
     let mut chunks = request.into_body().into_data_stream();

@@ -175,6 +175,7 @@ schemas! {
 
     /// Each with an entry a token.
     TextLogprobs {
+        /// Of each its text; of bytes that are no text by themselves, `bytes:\xe2\x80`.
         tokens: Vec<String>,
         token_logprobs: Vec<f32>,
         top_logprobs: Vec<BTreeMap<String, f32>>,

@@ -34,9 +34,9 @@ pub(super) async fn models(State(app): State<Arc<App>>) -> ApiResult<Json<Models
 pub(super) async fn model(State(app): State<Arc<App>>, path: PathText) -> ApiResult<Json<ModelCard>> {
     let id = text(path)?;
     let unknown = || ApiError::not_found(format!("no model {id}, this server has {}", app.model));
-    let asked = request::asked_version(&id);
+    let asked = request::asked_version(&id).filter(|_| !app.engine.is_named(&id));
     let name = if asked.is_some() { id.rsplit_once('@').map_or("", |(name, _)| name) } else { id.as_str() };
-    if name != app.model && app.engine.config().serve.alias.as_deref() != Some(name) {
+    if !app.engine.is_named(name) {
         return Err(unknown());
     }
     match asked {

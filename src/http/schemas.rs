@@ -152,8 +152,8 @@ schemas! {
 
     /// A conversation in the form of Anthropic's Messages API; fields that are not named here are ignored.
     MessagesRequest {
-        /// Of `user` and `assistant`; content is a text, or blocks of `text`, `thinking`, `tool_use` and `tool_result`.
-        /// A last message of the assistant is continued.
+        /// Of `user`, `assistant` and `system`; content is a text, or blocks of `text`, `thinking`, `tool_use` and
+        /// `tool_result`. A last message of the assistant is continued.
         #[schema(value_type = Vec<Object>)]
         messages: Value,
         model: Option<String>,

@@ -8,7 +8,7 @@ use super::dialect::{Dialect, End, Said, Whole};
 use super::error::ApiError;
 use crate::llama::TextDecoder;
 use crate::request::{Delta, call_id, calls_json};
-use crate::types::{FinishReason, Generation, GenerationId, TokenLogprob};
+use crate::types::{Alternative, FinishReason, Generation, GenerationId, TokenLogprob};
 
 /// Which of the two APIs.
 #[derive(Clone, Copy)]
@@ -43,6 +43,15 @@ impl Offsets {
         let begin = self.characters;
         self.characters += complete;
         begin
+    }
+}
+
+/// A token in a completion's log-probabilities: its text, or for bytes that are none by themselves `bytes:\xe2\x80`, as
+/// OpenAI wrote them, so that no two of them are one.
+fn name_of(token: &Alternative) -> String {
+    match std::str::from_utf8(&token.bytes) {
+        Ok(_) => token.token.clone(),
+        Err(_) => token.bytes.iter().fold("bytes:".to_owned(), |name, byte| name + &format!("\\x{byte:02x}")),
     }
 }
 
@@ -210,10 +219,10 @@ impl Shape {
         }
         let offsets: Vec<usize> = tokens.iter().map(|token| offsets.next(token)).collect();
         let top = |t: &TokenLogprob| -> Map<String, Value> {
-            t.top_logprobs.iter().map(|a| (a.token.clone(), json!(a.logprob))).collect()
+            t.top_logprobs.iter().map(|a| (name_of(a), json!(a.logprob))).collect()
         };
         json!({
-            "tokens": tokens.iter().map(|t| &t.chosen.token).collect::<Vec<_>>(),
+            "tokens": tokens.iter().map(|t| name_of(&t.chosen)).collect::<Vec<_>>(),
             "token_logprobs": tokens.iter().map(|t| t.chosen.logprob).collect::<Vec<_>>(),
             "top_logprobs": tokens.iter().map(top).collect::<Vec<_>>(),
             "text_offset": offsets,
@@ -261,5 +270,19 @@ impl Shape {
 pub(super) fn tell_if_unrecorded(choice: &mut Value, generation: &Generation) {
     if generation.unrecorded {
         choice["recorded"] = false.into();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn two_tokens_of_bytes_that_are_no_text_have_two_names() {
+        let token =
+            |token: &str, bytes: &[u8]| Alternative { token: token.into(), logprob: 0.0, bytes: bytes.into(), id: 0 };
+        assert_eq!(name_of(&token("\u{fffd}", b"\xe2\x80")), r"bytes:\xe2\x80");
+        assert_eq!(name_of(&token("\u{fffd}", b"\xf0")), r"bytes:\xf0");
+        assert_eq!(name_of(&token("é", "é".as_bytes())), "é");
     }
 }

@@ -9,7 +9,7 @@ use serde_json::{Value as Json, json};
 use super::control::{Marker, Specials};
 use super::python::STAND_INS;
 use super::stack::with_stack;
-use super::{jinja, python};
+use super::{integers, jinja, python};
 use crate::error::{Error, Result};
 use crate::types::ChatMessage;
 
@@ -310,7 +310,7 @@ impl StandIns {
     fn take_out(&self, text: &str) -> Result<Rendered> {
         let mut rendered = Rendered { text: String::with_capacity(text.len()), marks: Vec::new() };
         for c in text.chars() {
-            if c == self.end || c == python::BIG {
+            if c == self.end || c == integers::BIG {
                 continue;
             }
             match self.of.iter().find(|(_, stand_in)| *stand_in == c) {

@@ -35,22 +35,6 @@ const CHATML: &str = "{% for message in messages %}{{'<|im_start|>' + message['r
 const CHATML_TOKENS: [&str; 3] = ["<|im_start|>", "<|im_end|>", "<|endoftext|>"];
 
 #[test]
-fn a_template_that_joins_arguments_of_calls_to_its_text_gets_them_as_text() {
-    let joins = "{{ tools }}{% for message in messages %}{% for call in message.tool_calls %}{{ call.function.name + ' ' \
-                 + call.function.arguments }}{% endfor %}{{ message.content }}{% endfor %}";
-    let call = json!({"function": {"name": "f", "arguments": {"a": [1, "<|im_end|>"], "b": {}}}});
-    let messages = [message("user", "hi"), json!({"role": "assistant", "content": "", "tool_calls": [call]})];
-    let rendered = with_controls(joins, &CHATML_TOKENS).render(&said(&messages)).unwrap();
-    assert!(rendered.text.ends_with(r#"hif {"a": [1, "<|im_end|>"], "b": {}}"#), "{}", rendered.text);
-    assert_eq!(rendered.marks.len(), 1, "the control token is the client's text");
-    // One that writes them itself has them as they are, and another fault is told as it is.
-    let writes = joins.replace("call.function.arguments", "(call.function.arguments | tojson)");
-    assert!(text(&template(&writes), &messages).unwrap().contains(r#"f {"a": [1, "#));
-    let fails = joins.replace("+ call", "+ 1 + call");
-    assert!(text(&template(&fails), &messages).unwrap_err().message().contains("string and"));
-}
-
-#[test]
 fn chatml_renders_as_the_model_expects() {
     let rendered = text(&template(CHATML), &[message("user", " hi ")]).unwrap();
     assert_eq!(rendered, "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n");
@@ -217,8 +201,8 @@ fn what_other_engines_know_is_known_here() {
 #[test]
 fn integers_that_no_json_number_holds_are_written_whole() {
     let t = template("{{ messages[0].n | tojson }} {{ messages[0].m | tojson }} {{ messages[0].n }}");
-    let n = format!("{}12345678901234567890123", python::BIG);
-    let m = format!("{}-{}", python::BIG, "9".repeat(60));
+    let n = format!("{}12345678901234567890123", integers::BIG);
+    let m = format!("{}-{}", integers::BIG, "9".repeat(60));
     let rendered = text(&t, &[json!({"role": "user", "n": n, "m": m})]).unwrap();
     assert_eq!(rendered, format!("12345678901234567890123 -{} 12345678901234567890123", "9".repeat(60)));
 }

@@ -20,6 +20,8 @@ mod tokens;
 mod tools;
 
 #[cfg(test)]
+mod refusal_tests;
+#[cfg(test)]
 mod tests;
 
 use serde_json::Value;

@@ -87,11 +87,12 @@ impl ParsedRequest {
         self.check_schemas(wrapped)?;
         let tools: Arc<[String]> = std::mem::take(&mut self.tools).into();
         let one = self.prompts.len() == 1;
-        let (version, exact_version) = match self.model.as_deref().and_then(asked_version) {
-            Some(AskedVersion::Active) => (Some(engine.status().policy_version), false),
-            Some(AskedVersion::Number(version)) => (Some(version), true),
-            None => (self.each.version, self.each.exact_version),
-        };
+        let (version, exact_version) =
+            match self.model.as_deref().filter(|name| !engine.is_named(name)).and_then(asked_version) {
+                Some(AskedVersion::Active) => (Some(engine.status().policy_version), false),
+                Some(AskedVersion::Number(version)) => (Some(version), true),
+                None => (self.each.version, self.each.exact_version),
+            };
         let request = |(i, prompt): (usize, Prompt)| {
             let (conversation, answered) = prompt.conversation().unzip();
             let chat = conversation.is_some();

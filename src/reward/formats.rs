@@ -5,13 +5,14 @@ use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 
 use flate2::read::MultiGzDecoder;
-use serde::de::{Error as _, IgnoredAny, MapAccess, Visitor};
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::de::IgnoredAny;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
+use super::members::{Members, check_unused, tokens_of, wrong};
 use crate::error::{Error, Result};
-use crate::types::{ChatMessage, GenerationId, PromptText, RATINGS, Sampling, TokenId, whole};
+use crate::types::{ChatMessage, GenerationId, PromptText, RATINGS, TokenId};
 
 /// Longest line, in bytes.
 const LINE_BYTES: u64 = 16 << 20;
@@ -221,70 +222,6 @@ fn parse(line: &[u8]) -> Result<Entry> {
         anonymous,
         correction,
     })
-}
-
-/// Checks what a line says that nothing is taken from: of an answer's temperature, and in lines of our own export of
-/// when something was said and of which version. Other data sets have a `created` of their own kind.
-fn check_unused(map: &Map<String, Value>, exported: bool) -> Result<()> {
-    let given = |key: &str| map.get(key).filter(|value| !value.is_null());
-    let (coldest, hottest) = (Sampling::TEMPERATURE.start(), Sampling::TEMPERATURE.end());
-    if let Some(value) = given("temperature")
-        && !value.as_f64().is_some_and(|t| (f64::from(*coldest)..=f64::from(*hottest)).contains(&t))
-    {
-        return Err(wrong("temperature", value, &format!("a number from {coldest} to {hottest}")));
-    }
-    for (key, expected) in [("created", "milliseconds since 1970"), ("policy_version", "a version's number")] {
-        if let Some(value) = given(key)
-            && exported
-            && whole(value).is_none_or(|number| i64::try_from(number).is_err())
-        {
-            return Err(wrong(key, value, &format!("{expected}, a whole number")));
-        }
-    }
-    Ok(())
-}
-
-/// The error for a value, of which a few characters are shown.
-fn wrong(key: &str, value: &Value, expected: &str) -> Error {
-    let shown: String = value.to_string().chars().take(32).collect();
-    Error::arg(format!("{key} is {shown}, expected {expected}"))
-}
-
-fn tokens_of(given: &Value) -> Result<Vec<TokenId>> {
-    const TOKENS: &str = "an array of tokens' numbers";
-    let Value::Array(items) = given else { return Err(wrong("prompt_tokens", given, TOKENS)) };
-    let token = |(i, item): (usize, &Value)| {
-        let id = whole(item).and_then(|id| TokenId::try_from(id).ok());
-        id.ok_or_else(|| wrong(&format!("prompt_tokens[{i}]"), item, "a token's number"))
-    };
-    items.iter().enumerate().map(token).collect()
-}
-
-/// The members of a JSON object, each of which may stand there once: of two values one would be dropped silently.
-struct Members(Map<String, Value>);
-
-impl<'de> Deserialize<'de> for Members {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
-        deserializer.deserialize_map(Members(Map::new()))
-    }
-}
-
-impl<'de> Visitor<'de> for Members {
-    type Value = Members;
-
-    fn expecting(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
-        f.write_str("a JSON object")
-    }
-
-    fn visit_map<A: MapAccess<'de>>(mut self, mut members: A) -> std::result::Result<Members, A::Error> {
-        while let Some((key, value)) = members.next_entry::<String, Value>()? {
-            let key_shown: String = key.chars().take(32).collect();
-            if self.0.insert(key, value).is_some() {
-                return Err(A::Error::custom(format!("{key_shown:?} stands there twice, expected each name once")));
-            }
-        }
-        Ok(self)
-    }
 }
 
 fn pair(prompt: Option<&Value>, chosen: &Value, rejected: &Value) -> Result<Judged> {

@@ -11,6 +11,7 @@ mod command;
 mod evidence;
 mod formats;
 mod learn;
+mod members;
 mod model;
 mod network;
 mod pairs;

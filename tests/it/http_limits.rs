@@ -34,6 +34,33 @@ impl Server {
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_packed_body_is_refused_by_the_name_of_its_encoding() {
+    let server = Server::start().await;
+    let ask = |encoding: &'static str| {
+        let request =
+            server.client.post(format!("{}/v1/completions", server.url)).body(r#"{"prompt":"a","max_tokens":1}"#);
+        request.header("Content-Encoding", encoding).send()
+    };
+    let refused = ask("gzip").await.unwrap();
+    assert_eq!(refused.status(), StatusCode::BAD_REQUEST);
+    let said: Value = refused.json().await.unwrap();
+    assert_eq!(message(&said), "the request body has the Content-Encoding \"gzip\", expected none");
+    assert_eq!(ask("identity").await.unwrap().status(), StatusCode::OK);
+    server.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_several_prompts_an_error_names_the_one_that_it_is_about() {
+    let server = Server::start().await;
+    for (prompt, place) in [(json!(["a", "", "b"]), "prompt[1]"), (json!([[1], [1], [999_999]]), "prompt[2]")] {
+        let (status, said) = server.post("/v1/completions", json!({"prompt": prompt, "max_tokens": 1})).await;
+        assert_eq!(status, StatusCode::BAD_REQUEST, "{said}");
+        assert!(message(&said).starts_with(place), "{said}");
+    }
+    server.close().await;
+}
+
 /// Whether the other side closes within that time.
 async fn closes_within(stream: &mut TcpStream, seconds: u64) -> bool {
     let mut rest = Vec::new();

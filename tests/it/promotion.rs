@@ -229,7 +229,7 @@ fn answers_that_miss_the_format_of_their_prompt_are_counted_and_a_format_can_be_
     let engine = open_with(dir.path(), |c| c.gate.prompts = Some(prompts.display().to_string())).unwrap();
     wait_until("the file being read", || engine.status().trainer.reason.is_some());
     let why = engine.status().trainer.reason.unwrap();
-    assert!(why.contains("prompts.jsonl:1: "), "{why}");
+    assert!(why.contains("gate.prompts: ") && why.contains("prompts.jsonl:1: "), "{why}");
 }
 
 #[test]

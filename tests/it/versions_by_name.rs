@@ -53,6 +53,18 @@ async fn a_request_gets_the_version_that_it_names_and_no_other() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_model_whose_own_name_ends_like_a_version_is_found_by_it() {
+    let server = Server::of(&TinySpec::new("llama"), |c| c.serve.alias = Some("org/name@3".into())).await;
+    for (name, found) in [("org/name@3", true), ("org/name@3@0", true), ("org/name@3@9", false), ("any@0", true)] {
+        let (status, answer) = ask(&server, name, 2).await;
+        assert_eq!(status == StatusCode::OK, found, "{name}: {answer}");
+        let (status, card) = server.get(&format!("/v1/models/{name}")).await;
+        assert_eq!(status == StatusCode::OK, found && name != "any@0", "{name}: {card}");
+    }
+    server.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn versions_that_are_named_and_versions_that_are_activated_never_take_each_others_place() {
     let server = taught(2).await;
     for round in 0..12 {
