@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::weights::weights_of;
 use crate::error::{Error, Result};
-use crate::ledger::Ledger;
+use crate::ledger::{Decides, Ledger};
 use crate::publish::{Aside, Manifest, VersionStore};
 use crate::trainer::OPTIMIZER_FILES;
 use crate::types::{PolicyVersion, Ruling, StoredVerdict, UnixMillis, VersionInfo};
@@ -73,14 +73,6 @@ pub struct Adopted {
 }
 
 impl Archive {
-    /// Versions that wait for a person's decision, the oldest first.
-    ///
-    /// # Errors
-    /// `Io` if the ledger can't be read.
-    pub fn proposals(&self) -> Result<Vec<PolicyVersion>> {
-        self.ledger.proposals()
-    }
-
     /// Opens a data folder.
     ///
     /// # Errors
@@ -108,14 +100,14 @@ impl Archive {
         record(&self.store, &self.ledger, version)
     }
 
-    /// Makes a version the one that the next start serves.
+    /// Makes a version the one that the next start serves. The one that is so already refuses what is proposed.
     ///
     /// # Errors
     /// `Arg` for an unknown version, `Io` if its adapter is gone or damaged.
     pub fn activate(&self, version: PolicyVersion) -> Result<()> {
         info_of(&self.ledger.versions()?, version)?;
         weights_of(&self.store, version)?;
-        self.ledger.set_active(version)
+        self.ledger.set_active_as(version, Decides::Person)
     }
 
     /// Makes the active version's parent the one that the next start serves, and returns it.
@@ -232,7 +224,8 @@ pub(super) fn adopt(store: &VersionStore, ledger: &Ledger, name: Option<&str>) -
         let parent = now.get(&parent).copied().unwrap_or(if on_record { parent } else { PolicyVersion::INITIAL });
         about.parent = Some(parent);
         let metrics = about.metrics.clone();
-        let info = VersionInfo { version, parent: Some(parent), active: false, created: about.created, metrics };
+        let info =
+            VersionInfo { version, parent: Some(parent), active: false, created: about.created, metrics, ruling: None };
         stage.commit(about)?;
         if let Err(error) = ledger.record_version(&info) {
             store.discard(version)?;

@@ -232,7 +232,7 @@ fn decide(
     } else if upper < -margin {
         Outcome::Refused
     } else {
-        Outcome::Undecided
+        return (Outcome::Undecided, told + ", which decides nothing");
     };
     (outcome, told)
 }

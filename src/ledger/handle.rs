@@ -310,11 +310,6 @@ impl Ledger {
         self.read(rows::active)
     }
 
-    /// All versions, oldest first; the first is the initial model. Errors as [`Ledger::generation`].
-    pub fn versions(&self) -> Result<Vec<VersionInfo>> {
-        self.read(rows::versions)
-    }
-
     /// The version that was made last, active or not. Errors as [`Ledger::generation`].
     pub fn newest(&self) -> Result<PolicyVersion> {
         self.read(rows::newest)

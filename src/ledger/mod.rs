@@ -45,6 +45,7 @@ pub use retention::Expired;
 pub(crate) use routes::MOST_ROUTES;
 pub use rows::{AskedPrompt, PairAnswer, StoredFeedback, StoredPair, StoredSample, Use};
 pub(crate) use snapshot::{check, snapshot};
+pub use steps::Decides;
 pub use tallies::Tallies;
 pub use unlearn::{Recorded, RecordedBatch, Replayed, Unlearned, Unlearning};
 pub use unusable::LeftOut;

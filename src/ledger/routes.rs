@@ -60,6 +60,7 @@ pub(super) fn end(db: &Connection, verdict: u64) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ledger::Decides;
     use crate::ledger::TrainedBatch;
     use crate::ledger::tests::version;
     use crate::types::Ruling;
@@ -79,11 +80,12 @@ mod tests {
         let ledger = Ledger::open(folder.path()).unwrap();
         assert_eq!(ledger.routes_of(first).unwrap(), [(3, false), (u64::MAX, true)]);
         assert_eq!(ledger.routes_of(other).unwrap(), []);
-        ledger.set_active_as(first, Some((trial, Ruling::Promoted, serde_json::json!({})))).unwrap();
+        ledger.set_active_as(first, Decides::Verdict(trial, Ruling::Promoted, serde_json::json!({}))).unwrap();
         assert_eq!(ledger.routes_of(first).unwrap(), []);
         assert_eq!(ledger.active().unwrap(), first);
         // Neither of the two, if one can't be.
-        let error = ledger.set_active_as(other, Some((99, Ruling::RolledBack, serde_json::json!({})))).unwrap_err();
+        let error =
+            ledger.set_active_as(other, Decides::Verdict(99, Ruling::RolledBack, serde_json::json!({}))).unwrap_err();
         assert!(error.message().contains("verdict 99"), "{error}");
         assert_eq!(ledger.active().unwrap(), first);
     }

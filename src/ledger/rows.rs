@@ -305,6 +305,7 @@ pub(super) fn preference_page(
     Ok(page)
 }
 
+/// All versions, without what was decided about them.
 pub(super) fn versions(db: &Connection) -> Result<Vec<VersionInfo>> {
     let active = active(db)?;
     let mut select = db.prepare_cached("SELECT version, parent, created, metrics FROM versions ORDER BY version")?;
@@ -321,6 +322,7 @@ pub(super) fn versions(db: &Connection) -> Result<Vec<VersionInfo>> {
             created: unsigned(row, 2)?,
             metrics: serde_json::from_str(&metrics)
                 .map_err(|e| damaged(format!("metrics of version {version}: {e}")))?,
+            ruling: None,
         });
     }
     Ok(all)

@@ -10,6 +10,18 @@ use super::write::{self, TrainedBatch};
 use crate::error::Result;
 use crate::types::*;
 
+/// What activating a version decides about verdicts.
+#[derive(Debug)]
+pub enum Decides {
+    /// Nothing.
+    Nothing,
+    /// One verdict: its number, the ruling and the record.
+    Verdict(u64, Ruling, serde_json::Value),
+    /// A person chose the version. If it was proposed, it is promoted; if it serves already, what is proposed is
+    /// refused.
+    Person,
+}
+
 impl Ledger {
     /// Records a new version with its batch: marks the feedback that it used, stores its samples, and activates it if
     /// `v` says so: all or nothing.
@@ -56,18 +68,21 @@ impl Ledger {
     /// # Errors
     /// `Arg` for an unknown version, `Io`, `Closed`.
     pub fn set_active(&self, v: PolicyVersion) -> Result<()> {
-        self.set_active_as(v, None)
+        self.set_active_as(v, Decides::Nothing)
     }
 
-    /// The same, with what it decides about a verdict: its number, the ruling and the record. Both are on disk, or
-    /// neither.
+    /// The same, with what it decides about verdicts. Both are on disk, or neither.
     ///
     /// # Errors
     /// `Arg` for an unknown version or verdict, `Io`, `Closed`.
-    pub fn set_active_as(&self, v: PolicyVersion, decides: Option<(u64, Ruling, serde_json::Value)>) -> Result<()> {
+    pub fn set_active_as(&self, v: PolicyVersion, decides: Decides) -> Result<()> {
         let work = move |db: &Connection| {
-            write::activate(db, v)?;
-            decides.map_or(Ok(()), |(id, ruling, record)| verdicts::update(db, id, ruling, &record))
+            match decides {
+                Decides::Nothing => {}
+                Decides::Verdict(id, ruling, record) => verdicts::update(db, id, ruling, &record)?,
+                Decides::Person => verdicts::chosen(db, v)?,
+            }
+            write::activate(db, v)
         };
         self.writer.call(work, |()| ())
     }

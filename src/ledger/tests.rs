@@ -62,6 +62,7 @@ pub(super) fn version(number: u64, parent: u64) -> VersionInfo {
         active: true,
         created: 5,
         metrics: StepMetrics { samples: 16, mean_reward: -0.5, ..StepMetrics::default() },
+        ruling: None,
     }
 }
 

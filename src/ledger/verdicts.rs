@@ -6,11 +6,11 @@ use std::collections::BTreeMap;
 use rusqlite::{Connection, OptionalExtension, Row};
 
 use super::Ledger;
-use super::routes;
 use super::rows::{damaged, signed, unsigned};
+use super::{routes, rows};
 use crate::error::{Error, Result};
 use crate::system::unix_millis;
-use crate::types::{PolicyVersion, Ruling, StoredVerdict, TrialAnswer, TrialRating, UnixMillis};
+use crate::types::{PolicyVersion, Ruling, StoredVerdict, TrialAnswer, TrialRating, UnixMillis, VersionInfo};
 
 const COLUMNS: &str = "id, version, parent, ruling, created, decided, record";
 
@@ -33,9 +33,13 @@ fn decided(ruling: Ruling) -> Option<i64> {
     (!matches!(ruling, Ruling::Trial | Ruling::Proposed)).then(|| signed(unix_millis()))
 }
 
-fn verdict(row: &Row) -> Result<StoredVerdict> {
-    let ruling: String = row.get(3)?;
+fn ruling(row: &Row, column: usize) -> Result<Ruling> {
+    let ruling: String = row.get(column)?;
     let known = WORDS.iter().find(|(_, word)| *word == ruling).map(|(known, _)| *known);
+    known.ok_or_else(|| damaged(format!("a verdict's ruling is {ruling:?}")))
+}
+
+fn verdict(row: &Row) -> Result<StoredVerdict> {
     let record: String = row.get(6)?;
     let version = |column| -> Result<Option<PolicyVersion>> {
         Ok(row.get::<_, Option<i64>>(column)?.map(|v| PolicyVersion(v.cast_unsigned())))
@@ -44,7 +48,7 @@ fn verdict(row: &Row) -> Result<StoredVerdict> {
         id: unsigned(row, 0)?,
         version: version(1)?,
         parent: version(2)?.unwrap_or_default(),
-        ruling: known.ok_or_else(|| damaged(format!("a verdict's ruling is {ruling:?}")))?,
+        ruling: ruling(row, 3)?,
         created: unsigned(row, 4)?,
         decided: row.get::<_, Option<i64>>(5)?.map(i64::cast_unsigned),
         record: serde_json::from_str(&record).map_err(|e| damaged(format!("a verdict's record: {e}")))?,
@@ -116,6 +120,11 @@ impl Ledger {
             let found = select.query_map([word(Ruling::Proposed)], |row| row.get::<_, i64>(0))?;
             found.map(|version| Ok(PolicyVersion(version?.cast_unsigned()))).collect()
         })
+    }
+
+    /// All versions, oldest first; the first is the initial model. Errors as [`Ledger::generation`].
+    pub fn versions(&self) -> Result<Vec<VersionInfo>> {
+        self.read(versions)
     }
 
     /// The newest verdicts, at most `max`, the newest first, including those on candidates that never became a version.
@@ -213,6 +222,36 @@ pub(super) fn update(db: &Connection, id: u64, ruling: Ruling, record: &serde_js
         return Err(Error::unknown_id(format!("verdict {id} is not on record")));
     }
     if decided(ruling).is_some() { routes::end(db, id) } else { Ok(()) }
+}
+
+/// All versions, oldest first, with what was decided last about each.
+pub(super) fn versions(db: &Connection) -> Result<Vec<VersionInfo>> {
+    let mut select = db.prepare_cached("SELECT version, ruling FROM verdicts WHERE version IS NOT NULL ORDER BY id")?;
+    let rows =
+        select.query_map([], |row| Ok(unsigned(row, 0).and_then(|v| Ok((PolicyVersion(v), ruling(row, 1)?)))))?;
+    let rulings: BTreeMap<PolicyVersion, Ruling> = rows.map(|row| row?).collect::<Result<_>>()?;
+    let mut versions = rows::versions(db)?;
+    for info in &mut versions {
+        info.ruling = rulings.get(&info.version).copied();
+    }
+    Ok(versions)
+}
+
+/// Decides proposals by a person's choice, before it is the active version.
+pub(super) fn chosen(db: &Connection, version: PolicyVersion) -> Result<()> {
+    let serves = rows::active(db)? == version;
+    let sql = format!("SELECT {COLUMNS} FROM verdicts WHERE decided IS NULL AND ruling = ?1 AND (?2 OR version = ?3)");
+    let mut select = db.prepare_cached(&sql)?;
+    let proposed = select.query_map((word(Ruling::Proposed), serves, signed(version.0)), |row| Ok(verdict(row)))?;
+    for StoredVerdict { id, mut record, .. } in proposed.map(|row| row?).collect::<Result<Vec<_>>>()? {
+        let (ruling, reason) = match serves {
+            true => (Ruling::Refused, format!("a person stayed with version {version}")),
+            false => (Ruling::Promoted, "a person promoted it".into()),
+        };
+        record["reason"] = reason.into();
+        update(db, id, ruling, &record)?;
+    }
+    Ok(())
 }
 
 /// The newest verdict on a version.

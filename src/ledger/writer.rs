@@ -168,6 +168,8 @@ impl Writer {
 fn run(db: &Connection, queue: &Receiver<Box<dyn Job>>) {
     // Whether the log still holds deleted data.
     let mut unfolded = false;
+    // What failed last: a disk that stays full is told of once, not at each write.
+    let mut failing: Option<String> = None;
     loop {
         let first = if unfolded { queue.recv_timeout(FOLD_AGAIN) } else { queue.recv().map_err(Into::into) };
         let mut group = match first {
@@ -178,13 +180,20 @@ fn run(db: &Connection, queue: &Receiver<Box<dyn Job>>) {
         group.extend(queue.try_iter().take(GROUP.saturating_sub(group.len())));
         let fate = if group.is_empty() { Ok(()) } else { commit(db, &mut group) };
         if let Err(error) = &fate {
-            tracing::error!(%error, writes = group.len(), "the ledger could not commit");
+            let error = error.to_string();
+            if failing.as_ref() != Some(&error) {
+                tracing::error!(error, writes = group.len(), "the ledger could not commit");
+            }
+            failing = Some(error);
         } else if group.is_empty() || group.iter().any(|job| job.folds()) {
             unfolded = !fold_log(db, FOLD_PATIENCE).unwrap_or_else(|error| {
                 tracing::warn!(%error, "the ledger's log could not be emptied; it is tried again");
                 false
             });
             group.iter_mut().filter(|job| job.folds()).for_each(|job| job.folded(!unfolded));
+        }
+        if fate.is_ok() && !group.is_empty() {
+            failing = None;
         }
         for job in group {
             job.answer(&fate);

@@ -98,4 +98,7 @@ pub struct VersionInfo {
     pub created: UnixMillis,
     /// The measurements of its training batch.
     pub metrics: StepMetrics,
+    /// What was decided about it last; none on a version that no gate has judged, such as the initial model.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ruling: Option<Ruling>,
 }

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use apa::Engine;
 use apa::config::Promotion;
-use apa::engine::{News, PublishOutcome, Topic, TrainerState, VerdictRecord};
+use apa::engine::{Archive, News, PublishOutcome, Topic, TrainerState, VerdictRecord};
 use apa::gate::Outcome;
 use apa::types::*;
 use serde_json::json;
@@ -148,7 +148,19 @@ fn a_proposal_waits_for_a_person_and_learning_goes_on_from_what_serves() {
     engine.shutdown();
     let said = versions_listed(dir.path());
     assert!(said.contains("\n*       1 ") && said.contains("\n?       2 "), "{said}");
-    assert!(said.contains("? waits for a person (gate.mode): `apad versions activate 2` serves it"), "{said}");
+    let hint = "`apad versions activate 2` serves it, `apad versions activate 1` refuses it";
+    assert!(said.contains(&format!("? waits for a person (gate.mode): {hint}")), "{said}");
+
+    // Who stays with what serves says no, and no version changes.
+    let archive = Archive::open(&dir.path().join("data")).unwrap();
+    archive.activate(version).unwrap();
+    let said = archive.version(second).unwrap().verdict.unwrap();
+    assert_eq!((said.ruling, said.decided.is_some()), (Ruling::Refused, true));
+    assert_eq!(said.record["reason"], "a person stayed with version 1");
+    let rulings: Vec<_> = archive.versions().unwrap().iter().map(|v| v.ruling).collect();
+    assert_eq!(rulings, [None, Some(Ruling::Promoted), Some(Ruling::Refused)]);
+    // It can be served all the same.
+    archive.activate(second).unwrap();
 }
 
 #[test]

@@ -55,6 +55,7 @@ fn an_older_or_lost_ledger_removes_no_version_and_says_what_it_set_aside() {
 
     let adopted = engine.adopt(None).unwrap();
     assert_eq!(adopted.iter().map(|a| a.version.0).collect::<Vec<_>>(), [1, 2, 3]);
+    assert_eq!(engine.status().alerts, []);
     let all = engine.versions().unwrap();
     assert_eq!(all.iter().map(|v| v.parent.map(|p| p.0)).collect::<Vec<_>>(), [None, Some(0), Some(1), Some(2)]);
     assert_eq!(all[3].metrics.samples, 4);

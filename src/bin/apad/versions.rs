@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use anyhow::{Result, bail};
 use apa::engine::{Adopted, Archive, AsideVersion, PublishOutcome, VerdictRecord, VersionRecord};
 use apa::shown::shown_lines;
-use apa::types::{PolicyVersion, VersionInfo};
+use apa::types::{PolicyVersion, Ruling, VersionInfo};
 use clap::{Args, Subcommand};
 use serde::Serialize;
 use serde_json::json;
@@ -150,8 +150,7 @@ pub async fn run(options: Options) -> Result<()> {
     let active = match action {
         Action::List { .. } => {
             let (versions, aside) = (from.list().await?, from.set_aside().await?);
-            let waiting = from.proposals().await?;
-            return print(options.json, &versions, || table(&versions, &waiting) + &aside_table(&aside));
+            return print(options.json, &versions, || table(&versions) + &aside_table(&aside));
         }
         Action::Show { version, .. } => {
             let record = from.show(PolicyVersion(version)).await?;
@@ -223,14 +222,6 @@ impl Versions {
         }
     }
 
-    /// Versions that wait for a person's decision.
-    async fn proposals(&self) -> Result<Vec<PolicyVersion>> {
-        match self {
-            Versions::Daemon(client) => Ok(client.trainer().await?.proposals),
-            Versions::Folder(archive) => Ok(archive.proposals()?),
-        }
-    }
-
     async fn set_aside(&self) -> Result<Vec<AsideVersion>> {
         match self {
             Versions::Daemon(client) => client.set_aside().await,
@@ -279,27 +270,41 @@ fn print(as_json: bool, value: &impl Serialize, text: impl FnOnce() -> String) -
     Ok(())
 }
 
-fn table(versions: &[VersionInfo], waiting: &[PolicyVersion]) -> String {
+fn table(versions: &[VersionInfo]) -> String {
     let mut text = String::from("  version  parent  samples   reward  tokens  KL/response (nats)\n");
     for v in versions {
-        let mark = match v.active {
-            true => '*',
-            false if waiting.contains(&v.version) => '?',
-            false => ' ',
+        let mark = match v.ruling {
+            _ if v.active => '*',
+            Some(Ruling::Proposed) => '?',
+            _ => ' ',
         };
         let parent = v.parent.map_or("-".to_owned(), |p| p.to_string());
-        text += &format!("{mark} {:>7}  {parent:>6}", v.version.0);
-        if v.metrics.samples > 0 {
-            let m = &v.metrics;
-            let (reward, length, kl) = (m.mean_reward, m.mean_length, m.kl_per_response.0);
-            text += &format!("  {:>7}  {reward:>+7.3}  {length:>6.1}  {kl:>18.3}", m.samples);
-        }
-        text.push('\n');
+        let m = &v.metrics;
+        let (reward, length, kl) = (m.mean_reward, m.mean_length, m.kl_per_response.0);
+        let measured = match m.samples {
+            0 => String::new(),
+            samples => format!("{samples:>7}  {reward:>+7.3}  {length:>6.1}  {kl:>18.3}"),
+        };
+        // What is promoted is the rule.
+        let said = v.ruling.filter(|ruling| *ruling != Ruling::Promoted).map(ruled).unwrap_or_default();
+        let line = format!("{mark} {:>7}  {parent:>6}  {measured:<44}  {said}", v.version.0);
+        text += &format!("{}\n", line.trim_end());
     }
-    match waiting.last() {
-        Some(last) => text + &format!("? waits for a person (gate.mode): `apad versions activate {last}` serves it\n"),
+    match versions.iter().rfind(|v| v.ruling == Some(Ruling::Proposed)) {
+        Some(VersionInfo { version, .. }) => {
+            let stays = versions.iter().find(|v| v.active).map(|v| v.version).unwrap_or_default();
+            text + &format!(
+                "? waits for a person (gate.mode): `apad versions activate {version}` serves it, \
+                 `apad versions activate {stays}` refuses it\n"
+            )
+        }
         None => text,
     }
+}
+
+/// A ruling in words.
+fn ruled(ruling: Ruling) -> String {
+    serde_json::to_value(ruling).unwrap_or_default().as_str().unwrap_or_default().replace('_', " ")
 }
 
 /// A version as text.
@@ -311,8 +316,7 @@ fn shown(record: &VersionRecord) -> String {
     }
     let Some(verdict) = &record.verdict else { return text + "no gate has judged it\n" };
     let said: VerdictRecord = serde_json::from_value(verdict.record.clone()).unwrap_or_default();
-    let ruling = serde_json::to_value(verdict.ruling).unwrap_or_default();
-    text += &format!("{}: {}\n", ruling.as_str().unwrap_or_default().replace('_', " "), said.reason);
+    text += &format!("{}: {}\n", ruled(verdict.ruling), said.reason);
     if let Some(examination) = &said.examination {
         let seconds = said.seconds.map_or(String::new(), |s| format!(" in {s:.1} s"));
         text += &format!("\nexamination on {} prompts{seconds}\n", examination.prompts);
@@ -330,7 +334,12 @@ fn shown(record: &VersionRecord) -> String {
             text += &format!("  {:>+7.3} [{:+.3}, {:+.3}]  {limit:>8}\n", d.mean, d.lower, d.upper);
         }
         for anchor in &examination.anchors {
-            text += &format!("  anchor {}: {}\n", anchor.name, if anchor.held { "holds" } else { "does not hold" });
+            let held = match (anchor.held, anchor.held_before) {
+                (true, _) => "holds",
+                (false, true) => "does not hold, the parent's answer did",
+                (false, false) => "does not hold, nor did the parent's answer",
+            };
+            text += &format!("  anchor {}: {held}\n", anchor.name);
         }
     }
     if let Some(trial) = &said.trial {
@@ -356,17 +365,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_table_marks_the_active_version() {
+    fn the_table_marks_the_active_version_and_says_what_became_of_the_others() {
         let info = |version, active| VersionInfo {
             version: PolicyVersion(version),
             parent: version.checked_sub(1).map(PolicyVersion),
             active,
             created: 0,
             metrics: Default::default(),
+            ruling: None,
         };
-        let text = table(&[info(0, false), info(1, true), info(2, false)], &[PolicyVersion(2)]);
+        let ruled = |version, ruling| VersionInfo { ruling: Some(ruling), ..info(version, false) };
+        let all = [info(0, false), info(1, true), ruled(2, Ruling::Proposed), ruled(3, Ruling::RolledBack)];
+        let text = table(&all);
         let lines: Vec<&str> = text.lines().collect();
         assert!(lines[1].starts_with("        0       -"), "{text}");
         assert!(lines[2].starts_with("*       1       0"), "{text}");
+        assert!(lines[3].starts_with("?       2       1") && lines[3].ends_with("  proposed"), "{text}");
+        assert!(lines[4].ends_with("  rolled back"), "{text}");
+        let said = "`apad versions activate 2` serves it, `apad versions activate 1` refuses it";
+        assert!(lines[5].ends_with(said), "{text}");
     }
 }

@@ -47,7 +47,7 @@ use crate::error::{Code, Error, Result};
 use crate::forecast;
 use crate::gate::{self, Candidate};
 use crate::ids::GenerationKind;
-use crate::ledger::Ledger;
+use crate::ledger::{Decides, Ledger};
 use crate::llama::{Model, give_way_to_decoding};
 use crate::lock::lock;
 use crate::policy::{self, Decoder, Lora};
@@ -278,7 +278,11 @@ impl Worker {
             }
             Order::Adopt(name, reply) => {
                 self.take_back_interrupt();
-                let _ = reply.send(archive::adopt(&self.store, &self.ledger, name.as_deref()));
+                let adopted = archive::adopt(&self.store, &self.ledger, name.as_deref());
+                if self.store.aside().is_ok_and(|left| left.is_empty()) {
+                    self.alerts.clear(AlertKind::VersionsAside);
+                }
+                let _ = reply.send(adopted);
             }
             Order::Unlearn(user, reply) => {
                 self.take_back_interrupt();

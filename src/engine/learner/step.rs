@@ -87,6 +87,7 @@ impl Worker {
     pub(super) fn work(&mut self, batch: Vec<RatedGeneration>) -> Result<PublishOutcome> {
         let work = self.begin();
         let room = self.check_room();
+        let told = room.is_err();
         let scales = self.ready.as_ref().map(|ready| ready.judge.scales());
         let samples = room.and_then(|()| self.with_unrated(batch)).and_then(|batch| self.samples(&batch));
         let outcome = samples.and_then(|samples| self.train(&samples));
@@ -101,7 +102,7 @@ impl Worker {
                         format!("{error}; and version {} can't be loaded: {again}", self.active),
                     );
                 }
-                if !matches!(error.code(), Code::Closed | Code::Busy) {
+                if !told && !matches!(error.code(), Code::Closed | Code::Busy) {
                     self.alerts.raise(AlertKind::StepFails, format!("a training step failed: {error}"));
                     self.tell(|| News::Error { code: error.code().as_str(), message: error.to_string() });
                 }
@@ -233,8 +234,14 @@ impl Worker {
         }
         let (ruling, reason) = self.ruling(examination.as_ref())?;
         let active = ruling == Ruling::Promoted;
-        let info =
-            VersionInfo { version, parent: Some(parent), active, created: unix_millis(), metrics: metrics.clone() };
+        let info = VersionInfo {
+            version,
+            parent: Some(parent),
+            active,
+            created: unix_millis(),
+            metrics: metrics.clone(),
+            ruling: None,
+        };
         stage.commit(self.about(&info))?;
         if let Err(error) = commit(self, &info, &reason) {
             // The number is free again: the folder must not block the next try.

@@ -126,17 +126,18 @@ impl Worker {
         let gate = &self.config.gate;
         let passed = examination.is_some_and(|e| e.outcome == Outcome::Passed);
         let said = examination.map_or("it was not examined".to_owned(), |e| e.reason.clone());
-        let tried = match gate.mode {
-            Promotion::Propose => return Ok((Ruling::Proposed, format!("{said}; a person decides (gate.mode)"))),
-            Promotion::Serve => false,
-            Promotion::Canary => !passed,
-            Promotion::Auto if passed => false,
-            Promotion::Auto => {
-                let enough = gate.users as usize;
-                self.ledger.raters(unix_millis().saturating_sub(MONTH), enough.max(1))? >= enough.max(1)
+        let enough = (gate.users as usize).max(1);
+        let few = || Ok::<_, Error>(self.ledger.raters(unix_millis().saturating_sub(MONTH), enough)? < enough);
+        let (ruling, why) = match gate.mode {
+            Promotion::Propose => (Ruling::Proposed, "a person decides (gate.mode)"),
+            _ if passed => return Ok((Ruling::Promoted, said)),
+            Promotion::Serve => (Ruling::Promoted, "it serves all the same (gate.mode)"),
+            Promotion::Auto if few()? => {
+                (Ruling::Promoted, "it serves, as too few users rate for a trial (gate.users)")
             }
+            Promotion::Auto | Promotion::Canary => (Ruling::Trial, "users decide"),
         };
-        Ok((if tried { Ruling::Trial } else { Ruling::Promoted }, said))
+        Ok((ruling, format!("{said}; {why}")))
     }
 
     fn plan(&self) -> Plan {
@@ -260,10 +261,9 @@ impl Worker {
     pub(super) fn end_trial(&mut self, ruling: Ruling, reason: String) -> Result<()> {
         let Some(on) = self.trial.take() else { return Ok(()) };
         let record = VerdictRecord { reason: reason.clone(), ..on.record };
-        let decides = (on.verdict, ruling, record.json());
         let ended = match ruling {
-            Ruling::Promoted => self.serve_as(on.candidate, None, Some(decides)),
-            _ => self.ledger.set_verdict(decides.0, decides.1, decides.2),
+            Ruling::Promoted => self.serve_as(on.candidate, None, Decides::Verdict(on.verdict, ruling, record.json())),
+            _ => self.ledger.set_verdict(on.verdict, ruling, record.json()),
         };
         self.routes.end();
         self.scheduler.leave(on.candidate)?;

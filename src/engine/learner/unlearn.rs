@@ -239,7 +239,8 @@ impl Worker {
         let json = serde_json::to_vec(&progress).map_err(|e| Error::io(e.to_string()))?;
         std::fs::write(stage.path().join(PROGRESS_FILE), json)?;
         let metrics = progress.metrics.clone();
-        let info = VersionInfo { version: done, parent: None, active: false, created: unix_millis(), metrics };
+        let info =
+            VersionInfo { version: done, parent: None, active: false, created: unix_millis(), metrics, ruling: None };
         stage.commit(self.about(&info))?;
         store.prune(1, &[])?;
         let Some(replay) = &mut self.unlearning else { return Ok(()) };

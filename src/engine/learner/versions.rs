@@ -60,12 +60,7 @@ impl Worker {
         if let Some(replay) = &self.unlearning {
             replay.may_serve(version)?;
         }
-        let proposed = self.ledger.verdict_of(version)?.filter(|v| v.ruling == Ruling::Proposed);
-        let decides = proposed.map(|verdict| {
-            let record = VerdictRecord { reason: "a person promoted it".into(), ..VerdictRecord::of(&verdict) };
-            (verdict.id, Ruling::Promoted, record.json())
-        });
-        self.serve_as(version, whole, decides)?;
+        self.serve_as(version, whole, Decides::Person)?;
         self.overrule_unlearning(version)?;
         self.trial_overruled(version)?;
         self.begin_watch()
@@ -73,16 +68,11 @@ impl Worker {
 
     /// Serves a version as adapter, and trains on from it.
     pub(super) fn serve(&mut self, version: PolicyVersion) -> Result<()> {
-        self.serve_as(version, None, None)
+        self.serve_as(version, None, Decides::Nothing)
     }
 
-    /// The same, or as whole weights; what that decides about a verdict is on record with it.
-    pub(super) fn serve_as(
-        &mut self,
-        version: PolicyVersion,
-        whole: Option<PathBuf>,
-        decides: Option<(u64, Ruling, serde_json::Value)>,
-    ) -> Result<()> {
+    /// The same, or as whole weights; what that decides about verdicts is on record with it.
+    pub(super) fn serve_as(&mut self, version: PolicyVersion, whole: Option<PathBuf>, decides: Decides) -> Result<()> {
         let mut weights = weights_of(&self.store, version)?;
         if let Some(path) = whole {
             weights.source = Source::Whole(path);
@@ -149,7 +139,7 @@ impl Worker {
             let record =
                 VerdictRecord { reason: reason.clone(), examination: examination.clone(), seconds, trial: None };
             self.ledger.add_verdict(None, parent, Ruling::Refused, record.json())?;
-            return Err(Error::model(format!("the snapshot {} was refused: {reason}", path.display())));
+            return Err(Error::model(format!("the snapshot was refused: {reason}")));
         }
         let info = VersionInfo {
             version,
@@ -157,6 +147,7 @@ impl Worker {
             active: true,
             created: unix_millis(),
             metrics: about.metrics.clone(),
+            ruling: None,
         };
         stage.commit(about)?;
         if let Err(error) = self.ledger.commit_version(&info, TrainedBatch::default()) {

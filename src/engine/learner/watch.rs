@@ -7,7 +7,7 @@ use std::ops::Range;
 
 use super::*;
 use crate::gate::{Arm, Watch};
-use crate::ledger::Sums;
+use crate::ledger::{Decides, Sums};
 
 /// Most versions, the newest of a line, that are looked at.
 const LINE: usize = 64;
@@ -123,7 +123,7 @@ impl Worker {
         let version = self.active;
         tracing::warn!(version = version.0, target = target.0, reason, "rolled back");
         let record = VerdictRecord { reason: reason.clone(), ..VerdictRecord::of(&verdict) };
-        self.serve_as(target, None, Some((verdict.id, Ruling::RolledBack, record.json())))?;
+        self.serve_as(target, None, Decides::Verdict(verdict.id, Ruling::RolledBack, record.json()))?;
         for between in comparisons.iter().flat_map(|c| &c.after).filter(|v| **v > target && **v != version) {
             if let Some(verdict) = self.ledger.verdict_of(*between)?.filter(|v| v.ruling == Ruling::Promoted) {
                 self.settle(&verdict, Ruling::RolledBack, &reason)?;

@@ -111,6 +111,7 @@ export function openLearning(place) {
     const all = JSON.stringify([reviews, verdicts, aside])
     if (waits.dataset.all === all) return
     waits.dataset.all = all
+    const serving = now.status?.policy_version ?? 0
     const proposed = verdicts.data.filter(verdict => verdict.ruling === 'proposed')
     const open = reviews.data.filter(user => user.verdict === null || user.verdict === 'hold')
     const decided = reviews.data.filter(user => user.verdict === 'trust' || user.verdict === 'reject')
@@ -121,7 +122,8 @@ export function openLearning(place) {
     const parts = [
       proposed.length > 0 && el('div', { class: 'card wide' }, el('h3', {}, 'Versions that wait for a decision'), proposed.map(verdict =>
         el('p', { class: 'row spread' }, el('span', {}, `Version ${verdict.version}, from version ${verdict.parent}: ${verdict.record.reason ?? ''}`),
-          action('Serve it', { class: 'small' }, () => trouble, () => activate(verdict.version))))),
+          el('span', { class: 'row' }, action('Serve it', { class: 'small' }, () => trouble, () => activate(verdict.version)),
+            action(`Stay with version ${serving}`, { class: 'small' }, () => trouble, () => activate(serving)))))),
       open.length > 0 && el('div', { class: 'card wide' }, el('h3', {}, 'People whose ratings disagree with everyone\u2019s'),
         el('p', { class: 'soft' }, 'Their feedback is kept and waits until you decide.'),
         table('People to decide about', ['Who', 'Compared', 'Disagreed', 'Waiting', 'Decide'], open.map(user => [user.user, user.compared, user.disagreed, user.waiting,
