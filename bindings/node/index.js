@@ -85,7 +85,8 @@ export class Engine {
     this.#handle = handle;
   }
 
-  static async open({ model, data, settings = {}, signal } = {}) {
+  static async open({ model, data, settings = {}, signal, ...others } = {}) {
+    for (const name of Object.keys(others)) throw wrong(`${name} is not known, expected model, data, settings and signal`);
     if ((native.abiVersion >> 16) !== (native.headerVersion >> 16) || native.abiVersion < native.headerVersion) {
       throw errorOf(-8, `the library's interface is ${native.abiVersion}, expected ${native.headerVersion} or newer`);
     }

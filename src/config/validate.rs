@@ -88,6 +88,7 @@ mod tests {
                 json!(4),
                 "serve.batch is 4, expected at least serve.slots, 8: each slot decodes one token",
             ),
+            ("serve.threads", json!(1024), "serve.threads is 1024, expected a whole number from 0 to 512"),
             ("serve.gpu_layers", json!(-2), "serve.gpu_layers is -2, expected"),
             ("train.device", json!("gpu"), "train.device is \"gpu\", expected auto, cpu or cuda:N"),
             ("train.device", json!("cuda:"), "expected auto, cpu or cuda:N"),

@@ -131,8 +131,8 @@ impl Archive {
     /// Adopts the version that was set aside under that name, or all of them. None is activated.
     ///
     /// # Errors
-    /// `Arg` for an unknown name, `Model` for a version of another base, `Io` if it is damaged or the disk fails;
-    /// versions adopted before that stay adopted.
+    /// `Arg` for an unknown name; where none could be adopted, why not the first: `Model` for a version of another
+    /// base, `Io` if it is damaged or the disk fails.
     pub fn adopt(&self, name: Option<&str>) -> Result<Vec<Adopted>> {
         // A start moves aside what isn't on record; since the record was lost there may have been none.
         let known: Vec<PolicyVersion> = self.ledger.versions()?.iter().map(|v| v.version).collect();
@@ -207,34 +207,62 @@ pub(super) fn adopt(store: &VersionStore, ledger: &Ledger, name: Option<&str>) -
     let base = ledger.model_fingerprint()?;
     let mut now: BTreeMap<PolicyVersion, PolicyVersion> = BTreeMap::new();
     let mut adopted = Vec::new();
+    let mut failed = None;
     for aside in chosen {
-        let (known, was) = (ledger.versions()?, aside.version());
-        let next = ledger.next_version()?;
-        let version = if was > next { was } else { next };
-        let stage = store.stage(version)?;
-        let mut about = stage.copy_from(&aside)?.about;
-        if base.as_ref().is_some_and(|base| *base != about.base_sha256) {
-            return Err(Error::model(format!(
-                "{} (set aside) is for another base model (sha256 {:.12})",
-                aside.name, about.base_sha256
-            )));
+        match adopt_one(store, ledger, base.as_deref(), &aside, &now) {
+            Ok(version) => {
+                now.insert(aside.version(), version);
+                tracing::info!(
+                    name = aside.name,
+                    version = version.0,
+                    "a version that was set aside is on record again"
+                );
+                adopted.push(Adopted { name: aside.name, version });
+            }
+            // One that is damaged keeps no other out.
+            Err(error) => {
+                tracing::warn!(%error, name = aside.name, "a version that was set aside stays there");
+                failed = failed.or(Some(error));
+            }
         }
-        let parent = about.parent.unwrap_or_default();
-        let on_record = known.iter().any(|v| v.version == parent);
-        let parent = now.get(&parent).copied().unwrap_or(if on_record { parent } else { PolicyVersion::INITIAL });
-        about.parent = Some(parent);
-        let metrics = about.metrics.clone();
-        let info =
-            VersionInfo { version, parent: Some(parent), active: false, created: about.created, metrics, ruling: None };
-        stage.commit(about)?;
-        if let Err(error) = ledger.record_version(&info) {
-            store.discard(version)?;
-            return Err(error);
-        }
-        store.drop_aside(&aside)?;
-        now.insert(was, version);
-        tracing::info!(name = aside.name, version = version.0, "a version that was set aside is on record again");
-        adopted.push(Adopted { name: aside.name, version });
     }
-    Ok(adopted)
+    match failed {
+        Some(error) if adopted.is_empty() => Err(error),
+        _ => Ok(adopted),
+    }
+}
+
+/// Adopts a version; `now` are the numbers that others adopted before have now.
+fn adopt_one(
+    store: &VersionStore,
+    ledger: &Ledger,
+    base: Option<&str>,
+    aside: &Aside,
+    now: &BTreeMap<PolicyVersion, PolicyVersion>,
+) -> Result<PolicyVersion> {
+    let (known, was) = (ledger.versions()?, aside.version());
+    let next = ledger.next_version()?;
+    let version = if was > next { was } else { next };
+    let stage = store.stage(version)?;
+    let mut about = stage.copy_from(aside)?.about;
+    if base.is_some_and(|base| base != about.base_sha256) {
+        return Err(Error::model(format!(
+            "{} (set aside) is for another base model (sha256 {:.12})",
+            aside.name, about.base_sha256
+        )));
+    }
+    let parent = about.parent.unwrap_or_default();
+    let on_record = known.iter().any(|v| v.version == parent);
+    let parent = now.get(&parent).copied().unwrap_or(if on_record { parent } else { PolicyVersion::INITIAL });
+    about.parent = Some(parent);
+    let metrics = about.metrics.clone();
+    let info =
+        VersionInfo { version, parent: Some(parent), active: false, created: about.created, metrics, ruling: None };
+    stage.commit(about)?;
+    if let Err(error) = ledger.record_version(&info) {
+        store.discard(version)?;
+        return Err(error);
+    }
+    store.drop_aside(aside)?;
+    Ok(version)
 }

@@ -5,13 +5,15 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
-use crossbeam_channel::{Receiver, Sender, TrySendError, bounded, select};
+use crossbeam_channel::{Receiver, Sender, TrySendError, after, bounded, never, select};
 
 use super::alerts::{AlertKind, Alerts};
 use crate::error::{Error, Result};
 use crate::llama::{Embedder, Model, give_way_to_decoding};
 use crate::lock::lock;
+use crate::scheduler::took_too_long;
 use crate::types::TokenId;
 
 /// Longest text, in tokens: all its hidden states are computed at once.
@@ -34,6 +36,8 @@ struct Work {
 pub(super) struct Embeddings {
     state: Mutex<State>,
     alerts: Arc<Alerts>,
+    /// Longest time of a request.
+    patience: Option<Duration>,
 }
 
 /// The way to the thread.
@@ -54,11 +58,11 @@ struct State {
 }
 
 impl Embeddings {
-    pub(super) fn new(alerts: Arc<Alerts>) -> Self {
-        Self { state: Mutex::default(), alerts }
+    pub(super) fn new(alerts: Arc<Alerts>, patience: Option<Duration>) -> Self {
+        Self { state: Mutex::default(), alerts, patience }
     }
 
-    /// One embedding per text. Blocks until they are done or the request is `abandoned`.
+    /// One embedding per text. Blocks until they are done, the request is `abandoned`, or its time is over.
     pub(super) fn embed(
         &self,
         model: &Arc<Model>,
@@ -87,7 +91,8 @@ impl Embeddings {
     ) -> Result<Vec<Vec<f32>>> {
         let (reply, answer) = bounded(1);
         let Lane { work, ended } = self.lane(make)?;
-        match work.try_send(Work { texts, abandoned, reply }) {
+        let over = self.patience.map_or_else(never, after);
+        match work.try_send(Work { texts, abandoned: abandoned.clone(), reply }) {
             Ok(()) => {}
             Err(TrySendError::Full(_)) => return Err(Error::busy(format!("{WAITING} requests are waiting already"))),
             Err(TrySendError::Disconnected(_)) => return Err(self.unanswered()),
@@ -95,6 +100,10 @@ impl Embeddings {
         select! {
             recv(answer) -> answer => answer.map_err(|_| self.unanswered())?,
             recv(ended) -> _ => answer.try_recv().map_err(|_| self.unanswered())?,
+            recv(over) -> _ => {
+                abandoned.store(true, Ordering::Relaxed);
+                Err(took_too_long(self.patience.unwrap_or_default()))
+            }
         }
     }
 
@@ -169,6 +178,8 @@ fn panicked() -> Error {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::AtomicUsize;
+
     use std::sync::mpsc;
     use std::time::Duration;
 
@@ -179,7 +190,7 @@ mod tests {
     #[test]
     fn a_panic_of_the_embedder_ends_what_waits_with_a_clear_error_and_the_next_request_has_another() {
         let alerts = Arc::new(Alerts::new(Arc::new(Hub::default())));
-        let embeddings = Arc::new(Embeddings::new(alerts.clone()));
+        let embeddings = Arc::new(Embeddings::new(alerts.clone(), None));
         let (go, wait) = mpsc::channel::<()>();
         let bad: Embed = Box::new(move |_| {
             wait.recv().ok();
@@ -215,5 +226,26 @@ mod tests {
         embeddings.stop();
         let error = embeddings.embed_with(vec![vec![1]], Arc::default(), good).unwrap_err();
         assert_eq!(error.code(), Code::Closed, "{error}");
+    }
+
+    #[test]
+    fn a_request_that_takes_longer_than_its_limit_is_ended_and_its_other_texts_are_left() {
+        let alerts = Arc::new(Alerts::new(Arc::new(Hub::default())));
+        let embeddings = Embeddings::new(alerts, Some(Duration::from_millis(50)));
+        let (go, wait) = bounded::<()>(0);
+        let embedded = Arc::new(AtomicUsize::new(0));
+        let counted = embedded.clone();
+        let slow = move || {
+            Ok(Box::new(move |_: &[TokenId]| {
+                counted.fetch_add(1, Ordering::Relaxed);
+                let _ = wait.recv();
+                Ok(vec![1.0f32])
+            }) as Embed)
+        };
+        let error = embeddings.embed_with(vec![vec![1]; 8], Arc::default(), slow).unwrap_err();
+        assert!(error.message().contains("serve.request_seconds"), "{error}");
+        drop(go);
+        embeddings.stop();
+        assert_eq!(embedded.load(Ordering::Relaxed), 1);
     }
 }

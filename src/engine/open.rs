@@ -84,6 +84,7 @@ impl Engine {
         let weights = recovery::first_weights(&store, &ledger, &alerts)?;
         let active = weights.version;
 
+        let patience = Some(Duration::from_secs(config.serve.request_seconds.into())).filter(|time| !time.is_zero());
         let options = scheduler::Options {
             context: ContextOptions {
                 context: config.serve.context,
@@ -95,7 +96,7 @@ impl Engine {
             max_tokens: config.serve.max_tokens,
             tune_threads: true,
             speculate: config.serve.speculate,
-            patience: Some(Duration::from_secs(config.serve.request_seconds.into())).filter(|time| !time.is_zero()),
+            patience,
         };
         let routes = Arc::new(Routes::default());
         let in_flight = Arc::new(InFlight::default());
@@ -133,7 +134,7 @@ impl Engine {
             hub,
             routes,
             named,
-            embeddings: Embeddings::new(alerts.clone()),
+            embeddings: Embeddings::new(alerts.clone(), patience),
             alerts,
             format,
             sampling,

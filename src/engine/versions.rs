@@ -148,8 +148,8 @@ impl Engine {
     /// step is aborted, and its ratings keep waiting.
     ///
     /// # Errors
-    /// `Arg` for an unknown name, `Model` for a version of another base, `Io` if it is damaged or the disk fails;
-    /// versions adopted before that stay adopted.
+    /// `Arg` for an unknown name; where none could be adopted, why not the first: `Model` for a version of another
+    /// base, `Io` if it is damaged or the disk fails.
     pub fn adopt(&self, name: Option<&str>) -> Result<Vec<Adopted>> {
         self.check_open()?;
         self.inner.learner.adopt(name)

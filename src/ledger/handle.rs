@@ -38,7 +38,7 @@ pub struct Ledger {
     pub(super) pending: Arc<AtomicU64>,
     /// Rules about whose feedback counts.
     pub(super) rules: Arc<Rules>,
-    reserve: Reserve,
+    pub(super) reserve: Reserve,
 }
 
 impl Ledger {

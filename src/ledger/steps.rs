@@ -84,6 +84,10 @@ impl Ledger {
             }
             write::activate(db, v)
         };
-        self.writer.call(work, |()| ())
+        // The way back must be open on a full disk, too.
+        self.reserve.lend();
+        let activated = self.writer.call(work, |()| ());
+        self.reserve.take();
+        activated
     }
 }

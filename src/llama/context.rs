@@ -44,7 +44,8 @@ impl Context {
     /// Makes a context that decodes `model` without an adapter, with `threads` threads of its own.
     ///
     /// # Errors
-    /// `Arg` for an option of 0, or threads beyond 1 to 512, `Model` or `NoMem` if llama.cpp can't make it.
+    /// `Arg` for an option of 0, more sequences than a batch or the context has tokens, or threads beyond 1 to 512,
+    /// `Model` or `NoMem` if llama.cpp can't make it.
     pub fn new(model: &Arc<Model>, threads: u32, options: ContextOptions) -> Result<Context> {
         Context::with(model, Threads::new(threads)?, options)
     }
@@ -56,6 +57,11 @@ impl Context {
     pub fn with(model: &Arc<Model>, threads: Threads, options: ContextOptions) -> Result<Context> {
         if options.context == 0 || options.batch == 0 || options.sequences == 0 {
             return Err(Error::arg("a context needs at least one token, batch slot and sequence"));
+        }
+        let room = options.batch.min(options.context);
+        if options.sequences > room {
+            // llama.cpp ends the process over it.
+            return Err(Error::arg(format!("{} sequences, expected at most {room}, a batch", options.sequences)));
         }
         // SAFETY: reads a default structure and a constant.
         let (mut params, most) = unsafe { (sys::llama_context_default_params(), sys::llama_max_parallel_sequences()) };

@@ -63,20 +63,6 @@ impl From<&[ChatMessage]> for Conversation {
     }
 }
 
-/// The messages with the arguments of calls as JSON text; `None` if none are objects.
-fn with_arguments_as_text(messages: &[Json]) -> Option<Vec<Json>> {
-    let (mut messages, mut any) = (messages.to_vec(), false);
-    for call in messages.iter_mut().filter_map(|message| message.get_mut("tool_calls")?.as_array_mut()).flatten() {
-        let arguments = call.pointer_mut("/function/arguments").filter(|arguments| arguments.is_object());
-        if let Some(arguments) = arguments
-            && let Some(text) = python::dumped(arguments)
-        {
-            (*arguments, any) = (text.into(), true);
-        }
-    }
-    any.then_some(messages)
-}
-
 /// The output of a template.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Rendered {
@@ -93,6 +79,8 @@ pub struct ChatTemplate {
     bos: String,
     eos: String,
     knows_tools: bool,
+    /// It writes a call's arguments as they come, so that they have to come as JSON rather than as an object.
+    arguments_are_text: bool,
     /// The string literals of its source, which include roles of its own.
     literals: HashSet<String>,
     marker: Marker,
@@ -128,16 +116,35 @@ impl ChatTemplate {
         }
         let jinja::Source { text, literals } = jinja::read(source)?;
         let environment = with_stack(STACK_AT_LEAST + STACK_A_BYTE * text.len(), || compile(text))??;
-        Ok(ChatTemplate {
+        let mut template = ChatTemplate {
             fault: None,
             environment,
             bos,
             eos,
             knows_tools: source.contains("tools"),
+            arguments_are_text: false,
             marker: Marker::new(specials, &literals),
             literals: literals.into_iter().collect(),
             source: source.to_owned(),
-        })
+        };
+        if source.contains("arguments") && !template.writes_arguments() {
+            template.arguments_are_text = true;
+            template.arguments_are_text = template.writes_arguments();
+        }
+        Ok(template)
+    }
+
+    /// Whether it writes a call's arguments, and not as Python would show an object.
+    fn writes_arguments(&self) -> bool {
+        let function = json!({"name": "f", "arguments": {"probe": "x"}});
+        let call = json!({"id": "abcdefg12", "type": "function", "function": function});
+        let messages = vec![
+            json!({"role": "user", "content": "Hi"}),
+            json!({"role": "assistant", "content": "", "tool_calls": [call]}),
+            json!({"role": "tool", "content": "Hi", "tool_call_id": "abcdefg12"}),
+        ];
+        let written = self.render(&Conversation { messages, ending: Ending::Closed, ..Conversation::default() });
+        written.is_ok_and(|written| written.text.contains("probe") && !written.text.contains("'probe'"))
     }
 
     /// Whether it writes tools and what they gave.
@@ -151,7 +158,7 @@ impl ChatTemplate {
     /// `Arg` without messages, for a role that neither OpenAI nor the template knows, or with the template's own
     /// complaint; `Unsupported` if the template has no tools, or ends a message that should continue.
     pub fn render(&self, conversation: &Conversation) -> Result<Rendered> {
-        let Conversation { messages, tools, .. } = conversation;
+        let Conversation { messages, tools, ending, parse_special } = conversation;
         if messages.is_empty() {
             return Err(Error::arg("messages is empty, expected at least one"));
         }
@@ -159,17 +166,6 @@ impl ChatTemplate {
             return Err(Error::unsupported("the model's chat template knows no tools"));
         }
         let messages = messages.iter().enumerate().map(|(i, m)| self.message(i, m)).collect::<Result<Vec<_>>>()?;
-        let as_text = with_arguments_as_text(&messages);
-        let rendered = self.render_as(messages, conversation);
-        // Some templates join the arguments of calls to their text, as clients send them.
-        match as_text {
-            Some(messages) if rendered.is_err() => self.render_as(messages, conversation).or(rendered),
-            _ => rendered,
-        }
-    }
-
-    fn render_as(&self, messages: Vec<Json>, conversation: &Conversation) -> Result<Rendered> {
-        let Conversation { tools, ending, parse_special, .. } = conversation;
         let stand_ins = StandIns::new(&self.source, &self.marker, messages.iter().chain(tools));
         let text = self.write(messages, tools, *ending, *parse_special, &stand_ins)?;
         stand_ins.take_out(match ending {
@@ -191,11 +187,20 @@ impl ChatTemplate {
         let Some(role) = message["role"].as_str() else {
             return Err(Error::arg(format!("messages[{place}]: role is missing, expected a string")));
         };
+        let mut message = message.clone();
+        if self.arguments_are_text {
+            let calls = message.get_mut("tool_calls").and_then(Json::as_array_mut).into_iter().flatten();
+            for arguments in calls.filter_map(|call| call.pointer_mut("/function/arguments")) {
+                if let Some(text) = python::dumped(arguments).filter(|_| arguments.is_object()) {
+                    *arguments = text.into();
+                }
+            }
+        }
         let role = match role {
-            "system" | "user" | "assistant" | "tool" => return Ok(message.clone()),
+            "system" | "user" | "assistant" | "tool" => return Ok(message),
             "developer" if !self.literals.contains(role) => "system",
             "function" if !self.literals.contains(role) => "tool",
-            role if self.literals.contains(role) && is_name(role) => return Ok(message.clone()),
+            role if self.literals.contains(role) && is_name(role) => return Ok(message),
             role => {
                 let role: String = role.chars().take(32).collect();
                 return Err(Error::arg(format!(
@@ -204,7 +209,6 @@ impl ChatTemplate {
                 )));
             }
         };
-        let mut message = message.clone();
         message["role"] = role.into();
         Ok(message)
     }

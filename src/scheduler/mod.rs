@@ -22,5 +22,6 @@ mod weights;
 pub use finished::{Finished, OnFailed, OnFinished};
 pub use handle::{Options, Scheduler};
 pub use load::Load;
+pub(crate) use slot::took_too_long;
 pub use stream::{Event, GenerationStream, Next, Sink, Wake};
 pub use weights::{Source, Weights};

@@ -37,14 +37,17 @@ pub(super) struct Job {
     pub(super) sink: Sink,
 }
 
+/// The error of a request whose time limit is over.
+pub(crate) fn took_too_long(limit: Duration) -> Error {
+    let seconds = limit.as_secs();
+    Error::time_limit(format!("the request took longer than the {seconds} seconds that serve.request_seconds allows"))
+}
+
 impl Job {
     /// The error if its time limit is over.
     pub(super) fn late(&self) -> Option<Error> {
         let patience = self.patience.filter(|patience| self.submitted.elapsed() > *patience)?;
-        let seconds = patience.as_secs();
-        Some(Error::time_limit(format!(
-            "the request took longer than the {seconds} seconds that serve.request_seconds allows"
-        )))
+        Some(took_too_long(patience))
     }
 
     /// The error if only a version may answer that `served`, on whose lane it would start, is not.

@@ -67,6 +67,21 @@ fn an_older_or_lost_ledger_removes_no_version_and_says_what_it_set_aside() {
     assert!(engine.adopt(Some("000009")).unwrap_err().is_unknown_id());
 }
 
+#[test]
+fn a_damaged_version_that_was_set_aside_keeps_no_other_out() {
+    let dir = tempfile::tempdir().unwrap();
+    trained(dir.path(), 3);
+    fs::remove_file(dir.path().join("data/ledger.sqlite3")).unwrap();
+    fs::write(versions(dir.path()).join("000002/adapter.gguf"), "x").unwrap();
+    let engine = open(dir.path());
+    let adopted = engine.adopt(None).unwrap();
+    assert_eq!(adopted.iter().map(|a| a.version.0).collect::<Vec<_>>(), [1, 3]);
+    let left = engine.set_aside().unwrap();
+    assert_eq!(left.iter().map(|one| one.name.as_str()).collect::<Vec<_>>(), ["000002"]);
+    assert_eq!(engine.status().alerts[0].kind, AlertKind::VersionsAside);
+    assert_eq!(engine.adopt(None).unwrap_err().code(), Code::Io);
+}
+
 fn trained_on(dir: &Path, versions: std::ops::RangeInclusive<u64>) {
     let engine = open(dir);
     for version in versions {
@@ -107,6 +122,11 @@ fn a_version_of_which_only_the_trainers_files_are_damaged_is_served_without_trai
     for name in ["trainer.json", "critic.gguf", "reward.json", "trainer.safetensors"] {
         let dir = tempfile::tempdir().unwrap();
         trained(dir.path(), 1);
+        let snapshot = dir.path().join("snapshot");
+        let engine = open(dir.path());
+        engine.snapshot(PolicyVersion(1), &snapshot).unwrap();
+        engine.shutdown();
+        drop(engine);
         let file = versions(dir.path()).join("000001").join(name);
         let mut bytes = fs::read(&file).unwrap();
         bytes.push(b'x');
@@ -122,6 +142,9 @@ fn a_version_of_which_only_the_trainers_files_are_damaged_is_served_without_trai
         let way_out = &status.alerts[0].message;
         assert!(way_out.contains("once its files are restored, `apad versions activate 1`"), "{way_out}");
         assert_eq!(answer(&engine, "the", 1).policy_version, PolicyVersion(1), "{name}");
+        // What nobody can examine is served to nobody.
+        let error = engine.restore(&snapshot).unwrap_err();
+        assert!(error.message().contains("can't be examined") && error.message().contains(name), "{error}");
         // The way out.
         engine.activate(PolicyVersion(0)).unwrap();
         assert!(engine.status().alerts.is_empty(), "{name}");

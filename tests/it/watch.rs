@@ -57,3 +57,34 @@ fn versions_that_are_replaced_before_they_can_be_judged_are_taken_back_together(
     assert_eq!((of(1).0, of(1).1.reason), (Ruling::RolledBack, of(2).1.reason));
     assert!(of(1).1.reason.starts_with("the mean rating of versions 1 to "), "{:?}", of(1).1);
 }
+
+#[test]
+fn one_user_among_many_takes_nothing_back_and_one_who_is_served_alone_does() {
+    let like = |v| if v == PolicyVersion(0) { 1.0 } else { -1.0 };
+    for (many, back) in [(true, false), (false, true)] {
+        let dir = tempfile::tempdir().unwrap();
+        let engine = open_with(dir.path(), |c| {
+            (c.gate.count, c.gate.mode, c.gate.alpha, c.reward.user_hourly) = (2, Promotion::Serve, 0.1, 0);
+        })
+        .unwrap();
+        let user = |i: u64| if many { format!("user {}", i % 20) } else { "mallory".to_owned() };
+        for i in 0..60 {
+            rated(&engine, &user(i), i, |_| if i % 15 == 0 { 0.5 } else { 1.0 });
+        }
+        published(engine.train_step().unwrap());
+        for i in 0..60 {
+            // Everyone else likes it.
+            if many && i % 3 == 0 {
+                rated(&engine, &user(i), i, |_| 1.0);
+            }
+            rated(&engine, "mallory", i, like);
+        }
+        if back {
+            wait_until("the rollback", || engine.status().policy_version == PolicyVersion(0));
+        } else {
+            std::thread::sleep(std::time::Duration::from_secs(6));
+            assert_eq!((engine.status().policy_version, engine.status().trainer.rolled_back), (PolicyVersion(1), 0));
+        }
+        engine.shutdown();
+    }
+}

@@ -41,7 +41,7 @@ pub struct Forget {
     #[arg(long, conflicts_with = "data")]
     unlearn: bool,
     /// Only say what --unlearn takes
-    #[arg(long, requires = "unlearn")]
+    #[arg(long, requires = "unlearn", conflicts_with = "data")]
     dry_run: bool,
     /// Data folder of a daemon that doesn't run
     #[arg(long, value_name = "DIR")]
@@ -121,8 +121,9 @@ fn cost(plan: Option<&UnlearnPlan>) -> String {
     if *batches == 0 {
         return said + "what serves did not learn from the user, so nothing is trained again";
     }
+    let many = if *batches == 1 { "batch" } else { "batches" };
     said += &format!(
-        "{batches} batches of {answers} answers are trained on again without the user's, from version {start}; they \
+        "{batches} {many} of {answers} answers are trained on again without the user's, from version {start}; they \
          took {seconds:.0} s at first\nif the result is refused, version {back} serves"
     );
     if *wordless > 0 {
@@ -140,7 +141,11 @@ async fn follow(client: &Client, plan: &UnlearnPlan) -> Result<()> {
         let Some(on) = status.unlearning else {
             bar.finish_and_clear();
             let end = status.unlearned.map(|end| end.reason).unwrap_or_default();
-            println!("version {} serves; {end}", client.status().await?.policy_version);
+            let serving = client.status().await?.policy_version;
+            match end.is_empty() {
+                true => println!("version {serving} serves"),
+                false => println!("version {serving} serves; {end}"),
+            }
             return Ok(());
         };
         bar.set_position(on.replayed as u64);

@@ -172,7 +172,8 @@ pub async fn run(options: Options) -> Result<()> {
             let line = |one: &Adopted| format!("{} is version {}\n", one.name, one.version);
             let none = || "nothing was set aside\n".to_owned();
             let text = || if adopted.is_empty() { none() } else { adopted.iter().map(line).collect() };
-            return print(options.json, &adopted, text);
+            let left = if name.is_none() { from.set_aside().await? } else { Vec::new() };
+            return print(options.json, &adopted, || text() + &aside_table(&left));
         }
         Action::Snapshot { version, file } => {
             let bytes = from.daemon("snapshot")?.snapshot(PolicyVersion(version), &file).await?;
@@ -185,7 +186,15 @@ pub async fn run(options: Options) -> Result<()> {
             let outcome = from.daemon("train")?.train().await?;
             return print(options.json, &outcome, || trained(&outcome));
         }
-        Action::Restore { file } => from.daemon("restore")?.restore(&file).await?,
+        Action::Restore { file } => {
+            let client = from.daemon("restore")?;
+            let version = client.restore(&file).await?;
+            let said = client.version(version).await?.verdict.map(|verdict| verdict.record).unwrap_or_default();
+            let said: VerdictRecord = serde_json::from_value(said).unwrap_or_default();
+            return print(options.json, &json!({"policy_version": version}), || {
+                format!("version {version} serves new requests: {}\n", said.reason)
+            });
+        }
         Action::Activate { version, whole, .. } => from.activate(PolicyVersion(version), whole).await?,
         Action::Rollback { .. } => from.rollback().await?,
     };

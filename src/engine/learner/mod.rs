@@ -330,6 +330,9 @@ impl Worker {
             && !self.shared.interrupted()
         {
             let outcome = self.step(self.config.train.batch as usize);
+            // Ratings may come faster than they are learned from.
+            self.look_at_versions();
+            self.tidy_record();
             // There are enough ratings, but limits or a quarantine hold them back: later feedback tries again.
             if let Ok(PublishOutcome::Skipped { reason, consumed: 0 }) = outcome {
                 let told = self.shared.status().reason.replace(reason.clone());

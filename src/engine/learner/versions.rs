@@ -135,6 +135,14 @@ impl Worker {
         }
         about.parent = Some(parent);
         let (examination, seconds) = self.examine(version, stage.path(), 1)?.unzip();
+        let (learns, examined) = (self.config.train.enabled, self.config.gate.examine);
+        if learns && examined && examination.is_none() {
+            let reason = self.shared.status().reason.clone().unwrap_or_else(|| NOT_READY.into());
+            return Err(Error::unsupported(format!(
+                "the snapshot can't be examined ({reason}), and so is not served; gate.examine = false serves it \
+                 unexamined"
+            )));
+        }
         if let Some(Examination { outcome: Outcome::Refused, reason, .. }) = &examination {
             let record =
                 VerdictRecord { reason: reason.clone(), examination: examination.clone(), seconds, trial: None };
@@ -159,7 +167,11 @@ impl Worker {
             self.ledger.set_active(parent)?;
             return Err(error);
         }
-        let said = examination.as_ref().map_or("it was not examined", |e| e.reason.as_str());
+        let said = match &examination {
+            Some(examination) => examination.reason.as_str(),
+            None if learns => "it was not examined (gate.examine)",
+            None => "it was not examined, as nothing is trained here (train.enabled)",
+        };
         let reason = format!("a person restored it; {said}");
         let record = VerdictRecord { reason, examination, seconds, trial: None };
         self.ledger.add_verdict(Some(version), parent, Ruling::Promoted, record.json())?;

@@ -3,6 +3,7 @@
 //! A version is held against the one before it, and it and those before it together against the last that was found to
 //! be good: where learning publishes faster than people rate, no version alone has ratings enough to be judged.
 
+use std::collections::HashMap;
 use std::ops::Range;
 
 use super::*;
@@ -28,8 +29,12 @@ struct Comparison {
     before: Vec<PolicyVersion>,
     after: Vec<PolicyVersion>,
     watch: Watch,
+    /// Probability that it is wrong, over all looks.
+    alpha: f64,
     /// The last row of the ledger that was counted.
     heard: u64,
+    /// Ratings of the later versions until which a fall is one user's alone.
+    doubted: u64,
 }
 
 impl Comparison {
@@ -41,7 +46,43 @@ impl Comparison {
             let arm = if self.after.contains(&said.version) { Arm::Candidate } else { Arm::Parent };
             self.watch.rating(arm, said.rating);
         }
-        Ok(self.watch.fell(&named(&self.after), &named(&self.before)))
+        let fell = self.watch.fell(&named(&self.after), &named(&self.before));
+        Ok(if fell.is_some() && self.hangs_on_one(ledger)? { None } else { fell })
+    }
+
+    /// Whether the later versions did not fall without the ratings of the user who likes them least. Who gave half of
+    /// the earlier ratings, too, is the one who is served here.
+    fn hangs_on_one(&mut self, ledger: &Ledger) -> Result<bool> {
+        let count = self.watch.means().1.count;
+        if count < self.doubted {
+            return Ok(true);
+        }
+        let both = [&self.before[..], &self.after].concat();
+        let ratings = ledger.ratings_of(&both, 0, 0, RATINGS)?;
+        let later = |said: &TrialRating| self.after.contains(&said.version);
+        let mut sums: HashMap<&str, f64> = HashMap::new();
+        for said in ratings.iter().filter(|said| later(said)) {
+            if let Some(user) = &said.user {
+                *sums.entry(user).or_default() += said.rating;
+            }
+        }
+        let Some((worst, _)) = sums.into_iter().min_by(|a, b| a.1.total_cmp(&b.1)) else { return Ok(false) };
+        let theirs = |said: &&TrialRating| said.user.as_deref() == Some(worst);
+        let earlier = ratings.iter().filter(|said| !later(said));
+        if 2 * earlier.clone().filter(theirs).count() >= earlier.count() {
+            return Ok(false);
+        }
+        let mut without = Watch::new(self.alpha);
+        for said in ratings.iter().filter(|said| !theirs(said)) {
+            without.rating(if later(said) { Arm::Candidate } else { Arm::Parent }, said.rating);
+        }
+        if without.fell("", "").is_some() {
+            return Ok(false);
+        }
+        tracing::info!(after = ?self.after, "ratings fell by one user's alone: nothing is taken back");
+        // Not at each look again.
+        self.doubted = count + count / 4 + 1;
+        Ok(true)
     }
 }
 
@@ -102,7 +143,7 @@ impl Worker {
         let alpha = self.config.gate.alpha / pairs.len() as f64;
         let compare = |(before, after): (Range<usize>, Range<usize>)| {
             let of = |range: Range<usize>| line[range].iter().map(|info| info.version).collect::<Vec<_>>();
-            Comparison { before: of(before), after: of(after), watch: Watch::new(alpha), heard: 0 }
+            Comparison { before: of(before), after: of(after), watch: Watch::new(alpha), alpha, heard: 0, doubted: 0 }
         };
         self.watched = Some(Watched { verdict, comparisons: pairs.into_iter().map(compare).collect() });
         Ok(())

@@ -93,7 +93,8 @@ impl Client {
         }
         let content = std::fs::read(file).with_context(reading)?;
         let request = self.http.post(format!("{}/v1/policy/restore", self.base)).body(content);
-        let response = self.answered(request, "/v1/policy/restore").await?;
+        let response = self.answered(request, "/v1/policy/restore").await;
+        let response = response.with_context(|| file.display().to_string())?;
         Ok(response.json::<Activated>().await?.policy_version)
     }
 }
