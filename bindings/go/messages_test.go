@@ -67,7 +67,7 @@ func TestWrongToolsAreNamed(t *testing.T) {
 		{Request{Messages: ask, Tools: []Tool{{Name: "a b"}}}, "tools[0]: function.name"},
 		{Request{Messages: ask, Tools: []Tool{{Name: "a\xff"}}}, "tools[0].name is not valid UTF-8 from byte 1 on"},
 		{Request{Messages: ask, ToolChoice: ToolsRequired}, "no tools"},
-		{Request{Messages: ask, Tools: []Tool{add}, ToolChoice: CallOf("ad")}, "tool_choice names a tool that is not among the tools"},
+		{Request{Messages: ask, Tools: []Tool{add}, ToolChoice: CallOf("ad")}, "tool_choice names \"ad\", which is not among the tools"},
 		{Request{Messages: ask, TopLogprobs: 2}, "top_logprobs is set without logprobs"},
 		{Request{Prompt: "a", TopLogprobs: 2}, "top_logprobs is set without logprobs"},
 		{Request{Prompt: "a", Logprobs: true, TopLogprobs: 6}, "logprobs is 6"},

@@ -132,7 +132,7 @@ async fn what_can_not_be_done_is_a_400_with_its_reason_and_the_next_request_work
         (json!({"grammar": "root ::= root \"a\""}), "allows none"),
         (json!({"grammar": "root ::= <nothing>"}), "vocabulary"),
         (json!({"grammar": format!("root ::= {}\"a\"", "(".repeat(100_000))}), "parentheses"),
-        (schema(json!({"type": "rainbow"})), "JSON schema"),
+        (schema(json!({"type": "rainbow"})), "response_format.json_schema.schema: type is"),
         (schema(json!({"$ref": "#/nowhere"})), "#/nowhere"),
         (json!({"response_format": {"type": "xml"}}), "expected text, json_object"),
         (json!({"logit_bias": {"999999": 1}}), "token 999999"),

@@ -64,7 +64,7 @@ impl Document {
             Value::Array(_) => "array",
             Value::Object(_) => "object",
         };
-        if !kinds.contains(&kind) && !(kind == "integer" && kinds.contains(&"number")) {
+        if !kinds.contains(&kind) && (kind != "integer" || !kinds.contains(&"number")) {
             return Err(format!("{at} is of kind {kind}, not {kinds:?}"));
         }
         if schema["enum"].as_array().is_some_and(|words| !words.contains(value)) {
