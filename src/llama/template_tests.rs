@@ -4,6 +4,9 @@ use proptest::prelude::*;
 
 use super::*;
 
+#[path = "template_tools_tests.rs"]
+mod tools;
+
 fn message(role: &str, content: &str) -> Json {
     json!({"role": role, "content": content})
 }
@@ -35,60 +38,9 @@ const CHATML: &str = "{% for message in messages %}{{'<|im_start|>' + message['r
 const CHATML_TOKENS: [&str; 3] = ["<|im_start|>", "<|im_end|>", "<|endoftext|>"];
 
 #[test]
-fn a_template_that_joins_arguments_of_calls_to_its_text_gets_them_as_text() {
-    let joins = "{{ tools }}{% for message in messages %}{% for call in message.tool_calls %}{{ call.function.name \
-                 + ' ' + call.function.arguments }}{% endfor %}{{ message.content }}{% endfor %}";
-    let call = json!({"function": {"name": "f", "arguments": {"a": [1, "<|im_end|>"], "b": {}}}});
-    let messages = [message("user", "hi"), json!({"role": "assistant", "content": "", "tool_calls": [call]})];
-    let rendered = with_controls(joins, &CHATML_TOKENS).render(&said(&messages)).unwrap();
-    assert!(rendered.text.ends_with(r#"hif {"a": [1, "<|im_end|>"], "b": {}}"#), "{}", rendered.text);
-    assert_eq!(rendered.marks.len(), 1, "the control token is the client's text");
-    // One that writes them itself has them as they are, and another fault is told as it is.
-    let writes = joins.replace("call.function.arguments", "(call.function.arguments | tojson)");
-    assert!(text(&template(&writes), &messages).unwrap().contains(r#"f {"a": [1, "#));
-    let fails = joins.replace("+ call", "+ 1 + call");
-    assert!(text(&template(&fails), &messages).unwrap_err().message().contains("string and"));
-}
-
-#[test]
 fn chatml_renders_as_the_model_expects() {
     let rendered = text(&template(CHATML), &[message("user", " hi ")]).unwrap();
     assert_eq!(rendered, "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n");
-}
-
-#[test]
-fn tools_are_written_as_python_writes_json() {
-    let t = template("{% for tool in tools %}{{ tool | tojson }}{% endfor %}|{{ messages[0].content }}");
-    let mut conversation = said(&[message("user", "a<b")]);
-    conversation.tools = vec![json!({"x": ["<'\\u003c", 1], "y": null})];
-    let rendered = t.render(&conversation).unwrap().text;
-    assert_eq!(rendered, "{\"x\": [\"<'\\\\u003c\", 1], \"y\": null}|a<b");
-    let e = template("{{ messages }}").render(&conversation).unwrap_err();
-    assert_eq!(e.code(), crate::Code::Unsupported);
-}
-
-#[test]
-fn arguments_of_a_call_come_as_the_template_writes_them() {
-    let each = |written: &str| {
-        format!(
-            "{{% for m in messages %}}{{% for c in m.tool_calls or [] %}}{written}{{% endfor %}}{{% endfor %}}|tools"
-        )
-    };
-    let call = json!({"type": "function", "function": {"name": "f", "arguments": {"a": 12345678901234567890_u64}}});
-    let assistant = json!({"role": "assistant", "content": "", "tool_calls": [call]});
-    for (written, expected) in [
-        ("{{ c.function.arguments | tojson }}", "{\"a\": 12345678901234567890}|tools"),
-        (
-            "{{ 'CALL' + c['function']['name'] + c['function']['arguments'] }}",
-            "CALLf{\"a\": 12345678901234567890}|tools",
-        ),
-        ("{{ c.function.arguments }}", "{\"a\": 12345678901234567890}|tools"),
-        ("{% for k, v in c.function.arguments | items %}<{{ k }}>{{ v }}{% endfor %}", "<a>12345678901234567890|tools"),
-        ("{{ c.function.name }}", "f|tools"),
-    ] {
-        let rendered = text(&template(&each(written)), &[message("user", "hi"), assistant.clone()]).unwrap();
-        assert_eq!(rendered, expected, "{written}");
-    }
 }
 
 #[test]
@@ -236,15 +188,6 @@ fn what_other_engines_know_is_known_here() {
     ] {
         assert_eq!(one(source).unwrap(), wanted, "{source}");
     }
-}
-
-#[test]
-fn integers_that_no_json_number_holds_are_written_whole() {
-    let t = template("{{ messages[0].n | tojson }} {{ messages[0].m | tojson }} {{ messages[0].n }}");
-    let n = format!("{}12345678901234567890123", integers::BIG);
-    let m = format!("{}-{}", integers::BIG, "9".repeat(60));
-    let rendered = text(&t, &[json!({"role": "user", "n": n, "m": m})]).unwrap();
-    assert_eq!(rendered, format!("12345678901234567890123 -{} 12345678901234567890123", "9".repeat(60)));
 }
 
 #[test]
