@@ -86,6 +86,9 @@ export class Engine {
   }
 
   static async open({ model, data, settings = {}, signal, ...others } = {}) {
+    if (typeof settings !== 'object' || settings === null || ![Object.prototype, null].includes(Object.getPrototypeOf(settings))) {
+      throw wrong('settings is no plain object');
+    }
     for (const name of Object.keys(others)) throw wrong(`${name} is not known, expected model, data, settings and signal`);
     if ((native.abiVersion >> 16) !== (native.headerVersion >> 16) || native.abiVersion < native.headerVersion) {
       throw errorOf(-8, `the library's interface is ${native.abiVersion}, expected ${native.headerVersion} or newer`);

@@ -5,7 +5,7 @@ use super::alerts::{AlertKind, Alerts};
 use super::weights::weights_of;
 use crate::error::{Code, Result};
 use crate::ledger::Ledger;
-use crate::publish::{Manifest, VersionStore};
+use crate::publish::{Aside, Manifest, VersionStore};
 use crate::scheduler::Weights;
 use crate::types::{PolicyVersion, VersionInfo};
 
@@ -15,23 +15,28 @@ pub(super) fn set_aside(store: &VersionStore, ledger: &Ledger, alerts: &Alerts) 
     let known: Vec<PolicyVersion> = ledger.versions()?.iter().map(|v| v.version).collect();
     let moved = store.set_aside(&known)?;
     if !moved.is_empty() {
-        let names: Vec<&str> = moved.iter().map(|aside| aside.name.as_str()).collect();
-        let (count, names) = (names.len(), names.join(", "));
-        let foreign = moved.iter().filter(|aside| Manifest::read(&aside.path).is_err()).count();
-        let then = match foreign {
-            0 => "`apad versions adopt` takes them in again".to_owned(),
-            all if all == count => "they have no readable manifest, so that they can't be taken in".to_owned(),
-            some => format!("`apad versions adopt NAME` takes one in again, but {some} have no readable manifest"),
-        };
-        alerts.raise(
-            AlertKind::VersionsAside,
-            format!(
-                "{count} version folder(s) in the data folder are not on record and were moved to versions/aside: \
-                 {names}; {then}"
-            ),
-        );
+        tell_aside(&moved, alerts);
     }
     Ok(())
+}
+
+/// Raises the alert about versions that are set aside.
+pub(super) fn tell_aside(moved: &[Aside], alerts: &Alerts) {
+    let names: Vec<&str> = moved.iter().map(|aside| aside.name.as_str()).collect();
+    let (count, names) = (names.len(), names.join(", "));
+    let foreign = moved.iter().filter(|aside| Manifest::read(&aside.path).is_err()).count();
+    let then = match foreign {
+        0 => "`apad versions adopt` takes them in again".to_owned(),
+        all if all == count => "they have no readable manifest, so that they can't be taken in".to_owned(),
+        some => format!("`apad versions adopt NAME` takes one in again, but {some} have no readable manifest"),
+    };
+    alerts.raise(
+        AlertKind::VersionsAside,
+        format!(
+            "{count} version folder(s) in the data folder are not on record and were moved to versions/aside: \
+                 {names}; {then}"
+        ),
+    );
 }
 
 /// The weights to start with: those of the active version, or of its nearest ancestor with an intact adapter, which

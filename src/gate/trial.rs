@@ -228,7 +228,9 @@ impl Watch {
     /// The reason to roll back, if the watched versions fell. Both are named as they are to be called.
     pub fn fell(&self, watched: &str, earlier: &str) -> Option<String> {
         let (before, since) = self.means();
-        (since.upper < before.lower).then(|| {
+        // Bounds that their own mean contradicts hold nothing: the ratings drifted.
+        let drifted = before.mean < before.lower || since.mean > since.upper;
+        (since.upper < before.lower && !drifted).then(|| {
             format!(
                 "the mean rating of {watched} is {:.2} at most ({} ratings), that of {earlier} {:.2} at least ({} \
                  ratings)",

@@ -6,6 +6,7 @@ use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 
 use crate::error::{Code, Error};
+use crate::request::known;
 
 /// A failed request: status, and the body `{"type": "error", "error": {message, type, param, code}}`.
 #[derive(Debug)]
@@ -35,9 +36,19 @@ impl ApiError {
             s if s.is_client_error() => "invalid_request_error",
             _ => "server_error",
         };
+        let param = self.status.is_client_error().then(|| param(&self.message)).flatten();
         // The type beside it is for Anthropic's clients.
-        json!({"type": "error", "error": {"message": self.message, "type": kind, "param": null, "code": self.code}})
+        json!({"type": "error", "error": {"message": self.message, "type": kind, "param": param, "code": self.code}})
     }
+}
+
+/// The field of a request that a message begins with, as the parsers' messages do: `tools[0]` of "tools[0]: ...".
+fn param(message: &str) -> Option<&str> {
+    let end = message.find(|c: char| !c.is_ascii_alphanumeric() && !"_.[]".contains(c))?;
+    let (path, behind) = message.split_at(end);
+    let root = path.split(['.', '[']).next()?;
+    let known = known::ALL.iter().any(|fields| fields.contains(&root));
+    (known && behind.starts_with([' ', ':'])).then_some(path)
 }
 
 impl From<Error> for ApiError {
@@ -95,5 +106,27 @@ mod tests {
         assert_eq!(of(Error::time_limit("late")), (504, "time_limit_exceeded".into(), false));
         assert_eq!(of(Error::busy("full")), (429, "busy".into(), true));
         assert_eq!(of(Error::context_length("long").context("prompt")).1, "context_length_exceeded");
+    }
+
+    #[test]
+    fn an_error_names_the_field_that_its_message_begins_with() {
+        for (message, expected) in [
+            ("top_p is 5, expected a number from 0 to 1", Some("top_p")),
+            (
+                "tools[0].function.parameters: at /properties/a: not is not supported",
+                Some("tools[0].function.parameters"),
+            ),
+            ("prompt[1] is empty", Some("prompt[1]")),
+            ("text.format: type is \"x\", expected text", Some("text.format")),
+            ("the prompt is empty", None),
+            ("no field \"temprature\", did you mean temperature?", None),
+            ("user's", None),
+            ("serve.context is 32, expected more", None),
+            ("messages", None),
+        ] {
+            assert_eq!(param(message), expected, "{message}");
+            let status = StatusCode::INTERNAL_SERVER_ERROR;
+            assert!(ApiError::new(status, "io", message).body()["error"]["param"].is_null());
+        }
     }
 }

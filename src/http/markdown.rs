@@ -71,7 +71,7 @@ fn write_object(out: &mut String, schema: &Value) {
         }
         return;
     }
-    if let Some(ways) = schema["oneOf"].as_array() {
+    if let Some(ways) = schema["oneOf"].as_array().or(schema["anyOf"].as_array()) {
         let _ = writeln!(out, "\nOne of:\n");
         for way in ways {
             let fields = way["properties"].as_object().into_iter().flatten();

@@ -35,6 +35,13 @@ pub(super) fn text() -> &'static str {
 fn settle(document: &mut Value) {
     document["components"]["schemas"]["StoredVerdict"]["properties"]["record"] =
         json!({"$ref": "#/components/schemas/VerdictRecord"});
+    let schemas = &mut document["components"]["schemas"];
+    // An answer may be of several of these.
+    if let Some(ways) = schemas["ForgetAnswer"].as_object_mut().and_then(|answer| answer.remove("oneOf")) {
+        schemas["ForgetAnswer"]["anyOf"] = ways;
+    }
+    // What stands in another object has that one's fields beside it.
+    schemas["Sampling"].as_object_mut().map(|sampling| sampling.remove("additionalProperties"));
     let mut numbers = Map::new();
     if let Some(schemas) = document["components"]["schemas"].as_object_mut() {
         schemas.retain(|name, schema| {

@@ -336,6 +336,8 @@ schemas! {
     }
 
     ErrorBody {
+        /// `error`.
+        r#type: String,
         error: ErrorDetail,
     }
 

@@ -34,18 +34,40 @@ use crate::types::{TokenId, whole};
 
 pub(crate) use answer::Reader;
 pub use anthropic::parse_anthropic;
-/// The fields that each parser knows, for the document that describes them.
-#[cfg(all(test, feature = "daemon"))]
+/// The fields that each parser knows, for errors that name one and the document that describes them.
+#[cfg(feature = "daemon")]
 pub(crate) mod known {
     pub(crate) use super::anthropic::ANTHROPIC_FIELDS;
-    pub(crate) use super::chat::{CHAT_FIELDS, REQUEST_FIELDS, TEXT_FIELDS};
+    pub(crate) use super::chat::REQUEST_FIELDS;
+    #[cfg(test)]
+    pub(crate) use super::chat::{CHAT_FIELDS, TEXT_FIELDS};
     pub(crate) use super::embeddings::EMBEDDINGS_FIELDS;
     pub(crate) use super::learning::{FEEDBACK_FIELDS, FORGET_FIELDS, PREFERENCE_FIELDS, REVIEW_FIELDS, SAMPLE_FIELDS};
+    #[cfg(test)]
     pub(crate) use super::messages::MEMBERS;
     pub(crate) use super::policy::{ACTIVATE_FIELDS, ADOPT_FIELDS};
     pub(crate) use super::responses::RESPONSES_FIELDS;
     pub(crate) use super::score::{RERANK_FIELDS, SCORE_FIELDS};
     pub(crate) use super::tokens::{DETOKENIZE_FIELDS, TOKENIZE_FIELDS};
+
+    /// All fields that a request may have, whichever it is.
+    pub(crate) const ALL: [&[&str]; 15] = [
+        REQUEST_FIELDS,
+        ANTHROPIC_FIELDS,
+        RESPONSES_FIELDS,
+        EMBEDDINGS_FIELDS,
+        FEEDBACK_FIELDS,
+        FORGET_FIELDS,
+        PREFERENCE_FIELDS,
+        REVIEW_FIELDS,
+        SAMPLE_FIELDS,
+        ACTIVATE_FIELDS,
+        ADOPT_FIELDS,
+        RERANK_FIELDS,
+        SCORE_FIELDS,
+        DETOKENIZE_FIELDS,
+        TOKENIZE_FIELDS,
+    ];
 }
 
 #[cfg(feature = "daemon")]

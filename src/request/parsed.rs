@@ -96,7 +96,9 @@ impl ParsedRequest {
         let request = |(i, prompt): (usize, Prompt)| {
             let (conversation, answered) = prompt.conversation().unzip();
             let chat = conversation.is_some();
-            let prompt = prompt.tokens(engine).map_err(|e| if one { e } else { e.context(format!("prompt[{i}]")) })?;
+            let of_it = |e: &Error| matches!(e.code(), crate::Code::Arg | crate::Code::Unsupported);
+            let named = |e: Error| if one || !of_it(&e) { e } else { e.context(format!("prompt[{i}]")) };
+            let prompt = prompt.tokens(engine).map_err(named)?;
             // An answer that is held to a format is all of that, whatever its prompt has begun.
             let free = self.each.sampling.format.is_none();
             let reasoning = match chat && self.reasoning {

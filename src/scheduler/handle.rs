@@ -236,7 +236,8 @@ impl Scheduler {
         let room = u32::try_from(context - prompt.len()).unwrap_or(u32::MAX);
         let max_tokens = max_tokens.min(room);
         let repeatable = request.sampling.seed.is_some();
-        request.sampling.seed.get_or_insert_with(rand::random);
+        // Below 2^53: in many languages all numbers are floats, and the seed is told to repeat the answer.
+        request.sampling.seed.get_or_insert_with(|| rand::random::<u64>() >> 11);
         let sampler = Sampler::new(&self.model, &request.sampling)?;
         let guide = request.sampling.format.as_ref().map(|format| self.model.guide(format)).transpose()?;
 

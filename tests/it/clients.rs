@@ -77,6 +77,7 @@ fn schemathesis_finds_no_server_error() {
     let mut command = Command::new(packages.join("venv/bin/schemathesis"));
     command.current_dir(folder.path()).args(["run", &format!("{}/openapi.json", daemon.url)]);
     command.args(["--checks", "not_a_server_error", "--max-examples", "15", "--seed", "1", "--request-timeout", "20"]);
-    command.args(["--phases", "examples,coverage,fuzzing", "--workers", "2", "--no-color"]);
+    // One worker: two at once make Python 3.11 fail now and then ("AST constructor recursion depth mismatch").
+    command.args(["--phases", "examples,coverage,fuzzing", "--workers", "1", "--no-color"]);
     run(&mut command);
 }

@@ -4,7 +4,7 @@ use apa::config::Promotion;
 use apa::types::*;
 
 use crate::promotion::{rated, record, wait_until};
-use crate::support::engine::{open_with, published};
+use crate::support::engine::{answer, open_with, published, rate};
 
 #[test]
 fn a_version_whose_ratings_fall_is_taken_back_by_itself() {
@@ -61,7 +61,7 @@ fn versions_that_are_replaced_before_they_can_be_judged_are_taken_back_together(
 #[test]
 fn one_user_among_many_takes_nothing_back_and_one_who_is_served_alone_does() {
     let like = |v| if v == PolicyVersion(0) { 1.0 } else { -1.0 };
-    for (many, back) in [(true, false), (false, true)] {
+    for (many, named, back) in [(true, true, false), (true, false, false), (false, true, true)] {
         let dir = tempfile::tempdir().unwrap();
         let engine = open_with(dir.path(), |c| {
             (c.gate.count, c.gate.mode, c.gate.alpha, c.reward.user_hourly) = (2, Promotion::Serve, 0.1, 0);
@@ -77,7 +77,12 @@ fn one_user_among_many_takes_nothing_back_and_one_who_is_served_alone_does() {
             if many && i % 3 == 0 {
                 rated(&engine, &user(i), i, |_| 1.0);
             }
-            rated(&engine, "mallory", i, like);
+            if named {
+                rated(&engine, "mallory", i, like);
+            } else {
+                let g = answer(&engine, "the", 1000 + i);
+                rate(&engine, &g.id, like(g.policy_version)).unwrap();
+            }
         }
         if back {
             wait_until("the rollback", || engine.status().policy_version == PolicyVersion(0));
@@ -87,4 +92,24 @@ fn one_user_among_many_takes_nothing_back_and_one_who_is_served_alone_does() {
         }
         engine.shutdown();
     }
+}
+
+#[test]
+fn a_version_that_is_rated_better_than_people_rated_last_is_not_taken_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open_with(dir.path(), |c| {
+        (c.gate.count, c.gate.mode, c.gate.alpha, c.reward.user_hourly) = (2, Promotion::Serve, 0.1, 0);
+    })
+    .unwrap();
+    // They liked it once, and then no more.
+    for i in 0..300 {
+        rated(&engine, &format!("user {}", i % 20), i, |_| if i < 60 || i % 20 == 0 { 1.0 } else { -1.0 });
+    }
+    published(engine.train_step().unwrap());
+    for i in 0..60 {
+        rated(&engine, &format!("user {}", i % 20), i, |_| if i % 3 == 0 { 1.0 } else { -1.0 });
+    }
+    std::thread::sleep(std::time::Duration::from_secs(6));
+    assert_eq!((engine.status().policy_version, engine.status().trainer.rolled_back), (PolicyVersion(1), 0));
+    engine.shutdown();
 }

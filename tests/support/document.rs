@@ -35,7 +35,7 @@ impl Document {
 
     fn fits(&self, schema: &Value, value: &Value, at: &str) -> Result<(), String> {
         let schema = self.resolved(schema);
-        if let Some(ways) = schema["oneOf"].as_array() {
+        if let Some(ways) = schema["oneOf"].as_array().or(schema["anyOf"].as_array()) {
             let faults: Vec<String> = ways.iter().filter_map(|way| self.fits(way, value, at).err()).collect();
             return if faults.len() < ways.len() { Ok(()) } else { Err(faults.join("; or ")) };
         }

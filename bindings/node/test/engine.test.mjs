@@ -23,6 +23,9 @@ test('what can not be opened says why', async (t) => {
   await assert.rejects(Engine.open({ model, data, settings: { 'train.lamda': 1 } }), /train\.lambda/);
   await assert.rejects(Engine.open({ model, data, settings: { 'train.lambda': NaN } }), has('APA_ERR_ARG'));
   await assert.rejects(Engine.open({ model: 7, data }), has('APA_ERR_ARG'));
+  for (const settings of [5, true, [], new Map([['serve.context', 64]])]) {
+    await assert.rejects(Engine.open({ model, data, settings }), /settings is no plain object/);
+  }
   await assert.rejects(Engine.open({ model, data, serve: { context: 64 } }), /serve is not known, expected model/);
   const engine = await Engine.open({ model, data, settings: small });
   await assert.rejects(Engine.open({ model, data, settings: small }), has('APA_ERR_BUSY'));

@@ -279,8 +279,10 @@ impl Worker {
             Order::Adopt(name, reply) => {
                 self.take_back_interrupt();
                 let adopted = archive::adopt(&self.store, &self.ledger, name.as_deref());
-                if self.store.aside().is_ok_and(|left| left.is_empty()) {
-                    self.alerts.clear(AlertKind::VersionsAside);
+                match self.store.aside() {
+                    Ok(left) if left.is_empty() => self.alerts.clear(AlertKind::VersionsAside),
+                    Ok(left) => super::recovery::tell_aside(&left, &self.alerts),
+                    Err(error) => tracing::warn!(%error, "versions that were set aside can't be listed"),
                 }
                 let _ = reply.send(adopted);
             }

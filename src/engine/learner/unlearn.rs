@@ -55,7 +55,7 @@ impl Worker {
         if self.unlearning.is_some() {
             return Err(Error::busy(BEING_UNLEARNED));
         }
-        self.check_ready()?;
+        self.check_ready().map_err(|e| e.context("nothing is deleted, since what was learned can't be replaced"))?;
         let planned = plan(&self.store, &self.ledger, user)?;
         self.in_flight.forget(user);
         let Some((record, plan)) = planned else {

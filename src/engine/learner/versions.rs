@@ -84,6 +84,8 @@ impl Worker {
             return Err(error);
         }
         self.active = version;
+        // What had to wait for others may not have to beside another version.
+        self.waiting = None;
         self.retry.reset();
         self.alerts.clear(AlertKind::FellBack);
         self.reload();

@@ -3,7 +3,7 @@
 //! A version is held against the one before it, and it and those before it together against the last that was found to
 //! be good: where learning publishes faster than people rate, no version alone has ratings enough to be judged.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::ops::Range;
 
 use super::*;
@@ -16,6 +16,9 @@ const LINE: usize = 64;
 const ENOUGH: u64 = 64;
 /// Newest ratings that this is judged by.
 const RATINGS: usize = 20_000;
+/// Ratings of earlier versions, the newest ones at the start of a watch, that later ones are held against: what people
+/// said long ago says less of what they would say now.
+const RECENT: usize = 256;
 
 /// The version that serves, if it is watched.
 pub(super) struct Watched {
@@ -40,14 +43,53 @@ struct Comparison {
 impl Comparison {
     /// Counts new ratings. The reason to go back, if there is one.
     fn look(&mut self, ledger: &Ledger) -> Result<Option<String>> {
-        let both = [&self.before[..], &self.after].concat();
-        for said in ledger.ratings_of(&both, 0, self.heard, super::trial::ROWS)? {
+        if self.heard == 0 {
+            let (watch, heard) = self.counted(ledger, |_| true)?;
+            (self.watch, self.heard) = (watch, heard);
+        }
+        for said in ledger.ratings_of(&self.both(), 0, self.heard, super::trial::ROWS)? {
             self.heard = said.id;
-            let arm = if self.after.contains(&said.version) { Arm::Candidate } else { Arm::Parent };
-            self.watch.rating(arm, said.rating);
+            self.watch.rating(self.arm(&said), said.rating);
         }
         let fell = self.watch.fell(&named(&self.after), &named(&self.before));
         Ok(if fell.is_some() && self.hangs_on_one(ledger)? { None } else { fell })
+    }
+
+    fn both(&self) -> Vec<PolicyVersion> {
+        [&self.before[..], &self.after].concat()
+    }
+
+    fn arm(&self, said: &TrialRating) -> Arm {
+        if self.after.contains(&said.version) { Arm::Candidate } else { Arm::Parent }
+    }
+
+    /// What the ratings on record say so far, those that are wanted, and the last row of them.
+    fn counted(&self, ledger: &Ledger, wanted: impl Fn(&TrialRating) -> bool) -> Result<(Watch, u64)> {
+        let (both, mut watch, mut heard) = (self.both(), Watch::new(self.alpha), 0);
+        let (mut recent, mut later) = (VecDeque::new(), Vec::new());
+        loop {
+            let page = ledger.ratings_of(&both, 0, heard, super::trial::ROWS)?;
+            let full = page.len() == super::trial::ROWS;
+            heard = page.last().map_or(heard, |said| said.id);
+            for said in page.iter().filter(|said| wanted(said)) {
+                match self.arm(said) {
+                    Arm::Candidate if later.len() < RATINGS => later.push(said.rating),
+                    Arm::Candidate => {}
+                    Arm::Parent => {
+                        recent.push_back(said.rating);
+                        if recent.len() > RECENT {
+                            recent.pop_front();
+                        }
+                    }
+                }
+            }
+            if !full {
+                break;
+            }
+        }
+        recent.into_iter().for_each(|rating| watch.rating(Arm::Parent, rating));
+        later.into_iter().for_each(|rating| watch.rating(Arm::Candidate, rating));
+        Ok((watch, heard))
     }
 
     /// Whether the later versions did not fall without the ratings of the user who likes them least. Who gave half of
@@ -57,25 +99,24 @@ impl Comparison {
         if count < self.doubted {
             return Ok(true);
         }
-        let both = [&self.before[..], &self.after].concat();
-        let ratings = ledger.ratings_of(&both, 0, 0, RATINGS)?;
-        let later = |said: &TrialRating| self.after.contains(&said.version);
-        let mut sums: HashMap<&str, f64> = HashMap::new();
-        for said in ratings.iter().filter(|said| later(said)) {
-            if let Some(user) = &said.user {
-                *sums.entry(user).or_default() += said.rating;
+        let ratings = ledger.ratings_of(&self.both(), 0, 0, RATINGS)?;
+        // Feedback without a user is taken as one user's.
+        let who = |said: &TrialRating| said.user.clone().unwrap_or_default();
+        let mut users: HashMap<String, (f64, usize)> = HashMap::new();
+        let mut earlier = 0;
+        for said in &ratings {
+            let (later, before) = users.entry(who(said)).or_default();
+            match self.arm(said) {
+                Arm::Candidate => *later += said.rating,
+                Arm::Parent => (*before, earlier) = (*before + 1, earlier + 1),
             }
         }
-        let Some((worst, _)) = sums.into_iter().min_by(|a, b| a.1.total_cmp(&b.1)) else { return Ok(false) };
-        let theirs = |said: &&TrialRating| said.user.as_deref() == Some(worst);
-        let earlier = ratings.iter().filter(|said| !later(said));
-        if 2 * earlier.clone().filter(theirs).count() >= earlier.count() {
+        let worst = users.into_iter().min_by(|a, b| a.1.0.total_cmp(&b.1.0));
+        let Some((worst, (_, theirs))) = worst else { return Ok(false) };
+        if 2 * theirs >= earlier {
             return Ok(false);
         }
-        let mut without = Watch::new(self.alpha);
-        for said in ratings.iter().filter(|said| !theirs(said)) {
-            without.rating(if later(said) { Arm::Candidate } else { Arm::Parent }, said.rating);
-        }
+        let (without, _) = self.counted(ledger, |said| who(said) != worst)?;
         if without.fell("", "").is_some() {
             return Ok(false);
         }

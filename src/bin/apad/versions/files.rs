@@ -34,7 +34,7 @@ pub fn aside_table(aside: &[AsideVersion]) -> String {
         + match damaged {
             _ if aside.is_empty() => "",
             0 => "  `apad versions adopt` takes them in\n",
-            all if all == aside.len() => "  none of them can be taken in: what is damaged or no version stays aside\n",
+            all if all == aside.len() => "  what is damaged or no version stays aside\n",
             _ => "  `apad versions adopt NAME` takes in one that is whole\n",
         }
 }
