@@ -78,7 +78,9 @@ fn a_damaged_version_that_was_set_aside_keeps_no_other_out() {
     assert_eq!(adopted.iter().map(|a| a.version.0).collect::<Vec<_>>(), [1, 3]);
     let left = engine.set_aside().unwrap();
     assert_eq!(left.iter().map(|one| one.name.as_str()).collect::<Vec<_>>(), ["000002"]);
-    assert_eq!(engine.status().alerts[0].kind, AlertKind::VersionsAside);
+    let alerts = engine.status().alerts;
+    assert_eq!((alerts.len(), alerts[0].kind), (1, AlertKind::VersionsAside));
+    assert!(alerts[0].message.starts_with("1 version folder(s)") && alerts[0].message.contains("000002"), "{alerts:?}");
     assert_eq!(engine.adopt(None).unwrap_err().code(), Code::Io);
 }
 
@@ -213,7 +215,7 @@ fn a_folder_that_is_no_version_is_not_said_to_be_adoptable() {
     engine.shutdown();
     drop(engine);
     let said = versions_listed(dir.path());
-    assert!(said.contains("set aside: 000009") && said.contains("none of them can be taken in"), "{said}");
+    assert!(said.contains("set aside: 000009") && said.contains("what is damaged or no version stays aside"), "{said}");
 }
 
 #[test]

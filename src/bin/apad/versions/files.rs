@@ -25,7 +25,11 @@ pub fn states(records: &[VersionRecord]) -> serde_json::Value {
 
 pub fn aside_table(aside: &[AsideVersion]) -> String {
     let line = |one: &AsideVersion| {
-        let damage = one.damage.as_ref().map(|damage| format!(" ({damage})")).unwrap_or_default();
+        let damage = one.damage.as_deref().map(|damage| {
+            let damage = damage.strip_prefix(&format!("{} (set aside): ", one.name)).unwrap_or(damage);
+            format!(" ({damage})")
+        });
+        let damage = damage.unwrap_or_default();
         format!("  set aside: {}{damage}\n", one.name)
     };
     let lines: String = aside.iter().map(line).collect();
