@@ -93,8 +93,9 @@ test('a thousand streams leave the event loop and the thread pool free', async (
 });
 
 test('a thousand streams are opened and cancelled, and each ends soon', async (t) => {
-  const engine = await open(t, { serve: { context: 2048, threads: 1, slots: 8, queue: 2000 } });
-  const request = { prompt: 'the', max_tokens: 900, logit_bias: { 285: -100, 286: -100, 287: -100 } };
+  const engine = await open(t, { serve: { context: 32768, threads: 1, slots: 8, queue: 2000 } });
+  // Longer than any of them takes to be cancelled.
+  const request = { prompt: 'the', max_tokens: 30000, logit_bias: { 285: -100, 286: -100, 287: -100 } };
   const all = [];
   for (let i = 0; i < 1000; i++) {
     all.push(engine.generate(request));
