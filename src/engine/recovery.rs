@@ -34,7 +34,7 @@ pub(super) fn tell_aside(moved: &[Aside], alerts: &Alerts) {
         AlertKind::VersionsAside,
         format!(
             "{count} version folder(s) in the data folder are not on record and were moved to versions/aside: \
-                 {names}; {then}"
+             {names}; {then}"
         ),
     );
 }

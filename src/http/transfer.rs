@@ -149,7 +149,7 @@ pub(super) async fn restore(State(app): State<Arc<App>>, request: Request) -> Ap
 }
 
 fn shown(message: &str, path: &Path) -> String {
-    message.replace(&*path.to_string_lossy(), "the snapshot").replace("the snapshot the snapshot", "the snapshot")
+    message.replace(&*path.to_string_lossy(), "the snapshot")
 }
 
 /// Record an answer that was made elsewhere, with its reward if it has one; it is trained on like any other

@@ -288,14 +288,12 @@ impl Ledger {
             gone.store(answers, Ordering::Relaxed);
             Ok(forgotten)
         };
-        self.reserve.lend();
-        let forgotten = self.writer.call_and_fold(work, move |forgotten: &mut Forgotten, folded| {
+        let folding = move |forgotten: &mut Forgotten, folded| {
             // Whatever happens to the log, they are deleted.
             pending.fetch_sub(settled.load(Ordering::Relaxed), Ordering::Relaxed);
             forgotten.overwritten = folded;
-        });
-        let lent = self.reserve.is_lent();
-        self.reserve.take();
+        };
+        let (forgotten, lent) = self.reserve.during(|| self.writer.call_and_fold(work, folding));
         forgotten.map_err(|error| match lent && error.code() == Code::Io {
             true => error.context("nothing is forgotten, as that takes more room than the data folder's reserve"),
             false => error,

@@ -26,6 +26,15 @@ impl Reserve {
         Self { dir: dir.to_owned(), lent: AtomicBool::new(false) }
     }
 
+    /// Does work that needs some room on a full disk, too. Returns what it gave, and whether the room was given up for it.
+    pub(super) fn during<T>(&self, work: impl FnOnce() -> T) -> (T, bool) {
+        self.lend();
+        let done = work();
+        let lent = self.is_lent();
+        self.take();
+        (done, lent)
+    }
+
     /// Gives the room up if the disk is full.
     pub(super) fn lend(&self) {
         let Some(room) = disk_room(&self.dir) else { return };

@@ -85,9 +85,6 @@ impl Ledger {
             write::activate(db, v)
         };
         // The way back must be open on a full disk, too.
-        self.reserve.lend();
-        let activated = self.writer.call(work, |()| ());
-        self.reserve.take();
-        activated
+        self.reserve.during(|| self.writer.call(work, |()| ())).0
     }
 }

@@ -1,18 +1,27 @@
 //! Versions that serve are watched, and taken back when their users' ratings fall. On a tiny model.
 
+use std::path::Path;
+use std::time::Duration;
+
+use apa::Engine;
 use apa::config::Promotion;
 use apa::types::*;
 
 use crate::promotion::{rated, record, wait_until};
 use crate::support::engine::{answer, open_with, published, rate};
 
+/// An engine that serves each version at once, and takes it back on little evidence.
+fn open(dir: &Path) -> Engine {
+    open_with(dir, |c| {
+        (c.gate.count, c.gate.mode, c.gate.alpha, c.reward.user_hourly) = (2, Promotion::Serve, 0.1, 0);
+    })
+    .unwrap()
+}
+
 #[test]
 fn a_version_whose_ratings_fall_is_taken_back_by_itself() {
     let dir = tempfile::tempdir().unwrap();
-    let engine = open_with(dir.path(), |c| {
-        (c.gate.count, c.gate.mode, c.gate.alpha, c.reward.user_hourly) = (2, Promotion::Serve, 0.1, 0);
-    })
-    .unwrap();
+    let engine = open(dir.path());
     for i in 0..60 {
         rated(&engine, &format!("user {}", i % 20), i, |_| if i % 15 == 0 { 0.5 } else { 1.0 });
     }
@@ -33,10 +42,7 @@ fn a_version_whose_ratings_fall_is_taken_back_by_itself() {
 #[test]
 fn versions_that_are_replaced_before_they_can_be_judged_are_taken_back_together() {
     let dir = tempfile::tempdir().unwrap();
-    let engine = open_with(dir.path(), |c| {
-        (c.gate.count, c.gate.mode, c.gate.alpha, c.reward.user_hourly) = (2, Promotion::Serve, 0.1, 0);
-    })
-    .unwrap();
+    let engine = open(dir.path());
     let like = |v| if v == PolicyVersion(0) { 1.0 } else { -1.0 };
     for i in 0..40 {
         rated(&engine, &format!("user {}", i % 20), i, |_| if i % 15 == 0 { 0.5 } else { 1.0 });
@@ -63,10 +69,7 @@ fn one_user_among_many_takes_nothing_back_and_one_who_is_served_alone_does() {
     let like = |v| if v == PolicyVersion(0) { 1.0 } else { -1.0 };
     for (many, named, back) in [(true, true, false), (true, false, false), (false, true, true)] {
         let dir = tempfile::tempdir().unwrap();
-        let engine = open_with(dir.path(), |c| {
-            (c.gate.count, c.gate.mode, c.gate.alpha, c.reward.user_hourly) = (2, Promotion::Serve, 0.1, 0);
-        })
-        .unwrap();
+        let engine = open(dir.path());
         let user = |i: u64| if many { format!("user {}", i % 20) } else { "mallory".to_owned() };
         for i in 0..60 {
             rated(&engine, &user(i), i, |_| if i % 15 == 0 { 0.5 } else { 1.0 });
@@ -87,7 +90,7 @@ fn one_user_among_many_takes_nothing_back_and_one_who_is_served_alone_does() {
         if back {
             wait_until("the rollback", || engine.status().policy_version == PolicyVersion(0));
         } else {
-            std::thread::sleep(std::time::Duration::from_secs(6));
+            std::thread::sleep(Duration::from_secs(6));
             assert_eq!((engine.status().policy_version, engine.status().trainer.rolled_back), (PolicyVersion(1), 0));
         }
         engine.shutdown();
@@ -97,10 +100,7 @@ fn one_user_among_many_takes_nothing_back_and_one_who_is_served_alone_does() {
 #[test]
 fn a_version_that_is_rated_better_than_people_rated_last_is_not_taken_back() {
     let dir = tempfile::tempdir().unwrap();
-    let engine = open_with(dir.path(), |c| {
-        (c.gate.count, c.gate.mode, c.gate.alpha, c.reward.user_hourly) = (2, Promotion::Serve, 0.1, 0);
-    })
-    .unwrap();
+    let engine = open(dir.path());
     // They liked it once, and then no more.
     for i in 0..300 {
         rated(&engine, &format!("user {}", i % 20), i, |_| if i < 60 || i % 20 == 0 { 1.0 } else { -1.0 });
@@ -109,7 +109,7 @@ fn a_version_that_is_rated_better_than_people_rated_last_is_not_taken_back() {
     for i in 0..60 {
         rated(&engine, &format!("user {}", i % 20), i, |_| if i % 3 == 0 { 1.0 } else { -1.0 });
     }
-    std::thread::sleep(std::time::Duration::from_secs(6));
+    std::thread::sleep(Duration::from_secs(6));
     assert_eq!((engine.status().policy_version, engine.status().trainer.rolled_back), (PolicyVersion(1), 0));
     engine.shutdown();
 }

@@ -191,7 +191,7 @@ pub async fn run(options: Options) -> Result<()> {
             let version = client.restore(&file).await?;
             let said = client.version(version).await?.verdict.map(|verdict| verdict.record).unwrap_or_default();
             let said: VerdictRecord = serde_json::from_value(said).unwrap_or_default();
-            return print(options.json, &json!({"policy_version": version}), || {
+            return print(options.json, &json!({"policy_version": version, "reason": said.reason}), || {
                 format!("version {version} serves new requests: {}\n", said.reason)
             });
         }

@@ -129,10 +129,8 @@ impl Worker {
         let mut about = stage.unpack(path)?.about;
         if about.base_sha256 != self.base_sha256 {
             return Err(Error::model(format!(
-                "the snapshot {} is for another base model (sha256 {:.12}, this one has {:.12})",
-                path.display(),
-                about.base_sha256,
-                self.base_sha256
+                "the snapshot is for another base model (sha256 {:.12}, this one has {:.12})",
+                about.base_sha256, self.base_sha256
             )));
         }
         about.parent = Some(parent);
