@@ -103,7 +103,7 @@ impl Routes {
         let theirs = known.unwrap_or_else(|| {
             let conversation = conversation.to_le_bytes();
             let began_before = met.is_some() && request.answered;
-            !began_before && number(candidate, user.map_or(&conversation[..], str::as_bytes)) < share
+            !began_before && in_share(candidate, user.map_or(&conversation[..], str::as_bytes), share)
         });
         if known.is_none() {
             state.remember(conversation, Some(theirs));
@@ -127,6 +127,11 @@ fn key(user: Option<&str>, conversation: u64) -> u64 {
     hash.update(conversation.to_le_bytes());
     hash.update(user);
     first(hash)
+}
+
+/// Whether a user, or a conversation of nobody, is among the share that gets the candidate.
+pub(super) fn in_share(candidate: PolicyVersion, who: &[u8], share: f64) -> bool {
+    number(candidate, who) < share
 }
 
 /// A number from 0 to 1 that depends on the user and the candidate, so that other users get the next candidate first.

@@ -63,6 +63,8 @@ pub struct TrialRating {
     pub id: u64,
     /// The version that answered.
     pub version: PolicyVersion,
+    /// The user whose answer it is.
+    pub asker: Option<String>,
     /// From -1 to 1.
     pub rating: f64,
     /// The user who gave it.
@@ -70,12 +72,14 @@ pub struct TrialRating {
 }
 
 /// What users did with an answer by one of two compared versions.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TrialAnswer {
     /// Row number of the answer.
     pub id: u64,
     /// The version that answered.
     pub version: PolicyVersion,
+    /// The user whose answer it is.
+    pub asker: Option<String>,
     /// It was rated.
     pub rated: bool,
     /// A user asked for another one instead.

@@ -6,7 +6,7 @@ use apa::engine::PublishOutcome;
 use apa::types::*;
 
 use crate::promotion::{rated, record, wait_until};
-use crate::support::engine::{answer, finish, open_with, rate_some, request};
+use crate::support::engine::{answer, finish, open_with, rate, rate_some, request};
 
 /// A candidate on trial with half of the users.
 fn on_trial(dir: &std::path::Path) -> (Engine, PolicyVersion) {
@@ -136,4 +136,34 @@ fn requests_that_name_the_version_on_trial_share_its_context() {
     }
     engine.activate(PolicyVersion(0)).unwrap();
     wait_until("its leaving", || engine.status().load.versions == [PolicyVersion(0)]);
+}
+
+#[test]
+fn what_is_said_of_the_candidate_by_whoever_asked_for_it_by_number_decides_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let (engine, candidate) = on_trial(dir.path());
+    let (mut theirs, mut other) = (0, None);
+    for i in 0..10 {
+        let user = format!("user {i}");
+        match rated(&engine, &user, i, |_| 1.0) == candidate {
+            true => theirs += 1,
+            false => other = Some(user),
+        }
+    }
+    let user = other.unwrap();
+    for seed in 100..110 {
+        let named = apa::engine::GenerateRequest {
+            version: Some(candidate),
+            exact_version: true,
+            user: Some(user.clone()),
+            ..request(&engine, "the", seed)
+        };
+        let answer = finish(&engine.generate(named).unwrap()).unwrap().1;
+        assert_eq!(answer.policy_version, candidate);
+        rate(&engine, &answer.id, -1.0).unwrap();
+    }
+    let counted = || engine.status().trainer.trial.and_then(|trial| trial.record);
+    wait_until("the count", || counted().is_some_and(|of| of.parent_ratings + of.candidate_ratings >= 10));
+    std::thread::sleep(std::time::Duration::from_secs(6));
+    assert_eq!(counted().unwrap().candidate_ratings, theirs);
 }
