@@ -87,14 +87,19 @@ impl Engine {
     /// version on record learned from them.
     ///
     /// # Errors
-    /// `Unsupported` if a version that learned from them can't be replaced, since it was restored or adopted; `Busy` if
-    /// another user is being unlearned; `Io` if the ledger or a version can't be read; `Closed`.
+    /// `Unsupported` if a version that learned from them can't be replaced, since it was restored or adopted, or since
+    /// nothing can be trained; `Busy` if another user is being unlearned; `Io` if the ledger or a version can't be
+    /// read; `Closed`.
     pub fn unlearn_plan(&self, user: &str) -> Result<Option<UnlearnPlan>> {
         self.check_open()?;
         if self.inner.learner.status().unlearning.is_some() {
             return Err(Error::busy(BEING_UNLEARNED));
         }
-        Ok(learner::plan(&self.inner.store, &self.inner.ledger, user)?.map(|(_, plan)| plan))
+        let planned = learner::plan(&self.inner.store, &self.inner.ledger, user)?;
+        if planned.is_some() {
+            self.inner.learner.check_unlearning()?;
+        }
+        Ok(planned.map(|(_, plan)| plan))
     }
 
     /// Deletes a user's data as [`Engine::forget`] does, and has the versions replaced that learned from it: the

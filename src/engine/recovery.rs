@@ -5,7 +5,7 @@ use super::alerts::{AlertKind, Alerts};
 use super::weights::weights_of;
 use crate::error::{Code, Result};
 use crate::ledger::Ledger;
-use crate::publish::{Aside, Manifest, VersionStore};
+use crate::publish::{Aside, VersionStore};
 use crate::scheduler::Weights;
 use crate::types::{PolicyVersion, VersionInfo};
 
@@ -24,11 +24,11 @@ pub(super) fn set_aside(store: &VersionStore, ledger: &Ledger, alerts: &Alerts) 
 pub(super) fn tell_aside(moved: &[Aside], alerts: &Alerts) {
     let names: Vec<&str> = moved.iter().map(|aside| aside.name.as_str()).collect();
     let (count, names) = (names.len(), names.join(", "));
-    let foreign = moved.iter().filter(|aside| Manifest::read(&aside.path).is_err()).count();
-    let then = match foreign {
+    let damaged = moved.iter().filter(|aside| aside.verify().is_err()).count();
+    let then = match damaged {
         0 => "`apad versions adopt` takes them in again".to_owned(),
-        all if all == count => "they have no readable manifest, so that they can't be taken in".to_owned(),
-        some => format!("`apad versions adopt NAME` takes one in again, but {some} have no readable manifest"),
+        all if all == count => "they are damaged or no versions, so that they can't be taken in".to_owned(),
+        some => format!("`apad versions adopt` takes in those that are whole, but {some} are damaged or no versions"),
     };
     alerts.raise(
         AlertKind::VersionsAside,

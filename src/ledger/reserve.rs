@@ -26,7 +26,8 @@ impl Reserve {
         Self { dir: dir.to_owned(), lent: AtomicBool::new(false) }
     }
 
-    /// Does work that needs some room on a full disk, too. Returns what it gave, and whether the room was given up for it.
+    /// Does work that needs some room on a full disk, too. Returns what it gave, and whether the room was given up for
+    /// it.
     pub(super) fn during<T>(&self, work: impl FnOnce() -> T) -> (T, bool) {
         self.lend();
         let done = work();

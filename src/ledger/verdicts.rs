@@ -305,7 +305,8 @@ pub(super) fn ratings(
     max: usize,
 ) -> Result<Vec<TrialRating>> {
     let mut select = db.prepare_cached(
-        "SELECT f.id, g.policy_version, f.rating, f.user, g.user FROM feedback f JOIN generations g ON g.seq = f.generation
+        "SELECT f.id, g.policy_version, f.rating, f.user, g.user
+         FROM feedback f JOIN generations g ON g.seq = f.generation
          WHERE f.id > ?1 AND f.teaches = 1 AND f.rating IS NOT NULL
          AND g.policy_version IN (SELECT value FROM json_each(?2)) AND g.created >= ?3 ORDER BY f.id LIMIT ?4",
     )?;
@@ -334,7 +335,8 @@ pub(super) fn answers(
          EXISTS (SELECT 1 FROM feedback f WHERE f.generation = g.seq AND f.rating IS NOT NULL),
          EXISTS (SELECT 1 FROM feedback f WHERE f.generation = g.seq AND f.signal = 'regenerated'),
          EXISTS (SELECT 1 FROM feedback f WHERE f.generation = g.seq AND f.correction IS NOT NULL),
-         g.user FROM generations g WHERE g.seq > ?1 AND g.policy_version IN (?2, ?3) AND g.created >= ?4 AND g.created < ?5
+         g.user FROM generations g
+         WHERE g.seq > ?1 AND g.policy_version IN (?2, ?3) AND g.created >= ?4 AND g.created < ?5
          AND g.id LIKE ?6 || '%' ORDER BY g.seq LIMIT ?7",
     )?;
     let asked = crate::ids::GenerationKind::Request.prefix();

@@ -80,7 +80,10 @@ fn a_damaged_version_that_was_set_aside_keeps_no_other_out() {
     assert_eq!(left.iter().map(|one| one.name.as_str()).collect::<Vec<_>>(), ["000002"]);
     let alerts = engine.status().alerts;
     assert_eq!((alerts.len(), alerts[0].kind), (1, AlertKind::VersionsAside));
-    assert!(alerts[0].message.starts_with("1 version folder(s)") && alerts[0].message.contains("000002"), "{alerts:?}");
+    assert!(
+        alerts[0].message.starts_with("1 version folder(s)") && alerts[0].message.contains("000002; they are damaged"),
+        "{alerts:?}"
+    );
     assert_eq!(engine.adopt(None).unwrap_err().code(), Code::Io);
 }
 
@@ -211,7 +214,7 @@ fn a_folder_that_is_no_version_is_not_said_to_be_adoptable() {
     fs::write(foreign.join("notes"), "mine").unwrap();
     let engine = open(dir.path());
     let alerts = engine.status().alerts;
-    assert!(alerts[0].message.contains("000009; they have no readable manifest"), "{alerts:?}");
+    assert!(alerts[0].message.contains("000009; they are damaged or no versions"), "{alerts:?}");
     engine.shutdown();
     drop(engine);
     let said = versions_listed(dir.path());

@@ -362,3 +362,27 @@ fn what_cant_be_replayed_is_said_before_anything_is_deleted() {
     }
     assert_eq!(engine.forget(ANN).unwrap().generations, 5, "nothing was deleted before");
 }
+
+#[test]
+fn where_nothing_can_be_trained_nothing_is_deleted_and_the_plan_says_so_too() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open(dir.path(), |_| ());
+    let ids = answers(&engine);
+    let versions = learn(&engine, &ids, true);
+    engine.shutdown();
+    drop(engine);
+    let newest = dir.path().join(format!("data/versions/{versions:06}/trainer.json"));
+    std::fs::write(newest, "{").unwrap();
+    let engine = open(dir.path(), |_| ());
+    until("the trainer is off", || engine.status().trainer.state == TrainerState::Off);
+    for error in [engine.unlearn_plan(ANN).unwrap_err(), engine.unlearn(ANN).unwrap_err()] {
+        assert!(
+            error.message().starts_with("nothing is deleted") && error.message().contains("trainer.json"),
+            "{error}"
+        );
+    }
+    assert!(engine.generation(&ids[&(ANN, 1)]).unwrap().is_some());
+    // Nobody learned from this one.
+    assert_eq!(engine.unlearn_plan("dora").unwrap(), None);
+    engine.unlearn("dora").unwrap();
+}

@@ -143,7 +143,8 @@ fn an_operator_is_told_the_cost_first_and_a_daemon_killed_in_the_middle_comes_to
     assert!(said.starts_with(first), "{said}");
     assert!(said.contains("\ndeleted 4 answers, 4 pieces of feedback, 0 preferences\n"), "{said}");
     assert!(said.contains(" of 4 batches, some "), "{said}");
-    assert_eq!(said.lines().last().unwrap(), "version 6 serves");
+    // With what the judgement said.
+    assert!(said.lines().last().unwrap().starts_with("version 6 serves; nothing scores its answers"), "{said}");
     let list = apad(&daemon, &["versions", "verify"]);
     for gone in 2..=5 {
         assert!(list.contains(&format!("{gone}  removed (publish.keep, or a user was forgotten)\n")), "{list}");

@@ -162,6 +162,20 @@ impl LearningLoop {
         status
     }
 
+    /// Whether what was learned could be replaced now or once the trainer is loaded.
+    ///
+    /// # Errors
+    /// `Unsupported` with the reason.
+    pub(in crate::engine) fn check_unlearning(&self) -> Result<()> {
+        let TrainerStatus { state, reason, .. } = self.status();
+        match state {
+            TrainerState::Off | TrainerState::Unsupported => {
+                Err(Error::unsupported(reason.unwrap_or_else(|| NOT_READY.into())).context(NOT_REPLACED))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Aborts the running step, for good.
     pub(in crate::engine) fn interrupt(&self) {
         self.shared.stopping.store(true, Ordering::Release);

@@ -93,6 +93,8 @@ pub enum PublishOutcome {
 }
 
 const NOT_READY: &str = "the trainer is not ready";
+/// Why a user is not unlearned.
+const NOT_REPLACED: &str = "nothing is deleted, since what was learned can't be replaced";
 /// Why another user has to wait to be unlearned.
 pub(super) const BEING_UNLEARNED: &str = "a user is being unlearned already; the trainer's status says how far it is";
 /// Polling interval for feedback whose quarantine ends.

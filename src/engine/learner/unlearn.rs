@@ -55,8 +55,10 @@ impl Worker {
         if self.unlearning.is_some() {
             return Err(Error::busy(BEING_UNLEARNED));
         }
-        self.check_ready().map_err(|e| e.context("nothing is deleted, since what was learned can't be replaced"))?;
         let planned = plan(&self.store, &self.ledger, user)?;
+        if planned.is_some() {
+            self.check_ready().map_err(|e| e.context(NOT_REPLACED))?;
+        }
         self.in_flight.forget(user);
         let Some((record, plan)) = planned else {
             return Ok(UnlearnReceipt { forgotten: self.ledger.forget(user)?, unlearning: None });
@@ -344,7 +346,11 @@ impl Worker {
         self.ledger.clear_unlearning()?;
         self.unlearning = None;
         self.begin_watch()?;
-        self.shared.status().reason = None;
+        let mut status = self.shared.status();
+        status.reason = None;
+        // Before anyone sees that it is over.
+        status.unlearned = Some(Unlearned { version, reason: reason.clone() });
+        drop(status);
         tracing::info!(
             version = version.map(|v| v.0),
             reason,
