@@ -120,8 +120,12 @@ fn said_kind(schema: &Value) -> String {
     let mut text = match kind {
         "array" => {
             let items = said_kind(&schema["items"]);
-            let many = if items.ends_with(|last: char| last.is_ascii_alphabetic()) { "s" } else { "" };
-            format!("array of {items}{many}")
+            let many = |kind: &str| match kind.strip_prefix("array") {
+                Some(of) => format!("arrays{of}"),
+                None if kind.ends_with(|last: char| last.is_ascii_alphabetic()) => format!("{kind}s"),
+                None => kind.to_owned(),
+            };
+            format!("array of {}", items.split(" or ").map(many).collect::<Vec<_>>().join(" or "))
         }
         "object" if schema["additionalProperties"].is_object() => {
             format!("object of {}", said_kind(&schema["additionalProperties"]))

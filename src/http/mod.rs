@@ -14,6 +14,7 @@ mod error;
 mod events;
 mod generate;
 mod keys;
+mod kinds;
 mod limits;
 mod live;
 mod markdown;

@@ -35,6 +35,14 @@ pub(super) fn text() -> &'static str {
 fn settle(document: &mut Value) {
     document["components"]["schemas"]["StoredVerdict"]["properties"]["record"] =
         json!({"$ref": "#/components/schemas/VerdictRecord"});
+    // What else an operation may answer, as where a key is missing, a body too large, or the service too busy.
+    let error = json!({"description": "Any other error",
+        "content": {"application/json": {"schema": {"$ref": "#/components/schemas/ErrorBody"}}}});
+    for (_, methods) in document["paths"].as_object_mut().into_iter().flatten() {
+        for (_, operation) in methods.as_object_mut().into_iter().flatten() {
+            operation["responses"]["default"] = error.clone();
+        }
+    }
     let schemas = &mut document["components"]["schemas"];
     // An answer may be of several of these.
     if let Some(ways) = schemas["ForgetAnswer"].as_object_mut().and_then(|answer| answer.remove("oneOf")) {
@@ -64,6 +72,9 @@ fn settle_within(value: &mut Value, numbers: &Map<String, Value>) {
                 map.remove("$ref");
                 map.extend(number);
             }
+            if let Some(field) = of_several_kinds(map) {
+                *map = field;
+            }
             if let Some(Value::String(text)) = map.get_mut("description") {
                 *text = text.replace("[`", "`").replace("`]", "`").replace("`None`", "null");
             }
@@ -72,6 +83,17 @@ fn settle_within(value: &mut Value, numbers: &Map<String, Value>) {
         Value::Array(items) => items.iter_mut().for_each(|inner| settle_within(inner, numbers)),
         _ => {}
     }
+}
+
+/// A field of several kinds as one schema. It is told as two, the second of which only describes it.
+fn of_several_kinds(field: &Map<String, Value>) -> Option<Map<String, Value>> {
+    let [kinds, said] = field.get("allOf")?.as_array()?.as_slice() else { return None };
+    if !kinds["oneOf"].is_array() || said.get("properties").is_some() {
+        return None;
+    }
+    let texts = [said.get("description"), field.get("description")].into_iter().flatten().filter_map(Value::as_str);
+    let text = texts.collect::<Vec<_>>().join(" ");
+    Some(Map::from_iter([("description".into(), text.into()), ("oneOf".into(), kinds["oneOf"].clone())]))
 }
 
 /// The tag of what is for operators.

@@ -66,9 +66,10 @@ pub(super) async fn guard(State(app): State<Arc<App>>, request: Request, next: N
     Ok(response)
 }
 
-/// The host that a request names; one that can't be read is nobody's.
+/// The host that a request names; one that can't be read is nobody's, nor are two.
 fn host(request: &Request) -> Option<&str> {
-    let named = request.headers().get(header::HOST).map(|host| host.to_str().unwrap_or("?.?"));
+    let mut hosts = request.headers().get_all(header::HOST).iter();
+    let named = hosts.next().map(|host| host.to_str().ok().filter(|_| hosts.next().is_none()).unwrap_or("?.?"));
     request.uri().authority().map(|authority| authority.as_str()).or(named)
 }
 

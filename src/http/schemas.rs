@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use serde_json::Value;
 use utoipa::ToSchema;
 
+use super::kinds::{Choice, Document, Parts, PromptOf, Prompts, Strings};
+
 macro_rules! schemas {
     ($($(#[$doc:meta])* $name:ident { $($(#[$field_doc:meta])* $field:ident: $type:ty,)* })*) => {
         $(
@@ -51,7 +53,7 @@ schemas! {
         /// Any 64-bit integer.
         seed: Option<i64>,
         /// A string or several.
-        #[schema(value_type = Option<Vec<String>>)]
+        #[schema(value_type = Option<Strings>, inline)]
         stop: Option<Value>,
         user: Option<String>,
         n: Option<u32>,
@@ -64,7 +66,7 @@ schemas! {
         #[schema(value_type = Option<Vec<Object>>)]
         tools: Option<Value>,
         /// `none`, `auto`, `required`, or an object that names a function, or those that are allowed.
-        #[schema(value_type = Option<String>)]
+        #[schema(value_type = Option<Choice>, inline)]
         tool_choice: Option<Value>,
         /// Accepted; the model decides between one call and several.
         parallel_tool_calls: Option<bool>,
@@ -80,7 +82,7 @@ schemas! {
         /// system, developer, user, assistant, tool, or another that the model's template names.
         role: String,
         /// A text, or parts of text.
-        #[schema(value_type = Option<String>)]
+        #[schema(value_type = Option<Parts>, inline)]
         content: Option<Value>,
         /// Of the author, where the template has it.
         name: Option<String>,
@@ -107,7 +109,7 @@ schemas! {
     /// A text to continue; fields of the OpenAI API that are not named here are ignored.
     CompletionRequest {
         /// A text, an array of tokens, or an array of either.
-        #[schema(value_type = String)]
+        #[schema(value_type = Prompts, inline)]
         prompt: Value,
         /// Whether the text may name control tokens, as one does that a chat template has written.
         parse_special: Option<bool>,
@@ -140,7 +142,7 @@ schemas! {
         /// Any 64-bit integer.
         seed: Option<i64>,
         /// A string or several.
-        #[schema(value_type = Option<Vec<String>>)]
+        #[schema(value_type = Option<Strings>, inline)]
         stop: Option<Value>,
         user: Option<String>,
         n: Option<u32>,
@@ -161,7 +163,7 @@ schemas! {
         #[schema(minimum = 1)]
         max_tokens: Option<u32>,
         /// A text, or blocks of text.
-        #[schema(value_type = Option<String>)]
+        #[schema(value_type = Option<Parts>, inline)]
         system: Option<Value>,
         stop_sequences: Option<Vec<String>>,
         stream: Option<bool>,
@@ -185,7 +187,7 @@ schemas! {
     /// A request in the form of OpenAI's Responses API; fields that are not named here are ignored.
     ResponsesRequest {
         /// A text, or items: messages, `function_call`, `function_call_output` and `reasoning`.
-        #[schema(value_type = String)]
+        #[schema(value_type = Parts, inline)]
         input: Value,
         model: Option<String>,
         /// Told to the model before everything else; not carried over to the next response.
@@ -205,7 +207,7 @@ schemas! {
         #[schema(value_type = Option<Vec<Object>>)]
         tools: Option<Value>,
         /// `none`, `auto`, `required`, or an object that names a function.
-        #[schema(value_type = Option<String>)]
+        #[schema(value_type = Option<Choice>, inline)]
         tool_choice: Option<Value>,
         parallel_tool_calls: Option<bool>,
         stream: Option<bool>,
@@ -220,7 +222,7 @@ schemas! {
 
     EmbeddingsRequest {
         /// A text or several, each a string or tokens.
-        #[schema(value_type = Vec<String>)]
+        #[schema(value_type = Prompts, inline)]
         input: Value,
         model: Option<String>,
         /// `float` or `base64`.
@@ -237,7 +239,7 @@ schemas! {
         #[schema(value_type = Option<Vec<Object>>)]
         messages: Option<Value>,
         /// A text or tokens.
-        #[schema(value_type = Option<String>)]
+        #[schema(value_type = Option<PromptOf>, inline)]
         prompt: Option<Value>,
         completions: Vec<String>,
         model: Option<String>,
@@ -249,7 +251,7 @@ schemas! {
         /// What a user asks.
         query: String,
         /// Texts, or `{"text": ...}`: answers to the query.
-        #[schema(value_type = Vec<String>)]
+        #[schema(value_type = Vec<Document>, inline)]
         documents: Value,
         /// How many of them are wanted, the best ones; all if unset.
         top_n: Option<u32>,
@@ -296,7 +298,7 @@ schemas! {
         #[schema(value_type = Option<Vec<Object>>)]
         messages: Option<Value>,
         /// A text or tokens.
-        #[schema(value_type = Option<String>)]
+        #[schema(value_type = Option<PromptOf>, inline)]
         prompt: Option<Value>,
         /// A text or tokens.
         #[schema(value_type = String)]

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use reqwest::Method;
+use reqwest::{Method, StatusCode};
 use serde_json::{Map, Value};
 
 /// The OpenAPI document of a server.
@@ -16,15 +16,17 @@ impl Document {
 
     /// Panics where an answer of this kind (`application/json`, `text/event-stream`) is not as the document says. What
     /// it says nothing of, such as what is no JSON, passes.
-    pub fn check(&self, method: &Method, path: &str, kind: &str, answer: &Value) {
+    pub fn check(&self, method: &Method, path: &str, status: StatusCode, kind: &str, answer: &Value) {
         let path = path.split('?').next().unwrap_or_default();
         let Some(known) = self.0["paths"].as_object().into_iter().flatten().find(|(known, _)| fits(known, path)) else {
             return;
         };
         let operation = &known.1[method.as_str().to_lowercase()];
-        let schema = &operation["responses"]["200"]["content"][kind]["schema"];
+        let responses = &operation["responses"];
+        let response = responses.get(status.as_str()).unwrap_or(&responses["default"]);
+        let schema = &response["content"][kind]["schema"];
         if let Err(fault) = self.fits(schema, answer, "") {
-            panic!("{method} {path}: {fault}, which is not as the API's document says: {answer}");
+            panic!("{method} {path}, {status}: {fault}, which is not as the API's document says: {answer}");
         }
     }
 

@@ -85,9 +85,7 @@ impl Server {
         let response = request.send().await.unwrap();
         let status = response.status();
         let answer = response.json().await.unwrap();
-        if status == StatusCode::OK {
-            self.document.check(&method, path, "application/json", &answer);
-        }
+        self.document.check(&method, path, status, "application/json", &answer);
         (status, answer)
     }
 
@@ -116,7 +114,7 @@ impl Server {
         let events: Vec<String> =
             text.lines().filter_map(|line| line.strip_prefix("data: ")).map(str::to_owned).collect();
         for event in events.iter().filter_map(|event| serde_json::from_str(event).ok()) {
-            self.document.check(&Method::POST, path, "text/event-stream", &event);
+            self.document.check(&Method::POST, path, StatusCode::OK, "text/event-stream", &event);
         }
         events
     }
