@@ -63,7 +63,8 @@ fn site(text: &str) -> Option<(String, String, Option<u16>)> {
         Some((host, port)) if !port.ends_with(']') => (host, Some(port.parse::<u16>().ok()?)),
         _ => (rest, None),
     };
-    let in_host = |c: char| c.is_alphanumeric() || matches!(c, '-' | '.' | '_' | '*' | '[' | ']' | ':');
+    // Browsers write other letters as `xn--`.
+    let in_host = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_' | '*' | '[' | ']' | ':');
     if host.is_empty() || !host.chars().all(in_host) {
         return None;
     }
@@ -72,7 +73,7 @@ fn site(text: &str) -> Option<(String, String, Option<u16>)> {
         "https" => Some(443),
         _ => None,
     };
-    Some((scheme, host.to_lowercase(), port.filter(|port| Some(*port) != own)))
+    Some((scheme, host.to_ascii_lowercase(), port.filter(|port| Some(*port) != own)))
 }
 
 #[cfg(test)]

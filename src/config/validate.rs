@@ -110,6 +110,7 @@ mod tests {
             ("http.connections", json!(0), "http.connections is 0, expected"),
             ("http.read_seconds", json!(0), "http.read_seconds is 0, expected"),
             ("http.origins", json!("http://a, b.org"), "http.origins is \"b.org\", expected origins such as"),
+            ("http.origins", json!("https://é.example"), "http.origins is \"https://é.example\", expected origins"),
         ] {
             let error = Config::builder().set(key, value).unwrap().build().unwrap_err();
             assert!(error.message().contains(expected), "{error}");

@@ -76,6 +76,13 @@ impl Embeddings {
             let error = if tokens == 0 { Error::arg } else { Error::context_length };
             return Err(error(format!("input[{place}] has {tokens} tokens, expected 1 to {room}")));
         }
+        let known = model.n_vocab();
+        let unknown = |text: &Vec<TokenId>| text.iter().copied().find(|token| *token as usize >= known);
+        if let Some((place, token)) = texts.iter().enumerate().find_map(|(i, text)| Some((i, unknown(text)?))) {
+            return Err(Error::arg(format!(
+                "input[{place}] has token {token}, which is outside the vocabulary of {known}"
+            )));
+        }
         self.embed_with(texts, abandoned, || {
             let mut embedder = Embedder::new(model, room)?;
             Ok(Box::new(move |text: &[TokenId]| embedder.embed(text)))

@@ -10,7 +10,7 @@ use super::judge::Judge;
 use super::questions::{Anchor, Check, Question, anchors, asked, questions};
 use super::rollouts::{USERS, end_of};
 use crate::config::{Config, PromotionConfig};
-use crate::error::{Error, Result};
+use crate::error::{Code, Error, Result};
 use crate::files;
 use crate::gate::{AnchorResult, Limits, Measured, Measurements, repetition};
 use crate::ids::GenerationKind;
@@ -52,6 +52,9 @@ enum Prompts {
     Users,
     File(Vec<Question>),
 }
+
+/// What parent and candidate answered.
+type Answered = (Arc<Generation>, Arc<Generation>);
 
 /// The examined versions and the means to examine them.
 pub(super) struct Subject<'a> {
@@ -144,15 +147,16 @@ impl Examiner {
             let requests = questions.iter().zip(0..).map(|(question, dice)| self.request(&question.prompt, dice));
             self.answer(subject, &requests.collect::<Vec<_>>())
         };
-        let mut answers = ask(&questions)?;
+        let (mut answers, mut left_out) = ask(&questions)?;
         // Users may have asked nothing yet, or be forgotten, or what they asked no longer fits.
         let built_in = answers.is_empty() && matches!(self.prompts, Prompts::Users);
         if built_in {
             questions = general()?;
-            answers = ask(&questions)?;
+            (answers, left_out) = ask(&questions)?;
         }
         if answers.is_empty() {
-            return Err(Error::train("no prompt of the examination could be answered"));
+            let reason = left_out.map_or_else(|| "there are none".into(), |error| error.to_string());
+            return Err(Error::train(format!("no prompt of the examination could be answered: {reason}")));
         }
         let answers = self.measure(subject, &answers, &questions)?;
         let (held_back, anchors) = (self.held_back(subject)?, self.hold(subject)?);
@@ -169,14 +173,11 @@ impl Examiner {
         }
     }
 
-    /// The answers of parent and candidate to each request. Requests that don't fit either context are left out.
-    fn answer(
-        &self,
-        subject: &Subject,
-        requests: &[GenerateRequest],
-    ) -> Result<Vec<(Arc<Generation>, Arc<Generation>)>> {
+    /// The answers of parent and candidate to each request. Requests that don't fit either context are left out; the
+    /// error is the last one's.
+    fn answer(&self, subject: &Subject, requests: &[GenerateRequest]) -> Result<(Vec<Answered>, Option<Error>)> {
         let stop = || subject.stopped();
-        let mut answers = Vec::with_capacity(requests.len());
+        let (mut answers, mut left_out) = (Vec::with_capacity(requests.len()), None);
         let mut rest = requests;
         while !rest.is_empty() {
             let busy = wait_for_quiet(subject.scheduler, &stop)?;
@@ -184,14 +185,15 @@ impl Examiner {
             rest = later;
             let submit = |request: &GenerateRequest, version| {
                 let request = GenerateRequest { version, ..request.clone() };
-                subject.scheduler.submit(GenerationId::new(GenerationKind::Examination), request)
+                submit(subject.scheduler, request, &stop)
             };
             let mut streams: Vec<(GenerationStream, GenerationStream)> = Vec::new();
             for request in part {
                 match (submit(request, None), submit(request, Some(subject.candidate))) {
                     (Ok(parent), Ok(candidate)) => streams.push((parent, candidate)),
                     (Err(error), _) | (_, Err(error)) => {
-                        tracing::warn!(%error, "a prompt of the examination was left out")
+                        tracing::warn!(%error, "a prompt of the examination was left out");
+                        left_out = Some(error);
                     }
                 }
             }
@@ -212,7 +214,7 @@ impl Examiner {
                 subject.candidate
             )));
         }
-        Ok(answers)
+        Ok((answers, left_out))
     }
 
     fn measure(
@@ -298,9 +300,9 @@ impl Examiner {
             return Ok(Vec::new());
         }
         let requests: Vec<GenerateRequest> = self.anchors.iter().map(greedy).collect();
-        let answers = self.answer(subject, &requests)?;
-        if answers.len() != self.anchors.len() {
-            return Err(Error::train("an anchor's prompt leaves no room for an answer in serve.context"));
+        let (answers, left_out) = self.answer(subject, &requests)?;
+        if let Some(error) = left_out {
+            return Err(Error::train(format!("an anchor could not be asked: {error}")));
         }
         let mut results = Vec::with_capacity(answers.len());
         for (anchor, (parent, candidate)) in self.anchors.iter().zip(&answers) {
@@ -323,6 +325,19 @@ impl Examiner {
 fn fits(model: &Model, format: &Format, answer: &Generation) -> Result<bool> {
     let guide = model.guide(format)?;
     Ok(answer.finish == FinishReason::Stop && guide.fits(&answer.response, &|token| model.ends(token)))
+}
+
+/// Queues a request, after a wait of bounded time where others fill the queue.
+fn submit(scheduler: &Scheduler, request: GenerateRequest, stop: &dyn Fn() -> bool) -> Result<GenerationStream> {
+    let since = Instant::now();
+    loop {
+        match scheduler.submit(GenerationId::new(GenerationKind::Examination), request.clone()) {
+            Err(error) if error.code() == Code::Busy && since.elapsed() < PATIENCE && !stop() => {
+                std::thread::sleep(LOOK);
+            }
+            other => return other,
+        }
+    }
 }
 
 /// Waits, for a bounded time, while other requests are queued; returns whether others are still being answered.

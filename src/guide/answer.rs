@@ -59,6 +59,15 @@ pub(super) fn refusal(error: &str) -> String {
         let line: String = error.replace(UNWRITTEN, "").chars().take(300).collect();
         return format!("patternProperties has patterns that may match the same key: {line}");
     }
+    if let Some((_, unsatisfied)) = error.split_once("Unsatisfiable schema: ") {
+        // What follows of a text is a regular expression of the translation's.
+        let what = if unsatisfied.starts_with("Regex is empty") {
+            "no text has its pattern, format, minLength and maxLength (also by allOf or $ref)"
+        } else {
+            unsatisfied.lines().next().unwrap_or_default()
+        };
+        return format!("no value satisfies it: {}", what.chars().take(300).collect::<String>());
+    }
     let line = error.lines().find(|line| !line.trim().is_empty()).unwrap_or_default();
     untranslated(line).chars().take(300).collect()
 }

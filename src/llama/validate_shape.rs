@@ -106,10 +106,14 @@ impl Keys<'_> {
     }
 
     fn numbers(&self) -> Result<()> {
-        for key in ["attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon"] {
-            if let Some(epsilon) = self.file.opt_f32(&self.name(key))? {
-                self.expect(key, epsilon.is_finite() && epsilon >= 0.0, epsilon, "a number from 0 up")?;
+        // A scaling factor of 0 is none.
+        for key in ["attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon", "rope.scaling.factor"] {
+            if let Some(number) = self.file.opt_f32(&self.name(key))? {
+                self.expect(key, number.is_finite() && number >= 0.0, number, "a number from 0 up")?;
             }
+        }
+        if let Some(base) = self.file.opt_f32(&self.name("rope.freq_base"))? {
+            self.expect("rope.freq_base", base.is_finite() && base > 0.0, base, "a number above 0")?;
         }
         if let Some(kind) = self.file.opt_str(&self.name("rope.scaling.type"))? {
             let known = matches!(kind, "none" | "linear" | "yarn" | "longrope");
@@ -180,6 +184,10 @@ mod tests {
             ("llama.rope.dimension_count", 8u32.into()),
             ("llama.attention.layer_norm_rms_epsilon", (-1f32).into()),
             ("llama.attention.layer_norm_rms_epsilon", f32::NAN.into()),
+            ("llama.rope.freq_base", f32::NAN.into()),
+            ("llama.rope.freq_base", 0f32.into()),
+            ("llama.rope.freq_base", (-1f32).into()),
+            ("llama.rope.scaling.factor", f32::NAN.into()),
             ("llama.rope.scaling.type", "odd".into()),
             ("llama.pooling_type", 9u32.into()),
             ("gptneox.attention.head_count", 3u32.into()),

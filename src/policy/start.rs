@@ -34,7 +34,7 @@ impl Lora {
             if rank == 0 || rank > out.min(inp) {
                 let most = out.min(inp);
                 return Err(Error::arg(format!(
-                    "rank {rank} for {} [{out}, {inp}], expected 1 to {most}",
+                    "the rank is {rank}, expected 1 to {most} for {} [{out}, {inp}]",
                     linear.tensor
                 )));
             }

@@ -201,7 +201,8 @@ pub(super) fn round_but(value: &mut Value, kept: &[&str]) {
 
 /// A whole number below 0, in any notation.
 pub(super) fn negative(value: &Value) -> Option<i64> {
-    let float = |x: &f64| x.fract() == 0.0 && (i64::MIN as f64..0.0).contains(x);
+    // A number below the smallest becomes that one as a float.
+    let float = |x: &f64| x.fract() == 0.0 && *x > i64::MIN as f64 && *x < 0.0;
     value.as_i64().or_else(|| value.as_f64().filter(float).map(|x| x as i64))
 }
 

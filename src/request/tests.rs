@@ -303,6 +303,8 @@ fn a_whole_number_may_be_written_as_a_float() {
     assert_eq!(of(r#""seed":-1e18"#).unwrap().each.sampling.seed, Some(-1_000_000_000_000_000_000_i64 as u64));
     assert!(of(r#""seed":1e20"#).unwrap_err().message().contains("expected a 64-bit whole number"));
     assert!(of(r#""seed":18446744073709551616"#).is_err(), "2^64");
+    assert!(of(r#""seed":-9223372036854775809"#).is_err(), "below -2^63");
+    assert_eq!(of(r#""seed":-9223372036854775808"#).unwrap().each.sampling.seed, Some(1 << 63));
     assert!(of(r#""best_of":1.0,"max_tokens":16.0,"n":1.0,"logprobs":2.0,"top_k":4e1"#).is_ok());
     assert!(of(r#""best_of":2.0"#).is_err());
 }

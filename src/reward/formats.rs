@@ -28,6 +28,9 @@ const EXPECTED: &str = "expected prompt, chosen and rejected; chosen and rejecte
     prompt, \
                         completion and label or rating; or messages with rating or thumbs";
 
+/// Members that rate one answer.
+const RATES: [&str; 4] = ["rating", "label", "thumbs_up", "thumbs_down"];
+
 /// The content of a line.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Judged {
@@ -209,6 +212,14 @@ fn parse(line: &[u8]) -> Result<Entry> {
         Some(Value::Bool(correction)) => *correction,
         Some(other) => return Err(wrong("correction", other, "true or false")),
     };
+    if let Judged::Pair { .. } = judged {
+        let given = |key: &&str| map.get(*key).is_some_and(|value| !value.is_null());
+        let of_one = RATES.iter().chain(&["signal"]).chain(if correction { &[][..] } else { &["comment"] });
+        if let Some(key) = of_one.copied().find(|key| given(key)) {
+            let expected = "expected two lines, or the pair alone";
+            return Err(Error::arg(format!("there is {key} beside chosen and rejected, {expected}")));
+        }
+    }
     check_unused(&map, base_sha256.is_some())?;
     Ok(Entry {
         line: 0,
@@ -259,7 +270,7 @@ fn rated(map: &Map<String, Value>) -> Result<Judged> {
         return Err(Error::arg("the answer is empty"));
     }
     let given = |key: &str| map.get(key).filter(|value| !value.is_null());
-    let rates = ["rating", "label", "thumbs_up", "thumbs_down"].into_iter().any(|key| given(key).is_some());
+    let rates = RATES.into_iter().any(|key| given(key).is_some());
     let signal = match given("signal") {
         None => None,
         Some(Value::String(name)) => Some(name.clone()),
@@ -268,6 +279,9 @@ fn rated(map: &Map<String, Value>) -> Result<Judged> {
     if rates && signal.is_some() {
         return Err(Error::arg("there are both a rating and signal, expected one of them"));
     }
+    let good = |label: &Value| label.as_bool().or(label.as_f64().map(|n| n != 0.0));
+    let label = given("label").map(|label| good(label).ok_or_else(|| wrong("label", label, "true or false")));
+    let label = label.transpose()?;
     let remark = map.get("comment").is_some_and(Value::is_string);
     if !rates && (signal.is_some() || remark) {
         return Ok(Judged::Said { prompt, answer, signal });
@@ -279,15 +293,12 @@ fn rated(map: &Map<String, Value>) -> Result<Judged> {
             None => Err(wrong(key, value, "a number, how many there were")),
         },
     };
-    let rating = match (given("rating"), given("label")) {
+    let rating = match (given("rating"), label) {
         (Some(rating), _) => {
             let known = rating.as_f64().filter(|r| RATINGS.contains(r));
             known.ok_or_else(|| wrong("rating", rating, "a number from -1 to 1"))?
         }
-        (None, Some(label)) => match label.as_bool().or(label.as_f64().map(|n| n != 0.0)) {
-            Some(good) => [-1.0, 1.0][usize::from(good)],
-            None => return Err(wrong("label", label, "true or false")),
-        },
+        (None, Some(good)) => [-1.0, 1.0][usize::from(good)],
         (None, None) => {
             let (up, down) = (thumbs("thumbs_up")?, thumbs("thumbs_down")?);
             if up + down == 0.0 {
@@ -298,7 +309,7 @@ fn rated(map: &Map<String, Value>) -> Result<Judged> {
             (up - down) / (up + down)
         }
     };
-    if let (Some(_), Some(good)) = (given("rating"), map.get("label").and_then(Value::as_bool))
+    if let (Some(_), Some(good)) = (given("rating"), label)
         && rating != 0.0
         && good != (rating > 0.0)
     {

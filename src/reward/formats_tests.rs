@@ -59,6 +59,13 @@ fn what_is_wrong_with_a_line_is_said() {
         (r#"{"prompt": "p", "completion": "a", "rating": 1, "user": ""}"#, "user is empty"),
         (r#"{"prompt": "p", "completion": "a", "rating": 1, "comment": []}"#, "comment is [], expected a text"),
         (r#"{"prompt": "p", "completion": "a", "rating": 1, "label": false}"#, "rating and label say the opposite"),
+        (r#"{"prompt": "p", "completion": "a", "rating": 1, "label": "x"}"#, "label is \"x\", expected true or false"),
+        (
+            r#"{"prompt": "p", "chosen": "a", "rejected": "b", "rating": 1}"#,
+            "there is rating beside chosen and rejected",
+        ),
+        (r#"{"prompt": "p", "chosen": "a", "rejected": "b", "signal": "copied"}"#, "there is signal beside chosen"),
+        (r#"{"prompt": "p", "chosen": "a", "rejected": "b", "comment": "c"}"#, "there is comment beside chosen"),
     ] {
         let reason_found = parse(line.as_bytes()).unwrap_err().message().to_owned();
         assert!(reason_found.contains(reason), "{line}: {reason_found}");

@@ -75,7 +75,10 @@ impl Trainer {
     /// `Arg` for settings out of range.
     pub fn new(decoder: Arc<Decoder>, config: &TrainConfig) -> Result<Self> {
         config.validate()?;
-        let lora = |seed: u64| Lora::new(&decoder, config.rank as usize, config.alpha, None, seed);
+        let lora = |seed: u64| {
+            let lora = Lora::new(&decoder, config.rank as usize, config.alpha, None, seed);
+            lora.map_err(|e| e.context(format!("train.rank {}", config.rank)))
+        };
         let policy = Network::new(lora(config.seed)?, None)?;
         let critic = Network::new(lora(config.seed.wrapping_add(1))?, Some(ValueHead::new(&decoder)?))?;
         Ok(Self {

@@ -109,6 +109,9 @@ async fn without_keys_a_request_under_a_foreign_host_s_name_is_refused() {
     };
     assert_eq!(named("localhost:8372").await, StatusCode::OK);
     assert_eq!(named("rebound.example:8372").await, StatusCode::FORBIDDEN);
+    let two =
+        server.client.get(format!("{}/health", server.url)).header("host", "localhost").header("host", "localhost");
+    assert_eq!(two.send().await.unwrap().status(), StatusCode::FORBIDDEN);
     server.close().await;
 }
 

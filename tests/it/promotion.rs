@@ -59,6 +59,21 @@ fn a_candidate_is_examined_beside_its_parent_and_the_verdict_stays_on_record() {
 }
 
 #[test]
+fn an_examination_waits_where_the_queue_holds_one_request_and_says_why_no_prompt_could_be_asked() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open_with(dir.path(), |c| (c.gate.count, c.serve.queue) = (4, 1)).unwrap();
+    rate_some(&engine, 8);
+    let (version, _) = published(engine.train_step().unwrap());
+    assert_eq!(record(&engine, version).1.examination.unwrap().prompts, 4);
+    engine.shutdown();
+    let engine = open_with(dir.path(), |c| c.serve.context = 16).unwrap();
+    rate_some(&engine, 8);
+    let error = engine.train_step().unwrap_err();
+    assert!(error.message().contains("no prompt of the examination could be answered: the prompt has "), "{error}");
+    assert!(error.message().ends_with(", the context of 16 leaves no room for an answer"), "{error}");
+}
+
+#[test]
 fn a_collapsed_candidate_is_seen_by_nobody_and_the_reason_says_which_limit_it_crossed() {
     let dir = tempfile::tempdir().unwrap();
     let engine = open_with(dir.path(), |c| {

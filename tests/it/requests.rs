@@ -169,6 +169,9 @@ async fn an_input_that_can_not_be_embedded_is_named_and_the_width_may_be_asked_f
     let (status, answer) = server.post("/v1/embeddings", json!({"input": ["a", "", "b"]})).await;
     assert_eq!(status, StatusCode::BAD_REQUEST);
     assert!(message(&answer).starts_with("input[1] "), "{answer}");
+    let (status, answer) = server.post("/v1/embeddings", json!({"input": [[97], [99_999]]})).await;
+    assert_eq!(status, StatusCode::BAD_REQUEST);
+    assert!(message(&answer).starts_with("input[1] has token 99999, which is outside the vocabulary of "), "{answer}");
     let (status, answer) = server.post("/v1/embeddings", json!({"input": ["a", [98]], "dimensions": 64})).await;
     assert_eq!((status, answer["data"].as_array().unwrap().len()), (StatusCode::OK, 2), "{answer}");
     let (status, answer) = server.post("/v1/embeddings", json!({"input": "a", "dimensions": 63})).await;

@@ -108,9 +108,15 @@ impl Worker {
         let version = self.active;
         if let Err(error) = self.load_trainer() {
             let reason = format!("version {version} is served but can't be trained: {error}");
-            let wayout = format!("once its files are restored, `apad versions activate {version}` trains it again");
-            let other = "so does activating a version whose files are whole (`apad versions verify`)";
-            self.alerts.raise(AlertKind::NotTrained, format!("{reason}; {wayout}, and {other}"));
+            let wayout = match version {
+                // It has no files of its own.
+                PolicyVersion::INITIAL => "once that is changed, a restart trains it".to_owned(),
+                _ => format!(
+                    "once its files are restored, `apad versions activate {version}` trains it again, and so does \
+                     activating a version whose files are whole (`apad versions verify`)"
+                ),
+            };
+            self.alerts.raise(AlertKind::NotTrained, format!("{reason}; {wayout}"));
             self.turn_off(TrainerState::Off, reason);
         } else if self.trainer().is_some() {
             self.alerts.clear(AlertKind::NotTrained);
