@@ -6,8 +6,10 @@ use crate::types::GenerationId;
 /// How an answer came to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum GenerationKind {
-    /// A client asked for it.
+    /// A client asked for it, whichever version serves.
     Request,
+    /// A client asked for it and named the version: what is said of it says nothing of what users get.
+    Named,
     /// The engine generated it to learn from.
     Rollout,
     /// The engine generated it to judge a candidate. Never recorded and never trained on.
@@ -23,6 +25,7 @@ impl GenerationKind {
     pub(crate) const fn prefix(self) -> &'static str {
         match self {
             GenerationKind::Request => "gen-",
+            GenerationKind::Named => "ver-",
             GenerationKind::Rollout => "rol-",
             GenerationKind::Examination => "exm-",
             GenerationKind::Sample => "smp-",

@@ -145,11 +145,12 @@ impl Engine {
     /// `Model` if that version's files are gone or damaged; `Closed` after [`Engine::shutdown`].
     pub fn generate(&self, mut request: GenerateRequest) -> Result<GenerationStream> {
         self.check_open()?;
+        let kind = if request.version.is_some() { GenerationKind::Named } else { GenerationKind::Request };
         if let Some(Met { candidate, conversation, theirs }) = self.inner.routes.choose(&mut request) {
             self.inner.ledger.keep_route(candidate, conversation, theirs)?;
         }
         let kept = self.named_version(&request)?;
-        let id = GenerationId::new(GenerationKind::Request);
+        let id = GenerationId::new(kind);
         let stream = self.inner.in_flight.submit(id, request, |id, request| self.inner.scheduler.submit(id, request));
         let stream = stream.inspect_err(|error| report_panic(error, &self.inner.alerts))?;
         Ok(stream.keep(kept))

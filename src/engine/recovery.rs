@@ -9,22 +9,23 @@ use crate::publish::{Aside, VersionStore};
 use crate::scheduler::Weights;
 use crate::types::{PolicyVersion, VersionInfo};
 
-/// Moves version folders aside that the ledger doesn't know.
+/// Moves version folders aside that the ledger doesn't know, and tells of all that are there.
 pub(super) fn set_aside(store: &VersionStore, ledger: &Ledger, alerts: &Alerts) -> Result<()> {
     store.remove_leftovers()?;
     let known: Vec<PolicyVersion> = ledger.versions()?.iter().map(|v| v.version).collect();
-    let moved = store.set_aside(&known)?;
-    if !moved.is_empty() {
-        tell_aside(&moved, alerts);
+    store.set_aside(&known)?;
+    let aside = store.aside()?;
+    if !aside.is_empty() {
+        tell_aside(&aside, alerts);
     }
     Ok(())
 }
 
 /// Raises the alert about versions that are set aside.
-pub(super) fn tell_aside(moved: &[Aside], alerts: &Alerts) {
-    let names: Vec<&str> = moved.iter().map(|aside| aside.name.as_str()).collect();
+pub(super) fn tell_aside(aside: &[Aside], alerts: &Alerts) {
+    let names: Vec<&str> = aside.iter().map(|one| one.name.as_str()).collect();
     let (count, names) = (names.len(), names.join(", "));
-    let damaged = moved.iter().filter(|aside| aside.verify().is_err()).count();
+    let damaged = aside.iter().filter(|one| one.verify().is_err()).count();
     let then = match damaged {
         0 => "`apad versions adopt` takes them in again".to_owned(),
         all if all == count => "they are damaged or no versions, so that they can't be taken in".to_owned(),

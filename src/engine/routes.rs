@@ -130,7 +130,7 @@ fn key(user: Option<&str>, conversation: u64) -> u64 {
 }
 
 /// Whether a user, or a conversation of nobody, is among the share that gets the candidate.
-pub(super) fn in_share(candidate: PolicyVersion, who: &[u8], share: f64) -> bool {
+fn in_share(candidate: PolicyVersion, who: &[u8], share: f64) -> bool {
     number(candidate, who) < share
 }
 

@@ -54,10 +54,11 @@ fn answers(db: &Connection, max: usize, found: &mut BTreeMap<PolicyVersion, Obse
     let mut select = db.prepare_cached(
         "SELECT policy_version, count(*), sum(tokens), sum(tokens * tokens), sum(finish = 'length')
          FROM (SELECT policy_version, finish, length(response) / 4.0 AS tokens FROM generations
-               WHERE id LIKE ?1 || '%' ORDER BY seq DESC LIMIT ?2)
+               WHERE id LIKE ?1 || '%' OR id LIKE ?2 || '%' ORDER BY seq DESC LIMIT ?3)
          WHERE finish <> 'cancelled' GROUP BY policy_version",
     )?;
-    let mut rows = select.query((GenerationKind::Request.prefix(), signed(max as u64)))?;
+    let (asked, named) = (GenerationKind::Request.prefix(), GenerationKind::Named.prefix());
+    let mut rows = select.query((asked, named, signed(max as u64)))?;
     while let Some(row) = rows.next()? {
         let of: &mut Observed = found.entry(PolicyVersion(unsigned(row, 0)?)).or_default();
         of.tokens = Sums { count: unsigned(row, 1)?, sum: row.get(2)?, squares: row.get(3)? };

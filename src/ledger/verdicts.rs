@@ -9,6 +9,7 @@ use super::Ledger;
 use super::rows::{damaged, signed, unsigned};
 use super::{routes, rows};
 use crate::error::{Error, Result};
+use crate::ids::GenerationKind;
 use crate::system::unix_millis;
 use crate::types::{PolicyVersion, Ruling, StoredVerdict, TrialAnswer, TrialRating, UnixMillis, VersionInfo};
 
@@ -152,7 +153,7 @@ impl Ledger {
     }
 
     /// Ratings that count, of answers of these versions created since a given time, in order; at most `max`, after row
-    /// `after`.
+    /// `after`. Answers to requests that named their version are left out: users don't get those by themselves.
     ///
     /// # Errors
     /// As [`Ledger::generation`].
@@ -167,7 +168,7 @@ impl Ledger {
     }
 
     /// What users did with answers to requests, of either version, created between two times; at most `max`, after row
-    /// `after`.
+    /// `after`. Left out as in [`Ledger::ratings_of`].
     ///
     /// # Errors
     /// As [`Ledger::generation`].
@@ -305,18 +306,20 @@ pub(super) fn ratings(
     max: usize,
 ) -> Result<Vec<TrialRating>> {
     let mut select = db.prepare_cached(
-        "SELECT f.id, g.policy_version, f.rating, f.user, g.user
+        "SELECT f.id, g.policy_version, f.rating, f.user
          FROM feedback f JOIN generations g ON g.seq = f.generation
          WHERE f.id > ?1 AND f.teaches = 1 AND f.rating IS NOT NULL
-         AND g.policy_version IN (SELECT value FROM json_each(?2)) AND g.created >= ?3 ORDER BY f.id LIMIT ?4",
+         AND g.policy_version IN (SELECT value FROM json_each(?2)) AND g.created >= ?3
+         AND g.id LIKE ?4 || '%' ORDER BY f.id LIMIT ?5",
     )?;
     let versions = serde_json::Value::from(versions.iter().map(|v| v.0).collect::<Vec<_>>()).to_string();
-    let bounds = (signed(after), versions, signed(since), signed(max as u64));
+    let asked = GenerationKind::Request.prefix();
+    let bounds = (signed(after), versions, signed(since), asked, signed(max as u64));
     let mut rows = select.query(bounds)?;
     let mut found = Vec::new();
     while let Some(row) = rows.next()? {
         let (id, version) = (unsigned(row, 0)?, PolicyVersion(unsigned(row, 1)?));
-        found.push(TrialRating { id, version, rating: row.get(2)?, user: row.get(3)?, asker: row.get(4)? });
+        found.push(TrialRating { id, version, rating: row.get(2)?, user: row.get(3)? });
     }
     Ok(found)
 }
@@ -334,12 +337,11 @@ pub(super) fn answers(
         "SELECT g.seq, g.policy_version,
          EXISTS (SELECT 1 FROM feedback f WHERE f.generation = g.seq AND f.rating IS NOT NULL),
          EXISTS (SELECT 1 FROM feedback f WHERE f.generation = g.seq AND f.signal = 'regenerated'),
-         EXISTS (SELECT 1 FROM feedback f WHERE f.generation = g.seq AND f.correction IS NOT NULL),
-         g.user FROM generations g
-         WHERE g.seq > ?1 AND g.policy_version IN (?2, ?3) AND g.created >= ?4 AND g.created < ?5
+         EXISTS (SELECT 1 FROM feedback f WHERE f.generation = g.seq AND f.correction IS NOT NULL)
+         FROM generations g WHERE g.seq > ?1 AND g.policy_version IN (?2, ?3) AND g.created >= ?4 AND g.created < ?5
          AND g.id LIKE ?6 || '%' ORDER BY g.seq LIMIT ?7",
     )?;
-    let asked = crate::ids::GenerationKind::Request.prefix();
+    let asked = GenerationKind::Request.prefix();
     let (a, b) = (signed(versions.0.0), signed(versions.1.0));
     let mut rows = select.query((signed(after), a, b, signed(times.0), signed(times.1), asked, signed(max as u64)))?;
     let mut found = Vec::new();
@@ -350,7 +352,6 @@ pub(super) fn answers(
             rated: row.get(2)?,
             regenerated: row.get(3)?,
             corrected: row.get(4)?,
-            asker: row.get(5)?,
         });
     }
     Ok(found)

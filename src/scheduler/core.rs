@@ -17,6 +17,7 @@ use super::tuner::Tuner;
 use crate::error::Error;
 use crate::llama::Context;
 use crate::lock::lock;
+use crate::scheduler::Weights;
 use crate::types::{FinishReason, PolicyVersion};
 
 /// Commands for the thread.
@@ -104,11 +105,7 @@ impl Core {
                 }
             }
             // Once for each time that it was brought in.
-            Command::Leave(version) => {
-                if let Some(at) = self.beside.iter().position(|v| *v == version) {
-                    self.beside.remove(at);
-                }
-            }
+            Command::Leave(version) => self.leave(version),
         }
     }
 
@@ -172,30 +169,41 @@ impl Core {
         named.and_then(|v| self.lanes.iter().position(|l| l.version == v)).unwrap_or(active)
     }
 
-    /// Switches new requests to the prepared weights: all of them, or those that name that version.
+    /// Switches new requests to the prepared weights: all of them, or those that name that version. Who waits for it
+    /// is told when the load says so, too.
     fn swap(&mut self, ready: Ready) {
-        let version = ready.weights.version;
-        let told = ready.replies.iter().filter(|r| r.send(Ok(())).is_ok()).count();
-        match ready.role {
-            Role::Beside if told == 0 || self.beside.contains(&version) => {
-                self.beside.extend((told > 0).then_some(version));
-                // There is space for every context, as below.
-                let _ = self.drained.try_send(ready.context);
-            }
+        let Ready { weights: Weights { version, .. }, role, context, replies } = ready;
+        match role {
             Role::Active => {
-                self.lanes.push(Lane::new(version, ready.context, self.speculate));
+                self.lanes.push(Lane::new(version, context, self.speculate));
                 self.counters.swaps.fetch_add(1, Ordering::Relaxed);
                 tracing::info!(version = version.0, "serving");
             }
+            // Brought in for others meanwhile. There is space for every context, as below.
+            Role::Beside if self.beside.contains(&version) => drop(self.drained.try_send(context)),
             Role::Beside => {
-                let lane = Lane::new(version, ready.context, self.speculate);
+                let lane = Lane::new(version, context, self.speculate);
                 self.lanes.insert(self.lanes.len().saturating_sub(1), lane);
-                self.beside.push(version);
                 tracing::info!(version = version.0, "serving beside");
             }
         }
+        if role == Role::Beside {
+            self.beside.extend(std::iter::repeat_n(version, replies.len()));
+        }
         self.retire();
         self.publish_load();
+        let gone = replies.iter().filter(|reply| reply.send(Ok(())).is_err()).count();
+        if role == Role::Beside {
+            // Nobody would leave it for those who have gone.
+            (0..gone).for_each(|_| self.leave(version));
+        }
+    }
+
+    /// Serves a version beside the active one once less.
+    fn leave(&mut self, version: PolicyVersion) {
+        if let Some(at) = self.beside.iter().position(|v| *v == version) {
+            self.beside.remove(at);
+        }
     }
 
     /// Returns the contexts of drained versions for the next swap.

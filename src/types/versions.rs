@@ -63,8 +63,6 @@ pub struct TrialRating {
     pub id: u64,
     /// The version that answered.
     pub version: PolicyVersion,
-    /// The user whose answer it is.
-    pub asker: Option<String>,
     /// From -1 to 1.
     pub rating: f64,
     /// The user who gave it.
@@ -78,8 +76,6 @@ pub struct TrialAnswer {
     pub id: u64,
     /// The version that answered.
     pub version: PolicyVersion,
-    /// The user whose answer it is.
-    pub asker: Option<String>,
     /// It was rated.
     pub rated: bool,
     /// A user asked for another one instead.

@@ -85,6 +85,13 @@ fn a_damaged_version_that_was_set_aside_keeps_no_other_out() {
         "{alerts:?}"
     );
     assert_eq!(engine.adopt(None).unwrap_err().code(), Code::Io);
+    // As long as it lies there.
+    engine.shutdown();
+    let alerts_then = open(dir.path()).status().alerts;
+    assert_eq!(
+        alerts_then.iter().map(|a| (a.kind, &a.message)).collect::<Vec<_>>(),
+        [(alerts[0].kind, &alerts[0].message)]
+    );
 }
 
 fn trained_on(dir: &Path, versions: std::ops::RangeInclusive<u64>) {

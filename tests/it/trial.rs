@@ -142,20 +142,20 @@ fn requests_that_name_the_version_on_trial_share_its_context() {
 fn what_is_said_of_the_candidate_by_whoever_asked_for_it_by_number_decides_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let (engine, candidate) = on_trial(dir.path());
-    let (mut theirs, mut other) = (0, None);
+    let (mut theirs, mut user, mut other) = (0, None, None);
     for i in 0..10 {
-        let user = format!("user {i}");
-        match rated(&engine, &user, i, |_| 1.0) == candidate {
-            true => theirs += 1,
-            false => other = Some(user),
+        let name = format!("user {i}");
+        match rated(&engine, &name, i, |_| 1.0) == candidate {
+            true => (theirs, user) = (theirs + 1, Some(name)),
+            false => other = Some(name),
         }
     }
-    let user = other.unwrap();
-    for seed in 100..110 {
+    assert!(user.is_some() && other.is_some());
+    for (seed, user) in (100..).zip([&user, &other, &None].into_iter().cycle().take(12)) {
         let named = apa::engine::GenerateRequest {
             version: Some(candidate),
             exact_version: true,
-            user: Some(user.clone()),
+            user: user.clone(),
             ..request(&engine, "the", seed)
         };
         let answer = finish(&engine.generate(named).unwrap()).unwrap().1;

@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use anyhow::{Result, bail};
 use apa::engine::{UnlearnPlan, UnlearnReceipt};
-use apa::ledger::{Forgotten, Ledger};
+use apa::ledger::{Forgotten, Ledger, Unlearned};
+use apa::types::PolicyVersion;
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
@@ -132,6 +133,14 @@ fn cost(plan: Option<&UnlearnPlan>) -> String {
     said
 }
 
+/// What became of the version that was learned without the user, after the one that serves.
+fn outcome(Unlearned { version, reason }: &Unlearned, serving: PolicyVersion) -> String {
+    match version.filter(|version| *version != serving) {
+        Some(version) => format!("; of version {version}, learned without the user: {reason}"),
+        None => format!("; {reason}"),
+    }
+}
+
 async fn follow(client: &Client, plan: &UnlearnPlan) -> Result<()> {
     let bar = ProgressBar::new(plan.batches as u64);
     bar.set_style(ProgressStyle::with_template("{bar:40} {pos} of {len} batches  {msg}")?);
@@ -140,12 +149,11 @@ async fn follow(client: &Client, plan: &UnlearnPlan) -> Result<()> {
         let status = client.trainer().await?;
         let Some(on) = status.unlearning else {
             bar.finish_and_clear();
-            let end = status.unlearned.map(|end| end.reason).unwrap_or_default();
             let serving = client.status().await?.policy_version;
-            match end.is_empty() {
-                true => println!("version {serving} serves"),
-                false => println!("version {serving} serves; {end}"),
-            }
+            println!(
+                "version {serving} serves{}",
+                status.unlearned.map_or_else(String::new, |end| outcome(&end, serving))
+            );
             return Ok(());
         };
         bar.set_position(on.replayed as u64);

@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use super::*;
 use crate::config::{Promotion, PromotionConfig, Undecided};
 use crate::engine::examiner::Subject;
-use crate::engine::routes::{Split, in_share};
+use crate::engine::routes::Split;
 use crate::gate::{Arm, Examination, Fate, Outcome, Plan, Standing, Trial, TrialRecord, examine};
 use crate::policy::Lora;
 use crate::scheduler::Weights;
@@ -216,16 +216,8 @@ impl Worker {
         let (versions, now) = ((on.parent, on.candidate), unix_millis());
         let (share, candidate) = (on.trial.share(), on.candidate);
         let arm = |version| if version == candidate { Arm::Candidate } else { Arm::Parent };
-        // Whoever has the candidate and is not even among its last share asked for it by its number.
-        let widest = gate.shares.into_iter().fold(0.0, f64::max);
-        let pinned = |version, asker: Option<&String>| {
-            version == candidate && asker.is_some_and(|user| !in_share(candidate, user.as_bytes(), widest))
-        };
         for said in self.ledger.ratings_of(&[on.parent, on.candidate], on.started, on.heard.0, ROWS)? {
             on.heard.0 = said.id;
-            if pinned(said.version, said.asker.as_ref()) {
-                continue;
-            }
             // One user must not outweigh many. Anonymous users can't be told apart.
             if let Some(user) = said.user {
                 let count = on.users.entry(user).or_default();
@@ -239,9 +231,6 @@ impl Worker {
         let times = (on.started, now.saturating_sub(settle));
         for answer in self.ledger.answers_of(versions, times, on.heard.1, ROWS)? {
             on.heard.1 = answer.id;
-            if pinned(answer.version, answer.asker.as_ref()) {
-                continue;
-            }
             let fate = Fate { rated: answer.rated, regenerated: answer.regenerated, corrected: answer.corrected };
             on.trial.answer(arm(answer.version), fate);
         }
