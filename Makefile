@@ -55,6 +55,8 @@ dist: setup ## a release for many machines, in dist/: it takes the kernels that 
 
 deb: dist ## a Debian package of it, in target/debian: unit, user, settings
 	command -v cargo-deb >/dev/null || cargo install --locked cargo-deb
+	rm -rf dist/deb
+	cd "$(DIST)"/libapa-*-linux && for file in bin/apad lib/apa/*/apad; do install -D "$$file" "$(CURDIR)/dist/deb/$$file"; done
 	cargo deb --no-build --no-strip --output target/debian/
 
 test-dist: setup ## that release under qemu, on the least processor that it is for and on one below; ARCH=aarch64
