@@ -72,6 +72,7 @@ mod ids;
 pub mod ledger;
 pub mod llama;
 mod lock;
+mod members;
 pub mod optim;
 pub mod overwrite;
 pub mod policy;

@@ -156,6 +156,7 @@ impl Examiner {
         }
         if answers.is_empty() {
             let reason = left_out.map_or_else(|| "there are none".into(), |error| error.to_string());
+            let reason = reason.replace("the context of", "serve.context of");
             return Err(Error::train(format!("no prompt of the examination could be answered: {reason}")));
         }
         let answers = self.measure(subject, &answers, &questions)?;

@@ -73,8 +73,13 @@ pub(super) fn refusal(error: &str) -> String {
 }
 
 /// What the compiler says where something passes one of its limits, which no client knows or can set.
-const TOO_LARGE: [&str; 4] =
-    ["lexer precomputation failed", "(grammar) too big", "(number of symbols) too big", "fuel exhausted"];
+const TOO_LARGE: [&str; 5] = [
+    "lexer precomputation failed",
+    "(grammar) too big",
+    "(number of symbols) too big",
+    "fuel exhausted",
+    "Too many items",
+];
 
 /// A message without the place that it begins with, as in `at 18(6): `: a line of the translation, which no client saw.
 fn untranslated(line: &str) -> &str {

@@ -132,6 +132,7 @@ fn said_kind(schema: &Value) -> String {
         }
         "integer" => "whole number".into(),
         "boolean" => "true or false".into(),
+        "string" if schema["format"] == "binary" => "bytes".into(),
         other => other.into(),
     };
     match (&schema["minimum"], &schema["maximum"]) {

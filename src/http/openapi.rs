@@ -13,6 +13,9 @@ use crate::engine::VerdictRecord;
 /// Paths for operators beside those of versions and of the trainer.
 const FOR_OPERATORS: [&str; 5] = ["/v1/events", "/v1/feedback/reviews", "/v1/samples", "/v1/status", "/metrics"];
 
+/// The kind of a snapshot.
+const BYTES: &str = "application/octet-stream";
+
 /// GET /openapi.json
 pub(super) async fn document() -> impl IntoResponse {
     ([(header::CONTENT_TYPE, "application/json")], text())
@@ -43,6 +46,10 @@ fn settle(document: &mut Value) {
             operation["responses"]["default"] = error.clone();
         }
     }
+    let bytes = json!({"type": "string", "format": "binary"});
+    let (sent, taken) = ("/v1/policy/versions/{version}/snapshot", "/v1/policy/restore");
+    document["paths"][sent]["get"]["responses"]["200"]["content"][BYTES]["schema"] = bytes.clone();
+    document["paths"][taken]["post"]["requestBody"]["content"][BYTES]["schema"] = bytes;
     let schemas = &mut document["components"]["schemas"];
     // An answer may be of several of these.
     if let Some(ways) = schemas["ForgetAnswer"].as_object_mut().and_then(|answer| answer.remove("oneOf")) {

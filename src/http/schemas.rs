@@ -50,7 +50,8 @@ schemas! {
         ignore_eos: Option<bool>,
         /// `none` leaves reasoning (`<think>`) in the content; else (`auto`, `deepseek`) it is `reasoning_content`.
         reasoning_format: Option<String>,
-        /// Any 64-bit integer.
+        /// Any 64-bit integer: the same dice again. A fresh, idle daemon then repeats its answer; on a busy one what
+        /// is decoded beside it, and where its cache lies, change how sums are rounded, and so at times a token.
         seed: Option<i64>,
         /// A string or several.
         #[schema(value_type = Option<Strings>, inline)]
@@ -139,7 +140,8 @@ schemas! {
         logprobs: Option<u32>,
         /// Whether the answer goes on to its limit: what ends answers is never sampled.
         ignore_eos: Option<bool>,
-        /// Any 64-bit integer.
+        /// Any 64-bit integer: the same dice again. A fresh, idle daemon then repeats its answer; on a busy one what
+        /// is decoded beside it, and where its cache lies, change how sums are rounded, and so at times a token.
         seed: Option<i64>,
         /// A string or several.
         #[schema(value_type = Option<Strings>, inline)]

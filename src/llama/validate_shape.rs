@@ -106,14 +106,26 @@ impl Keys<'_> {
     }
 
     fn numbers(&self) -> Result<()> {
-        // A scaling factor of 0 is none.
-        for key in ["attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon", "rope.scaling.factor"] {
+        for (key, value) in self.file.metadata() {
+            if let Some(own) = key.strip_prefix(self.architecture).and_then(|key| key.strip_prefix('.'))
+                && let Value::F32(number) = value
+            {
+                self.expect(own, number.is_finite(), number, "a number")?;
+            }
+        }
+        // A scaling factor of 0 is none; `scale_linear` is its old name.
+        for key in [
+            "attention.layer_norm_rms_epsilon",
+            "attention.layer_norm_epsilon",
+            "rope.scaling.factor",
+            "rope.scale_linear",
+        ] {
             if let Some(number) = self.file.opt_f32(&self.name(key))? {
-                self.expect(key, number.is_finite() && number >= 0.0, number, "a number from 0 up")?;
+                self.expect(key, number >= 0.0, number, "a number from 0 up")?;
             }
         }
         if let Some(base) = self.file.opt_f32(&self.name("rope.freq_base"))? {
-            self.expect("rope.freq_base", base.is_finite() && base > 0.0, base, "a number above 0")?;
+            self.expect("rope.freq_base", base >= 1.0, base, "a number from 1 up")?;
         }
         if let Some(kind) = self.file.opt_str(&self.name("rope.scaling.type"))? {
             let known = matches!(kind, "none" | "linear" | "yarn" | "longrope");
@@ -187,7 +199,11 @@ mod tests {
             ("llama.rope.freq_base", f32::NAN.into()),
             ("llama.rope.freq_base", 0f32.into()),
             ("llama.rope.freq_base", (-1f32).into()),
+            ("llama.rope.freq_base", 1e-45f32.into()),
             ("llama.rope.scaling.factor", f32::NAN.into()),
+            ("llama.rope.scaling.attn_factor", f32::NAN.into()),
+            ("llama.rope.scale_linear", f32::INFINITY.into()),
+            ("llama.rope.scale_linear", (-1f32).into()),
             ("llama.rope.scaling.type", "odd".into()),
             ("llama.pooling_type", 9u32.into()),
             ("gptneox.attention.head_count", 3u32.into()),

@@ -71,7 +71,9 @@ impl VersionStore {
         }
         let target = self.path(version);
         if target.exists() {
-            return Err(Error::arg(format!("version {version} is on disk already: {}", target.display())));
+            return Err(Error::arg(format!(
+                "version {version} is on disk already, and not on record: a start of the engine sets it aside"
+            )));
         }
         let staging = self.root.join(format!("{STAGING}{}", name_of(version)));
         remove_any(&staging)?; // What a crash left.
@@ -123,6 +125,7 @@ impl VersionStore {
         names.retain(|name| name.starts_with(STAGING) || name.starts_with(REMOVING));
         for name in &names {
             self.remove(name)?;
+            tracing::info!(name, "what an interrupted write left among the versions is removed");
         }
         Ok(names)
     }

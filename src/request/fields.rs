@@ -10,6 +10,7 @@ use super::Unknown;
 use crate::error::{Error, Result};
 use crate::ledger::MAX_USER;
 use crate::llama::{large_integer, parse_whole_integers};
+use crate::members::Members;
 use crate::types::{GenerationId, whole};
 
 /// The members of a JSON object. Each is removed when it is read, so that only unknown ones remain.
@@ -162,13 +163,22 @@ fn unknown_key(key: &str, known: &[&str]) -> Error {
 pub(super) fn json(body: &[u8]) -> Result<Value> {
     let text = std::str::from_utf8(body)
         .map_err(|e| Error::arg(format!("the body is not valid UTF-8 from byte {} on", e.valid_up_to())))?;
+    let wrong = |e: serde_json::Error| match e.is_data() {
+        true => Error::arg(format!("the body can't be read: {e}")),
+        false => Error::arg(format!("the body is not valid JSON: {e}")),
+    };
+    // Of a name that stands twice one value would be dropped silently.
+    let once = match text.trim_start().starts_with('{') {
+        true => Value::Object(serde_json::from_str::<Members>(text).map_err(wrong)?.0),
+        false => serde_json::from_str(text).map_err(wrong)?,
+    };
     if has_large_integer(body)
         && let Some(mut value) = parse_whole_integers(text)
     {
         round_but(&mut value, &["arguments", "input", "tools"]);
         return Ok(value);
     }
-    serde_json::from_str(text).map_err(|e| Error::arg(format!("the body is not valid JSON: {e}")))
+    Ok(once)
 }
 
 /// Whether there are so many digits in a row, in a string or not, that they may be an integer of more than 64 bits.

@@ -10,8 +10,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
-use super::members::{Members, check_unused, tokens_of, wrong};
+use super::members::{check_unused, tokens_of, wrong};
 use crate::error::{Error, Result};
+use crate::members::Members;
 use crate::types::{ChatMessage, GenerationId, PromptText, RATINGS, TokenId};
 
 /// Longest line, in bytes.
@@ -188,9 +189,11 @@ fn parse(line: &[u8]) -> Result<Entry> {
         Some(Value::String(text)) => Ok(Some(text.clone())),
         Some(other) => Err(wrong(key, other, "a text")),
     };
+    let given = |key: &str| map.get(key).is_some_and(|value| !value.is_null());
     let judged = match (map.get("chosen"), map.get("rejected")) {
         (Some(chosen), Some(rejected)) => pair(map.get("prompt"), chosen, rejected)?,
-        _ => rated(&map)?,
+        (None, None) => rated(&map)?,
+        _ => return Err(Error::arg("there is one of chosen and rejected, expected both")),
     };
     let prompt_tokens = map.get("prompt_tokens").filter(|given| !given.is_null()).map(tokens_of).transpose()?;
     let (user, comment, base_sha256) = (text("user")?, text("comment")?, text("base_sha256")?);
@@ -213,8 +216,8 @@ fn parse(line: &[u8]) -> Result<Entry> {
         Some(other) => return Err(wrong("correction", other, "true or false")),
     };
     if let Judged::Pair { .. } = judged {
-        let given = |key: &&str| map.get(*key).is_some_and(|value| !value.is_null());
-        let of_one = RATES.iter().chain(&["signal"]).chain(if correction { &[][..] } else { &["comment"] });
+        let of_one = RATES.iter().chain(&["signal", "completion", "messages"]);
+        let of_one = of_one.chain(if correction { &[][..] } else { &["comment"] });
         if let Some(key) = of_one.copied().find(|key| given(key)) {
             let expected = "expected two lines, or the pair alone";
             return Err(Error::arg(format!("there is {key} beside chosen and rejected, {expected}")));
@@ -270,6 +273,15 @@ fn rated(map: &Map<String, Value>) -> Result<Judged> {
         return Err(Error::arg("the answer is empty"));
     }
     let given = |key: &str| map.get(key).filter(|value| !value.is_null());
+    let both = |a: &str, b: &str| given(a).is_some() && given(b).is_some();
+    if both("completion", "messages") || both("prompt", "messages") {
+        return Err(Error::arg("there are messages beside prompt and completion, expected one form"));
+    }
+    let thumbed =
+        ["thumbs_up", "thumbs_down"].into_iter().any(|key| given(key).is_some_and(|n| n.as_f64() != Some(0.0)));
+    if thumbed && (given("rating").is_some() || given("label").is_some()) {
+        return Err(Error::arg("there are thumbs beside rating or label, expected one of them"));
+    }
     let rates = RATES.into_iter().any(|key| given(key).is_some());
     let signal = match given("signal") {
         None => None,
@@ -279,7 +291,8 @@ fn rated(map: &Map<String, Value>) -> Result<Judged> {
     if rates && signal.is_some() {
         return Err(Error::arg("there are both a rating and signal, expected one of them"));
     }
-    let good = |label: &Value| label.as_bool().or(label.as_f64().map(|n| n != 0.0));
+    let number = |n: f64| [0.0, 1.0].contains(&n).then_some(n == 1.0);
+    let good = |label: &Value| label.as_bool().or_else(|| label.as_f64().and_then(number));
     let label = given("label").map(|label| good(label).ok_or_else(|| wrong("label", label, "true or false")));
     let label = label.transpose()?;
     let remark = map.get("comment").is_some_and(Value::is_string);

@@ -164,6 +164,23 @@ async fn a_prompt_longer_than_the_context_is_told_by_its_code_before_it_is_token
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_name_that_stands_twice_in_a_body_is_refused_where_one_value_would_be_dropped() {
+    let server = Server::start().await;
+    let id = server.say(1).await["id"].as_str().unwrap().to_owned();
+    for (path, body) in [
+        ("/v1/feedback", format!(r#"{{"generation_id":"{id}","rating":1,"rating":-1}}"#)),
+        ("/v1/policy/activate", r#"{"version":5,"version":0}"#.into()),
+        ("/v1/forget", r#"{"user":"ann","user":"bob"}"#.into()),
+        ("/v1/completions", r#"{"prompt":"a","seed":18446744073709551615,"prompt":"b"}"#.into()),
+    ] {
+        let (status, answer) = server.call(Method::POST, path, body).await;
+        assert_eq!(status, StatusCode::BAD_REQUEST, "{answer}");
+        assert!(message(&answer).contains(" stands there twice, expected each name once"), "{answer}");
+    }
+    server.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_input_that_can_not_be_embedded_is_named_and_the_width_may_be_asked_for() {
     let server = Server::start().await;
     let (status, answer) = server.post("/v1/embeddings", json!({"input": ["a", "", "b"]})).await;
