@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 /// The modules in layers: each may import what stands before it, and none of its own layer. docs/ARCHITECTURE.md says
 /// the same in a sentence, which is compared.
 const LAYERS: &[&[&str]] = &[
-    &["types", "error", "lock", "durations", "files", "shown"],
+    &["types", "error", "lock", "durations", "files", "members", "shown"],
     &["system", "processor", "config", "gguf", "guide", "align", "optim", "overwrite", "prompts"],
     &["ids", "llama", "policy", "gate", "publish"],
     &["ledger", "scheduler", "reward", "trainer", "forecast"],
