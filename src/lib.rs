@@ -40,6 +40,7 @@
 //! | [`policy`], [`align`], [`optim`] | the differentiable model; the losses, as pure functions; gradients and AdamW |
 //! | [`scheduler`], [`ledger`], [`reward`], [`trainer`], [`gate`], [`publish`] | the stages |
 //! | [`engine`] | joins them |
+//! | [`convert`] | models of the Hugging Face hub as GGUF |
 //! | [`experiment`], [`doctor`] | joins them for batch experiments; says what this machine can and needs |
 //! | [`processor`], [`overwrite`] | what the processor has; keeps a command from writing over what it reads |
 //! | [`request`], [`ffi`], `http` | client bodies, the C API, the HTTP service |
@@ -55,6 +56,7 @@ mod tiny;
 
 pub mod align;
 pub mod config;
+pub mod convert;
 pub mod doctor;
 pub mod durations;
 pub mod engine;

@@ -45,7 +45,6 @@ pub(super) static ARCHITECTURES: &[Architecture] = &[
         ],
         ..Architecture::gated("phi3")
     },
-    // What GPT-J becomes, too.
     Architecture {
         classic: true,
         one_norm: true,
@@ -56,6 +55,21 @@ pub(super) static ARCHITECTURES: &[Architecture] = &[
             ("attn_output", "self_attn.dense"),
             ("ffn_up", "mlp.fc1"),
             ("ffn_down", "mlp.fc2"),
+        ],
+        ..Architecture::gated("phi2")
+    },
+    Architecture {
+        classic: true,
+        one_norm: true,
+        converted_from: Some("gptj"),
+        layers: "transformer.h",
+        modules: &[
+            ("attn_q", "attn.q_proj"),
+            ("attn_k", "attn.k_proj"),
+            ("attn_v", "attn.v_proj"),
+            ("attn_output", "attn.out_proj"),
+            ("ffn_up", "mlp.fc_in"),
+            ("ffn_down", "mlp.fc_out"),
         ],
         ..Architecture::gated("phi2")
     },
@@ -75,7 +89,22 @@ pub(super) static ARCHITECTURES: &[Architecture] = &[
 
 /// The names in GGUF of all architectures that can be trained.
 pub fn architectures() -> impl Iterator<Item = &'static str> {
-    ARCHITECTURES.iter().map(|known| known.name)
+    ARCHITECTURES.iter().filter(|known| known.converted_from.is_none()).map(|known| known.name)
+}
+
+/// The metadata key of what a model was before it was converted to an architecture that computes the same.
+pub(crate) const CONVERTED_FROM: &str = "apa.converted_from";
+
+/// A row of a query's or key's weight in GPT-J, for a row of what it becomes: there elements 2i and 2i + 1 of a head of
+/// `head` rotate together, in phi2 elements i and i + `rotary` / 2.
+pub(crate) fn gptj_row(row: usize, head: usize, rotary: usize) -> usize {
+    let (place, half) = (row % head, rotary / 2);
+    row - place
+        + match place {
+            place if place < half => 2 * place,
+            place if place < rotary => 2 * (place - half) + 1,
+            place => place,
+        }
 }
 
 /// What scales hidden states and scores.
@@ -126,6 +155,8 @@ pub struct Architecture {
     pub windows: Windows,
     /// What scales hidden states and scores.
     pub scales: Scales,
+    /// What transformers calls the model that was converted to this one.
+    pub(super) converted_from: Option<&'static str>,
     /// Whether transformers keeps the rows of `attn_qkv` head by head.
     pub(super) qkv_by_head: bool,
     /// The name in transformers of what holds the blocks.
@@ -142,6 +173,7 @@ impl Architecture {
             one_norm: false,
             fused_gate: false,
             experts: false,
+            converted_from: None,
             qkv_by_head: false,
             head_norms: false,
             rope_style: RopeStyle::Halves,

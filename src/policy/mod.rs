@@ -24,6 +24,7 @@ use candle_core::Device;
 use crate::error::{Error, Result};
 
 pub use arch::{Architecture, Scales, Windows, architectures};
+pub(crate) use arch::{CONVERTED_FROM, gptj_row};
 pub use blocks::LinearInfo;
 pub(crate) use decoder::activations;
 pub use decoder::{Decoder, Form};

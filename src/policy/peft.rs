@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::adapter_file::factors;
+use super::arch::gptj_row;
 use super::ops::RopeStyle;
 use super::{Decoder, LinearInfo, Lora, Shape};
 use crate::error::{Error, Result};
@@ -254,8 +255,8 @@ fn module(shape: &Shape, linear: &LinearInfo) -> Result<String> {
 /// The permutation of a weight's rows by the converter: for each row of the file, its row in transformers.
 ///
 /// llama: the two halves of each query and key head are interleaved (`LlamaModel.permute`). gptneox: q, k and v of each
-/// head become all q, all k, all v (`GPTNeoXModel.modify_tensors`). Other weights are unchanged. Source: llama.cpp's
-/// convert_hf_to_gguf.py.
+/// head become all q, all k, all v (`GPTNeoXModel.modify_tensors`). Source: llama.cpp's convert_hf_to_gguf.py. GPT-J:
+/// our own converter. Other weights are unchanged.
 fn rows(shape: &Shape, linear: &LinearInfo) -> Option<Vec<u32>> {
     let (dim, half) = (shape.head_dim, shape.head_dim / 2);
     let row: Box<dyn Fn(usize) -> usize> = match (shape.architecture.rope_style, linear.part) {
@@ -263,6 +264,10 @@ fn rows(shape: &Shape, linear: &LinearInfo) -> Option<Vec<u32>> {
             let (head, pair, side) = (row / dim, row % dim / 2, row % 2);
             head * dim + side * half + pair
         }),
+        (_, "attn_q" | "attn_k") if shape.architecture.converted_from == Some("gptj") => {
+            let rotary = 2 * shape.inv_freq.len();
+            Box::new(move |row| gptj_row(row, dim, rotary))
+        }
         (_, "attn_qkv") if shape.architecture.qkv_by_head => Box::new(|row| {
             let (which, head, value) = (row / (shape.heads * dim), row / dim % shape.heads, row % dim);
             (head * 3 + which) * dim + value

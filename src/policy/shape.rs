@@ -1,7 +1,7 @@
 //! Reads and checks a GGUF model's description: sizes, norms, rotary frequencies. Reads no weights except the factors
 //! of the frequencies. A model with features that the decoder doesn't compute is refused rather than computed wrongly.
 
-use super::arch::{ARCHITECTURES, Architecture, Scales, Windows};
+use super::arch::{ARCHITECTURES, Architecture, CONVERTED_FROM, Scales, Windows, architectures};
 use crate::error::{Error, Result};
 use crate::gguf::{Array, Gguf, MOST_LAYERS, Value};
 
@@ -93,10 +93,16 @@ impl Shape {
     /// Reads the metadata. Errors name the key; an unknown architecture or feature is [`crate::Code::Unsupported`].
     pub fn read(file: &Gguf) -> Result<Self> {
         let name = file.str("general.architecture")?;
-        let architecture = ARCHITECTURES.iter().find(|known| known.name == name).ok_or_else(|| {
-            let known: Vec<&str> = ARCHITECTURES.iter().map(|known| known.name).collect();
-            let known = known.join(", ");
-            Error::unsupported(format!("architecture {name:.40} can't be trained; known are {known}"))
+        if !architectures().any(|known| known == name) {
+            let known = architectures().collect::<Vec<_>>().join(", ");
+            let why = format!("architecture {name:.40} can't be trained; known are {known}");
+            return Err(Error::unsupported(why));
+        }
+        let origin = file.opt_str(CONVERTED_FROM)?;
+        let row = ARCHITECTURES.iter().find(|known| known.name == name && known.converted_from == origin);
+        let architecture = row.ok_or_else(|| {
+            let origin = origin.unwrap_or_default();
+            Error::unsupported(format!("{CONVERTED_FROM} is {origin:.40}, which doesn't become {name} here"))
         })?;
         let keys = Keys { file, architecture };
         keys.refuse_what_is_not_computed()?;

@@ -84,7 +84,7 @@ fn a_port_in_use_is_said_so() {
 
 #[test]
 fn every_command_has_an_example() {
-    let nested = [&["versions", "activate"][..], &["bench", "train"]];
+    let nested = [&["versions", "activate"][..], &["bench", "train"], &["convert", "gptj"]];
     let plain = [&["pull"][..], &["serve"], &["chat"], &["status"], &["config"], &["versions"], &["bench"]];
     for command in plain.into_iter().chain(nested) {
         let output = apad(&[command, &["--help"]].concat());

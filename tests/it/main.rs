@@ -11,6 +11,8 @@ mod clients;
 mod collapsed;
 mod conformance;
 #[cfg(feature = "daemon")]
+mod convert;
+#[cfg(feature = "daemon")]
 mod credit;
 #[cfg(feature = "daemon")]
 mod demo;

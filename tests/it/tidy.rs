@@ -14,7 +14,7 @@ const LAYERS: &[&[&str]] = &[
     &["types", "error", "lock", "durations", "files", "members", "shown"],
     &["system", "processor", "config", "gguf", "guide", "align", "optim", "overwrite", "prompts"],
     &["ids", "llama", "policy", "gate", "publish"],
-    &["ledger", "scheduler", "reward", "trainer", "forecast"],
+    &["ledger", "scheduler", "reward", "trainer", "forecast", "convert"],
     &["engine", "experiment", "doctor"],
     &["request"],
     &["http"],

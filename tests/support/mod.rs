@@ -12,6 +12,8 @@ pub mod daemon;
 pub mod document;
 pub mod engine;
 pub mod go;
+#[cfg(feature = "daemon")]
+pub mod gptj;
 pub mod installed;
 pub mod node;
 #[cfg(feature = "daemon")]

@@ -81,9 +81,11 @@ const EXPERT_FF: usize = 32;
 
 /// Ends a turn, and the text.
 pub const END: &str = "<|im_end|>";
-const CONTROL: [&str; 3] = ["<|endoftext|>", "<|im_start|>", END];
-const MERGES: &str = "Ġ t,h e,Ġ a,i n,Ġt he,r e,o n,e r,Ġ s,a t,n d,Ġ w,i s,o r,e n,i t,Ġ o,e s,Ġa nd,in g,o u,Ġ b,l l,\
-    Ġ i,e d,a n,Ġ c,Ġ h,y ou";
+/// Tokens that are no text, the last of the vocabulary.
+pub const CONTROL: [&str; 3] = ["<|endoftext|>", "<|im_start|>", END];
+/// Pairs that are joined, in order, with commas between.
+pub const MERGES: &str = "Ġ t,h e,Ġ a,i n,Ġt he,r e,o n,e r,Ġ s,a t,n d,Ġ w,i s,o r,e n,i t,Ġ o,e s,Ġa nd,in g,o u,Ġ b,\
+    l l,Ġ i,e d,a n,Ġ c,Ġ h,y ou";
 
 /// A template that knows no tools.
 pub const TEMPLATE: &str = "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + \

@@ -8,6 +8,7 @@ mod bench;
 mod chat;
 mod client;
 mod config;
+mod convert;
 mod demo;
 mod doctor;
 mod export;
@@ -67,6 +68,7 @@ enum Command {
     Doctor(doctor::Options),
     Versions(versions::Options),
     Export(export::Options),
+    Convert(convert::Options),
     Backup(backup::Backup),
     Restore(backup::Restore),
     Logprobs(logprobs::Options),
@@ -216,6 +218,7 @@ fn run(cli: Cli) -> Result<()> {
             Command::Backup(options) => backup::run_backup(options).await,
             Command::Restore(options) => backup::run_restore(options).await,
             Command::Export(options) => export::run(options).await,
+            Command::Convert(options) => convert::run(options).await,
             Command::Logprobs(options) => logprobs::run(options).await,
             Command::Bench(options) => bench::run(options).await,
         }

@@ -24,6 +24,17 @@ fn an_unknown_architecture_names_itself_and_the_known_ones() {
 }
 
 #[test]
+fn a_model_that_was_converted_from_something_unknown_is_refused() {
+    let folder = folder();
+    let model = write_tiny(&folder, &TinySpec::new("phi2"));
+    let error = refusal(&altered(&folder, &model, |file| {
+        file.set("apa.converted_from", "mamba");
+    }));
+    assert_eq!(error.code(), Code::Unsupported);
+    assert!(error.message().contains("apa.converted_from is mamba, which doesn't become phi2"), "{error}");
+}
+
+#[test]
 fn declared_features_that_are_not_computed_are_refused() {
     let folder = folder();
     let model = write_tiny(&folder, &TinySpec::new("llama"));
