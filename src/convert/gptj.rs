@@ -134,8 +134,11 @@ impl Shape {
 }
 
 fn describe(file: &mut Writer<'_>, folder: &Path, shape: &Shape, floats: Floats) -> Result<()> {
-    let name = std::fs::canonicalize(folder)?;
-    let name = name.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let place = std::fs::canonicalize(folder).map_err(|e| Error::from(e).context(folder.display()))?;
+    let name = place.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    // To llama.cpp a name with Phi-3 in it promises certain tokens.
+    let promises = ["phi3", "phi-3"].iter().any(|part| name.to_lowercase().contains(part));
+    let name = if promises { "GPT-J".to_owned() } else { name };
     file.set("general.architecture", "phi2").set("general.type", "model").set("general.name", name);
     file.set("general.file_type", floats.file_type()).set("general.quantization_version", 2u32);
     file.set(CONVERTED_FROM, "gptj");

@@ -5,10 +5,13 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use apa::config::Dtype;
+use apa::convert::Floats;
 use apa::gguf::Gguf;
 use apa::llama::{Adapter, Context, ContextOptions, Model, token_logprobs};
 use apa::policy::{Decoder, Lora, Packed};
 use candle_core::Device;
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
 use serde_json::{Value, json};
 
 use crate::support::adapter::lively_adapter;
@@ -62,7 +65,8 @@ fn tokens_of(model: &Path) -> Vec<u32> {
 #[test]
 fn a_converted_gptj_computes_what_gptj_does_served_and_trained() {
     let dir = tempfile::tempdir().unwrap();
-    let (folder, out) = (dir.path().join("tiny-gptj"), dir.path().join("out.gguf"));
+    // llama.cpp would expect tokens of Phi-3 by such a name.
+    let (folder, out) = (dir.path().join("better than Phi-3"), dir.path().join("out.gguf"));
     let model = Gptj::new(5);
     model.write(&folder);
     for (kind, within) in [("f32", 1e-4), ("f16", 2e-2), ("bf16", 2e-1)] {
@@ -322,6 +326,41 @@ fn what_is_no_whole_gptj_is_refused_in_a_sentence_and_leaves_nothing() {
         assert!(says.iter().all(|part| said.contains(part)) && said.trim().lines().count() == 1, "{says:?}: {said}");
         assert_eq!(fs::read_dir(&place).unwrap().count(), 0, "{said}");
     }
+}
+
+#[test]
+fn a_damaged_file_is_an_error_or_another_model_and_never_a_panic() {
+    let dir = tempfile::tempdir().unwrap();
+    let (folder, place) = (dir.path().join("tiny"), dir.path().join("out"));
+    let out = place.join("out.gguf");
+    fs::create_dir(&place).unwrap();
+    Gptj::new(10).write(&folder);
+    let mut rng = ChaCha8Rng::seed_from_u64(1);
+    for (name, most) in [("config.json", usize::MAX), ("tokenizer.json", usize::MAX), ("model.safetensors", 3000)] {
+        let whole = fs::read(folder.join(name)).unwrap();
+        let mut refused = 0;
+        for _ in 0..150 {
+            let mut bytes = whole.clone();
+            let at = rng.random_range(0..bytes.len().min(most));
+            match rng.random_range(0..3) {
+                0 => bytes[at] = rng.random(),
+                1 => bytes.truncate(at),
+                // A digit more or less changes a size.
+                _ => drop(bytes.splice(at..=at, *b"99")),
+            }
+            fs::write(folder.join(name), bytes).unwrap();
+            if let Err(error) = apa::convert::gptj(&folder, &out, Floats::F32) {
+                refused += 1;
+                assert!(error.message().contains(folder.to_str().unwrap()), "{error}");
+                assert_eq!(fs::read_dir(&place).unwrap().count(), 0, "{error}");
+            } else {
+                fs::remove_file(&out).unwrap();
+            }
+        }
+        assert!(refused > 75, "{name}: {refused} refused");
+        fs::write(folder.join(name), whole).unwrap();
+    }
+    apa::convert::gptj(&folder, &out, Floats::F32).unwrap();
 }
 
 #[test]
