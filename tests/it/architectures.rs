@@ -23,3 +23,14 @@ fn the_shape_of_every_architecture_that_can_be_trained_is_checked_before_llama_c
         assert!(refused.message().contains("head_count_kv is 3, expected a divisor of head_count"), "{refused}");
     }
 }
+
+#[test]
+fn every_architecture_that_can_be_trained_is_compared_with_transformers() {
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/check-transformers.py");
+    let script = std::fs::read_to_string(script).unwrap();
+    let cases: Vec<&str> =
+        script.split(" Case(").skip(1).filter_map(|case| case.trim_start().split('"').nth(1)).collect();
+    for architecture in apa::policy::architectures().chain(["gptj"]) {
+        assert!(cases.contains(&architecture), "no case of {architecture} among {cases:?}");
+    }
+}
