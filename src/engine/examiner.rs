@@ -156,8 +156,9 @@ impl Examiner {
         }
         if answers.is_empty() {
             let reason = left_out.map_or_else(|| "there are none".into(), |error| error.to_string());
-            let reason = reason.replace("the context of", "serve.context of");
-            return Err(Error::train(format!("no prompt of the examination could be answered: {reason}")));
+            return Err(Error::train(format!(
+                "no prompt of the examination fits serve.context or could be answered: {reason}"
+            )));
         }
         let answers = self.measure(subject, &answers, &questions)?;
         let (held_back, anchors) = (self.held_back(subject)?, self.hold(subject)?);

@@ -69,8 +69,13 @@ fn an_examination_waits_where_the_queue_holds_one_request_and_says_why_no_prompt
     let engine = open_with(dir.path(), |c| c.serve.context = 16).unwrap();
     rate_some(&engine, 8);
     let error = engine.train_step().unwrap_err();
-    assert!(error.message().contains("no prompt of the examination could be answered: the prompt has "), "{error}");
-    assert!(error.message().ends_with(", serve.context of 16 leaves no room for an answer"), "{error}");
+    assert!(
+        error
+            .message()
+            .contains("no prompt of the examination fits serve.context or could be answered: the prompt has "),
+        "{error}"
+    );
+    assert!(error.message().ends_with(", the context of 16 leaves no room for an answer"), "{error}");
 }
 
 #[test]
