@@ -318,7 +318,8 @@ apa_status apa_token_count(const apa_engine *engine,
 
 /**
  * Applies the model's chat template to a JSON array of messages, `[{"role": "user", "content": "Hi"}]`, and writes the
- * text that the model would continue. `tokens`, which may be NULL, gets its number of tokens.
+ * text that the model would continue, a last message of the assistant included. `tokens`, which may be NULL, gets its
+ * number of tokens.
  *
  * Errors: `APA_ERR_ARG` for messages that are malformed or that the template refuses; `APA_ERR_UNSUPPORTED` if the
  * model has no template; `APA_ERR_CLOSED`.
@@ -335,7 +336,9 @@ apa_status apa_chat_render(const apa_engine *engine,
  * or tokens), and optionally `max_tokens`, `temperature`, `top_k`, `top_p`, `min_p`, `repeat_penalty`,
  * `frequency_penalty`, `presence_penalty`, `logit_bias`, `response_format` or `grammar` (GBNF), `logprobs` (with
  * `top_logprobs` in a chat), `seed`, `stop`, `ignore_eos`, `user`, `parse_special`, `n` (1), `model` (any); in a chat
- * also `tools` with `tool_choice`, `reasoning_format`, `continue_final_message` and `add_generation_prompt`.
+ * also `tools` with `tool_choice`, `reasoning_format`, `continue_final_message` and `add_generation_prompt`. A last
+ * message of the assistant that calls no tools is a part of the prompt, with which the answer goes on, unless
+ * `continue_final_message` is false.
  *
  * Errors: `APA_ERR_ARG` for an unknown field or a value out of range (both named), an empty prompt, one longer than
  * the context, or a grammar that can't be used; `APA_ERR_BUSY` if the queue is full; `APA_ERR_UNSUPPORTED` for a chat

@@ -37,7 +37,7 @@ type Request struct {
 	TopLogprobs      int                // With Logprobs: also those of this many most probable ones, up to 20; 5 without a chat.
 	User             string             // Whom it is for; kept with the record.
 	ParseSpecial     bool               // Whether text that spells a control token is that token; else it is text.
-	ContinueFinal    bool               // Goes on with the last message of a chat, in place of answering it.
+	ContinueFinal    *bool              // Whether it goes on with the last message of a chat; nil: with one of the assistant that calls no tools.
 }
 
 // Ptr returns a pointer to value, for fields whose zero means something: Temperature: apa.Ptr(0.0).
@@ -103,7 +103,7 @@ func (r Request) body() (string, error) {
 		Logprobs         any                `json:"logprobs,omitempty"`
 		TopLogprobs      int                `json:"top_logprobs,omitempty"`
 		ParseSpecial     bool               `json:"parse_special,omitempty"`
-		ContinueFinal    bool               `json:"continue_final_message,omitempty"`
+		ContinueFinal    *bool              `json:"continue_final_message,omitempty"`
 		IgnoreEOS        bool               `json:"ignore_eos,omitempty"`
 	}{r.Messages, prompt, r.MaxTokens, r.Temperature, r.TopK, r.TopP, r.MinP, r.RepeatPenalty, r.FrequencyPenalty,
 		r.PresencePenalty, r.Seed, r.Stop, r.User, r.LogitBias, r.Grammar, r.ResponseFormat,

@@ -155,7 +155,7 @@ export interface ChatRequest extends Sampling {
   parallel_tool_calls?: boolean;
   /** `none` leaves reasoning in the text alone; `auto` is the default. */
   reasoning_format?: 'auto' | 'deepseek' | 'none';
-  /** Goes on with the last message. */
+  /** Whether the answer goes on with the last message; by default it does with one of the assistant that calls no tools. */
   continue_final_message?: boolean;
   /** Whether an answer of the assistant is begun; true by default. */
   add_generation_prompt?: boolean;

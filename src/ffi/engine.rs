@@ -196,7 +196,8 @@ pub unsafe extern "C" fn apa_token_count(
 }
 
 /// Applies the model's chat template to a JSON array of messages, `[{"role": "user", "content": "Hi"}]`, and writes the
-/// text that the model would continue. `tokens`, which may be NULL, gets its number of tokens.
+/// text that the model would continue, a last message of the assistant included. `tokens`, which may be NULL, gets its
+/// number of tokens.
 ///
 /// Errors: `APA_ERR_ARG` for messages that are malformed or that the template refuses; `APA_ERR_UNSUPPORTED` if the
 /// model has no template; `APA_ERR_CLOSED`.

@@ -16,14 +16,17 @@ use crate::error::Error;
 use crate::request::{self, AskedVersion, Prompt, Unknown};
 use crate::types::PolicyVersion;
 
-/// List the model as it serves, and each of its versions: `name@3` in a request's `model` asks for that one
+/// List the model as it serves, by its name and by the one that it is served under (`serve.alias`), and each of its
+/// versions: `name@3` in a request's `model` asks for that one
 #[utoipa::path(get, path = "/v1/models",
     responses((status = 200, body = Models)))]
 pub(super) async fn models(State(app): State<Arc<App>>) -> ApiResult<Json<Models>> {
     blocking(move || {
-        let active = card(&app, app.model.clone(), app.engine.status().policy_version);
+        let active = app.engine.status().policy_version;
+        let alias = app.engine.config().serve.alias.clone().filter(|alias| *alias != app.model);
+        let names = iter::once(app.model.clone()).chain(alias).map(|name| card(&app, name, active));
         let versions = app.engine.versions()?.into_iter().rev().map(|v| of_version(&app, v.version));
-        Ok(Json(Models::of(iter::once(active).chain(versions).collect())))
+        Ok(Json(Models::of(names.chain(versions).collect())))
     })
     .await
 }
@@ -98,7 +101,7 @@ pub(super) async fn apply_template(State(app): State<Arc<App>>, Body(body): Body
             _ => None,
         });
         let conversation = conversation.ok_or_else(|| Error::arg("the request has no messages"))?;
-        let conversation = request::written(conversation, &app.engine)?;
+        let conversation = request::written(conversation, &app.engine);
         Ok(Json(PromptText { prompt: app.engine.rendered(&conversation)? }))
     })
     .await

@@ -279,7 +279,9 @@ fn shown(error: &minijinja::Error) -> String {
 }
 
 fn open() -> Error {
-    Error::unsupported("the model's chat template does not let the last message go on (continue_final_message)")
+    Error::unsupported(
+        "the model's chat template does not let the last message go on, expected continue_final_message to be false",
+    )
 }
 
 /// Whether it could be the name of a role.

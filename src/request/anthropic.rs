@@ -59,9 +59,6 @@ pub fn parse_anthropic(body: &[u8], unknown: Unknown) -> Result<ParsedRequest> {
     for (i, message) in said.into_iter().enumerate() {
         read_message(message, &mut messages).map_err(|e| e.context(format!("messages[{i}]")))?;
     }
-    if messages.last().is_some_and(|last| last["role"] == "assistant" && last["tool_calls"].is_null()) {
-        chat.insert("continue_final_message".into(), true.into());
-    }
     chat.insert("messages".into(), messages.into());
     match fields.take("stop_sequences") {
         None => {}
@@ -78,11 +75,10 @@ pub fn parse_anthropic(body: &[u8], unknown: Unknown) -> Result<ParsedRequest> {
     if let Some(choice) = fields.take("tool_choice") {
         chat.insert("tool_choice".into(), choice_of(&choice)?);
     }
-    if let Some(metadata) = fields.take("metadata") {
+    if let Some(metadata) = fields.object("metadata")? {
         chat.extend(metadata.get("user_id").map(|user| ("user".to_owned(), user.clone())));
     }
-    if let Some(format) = fields.take("output_config").and_then(|mut config| config.get_mut("format").map(Value::take))
-    {
+    if let Some(format) = fields.object("output_config")?.and_then(|mut config| config.shift_remove("format")) {
         chat.insert("response_format".into(), format);
     }
     fields.finish(ANTHROPIC_FIELDS)?;

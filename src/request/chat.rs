@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde_json::{Value, json};
 
 use super::fields::{Fields, negative, quoted, shown};
-use super::messages::messages_of;
+use super::messages::{ending_of, messages_of};
 use super::parsed::{AskedSampling, ParsedRequest, WrittenSchema};
 use super::{Prompt, Unknown, prompts_of, tools};
 use crate::engine::GenerateRequest;
@@ -55,6 +55,7 @@ pub(crate) const REQUEST_FIELDS: &[&str] = &[
     "parse_special",
     "add_generation_prompt",
     "continue_final_message",
+    "prefill_assistant",
     "echo",
 ];
 
@@ -69,6 +70,7 @@ pub(crate) const CHAT_FIELDS: &[&str] = &[
     "parallel_tool_calls",
     "add_generation_prompt",
     "continue_final_message",
+    "prefill_assistant",
 ];
 
 /// Those of completions alone.
@@ -92,16 +94,19 @@ pub(super) fn chat_of(mut fields: Fields) -> Result<ParsedRequest> {
     let messages = fields.required("messages")?;
     let tools = tools::take(&mut fields)?;
     let format = fields.name("response_format");
-    let ending = match (fields.flag("continue_final_message")?, fields.choice("add_generation_prompt")?) {
-        (true, Some(true)) => {
-            return Err(Error::arg("continue_final_message and add_generation_prompt are both true, expected one"));
-        }
-        (true, _) => Ending::Open,
-        (false, Some(false)) => Ending::Closed,
-        (false, _) => Ending::Answer,
-    };
+    let (continued, begun) = (fields.continued()?, fields.choice("add_generation_prompt")?);
     let parse_special = fields.flag("parse_special")?;
     let messages = messages_of(messages, fields.unknown)?;
+    let ending = match (continued, begun) {
+        (Some(true), Some(true)) => {
+            return Err(Error::arg("continue_final_message and add_generation_prompt are both true, expected one"));
+        }
+        (Some(true), _) => Ending::Open,
+        (_, Some(false)) => Ending::Closed,
+        // A call that is demanded is an answer of its own.
+        (None, None) if !tools.forced => ending_of(&messages),
+        _ => Ending::Answer,
+    };
     let conversation = Conversation { messages, tools: tools.given, ending, parse_special };
     let mut request = fields.into_request(vec![Prompt::Chat(conversation)])?;
     (request.tools, request.calls, request.demands_call) = (tools.names, tools.calls, tools.forced);
@@ -208,6 +213,17 @@ impl Fields {
         self.refuse_unsupported()?;
         self.finish(REQUEST_FIELDS)?;
         Ok(request)
+    }
+
+    /// Whether the last message is continued, if that is said: by vLLM's name, or by that of llama-server's option,
+    /// which is for messages of the assistant and only forbids.
+    fn continued(&mut self) -> Result<Option<bool>> {
+        match (self.choice("continue_final_message")?, self.choice("prefill_assistant")?) {
+            (Some(one), Some(other)) if one != other => Err(Error::arg(format!(
+                "continue_final_message is {one} and prefill_assistant {other}, expected the same of both"
+            ))),
+            (continued, prefilled) => Ok(continued.or(prefilled.filter(|wanted| !wanted))),
+        }
     }
 
     /// Whether reasoning is told apart from the answer; llama-server's name and words.
@@ -328,16 +344,11 @@ impl Fields {
     }
 
     fn include_usage(&mut self) -> Result<bool> {
-        match self.take("stream_options") {
-            None => Ok(false),
-            Some(Value::Object(map)) => {
-                let mut options = Fields::of(map, self.unknown);
-                let wanted = options.flag("include_usage").map_err(|e| e.context("stream_options"))?;
-                options.finish(&["include_usage"])?;
-                Ok(wanted)
-            }
-            Some(other) => Err(Error::arg(format!("stream_options is {}, expected an object", shown(&other)))),
-        }
+        let Some(map) = self.object("stream_options")? else { return Ok(false) };
+        let mut options = Fields::of(map, self.unknown);
+        let wanted = options.flag("include_usage").map_err(|e| e.context("stream_options"))?;
+        options.finish(&["include_usage"])?;
+        Ok(wanted)
     }
 
     fn refuse_unsupported(&mut self) -> Result<()> {

@@ -85,6 +85,15 @@ impl Fields {
         }
     }
 
+    /// An optional object.
+    pub(super) fn object(&mut self, key: &str) -> Result<Option<Map<String, Value>>> {
+        match self.take(key) {
+            None => Ok(None),
+            Some(Value::Object(map)) => Ok(Some(map)),
+            Some(other) => Err(Error::arg(format!("{} is {}, expected an object", self.name(key), shown(&other)))),
+        }
+    }
+
     pub(super) fn flag(&mut self, key: &str) -> Result<bool> {
         Ok(self.choice(key)?.unwrap_or(false))
     }

@@ -8,28 +8,21 @@ use serde_json::{Value, json};
 use super::parts::Wrapped;
 use crate::Engine;
 use crate::error::{Error, Result};
-use crate::llama::{Conversation, Ending, json_with_whole_integers};
+use crate::llama::{Conversation, json_with_whole_integers};
 use crate::types::Format;
 
 /// The conversation as this model's template can write it: where that knows no tools, tools, calls and results are
 /// text.
-///
-/// # Errors
-/// `Unsupported` for an answer to be continued that may call tools.
-pub(crate) fn written(conversation: Conversation, engine: &Engine) -> Result<Conversation> {
+pub(crate) fn written(conversation: Conversation, engine: &Engine) -> Conversation {
     let uses = |message: &Value| message["tool_calls"].is_array() || is_result(message);
     if engine.template_knows_tools() || conversation.tools.is_empty() && !conversation.messages.iter().any(uses) {
-        return Ok(conversation);
-    }
-    if !conversation.tools.is_empty() && conversation.ending == Ending::Open {
-        let what = "continue_final_message with tools is not supported: the model's chat template knows no tools";
-        return Err(Error::unsupported(what));
+        return conversation;
     }
     let Conversation { messages, tools, ending, parse_special } = conversation;
     let mut messages = as_text(messages);
     let plain = |messages| Conversation { messages, tools: Vec::new(), ending, parse_special };
     if tools.is_empty() {
-        return Ok(plain(messages));
+        return plain(messages);
     }
     let told = instructions(&tools);
     let user_first = {
@@ -40,7 +33,7 @@ pub(crate) fn written(conversation: Conversation, engine: &Engine) -> Result<Con
     put_before(&mut messages, "system", &told);
     let system_first = plain(messages);
     // Some templates refuse messages of the system.
-    Ok(if engine.rendered(&system_first).is_err() { user_first } else { system_first })
+    if engine.rendered(&system_first).is_err() { user_first } else { system_first }
 }
 
 /// The format of an answer in this form: one of the calls, or a response, which itself may have a format. `None` if

@@ -5,7 +5,7 @@ use serde_json::{Map, Value, json};
 use super::Unknown;
 use super::fields::{Fields, json, kind, quoted, shown};
 use crate::error::{Error, Result};
-use crate::llama::{Conversation, parse_whole_integers};
+use crate::llama::{Conversation, Ending, parse_whole_integers};
 
 /// Members of a message that a template may use, all of them strings.
 const KEPT: [&str; 4] = ["role", "name", "tool_call_id", "reasoning_content"];
@@ -23,12 +23,23 @@ pub(crate) const MEMBERS: [&str; 10] = [
     "audio",
 ];
 
-/// Reads a JSON array of chat messages, ready for the assistant's answer.
+/// Reads a JSON array of chat messages, ready for the assistant's answer, or for the rest of a last message of the
+/// assistant.
 ///
 /// # Errors
 /// `Arg` names the message, the field and what was expected.
 pub fn parse_messages(body: &[u8], unknown: Unknown) -> Result<Conversation> {
-    Ok(Conversation { messages: messages_of(json(body)?, unknown)?, ..Conversation::default() })
+    let messages = messages_of(json(body)?, unknown)?;
+    Ok(Conversation { ending: ending_of(&messages), messages, ..Conversation::default() })
+}
+
+/// How messages end of which nothing is said: a last one of the assistant goes on, as with llama-server and
+/// Anthropic's API, unless it calls tools. Two of them in a row are the template's concern.
+pub(super) fn ending_of(messages: &[Value]) -> Ending {
+    match messages.last() {
+        Some(last) if last["role"] == "assistant" && last["tool_calls"].is_null() => Ending::Open,
+        _ => Ending::Answer,
+    }
 }
 
 /// The messages as templates expect them: content is text, and arguments of calls are objects.

@@ -20,6 +20,8 @@ mod tokens;
 mod tools;
 
 #[cfg(test)]
+mod ending_tests;
+#[cfg(test)]
 mod refusal_tests;
 #[cfg(test)]
 mod tests;
@@ -141,7 +143,7 @@ impl Prompt {
     /// The prompt tokenized with the engine's model.
     pub(crate) fn tokens(self, engine: &Engine) -> Result<Vec<TokenId>> {
         match self {
-            Prompt::Chat(conversation) => engine.conversation_prompt(&general::written(conversation, engine)?),
+            Prompt::Chat(conversation) => engine.conversation_prompt(&general::written(conversation, engine)),
             Prompt::Text(text) => engine.text_prompt(&text, false),
             Prompt::Special(text) => engine.text_prompt(&text, true),
             Prompt::Tokens(tokens) => Ok(tokens),
@@ -155,7 +157,8 @@ fn one_prompt(fields: &mut Fields, what: &str) -> Result<Prompt> {
     match (fields.take("messages"), fields.take("prompt")) {
         (Some(messages), None) => {
             let messages = messages::messages_of(messages, fields.unknown)?;
-            Ok(Prompt::Chat(Conversation { messages, parse_special, ..Conversation::default() }))
+            let ending = messages::ending_of(&messages);
+            Ok(Prompt::Chat(Conversation { messages, ending, parse_special, ..Conversation::default() }))
         }
         (None, Some(prompt)) => prompt_of("prompt", prompt, parse_special),
         (None, None) => {
@@ -168,9 +171,15 @@ fn one_prompt(fields: &mut Fields, what: &str) -> Result<Prompt> {
 
 /// A prompt given as text or tokens.
 fn prompt_of(name: &str, value: Value, special: bool) -> Result<Prompt> {
-    match prompts_of(name, value, special)?.as_mut_slice() {
-        [prompt] => Ok(std::mem::replace(prompt, Prompt::Tokens(Vec::new()))),
-        many => Err(Error::arg(format!("{name} is an array of {} texts, expected one", many.len()))),
+    let expected = "expected a string or an array of tokens";
+    match &value {
+        Value::Array(items) if items.first().is_some_and(|item| !item.is_number()) => {
+            Err(Error::arg(format!("{name} has {} as its first item, {expected}", shown(&items[0]))))
+        }
+        _ => {
+            let one = prompts_of(name, value, special)?.pop();
+            one.ok_or_else(|| Error::arg(format!("{name} is empty, {expected}")))
+        }
     }
 }
 

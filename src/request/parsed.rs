@@ -10,6 +10,7 @@ use crate::Engine;
 use crate::engine::GenerateRequest;
 use crate::error::{Error, Result};
 use crate::guide;
+use crate::llama::Ending;
 use crate::types::{Format, PolicyVersion, Sampling, TokenId};
 
 /// A request for an answer, checked as far as possible without the model.
@@ -136,8 +137,19 @@ impl ParsedRequest {
         if self.tools.is_empty() || engine.template_knows_tools() {
             return Ok(Wrapped::No);
         }
-        if self.demands_call {
-            return Ok(Wrapped::Text);
+        let continued =
+            self.prompts.iter().any(|prompt| matches!(prompt, Prompt::Chat(chat) if chat.ending == Ending::Open));
+        match (self.demands_call, continued) {
+            (true, true) => {
+                return Err(Error::unsupported(
+                    "continue_final_message with a tool_choice that demands a call is not supported: the model's chat \
+                     template knows no tools, and their calls have a format of their own",
+                ));
+            }
+            (true, false) => return Ok(Wrapped::Text),
+            // What has begun as a text is no call, and goes on as one.
+            (false, true) => return Ok(Wrapped::No),
+            (false, false) => {}
         }
         let (format, wrapped) = general::format(&self.calls, self.each.sampling.format.as_ref())?;
         self.each.sampling.format = Some(format);

@@ -116,7 +116,7 @@ pub fn parse_responses(body: &[u8], unknown: Unknown) -> Result<ParsedResponses>
     if let Some(tools) = fields.take("tools") {
         chat.insert("tools".into(), tools_of(tools)?);
     }
-    if let Some(format) = fields.take("text").and_then(|mut text| text.get_mut("format").map(Value::take)) {
+    if let Some(format) = fields.object("text")?.and_then(|mut text| text.shift_remove("format")) {
         chat.insert("response_format".into(), format);
     }
     let store = fields.choice("store")?.unwrap_or(true);
@@ -127,7 +127,9 @@ pub fn parse_responses(body: &[u8], unknown: Unknown) -> Result<ParsedResponses>
     let instructions = fields.string("instructions")?.map(|text| json!({"role": "system", "content": text}));
     let messages: Vec<Value> = instructions.into_iter().chain(said.iter().cloned()).collect();
     chat.insert("messages".into(), messages.into());
-    fields.take("metadata");
+    // In this API an answer is a message of its own.
+    chat.insert("continue_final_message".into(), false.into());
+    fields.object("metadata")?;
     fields.finish(RESPONSES_FIELDS)?;
     let request = chat_of(Fields { map: chat, unknown, names })?;
     // As the chat has read them: arguments are objects.

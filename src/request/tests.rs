@@ -260,23 +260,6 @@ fn an_assistant_may_have_said_nothing_refused_or_called() {
 }
 
 #[test]
-fn a_chat_ends_as_it_is_asked_to() {
-    use crate::llama::Ending;
-    let of = |members: &str| -> Result<(Ending, bool)> {
-        let body = format!(r#"{{"messages":[{{"role":"user","content":"hi"}}]{members}}}"#);
-        match chat(&body)?.prompts.remove(0) {
-            Prompt::Chat(conversation) => Ok((conversation.ending, conversation.parse_special)),
-            other => panic!("{other:?}"),
-        }
-    };
-    assert_eq!(of("").unwrap(), (Ending::Answer, false));
-    assert_eq!(of(r#","add_generation_prompt":false,"parse_special":true"#).unwrap(), (Ending::Closed, true));
-    assert_eq!(of(r#","continue_final_message":true,"add_generation_prompt":false"#).unwrap().0, Ending::Open);
-    let both: Error = of(r#","continue_final_message":true,"add_generation_prompt":true"#).unwrap_err();
-    assert!(both.message().contains("both true"), "{both}");
-}
-
-#[test]
 fn tools_are_chosen_by_name_or_from_those_allowed() {
     let tools = r#""tools":[{"type":"function","function":{"name":"f"}},{"type":"function","function":{"name":"g"}}]"#;
     let of = |choice: &str| {

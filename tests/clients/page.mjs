@@ -76,7 +76,7 @@ async function ask(question) {
   }
   await give('wrong')
   await keyed.waitForFunction(() => document.querySelector('#key-why').textContent.includes('not one of this service'))
-  await give('sesame')
+  await give('open-sesame-and-barley')
   await keyed.waitForFunction(() => document.querySelector('#serving')?.textContent === 'version 0')
   await keyed.close()
 }
@@ -186,6 +186,12 @@ await until('Version 0 serves.', '#versions [role="status"]')
 
 // Nothing is left to go back to.
 await page.waitForFunction(() => document.querySelector('#versions .spread button').hidden)
+// The two beside each other are two, the second of which serves.
+const beside = () => page.$$eval('#versions select', all => all.map(select => select.value))
+assert.deepEqual(await beside(), ['1', '0'])
+await page.reload()
+await page.waitForFunction(() => document.querySelector('#versions select')?.options.length === 2)
+assert.deepEqual(await beside(), ['1', '0'])
 
 // Phone width and dark, in every view: nothing is wider than the screen.
 for (const [width, scheme] of [[390, 'dark'], [390, 'light'], [1180, 'dark'], [1180, 'light']]) {

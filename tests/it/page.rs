@@ -21,7 +21,7 @@ async fn a_browser_chats_rates_sees_what_was_learned_and_goes_back() {
     let learning = Server::learning().await;
     let folder = tempfile::tempdir().unwrap();
     let keys = folder.path().join("keys");
-    std::fs::write(&keys, "sesame\n").unwrap();
+    std::fs::write(&keys, "open-sesame-and-barley\n").unwrap();
     let keyed = Server::with(HttpConfig { keys: Some(keys), ..HttpConfig::default() }).await;
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/clients/page.mjs");
     let mut command = Command::new("node");

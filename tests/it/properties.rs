@@ -41,6 +41,9 @@ async fn a_model_goes_by_its_name_and_by_the_one_it_was_asked_for() {
         assert_eq!(status == StatusCode::OK, known, "{name}: {model}");
         assert_eq!(model["id"].as_str().is_some_and(|id| id.contains("@0")), name.contains("@0"), "{model}");
     }
+    let (_, models) = server.get("/v1/models").await;
+    let listed: Vec<&str> = models["data"].as_array().unwrap().iter().map(|m| m["id"].as_str().unwrap()).collect();
+    assert_eq!(listed, ["tiny llama", "short", "tiny llama@0"]);
     let (_, props) = server.get("/props").await;
     assert_eq!((&props["model_alias"], &props["model"]), (&"short".into(), &"tiny llama".into()));
     assert_eq!(props["default_generation_settings"]["n_ctx"], 2048);

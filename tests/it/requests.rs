@@ -198,19 +198,30 @@ async fn an_input_that_can_not_be_embedded_is_named_and_the_width_may_be_asked_f
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_answer_goes_on_with_the_last_message_where_that_is_asked_for() {
+async fn an_answer_goes_on_with_a_last_message_of_the_assistant_which_is_recorded_as_prompt() {
     let server = Server::start().await;
     let messages = json!([{"role": "user", "content": "hi"}, {"role": "assistant", "content": "The sea"}]);
     let prompt = async |body: Value| {
         let (status, answer) = server.post("/v1/chat/completions", body).await;
         assert_eq!(status, StatusCode::OK, "{answer}");
         let (_, stored) = server.get(&format!("/v1/generations/{}", answer["id"].as_str().unwrap())).await;
-        let tokens: Vec<u32> =
-            stored["prompt"].as_array().unwrap().iter().map(|t| t.as_u64().unwrap() as u32).collect();
-        server.engine.detokenize(&tokens)
+        let text = |part: &str| {
+            let tokens = stored[part].as_array().unwrap().iter().map(|t| t.as_u64().unwrap() as u32);
+            server.engine.detokenize(&tokens.collect::<Vec<_>>())
+        };
+        // What was given is no part of the answer, neither of the one that the client gets nor of the one that teaches.
+        let said = answer["choices"][0]["message"]["content"].as_str().unwrap();
+        assert!(!said.contains("The sea") && !text("response").contains("The sea"), "{answer} {stored}");
+        assert_eq!(stored["response"].as_array().unwrap().len() as u64, answer["usage"]["completion_tokens"]);
+        text("prompt")
     };
-    let body = json!({"messages": messages, "max_tokens": 1, "continue_final_message": true});
-    assert!(prompt(body).await.ends_with("<|im_start|>assistant\nThe sea"));
+    for members in [json!({}), json!({"continue_final_message": true})] {
+        let mut body = json!({"messages": messages, "max_tokens": 1});
+        body.as_object_mut().unwrap().extend(members.as_object().unwrap().clone());
+        assert!(prompt(body).await.ends_with("<|im_start|>assistant\nThe sea"));
+    }
+    let body = json!({"messages": messages, "max_tokens": 1, "prefill_assistant": false});
+    assert!(prompt(body).await.ends_with("The sea<|im_end|>\n<|im_start|>assistant\n"));
     let body = json!({"messages": messages, "max_tokens": 1, "add_generation_prompt": false});
     assert!(prompt(body).await.ends_with("The sea<|im_end|>\n"));
     let body = json!({"messages": [{"role": "developer", "content": "hi"}], "max_tokens": 1});

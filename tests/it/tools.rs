@@ -129,10 +129,31 @@ async fn tools_calls_and_results_are_text_where_the_template_knows_none() {
     let alone = |role: &str| json!({"messages": [{"role": role, "name": "weather", "content": "12"}]});
     let (_, tool) = server.post("/apply-template", alone("tool")).await;
     assert_eq!(server.post("/apply-template", alone("function")).await.1, tool);
-    let open = json!({"messages": [{"role": "assistant", "content": "It"}], "tools": weather(),
+    server.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_text_that_an_answer_goes_on_with_stays_one_where_tools_are_told_as_text() {
+    let server = server(TEMPLATE).await;
+    let said = json!([{"role": "user", "content": "Is it warm?"}, {"role": "assistant", "content": "It"}]);
+    let body = json!({"messages": said, "tools": weather(), "max_tokens": 9, "seed": 2, "ignore_eos": true});
+    let (_, rendered) = server.post("/apply-template", body.clone()).await;
+    let text = rendered["prompt"].as_str().unwrap();
+    assert!(text.contains("You can call these functions:") && text.ends_with("<|im_start|>assistant\nIt"), "{text}");
+    let (status, answer) = server.post("/v1/chat/completions", body).await;
+    assert_eq!(status, StatusCode::OK, "{answer}");
+    let choice = &answer["choices"][0];
+    assert!(
+        !choice["message"]["content"].as_str().unwrap().is_empty() && choice["finish_reason"] == "length",
+        "{choice}"
+    );
+    let demanded = json!({"messages": said, "tools": weather(), "tool_choice": "required",
         "continue_final_message": true});
-    let (status, refused) = server.post("/v1/chat/completions", open).await;
+    let (status, refused) = server.post("/v1/chat/completions", demanded.clone()).await;
     assert!(status == StatusCode::BAD_REQUEST && message(&refused).starts_with("continue_final_message"), "{refused}");
+    let unsaid = demanded.as_object().unwrap().iter().filter(|(key, _)| *key != "continue_final_message");
+    let (_, called) = server.post("/v1/chat/completions", unsaid.map(|(k, v)| (k.clone(), v.clone())).collect()).await;
+    assert_eq!(called["choices"][0]["finish_reason"], "tool_calls", "{called}");
     server.close().await;
 }
 

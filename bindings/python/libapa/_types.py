@@ -93,7 +93,10 @@ class _Messages(TypedDict):
 
 
 class ChatRequest(_Messages, Sampling, total=False):
-    """A chat, through the model's own template. ``tool_choice`` is ``none``, ``auto``, ``required`` or a tool by its name."""
+    """A chat, through the model's own template. ``tool_choice`` is ``none``, ``auto``, ``required`` or a tool by its name.
+
+    The answer goes on with a last message of the assistant that calls no tools, unless ``continue_final_message`` is false.
+    """
 
     logprobs: bool
     top_logprobs: int

@@ -62,6 +62,8 @@ export function facts(answer) {
 
 /** Options of a `select` for all versions, the newest first. */
 export async function versionOptions() {
-  const { data: [{ policy_version: active }, ...versions] } = await call('v1/models')
-  return versions.map(({ policy_version: version }) => el('option', { value: String(version) }, `${version}${version === 0 ? ', the initial model' : ''}${version === active ? ', serves' : ''}`))
+  const { data: cards } = await call('v1/models')
+  const [{ id: name, policy_version: active }] = cards
+  const versions = cards.filter(({ id, policy_version: version }) => id === `${name}@${version}`)
+  return versions.map(({ policy_version: version }) => el('option', { value: String(version), 'data-serves': version === active }, `${version}${version === 0 ? ', the initial model' : ''}${version === active ? ', serves' : ''}`))
 }

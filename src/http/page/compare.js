@@ -11,6 +11,8 @@ export function openCompare() {
   const out = el('div', { class: 'answers two' })
   const line = el('div', { class: 'effect', role: 'status' })
   let running = null
+  let chosen = false
+  for (const select of [first, second]) select.addEventListener('change', () => { chosen = true })
   const stop = el('button', { type: 'button', hidden: true, onclick: () => running?.abort() }, 'Stop')
   const ask = action('Ask both', { class: 'main' }, () => line, async () => {
     const content = prompt.value.trim()
@@ -57,17 +59,18 @@ export function openCompare() {
 
   return {
     element,
-    /** Lists the versions anew, and keeps what was chosen. */
+    /** Lists the versions anew, and keeps what was chosen; else the one that serves, and before it the newest other one. */
     async versions() {
       const [a, b] = [first.value, second.value]
       try {
         const options = await versionOptions()
         fill(first, options.map(option => option.cloneNode(true)))
         fill(second, options)
-        const active = String(now.status?.policy_version ?? 0)
-        const has = value => [...first.options].some(option => option.value === value)
-        first.value = has(a) ? a : '0'
-        second.value = has(b) ? b : active
+        const values = options.map(option => option.value)
+        const active = options.find(option => option.hasAttribute('data-serves'))?.value ?? values[0]
+        const keeps = chosen && values.includes(a) && values.includes(b)
+        first.value = keeps ? a : values.find(value => value !== active) ?? active
+        second.value = keeps ? b : active
       } catch (error) {
         problem(line, error)
       }
