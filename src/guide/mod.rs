@@ -6,6 +6,7 @@
 //! and one more worker those of answers that take more than their share.
 
 mod answer;
+mod closed;
 mod formats;
 mod gbnf;
 mod lark;

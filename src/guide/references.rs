@@ -12,12 +12,16 @@ const TARGETS: usize = 1000;
 /// How deep names are searched.
 const DEPTH: usize = 128;
 
+/// A schema that is named: its JSON pointer, and whether others hold for the same value there.
+type Target = (String, bool);
+
 /// The references of one schema.
 pub(super) struct References<'a> {
     root: &'a Value,
-    /// Schemas that they name, as JSON pointers from the root, in the order of discovery.
-    targets: Vec<String>,
-    numbers: HashMap<String, usize>,
+    /// Schemas that they name, as JSON pointers from the root, in the order of discovery; and whether others hold for
+    /// the same value where they are named.
+    targets: Vec<Target>,
+    numbers: HashMap<Target, usize>,
     /// Every `$id` and `$anchor`, with its position.
     ids: BTreeMap<String, String>,
     anchors: BTreeMap<String, Vec<String>>,
@@ -31,9 +35,14 @@ impl<'a> References<'a> {
         all
     }
 
-    /// The position of the schema with this number.
-    pub(super) fn target(&self, number: usize) -> Option<String> {
+    /// The position of the schema with this number, and whether others hold for the same value where it is named.
+    pub(super) fn target(&self, number: usize) -> Option<Target> {
         self.targets.get(number).cloned()
+    }
+
+    /// The schema at a position.
+    pub(super) fn schema(&self, pointer: &str) -> Option<&'a Value> {
+        self.root.pointer(pointer)
     }
 
     /// Collects `$id` and `$anchor`.
@@ -71,8 +80,8 @@ impl<'a> References<'a> {
         bases.next().unwrap_or_default().to_owned()
     }
 
-    /// Resolves a reference to its index in `targets`.
-    pub(super) fn resolve(&mut self, reference: &str, at: &str, base: &str) -> Result<usize> {
+    /// Resolves a reference to its index in `targets`; `combined` if others hold for the same value.
+    pub(super) fn resolve(&mut self, reference: &str, at: &str, base: &str, combined: bool) -> Result<usize> {
         let shown = short(format_args!("{reference:?}"));
         let (resource, fragment) = reference.split_once('#').unwrap_or((reference, ""));
         let start = match resource {
@@ -92,17 +101,18 @@ impl<'a> References<'a> {
                 None => return refuse(at, format!("$ref names {shown}, and no schema has that $anchor")),
             },
         };
-        if let Some(number) = self.numbers.get(&pointer) {
+        let target = (pointer, combined);
+        if let Some(number) = self.numbers.get(&target) {
             return Ok(*number);
         }
-        if !matches!(self.root.pointer(&pointer), Some(Value::Object(_) | Value::Bool(_))) {
+        if !matches!(self.root.pointer(&target.0), Some(Value::Object(_) | Value::Bool(_))) {
             return refuse(at, format!("$ref names {shown}, and there is no schema"));
         }
         if self.targets.len() >= TARGETS {
             return refuse(at, format!("$ref names more than {TARGETS} schemas"));
         }
-        self.targets.push(pointer.clone());
-        self.numbers.insert(pointer, self.targets.len() - 1);
+        self.targets.push(target.clone());
+        self.numbers.insert(target, self.targets.len() - 1);
         Ok(self.targets.len() - 1)
     }
 }

@@ -9,8 +9,11 @@ use std::collections::BTreeMap;
 use serde_json::{Map, Value, json};
 
 use super::references::{References, escaped, is_resource};
-use super::values::{bounds, check_value, common, digits, is_written, number, refuse, short, types, whole};
-use super::{FORMAT_BYTES, formats, meet, pattern};
+use super::values::{
+    bounds, check_value, common, demands_nothing, digits, is_written, number, out_of_strings, refuse, short, types,
+    whole,
+};
+use super::{FORMAT_BYTES, closed, formats, meet, pattern};
 use crate::error::{Error, Result};
 
 /// Deepest nesting of schemas.
@@ -110,8 +113,15 @@ pub(super) fn convert(schema: &Value, depth: usize) -> Result<Value> {
         return Err(Error::arg(format!("it has {length} bytes, expected at most {FORMAT_BYTES}")));
     }
     let references = References::new(schema);
-    let mut all = Prepare { references, multiples: Vec::new(), patterns: 0, combinations: 0, unwritten: None };
-    let mut whole = match all.schema(schema, "", "", depth)? {
+    let mut all = Prepare {
+        references,
+        multiples: Vec::new(),
+        patterns: 0,
+        combinations: 0,
+        unwritten: None,
+        naming: closed::STEPS,
+    };
+    let mut whole = match all.schema(schema, Here { at: "", base: "", depth, combined: false })? {
         Value::Object(map) => map,
         Value::Bool(true) => Map::new(),
         _ => return Err(Error::arg("it is false: nothing is valid")),
@@ -119,10 +129,10 @@ pub(super) fn convert(schema: &Value, depth: usize) -> Result<Value> {
     let mut defs = Map::new();
     // Converting a referenced schema may discover more references.
     let mut next = 0;
-    while let Some(pointer) = all.references.target(next) {
-        let target = schema.pointer(&pointer).unwrap_or(&Value::Bool(true));
-        let base = all.references.base_of(&pointer);
-        defs.insert(next.to_string(), all.schema(target, &pointer, &base, 0)?);
+    while let Some((at, combined)) = all.references.target(next) {
+        let target = all.references.schema(&at).unwrap_or(&Value::Bool(true));
+        let base = all.references.base_of(&at);
+        defs.insert(next.to_string(), all.schema(target, Here { at: &at, base: &base, depth: 0, combined })?);
         next += 1;
     }
     all.check_work()?;
@@ -143,11 +153,39 @@ struct Prepare<'a> {
     combinations: usize,
     /// The first name of a property that no pattern of `patternProperties` could be held against.
     unwritten: Option<String>,
+    /// Steps that are left to look for the names of properties.
+    naming: usize,
+}
+
+/// Where a schema stands.
+#[derive(Clone, Copy)]
+struct Here<'a> {
+    /// Its position.
+    at: &'a str,
+    /// What its references are relative to.
+    base: &'a str,
+    /// Schemas that it is in.
+    depth: usize,
+    /// Whether others hold for the same value, which may name properties, too.
+    combined: bool,
+}
+
+impl<'a> Here<'a> {
+    /// A schema inside of this one, for a part of the value.
+    fn part(self, at: &'a str) -> Here<'a> {
+        Here { at, depth: self.depth + 1, combined: false, ..self }
+    }
+
+    /// A schema inside of this one, for the same value.
+    fn same(self, at: &'a str) -> Here<'a> {
+        Here { at, depth: self.depth + 1, ..self }
+    }
 }
 
 impl Prepare<'_> {
-    /// Converts one schema: `at` is its position, `base` what its references are relative to.
-    fn schema(&mut self, schema: &Value, at: &str, base: &str, depth: usize) -> Result<Value> {
+    /// Converts one schema.
+    fn schema(&mut self, schema: &Value, here: Here) -> Result<Value> {
+        let Here { at, base, depth, combined } = here;
         let map = match schema {
             Value::Bool(_) => return Ok(schema.clone()),
             Value::Object(map) => map,
@@ -159,8 +197,21 @@ impl Prepare<'_> {
         let base = if is_resource(schema) { at } else { base };
         let mut out: BTreeMap<&'static str, Value> = BTreeMap::new();
         let mut also: Vec<Value> = Vec::new();
+        let combines = closed::combines(map);
+        let inside = Here { base, combined: combined || combines, ..here };
         for (key, value) in map {
-            self.keyword(map, key, value, (at, base, depth), &mut out, &mut also)?;
+            self.keyword(map, key, value, inside, &mut out, &mut also)?;
+        }
+        if combines
+            && !combined
+            && let Some(names) = closed::names(&mut self.references, &mut self.naming, schema, at, base)?
+        {
+            out.insert("additionalProperties", false.into());
+            if let Value::Object(all) = out.entry("properties").or_insert_with(|| json!({})) {
+                for name in names {
+                    all.entry(name).or_insert(Value::Bool(true));
+                }
+            }
         }
         bounds(map, at, &mut out)?;
         if !also.is_empty() {
@@ -180,16 +231,17 @@ impl Prepare<'_> {
         map: &Map<String, Value>,
         key: &str,
         value: &Value,
-        (at, base, depth): (&str, &str, usize),
+        here: Here,
         out: &mut BTreeMap<&'static str, Value>,
         also: &mut Vec<Value>,
     ) -> Result<()> {
+        let at = here.at;
         let inside = format!("{at}/{}", escaped(key));
         let name = ORDER.iter().find(|name| **name == key).copied();
         match key {
             "$ref" => {
                 let Some(reference) = value.as_str() else { return refuse(at, "$ref is not a string") };
-                let number = self.references.resolve(reference, at, base)?;
+                let number = self.references.resolve(reference, at, here.base, here.combined)?;
                 out.insert("$ref", format!("#/$defs/{number}").into());
             }
             "type" => out.extend([("type", types(value, at)?)]),
@@ -206,25 +258,25 @@ impl Prepare<'_> {
                         self.patterns += 1;
                         pattern::translate(member).map_err(|e| e.context(format!("at {at}: {key}")))?
                     };
-                    all.insert(name, self.schema(schema, &format!("{inside}/{}", escaped(member)), base, depth + 1)?);
+                    all.insert(name, self.schema(schema, here.part(&format!("{inside}/{}", escaped(member))))?);
                 }
                 out.extend(name.map(|name| (name, all.into())));
             }
             "allOf" | "anyOf" | "oneOf" | "prefixItems" => {
-                let all = self.list(value, at, &inside, key, base, depth)?;
+                let all = self.list(value, &inside, key, here)?;
                 out.extend(name.map(|name| (name, all)));
             }
             // The form before draft 2020-12.
             "items" if value.is_array() => {
-                let all = self.list(value, at, &inside, key, base, depth)?;
+                let all = self.list(value, &inside, key, here)?;
                 out.insert("prefixItems", all);
                 if let Some(rest) = map.get("additionalItems") {
-                    out.insert("items", self.schema(rest, &format!("{at}/additionalItems"), base, depth + 1)?);
+                    out.insert("items", self.schema(rest, here.part(&format!("{at}/additionalItems")))?);
                 }
             }
             "additionalItems" => {}
             "items" | "additionalProperties" => {
-                let schema = self.schema(value, &inside, base, depth + 1)?;
+                let schema = self.schema(value, here.part(&inside))?;
                 out.extend(name.map(|name| (name, schema)));
             }
             "unevaluatedProperties" | "unevaluatedItems" => {
@@ -235,7 +287,7 @@ impl Prepare<'_> {
                     return refuse(at, format!("{key} beside $ref, allOf, anyOf or oneOf is not supported"));
                 }
                 if !map.contains_key(plain) {
-                    let schema = self.schema(value, &inside, base, depth + 1)?;
+                    let schema = self.schema(value, here.part(&inside))?;
                     out.insert(if plain == "items" { "items" } else { "additionalProperties" }, schema);
                 }
             }
@@ -307,12 +359,15 @@ impl Prepare<'_> {
         Ok(())
     }
 
-    fn list(&mut self, value: &Value, at: &str, inside: &str, key: &str, base: &str, depth: usize) -> Result<Value> {
+    fn list(&mut self, value: &Value, inside: &str, key: &str, here: Here) -> Result<Value> {
         let Some(items) = value.as_array().filter(|items| !items.is_empty() || key == "items") else {
-            return refuse(at, format!("{key} is not an array of at least one schema"));
+            return refuse(here.at, format!("{key} is not an array of at least one schema"));
         };
         let each = items.iter().enumerate();
-        let all = each.map(|(i, item)| self.schema(item, &format!("{inside}/{i}"), base, depth + 1));
+        let all = each.map(|(i, item)| {
+            let at = format!("{inside}/{i}");
+            self.schema(item, if matches!(key, "items" | "prefixItems") { here.part(&at) } else { here.same(&at) })
+        });
         all.collect::<Result<Vec<_>>>().map(Value::from)
     }
 
@@ -341,30 +396,5 @@ impl Prepare<'_> {
             return Err(Error::arg("patternProperties has too many patterns to keep apart"));
         }
         Ok(())
-    }
-}
-
-/// Whether the types exclude strings.
-fn out_of_strings(map: &Map<String, Value>) -> bool {
-    match map.get("type") {
-        Some(Value::String(name)) => name != "string",
-        Some(Value::Array(names)) => !names.iter().any(|name| name == "string"),
-        _ => false,
-    }
-}
-
-/// Whether an unsupported keyword has a value that allows everything.
-fn demands_nothing(map: &Map<String, Value>, key: &str, value: &Value) -> bool {
-    let empty = |value: &Value| value.as_object().is_some_and(Map::is_empty);
-    match key {
-        "uniqueItems" => *value == false || map.get("maxItems").and_then(number).is_some_and(|most| most <= 1.0),
-        "minContains" | "maxContains" => !map.contains_key("contains"),
-        "contains" => map.get("minContains").and_then(number) == Some(0.0) && !map.contains_key("maxContains"),
-        "not" => *value == false,
-        "propertyNames" => *value == true || empty(value) || *value == json!({"type": "string"}),
-        "then" | "else" => !map.contains_key("if"),
-        "if" => !map.contains_key("then") && !map.contains_key("else"),
-        "dependencies" | "dependentRequired" | "dependentSchemas" => empty(value),
-        _ => false,
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use crate::error::{Error, Result};
 
@@ -156,5 +156,30 @@ pub(super) fn written(text: &str, key: &str, at: &str) -> Result<()> {
     match text.chars().find(|c| !is_written(*c)) {
         Some(c) => refuse(at, format!("{key} has the control character U+{:04X}, which is not supported", c as u32)),
         None => Ok(()),
+    }
+}
+
+/// Whether the types exclude strings.
+pub(super) fn out_of_strings(map: &Map<String, Value>) -> bool {
+    match map.get("type") {
+        Some(Value::String(name)) => name != "string",
+        Some(Value::Array(names)) => !names.iter().any(|name| name == "string"),
+        _ => false,
+    }
+}
+
+/// Whether an unsupported keyword has a value that allows everything.
+pub(super) fn demands_nothing(map: &Map<String, Value>, key: &str, value: &Value) -> bool {
+    let empty = |value: &Value| value.as_object().is_some_and(Map::is_empty);
+    match key {
+        "uniqueItems" => *value == false || map.get("maxItems").and_then(number).is_some_and(|most| most <= 1.0),
+        "minContains" | "maxContains" => !map.contains_key("contains"),
+        "contains" => map.get("minContains").and_then(number) == Some(0.0) && !map.contains_key("maxContains"),
+        "not" => *value == false,
+        "propertyNames" => *value == true || empty(value) || *value == json!({"type": "string"}),
+        "then" | "else" => !map.contains_key("if"),
+        "if" => !map.contains_key("then") && !map.contains_key("else"),
+        "dependencies" | "dependentRequired" | "dependentSchemas" => empty(value),
+        _ => false,
     }
 }
