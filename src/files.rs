@@ -1,7 +1,7 @@
 //! Opens files for reading: regular ones alone, since a pipe lets its reader wait for ever, and texts up to a length,
-//! since a device has no end. Never writes.
+//! since a device has no end. And says how files are made that one user may read. Never writes.
 
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io::{Error, ErrorKind, Read, Result};
 use std::path::Path;
 
@@ -19,6 +19,15 @@ pub(crate) fn open(path: &Path) -> Result<File> {
         true => Ok(file),
         false => Err(Error::new(ErrorKind::InvalidInput, "it is not a regular file")),
     }
+}
+
+/// Options to open a file for reading and writing; if it is missing, it is made so that only its owner can access it.
+pub(crate) fn private_file() -> OpenOptions {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create(true).truncate(false);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    options
 }
 
 /// The bytes of a regular file that is at most `most` bytes long.

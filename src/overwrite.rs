@@ -6,6 +6,7 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
+use crate::files::private_file;
 
 /// How deep input folders are searched; inputs lie no deeper.
 const DEPTH: usize = 4;
@@ -139,8 +140,8 @@ pub fn check_output(out: &Path, inputs: &[&Path]) -> Result<PathBuf> {
     Ok(path)
 }
 
-/// Writes a file beside its place and puts it there whole, or leaves what was there; what is no regular file is written
-/// through.
+/// Writes a file beside its place and puts it there whole, for its owner alone, or leaves what was there; what is no
+/// regular file is written through.
 ///
 /// # Errors
 /// What `write` says, and `Io` for the disk.
@@ -153,7 +154,8 @@ pub fn write_whole(path: &Path, write: impl FnOnce(&mut dyn io::Write) -> Result
     }
     let beside = Path::new(&name);
     let whole = || {
-        let mut out = io::BufWriter::new(File::options().write(true).create(!through).open(beside).map_err(at)?);
+        let file = if through { File::options().write(true).open(beside) } else { new_private_file(beside) };
+        let mut out = io::BufWriter::new(file.map_err(at)?);
         write(&mut out)?;
         let file = out.into_inner().map_err(|e| at(e.into_error()))?;
         if through {
@@ -168,6 +170,14 @@ pub fn write_whole(path: &Path, write: impl FnOnce(&mut dyn io::Write) -> Result
         let _ = fs::remove_file(beside);
     }
     written
+}
+
+/// Makes a file that only its owner can access, in place of what an earlier try left there.
+fn new_private_file(path: &Path) -> io::Result<File> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => private_file().create_new(true).open(path),
+    }
 }
 
 /// Marks a file as used by this process until what is returned is dropped: [`check_target`] of any process refuses it.

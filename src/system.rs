@@ -1,7 +1,7 @@
-//! Asks the machine for the time, its cores, its free memory and disk space, and for private folders and files. Writes
-//! nothing into them.
+//! Asks the machine for the time, its cores, its free memory and disk space, and for private folders. Writes nothing
+//! into them.
 
-use std::fs::{DirBuilder, OpenOptions};
+use std::fs::DirBuilder;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
@@ -40,15 +40,6 @@ pub(crate) fn make_private_folder(path: &Path) -> io::Result<bool> {
         )),
         made => made.map(|()| true),
     }
-}
-
-/// Options to open a file for reading and writing; if it is missing, it is made so that only its owner can access it.
-pub(crate) fn private_file() -> OpenOptions {
-    let mut options = OpenOptions::new();
-    options.read(true).write(true).create(true).truncate(false);
-    #[cfg(unix)]
-    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-    options
 }
 
 /// Space on the disk that holds a folder.

@@ -266,13 +266,21 @@ mod tests {
             ("APAD_SERVICE_HOST", "10.0.0.7"),
             ("APAD_SERVICE_PORT", "8372"),
             ("APAD_SERVICE_PORT_HTTP", "8372"),
+            ("APAD_SERVICE_PORT_HTTP_METRICS", "9090"),
+            ("APAD_PORT_8372_SCTP", "sctp://[fd00::7]:8372"),
+            ("APAD_X_PORT", "tcp://10.0.0.9:80"),
+            ("APAD_X_PORT_80_TCP_PROTO", "tcp"),
+            ("APAD_MODEL_SERVICE_HOST", "10.0.0.9"),
+            ("APAD_TRAIN_SERVICE_PORT_WEB", "80"),
             ("APAD_METRICS_PORT", "udp://10.0.0.8:53"),
             ("APAD_METRICS_PORT_53_UDP_ADDR", "10.0.0.8"),
             ("APAD_METRICS_SERVICE_HOST", "10.0.0.8"),
             ("APAD_METRICS_SERVICE_PORT", "53"),
         ];
         assert!(Config::builder().env(links).is_ok());
-        for unknown in ["APAD_PORT", "APAD_PORTS", "APAD_PORT_X_TCP", "APAD_SERVICE", "APAD_PORT_1_TCP_X"] {
+        let unknown = ["APAD_PORT", "APAD_PORTS", "APAD_PORT_X_TCP", "APAD_SERVICE", "APAD_PORT_1_TCP_X"];
+        let misspelt = ["APAD_SERVICE_SLOTS", "APAD_SERVE_PORT", "APAD_HTTP_PORT", "APAD_SERVICE_HOSTS"];
+        for unknown in unknown.into_iter().chain(misspelt) {
             assert!(Config::builder().env([(unknown, "1")]).is_err(), "{unknown}");
         }
     }

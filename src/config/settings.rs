@@ -351,7 +351,8 @@ settings! {
         /// Address and port to listen on.
         listen: String = "127.0.0.1:8372".into(),
             Range::Text("an address and a port, such as 127.0.0.1:8372", no_address);
-        /// File with one Bearer key a line; required to listen beyond loopback.
+        /// File of keys, each with a name, a scope and a hash, which `apad keys` writes; required to listen beyond
+        /// loopback.
         keys: Option<PathBuf> = None, Range::Any;
         /// Largest request body, in bytes.
         body_limit: usize = 4 << 20, whole(1 << 10..=1 << 30);

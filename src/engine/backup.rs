@@ -8,9 +8,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::files;
+use crate::files::private_file;
 use crate::ledger::{Ledger, check, snapshot};
 use crate::publish::VersionStore;
-use crate::system::{make_private_folder, private_file, unix_millis};
+use crate::system::{make_private_folder, unix_millis};
 use crate::types::{PolicyVersion, UnixMillis};
 
 /// Written last: a folder without it is no whole backup.

@@ -12,7 +12,7 @@ use axum::response::Response;
 use axum::routing::MethodRouter;
 
 use super::error::{ApiError, ApiResult};
-use super::keys::{Key, Scope, hash, read_keys};
+use super::keys::{Key, LEAST_PLAIN, Scope, hash, read_keys};
 use super::{App, page};
 use crate::config::HttpConfig;
 use crate::error::{Error, Result};
@@ -67,7 +67,7 @@ impl Keys {
             }
         };
         let before = stamp(&path);
-        let keys = read_keys(&path)?;
+        let keys = usable_keys(&path)?;
         if keys.is_empty() {
             let path = path.display();
             return Err(Error::arg(format!(
@@ -101,6 +101,20 @@ impl Keys {
     }
 }
 
+/// The keys of a file, none of which could be guessed as far as that can be seen.
+fn usable_keys(path: &Path) -> Result<Vec<Key>> {
+    let keys = read_keys(path)?;
+    match keys.iter().find(|key| key.short) {
+        Some(key) => Err(Error::arg(format!(
+            "key file {}: the key on {} has fewer than {LEAST_PLAIN} characters and could be guessed, expected one \
+             that `apad keys add` makes",
+            path.display(),
+            key.name.replace('-', " ")
+        ))),
+        None => Ok(keys),
+    }
+}
+
 impl Watched {
     /// Reads the file again if it has changed. One that can't be read leaves the keys as they were.
     fn refresh(&self) {
@@ -108,7 +122,7 @@ impl Watched {
         if self.read.read().unwrap_or_else(|e| e.into_inner()).0 == now {
             return;
         }
-        let keys = read_keys(&self.path);
+        let keys = usable_keys(&self.path);
         let mut read = self.read.write().unwrap_or_else(|e| e.into_inner());
         match keys {
             Ok(keys) => {
@@ -247,11 +261,34 @@ mod tests {
     #[test]
     fn plain_keys_of_earlier_builds_are_operators() {
         let mut file = tempfile::NamedTempFile::new().unwrap();
-        writeln!(file, "# staff\n\n  alpha \nbeta").unwrap();
+        writeln!(file, "# staff\n\n  alpha-5ff1c01cab1e \nbeta-0ddba11decade").unwrap();
         let keys = Keys::load(&config(Some(file.path())), open_to_all()).unwrap();
-        for (key, expected) in [("alpha", true), ("beta", true), ("", false), ("# staff", false), ("alph", false)] {
+        for (key, expected) in [
+            ("alpha-5ff1c01cab1e", true),
+            ("beta-0ddba11decade", true),
+            ("", false),
+            ("# staff", false),
+            ("alpha-5ff1c01cab1", false),
+        ] {
             assert_eq!(keys.caller(key), expected.then_some(Caller::Operator), "{key:?}");
         }
+    }
+
+    #[test]
+    fn a_plain_key_that_could_be_guessed_opens_nothing_neither_at_the_start_nor_later() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("keys");
+        let boss = add_key(&path, "boss", Scope::Operator, None).unwrap();
+        let keys = Keys::load(&config(Some(&path)), open_to_all()).unwrap();
+        let text = std::fs::read_to_string(&path).unwrap() + "hunter2\n";
+        std::fs::write(&path, text).unwrap();
+        assert_eq!((keys.caller("hunter2"), keys.caller(&boss)), (None, Some(Caller::Operator)));
+        let error = Keys::load(&config(Some(&path)), open_to_all()).unwrap_err();
+        assert!(error.message().contains("the key on line 2 has fewer than 16 characters"), "{error}");
+        assert!(!error.message().contains("hunter2"), "{error}");
+        // The file can be mended with the command.
+        revoke_key(&path, "line-2").unwrap();
+        assert!(Keys::load(&config(Some(&path)), open_to_all()).is_ok());
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! The key file: who may ask, and as what. Keeps hashes of keys rather than keys, and judges no request.
 //!
 //! A line is `NAME client|operator sha256:HEX`, perhaps with ` user=USER` behind it. The hash is a fast one: the keys
-//! are 256 random bits, which nobody guesses, where a slow hash protects passwords that people think up.
+//! are 256 random bits, which nobody guesses, where a slow hash protects passwords that people think up; the file takes
+//! none of those. A line of one word is a key itself, an operator's, as earlier builds had them.
 
 use std::fs::{self, File};
 use std::io::{Read, Write};
@@ -14,13 +15,16 @@ use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result};
 use crate::files;
+use crate::files::private_file;
 use crate::overwrite::{Form, check_target};
-use crate::system::private_file;
 
 /// Size limit of a key file, in bytes.
 const MAX_BYTES: u64 = 1 << 20;
 /// Longest name of a key, in characters.
 const MAX_NAME: usize = 64;
+/// Fewest bytes of a key that the file holds itself: a shorter one is a password, at which anyone on the network may
+/// guess.
+pub(super) const LEAST_PLAIN: usize = 16;
 /// What keys begin with, so that a leaked one is recognized.
 const PREFIX: &str = "apad-";
 
@@ -66,6 +70,9 @@ pub struct Key {
     pub user: Option<String>,
     /// Whether the file holds the key itself, as those of earlier builds do.
     pub plain: bool,
+    /// Whether it is the key itself and so short that it could be guessed.
+    #[serde(skip)]
+    pub(super) short: bool,
     /// SHA-256 of the key.
     #[serde(skip)]
     pub(super) hash: [u8; 32],
@@ -165,7 +172,8 @@ fn key_of(line_number: usize, line: &str) -> Result<Option<Key>> {
     }
     let Some((name, rest)) = line.split_once(char::is_whitespace) else {
         let name = format!("line-{}", line_number + 1);
-        return Ok(Some(Key { name, scope: Scope::Operator, user: None, plain: true, hash: hash(line) }));
+        let short = line.len() < LEAST_PLAIN;
+        return Ok(Some(Key { name, scope: Scope::Operator, user: None, plain: true, short, hash: hash(line) }));
     };
     let (scope, rest) = rest.trim_start().split_once(char::is_whitespace).ok_or_else(expected)?;
     let (digest, user) = match rest.trim_start().split_once(char::is_whitespace) {
@@ -173,7 +181,7 @@ fn key_of(line_number: usize, line: &str) -> Result<Option<Key>> {
         None => (rest.trim_start(), None),
     };
     let hash = digest.strip_prefix("sha256:").and_then(unhex).ok_or_else(expected)?;
-    Ok(Some(Key { name: name.to_owned(), scope: scope.parse()?, user, plain: false, hash }))
+    Ok(Some(Key { name: name.to_owned(), scope: scope.parse()?, user, plain: false, short: false, hash }))
 }
 
 /// Writes the file anew, whole or not at all; others who change it wait meanwhile.

@@ -14,6 +14,9 @@ macro_rules! kinds {
     };
 }
 
+/// Those that items of others are, which the document says where they stand.
+pub(super) const OF_ITEMS: [&str; 2] = ["PromptOf", "TextOf"];
+
 kinds! {
     Strings {
         One(String),
@@ -40,11 +43,20 @@ kinds! {
     Prompts {
         Text(String),
         Tokens(Vec<u32>),
-        Texts(Vec<String>),
-        Several(Vec<Vec<u32>>),
+        Several(Vec<PromptOf>),
     }
 
-    Document {
+    Count {
+        Number(u32),
+        Flag(bool),
+    }
+
+    Documents {
+        One(String),
+        Several(Vec<TextOf>),
+    }
+
+    TextOf {
         Text(String),
         #[schema(value_type = Object)]
         Named(Value),

@@ -7,7 +7,7 @@ use axum::response::{Html, IntoResponse};
 use serde_json::{Map, Value, json};
 use utoipa::OpenApi;
 
-use super::{anthropic, control, generate, limits, live, models, responses, score, transfer};
+use super::{anthropic, control, generate, kinds, limits, live, models, responses, score, transfer};
 use crate::engine::VerdictRecord;
 
 /// Paths for operators beside those of versions and of the trainer.
@@ -57,27 +57,28 @@ fn settle(document: &mut Value) {
     }
     // What stands in another object has that one's fields beside it.
     schemas["Sampling"].as_object_mut().map(|sampling| sampling.remove("additionalProperties"));
-    let mut numbers = Map::new();
+    let mut inlined = Map::new();
     if let Some(schemas) = document["components"]["schemas"].as_object_mut() {
         schemas.retain(|name, schema| {
             let number = name.starts_with(|first: char| first.is_ascii_lowercase());
-            if number {
-                numbers.insert(format!("#/components/schemas/{name}"), schema.take());
+            let inline = number || kinds::OF_ITEMS.contains(&name.as_str());
+            if inline {
+                inlined.insert(format!("#/components/schemas/{name}"), schema.take());
             }
-            !number
+            !inline
         });
     }
-    settle_within(document, &numbers);
+    settle_within(document, &inlined);
 }
 
-fn settle_within(value: &mut Value, numbers: &Map<String, Value>) {
+fn settle_within(value: &mut Value, inlined: &Map<String, Value>) {
     match value {
         Value::Object(map) => {
-            let number =
-                map.get("$ref").and_then(Value::as_str).and_then(|to| numbers.get(to)).and_then(Value::as_object);
-            if let Some(number) = number.cloned() {
+            let schema =
+                map.get("$ref").and_then(Value::as_str).and_then(|to| inlined.get(to)).and_then(Value::as_object);
+            if let Some(schema) = schema.cloned() {
                 map.remove("$ref");
-                map.extend(number);
+                map.extend(schema);
             }
             if let Some(field) = of_several_kinds(map) {
                 *map = field;
@@ -85,9 +86,9 @@ fn settle_within(value: &mut Value, numbers: &Map<String, Value>) {
             if let Some(Value::String(text)) = map.get_mut("description") {
                 *text = text.replace("[`", "`").replace("`]", "`").replace("`None`", "null");
             }
-            map.values_mut().for_each(|inner| settle_within(inner, numbers));
+            map.values_mut().for_each(|inner| settle_within(inner, inlined));
         }
-        Value::Array(items) => items.iter_mut().for_each(|inner| settle_within(inner, numbers)),
+        Value::Array(items) => items.iter_mut().for_each(|inner| settle_within(inner, inlined)),
         _ => {}
     }
 }
@@ -228,6 +229,51 @@ mod tests {
         }
         body[field] = json!([[]]);
         body
+    }
+
+    /// Whether the document says that a field may have this value, by its kinds.
+    fn may_be(schema: &Value, value: &Value) -> bool {
+        if let Some(ways) = schema["oneOf"].as_array() {
+            return ways.iter().any(|way| may_be(way, value));
+        }
+        let kinds: Vec<&str> = match &schema["type"] {
+            Value::Array(several) => several.iter().filter_map(Value::as_str).collect(),
+            one => one.as_str().into_iter().collect(),
+        };
+        kinds.iter().any(|kind| match (*kind, value) {
+            ("array", Value::Array(items)) => items.iter().all(|item| may_be(&schema["items"], item)),
+            ("integer", number) => number.is_u64() || number.is_i64(),
+            ("number", number) => number.is_number(),
+            ("object", value) => value.is_object(),
+            ("string", value) => value.is_string(),
+            ("boolean", value) => value.is_boolean(),
+            ("null", value) => value.is_null(),
+            _ => false,
+        })
+    }
+
+    #[test]
+    fn the_document_says_of_each_kind_of_value_that_a_parser_takes_that_it_may_be() {
+        let document: Value = serde_json::from_str(text()).unwrap();
+        let parts = [json!("x"), json!(1), json!(0.5), json!(true), json!({}), json!({"type": "text", "text": "x"})];
+        let lists = [vec![], vec![json!("x"), json!([1])], vec![json!([1]), json!("x")], vec![json!([1]), json!([])]];
+        let alone = parts.iter().map(|part| json!([part])).chain(lists.map(Value::from));
+        let values: Vec<Value> = parts.iter().cloned().chain(alone).chain([Value::Null]).collect();
+        let (mut taken, mut unsaid) = (0, Vec::new());
+        for (name, listed, parse) in bodies() {
+            for (field, value) in listed.iter().flat_map(|field| values.iter().map(move |value| (*field, value))) {
+                let mut body = with(&document, name, field);
+                body[field] = value.clone();
+                if parse(body.to_string().as_bytes()).is_some() {
+                    continue;
+                }
+                taken += 1;
+                if !may_be(&document["components"]["schemas"][name]["properties"][field], value) {
+                    unsaid.push(format!("{name}.{field}: {value}"));
+                }
+            }
+        }
+        assert!(unsaid.is_empty() && taken > 200, "of {taken}: {}", unsaid.join("; "));
     }
 
     #[test]

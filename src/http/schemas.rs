@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde_json::Value;
 use utoipa::ToSchema;
 
-use super::kinds::{Choice, Document, Parts, PromptOf, Prompts, Strings};
+use super::kinds::{Choice, Count, Documents, Parts, PromptOf, Prompts, Strings};
 
 macro_rules! schemas {
     ($($(#[$doc:meta])* $name:ident { $($(#[$field_doc:meta])* $field:ident: $type:ty,)* })*) => {
@@ -39,7 +39,9 @@ schemas! {
         presence_penalty: Option<f32>,
         /// From a token's number to the number that is added to its logit.
         logit_bias: Option<BTreeMap<String, f32>>,
-        /// `{"type": "json_object"}`, or `{"type": "json_schema", "json_schema": {"schema": ...}}`.
+        /// `{"type": "json_object"}`, or `{"type": "json_schema", "json_schema": {"schema": ...}}`. An object that the
+        /// schema lists `properties` of has no others, unless it says something of them (`additionalProperties`,
+        /// `patternProperties`); there a model may write one twice, which JSON's readers take for the last.
         #[schema(value_type = Option<Object>)]
         response_format: Option<Value>,
         /// A GBNF grammar, whose first symbol is `root`.
@@ -63,7 +65,8 @@ schemas! {
         #[schema(value_type = Option<Object>)]
         stream_options: Option<Value>,
         /// `{"type": "function", "function": {"name", "description", "parameters"}}`. Where the model's template knows
-        /// no tools, they are told in a system message, and the answer is held to a call or a text.
+        /// no tools, they are told in a system message, and the answer is held to a call or a text. Arguments that are
+        /// held to `parameters` follow the rules of `response_format`.
         #[schema(value_type = Option<Vec<Object>>)]
         tools: Option<Value>,
         /// `none`, `auto`, `required`, or an object that names a function, or those that are allowed.
@@ -75,8 +78,11 @@ schemas! {
         parse_special: Option<bool>,
         /// `false` ends the prompt with the last message.
         add_generation_prompt: Option<bool>,
-        /// The answer goes on with the last message.
+        /// Whether the answer goes on with the last message, which is then a part of the prompt. If unset, it does with
+        /// one of the assistant that calls no tools, unless `add_generation_prompt` is set or a call is demanded.
         continue_final_message: Option<bool>,
+        /// llama-server's name: `false` answers a last message of the assistant in place of going on with it.
+        prefill_assistant: Option<bool>,
     }
 
     ChatMessageBody {
@@ -132,12 +138,16 @@ schemas! {
         presence_penalty: Option<f32>,
         /// From a token's number to the number that is added to its logit.
         logit_bias: Option<BTreeMap<String, f32>>,
-        /// `{"type": "json_object"}`, or `{"type": "json_schema", "json_schema": {"schema": ...}}`.
+        /// `{"type": "json_object"}`, or `{"type": "json_schema", "json_schema": {"schema": ...}}`. An object that the
+        /// schema lists `properties` of has no others, unless it says something of them (`additionalProperties`,
+        /// `patternProperties`); there a model may write one twice, which JSON's readers take for the last.
         #[schema(value_type = Option<Object>)]
         response_format: Option<Value>,
         /// A GBNF grammar, whose first symbol is `root`.
         grammar: Option<String>,
-        logprobs: Option<u32>,
+        /// Of how many alternatives beside each token, 0 to 5; `true` is 0.
+        #[schema(value_type = Option<Count>, inline)]
+        logprobs: Option<Value>,
         /// Whether the answer goes on to its limit: what ends answers is never sampled.
         ignore_eos: Option<bool>,
         /// Any 64-bit integer: the same dice again. A fresh, idle daemon then repeats its answer; on a busy one what
@@ -243,7 +253,9 @@ schemas! {
         /// A text or tokens.
         #[schema(value_type = Option<PromptOf>, inline)]
         prompt: Option<Value>,
-        completions: Vec<String>,
+        /// Texts, or `{"text": ...}`.
+        #[schema(value_type = Documents, inline)]
+        completions: Value,
         model: Option<String>,
         /// Whether messages or prompt may name control tokens.
         parse_special: Option<bool>,
@@ -253,7 +265,7 @@ schemas! {
         /// What a user asks.
         query: String,
         /// Texts, or `{"text": ...}`: answers to the query.
-        #[schema(value_type = Vec<Document>, inline)]
+        #[schema(value_type = Documents, inline)]
         documents: Value,
         /// How many of them are wanted, the best ones; all if unset.
         top_n: Option<u32>,
@@ -303,7 +315,7 @@ schemas! {
         #[schema(value_type = Option<PromptOf>, inline)]
         prompt: Option<Value>,
         /// A text or tokens.
-        #[schema(value_type = String)]
+        #[schema(value_type = PromptOf, inline)]
         completion: Value,
         /// Without one it waits to be rated.
         reward: Option<f64>,

@@ -15,8 +15,9 @@ use super::rows::{self, AskedPrompt, StoredFeedback, StoredPair, StoredSample};
 use super::writer::Writer;
 use super::{MAX_USER, META_MODEL_SHA256, samples, schema, waiting, write};
 use crate::error::{Code, Error, Result};
+use crate::files::private_file;
 use crate::lock::lock;
-use crate::system::{make_private_folder, private_file};
+use crate::system::make_private_folder;
 use crate::types::*;
 
 pub(super) fn check_preference(chosen: &GenerationId, rejected: &GenerationId, user: Option<&str>) -> Result<()> {

@@ -5,7 +5,7 @@ use std::io::{ErrorKind, Read, Seek, Write};
 use std::path::Path;
 
 use crate::error::{Error, Result};
-use crate::system::private_file;
+use crate::files::private_file;
 
 /// Holds the lock until it is dropped or the process ends in any way: the operating system releases it.
 pub(super) struct FolderLock {

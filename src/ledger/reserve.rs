@@ -6,7 +6,8 @@ use std::io::{self, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::system::{disk_room, private_file};
+use crate::files::private_file;
+use crate::system::disk_room;
 
 /// Its size in bytes, at most; of a small disk 1/`SHARE`.
 const MOST: u64 = 4 << 20;

@@ -1,38 +1,32 @@
 //! A version as one file, for transport to another data folder: a tar archive, with the manifest first. Trusts nothing
 //! in it.
 
-use std::fs::{self, File};
-use std::io::{self, Read, Write};
+use std::fs::File;
+use std::io::{self, Read};
 use std::path::Path;
 
 use super::manifest::{MANIFEST, Manifest, sha256_file};
 use super::{Stage, VersionStore, at, sync_dir};
 use crate::error::{Error, Result};
+use crate::overwrite::write_whole;
 use crate::types::PolicyVersion;
 
 impl VersionStore {
-    /// Writes the files of a version into one file at `path`, whole or not at all.
+    /// Writes the files of a version into one file at `path`, whole or not at all, for its owner alone.
     ///
     /// # Errors
     /// As [`VersionStore::verify`], and `Io` if the file can't be written.
     pub fn pack(&self, version: PolicyVersion, path: &Path) -> Result<()> {
         let manifest = self.verify(version)?;
-        let mut aside = path.to_path_buf().into_os_string();
-        aside.push(".part");
-        let aside = Path::new(&aside);
-        let write = || -> Result<()> {
-            let mut archive = tar::Builder::new(io::BufWriter::new(at(aside, File::create(aside))?));
+        write_whole(path, |out| {
+            let mut archive = tar::Builder::new(out);
             for name in std::iter::once(MANIFEST).chain(manifest.files.keys().map(String::as_str)) {
                 let from = self.path(version).join(name);
                 at(&from, archive.append_path_with_name(&from, name))?;
             }
-            let mut file = at(aside, archive.into_inner())?;
-            at(aside, file.flush())?;
-            at(aside, file.get_ref().sync_all())?;
-            at(path, fs::rename(aside, path))?;
-            sync_dir(path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new(".")))
-        };
-        write().inspect_err(|_| drop(fs::remove_file(aside)))
+            at(path, archive.finish())
+        })?;
+        sync_dir(path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new(".")))
     }
 }
 

@@ -161,6 +161,13 @@ fn an_adapter_goes_to_peft_and_back_without_loss() {
     tiny_model(&at("base.gguf"), &TinySpec::new("llama")).unwrap();
     adapter(&at("base.gguf"), &at("lora.gguf"));
     exported(&at("base.gguf"), &at("lora.gguf"), &at("peft"), &["--peft", "--base-name", "org/tiny"]);
+    // Weights that learned from users are for their owner alone.
+    #[cfg(unix)]
+    for written in files(&at("peft")).iter().map(|name| at("peft").join(name)).chain([at("peft")]) {
+        use std::os::unix::fs::PermissionsExt;
+        let mode = std::fs::metadata(&written).unwrap().permissions().mode();
+        assert_eq!(mode & 0o077, 0, "{}", written.display());
+    }
     assert_eq!(files(&at("peft")), ["adapter_config.json", "adapter_model.safetensors"]);
     let config = std::fs::read_to_string(at("peft").join("adapter_config.json")).unwrap();
     assert!(config.contains("org/tiny") && config.contains("q_proj"), "{config}");

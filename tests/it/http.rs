@@ -241,13 +241,13 @@ async fn a_client_that_leaves_cancels_its_answer() {
 #[tokio::test(flavor = "multi_thread")]
 async fn with_keys_set_only_their_holders_and_probes_get_in() {
     let keys = tempfile::NamedTempFile::new().unwrap();
-    std::fs::write(keys.path(), "secret\n").unwrap();
+    std::fs::write(keys.path(), "secret-of-sixteen-and-more\n").unwrap();
     let server = Server::with(HttpConfig { keys: Some(keys.path().into()), ..HttpConfig::default() }).await;
     let (status, answer) = server.get("/v1/models").await;
     assert_eq!((status, &answer["error"]["code"]), (StatusCode::UNAUTHORIZED, &json!("invalid_api_key")));
     let with = |key: &str| server.client.get(format!("{}/v1/models", server.url)).bearer_auth(key).send();
     assert_eq!(with("wrong").await.unwrap().status(), StatusCode::UNAUTHORIZED);
-    assert_eq!(with("secret").await.unwrap().status(), StatusCode::OK);
+    assert_eq!(with("secret-of-sixteen-and-more").await.unwrap().status(), StatusCode::OK);
     assert_eq!(server.get("/health").await.0, StatusCode::OK);
     server.close().await;
 }

@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::process::Command;
 
+use apa::types::PolicyVersion;
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
@@ -19,6 +20,16 @@ async fn learned(server: &Server) {
         assert_eq!(status, StatusCode::OK, "{receipt}");
         let (_, stored) = server.get(&format!("/v1/generations/{}", receipt["generation_id"].as_str().unwrap())).await;
         assert_eq!(stored["feedback"].as_array().unwrap().len(), 1, "{stored}");
+    }
+}
+
+/// Nobody else can read what was written, whatever the umask says.
+fn private(path: &Path) {
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        let about = std::fs::metadata(path).unwrap();
+        assert_eq!(about.permissions().mode() & 0o077, 0, "{}", path.display());
     }
 }
 
@@ -58,6 +69,10 @@ async fn a_version_leaves_as_a_file_and_comes_back_as_a_new_one() {
     let path = written.to_str().unwrap();
     let ran = tokio::task::block_in_place(|| apad(&["snapshot", "1", path]).unwrap());
     assert!(ran.status.success() && std::fs::read(&written).unwrap() == file, "{ran:?}");
+    private(&written);
+    let embedded = server.folder.path().join("embedded.tar");
+    server.engine.snapshot(PolicyVersion(1), &embedded).unwrap();
+    private(&embedded);
     let ran = tokio::task::block_in_place(|| apad(&["restore", path]).unwrap());
     let said = String::from_utf8_lossy(&ran.stdout);
     assert!(said.starts_with("version 3 serves new requests: a person restored it; "), "{ran:?}");
@@ -154,6 +169,10 @@ async fn no_command_writes_over_a_data_folder_the_served_model_or_what_is_no_fil
     let ran = apad(&["export", "feedback", "--model", served, "--data", "data", "--out", "to-pipe"]);
     assert!(ran.status.success(), "{ran:?}");
     assert_eq!(read.join().unwrap().lines().count(), 4);
+    let ran = apad(&["export", "feedback", "--model", served, "--data", "data", "--out", "feedback.jsonl"]);
+    assert!(ran.status.success(), "{ran:?}");
+    private(Path::new(&path("feedback.jsonl")));
+    private(Path::new(&path("data/whole/1.gguf")));
     server.close().await;
 }
 

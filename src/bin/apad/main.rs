@@ -75,6 +75,22 @@ enum Command {
     Bench(bench::Options),
 }
 
+impl Command {
+    /// Whether what it writes is no user's words, and no weights that learned from them: others' models, and reports on
+    /// the machine.
+    fn writes_what_is_public(&self) -> bool {
+        use Command::{Config, Convert, Doctor, Models, Pull};
+        matches!(self, Pull(_) | Models(_) | Convert(_) | Doctor(_) | Config(_))
+    }
+}
+
+/// Makes files that this process creates readable by its user alone.
+fn keep_files_private() {
+    let others = rustix::fs::Mode::from_raw_mode(0o077);
+    let masked = rustix::process::umask(others);
+    rustix::process::umask(masked | others);
+}
+
 /// Wrong use that only shows after the arguments were parsed: exit code 2 instead of 1.
 #[derive(Debug)]
 pub struct WrongUse(pub String);
@@ -197,6 +213,9 @@ fn run(cli: Cli) -> Result<()> {
         _ => false,
     };
     cli.logging.start(verbose)?;
+    if !cli.command.writes_what_is_public() {
+        keep_files_private();
+    }
     let runtime = tokio::runtime::Runtime::new()?;
     let result = runtime.block_on(async {
         match cli.command {

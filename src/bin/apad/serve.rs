@@ -46,8 +46,6 @@ impl Flags for Served {
 }
 
 pub async fn run(options: Options) -> Result<()> {
-    // What it records is for its user alone.
-    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
     let named = ("model", options.model);
     let mut config = options.overrides.build(options.served.settings().chain([named]))?;
     if config.model.as_os_str().is_empty() {

@@ -67,7 +67,9 @@ impl Client {
         aside.push(".part");
         let aside = Path::new(&aside);
         let written = async {
-            let mut out = File::create(aside)?;
+            // One that an earlier try left may be open to others.
+            let _ = std::fs::remove_file(aside);
+            let mut out = File::create_new(aside)?;
             let mut bytes = 0;
             while let Some(chunk) = response.chunk().await? {
                 out.write_all(&chunk)?;
