@@ -3,13 +3,18 @@
 use std::env;
 use std::path::Path;
 
-/// What the kernels need of the processor, by Rust's and the compiler's common names.
-const FEATURES: [&str; 7] = ["avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vl", "avx512dq"];
+/// What the kernels need of the processor, by Rust's and the compiler's common names...
+const FEATURES: [&str; 3] = ["avx2", "fma", "f16c"];
+/// ... and what they use where all of it is there...
+const WIDE: [&str; 5] = ["avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512vnni"];
+/// ... or else this.
+const NARROW: [&str; 1] = ["avxvnni"];
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
     println!("cargo::rerun-if-changed=src/llama/guard.cpp");
     println!("cargo::rerun-if-changed=src/llama/kernels.cpp");
+    println!("cargo::rerun-if-changed=src/llama/vectors.h");
     // Of libraries inside, some export names of their own (`llg_*`): of libapa only `apa_*` is to be seen.
     if env::var("CARGO_CFG_TARGET_OS").is_ok_and(|os| os == "linux") {
         println!("cargo::rustc-cdylib-link-arg=-Wl,--exclude-libs,ALL");
@@ -29,9 +34,14 @@ fn main() {
     let headers = headers.filter(|dir| dir.join("ggml.h").exists());
     kernels.include(headers.expect("ggml's headers are where llama-cpp-sys-2 installs its package"));
     // Else ggml's own kernels serve, but for those that may not.
-    if FEATURES.into_iter().chain(["avx512vnni"]).all(has) {
-        kernels.define("APA_KERNELS", None).flag("-ffp-contract=off").flag("-mavx512vnni");
-        for feature in FEATURES {
+    if FEATURES.into_iter().all(has) {
+        kernels.define("APA_KERNELS", None).flag("-ffp-contract=off");
+        let more: &[&str] = match (WIDE.into_iter().all(has), NARROW.into_iter().all(has)) {
+            (true, _) => &WIDE,
+            (false, true) => &NARROW,
+            (false, false) => &[],
+        };
+        for feature in FEATURES.iter().chain(more) {
             kernels.flag(format!("-m{feature}"));
         }
     }

@@ -12,13 +12,23 @@ use crate::error::{Error, Result};
 use crate::processor::{Gap, KernelCheck};
 
 /// Whether kernels.cpp has kernels for what this library was compiled for.
-pub(super) const OWN_KERNELS: bool = cfg!(all(
+pub(super) const OWN_KERNELS: bool =
+    cfg!(all(target_feature = "avx2", target_feature = "fma", target_feature = "f16c"));
+
+/// What they are made of.
+const VECTORS: &str = if cfg!(all(
     target_feature = "avx512f",
     target_feature = "avx512bw",
     target_feature = "avx512vl",
     target_feature = "avx512dq",
     target_feature = "avx512vnni"
-));
+)) {
+    "own ones for q4_1, q8_0 and attention, by AVX512-VNNI; ggml's for the rest"
+} else if cfg!(target_feature = "avxvnni") {
+    "own ones for q4_1, q8_0 and attention, by AVX2 and AVX-VNNI; ggml's for the rest"
+} else {
+    "own ones for q4_1, q8_0 and attention, by AVX2; ggml's for the rest"
+};
 
 /// The number formats that kernels.cpp packs for itself.
 pub(super) const PACKED: [sys::ggml_type; 2] = [sys::GGML_TYPE_Q4_1, sys::GGML_TYPE_Q8_0];
@@ -40,7 +50,7 @@ pub static KERNELS: &[KernelCheck] = &[
 
 /// Whose kernels serve here.
 pub fn kernels() -> &'static str {
-    if OWN_KERNELS { "own ones for q4_1, q8_0 and attention, by AVX512-VNNI; ggml's for the rest" } else { "ggml's" }
+    if OWN_KERNELS { VECTORS } else { "ggml's" }
 }
 
 pub(super) fn random(seed: u64, count: usize) -> Vec<f32> {

@@ -1,9 +1,9 @@
-// Products and attention for serving many short sequences at once, in place of ggml's own where the processor has AVX-512 with VNNI.
+// Products and attention for serving many short sequences at once, in place of ggml's own where the processor has AVX2.
 // Never changes what is stored: weights are laid out anew beside the mapped file, and give the same sums but for their order.
 //
 // ggml multiplies Q4_1 and Q8_0 by one token after the other, and its attention looks at every cell of the cache that the sequences
-// share, those of others too. Here sixteen rows are multiplied at once by up to eight tokens, and only the cells of the token's
-// own sequence are looked at. What comes out for a token doesn't depend, to the last bit, on which others are in the batch, nor on the
+// share, those of others too. Here as many rows as a vector has lanes are multiplied at once by several tokens, and only the cells
+// of the token's own sequence are looked at. What comes out for a token doesn't depend, to the last bit, on which others are in the batch, nor on the
 // number of threads. And on every machine: ggml's kernels that may not serve are taken out of its list.
 #include <algorithm>
 #include <cstddef>
@@ -36,15 +36,14 @@ static void leave_out() {
     types.resize(apa_kernels_leave_out(types.data(), types.size()));
 }
 
-#if defined(APA_KERNELS) && defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__) && defined(__AVX512VNNI__)
-
-#include <immintrin.h>
+#if defined(APA_KERNELS) && defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
 
 #include <cmath>
 #include <cstdlib>
 #include <map>
 #include <mutex>
 #include <new>
+#include <utility>
 
 #if defined(__linux__)
 #include <sys/mman.h>
@@ -53,6 +52,7 @@ static void leave_out() {
 
 #include "ggml-cpu.h"
 #include "ggml.h"
+#include "vectors.h"
 
 // What ggml's own sources declare in headers that it doesn't install; of the pinned version of llama-cpp-sys-2.
 struct ggml_compute_params {
@@ -94,15 +94,17 @@ class extra_buffer_type {
 namespace {
 
 constexpr int64_t BLOCK = 32;  // weights that share a scale, in all formats here
-constexpr int64_t ROWS = 16;   // rows of one group: a lane each
-constexpr int TOKENS = 8;      // tokens that are multiplied at once
+constexpr int64_t ROWS = LANES;  // rows of one group
+constexpr int TOKENS = REGISTERS / 4;  // tokens that are multiplied at once: two registers for each, and what is left for weights
 
 // ---- packed weights ----
 //
-// A group is 16 rows, block after block. Of a block: for each four weights, 16 rows of 4 bytes (4-bit: the low halves are the first 16
-// weights, the high ones the last), then 16 scales as f16, for Q4_1 also 16 minima. As long as the original.
+// A group is ROWS rows, block after block. Of a block: for each four weights, ROWS times 4 bytes (4-bit: the low halves are the first
+// 16 weights, the high ones the last), then the rows' scales as f16, for Q4_1 also their minima. As long as the original.
 
-size_t block_bytes(ggml_type type) { return type == GGML_TYPE_Q4_1 ? 256 + 64 : 512 + 32; }
+constexpr size_t quads(bool wide) { return (wide ? 8 : 4) * ROWS * 4; }  // bytes of a block's weights
+constexpr size_t block_bytes(bool wide) { return quads(wide) + ROWS * (wide ? 2 : 4); }
+size_t block_bytes(ggml_type type) { return block_bytes(type == GGML_TYPE_Q8_0); }
 
 void pack_group(ggml_type type, const uint8_t * rows, size_t row_bytes, int64_t blocks, uint8_t * out) {
     const size_t in_bytes = type == GGML_TYPE_Q4_1 ? 20 : 34;
@@ -110,13 +112,13 @@ void pack_group(ggml_type type, const uint8_t * rows, size_t row_bytes, int64_t 
         for (int64_t r = 0; r < ROWS; r++) {
             const uint8_t * in = rows + r * row_bytes + b * in_bytes;
             if (type == GGML_TYPE_Q4_1) {
-                for (int q = 0; q < 4; q++) std::memcpy(out + q * 64 + r * 4, in + 4 + q * 4, 4);
-                std::memcpy(out + 256 + r * 2, in, 2);
-                std::memcpy(out + 288 + r * 2, in + 2, 2);
+                for (int q = 0; q < 4; q++) std::memcpy(out + (q * ROWS + r) * 4, in + 4 + q * 4, 4);
+                std::memcpy(out + quads(false) + r * 2, in, 2);
+                std::memcpy(out + quads(false) + (ROWS + r) * 2, in + 2, 2);
             } else {
-                // The instruction multiplies unsigned by signed: 128 is added here and taken off by a minimum of -128 scales.
-                for (int i = 0; i < 32; i++) out[(i / 4) * 64 + r * 4 + i % 4] = in[2 + i] ^ 0x80;
-                std::memcpy(out + 512 + r * 2, in, 2);
+                // VNNI multiplies unsigned by signed: BIAS is added here and taken off by a minimum of -BIAS scales.
+                for (int i = 0; i < 32; i++) out[(i / 4 * ROWS + r) * 4 + i % 4] = (uint8_t) (in[2 + i] + BIAS);
+                std::memcpy(out + quads(true) + r * 2, in, 2);
             }
         }
     }
@@ -174,77 +176,81 @@ const uint8_t * pack(ggml_tensor * w) {
 
 // ---- products ----
 
-// Sixteen rows by C tokens. A lane's sum takes the blocks in their order, whatever C is.
-template <int C, bool WIDE>
+// A group of rows by C tokens. A lane's sum takes the blocks in their order, whatever C is.
+template <bool WIDE, int C>
 void multiply(const uint8_t * w, int64_t blocks, const int8_t * y, int64_t y_step, const float * ds, int64_t ds_step, float * out,
               int64_t out_step) {
     // Few tokens leave the multipliers waiting for their own sums; integers may be summed in parts.
-    constexpr int PARTS = C <= 2 ? 4 : C <= 4 ? 2 : 1;
-    const __m512i low = _mm512_set1_epi8(15);
-    __m512 acc[C];
-    for (int c = 0; c < C; c++) acc[c] = _mm512_setzero_ps();
+    constexpr int PARTS = C * 4 <= TOKENS ? 4 : C * 2 <= TOKENS ? 2 : 1;
+    Floats acc[C];
+    for (int c = 0; c < C; c++) acc[c] = zero();
     for (int64_t b = 0; b < blocks; b++) {
-        __m512i sum[C][PARTS];
+        Ints sum[C][PARTS];
         for (int c = 0; c < C; c++)
-            for (int p = 0; p < PARTS; p++) sum[c][p] = _mm512_setzero_si512();
+            for (int p = 0; p < PARTS; p++) sum[c][p] = no_ints();
         const int8_t * yb = y + b * BLOCK;
         auto four = [&](int c, int at) {
             int32_t value;
             std::memcpy(&value, yb + c * y_step + at, 4);
-            return _mm512_set1_epi32(value);
+            return four_bytes(value);
         };
         if (WIDE) {
 #pragma GCC unroll 8
             for (int q = 0; q < 8; q++) {
-                const __m512i v = _mm512_loadu_si512(w + q * 64);
+                const Ints v = load_bytes(w + q * ROWS * 4);
 #pragma GCC unroll 8
-                for (int c = 0; c < C; c++) sum[c][q % PARTS] = _mm512_dpbusd_epi32(sum[c][q % PARTS], v, four(c, 4 * q));
+                for (int c = 0; c < C; c++) sum[c][q % PARTS] = dot_bytes(sum[c][q % PARTS], v, four(c, 4 * q));
             }
         } else {
 #pragma GCC unroll 4
             for (int q = 0; q < 4; q++) {
-                const __m512i v = _mm512_loadu_si512(w + q * 64);
-                const __m512i lo = _mm512_and_si512(v, low), hi = _mm512_and_si512(_mm512_srli_epi16(v, 4), low);
+                const Ints v = load_bytes(w + q * ROWS * 4);
+                const Ints low = low_halves(v), high = high_halves(v);
 #pragma GCC unroll 8
                 for (int c = 0; c < C; c++) {
-                    sum[c][(2 * q) % PARTS] = _mm512_dpbusd_epi32(sum[c][(2 * q) % PARTS], lo, four(c, 4 * q));
-                    sum[c][(2 * q + 1) % PARTS] = _mm512_dpbusd_epi32(sum[c][(2 * q + 1) % PARTS], hi, four(c, 4 * q + 16));
+                    sum[c][(2 * q) % PARTS] = dot_small(sum[c][(2 * q) % PARTS], low, four(c, 4 * q));
+                    sum[c][(2 * q + 1) % PARTS] = dot_small(sum[c][(2 * q + 1) % PARTS], high, four(c, 4 * q + 16));
                 }
             }
         }
-        const uint8_t * scales = w + (WIDE ? 512 : 256);
-        const __m512 d = _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *) scales));
-        const __m512 m = WIDE ? _mm512_mul_ps(d, _mm512_set1_ps(-128.0f))
-                              : _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *) (scales + 32)));
+        const uint8_t * scales = w + quads(WIDE);
+        const Floats d = load_half(scales);
+        const Floats m = WIDE ? mul(d, all(-BIAS)) : load_half(scales + 2 * ROWS);
 #pragma GCC unroll 8
         for (int c = 0; c < C; c++) {
-            __m512i total = sum[c][0];
-            for (int p = 1; p < PARTS; p++) total = _mm512_add_epi32(total, sum[c][p]);
+            Ints total = sum[c][0];
+            for (int p = 1; p < PARTS; p++) total = WIDE ? add_ints(total, sum[c][p]) : add_small(total, sum[c][p]);
+            if (!WIDE) total = sum_small(total);
             const float * of = ds + c * ds_step + 2 * b;
-            acc[c] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(total), _mm512_mul_ps(d, _mm512_set1_ps(of[0])), acc[c]);
-            acc[c] = _mm512_fmadd_ps(m, _mm512_set1_ps(of[1]), acc[c]);
+            acc[c] = fma(floats(total), mul(d, all(of[0])), acc[c]);
+            if (!WIDE || BIAS) acc[c] = fma(m, all(of[1]), acc[c]);
         }
-        w += WIDE ? 512 + 32 : 256 + 64;
+        w += block_bytes(WIDE);
     }
-    for (int c = 0; c < C; c++) _mm512_storeu_ps(out + c * out_step, acc[c]);
+    for (int c = 0; c < C; c++) store(out + c * out_step, acc[c]);
 }
 
 using Multiply = void (*)(const uint8_t *, int64_t, const int8_t *, int64_t, const float *, int64_t, float *, int64_t);
-template <bool WIDE>
-constexpr Multiply BY_TOKENS[TOKENS + 1] = {nullptr,           multiply<1, WIDE>, multiply<2, WIDE>, multiply<3, WIDE>, multiply<4, WIDE>,
-                                            multiply<5, WIDE>, multiply<6, WIDE>, multiply<7, WIDE>, multiply<8, WIDE>};
+template <bool WIDE, int... C> Multiply by_tokens(int count, std::integer_sequence<int, C...>) {
+    static constexpr Multiply all[] = {multiply<WIDE, C + 1>...};
+    return all[count - 1];
+}
 
 // 32 values in 8 bits, their scale, and the sum that the minima are multiplied by.
 void quantize(const float * x, int8_t * q, float * ds) {
-    const __m512 a = _mm512_loadu_ps(x), b = _mm512_loadu_ps(x + 16);
-    const float most = _mm512_reduce_max_ps(_mm512_max_ps(_mm512_abs_ps(a), _mm512_abs_ps(b)));
-    const float d = most / 127.0f;
-    const __m512 inverse = _mm512_set1_ps(most > 0.0f ? 127.0f / most : 0.0f);
-    const __m512i ia = _mm512_cvtps_epi32(_mm512_mul_ps(a, inverse)), ib = _mm512_cvtps_epi32(_mm512_mul_ps(b, inverse));
-    _mm_storeu_si128((__m128i *) q, _mm512_cvtsepi32_epi8(ia));
-    _mm_storeu_si128((__m128i *) (q + 16), _mm512_cvtsepi32_epi8(ib));
+    constexpr int N = BLOCK / LANES;
+    Floats most_of = zero();
+    for (int i = 0; i < N; i++) most_of = max(most_of, abs(load(x + i * LANES)));
+    const float top = most(most_of), d = top / 127.0f;
+    const Floats inverse = all(top > 0.0f ? 127.0f / top : 0.0f);
+    Ints rounded[N], sum = no_ints();
+    for (int i = 0; i < N; i++) {
+        rounded[i] = ints(mul(load(x + i * LANES), inverse));
+        sum = add_ints(sum, rounded[i]);
+    }
+    store_bytes(q, rounded);
     ds[0] = d;
-    ds[1] = d * (float) _mm512_reduce_add_epi32(_mm512_add_epi32(ia, ib));
+    ds[1] = d * (float) total_ints(sum);
 }
 
 struct Product : ggml::cpu::tensor_traits {
@@ -284,7 +290,8 @@ struct Product : ggml::cpu::tensor_traits {
             for (int64_t g = chunk * step; g < std::min(groups, (chunk + 1) * step); g++) {
                 for (int64_t t = 0; t < tokens; t += TOKENS) {
                     const int count = (int) std::min<int64_t>(TOKENS, tokens - t);
-                    const Multiply run = wide ? BY_TOKENS<true>[count] : BY_TOKENS<false>[count];
+                    constexpr std::make_integer_sequence<int, TOKENS> UP_TO = {};
+                    const Multiply run = wide ? by_tokens<true>(count, UP_TO) : by_tokens<false>(count, UP_TO);
                     auto * out = (float *) ((char *) op->data + t * op->nb[1]) + g * ROWS;
                     run((const uint8_t *) w->extra + g * group_bytes, blocks, q + t * w->ne[0], w->ne[0], ds + t * blocks * 2,
                         blocks * 2, out, op->nb[1] / sizeof(float));
@@ -300,26 +307,15 @@ struct Product : ggml::cpu::tensor_traits {
 constexpr int HEADS = 4;  // heads that share keys and values and are computed at once
 
 // e^x for x <= 0, to 2e-7; -inf gives 0.
-__m512 exp_of(__m512 x) {
-    x = _mm512_max_ps(x, _mm512_set1_ps(-104.0f));
-    const __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504088896341f)), 0);
-    __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693359375f), x);
-    r = _mm512_fnmadd_ps(n, _mm512_set1_ps(-2.12194440e-4f), r);
-    __m512 p = _mm512_set1_ps(1.9875691500e-4f);
-    for (float c : {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f})
-        p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(c));
-    p = _mm512_add_ps(_mm512_fmadd_ps(p, _mm512_mul_ps(r, r), r), _mm512_set1_ps(1.0f));
-    return _mm512_scalef_ps(p, n);
-}
-
-// The sums of four vectors.
-__m128 sums(__m512 a, __m512 b, __m512 c, __m512 d) {
-    const __m512 ab = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
-    const __m512 cd = _mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
-    const __m512d x = _mm512_castps_pd(ab), y = _mm512_castps_pd(cd);
-    const __m512 all = _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(x, y)), _mm512_castpd_ps(_mm512_unpackhi_pd(x, y)));
-    const __m256 half = _mm256_add_ps(_mm512_castps512_ps256(all), _mm512_extractf32x8_ps(all, 1));
-    return _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
+Floats exp_of(Floats x) {
+    const Floats least = max(x, all(-104.0f));
+    const Floats n = round(mul(least, all(1.44269504088896341f)));
+    Floats r = fnma(n, all(0.693359375f), least);
+    r = fnma(n, all(-2.12194440e-4f), r);
+    Floats p = all(1.9875691500e-4f);
+    for (float c : {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f}) p = fma(p, r, all(c));
+    p = add(fma(p, mul(r, r), r), all(1.0f));
+    return power(p, n, x);
 }
 
 struct Heads {
@@ -330,74 +326,85 @@ struct Heads {
     float scale;
 };
 
-// A token's heads over the cells of its sequence. `cells` and `bias` have room for three more.
-template <int W, int G>
-void attend(const Heads & h, int32_t * cells, float * bias, int64_t count, float * scores, int64_t room) {
-    __m512 q[G][W];
+// Adds up values of the cells, weighted by `scores`: COLS vectors from column `at` on.
+template <int G, int COLS>
+void mix(const Heads & h, const int32_t * cells, int64_t count, const float * scores, int64_t room, int at, const float * norm) {
+    Floats acc[G][COLS];
     for (int g = 0; g < G; g++)
-        for (int i = 0; i < W; i++) q[g][i] = _mm512_mul_ps(_mm512_loadu_ps(h.q[g] + 16 * i), _mm512_set1_ps(h.scale));
+        for (int i = 0; i < COLS; i++) acc[g][i] = zero();
+    for (int64_t c = 0; c < count; c++) {
+        const char * v = h.v + cells[c] * h.v_step + 2 * at;
+        Floats p[G];
+        for (int g = 0; g < G; g++) p[g] = all(scores[g * room + c]);
+        for (int i = 0; i < COLS; i++) {
+            const Floats value = load_half(v + 2 * LANES * i);
+            for (int g = 0; g < G; g++) acc[g][i] = fma(p[g], value, acc[g][i]);
+        }
+    }
+    for (int g = 0; g < G; g++)
+        for (int i = 0; i < COLS; i++) store(h.out[g] + at + LANES * i, mul(acc[g][i], all(norm[g])));
+}
+
+// A token's heads over the cells of its sequence. `cells` and `bias` have room for three more.
+template <int D, int G>
+void attend(const Heads & h, int32_t * cells, float * bias, int64_t count, float * scores, int64_t room) {
+    constexpr int W = D / LANES;
+    Floats q[G][W];
+    for (int g = 0; g < G; g++)
+        for (int i = 0; i < W; i++) q[g][i] = mul(load(h.q[g] + LANES * i), all(h.scale));
     for (int i = 0; i < 3; i++) {
         cells[count + i] = count ? cells[0] : 0;
         bias[count + i] = -INFINITY;
     }
     for (int64_t at = 0; at < count; at += 4) {
-        __m512 dot[G][4];
+        Floats dot[G][4];
 #pragma GCC unroll 4
         for (int j = 0; j < 4; j++) {
             const char * k = h.k + cells[at + j] * h.k_step;
             for (int i = 0; i < W; i++) {
-                const __m512 value = _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *) k + i));
-                for (int g = 0; g < G; g++)
-                    dot[g][j] = i ? _mm512_fmadd_ps(q[g][i], value, dot[g][j]) : _mm512_mul_ps(q[g][i], value);
+                const Floats value = load_half(k + 2 * LANES * i);
+                for (int g = 0; g < G; g++) dot[g][j] = i ? fma(q[g][i], value, dot[g][j]) : mul(q[g][i], value);
             }
         }
         for (int g = 0; g < G; g++)
             _mm_storeu_ps(scores + g * room + at,
-                          _mm_add_ps(sums(dot[g][0], dot[g][1], dot[g][2], dot[g][3]), _mm_loadu_ps(bias + at)));
+                          _mm_add_ps(totals(dot[g][0], dot[g][1], dot[g][2], dot[g][3]), _mm_loadu_ps(bias + at)));
     }
-    const int64_t padded = (count + 15) / 16 * 16;
+    const int64_t padded = (count + LANES - 1) / LANES * LANES;
     float norm[G];
     for (int g = 0; g < G; g++) {
         float * s = scores + g * room;
         for (int64_t i = count; i < padded; i++) s[i] = -INFINITY;
-        __m512 most = _mm512_set1_ps(-INFINITY), sum = _mm512_setzero_ps();
-        for (int64_t i = 0; i < padded; i += 16) most = _mm512_max_ps(most, _mm512_loadu_ps(s + i));
-        const __m512 top = _mm512_set1_ps(_mm512_reduce_max_ps(most));
-        for (int64_t i = 0; i < padded; i += 16) {
-            const __m512 p = exp_of(_mm512_sub_ps(_mm512_loadu_ps(s + i), top));
-            _mm512_storeu_ps(s + i, p);
-            sum = _mm512_add_ps(sum, p);
+        Floats largest = all(-INFINITY), sum = zero();
+        for (int64_t i = 0; i < padded; i += LANES) largest = max(largest, load(s + i));
+        const Floats top = all(most(largest));
+        for (int64_t i = 0; i < padded; i += LANES) {
+            const Floats p = exp_of(sub(load(s + i), top));
+            store(s + i, p);
+            sum = add(sum, p);
         }
-        const float total = _mm512_reduce_add_ps(sum);
-        norm[g] = total > 0.0f ? 1.0f / total : 0.0f;
+        const float whole = total(sum);
+        norm[g] = whole > 0.0f ? 1.0f / whole : 0.0f;
     }
-    __m512 acc[G][W];
-    for (int g = 0; g < G; g++)
-        for (int i = 0; i < W; i++) acc[g][i] = _mm512_setzero_ps();
-    for (int64_t at = 0; at < count; at++) {
-        const char * v = h.v + cells[at] * h.v_step;
-        __m512 p[G];
-        for (int g = 0; g < G; g++) p[g] = _mm512_set1_ps(scores[g * room + at]);
-        for (int i = 0; i < W; i++) {
-            const __m512 value = _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *) v + i));
-            for (int g = 0; g < G; g++) acc[g][i] = _mm512_fmadd_ps(p[g], value, acc[g][i]);
-        }
-    }
-    for (int g = 0; g < G; g++)
-        for (int i = 0; i < W; i++)
-            _mm512_storeu_ps(h.out[g] + 16 * i, _mm512_mul_ps(acc[g][i], _mm512_set1_ps(norm[g])));
+    // As many columns at once as there are registers for their sums.
+    constexpr int COLS = std::min(W, REGISTERS / 2 / (G == 3 ? 4 : G));
+    for (int i = 0; i < W; i += COLS) mix<G, COLS>(h, cells, count, scores, room, i * LANES, norm);
 }
 
 using Attend = void (*)(const Heads &, int32_t *, float *, int64_t, float *, int64_t);
-template <int W> constexpr Attend BY_HEADS[HEADS + 1] = {nullptr, attend<W, 1>, attend<W, 2>, attend<W, 3>, attend<W, 4>};
+template <int D> constexpr Attend BY_HEADS[HEADS + 1] = {nullptr, attend<D, 1>, attend<D, 2>, attend<D, 3>, attend<D, 4>};
 
 // Cells that the row of the mask lets through, and what it adds to their scores.
 int64_t cells_of(const uint16_t * mask, int64_t n, int32_t * cells, float * bias) {
-    const __m512i closed = _mm512_set1_epi16((short) 0xFC00);
+    constexpr uint16_t CLOSED = 0xFC00;
     int64_t count = 0;
     for (int64_t i = 0; i < n; i += 32) {
-        const __mmask32 in = n - i >= 32 ? ~0u : (1u << (n - i)) - 1;
-        uint32_t open = _mm512_mask_cmpneq_epi16_mask(in, _mm512_maskz_loadu_epi16(in, mask + i), closed);
+        uint32_t open = 0;
+        if (n - i >= 32) {
+            open = unequal(mask + i, CLOSED);
+        } else {
+            for (int64_t j = 0; j < n - i; j++) open |= (uint32_t) (mask[i + j] != CLOSED) << j;
+        }
         for (; open; open &= open - 1) {
             const int64_t cell = i + __builtin_ctz(open);
             cells[count] = (int32_t) cell;
@@ -461,7 +468,7 @@ struct Attention : ggml::cpu::tensor_traits {
                     heads.q[g] = (const float *) ((const char *) q->data + t * q->nb[1] + head * q->nb[2]);
                     heads.out[g] = (float *) ((char *) op->data + head * op->nb[1] + t * op->nb[2]);
                 }
-                const Attend run = q->ne[0] == 64 ? BY_HEADS<4>[n] : BY_HEADS<8>[n];
+                const Attend run = q->ne[0] == 64 ? BY_HEADS<64>[n] : BY_HEADS<128>[n];
                 run(heads, list, bias, count, scores, room(op));
             }
         }

@@ -9,7 +9,7 @@ use candle_core::{DType, Device, Tensor};
 
 use super::blocks::{Block, LinearInfo, Norm, Pass, Ropes};
 use super::loader::Loader;
-use super::ops::{self, Frozen, RopeTable};
+use super::ops::{self, Distributions, Frozen, RopeTable};
 use super::recompute::Recomputed;
 use super::{Lora, Packed, Shape, Targets};
 use crate::config::{Dtype, Weights};
@@ -201,25 +201,16 @@ impl Decoder {
         ops::token_logprobs(hidden, &self.head, targets, &self.divisors(temperatures))
     }
 
-    /// Entropy of each row's distribution, [rows], in nats. Not differentiable.
-    pub fn entropy(&self, hidden: &Tensor, temperatures: &[f32]) -> Result<Tensor> {
-        ops::token_entropy(hidden, &self.head, &self.divisors(temperatures))
-    }
-
-    /// [`Self::logprobs`] and [`Self::entropy`] in one pass over the head. Not differentiable.
-    pub fn logprobs_and_entropy(
+    /// The rows' distributions, compared with those of other hidden states of the same shape, in one pass over the
+    /// head. Not differentiable.
+    pub fn distributions(
         &self,
         hidden: &Tensor,
+        others: &[&Tensor],
         targets: &[TokenId],
         temperatures: &[f32],
-    ) -> Result<(Tensor, Tensor)> {
-        ops::token_logprobs_and_entropy(hidden, &self.head, targets, &self.divisors(temperatures))
-    }
-
-    /// KL of each row's distribution to that of `other`, over the whole vocabulary, [rows], in nats. Not
-    /// differentiable.
-    pub fn kl(&self, hidden: &Tensor, other: &Tensor, temperatures: &[f32]) -> Result<Tensor> {
-        ops::token_kl(hidden, other, &self.head, &self.divisors(temperatures))
+    ) -> Result<Distributions> {
+        ops::token_distributions(hidden, others, &self.head, targets, &self.divisors(temperatures))
     }
 
     /// What divides the logits of each row: its temperature, and the model's own divisor.

@@ -134,8 +134,10 @@ impl<'d> Guard<'d> {
         let (mut step, mut total) = (0.0, 0.0);
         for group in &self.groups {
             let now = group.forward.hidden(Some(&policy))?;
-            step += sum(&group.forward.kl_at(&now, &group.before)?)?;
-            total += sum(&group.forward.kl_at(&now, &group.reference)?)?;
+            let compared = group.forward.distributions(&now, &[&group.before, &group.reference])?.others;
+            for (to, other) in [&mut step, &mut total].into_iter().zip(&compared) {
+                *to += sum(&other.kl)?;
+            }
         }
         let samples = self.samples.max(1) as f64;
         Ok(Distance { step: Nats(step / samples), total: Nats(total / samples) })

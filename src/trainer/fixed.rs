@@ -45,13 +45,16 @@ impl Trainer {
             let forward = Forward::new(&self.decoder, &samples)?;
             check_cancelled(cancel)?;
             let reference = forward.hidden(None)?;
-            ref_logprobs.extend(forward.logprobs_at(&reference)?.to_vec1::<f32>()?);
             check_cancelled(cancel)?;
             let now = forward.hidden(Some(&policy))?;
-            let (own, entropies) = forward.logprobs_and_entropy_at(&now)?;
-            logprobs.extend(own.to_vec1::<f32>()?);
-            entropy += entropies.to_vec1::<f32>()?.into_iter().map(f64::from).sum::<f64>();
-            kl.extend(forward.kl_at(&now, &reference)?.to_vec1::<f32>()?);
+            check_cancelled(cancel)?;
+            let own = forward.distributions(&now, &[&reference])?;
+            logprobs.extend(own.logprobs.to_vec1::<f32>()?);
+            entropy += own.entropy.to_vec1::<f32>()?.into_iter().map(f64::from).sum::<f64>();
+            for initial in own.others {
+                ref_logprobs.extend(initial.logprobs.to_vec1::<f32>()?);
+                kl.extend(initial.kl.to_vec1::<f32>()?);
+            }
             let mut row = 0;
             for (i, sample) in group.iter().zip(&samples) {
                 let rows = |x: &Tensor| x.narrow(0, row, sample.response.len())?.copy();

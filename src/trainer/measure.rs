@@ -47,8 +47,8 @@ impl Trainer {
             let forward = Forward::new(&self.decoder, &samples)?;
             let (logprobs, entropies) = match &adapter {
                 Some(adapter) => {
-                    let (logprobs, entropies) = forward.logprobs_and_entropy_at(&forward.hidden(Some(adapter))?)?;
-                    (logprobs.to_vec1::<f32>()?, entropies.to_vec1::<f32>()?)
+                    let own = forward.distributions(&forward.hidden(Some(adapter))?, &[])?;
+                    (own.logprobs.to_vec1::<f32>()?, own.entropy.to_vec1::<f32>()?)
                 }
                 None => {
                     let logprobs = forward.logprobs(None)?.to_vec1::<f32>()?;

@@ -7,6 +7,7 @@ use super::batch::Sample;
 use crate::align::{Clipped, scalar};
 use crate::error::{Error, Result};
 use crate::optim::{AdamW, AdamWConfig, Gradients, norm};
+use crate::policy::ops::Distributions;
 use crate::policy::{Decoder, Lora, Packed, ValueHead};
 
 /// The policy is an adapter, read through the base's own language-model head; the critic is an adapter with a scalar
@@ -148,24 +149,13 @@ impl<'d> Forward<'d> {
 
     /// Log-probabilities of the response tokens, `[rows]`, nats; without an adapter, under the initial model.
     pub fn logprobs(&self, lora: Option<&Lora>) -> Result<Tensor> {
-        self.logprobs_at(&self.hidden(lora)?)
+        self.decoder.logprobs(&self.hidden(lora)?, &self.targets, &self.temperatures)
     }
 
-    /// The same from given hidden states.
-    pub fn logprobs_at(&self, hidden: &Tensor) -> Result<Tensor> {
-        self.decoder.logprobs(hidden, &self.targets, &self.temperatures)
-    }
-
-    /// Log-probabilities of the response tokens and entropies of their distributions, both `[rows]`, nats. Not
-    /// differentiable.
-    pub fn logprobs_and_entropy_at(&self, hidden: &Tensor) -> Result<(Tensor, Tensor)> {
-        self.decoder.logprobs_and_entropy(hidden, &self.targets, &self.temperatures)
-    }
-
-    /// KL of the distributions of `hidden` to those of `other` over the whole vocabulary, `[rows]`, nats. Not
-    /// differentiable.
-    pub fn kl_at(&self, hidden: &Tensor, other: &Tensor) -> Result<Tensor> {
-        self.decoder.kl(hidden, other, &self.temperatures)
+    /// Log-probabilities of the response tokens under `hidden`, the distributions' entropies, and their distances to
+    /// those of `others`. Not differentiable.
+    pub fn distributions(&self, hidden: &Tensor, others: &[&Tensor]) -> Result<Distributions> {
+        self.decoder.distributions(hidden, others, &self.targets, &self.temperatures)
     }
 
     /// The critic's value before each response token, `[rows]`.

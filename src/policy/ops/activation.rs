@@ -1,6 +1,7 @@
 //! SwiGLU and GELU. Keep only their inputs for the backward pass.
 
 use super::cpu::{Values, exp, result, rows, sigmoid, slice, tensor};
+use super::vectors::{map, map_all};
 use super::{cpu, plain};
 use crate::error::Error;
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor};
@@ -38,11 +39,7 @@ impl CustomOp2 for Swiglu {
     fn cpu_fwd(&self, g: &CpuStorage, lg: &Layout, u: &CpuStorage, lu: &Layout) -> Result<(CpuStorage, Shape)> {
         let (g, u) = (slice(self.name(), g, lg)?, slice(self.name(), u, lu)?);
         let mut y = vec![0f32; g.len()];
-        rows(&mut y, 1, |at, y| {
-            for ((y, g), u) in y.iter_mut().zip(&g[at..]).zip(&u[at..]) {
-                *y = g * sigmoid(*g) * u;
-            }
-        });
+        rows(&mut y, 1, |at, y| gated(&g[at..], &u[at..], y));
         result(y, lg.shape())
     }
 
@@ -53,21 +50,26 @@ impl CustomOp2 for Swiglu {
         let (mut dg, mut du) = (vec![0f32; gs.len()], vec![0f32; gs.len()]);
         use rayon::prelude::*;
         dg.par_chunks_mut(STEP).zip(du.par_chunks_mut(STEP)).enumerate().for_each(|(i, (dg, du))| {
-            let at = i * STEP;
-            let inputs = gs[at..].iter().zip(&us[at..]).zip(&dys[at..]);
-            for ((dg, du), ((g, u), dy)) in dg.iter_mut().zip(du).zip(inputs) {
-                (*dg, *du) = swiglu_backward(*g, *u, *dy);
-            }
+            let inputs = i * STEP..i * STEP + dg.len();
+            dg.copy_from_slice(&gs[inputs.clone()]);
+            du.copy_from_slice(&us[inputs.clone()]);
+            gated_backward(dg, du, &dys[inputs]);
         });
         Ok((Some(tensor(dg, g.shape())?), Some(tensor(du, u.shape())?)))
     }
 }
 
-/// Gradients with respect to gate and up.
-#[inline(always)]
-pub fn swiglu_backward(g: f32, u: f32, dy: f32) -> (f32, f32) {
-    let s = sigmoid(g);
-    (dy * u * s * (1.0 + g * (1.0 - s)), dy * g * s)
+/// `silu(gate) · up`.
+pub fn gated(gate: &[f32], up: &[f32], to: &mut [f32]) {
+    map(to, [gate, up], |_, [g, u]| g * sigmoid(g) * u);
+}
+
+/// Puts the gradients of gate and up in their place.
+pub fn gated_backward(gate: &mut [f32], up: &mut [f32], dy: &[f32]) {
+    map_all([gate, up], [dy], |[g, u], [dy]| {
+        let s = sigmoid(g);
+        [dy * u * s * (1.0 + g * (1.0 - s)), dy * g * s]
+    });
 }
 
 /// GELU in its tanh approximation.
@@ -90,9 +92,7 @@ impl CustomOp1 for Gelu {
         let x = slice(self.name(), x, l)?;
         let mut y = vec![0f32; x.len()];
         rows(&mut y, 1, |at, y| {
-            for (y, &x) in y.iter_mut().zip(&x[at..]) {
-                *y = 0.5 * x * (1.0 + tanh(ROOT * x * (1.0 + CUBE * x * x)));
-            }
+            map(y, [&x[at..]], |_, [x]| 0.5 * x * (1.0 + tanh(ROOT * x * (1.0 + CUBE * x * x))));
         });
         result(y, l.shape())
     }
@@ -103,11 +103,11 @@ impl CustomOp1 for Gelu {
         let (xs, dys): (&[f32], &[f32]) = (&xs, &dys);
         let mut dx = vec![0f32; xs.len()];
         rows(&mut dx, 1, |at, dx| {
-            for (dx, (&x, &dy)) in dx.iter_mut().zip(xs[at..].iter().zip(&dys[at..])) {
+            map(dx, [&xs[at..], &dys[at..]], |_, [x, dy]| {
                 let t = tanh(ROOT * x * (1.0 + CUBE * x * x));
                 let slope = (1.0 - t * t) * ROOT * (1.0 + 3.0 * CUBE * x * x);
-                *dx = dy * (0.5 * (1.0 + t) + 0.5 * x * slope);
-            }
+                dy * (0.5 * (1.0 + t) + 0.5 * x * slope)
+            });
         });
         tensor(dx, x.shape()).map(Some)
     }

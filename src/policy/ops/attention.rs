@@ -2,8 +2,9 @@
 //! from queries, keys and one log-sum per row, so memory grows linearly with the tokens.
 
 use super::accumulate::{Begin, Run};
-use super::cpu::{Values, exp, result, rows, slice, sum, tensor};
+use super::cpu::{Values, exp, result, rows, slice, tensor};
 use super::matrix::{Mat, Precision, Right, product};
+use super::vectors::{map, map_all, max, sum};
 use super::{cpu, plain};
 use crate::error::Error;
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor};
@@ -204,9 +205,10 @@ impl Task<'_> {
                 let last = before + r % tokens + 1;
                 let (row, later) = row.split_at_mut(last);
                 let (earlier, row) = row.split_at_mut(last.saturating_sub(self.shapes.window));
-                let max = row.iter().fold(f32::NEG_INFINITY, |m, &s| if s * scale > m { s * scale } else { m });
-                row.iter_mut().for_each(|s| *s = exp(*s * scale - max));
-                sums[r] = sum(row.len(), |i| row[i]);
+                map(row, [], |s, []| s * scale);
+                let max = max(row);
+                map(row, [], |s, []| exp(s - max));
+                sums[r] = sum([&*row], |[w]| w);
                 earlier.fill(0.0);
                 later.fill(0.0);
                 log_sums[r / tokens * count + first + r % tokens] = max + sums[r].ln();
@@ -216,7 +218,7 @@ impl Task<'_> {
             product(weights.all(), &[Right::Straight(v.part(0, seen, dim))], Begin::Zero, &mut values, Run::Here);
             for (r, row) in values.chunks_exact(dim).enumerate() {
                 let to = (r / tokens * count + first + r % tokens) * dim;
-                out[to..to + dim].iter_mut().zip(row).for_each(|(o, v)| *o = v / sums[r]);
+                map(&mut out[to..to + dim], [row], |_, [v]| v / sums[r]);
             }
         });
         (out, log_sums)
@@ -244,20 +246,19 @@ impl Task<'_> {
                     log_sums[(self.start + before + r % tokens) * self.shapes.heads + self.kv * group + r / tokens]
                 })
                 .collect();
-            let last_seen: Vec<u32> = (0..height).map(|r| (before + r % tokens) as u32).collect();
+            // Places as floats, which are exact up to 2²⁴.
+            let last_seen: Vec<f32> = (0..height).map(|r| (before + r % tokens) as f32).collect();
+            let window = self.shapes.window as f32;
             let mut along = vec![0f32; height];
             for (j, (w, s)) in weights.chunks_exact_mut(height).zip(slopes.chunks_exact(height)).enumerate() {
-                for r in 0..height {
-                    let p = exp(w[r] * scale - log_sum[r]);
-                    let sees = j as u32 <= last_seen[r] && last_seen[r] as usize - j < self.shapes.window;
-                    w[r] = if sees { p } else { 0.0 };
-                    along[r] += w[r] * s[r];
-                }
+                let j = j as f32;
+                map_all([w, &mut along], [s, &log_sum, &last_seen], |[w, along], [s, log_sum, last]| {
+                    let p = if j <= last && last - j < window { exp(w * scale - log_sum) } else { 0.0 };
+                    [p, along + p * s]
+                });
             }
             for (w, s) in weights.chunks_exact(height).zip(slopes.chunks_exact_mut(height)) {
-                for r in 0..height {
-                    s[r] = w[r] * (s[r] - along[r]) * scale;
-                }
+                map(s, [w, &along], |s, [w, along]| w * (s - along) * scale);
             }
             let weights = Mat::new(q.precision(), &weights, height);
             let slopes = Mat::new(q.precision(), &slopes, height);

@@ -69,7 +69,8 @@ pub fn rows(out: &mut [f32], width: usize, f: impl Fn(usize, &mut [f32]) + Sync)
     out.par_chunks_mut(block * width).enumerate().for_each(|(i, part)| f(i * block, part));
 }
 
-/// `eˣ` to about 1e-7 relative, written so that loops over it are vectorized. Below -87 it is about 1e-38.
+/// `eˣ` to about 1e-7 relative, of operations that vectors have too: see [`super::vectors`]. Below -87 it is about
+/// 1e-38.
 #[inline(always)]
 pub fn exp(x: f32) -> f32 {
     const MAGIC: f32 = 12_582_912.0; // 1.5 · 2²³: adding it rounds to an integer, kept in the low bits
@@ -89,20 +90,4 @@ pub fn exp(x: f32) -> f32 {
 #[inline(always)]
 pub fn sigmoid(x: f32) -> f32 {
     1.0 / (1.0 + exp(-x))
-}
-
-/// A sum in sixteen interleaved parts: in a fixed order, and vectorized.
-#[inline(always)]
-pub fn sum(n: usize, f: impl Fn(usize) -> f32) -> f32 {
-    let mut parts = [0f32; 16];
-    let whole = n / 16 * 16;
-    let mut i = 0;
-    while i < whole {
-        for (j, part) in parts.iter_mut().enumerate() {
-            *part += f(i + j);
-        }
-        i += 16;
-    }
-    let rest: f32 = (whole..n).map(&f).sum();
-    parts.iter().sum::<f32>() + rest
 }

@@ -2,9 +2,9 @@
 //! precision, and recomputes the rest in the backward pass.
 
 use super::accumulate::{Begin, Run};
-use super::activation::{swiglu, swiglu_backward};
+use super::activation::{gated, gated_backward, swiglu};
 use super::adapted::{self, Adapted};
-use super::cpu::{Values, result, sigmoid, slice, tensor};
+use super::cpu::{Values, result, slice, tensor};
 use super::frozen::frozen_values;
 use super::layers::{Layers, by_rows, task_rows};
 use super::linear::{Factors, apply};
@@ -78,11 +78,10 @@ impl FusedFeedForward {
     }
 
     fn normed(&self, x: &[f32], factors: &[Option<Factors>]) -> Mat {
-        let mut n = vec![0f32; x.len()];
         let width = self.width();
-        n.chunks_exact_mut(width).zip(x.chunks_exact(width)).for_each(|(n, x)| self.norm.row(x, n));
         let room = factors[..DOWN].iter().flatten().map(Factors::rank).max().unwrap_or(0);
-        Mat::with_room(self.layers.precision(), &n, width, room)
+        let shape = (x.len() / width, width, room);
+        Mat::from_rows(self.layers.precision(), shape, |r, n| self.norm.row(&x[r * width..][..width], n))
     }
 
     fn forward(&self, x: &[f32], factors: &[Option<Factors>], y: &mut [f32]) -> Option<Kept> {
@@ -93,15 +92,18 @@ impl FusedFeedForward {
             let low = self.layers.layer(i).forward(&mut n, factors[i].as_ref(), &mut out, false, Run::Here);
             (out, low)
         };
-        let ((mut gate, low_gate), (up, low_up)) = (project(GATE), project(UP));
+        let ((gate, low_gate), (up, low_up)) = (project(GATE), project(UP));
         let precision = self.layers.precision();
-        let mats = self.keep.then(|| (Mat::new(precision, &gate, inner), Mat::new(precision, &up, inner)));
-        gate.iter_mut().zip(&up).for_each(|(g, u)| *g = *g * sigmoid(*g) * u);
         let room = factors[DOWN].as_ref().map_or(0, Factors::rank);
-        let mut inner = Mat::with_room(precision, &gate, inner, room);
+        let mut product = Mat::from_rows(precision, (rows, inner, room), |r, to| {
+            gated(&gate[r * inner..][..inner], &up[r * inner..][..inner], to);
+        });
         y.copy_from_slice(x);
-        let low_down = self.layers.layer(DOWN).forward(&mut inner, factors[DOWN].as_ref(), y, true, Run::Here);
-        mats.map(|(gate, up)| Kept { gate, up, low: [low_gate, low_up, low_down] })
+        let low_down = self.layers.layer(DOWN).forward(&mut product, factors[DOWN].as_ref(), y, true, Run::Here);
+        self.keep.then(|| {
+            let [gate, up] = [gate, up].map(|values| Mat::owned(precision, values, inner));
+            Kept { gate, up, low: [low_gate, low_up, low_down] }
+        })
     }
 
     /// Writes `dx`; returns the factors' gradients.
@@ -112,14 +114,14 @@ impl FusedFeedForward {
         gate.chunks_exact_mut(inner).enumerate().for_each(|(i, to)| kept.gate.read_row(i, to));
         up.chunks_exact_mut(inner).enumerate().for_each(|(i, to)| kept.up.read_row(i, to));
 
-        let mut slopes: Vec<f32> = gate.iter().zip(&up).map(|(g, u)| g * sigmoid(*g) * u).collect();
-        let product = Mat::new(precision, &slopes, inner);
+        let mut slopes = vec![0f32; rows * inner];
+        let product = Mat::from_rows(precision, (rows, inner, 0), |r, to| {
+            gated(&gate[r * inner..][..inner], &up[r * inner..][..inner], to);
+        });
         let to = Some((slopes.as_mut_slice(), Begin::Zero));
         let with = self.layers.with_grads(DOWN, factors, &mut grads);
         self.layers.layer(DOWN).backward(&product, &kept.low[DOWN], dy, with, to, Run::Here);
-        for ((g, u), d) in gate.iter_mut().zip(&mut up).zip(&slopes) {
-            (*g, *u) = swiglu_backward(*g, *u, *d);
-        }
+        gated_backward(&mut gate, &mut up, &slopes);
 
         let n = self.normed(x, &[None, None]);
         let mut dn = vec![0f32; x.len()];

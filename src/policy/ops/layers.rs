@@ -5,6 +5,7 @@ use super::cpu;
 use super::frozen::frozen_values;
 use super::linear::{FactorGrads, Factors, Layer, transposed};
 use super::matrix::Precision;
+use super::vectors::map;
 use super::{Adapted, LoraPair};
 use crate::error::Result;
 use candle_core::{DType, Tensor};
@@ -91,7 +92,7 @@ impl Layers {
         let mut sum = self.zero_grads();
         cpu::rows(&mut sum, 1, |at, sum| {
             for task in tasks {
-                sum.iter_mut().zip(&task[at..]).for_each(|(s, t)| *s += t);
+                map(sum, [&task[at..]], |s, [t]| s + t);
             }
         });
         for (layer, slot) in self.layers.iter().zip(&self.slots) {
@@ -104,10 +105,16 @@ impl Layers {
     }
 }
 
-/// Rows per task: enough tasks for every core, and enough rows to make packing the weights worthwhile. Depends only on
-/// the number of tokens, so that sums over tasks do not depend on the number of threads.
-pub fn task_rows(tokens: usize) -> usize {
-    tokens.div_ceil(8).next_multiple_of(14).clamp(14, 168)
+/// Most rows of a task.
+const MOST: usize = 168;
+/// Fewest, which make packing the weights worthwhile.
+const LEAST: usize = 14;
+
+/// Rows per task: as many tasks of one size for each core. Depends only on the number of rows, so that sums over tasks
+/// do not depend on the number of threads.
+pub fn task_rows(rows: usize) -> usize {
+    let tasks = rows.div_ceil(MOST).next_multiple_of(8);
+    rows.div_ceil(tasks).max(LEAST)
 }
 
 /// Calls `f(first row, rows of out)` for each task, and collects the results in order.

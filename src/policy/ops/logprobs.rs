@@ -1,11 +1,13 @@
-//! Log-probabilities and entropies of tokens straight from hidden rows. Never holds `[tokens, vocabulary]`: logits
-//! exist for one block of rows and words at a time. The gradient's only large part, the mean of the head's rows under
-//! each distribution, is accumulated in the same sweep, so the backward pass needs no product.
+//! Log-probabilities, entropies and distances of tokens straight from hidden rows. Never holds `[tokens,
+//! vocabulary]`: logits exist for one block of rows and words at a time. The gradient's only large part, the mean of
+//! the head's rows under each distribution, is accumulated in the same sweep, so the backward pass needs no product.
 
 use super::accumulate::{Begin, Run};
-use super::cpu::{Values, exp, result, rows, slice, sum, tensor};
+use super::cpu::{Values, exp, result, rows, slice, tensor};
 use super::frozen::{Frozen, check_tokens};
+use super::layers::task_rows;
 use super::matrix::{Mat, Right, product};
+use super::vectors::{map, max, sum};
 use super::{cpu, plain};
 use crate::error::Error;
 use candle_core::{CpuStorage, CustomOp1, DType, Layout, Result, Shape, Tensor, bail};
@@ -16,12 +18,7 @@ use std::sync::{Arc, OnceLock};
 ///
 /// Errors if a target is not below V or a temperature is not positive and finite.
 pub fn token_logprobs(hidden: &Tensor, head: &Frozen, targets: &[u32], temperatures: &[f32]) -> crate::Result<Tensor> {
-    let m = check_head("token_logprobs", hidden, head, temperatures)?;
-    if targets.len() != m {
-        return Err(Error::train(format!("token_logprobs: {} targets for {m} rows", targets.len())));
-    }
-    check_tokens("token_logprobs", targets, head.out_features())?;
-    if m == 0 {
+    if check_targets("token_logprobs", hidden, head, targets, temperatures)? == 0 {
         return Ok(Tensor::zeros(0, DType::F32, hidden.device())?);
     }
     match head.fused(hidden) {
@@ -32,56 +29,63 @@ pub fn token_logprobs(hidden: &Tensor, head: &Frozen, targets: &[u32], temperatu
     }
 }
 
-/// Entropy of `softmax(h Wᵀ / T)` per row, nats. Not differentiable.
-pub fn token_entropy(hidden: &Tensor, head: &Frozen, temperatures: &[f32]) -> crate::Result<Tensor> {
-    if check_head("token_entropy", hidden, head, temperatures)? == 0 {
-        return Ok(Tensor::zeros(0, DType::F32, hidden.device())?);
-    }
-    let hidden = hidden.detach().contiguous()?;
-    match head.fused(&hidden) {
-        Some(weight) => {
-            let (_, entropy) = head_of(head, weight, &[], temperatures, false).measure(&cpu::Values::of(&hidden)?);
-            Ok(cpu::tensor(entropy, temperatures.len())?)
-        }
-        None => plain::token_entropy(&hidden, head, temperatures),
-    }
+/// The distributions `softmax(h Wᵀ / T)` of some rows. All `[M]`, in nats.
+pub struct Distributions {
+    /// Log-probabilities of the targets.
+    pub logprobs: Tensor,
+    /// Entropies over the whole vocabulary.
+    pub entropy: Tensor,
+    /// Those that they are compared with.
+    pub others: Vec<Compared>,
 }
 
-/// [`token_logprobs`] and [`token_entropy`] from one product with the head. Not differentiable.
-pub fn token_logprobs_and_entropy(
+/// Distributions that others are compared with. Both `[M]`, in nats.
+pub struct Compared {
+    /// Log-probabilities of the targets.
+    pub logprobs: Tensor,
+    /// KL to these, over the whole vocabulary.
+    pub kl: Tensor,
+}
+
+/// The distributions of `hidden [M, E]`, compared with those of `others`, each `[M, E]`, in one sweep over the head,
+/// `[V, E]`. Not differentiable.
+///
+/// Errors if a target is not below V or a temperature is not positive and finite.
+pub fn token_distributions(
     hidden: &Tensor,
+    others: &[&Tensor],
     head: &Frozen,
     targets: &[u32],
     temperatures: &[f32],
-) -> crate::Result<(Tensor, Tensor)> {
-    let hidden = hidden.detach().contiguous()?;
-    let checked = check_head("token_logprobs_and_entropy", &hidden, head, temperatures)?;
-    match head.fused(&hidden) {
-        Some(weight) if checked > 0 && targets.len() == checked => {
-            check_tokens("token_logprobs_and_entropy", targets, head.out_features())?;
-            let values = cpu::Values::of(&hidden)?;
-            let (logprobs, entropy) = head_of(head, weight, targets, temperatures, false).measure(&values);
-            Ok((cpu::tensor(logprobs, checked)?, cpu::tensor(entropy, checked)?))
-        }
-        _ => Ok((token_logprobs(&hidden, head, targets, temperatures)?, token_entropy(&hidden, head, temperatures)?)),
+) -> crate::Result<Distributions> {
+    const OP: &str = "token_distributions";
+    let m = check_targets(OP, hidden, head, targets, temperatures)?;
+    for other in others {
+        check_head(OP, other, head, temperatures)?;
     }
-}
-
-/// KL(p‖q) per row over the whole vocabulary, nats: p is `softmax(h Wᵀ / T)` of `hidden [M, E]`, q that of `other [M,
-/// E]`. Not differentiable.
-pub fn token_kl(hidden: &Tensor, other: &Tensor, head: &Frozen, temperatures: &[f32]) -> crate::Result<Tensor> {
-    let m = check_head("token_kl", hidden, head, temperatures)?;
-    check_head("token_kl", other, head, temperatures)?;
-    if m == 0 {
-        return Ok(Tensor::zeros(0, DType::F32, hidden.device())?);
-    }
-    let (hidden, other) = (hidden.detach().contiguous()?, other.detach().contiguous()?);
-    match head.fused(&hidden).filter(|_| cpu::takes(&other)) {
+    let flat = |x: &Tensor| x.detach().contiguous();
+    let (hidden, others) = (flat(hidden)?, others.iter().map(|x| flat(x)).collect::<Result<Vec<_>>>()?);
+    match head.fused(&hidden).filter(|_| m > 0 && others.iter().all(cpu::takes)) {
         Some(weight) => {
-            let (p, q) = (cpu::Values::of(&hidden)?, cpu::Values::of(&other)?);
-            Ok(cpu::tensor(head_of(head, weight, &[], temperatures, false).divergence(&p, &q), m)?)
+            let values = others.iter().map(Values::of).collect::<Result<Vec<_>>>()?;
+            let others: Vec<&[f32]> = values.iter().map(|x| &**x).collect();
+            let head = head_of(head, weight, targets, temperatures, false);
+            let (logprobs, entropy, others) = head.distributions(&Values::of(&hidden)?, &others);
+            let of = |values: Vec<f32>| cpu::tensor(values, m);
+            let compared = |(logprobs, kl)| Ok(Compared { logprobs: of(logprobs)?, kl: of(kl)? });
+            let others = others.into_iter().map(compared).collect::<Result<Vec<_>>>()?;
+            Ok(Distributions { logprobs: of(logprobs)?, entropy: of(entropy)?, others })
         }
-        None => plain::token_kl(&hidden, &other, head, temperatures),
+        None => {
+            let logprobs = |x: &Tensor| token_logprobs(x, head, targets, temperatures);
+            let compared = |other: &Tensor| {
+                let kl = plain::token_kl(&hidden, other, head, temperatures)?;
+                Ok(Compared { logprobs: logprobs(other)?, kl })
+            };
+            let others = others.iter().map(compared).collect::<crate::Result<Vec<_>>>()?;
+            let entropy = plain::token_entropy(&hidden, head, temperatures)?;
+            Ok(Distributions { logprobs: logprobs(&hidden)?, entropy, others })
+        }
     }
 }
 
@@ -94,6 +98,21 @@ fn head_of(head: &Frozen, weight: &Arc<Mat>, targets: &[u32], temperatures: &[f3
         keep,
         mean_words: OnceLock::new(),
     }
+}
+
+fn check_targets(
+    op: &str,
+    hidden: &Tensor,
+    head: &Frozen,
+    targets: &[u32],
+    temperatures: &[f32],
+) -> crate::Result<usize> {
+    let m = check_head(op, hidden, head, temperatures)?;
+    if targets.len() != m {
+        return Err(Error::train(format!("{op}: {} targets for {m} rows", targets.len())));
+    }
+    check_tokens(op, targets, head.out_features())?;
+    Ok(m)
 }
 
 fn check_head(op: &str, hidden: &Tensor, head: &Frozen, temperatures: &[f32]) -> crate::Result<usize> {
@@ -139,10 +158,10 @@ struct Running {
 impl Running {
     const EMPTY: Self = Self { max: f32::NEG_INFINITY, sum: 0.0, moment: 0.0 };
 
-    /// Adds logits. Returns the factor by which the earlier sums were rescaled because the largest logit changed.
-    fn add(&mut self, logits: &[f32], moment: bool) -> f32 {
-        let max = logits.iter().fold(f32::NEG_INFINITY, |m, &l| if l > m { l } else { m });
-        let new = self.max.max(max);
+    /// Adds logits `l`, and writes `exp(l − max)` to `weights`. Returns the factor by which the earlier sums were
+    /// rescaled because the largest logit changed.
+    fn add(&mut self, logits: &[f32], weights: &mut [f32]) -> f32 {
+        let new = self.max.max(max(logits));
         let mut factor = 1.0;
         if self.sum > 0.0 {
             let shift = self.max - new;
@@ -151,20 +170,23 @@ impl Running {
             self.sum *= factor;
         }
         self.max = new;
-        self.sum += sum(logits.len(), |i| exp(logits[i] - new));
-        if moment {
-            self.moment += sum(logits.len(), |i| exp(logits[i] - new) * (logits[i] - new));
-        }
+        map(weights, [logits], |_, [l]| exp(l - new));
+        self.sum += sum([&*weights], |[w]| w);
+        self.moment += sum([&*weights, logits], |[w, l]| w * (l - new));
         factor
+    }
+
+    /// `log Σ exp(l)`.
+    fn log_sum(&self) -> f32 {
+        self.max + self.sum.ln()
+    }
+
+    fn entropy(&self) -> f32 {
+        self.sum.ln() - self.moment / self.sum
     }
 }
 
 impl Head {
-    /// Rows per task: enough tasks for every core, and enough rows to make packing the head worthwhile.
-    fn block(&self) -> usize {
-        (self.inverse_temperatures.len().div_ceil(8)).clamp(28, 168)
-    }
-
     /// Logits of `rows` rows over `words` words from `first` on, divided by the temperatures.
     fn logits(&self, hidden: &Mat, inverse: &[f32], first: usize, words: usize, to: &mut Vec<f32>) {
         to.resize(hidden.rows() * words, 0.0);
@@ -172,9 +194,9 @@ impl Head {
         product(hidden.all(), &[Right::Transposed(part)], Begin::Zero, to, Run::Here);
         for (row, inverse) in to.chunks_exact_mut(words).zip(inverse) {
             if let Some(bias) = &self.bias {
-                row.iter_mut().zip(&bias[first..]).for_each(|(l, b)| *l += b);
+                map(row, [&bias[first..]], |l, [b]| l + b);
             }
-            row.iter_mut().for_each(|l| *l *= inverse);
+            map(row, [], |l, []| l * inverse);
         }
     }
 
@@ -191,7 +213,7 @@ impl Head {
         out: &mut [f32],
         f: impl Fn(usize, Mat, &[f32], &mut [f32]) -> T + Sync,
     ) -> Vec<T> {
-        let (block, e) = (self.block(), self.weight.cols());
+        let (block, e) = (task_rows(out.len()), self.weight.cols());
         let task = |(i, out): (usize, &mut [f32])| {
             let (first, rows) = (i * block, out.len());
             let hidden = Mat::new(self.weight.precision(), &hidden[first * e..][..rows * e], e);
@@ -205,33 +227,31 @@ impl Head {
         let mut out = vec![0f32; self.inverse_temperatures.len()];
         let means = self.by_rows(hidden, &mut out, |at, hidden, inverse, out| {
             let e = self.weight.cols();
-            let mut logits = Vec::new();
+            let (mut logits, mut weights) = (Vec::new(), Vec::new());
             let mut means = vec![0f32; if self.keep { out.len() * e } else { 0 }];
             let mut running: Vec<Running> = out.iter().map(|_| Running::EMPTY).collect();
             for (first, words) in self.words() {
                 self.logits(&hidden, inverse, first, words, &mut logits);
-                for (r, row) in logits.chunks_exact_mut(words).enumerate() {
+                weights.resize(logits.len(), 0.0);
+                let rows = logits.chunks_exact(words).zip(weights.chunks_exact_mut(words)).enumerate();
+                for (r, (row, weights)) in rows {
                     let target = self.targets[at + r] as usize;
                     if (first..first + words).contains(&target) {
                         out[r] = row[target - first];
                     }
-                    let factor = running[r].add(row, false);
-                    if self.keep {
-                        let max = running[r].max;
-                        row.iter_mut().for_each(|l| *l = exp(*l - max));
-                        if factor != 1.0 {
-                            means[r * e..][..e].iter_mut().for_each(|m| *m *= factor);
-                        }
+                    let factor = running[r].add(row, weights);
+                    if self.keep && factor != 1.0 {
+                        map(&mut means[r * e..][..e], [], |m, []| m * factor);
                     }
                 }
                 if self.keep {
-                    let weights = Mat::new(self.weight.precision(), &logits, words);
+                    let weights = Mat::new(self.weight.precision(), &weights, words);
                     let part = Right::Straight(self.weight.part(first, words, e));
                     product(weights.all(), &[part], Begin::Add, &mut means, Run::Here);
                 }
             }
             for (r, (out, running)) in out.iter_mut().zip(&running).enumerate() {
-                *out -= running.max + running.sum.ln();
+                *out -= running.log_sum();
                 if self.keep {
                     means[r * e..][..e].iter_mut().for_each(|m| *m /= running.sum);
                 }
@@ -241,58 +261,63 @@ impl Head {
         (out, means.concat())
     }
 
-    /// Log-probabilities and entropies, nats; the former are meaningful only if there are targets.
-    pub fn measure(&self, hidden: &[f32]) -> (Vec<f32>, Vec<f32>) {
+    /// Log-probabilities and entropies of `hidden`, and for each of `others` its log-probabilities and the KL to it,
+    /// nats. KL is summed over the whole vocabulary, so it is exact, and never negative except for rounding.
+    pub fn distributions(&self, hidden: &[f32], others: &[&[f32]]) -> (Vec<f32>, Vec<f32>, Vec<(Vec<f32>, Vec<f32>)>) {
         let mut logprobs = vec![0f32; self.inverse_temperatures.len()];
-        let entropies = self.by_rows(hidden, &mut logprobs, |at, hidden, inverse, out| {
-            let mut logits = Vec::new();
-            let mut running: Vec<Running> = out.iter().map(|_| Running::EMPTY).collect();
-            for (first, words) in self.words() {
-                self.logits(&hidden, inverse, first, words, &mut logits);
-                for (r, (row, running)) in logits.chunks_exact(words).zip(&mut running).enumerate() {
-                    let target = self.targets.get(at + r).and_then(|t| (*t as usize).checked_sub(first));
-                    if let Some(logit) = target.and_then(|place| row.get(place)) {
-                        out[r] = *logit;
-                    }
-                    running.add(row, true);
-                }
-            }
-            let finish = |(out, running): (&mut f32, Running)| {
-                *out -= running.max + running.sum.ln();
-                running.sum.ln() - running.moment / running.sum
-            };
-            out.iter_mut().zip(running).map(finish).collect::<Vec<f32>>()
-        });
-        (logprobs, entropies.concat())
-    }
-
-    /// KL(p‖q) per row, nats, where p is the distribution of `hidden` and q that of `other`. Summed over the whole
-    /// vocabulary, so it is exact, and never negative except for rounding.
-    pub fn divergence(&self, hidden: &[f32], other: &[f32]) -> Vec<f32> {
-        let mut out = vec![0f32; self.inverse_temperatures.len()];
         let e = self.weight.cols();
-        self.by_rows(hidden, &mut out, |at, hidden, inverse, out| {
-            let other = Mat::new(self.weight.precision(), &other[at * e..][..out.len() * e], e);
-            let (mut p, mut q) = (Vec::new(), Vec::new());
-            // Per row: both sums, and the sum of exp(p − max) · (p − q).
-            let mut running: Vec<(Running, Running, f32)> =
-                out.iter().map(|_| (Running::EMPTY, Running::EMPTY, 0.0)).collect();
+        let parts = self.by_rows(hidden, &mut logprobs, |at, hidden, inverse, out| {
+            let rows = out.len();
+            let target = |r: usize, first: usize| (self.targets[at + r] as usize).checked_sub(first);
+            let precision = self.weight.precision();
+            let others: Vec<Mat> = others.iter().map(|x| Mat::new(precision, &x[at * e..][..rows * e], e)).collect();
+            let (mut p, mut q, mut spare) = (Vec::new(), Vec::new(), vec![0f32; WORDS]);
+            let mut weights = Vec::new();
+            let empty = || (0..rows).map(|_| Running::EMPTY).collect::<Vec<_>>();
+            let (mut own, mut factors) = (empty(), vec![1f32; rows]);
+            // Of each other: sums, the target's logit, and the sum of exp(p − max) · (p − q).
+            let mut sums: Vec<_> = others.iter().map(|_| (empty(), vec![0f32; rows], vec![0f32; rows])).collect();
             for (first, words) in self.words() {
                 self.logits(&hidden, inverse, first, words, &mut p);
-                self.logits(&other, inverse, first, words, &mut q);
-                let rows = p.chunks_exact(words).zip(q.chunks_exact(words)).zip(&mut running);
-                for ((p, q), (of_p, of_q, cross)) in rows {
-                    *cross *= of_p.add(p, false);
-                    of_q.add(q, false);
-                    let max = of_p.max;
-                    *cross += sum(words, |i| exp(p[i] - max) * (p[i] - q[i]));
+                weights.resize(p.len(), 0.0);
+                for (r, (p, weights)) in p.chunks_exact(words).zip(weights.chunks_exact_mut(words)).enumerate() {
+                    factors[r] = own[r].add(p, weights);
+                    if let Some(logit) = target(r, first).and_then(|place| p.get(place)) {
+                        out[r] = *logit;
+                    }
+                }
+                for (other, (running, logits, cross)) in others.iter().zip(&mut sums) {
+                    self.logits(other, inverse, first, words, &mut q);
+                    let rows = p.chunks_exact(words).zip(weights.chunks_exact(words)).zip(q.chunks_exact(words));
+                    for (r, ((p, weights), q)) in rows.enumerate() {
+                        running[r].add(q, &mut spare[..words]);
+                        if let Some(logit) = target(r, first).and_then(|place| q.get(place)) {
+                            logits[r] = *logit;
+                        }
+                        cross[r] = cross[r] * factors[r] + sum([weights, p, q], |[w, p, q]| w * (p - q));
+                    }
                 }
             }
-            for (out, (p, q, cross)) in out.iter_mut().zip(&running) {
-                *out = cross / p.sum - (p.max + p.sum.ln()) + (q.max + q.sum.ln());
-            }
+            out.iter_mut().zip(&own).for_each(|(out, own)| *out -= own.log_sum());
+            let compared = sums.into_iter().map(|(running, mut logprobs, mut kl)| {
+                for (r, (other, own)) in running.iter().zip(&own).enumerate() {
+                    logprobs[r] -= other.log_sum();
+                    kl[r] = kl[r] / own.sum - own.log_sum() + other.log_sum();
+                }
+                (logprobs, kl)
+            });
+            (own.iter().map(Running::entropy).collect::<Vec<f32>>(), compared.collect::<Vec<_>>())
         });
-        out
+        let mut entropies = Vec::with_capacity(logprobs.len());
+        let mut compared = vec![(Vec::new(), Vec::new()); others.len()];
+        for (entropy, part) in parts {
+            entropies.extend(entropy);
+            for ((logprobs, kl), (more, far)) in compared.iter_mut().zip(part) {
+                logprobs.extend(more);
+                kl.extend(far);
+            }
+        }
+        (logprobs, entropies, compared)
     }
 
     /// d log-probability / d hidden = (the target's row of the head − their mean) / temperature.
@@ -304,7 +329,7 @@ impl Head {
                 let r = first + i;
                 let factor = gradient[r] * self.inverse_temperatures[r];
                 self.weight.read_row(self.targets[r] as usize, out);
-                out.iter_mut().zip(&means[r * e..]).for_each(|(o, m)| *o = factor * (*o - m));
+                map(out, [&means[r * e..]], |o, [m]| factor * (o - m));
             }
         });
         out

@@ -2,6 +2,7 @@
 
 use super::accumulate::{Begin, Run};
 use super::bf16;
+use super::gemm::{F32Rows, Gemm};
 use super::quantized::Quantized;
 use rayon::prelude::*;
 
@@ -35,6 +36,7 @@ pub struct Mat {
 }
 
 impl Mat {
+    /// A matrix of zeros.
     pub fn zeros(precision: Precision, rows: usize, cols: usize) -> Self {
         let stride = cols.next_multiple_of(2);
         let data = match precision {
@@ -49,12 +51,40 @@ impl Mat {
         Self::with_room(precision, values, cols, 0)
     }
 
+    /// From row-major f32 values `[.., cols]`, which are taken as they are where that is possible.
+    pub fn owned(precision: Precision, values: Vec<f32>, cols: usize) -> Self {
+        if precision == Precision::F32 && cols > 0 && cols.is_multiple_of(2) {
+            return Self { rows: values.len() / cols, cols, stride: cols, data: Data::F32(values) };
+        }
+        Self::new(precision, &values, cols)
+    }
+
     /// From row-major f32 values `[.., cols]`, followed by `extra` zero columns, which start at `cols` rounded up to
     /// even.
     pub fn with_room(precision: Precision, values: &[f32], cols: usize, extra: usize) -> Self {
-        let width = if extra == 0 { cols } else { cols.next_multiple_of(2) + extra };
-        let mut mat = Self::zeros(precision, values.len() / cols.max(1), width);
+        let mut mat = Self::zeros(precision, values.len() / cols.max(1), width(cols, extra));
         mat.put(0, values, cols, 1.0);
+        mat
+    }
+
+    /// The same from rows that `write` fills one after the other.
+    pub fn from_rows(
+        precision: Precision,
+        (rows, cols, extra): (usize, usize, usize),
+        mut write: impl FnMut(usize, &mut [f32]),
+    ) -> Self {
+        let mut mat = Self::zeros(precision, rows, width(cols, extra));
+        let (stride, mut row) = (mat.stride, vec![0f32; cols]);
+        for r in 0..rows {
+            match &mut mat.data {
+                Data::F32(data) => write(r, &mut data[r * stride..][..cols]),
+                Data::Bf16(data) => {
+                    write(r, &mut row);
+                    bf16::round(&row, 1.0, &mut data[r * stride..][..cols]);
+                }
+                Data::Packed(_) | Data::Quantized(..) => unreachable!("it was just made"),
+            }
+        }
         mat
     }
 
@@ -196,6 +226,11 @@ impl Mat {
     }
 }
 
+/// Columns of a matrix with room after the first `cols`.
+fn width(cols: usize, extra: usize) -> usize {
+    if extra == 0 { cols } else { cols.next_multiple_of(2) + extra }
+}
+
 #[inline(always)]
 fn widen(v: u16) -> f32 {
     f32::from_bits(u32::from(v) << 16)
@@ -302,8 +337,8 @@ fn product_f32(a: View, left: &[f32], rights: &[Right], begin: Begin, c: &mut [f
     if let Begin::Bias(bias) = begin {
         c.chunks_exact_mut(n).for_each(|row| row.copy_from_slice(bias));
     }
-    let parallelism = if run == Run::Parallel { gemm::Parallelism::Rayon(0) } else { gemm::Parallelism::None };
-    let mut gemm = Gemm { a, left, c, n, keep: !matches!(begin, Begin::Zero), parallelism };
+    let left = F32Rows { data: &left[a.first * a.mat.stride..], rows: a.rows, stride: a.mat.stride };
+    let mut gemm = Gemm { left, c, n, keep: !matches!(begin, Begin::Zero), run };
     let mut at = 0;
     for right in rights {
         let (v, transposed) = (right.view(), matches!(right, Right::Transposed(_)));
@@ -332,61 +367,6 @@ fn product_f32(a: View, left: &[f32], rights: &[Right], begin: Begin, c: &mut [f
             _ => panic!("product: an f32 and a bf16 operand"),
         }
         at += right.depth().next_multiple_of(2);
-    }
-}
-
-/// A sum of f32 products, `c [a.rows, n]`.
-struct Gemm<'a> {
-    a: View<'a>,
-    left: &'a [f32],
-    c: &'a mut [f32],
-    n: usize,
-    /// Whether to add to what `c` holds.
-    keep: bool,
-    parallelism: gemm::Parallelism,
-}
-
-impl Gemm<'_> {
-    /// Adds the left operand, from column `depth` on, times `(rows, cols)` values of row-major `right`, in columns
-    /// `column..` of the result.
-    fn add(
-        &mut self,
-        right: &[f32],
-        stride: usize,
-        (rows, cols): (usize, usize),
-        transposed: bool,
-        (depth, column): (usize, usize),
-    ) {
-        let (contracted, width) = if transposed { (cols, rows) } else { (rows, cols) };
-        let (depth_step, width_step) = if transposed { (1, stride) } else { (stride, 1) };
-        let (a, n) = (self.a, self.n);
-        let lhs = &self.left[a.first * a.mat.stride + depth..];
-        assert!(right.len() >= rows.saturating_sub(1) * stride + cols && column + width <= n, "product: f32 operand");
-        // SAFETY: `left` holds a.rows rows of this stride with `depth + contracted` columns, checked by `product`;
-        // `right` its rows and `c` the columns, checked here; `c` is borrowed exclusively.
-        unsafe {
-            gemm::gemm(
-                a.rows,
-                width,
-                contracted,
-                self.c.as_mut_ptr().add(column),
-                1,
-                n as isize,
-                self.keep,
-                lhs.as_ptr(),
-                1,
-                a.mat.stride as isize,
-                right.as_ptr(),
-                width_step as isize,
-                depth_step as isize,
-                1.0,
-                1.0,
-                false,
-                false,
-                false,
-                self.parallelism,
-            );
-        }
     }
 }
 

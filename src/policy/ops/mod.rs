@@ -15,6 +15,7 @@ mod compare;
 mod cpu;
 mod feed_forward;
 mod frozen;
+mod gemm;
 mod layers;
 mod linear;
 mod logprobs;
@@ -28,6 +29,7 @@ mod rope_table;
 mod self_attention;
 #[cfg(test)]
 mod tests;
+mod vectors;
 
 pub use activation::{gelu, swiglu};
 pub use adapted::{Adapted, LoraPair};
@@ -37,7 +39,7 @@ pub(super) use cpu::slice as f32_slice;
 pub use feed_forward::{FeedForward, feed_forward};
 pub use frozen::{Frozen, element_bytes, embed};
 pub use linear::linear;
-pub use logprobs::{token_entropy, token_kl, token_logprobs, token_logprobs_and_entropy};
+pub use logprobs::{Distributions, token_distributions, token_logprobs};
 pub(super) use mapped::map;
 pub use norm::{layer_norm, rms_norm};
 pub(super) use quantized::{Bytes, Format, Quantized};

@@ -1,7 +1,8 @@
 //! RMSNorm and LayerNorm over the last dimension. Their frozen weights never get a gradient.
 
-use super::cpu::{Values, result, rows, slice, sum, tensor};
+use super::cpu::{Values, result, rows, slice, tensor};
 use super::frozen::frozen_values;
+use super::vectors::{map, sum};
 use super::{cpu, plain};
 use crate::error::Error;
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
@@ -45,32 +46,27 @@ impl Norm {
     /// The mean that is subtracted (0 for RMSNorm) and 1 / root of a row.
     fn statistics(&self, x: &[f32]) -> (f32, f32) {
         let n = x.len() as f32;
-        let mean = if self.bias.is_some() { sum(x.len(), |i| x[i]) / n } else { 0.0 };
-        let square = sum(x.len(), |i| (x[i] - mean) * (x[i] - mean)) / n;
+        let mean = if self.bias.is_some() { sum([x], |[x]| x) / n } else { 0.0 };
+        let square = sum([x], |[x]| (x - mean) * (x - mean)) / n;
         (mean, 1.0 / (square + self.eps).sqrt())
     }
 
     /// Normalizes one row.
     pub fn row(&self, x: &[f32], y: &mut [f32]) {
         let (mean, inverse) = self.statistics(x);
-        for ((y, x), w) in y.iter_mut().zip(x).zip(&self.weight) {
-            *y = (x - mean) * inverse * w;
-        }
+        map(y, [x, &self.weight], |_, [x, w]| (x - mean) * inverse * w);
         if let Some(bias) = &self.bias {
-            y.iter_mut().zip(bias).for_each(|(y, b)| *y += b);
+            map(y, [bias], |y, [b]| y + b);
         }
     }
 
     /// The gradient of one row's input from that of its output.
     pub fn row_backward(&self, x: &[f32], dy: &[f32], dx: &mut [f32]) {
-        let n = x.len();
+        let (n, w) = (x.len() as f32, self.weight.as_slice());
         let (mean, inverse) = self.statistics(x);
-        let w = &self.weight[..n];
-        let along = sum(n, |i| dy[i] * w[i] * (x[i] - mean)) * inverse * inverse / n as f32;
-        let shared = if self.bias.is_some() { sum(n, |i| dy[i] * w[i]) / n as f32 } else { 0.0 };
-        for (i, dx) in dx.iter_mut().enumerate() {
-            *dx = inverse * (dy[i] * w[i] - shared - (x[i] - mean) * along);
-        }
+        let along = sum([x, dy, w], |[x, dy, w]| dy * w * (x - mean)) * inverse * inverse / n;
+        let shared = if self.bias.is_some() { sum([dy, w], |[dy, w]| dy * w) / n } else { 0.0 };
+        map(dx, [x, dy, w], |_, [x, dy, w]| inverse * (dy * w - shared - (x - mean) * along));
     }
 
     /// `dx = residual + ` the gradient of the input, row by row.
@@ -79,7 +75,7 @@ impl Norm {
         let inputs = x.chunks_exact(width).zip(dy.chunks_exact(width)).zip(residual.chunks_exact(width));
         for (dx, ((x, dy), residual)) in dx.chunks_exact_mut(width).zip(inputs) {
             self.row_backward(x, dy, dx);
-            dx.iter_mut().zip(residual).for_each(|(d, r)| *d += r);
+            map(dx, [residual], |d, [r]| d + r);
         }
     }
 }

@@ -159,11 +159,10 @@ impl FusedSelfAttention {
     }
 
     fn normed(&self, x: &[f32], factors: &[Option<Factors>]) -> Mat {
-        let mut n = vec![0f32; x.len()];
         let width = self.width();
-        n.chunks_exact_mut(width).zip(x.chunks_exact(width)).for_each(|(n, x)| self.norm.row(x, n));
         let room = factors[..OUTPUT].iter().flatten().map(Factors::rank).max().unwrap_or(0);
-        Mat::with_room(self.layers.precision(), &n, width, room)
+        let shape = (x.len() / width, width, room);
+        Mat::from_rows(self.layers.precision(), shape, |r, n| self.norm.row(&x[r * width..][..width], n))
     }
 
     fn turn(&self, first: usize, heads: &mut [f32], width: usize, sign: f32) {
@@ -195,7 +194,8 @@ impl FusedSelfAttention {
         }
         self.turn(first, &mut q, q_width, 1.0);
         self.turn(first, &mut k, k_width, 1.0);
-        let qkv = [(q, q_width), (k, k_width), (v, k_width)].map(|(values, width)| Mat::new(precision, &values, width));
+        let qkv =
+            [(q, q_width), (k, k_width), (v, k_width)].map(|(values, width)| Mat::owned(precision, values, width));
         Projected { qkv, raw, low: [low_q, low_k, low_v] }
     }
 

@@ -298,7 +298,11 @@ fn token_logprobs_are_those_of_the_softmax_at_a_temperature() {
         let run = |i: &[Tensor]| token_logprobs(&i[0], &head, &targets, &temperatures);
         check_gradient(&run, &x, 2e-2);
         check_equal(&run, &|i| plain::token_logprobs(&i[0], &head, &targets, &temperatures), &x, 1e-5);
-        let entropy = flat(&token_entropy(&x[0], &head, &temperatures).unwrap());
+        let own = token_distributions(&x[0], &[], &head, &targets, &temperatures).unwrap();
+        let (entropy, logprobs) = (flat(&own.entropy), flat(&own.logprobs));
+        for (a, b) in logprobs.iter().zip(flat(&run(&x).unwrap())) {
+            assert!((a - b).abs() < 1e-5, "{a} {b}");
+        }
         let plain = flat(&plain::token_entropy(&x[0], &head, &temperatures).unwrap());
         for (a, b) in entropy.iter().zip(&plain) {
             assert!((a - b).abs() < 1e-4 && *a > 0.0 && *a <= (v as f32).ln() + 1e-4, "{a} {b}");
@@ -307,21 +311,28 @@ fn token_logprobs_are_those_of_the_softmax_at_a_temperature() {
 }
 
 #[test]
-fn token_kl_is_that_of_both_softmaxes_and_nothing_between_equal_ones() {
+fn the_distance_of_two_distributions_is_that_of_both_softmaxes_and_nothing_between_equal_ones() {
     for (m, e, v) in [(1, 8, 5), (70, 16, 301), (3, 24, 1100)] {
         let head = Frozen::new(&tensor(1, &[v, e]), DType::F32).unwrap();
+        let targets: Vec<u32> = (0..m).map(|i| (i * 7 % v) as u32).collect();
         let temperatures: Vec<f32> = (0..m).map(|i| 0.5 + (i % 3) as f32 * 0.5).collect();
         let (x, y) = (tensor(2, &[m, e]), tensor(3, &[m, e]));
-        let kl = flat(&token_kl(&x, &y, &head, &temperatures).unwrap());
+        let own = token_distributions(&x, &[&x, &y], &head, &targets, &temperatures).unwrap();
+        let [same, other] = &own.others[..] else { panic!("two were asked for") };
         let plain = flat(&plain::token_kl(&x, &y, &head, &temperatures).unwrap());
-        for (a, b) in kl.iter().zip(&plain) {
+        for (a, b) in flat(&other.kl).iter().zip(&plain) {
             assert!((a - b).abs() < 1e-4 * (1.0 + b.abs()) && *a > 1e-3, "{a} {b}");
         }
-        let none = flat(&token_kl(&x, &x, &head, &temperatures).unwrap());
-        assert!(none.iter().all(|kl| kl.abs() < 1e-6), "{none:?}");
+        assert!(flat(&same.kl).iter().all(|kl| kl.abs() < 1e-6), "{:?}", flat(&same.kl));
+        assert_eq!(flat(&same.logprobs), flat(&own.logprobs));
+        let plain = flat(&plain::token_logprobs(&y, &head, &targets, &temperatures).unwrap());
+        for (a, b) in flat(&other.logprobs).iter().zip(&plain) {
+            assert!((a - b).abs() < 1e-4, "{a} {b}");
+        }
     }
     let head = Frozen::new(&tensor(1, &[4, 6]), DType::F32).unwrap();
-    let e = token_kl(&tensor(2, &[1, 6]), &tensor(2, &[2, 6]), &head, &[1.0]).unwrap_err();
+    let (one, two) = (tensor(2, &[1, 6]), tensor(2, &[2, 6]));
+    let e = token_distributions(&one, &[&two], &head, &[1], &[1.0]).err().unwrap();
     assert!(e.to_string().contains("1 temperatures for 2 rows"), "{e}");
 }
 
