@@ -130,6 +130,9 @@ fn check_head(op: &str, hidden: &Tensor, head: &Frozen, temperatures: &[f32]) ->
     }
 }
 
+/// Log-probabilities under distributions that others are compared with, and the KL to them, both per row.
+type Distances = (Vec<f32>, Vec<f32>);
+
 /// Rows of the head (words of the vocabulary) per block.
 const WORDS: usize = 512;
 
@@ -263,7 +266,7 @@ impl Head {
 
     /// Log-probabilities and entropies of `hidden`, and for each of `others` its log-probabilities and the KL to it,
     /// nats. KL is summed over the whole vocabulary, so it is exact, and never negative except for rounding.
-    pub fn distributions(&self, hidden: &[f32], others: &[&[f32]]) -> (Vec<f32>, Vec<f32>, Vec<(Vec<f32>, Vec<f32>)>) {
+    pub fn distributions(&self, hidden: &[f32], others: &[&[f32]]) -> (Vec<f32>, Vec<f32>, Vec<Distances>) {
         let mut logprobs = vec![0f32; self.inverse_temperatures.len()];
         let e = self.weight.cols();
         let parts = self.by_rows(hidden, &mut logprobs, |at, hidden, inverse, out| {
