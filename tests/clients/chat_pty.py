@@ -52,7 +52,7 @@ class Terminal:
             # A terminal that nobody reads keeps its program waiting.
             if select.select([self.fd], [], [], 0.05)[0]:
                 try:
-                    os.read(self.fd, 65536)
+                    self.all += os.read(self.fd, 65536).decode(errors="replace")
                 except OSError:
                     pass
         os.kill(self.pid, signal.SIGKILL)
@@ -67,7 +67,7 @@ talk.until("\n> ")
 talk.type("\r")
 talk.until("\n> ")
 talk.type("/help\r")
-talk.until("/bye            ends")
+talk.until("/bye            ends, in the midst of an answer too")
 talk.until("\n> ")
 
 # The tab key completes a command, and a mistyped one is said.
@@ -153,6 +153,29 @@ talk.type("\x1b[A")
 talk.until("/bye")
 talk.type("\x15\x04")
 assert talk.ended() == 0
+
+# What is typed while an answer is written is heard after it, but for what ends the talk, which ends the answer, too.
+for tries in range(40):
+    talk = Terminal("--max-tokens", "1500")
+    talk.until("\n> ")
+    talk.type("on and on\r")
+    talk.until("on and on\n")
+    talk.type("/max 7\r")
+    talk.until("answers may have 7 tokens")
+    talk.until("\n> ")
+    talk.type("/max 1500\r")
+    talk.until("answers may have 1500 tokens")
+    talk.until("\n> ")
+    talk.type("on and on\r")
+    talk.until("on and on\n")
+    # Random weights may end it at once.
+    time.sleep(0.003 * (tries % 20))
+    talk.type("/bye\r")
+    assert talk.ended() == 0
+    if "[stopped]" in talk.all:
+        break
+else:
+    raise AssertionError("no answer was stopped by /bye")
 mode = os.stat(os.path.join(cache, "chat_history")).st_mode
 assert mode & 0o077 == 0, oct(mode)
 print("ok")

@@ -4,6 +4,7 @@ mod news;
 mod style;
 mod talk;
 mod terminal;
+mod typed;
 
 use std::io::IsTerminal;
 
@@ -17,6 +18,7 @@ use crate::client::{ChatParams, Client, Daemon};
 use style::dim;
 use talk::{COMMANDS, Heard, Stop, Talk};
 use terminal::{Read, Terminal};
+use typed::Typed;
 
 /// Talk to a running daemon; `+` or `-` rates the last answer
 #[derive(Args)]
@@ -30,7 +32,8 @@ Example:
 
 Lines that are no questions:
 {COMMANDS}
-A line that ends with a backslash goes on with the next one. Ctrl-C stops an answer, Ctrl-D ends."))]
+A line that ends with a backslash goes on with the next one. Ctrl-C stops an answer, Ctrl-D ends.
+Other lines typed while an answer is written are heard after it."))]
 pub struct Options {
     #[command(flatten)]
     daemon: Daemon,
@@ -99,16 +102,25 @@ async fn interactive(mut talk: Talk, client: Client) -> Result<()> {
     let mut news = news::follow(client);
     // From here on Ctrl-C never ends the program: while a line is edited it is a key like any.
     let _caught = signal(SignalKind::interrupt())?;
+    let stop = Stop::Terminal(Typed::default());
     loop {
-        terminal.ask();
-        let read = loop {
-            tokio::select! {
-                read = terminal.read() => break read?,
-                Some(said) = news.recv() => terminal.say(&dim(&said)),
+        let read = match stop.typed() {
+            Some(line) => {
+                println!("> {}", shown_lines(&line));
+                Read::Line(line)
+            }
+            None => {
+                terminal.ask();
+                loop {
+                    tokio::select! {
+                        read = terminal.read() => break read?,
+                        Some(said) = news.recv() => terminal.say(&dim(&said)),
+                    }
+                }
             }
         };
         match read {
-            Read::Line(line) => match talk.hear(&line, &Stop::Interrupt).await {
+            Read::Line(line) => match talk.hear(&line, &stop).await {
                 Ok(Heard::Bye) => return Ok(()),
                 Ok(Heard::All) => {}
                 Err(e) => eprintln!("{}", shown_lines(&format!("{e:#}"))),

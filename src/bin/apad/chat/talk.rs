@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::style::dim;
+use super::typed::{BYE, Typed};
 use crate::answer::{Answer, STOPPED};
 use crate::client::{ChatParams, Client, LearningProps};
 
@@ -25,7 +26,7 @@ pub const COMMANDS: &str = "\
 /max NUMBER     most tokens of an answer from now on
 /new            starts over
 /help           this
-/bye            ends";
+/bye            ends, in the midst of an answer too";
 
 /// The commands' first words, those of `COMMANDS` that begin with a slash.
 pub fn words() -> Vec<String> {
@@ -37,19 +38,26 @@ pub fn words() -> Vec<String> {
 pub enum Stop {
     /// Nothing: nobody is at a terminal.
     Never,
-    /// Ctrl-C from the beginning of the answer on.
-    Interrupt,
+    /// Ctrl-C from the beginning of the answer on, or a line that ends the talk.
+    Terminal(Typed),
 }
 
 impl Stop {
+    /// A line that was typed while an answer was written.
+    pub fn typed(&self) -> Option<String> {
+        match self {
+            Stop::Never => None,
+            Stop::Terminal(typed) => typed.next(),
+        }
+    }
+
     async fn wait(&self) {
-        if let Stop::Interrupt = self
-            // A listener of its own: what was pressed before is over.
-            && let Ok(mut pressed) = signal(SignalKind::interrupt())
-        {
-            pressed.recv().await;
-        } else {
-            std::future::pending().await
+        let Stop::Terminal(typed) = self else { return std::future::pending().await };
+        // A listener of its own: what was pressed before is over.
+        let Ok(mut pressed) = signal(SignalKind::interrupt()) else { return typed.until_bye().await };
+        tokio::select! {
+            _ = pressed.recv() => typed.forget(),
+            () = typed.until_bye() => {}
         }
     }
 }
@@ -91,7 +99,7 @@ impl Talk {
             line.split_once(char::is_whitespace).map_or((line.as_str(), ""), |(word, rest)| (word, rest.trim()));
         match (word, rest) {
             ("", _) => {}
-            ("/bye" | "/exit" | "/quit", "") => return Ok(Heard::Bye),
+            (word, "") if BYE.contains(&word) => return Ok(Heard::Bye),
             ("+", "") => self.rate(1.0).await?,
             ("-", "") => self.rate(-1.0).await?,
             ("/rate", number) => {
