@@ -26,6 +26,9 @@ fn the_demo_learns_reports_and_exits_by_what_it_reached() {
     assert_eq!(report["before"]["prompts"], report["after"]["prompts"]);
     assert_eq!(report["side_by_side"].as_array().map(Vec::len), Some(8));
     assert!(report["after"]["kl_per_response"].as_f64().is_some_and(f64::is_finite), "{log}");
+    for version in ["before", "after"] {
+        assert!(report[version]["text_logprob"].as_f64().is_some_and(|nats| nats < 0.0), "{log}");
+    }
     let rise = report["after"]["mean_reward"].as_f64().unwrap() - report["before"]["mean_reward"].as_f64().unwrap();
     assert_eq!(report["reached"], rise >= 0.5);
     assert_eq!(output.status.code(), Some(if rise >= 0.5 { 0 } else { 1 }), "{log}");

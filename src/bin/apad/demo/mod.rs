@@ -17,7 +17,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail};
 use apa::config::Config;
 use apa::overwrite::check_target_folder;
-use apa::types::{Generation, GenerationId, PolicyVersion};
+use apa::types::{Generation, GenerationId, PolicyVersion, TokenId};
 use clap::Args;
 
 use self::daemon::Daemon;
@@ -144,6 +144,8 @@ struct Seen {
     after: Vec<Rated>,
     /// The answers of `after` with their tokens.
     after_tokens: Vec<Generation>,
+    /// Tokens of the plain sentences.
+    texts: Vec<Vec<TokenId>>,
     side_by_side: Vec<Pair>,
 }
 
@@ -166,11 +168,13 @@ async fn demo(options: &Options, config: Config, screen: &Screen, interrupt: &In
     let named = serde_json::to_value(&config.train)?;
 
     screen.wait("measuring the distance");
-    let mut after = measured(&seen.after, None)?;
+    let (mut before, mut after) = (measured(&seen.before)?, measured(&seen.after)?);
     let last = PolicyVersion(after.version);
-    let answers = seen.after_tokens;
-    let kl = tokio::task::spawn_blocking(move || distance::kl_per_response(&config, last, &answers));
-    after.kl_per_response = Some(interrupt.or(async { kl.await? }).await?.0);
+    let (answers, texts) = (seen.after_tokens, seen.texts);
+    let distance = tokio::task::spawn_blocking(move || distance::measure(&config, last, &answers, &texts));
+    let distance = interrupt.or(async { distance.await? }).await?;
+    (before.kl_per_response, after.kl_per_response) = (Some(0.0), Some(distance.kl_per_response.0));
+    [before.text_logprob, after.text_logprob] = distance.text_logprobs.map(Some);
     screen.line(&after.line());
 
     let mut report = Report {
@@ -182,7 +186,7 @@ async fn demo(options: &Options, config: Config, screen: &Screen, interrupt: &In
             .map(|key| ((*key).to_owned(), named[key.trim_start_matches("train.")].to_string()))
             .collect(),
         rows: seen.rows,
-        before: measured(&seen.before, Some(0.0))?,
+        before,
         after,
         side_by_side: seen.side_by_side,
         reached: false,
@@ -197,7 +201,7 @@ async fn see(options: &Options, config: &Config, screen: &Screen, daemon: &Daemo
     // The seeds of held-back prompts don't depend on --seed: every run is measured with the same dice.
     let held_back: Vec<_> = prompts::held_back().into_iter().zip(1_000_000..).collect();
     let before = users.ask("held-back prompts, first", &held_back).await?;
-    screen.line(&measured(&before, Some(0.0))?.line());
+    screen.line(&Measured { kl_per_response: Some(0.0), ..measured(&before)? }.line());
 
     let mut deck = Deck::new(options.seed);
     let mut dice = options.seed.wrapping_mul(1_000_003)..;
@@ -225,7 +229,8 @@ async fn see(options: &Options, config: &Config, screen: &Screen, daemon: &Daemo
         .map(|((prompt, _), (a, b))| Pair { prompt: (*prompt).into(), before: a.shown(), after: b.shown() })
         .collect();
     let after_tokens = generations(daemon, &after)?;
-    Ok(Seen { rows, before, after, after_tokens, side_by_side })
+    let texts = distance::texts().map(|text| daemon.engine().tokenize(text)).collect::<apa::Result<_>>()?;
+    Ok(Seen { rows, before, after, after_tokens, texts, side_by_side })
 }
 
 /// The recorded answers, with their tokens.
@@ -237,7 +242,7 @@ fn generations(daemon: &Daemon, rated: &[Rated]) -> Result<Vec<Generation>> {
     rated.iter().map(find).collect()
 }
 
-fn measured(rated: &[Rated], kl_per_response: Option<f64>) -> Result<Measured> {
+fn measured(rated: &[Rated]) -> Result<Measured> {
     let rewards: Vec<_> = rated.iter().map(|r| r.reward).collect();
     let (mean_reward, standard_error) = mean_and_error(&rewards);
     Ok(Measured {
@@ -247,7 +252,8 @@ fn measured(rated: &[Rated], kl_per_response: Option<f64>) -> Result<Measured> {
         standard_error,
         mean_tokens: mean(rated, |r| f64::from(r.answer.usage.completion_tokens)),
         cut_off: cut_off(rated),
-        kl_per_response,
+        kl_per_response: None,
+        text_logprob: None,
     })
 }
 

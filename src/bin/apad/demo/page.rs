@@ -101,9 +101,11 @@ fn html(report: &Report, curves: &str) -> String {
         page += &numbers(&cells);
     }
     page += "</table>\n<h2>Held-back prompts</h2>\n<p class=\"dim\">Never trained on; the same prompts and seeds for \
-    both versions.</p>\n<table><tr><th class=\"n\">version</th><th class=\"n\">prompts</th><th class=\"n\">mean \
-             reward</th><th class=\"n\">standard error</th><th class=\"n\">tokens</th><th class=\"n\">cut off</th>\
-             <th class=\"n\">KL, nats</th></tr>\n";
+    both versions. Plain text: sentences of everyday English that nobody rated, and how likely the version finds a \
+    token of them, on average; lower means that more than the taste has changed.</p>\n<table><tr>\
+             <th class=\"n\">version</th><th class=\"n\">prompts</th><th class=\"n\">mean reward</th>\
+             <th class=\"n\">standard error</th><th class=\"n\">tokens</th><th class=\"n\">cut off</th>\
+             <th class=\"n\">KL, nats</th><th class=\"n\">plain text, nats a token</th></tr>\n";
     for measured in [&report.before, &report.after] {
         page += &held_back_row(measured);
     }
@@ -133,6 +135,7 @@ fn held_back_row(measured: &Measured) -> String {
         format!("{:.1}", measured.mean_tokens),
         format!("{:.0}%", 100.0 * measured.cut_off),
         kl_text(measured.kl_per_response),
+        kl_text(measured.text_logprob),
     ])
 }
 

@@ -69,6 +69,9 @@ pub struct Measured {
     pub cut_off: f64,
     /// KL to the initial model on these answers, as in [`Row::kl_per_response`].
     pub kl_per_response: Option<f64>,
+    /// Mean log-probability a token, in nats, of plain sentences that nobody rated: whether the rest of what the model
+    /// knew stayed.
+    pub text_logprob: Option<f64>,
 }
 
 /// One held-back prompt with both answers.
@@ -140,9 +143,11 @@ impl Report {
     /// The last line: what was reached.
     pub fn last_line(&self) -> String {
         let distance = self.after.kl_per_response.map(|kl| format!(", {kl:.1} nats a response from the initial model"));
+        let kept = self.before.text_logprob.zip(self.after.text_logprob);
+        let kept = kept.map(|(first, last)| format!(", plain text at {first:.2} -> {last:.2} nats a token"));
         format!(
             "{}: mean reward of {} held-back prompts {:+.2} -> {:+.2} (a rise of {:.2}; {WANTED_RISE} wanted), \
-             version {} -> {}{}, in {} min {:02} s",
+             version {} -> {}{}{}, in {} min {:02} s",
             if self.reached { "reached" } else { "NOT reached" },
             self.after.prompts,
             self.before.mean_reward,
@@ -151,6 +156,7 @@ impl Report {
             self.before.version,
             self.after.version,
             distance.unwrap_or_default(),
+            kept.unwrap_or_default(),
             self.seconds as u64 / 60,
             self.seconds as u64 % 60,
         )
@@ -208,6 +214,7 @@ pub mod tests {
             mean_tokens: 30.0,
             cut_off: 0.25,
             kl_per_response: kl,
+            text_logprob: kl.map(|kl| -3.0 - kl / 100.0),
         };
         let shown = |text: &str, reward| Shown { text: text.into(), tokens: 22, reward };
         Report {
@@ -242,7 +249,7 @@ pub mod tests {
         assert_eq!(
             report.last_line(),
             "reached: mean reward of 48 held-back prompts -0.75 -> +0.50 (a rise of 1.25; 0.5 wanted), version 0 -> 3, \
-             4.5 nats a response from the initial model, in 6 min 12 s"
+             4.5 nats a response from the initial model, plain text at -3.00 -> -3.04 nats a token, in 6 min 12 s"
         );
         report.reached = false;
         assert!(report.last_line().starts_with("NOT reached"));
