@@ -147,8 +147,11 @@ impl ParsedRequest {
                 ));
             }
             (true, false) => return Ok(Wrapped::Text),
-            // What has begun as a text is no call, and goes on as one.
-            (false, true) => return Ok(Wrapped::No),
+            // What has begun as a text goes on as one, and is no call even if it reads like one: no schema held it.
+            (false, true) => {
+                self.tools.clear();
+                return Ok(Wrapped::No);
+            }
             (false, false) => {}
         }
         let (format, wrapped) = general::format(&self.calls, self.each.sampling.format.as_ref())?;

@@ -158,7 +158,14 @@ await picture('chat')
 
 // Learning.
 await press('New chat')
+await page.setViewport({ width: 390, height: 360 })
 await ask('And now?')
+// What an answer is rated with comes into sight with its end.
+assert.ok(await page.evaluate(() => {
+  const thumbs = [...document.querySelectorAll('[aria-label="Good answer"]')].at(-1)
+  return thumbs.getBoundingClientRect().bottom <= document.querySelector('.composer').getBoundingClientRect().top
+}), 'the thumbs lie below the line to type in')
+await page.setViewport({ width: 1180, height: 860 })
 await page.goto(`${url}/#/learning`)
 await until('Rating', 'figure h3')
 await page.waitForFunction(() => document.querySelectorAll('.canvas canvas').length === 4)

@@ -147,6 +147,13 @@ async fn a_text_that_an_answer_goes_on_with_stays_one_where_tools_are_told_as_te
         !choice["message"]["content"].as_str().unwrap().is_empty() && choice["finish_reason"] == "length",
         "{choice}"
     );
+    // Nor is it a call where it reads like one.
+    let like = r#"{"name": "weather", "arguments": {"else": 1}}"#;
+    let grammar = format!("root ::= {}", serde_json::to_string(like).unwrap());
+    let body = json!({"messages": said, "tools": weather(), "max_tokens": 200, "grammar": grammar});
+    let (_, answer) = server.post("/v1/chat/completions", body).await;
+    let message_of = &answer["choices"][0]["message"];
+    assert_eq!((&message_of["content"], &message_of["tool_calls"]), (&json!(like), &Value::Null), "{answer}");
     let demanded = json!({"messages": said, "tools": weather(), "tool_choice": "required",
         "continue_final_message": true});
     let (status, refused) = server.post("/v1/chat/completions", demanded.clone()).await;

@@ -157,6 +157,8 @@ export function openChat(place) {
     } finally {
       running = null
       busy(false)
+      // What stands below an answer came after its last word.
+      if (follows) toEnd()
       text.focus({ preventScroll: true })
     }
   }
