@@ -14,6 +14,8 @@ mod conformance;
 mod convert;
 #[cfg(feature = "daemon")]
 mod credit;
+#[cfg(feature = "train-cuda")]
+mod cuda;
 #[cfg(feature = "daemon")]
 mod demo;
 mod dialects;

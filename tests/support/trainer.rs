@@ -24,10 +24,14 @@ impl Tiny {
     }
 
     pub fn with(spec: &TinySpec) -> Self {
+        Self::on(&Device::Cpu, spec, Dtype::F32)
+    }
+
+    pub fn on(device: &Device, spec: &TinySpec, dtype: Dtype) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("tiny.gguf");
         tiny_model(&path, spec).unwrap();
-        let decoder = Arc::new(Decoder::load(&path, &Device::Cpu, Dtype::F32).unwrap());
+        let decoder = Arc::new(Decoder::load(&path, device, dtype).unwrap());
         Self { dir, decoder }
     }
 
