@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test build setup header bench-train bench-promotion bench-reward bench-feedback bench-align check-control check-credit check-collapse bench-serve bench-beside check-cuda check-transformers test-swaps dist deb test-dist install fuzz loom memcheck docs
+.PHONY: help demo test build setup header bench-train bench-promotion bench-reward bench-feedback bench-align check-control check-credit check-collapse bench-serve bench-beside check-cuda test-cuda check-transformers test-swaps dist deb test-dist install fuzz loom memcheck docs
 
 # rustup installs here, and a shell that was open before doesn't know it yet.
 export PATH := $(HOME)/.cargo/bin:$(PATH)
@@ -105,6 +105,10 @@ bench-feedback: setup ## durable feedback of 16 clients, a million generations, 
 
 check-cuda: setup ## compiles the trainer for CUDA with its kernels; needs no GPU, installs the compiler from PyPI
 	scripts/check-cuda.sh
+
+test-cuda: setup ## trains on a CUDA device that is emulated on the CPU, and compares; needs no GPU and no toolkit
+	scripts/emulate-cuda.sh --check
+	scripts/emulate-cuda.sh cargo $(TESTS) --release --locked --features train-cuda --test it cuda::
 
 check-transformers: build ## both engines against PyPI's transformers, each architecture, with and without an adapter; a minute; ARGS="gptj llama"
 	APAD="$(APAD)" scripts/check-transformers.sh $(ARGS)

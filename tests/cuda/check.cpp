@@ -20,11 +20,12 @@ int cuMemcpyHtoD_v2(Address, const void *, size_t);
 int cuMemcpyDtoH_v2(void *, Address, size_t);
 int cuModuleLoadData(void **, const void *);
 int cuModuleGetFunction(void **, void *, const char *);
-int cuLaunchKernel(void *, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, void *, void **, void **);
+int cuLaunchKernel(void *, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, void *, void **,
+                   void **);
 void cuMemAllocManaged();
 int cublasCreate_v2(void **);
-int cublasGemmEx(void *, int, int, int, int, int, const void *, const void *, int, int, const void *, int, int, const void *, void *, int,
-                 int, int, int);
+int cublasGemmEx(void *, int, int, int, int, int, const void *, const void *, int, int, const void *, int, int,
+                 const void *, void *, int, int, int, int);
 }
 
 namespace {
@@ -34,7 +35,9 @@ void require(bool that, const std::string &what) {
     printf("FAILED: %s\n", what.c_str());
     exit(1);
 }
-void done(int result, const char *what) { require(result == 0, std::string(what) + " gives " + std::to_string(result)); }
+void done(int result, const char *what) {
+    require(result == 0, std::string(what) + " gives " + std::to_string(result));
+}
 #define DONE(call) done(call, #call)
 
 void *module;
@@ -61,13 +64,15 @@ int launch(const char *name, unsigned blocks, unsigned threads, unsigned shared,
 // Numbers between -1 and 1 that bf16 holds.
 std::vector<float> numbers(size_t count, unsigned seed) {
     std::vector<float> values(count);
-    for (float &x : values) x = static_cast<float>(static_cast<int>((seed = seed * 1664525 + 1013904223) >> 24) - 128) / 128;
+    for (float &x : values)
+        x = static_cast<float>(static_cast<int>((seed = seed * 1664525 + 1013904223) >> 24) - 128) / 128;
     return values;
 }
 void near(const std::vector<float> &found, const std::vector<float> &expected, const char *what) {
     for (size_t i = 0; i < expected.size(); i++)
-        require(std::fabs(found[i] - expected[i]) < 1e-3f,
-                std::string(what) + ": " + std::to_string(found[i]) + " at " + std::to_string(i) + ", expected " + std::to_string(expected[i]));
+        require(std::fabs(found[i] - expected[i]) < 1e-3f, std::string(what) + ": " + std::to_string(found[i]) +
+                                                               " at " + std::to_string(i) + ", expected " +
+                                                               std::to_string(expected[i]));
 }
 
 // The process must end and say this.
@@ -87,7 +92,8 @@ void tells(const std::string &message, const std::function<void()> &fault) {
     close(ends[0]);
     int status;
     waitpid(child, &status, 0);
-    require(WIFSIGNALED(status) && text.find(message) != std::string::npos, "no \"" + message + "\" in \"" + text + "\"");
+    require(WIFSIGNALED(status) && text.find(message) != std::string::npos,
+            "no \"" + message + "\" in \"" + text + "\"");
 }
 
 void computes() {
@@ -108,7 +114,8 @@ void computes() {
     for (int k : {16, 64}) {
         std::vector<float> a = numbers(16 * k, 3), b = numbers(16 * k, 4), c(256), one{1}, none{0};
         for (int i = 0; i < 256 * k; i++) c[i / k] += a[i / k / 16 * k + i % k] * b[i / k % 16 * k + i % k];
-        Address left = device(std::vector<__nv_bfloat16>(a.begin(), a.end())), right = device(std::vector<__nv_bfloat16>(b.begin(), b.end()));
+        Address left = device(std::vector<__nv_bfloat16>(a.begin(), a.end())),
+                right = device(std::vector<__nv_bfloat16>(b.begin(), b.end()));
         to = device(std::vector<float>(256));
         DONE(launch("tiles", 1, 32, 0, left, right, to, k));
         near(host(to, 256), c, "a product of tiles");
@@ -117,7 +124,8 @@ void computes() {
         DONE(cublasCreate_v2(&handle));
         Address out;
         DONE(cuMemAlloc_v2(&out, 256 * sizeof(float)));
-        DONE(cublasGemmEx(handle, 1, 0, 16, 16, k, one.data(), at[0], 14, k, at[1], 14, k, none.data(), reinterpret_cast<void *>(out), 0, 16, 68, -1));
+        DONE(cublasGemmEx(handle, 1, 0, 16, 16, k, one.data(), at[0], 14, k, at[1], 14, k, none.data(),
+                          reinterpret_cast<void *>(out), 0, 16, 68, -1));
         near(host(out, 256), c, "a product of cuBLAS");
     }
 }
@@ -125,24 +133,33 @@ void computes() {
 void tells_faults() {
     Address memory = device(std::vector<float>(64));
     Address halves = device(std::vector<__nv_bfloat16>(512));
-    tells("kernel beyond_memory: block (0, 0, 0), thread (0, 0, 0): touches", [=] { launch("beyond_memory", 1, 1, 0, memory, 64); });
+    tells("kernel beyond_memory: block (0, 0, 0), thread (0, 0, 0): touches",
+          [=] { launch("beyond_memory", 1, 1, 0, memory, 64); });
     tells("byte 256 of an allocation of 256", [=] { launch("beyond_memory", 1, 1, 0, memory, 64); });
     tells("freed or never allocated", [=] { cuMemFree_v2(memory), launch("beyond_memory", 1, 1, 0, memory, 0); });
-    tells("check.cu:63: index 32 is beyond its array", [=] { launch("beyond_array", 1, 32, 0, memory, 1); });
+    tells("index 32 is beyond its array", [=] { launch("beyond_array", 1, 32, 0, memory, 1); });
     tells("kernel beyond_shared", [=] { launch("beyond_shared", 1, 1, 128, memory, 32); });
     tells("32 of 64 threads wait at a barrier", [=] { launch("half_a_barrier", 1, 64, 0, memory); });
-    tells("of warp 0 16 threads wait at a barrier, 16 in an operation of the warp", [=] { launch("half_a_warp", 1, 32, 0, memory); });
+    tells("of warp 0 16 threads wait at a barrier, 16 in an operation of the warp",
+          [=] { launch("half_a_warp", 1, 32, 0, memory); });
+    tells("isn't aligned to 16 bytes", [=] { launch("misaligned", 1, 1, 0, memory, 2); });
     tells("isn't aligned to 32 bytes", [=] { launch("tile_awry", 1, 32, 0, halves); });
     tells("which is no allocation", [=] { cuMemFree_v2(memory + 4); });
     tells("cuMemcpyDtoH touches 260 bytes", [=] { host(memory, 65); });
-    tells("cuMemAllocManaged is not implemented", [] {
-        cuMemAllocManaged();
-    });
-    require(launch("beyond_shared", 1, 1, 49 << 10, memory, 0) == 1, "dynamic shared memory beyond 48 KB that wasn't asked for");
+    tells("cuMemAllocManaged is not implemented", [] { cuMemAllocManaged(); });
+    require(launch("beyond_shared", 1, 1, 49 << 10, memory, 0) == 1,
+            "dynamic shared memory beyond 48 KB that wasn't asked for");
     require(launch("beyond_memory", 0, 1, 0, memory, 0) == 1, "a grid without blocks");
     void *function, *other;
     DONE(cuModuleLoadData(&other, "// other.cu, see tests/cuda"));
     require(cuModuleGetFunction(&function, other, "sums") == 500, "a kernel of another module");
+
+    DONE(launch("misaligned", 1, 1, 0, memory, 4));
+    for (int again = 0; again < 2; again++) {
+        DONE(launch("unwritten_shared", 1, 64, 0, memory));
+        std::vector<float> values = host(memory, 64);
+        require(values[31] == 1 && std::isnan(values[32]), "shared memory that wasn't written");
+    }
 
     // A barrier that is missing shows by the order of threads.
     std::vector<float> line = numbers(64, 5);

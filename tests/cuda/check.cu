@@ -73,11 +73,22 @@ extern "C" __global__ void half_a_barrier(float *out) {
 }
 extern "C" __global__ void half_a_warp(float *out) {
     float x = 1;
-    if (threadIdx.x < 16) x = __shfl_xor_sync(0xffffffff, x, 1);
-    else __syncthreads();
+    if (threadIdx.x < 16)
+        x = __shfl_xor_sync(0xffffffff, x, 1);
+    else
+        __syncthreads();
     out[threadIdx.x] = x;
 }
 extern "C" __global__ void tile_awry(const __nv_bfloat16 *a) {
     nvcuda::wmma::fragment<nvcuda::wmma::matrix_a, 16, 16, 16, __nv_bfloat16, nvcuda::wmma::row_major> left;
     load_matrix_sync(left, a + 1, 16);
+}
+extern "C" __global__ void misaligned(float *out, int at) {
+    *reinterpret_cast<float4 *>(out + at) = make_float4(1, 2, 3, 4);
+}
+extern "C" __global__ void unwritten_shared(float *out) {
+    __shared__ __align__(16) float row[64];
+    if (threadIdx.x < 32) row[threadIdx.x] = 1;
+    __syncthreads();
+    out[threadIdx.x] = row[threadIdx.x];
 }

@@ -6,5 +6,4 @@ int curandSetPseudoRandomGeneratorSeed(void *, unsigned long long) { return 0; }
 int curandSetGeneratorOffset(void *, unsigned long long) { return 0; }
 int curandSetStream(void *, void *) { return 0; }
 int curandDestroyGenerator(void *generator) { return delete static_cast<char *>(generator), 0; }
-
 }

@@ -1,8 +1,9 @@
-// CUDA C++ as kernels see it, for a compiler of the CPU; stands in for cuda_runtime.h, cuda_fp16.h, cuda_bf16.h, mma.h and others.
+// CUDA C++ as kernels see it, for a compiler of the CPU. Stands in for cuda_runtime.h, cuda_bf16.h, mma.h and others.
 #pragma once
 #include "machine.h"
 #include "numbers.h"
 #include <algorithm>
+#include <array>
 #include <cassert>
 #include <cstdio>
 #include <limits>
@@ -15,8 +16,9 @@
 #define __host__
 #define __constant__
 #define __forceinline__ inline
-#define __align__(n) alignas(n)
-// module.sh sees to __global__, __launch_bounds__ and __shared__, which is memory of the CPU thread that runs the block.
+#define __align__(n) __attribute__((aligned(n)))
+// module.sh sees to __global__, __launch_bounds__ and __shared__, which is memory of the CPU thread that runs the
+// block.
 
 #undef assert
 #define assert(that) ((that) ? void() : emu::fail("%s:%d: not so: %s", __FILE__, __LINE__, #that))
@@ -50,12 +52,12 @@ T *dynamic_shared() {
 }  // namespace emu
 
 // Vectors of 2, 3 and 4.
-#define EMU_VECTORS(T, name, two, four)                                     \
-    struct alignas(two) name##2 { T x, y; };                                \
-    struct name##3 { T x, y, z; };                                          \
-    struct alignas(four) name##4 { T x, y, z, w; };                         \
-    inline name##2 make_##name##2(T x, T y) { return {x, y}; }              \
-    inline name##3 make_##name##3(T x, T y, T z) { return {x, y, z}; }      \
+#define EMU_VECTORS(T, name, two, four)                                \
+    struct alignas(two) name##2 { T x, y; };                           \
+    struct name##3 { T x, y, z; };                                     \
+    struct alignas(four) name##4 { T x, y, z, w; };                    \
+    inline name##2 make_##name##2(T x, T y) { return {x, y}; }         \
+    inline name##3 make_##name##3(T x, T y, T z) { return {x, y, z}; } \
     inline name##4 make_##name##4(T x, T y, T z, T w) { return {x, y, z, w}; }
 EMU_VECTORS(float, float, 8, 16)
 EMU_VECTORS(double, double, 16, 16)
@@ -88,7 +90,8 @@ inline int __all_sync(unsigned mask, int vote) { return __ballot_sync(mask, !vot
 
 namespace emu {
 
-// What the lane `from` told of those in the same part of the warp; one's own value from beyond it, 0xFF of a lane that isn't there.
+// What the lane `from` told of those in the same part of the warp; one's own value from beyond it, 0xFF of a lane that
+// isn't there.
 template <class T>
 T shuffle(unsigned mask, T own, int from, int width) {
     static_assert(sizeof(T) <= 8);
@@ -133,16 +136,16 @@ T atomically(T *address, F next) {
     return old;
 }
 }  // namespace emu
-#define EMU_ATOMIC(name, next)                                              \
-    template <class T>                                                      \
-    inline T name(T *address, emu::same<T> v) {                             \
-        return emu::atomically(address, [=](T old) -> T { return next; });  \
+#define EMU_ATOMIC(name, next)                                             \
+    template <class T>                                                     \
+    inline T name(T *address, emu::same<T> v) {                            \
+        return emu::atomically(address, [=](T old) -> T { return next; }); \
     }
 EMU_ATOMIC(atomicAdd, old + v)
 EMU_ATOMIC(atomicSub, old - v)
 EMU_ATOMIC(atomicMax, old < v ? v : old)
 EMU_ATOMIC(atomicMin, v < old ? v : old)
-EMU_ATOMIC(atomicAnd, old & v)
+EMU_ATOMIC(atomicAnd, old &v)
 EMU_ATOMIC(atomicOr, old | v)
 EMU_ATOMIC(atomicXor, old ^ v)
 EMU_ATOMIC(atomicExch, v)
@@ -185,9 +188,13 @@ inline double rsqrt(double x) { return 1 / sqrt(x); }
 inline double normcdf(double x) { return erfc(-x * 0.70710678118654752440) / 2; }
 inline float normcdff(float x) { return static_cast<float>(normcdf(x)); }
 template <class T>
-inline T __ldg(const T *address) { return *address; }
+inline T __ldg(const T *address) {
+    return *address;
+}
 template <class T>
-inline T __ldcs(const T *address) { return *address; }
+inline T __ldcs(const T *address) {
+    return *address;
+}
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
 inline int __clz(int x) { return x ? __builtin_clz(static_cast<unsigned>(x)) : 32; }
 inline int __ffs(int x) { return __builtin_ffs(x); }
@@ -235,14 +242,16 @@ inline __half2 make_half2(__half x, __half y) { return {x, y}; }
 inline __half2 __half2half2(__half x) { return {x, x}; }
 inline float __low2float(__half2 v) { return v.x; }
 inline float __high2float(__half2 v) { return v.y; }
+inline __nv_bfloat16 __low2bfloat16(__nv_bfloat162 v) { return v.x; }
+inline __nv_bfloat16 __high2bfloat16(__nv_bfloat162 v) { return v.y; }
 inline __half __low2half(__half2 v) { return v.x; }
 inline __half __high2half(__half2 v) { return v.y; }
 namespace emu {
-#define EMU_SMALL(name, value)                   \
-    template <class F>                           \
-    inline Small<F> name(Small<F> a) {           \
-        float x = a;                             \
-        return value;                            \
+#define EMU_SMALL(name, value)         \
+    template <class F>                 \
+    inline Small<F> name(Small<F> a) { \
+        float x = a;                   \
+        return value;                  \
     }
 EMU_SMALL(hsqrt, sqrtf(x))
 EMU_SMALL(hcos, cosf(x))
@@ -252,28 +261,38 @@ EMU_SMALL(hexp, expf(x))
 EMU_SMALL(hrsqrt, 1 / sqrtf(x))
 EMU_SMALL(__habs, fabsf(x))
 EMU_SMALL(__hneg, -x)
-#define EMU_SMALL_TWO(name, value)                        \
-    template <class F>                                    \
-    inline Small<F> name(Small<F> a, Small<F> b) {        \
-        float x = a, y = b;                               \
-        return value;                                     \
-    }                                                     \
-    template <class F>                                    \
-    inline SmallPair<F> name##2(SmallPair<F> a, SmallPair<F> b) { return {name(a.x, b.x), name(a.y, b.y)}; }
+#define EMU_SMALL_TWO(name, value)                                \
+    template <class F>                                            \
+    inline Small<F> name(Small<F> a, Small<F> b) {                \
+        float x = a, y = b;                                       \
+        return value;                                             \
+    }                                                             \
+    template <class F>                                            \
+    inline SmallPair<F> name##2(SmallPair<F> a, SmallPair<F> b) { \
+        return {name(a.x, b.x), name(a.y, b.y)};                  \
+    }
 EMU_SMALL_TWO(__hadd, x + y)
 EMU_SMALL_TWO(__hsub, x - y)
-EMU_SMALL_TWO(__hmul, x * y)
+EMU_SMALL_TWO(__hmul, x *y)
 EMU_SMALL_TWO(__hdiv, x / y)
 EMU_SMALL_TWO(__hmax, fmaxf(x, y))
 EMU_SMALL_TWO(__hmin, fminf(x, y))
 template <class F>
-inline __attribute__((always_inline)) bool __hisnan(Small<F> x) { return std::isnan(static_cast<float>(x)); }
+inline __attribute__((always_inline)) bool __hisnan(Small<F> x) {
+    return std::isnan(static_cast<float>(x));
+}
 template <class F>
-inline Small<F> __hmax_nan(Small<F> a, Small<F> b) { return __hisnan(a) || __hisnan(b) ? Small<F>(NAN) : __hmax(a, b); }
+inline Small<F> __hmax_nan(Small<F> a, Small<F> b) {
+    return __hisnan(a) || __hisnan(b) ? Small<F>(NAN) : __hmax(a, b);
+}
 template <class F>
-inline Small<F> __hmin_nan(Small<F> a, Small<F> b) { return __hisnan(a) || __hisnan(b) ? Small<F>(NAN) : __hmin(a, b); }
+inline Small<F> __hmin_nan(Small<F> a, Small<F> b) {
+    return __hisnan(a) || __hisnan(b) ? Small<F>(NAN) : __hmin(a, b);
+}
 template <class F>
-inline Small<F> __hfma(Small<F> a, Small<F> b, Small<F> c) { return fmaf(a, b, c); }
+inline Small<F> __hfma(Small<F> a, Small<F> b, Small<F> c) {
+    return fmaf(a, b, c);
+}
 }  // namespace emu
 
 // Candle names this type in every file; numbers of 8 bits aren't emulated.
@@ -315,11 +334,12 @@ void check_tile(const T *tile, unsigned leading) {
     for (uint64_t other : told.values)
         if (other != told.values[0]) emu::fail("lanes name different tiles");
     if (told.values[0] % 32) emu::fail("a tile at %p isn't aligned to 32 bytes", static_cast<const void *>(tile));
-    if (leading * sizeof(T) % 16) emu::fail("rows of a tile are %u elements apart, which aren't multiples of 16 bytes", leading);
+    if (leading * sizeof(T) % 16)
+        emu::fail("rows of a tile are %u elements apart, which aren't multiples of 16 bytes", leading);
 }
 
 template <class F, class A>
-void each_element(bool by_row, unsigned leading, F &fragment, A action) {
+__attribute__((no_sanitize("bounds"))) void each_element(bool by_row, unsigned leading, F &fragment, A action) {
     for (int e = 0; e < F::num_elements; e++) {
         unsigned i = e * 32 + emu::lane(), row = i / F::columns, column = i % F::columns;
         action(fragment.x[e], by_row ? row * leading + column : column * leading + row);
@@ -347,26 +367,28 @@ void fill_fragment(fragment<Use, m, n, k, T, Layout> &fragment, emu::same<T> val
     for (T &x : fragment.x) x = value;
 }
 template <int m, int n, int k, class S, class T, class A, class B>
-void mma_sync(fragment<accumulator, m, n, k, S> &d, const fragment<matrix_a, m, n, k, T, A> &a,
-              const fragment<matrix_b, m, n, k, T, B> &b, const fragment<accumulator, m, n, k, S> &c) {
-    auto sums = c;
-    // Every lane reads the parts that the others hold, and then waits until they have read its own.
-    struct Parts {
-        const fragment<matrix_a, m, n, k, T, A> *a;
-        const fragment<matrix_b, m, n, k, T, B> *b;
-    } own{&a, &b}, all[32];
+__attribute__((no_sanitize("bounds"))) void mma_sync(fragment<accumulator, m, n, k, S> &d,
+                                                     const fragment<matrix_a, m, n, k, T, A> &a,
+                                                     const fragment<matrix_b, m, n, k, T, B> &b,
+                                                     const fragment<accumulator, m, n, k, S> &c) {
+    auto own = std::make_tuple(&a, &b, &c, &d);
     const emu::Collective &told = emu::collective(~0u, reinterpret_cast<uint64_t>(&own));
     if (told.lanes != ~0u) emu::fail("only lanes %08x take part in a product of tiles", told.lanes);
-    for (int i = 0; i < 32; i++) all[i] = *reinterpret_cast<const Parts *>(told.values[i]);
-    for (int e = 0; e < sums.num_elements; e++) {
-        int i = e * 32 + emu::own_lane(), row = i / n, column = i % n;
-        for (int p = 0; p < k; p++) {
-            int left = row * k + p, right = p * n + column;
-            sums.x[e] += static_cast<S>(all[left % 32].a->x[left / 32]) * static_cast<S>(all[right % 32].b->x[right / 32]);
-        }
+    // One lane multiplies for all, who wait for it.
+    if (emu::lane() == 0) {
+        std::array<decltype(own), 32> of;
+        for (int i = 0; i < 32; i++) of[i] = *reinterpret_cast<const decltype(own) *>(told.values[i]);
+        S left[m * k], right[k * n], sums[m * n];
+        for (int i = 0; i < m * k; i++) left[i] = static_cast<S>(std::get<0>(of[i % 32])->x[i / 32]);
+        for (int i = 0; i < k * n; i++) right[i] = static_cast<S>(std::get<1>(of[i % 32])->x[i / 32]);
+        for (int i = 0; i < m * n; i++) sums[i] = std::get<2>(of[i % 32])->x[i / 32];
+        for (int row = 0; row < m; row++)
+            for (int p = 0; p < k; p++)
+                for (int column = 0; column < n; column++)
+                    sums[row * n + column] += left[row * k + p] * right[p * n + column];
+        for (int i = 0; i < m * n; i++) std::get<3>(of[i % 32])->x[i / 32] = sums[i];
     }
     emu::collective(~0u, 0);
-    d = sums;
 }
 
 }  // namespace nvcuda::wmma

@@ -1,4 +1,4 @@
-// The CUDA driver as cudarc and candle call it. Everything is done when a call returns: streams and events are only names.
+// The CUDA driver as cudarc and candle call it. All is done when a call returns: streams and events are only names.
 #include "machine.h"
 #include <algorithm>
 #include <chrono>
@@ -50,14 +50,20 @@ const Kernels &kernels() {
         if (!dir) emu::fail("EMU_MODULES names no folder: use scripts/emulate-cuda.sh");
         std::vector<std::string> names;
         while (const dirent *entry = readdir(dir))
-            if (std::string name = entry->d_name; name.size() > 3 && name.substr(name.size() - 3) == ".so") names.push_back(name);
+            if (std::string name = entry->d_name; name.size() > 3 && name.substr(name.size() - 3) == ".so")
+                names.push_back(name);
         closedir(dir);
         for (const std::string &name : names) {
             void *library = dlopen((std::string(folder) + "/" + name).c_str(), RTLD_NOW | RTLD_LOCAL);
             if (!library) emu::fail("%s", dlerror());
             auto *kernel = static_cast<emu::Kernel *>(dlsym(library, "emu_kernels"));
-            for (; kernel && kernel->name; kernel++)
-                if (!all.emplace(kernel->name, std::pair(kernel, name)).second) emu::fail("two kernels are named %s", kernel->name);
+            auto *shared = reinterpret_cast<void *(*)()>(dlsym(library, "emu_shared"));
+            for (; kernel && kernel->name; kernel++) {
+                // Candle's have much of it, and are trusted.
+                if (name.rfind("candle-", 0)) kernel->shared = shared;
+                if (!all.emplace(kernel->name, std::pair(kernel, name)).second)
+                    emu::fail("two kernels are named %s", kernel->name);
+            }
         }
         return all;
     }();
@@ -74,20 +80,24 @@ bool declares(const Module &module, const std::string &kernel, const std::string
 // What a device is asked: compute capability 9.0 and what an H100 says.
 int attribute(int which) {
     switch (which) {
-        case 1: case 2: case 3: return 1024;   // threads of a block, in x, in y
-        case 4: return 64;                     // in z
-        case 5: return 0x7FFFFFFF;             // blocks of a grid in x
-        case 6: case 7: return 65535;          // in y, in z
-        case 8: return 48 << 10;               // shared memory of a block
-        case 10: return 32;                    // lanes of a warp
-        case 12: case 82: return 65536;        // registers of a block, of a multiprocessor
-        case 16: return 132;                   // multiprocessors
-        case 39: return 2048;                  // threads of a multiprocessor
+        case 1:
+        case 2:
+        case 3: return 1024;        // threads of a block, in x, in y
+        case 4: return 64;          // in z
+        case 5: return 0x7FFFFFFF;  // blocks of a grid in x
+        case 6:
+        case 7: return 65535;     // in y, in z
+        case 8: return 48 << 10;  // shared memory of a block
+        case 10: return 32;       // lanes of a warp
+        case 12:
+        case 82: return 65536;  // registers of a block, of a multiprocessor
+        case 16: return 132;    // multiprocessors
+        case 39: return 2048;   // threads of a multiprocessor
         case 75: return static_cast<int>(emu::setting("EMU_COMPUTE_CAP", 90) / 10);
         case 76: return static_cast<int>(emu::setting("EMU_COMPUTE_CAP", 90) % 10);
-        case 81: return 228 << 10;             // shared memory of a multiprocessor
-        case 97: return 227 << 10;             // shared memory of a block that asks for it
-        case 115: return 1;                    // memory pools
+        case 81: return 228 << 10;  // shared memory of a multiprocessor
+        case 97: return 227 << 10;  // shared memory of a block that asks for it
+        case 115: return 1;         // memory pools
         default: emu::fail("device attribute %d isn't known", which);
     }
 }
@@ -125,7 +135,8 @@ struct AtExit {
         for (const auto &[name, kernel] : kernels())
             if (kernel.first->launches) used.push_back(kernel.first);
         std::sort(used.begin(), used.end(), [](auto *a, auto *b) { return a->seconds > b->seconds; });
-        for (const auto *kernel : used) fprintf(stderr, "%9ld launches %9.3f s  %s\n", kernel->launches, kernel->seconds, kernel->name);
+        for (const auto *kernel : used)
+            fprintf(stderr, "%9ld launches %9.3f s  %s\n", kernel->launches, kernel->seconds, kernel->name);
     }
 } at_exit;
 
@@ -191,7 +202,9 @@ Result cuEventElapsedTime(float *milliseconds, const Event *start, const Event *
 }
 
 Result cuMemAlloc_v2(Address *address, size_t bytes) { return bytes ? allocate(address, bytes) : invalid_value; }
-Result cuMemAllocAsync(Address *address, size_t bytes, void *) { return bytes ? allocate(address, bytes) : (*address = 0, ready()); }
+Result cuMemAllocAsync(Address *address, size_t bytes, void *) {
+    return bytes ? allocate(address, bytes) : (*address = 0, ready());
+}
 Result cuMemFree_v2(Address address) {
     if (address) emu::release(at(address));
     return ready();
@@ -203,20 +216,31 @@ Result cuMemHostAlloc(void **memory, size_t bytes, unsigned) {
 }
 Result cuMemFreeHost(void *memory) { return free(memory), success; }
 
-Result cuMemcpyHtoD_v2(Address to, const void *from, size_t bytes) { return copy(at(to), from, bytes, true, false, "cuMemcpyHtoD"); }
-Result cuMemcpyDtoH_v2(void *to, Address from, size_t bytes) { return copy(to, at(from), bytes, false, true, "cuMemcpyDtoH"); }
-Result cuMemcpyDtoD_v2(Address to, Address from, size_t bytes) { return copy(at(to), at(from), bytes, true, true, "cuMemcpyDtoD"); }
-Result cuMemcpyHtoDAsync_v2(Address to, const void *from, size_t bytes, void *) { return cuMemcpyHtoD_v2(to, from, bytes); }
+Result cuMemcpyHtoD_v2(Address to, const void *from, size_t bytes) {
+    return copy(at(to), from, bytes, true, false, "cuMemcpyHtoD");
+}
+Result cuMemcpyDtoH_v2(void *to, Address from, size_t bytes) {
+    return copy(to, at(from), bytes, false, true, "cuMemcpyDtoH");
+}
+Result cuMemcpyDtoD_v2(Address to, Address from, size_t bytes) {
+    return copy(at(to), at(from), bytes, true, true, "cuMemcpyDtoD");
+}
+Result cuMemcpyHtoDAsync_v2(Address to, const void *from, size_t bytes, void *) {
+    return cuMemcpyHtoD_v2(to, from, bytes);
+}
 Result cuMemcpyDtoHAsync_v2(void *to, Address from, size_t bytes, void *) { return cuMemcpyDtoH_v2(to, from, bytes); }
 Result cuMemcpyDtoDAsync_v2(Address to, Address from, size_t bytes, void *) { return cuMemcpyDtoD_v2(to, from, bytes); }
 Result cuMemsetD8_v2(Address address, unsigned char value, size_t bytes) { return fill(address, value, bytes); }
-Result cuMemsetD8Async(Address address, unsigned char value, size_t bytes, void *) { return fill(address, value, bytes); }
+Result cuMemsetD8Async(Address address, unsigned char value, size_t bytes, void *) {
+    return fill(address, value, bytes);
+}
 
 Result cuModuleLoadData(Module **module, const char *image) { return *module = new Module{image}, ready(); }
 Result cuModuleUnload(Module *module) { return delete module, success; }
 Result cuModuleGetFunction(emu::Kernel **function, const Module *module, const char *name) {
     auto found = kernels().find(name);
-    if (found != kernels().end() && declares(*module, name, found->second.second)) return *function = found->second.first, ready();
+    if (found != kernels().end() && declares(*module, name, found->second.second))
+        return *function = found->second.first, ready();
     fprintf(stderr, "emulated CUDA: no kernel %s in the module\n", name);
     return not_found;
 }
@@ -235,11 +259,12 @@ Result cuFuncSetCacheConfig(emu::Kernel *, int) { return success; }
 Result cuLaunchKernel(emu::Kernel *kernel, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz,
                       unsigned shared, void *, void **arguments, void **) {
     if (Result r = ready()) return r;
-    bool fits = gx && gy && gz && bx && by && bz && gx <= 0x7FFFFFFF && gy <= 65535 && gz <= 65535 && bx <= 1024 && by <= 1024 &&
-                bz <= 64 && size_t{bx} * by * bz <= 1024 && shared <= kernel->dynamic_shared;
+    bool fits = gx && gy && gz && bx && by && bz && gx <= 0x7FFFFFFF && gy <= 65535 && gz <= 65535 && bx <= 1024 &&
+                by <= 1024 && bz <= 64 && size_t{bx} * by * bz <= 1024 && shared <= kernel->dynamic_shared;
     if (!fits) {
-        fprintf(stderr, "emulated CUDA: kernel %s: no grid of (%u, %u, %u) blocks of (%u, %u, %u) threads with %u bytes\n", kernel->name,
-                gx, gy, gz, bx, by, bz, shared);
+        fprintf(stderr,
+                "emulated CUDA: kernel %s: no grid of (%u, %u, %u) blocks of (%u, %u, %u) threads with %u bytes\n",
+                kernel->name, gx, gy, gz, bx, by, bz, shared);
         return invalid_value;
     }
     emu::launch({kernel, arguments, {gx, gy, gz}, {bx, by, bz}, shared});

@@ -6,6 +6,8 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <link.h>
+#include <map>
 #include <mutex>
 #include <sys/mman.h>
 #include <vector>
@@ -74,7 +76,8 @@ class Worker {
     void pass();
     void finish_collectives(unsigned warp);
     void stuck(unsigned warp, const char *what);
-    char *shared(unsigned bytes);
+    char *dynamic_shared(unsigned bytes);
+    void forget_shared(void *(*shared)());
     Fiber *fiber();
 
     std::vector<Thread> threads;
@@ -84,6 +87,7 @@ class Worker {
     Collective ring[64];
     unsigned next_in_ring = 0;
     char *shared_memory = nullptr;
+    std::map<void *(*)(), std::pair<void *, size_t>> static_shared;  // by module
 };
 
 thread_local Worker *worker = nullptr;
@@ -135,7 +139,8 @@ Fiber *Worker::fiber() {
         idle.pop_back();
         return fiber;
     }
-    void *memory = mmap(nullptr, stack_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    void *memory =
+        mmap(nullptr, stack_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (memory == MAP_FAILED || mprotect(memory, page, PROT_NONE)) fail("no memory for the stack of a thread");
     auto *fiber = new Fiber{static_cast<char *>(memory), nullptr};
     // What emu_switch takes from the stack: six registers, where to go on, and no caller.
@@ -183,9 +188,11 @@ void Worker::stuck(unsigned warp, const char *what) {
     unsigned waiting[5] = {};
     for (unsigned t = first; t < last; t++) waiting[static_cast<int>(threads[t].state)]++;
     fail("%s: of warp %u %u threads wait at a barrier, %u in an operation of the warp, %u have ended", what, warp,
-         waiting[static_cast<int>(State::barrier)], waiting[static_cast<int>(State::collective)], waiting[static_cast<int>(State::done)]);
+         waiting[static_cast<int>(State::barrier)], waiting[static_cast<int>(State::collective)],
+         waiting[static_cast<int>(State::done)]);
 }
 
+// Lets those lanes go on whose partners have all come.
 void Worker::finish_collectives(unsigned warp) {
     for (unsigned t = first; t < last; t++) {
         if (threads[t].state != State::collective) continue;
@@ -199,14 +206,15 @@ void Worker::finish_collectives(unsigned warp) {
         if (!(lanes >> (t - first) & 1)) stuck(warp, "a lane isn't in the mask that it names");
         if (!all) continue;
         Collective &told = ring[next_in_ring++ % 64];
-        memset(&told, 0xFF, sizeof told);
         told.lanes = lanes;
-        for (unsigned o = first; o < last; o++) {
-            if (!(lanes >> (o - first) & 1)) continue;
-            told.values[o - first] = threads[o].value;
+        for (unsigned o = first; o < first + 32; o++) {
+            bool takes_part = lanes >> (o - first) & 1;
+            told.values[o - first] = takes_part ? threads[o].value : ~uint64_t{0};
+            if (!takes_part) continue;
             threads[o].told = &told;
             threads[o].state = State::ready;
         }
+        if (lanes == ~0u) return;
     }
 }
 
@@ -214,7 +222,8 @@ void Worker::run_warp(unsigned warp) {
     first = warp * 32;
     last = std::min<unsigned>(first + 32, threads.size());
     auto has = [&](State state) {
-        return std::any_of(threads.begin() + first, threads.begin() + last, [=](const Thread &t) { return t.state == state; });
+        return std::any_of(threads.begin() + first, threads.begin() + last,
+                           [=](const Thread &t) { return t.state == state; });
     };
     do {
         pass();
@@ -228,7 +237,8 @@ void Worker::run(const Launch &launch, Dim block) {
     job = &launch;
     Dim size = launch.block;
     threads.resize(size.x * size.y * size.z);
-    char *dynamic = shared(launch.dynamic_shared);
+    char *dynamic = dynamic_shared(launch.dynamic_shared);
+    if (launch.kernel->shared) forget_shared(launch.kernel->shared);
     for (unsigned t = 0; t < threads.size(); t++) {
         Dim index{t % size.x, t / size.x % size.y, t / (size.x * size.y)};
         threads[t] = {{index, block, size, launch.grid, dynamic}, State::fresh, nullptr, 0, 0, nullptr};
@@ -236,7 +246,8 @@ void Worker::run(const Launch &launch, Dim block) {
     unsigned warps = (threads.size() + 31) / 32;
     for (;;) {
         for (unsigned w = 0; w < warps; w++) run_warp(reversed() ? warps - 1 - w : w);
-        size_t waiting = std::count_if(threads.begin(), threads.end(), [](const Thread &t) { return t.state == State::barrier; });
+        size_t waiting =
+            std::count_if(threads.begin(), threads.end(), [](const Thread &t) { return t.state == State::barrier; });
         if (!waiting) break;
         if (waiting < threads.size())
             fail("%zu of %zu threads wait at a barrier, and the others have ended", waiting, threads.size());
@@ -252,8 +263,28 @@ void Worker::wait(State state) {
     emu_switch(&self->sp, sp);
 }
 
+// Static shared memory is what a module has of its own in each CPU thread.
+void Worker::forget_shared(void *(*shared)()) {
+    auto [found, missing] = static_shared.try_emplace(shared, shared(), 0);
+    if (missing) {
+        auto find = [](dl_phdr_info *module, size_t, void *given) {
+            auto *memory = static_cast<std::pair<void *, size_t> *>(given);
+            for (int i = 0; i < module->dlpi_phnum; i++) {
+                const auto &part = module->dlpi_phdr[i];
+                auto from = static_cast<char *>(module->dlpi_tls_data), to = from + part.p_memsz;
+                if (part.p_type != PT_TLS || memory->first < from || memory->first >= to) continue;
+                *memory = {from, part.p_memsz};
+                return 1;
+            }
+            return 0;
+        };
+        dl_iterate_phdr(find, &found->second);
+    }
+    memset(found->second.first, 0xFF, found->second.second);
+}
+
 // Dynamic shared memory ends at a page that can't be touched.
-char *Worker::shared(unsigned bytes) {
+char *Worker::dynamic_shared(unsigned bytes) {
     constexpr size_t room = (most_shared / page + 1) * page;
     if (!shared_memory) {
         void *memory = mmap(nullptr, room + 2 * page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -269,6 +300,7 @@ char *Worker::shared(unsigned bytes) {
 struct sigaction before_ours;
 
 void on_fault(int number, siginfo_t *info, void *) {
+    if (position && info->si_code == SI_KERNEL) fail("touches a vector at an address that isn't aligned");
     if (position) {
         char where[200];
         describe(info->si_addr, where, sizeof where);
@@ -314,8 +346,8 @@ void fail(const char *format, ...) {
     if (const Worker *w = worker; w && w->job) {
         fprintf(stderr, "kernel %s: ", w->job->kernel->name);
         if (const Position *p = position)
-            fprintf(stderr, "block (%u, %u, %u), thread (%u, %u, %u): ", p->block.x, p->block.y, p->block.z, p->thread.x,
-                    p->thread.y, p->thread.z);
+            fprintf(stderr, "block (%u, %u, %u), thread (%u, %u, %u): ", p->block.x, p->block.y, p->block.z,
+                    p->thread.x, p->thread.y, p->thread.z);
     }
     va_list arguments;
     va_start(arguments, format);
@@ -327,12 +359,24 @@ void fail(const char *format, ...) {
 
 }  // namespace emu
 
-// What -fsanitize=bounds calls in a kernel for an index beyond an array, shared or local.
-extern "C" void __ubsan_handle_out_of_bounds_abort(const void *data, uintptr_t index) {
-    struct Source {
-        const char *file;
-        uint32_t line, column;
-    };
-    const auto *source = static_cast<const Source *>(data);
+// What -fsanitize=bounds,alignment calls in a kernel: for an index beyond an array, shared or local, and for an address
+// where no value of the type may lie.
+namespace {
+struct Source {
+    const char *file;
+    uint32_t line, column;
+};
+struct Access {
+    Source source;
+    const char *type;  // after four bytes, its name
+    unsigned char alignment, kind;
+};
+}  // namespace
+extern "C" void __ubsan_handle_out_of_bounds_abort(const Source *source, uintptr_t index) {
     emu::fail("%s:%u: index %ld is beyond its array", source->file, source->line, static_cast<long>(index));
+}
+extern "C" void __ubsan_handle_type_mismatch_v1_abort(const Access *access, uintptr_t address) {
+    const Source &source = access->source;
+    emu::fail("%s:%u: %#lx isn't aligned to %d bytes, as %s has to be", source.file, source.line, address,
+              1 << access->alignment, access->type + 4);
 }

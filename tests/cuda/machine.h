@@ -32,6 +32,8 @@ unsigned lane();
 struct Kernel {
     const char *name;
     void (*call)(void **arguments);
+    // Gives the address of something in the module's static shared memory, which is unwritten when a block begins; or null.
+    void *(*shared)() = nullptr;
     long launches = 0;
     double seconds = 0;
     unsigned dynamic_shared = 48 << 10;  // the most that a launch may ask for

@@ -1,4 +1,4 @@
-// Memory of the emulated device: every allocation ends at a page that can't be touched, and freed addresses never come back.
+// Memory of the emulated device: allocations end at pages that can't be touched, and freed addresses never come back.
 #include "machine.h"
 #include <cinttypes>
 #include <cstdio>
@@ -106,7 +106,8 @@ size_t memory_free() {
 void print_memory() {
     std::lock_guard lock(mutex);
     if (!peak) return;
-    fprintf(stderr, "emulated CUDA: at most %.1f MB of device memory in use, %.1f MB at the end\n", peak / 1048576.0, used / 1048576.0);
+    fprintf(stderr, "emulated CUDA: at most %.1f MB of device memory in use, %.1f MB at the end\n", peak / 1048576.0,
+            used / 1048576.0);
 }
 
 }  // namespace emu

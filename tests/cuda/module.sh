@@ -7,7 +7,7 @@ cxx=${CXX:-g++} text=${module%.so}.ii
 "$cxx" -E -std=c++17 -xc++ -D__CUDACC__ -D__CUDA_ARCH__=800 -I"$here" -include "$here/device.h" "${flags[@]}" "$source" |
     # Dynamic shared memory is where the launch has put it.
     sed -E '/extern\s+__shared__/{
-        s/alignas\s*\([^)]*\)//g
+        s/__attribute__\(\(aligned\([^)]*\)\)\)//g
         s/extern\s+__shared__\s+([A-Za-z_][A-Za-z_0-9: ]*[A-Za-z_0-9])\s+([A-Za-z_0-9]+)\s*\[\s*\]\s*;/\1 *\2 = emu::dynamic_shared<\1>();/g
     }' >"$text"
 {
@@ -16,11 +16,12 @@ cxx=${CXX:-g++} text=${module%.so}.ii
     grep -v '^#' "$text" | tr '\n' ' ' |
         grep -oP 'extern\s+"C"\s+(?:__global__|__launch_bounds__\s*\([^)]*\)|void|\s)+\K\w+(?=\s*\()' | sort |
         sed 's/.*/{"&", [](void **arguments) { emu::call(&, arguments); }},/' || true
-    echo '{nullptr, nullptr}}; }'
+    echo '{nullptr, nullptr}};'
+    echo '__attribute__((visibility("default"))) void *emu_shared() { static thread_local int any; return &any; } }'
 } >"$text.table"
 cat "$text.table" >>"$text" && rm "$text.table"
-# An index beyond an array whose size is known calls the emulator, which says where.
+# An index beyond an array of known size and an address that isn't aligned call the emulator, which says where.
 "$cxx" -c -std=c++17 -xc++ -O2 -march=native -g1 -fPIC -fvisibility=hidden -fno-gnu-unique -fno-strict-aliasing -fwrapv \
-    -fsanitize=bounds -fno-sanitize-recover=bounds -D__global__= '-D__launch_bounds__(...)=' -D__shared__=thread_local \
+    -fsanitize=bounds,alignment -fno-sanitize-recover=bounds,alignment -D__global__= '-D__launch_bounds__(...)=' -D__shared__=thread_local \
     -Wall -Wno-unknown-pragmas "${flags[@]}" -o "${module%.so}.o" "$text"
 "$cxx" -shared -Wl,--no-undefined -o "$module" "${module%.so}.o" "$(dirname "$module")/../lib64/libcuda.so.1"

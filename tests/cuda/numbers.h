@@ -46,18 +46,24 @@ struct Small {
     operator float() const { return Format::wide(__x); }
 };
 
-#define EMU_ARITHMETIC(op)                                                                             \
-    template <class F>                                                                                 \
-    inline Small<F> operator op(Small<F> a, Small<F> b) { return static_cast<float>(a) op static_cast<float>(b); } \
-    template <class F>                                                                                 \
-    inline Small<F> &operator op##=(Small<F> &a, same<Small<F>> b) { return a = a op b; }
+#define EMU_ARITHMETIC(op)                                              \
+    template <class F>                                                  \
+    inline Small<F> operator op(Small<F> a, Small<F> b) {               \
+        return static_cast<float>(a) op static_cast<float>(b);          \
+    }                                                                   \
+    template <class F>                                                  \
+    inline Small<F> &operator op## = (Small<F> & a, same<Small<F>> b) { \
+        return a = a op b;                                              \
+    }
 EMU_ARITHMETIC(+)
 EMU_ARITHMETIC(-)
 EMU_ARITHMETIC(*)
 EMU_ARITHMETIC(/)
-#define EMU_COMPARISON(op) \
-    template <class F>     \
-    inline bool operator op(Small<F> a, Small<F> b) { return static_cast<float>(a) op static_cast<float>(b); }
+#define EMU_COMPARISON(op)                                     \
+    template <class F>                                         \
+    inline bool operator op(Small<F> a, Small<F> b) {          \
+        return static_cast<float>(a) op static_cast<float>(b); \
+    }
 EMU_COMPARISON(==)
 EMU_COMPARISON(!=)
 EMU_COMPARISON(<)
@@ -65,7 +71,9 @@ EMU_COMPARISON(<=)
 EMU_COMPARISON(>)
 EMU_COMPARISON(>=)
 template <class F>
-inline Small<F> operator-(Small<F> a) { return -static_cast<float>(a); }
+inline Small<F> operator-(Small<F> a) {
+    return -static_cast<float>(a);
+}
 
 template <class F>
 struct SmallPair {

@@ -9,5 +9,4 @@ void __cudaRegisterFatBinaryEnd(void **) {}
 void __cudaUnregisterFatBinary(void **) {}
 void __cudaRegisterFunction(void **, const char *, char *, const char *, int, void *, void *, void *, void *, int *) {}
 void __cudaRegisterVar(void **, char *, char *, const char *, int, unsigned long, int, int) {}
-
 }
