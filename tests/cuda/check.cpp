@@ -136,7 +136,7 @@ void tells_faults() {
     tells("kernel beyond_memory: block (0, 0, 0), thread (0, 0, 0): touches",
           [=] { launch("beyond_memory", 1, 1, 0, memory, 64); });
     tells("byte 256 of an allocation of 256", [=] { launch("beyond_memory", 1, 1, 0, memory, 64); });
-    tells("freed or never allocated", [=] { cuMemFree_v2(memory), launch("beyond_memory", 1, 1, 0, memory, 0); });
+    tells("freed or never allocated", [=] { launch("beyond_memory", 1, 1, 0, memory, -2048); });
     tells("index 32 is beyond its array", [=] { launch("beyond_array", 1, 32, 0, memory, 1); });
     tells("kernel beyond_shared", [=] { launch("beyond_shared", 1, 1, 128, memory, 32); });
     tells("32 of 64 threads wait at a barrier", [=] { launch("half_a_barrier", 1, 64, 0, memory); });
@@ -144,6 +144,8 @@ void tells_faults() {
           [=] { launch("half_a_warp", 1, 32, 0, memory); });
     tells("isn't aligned to 16 bytes", [=] { launch("misaligned", 1, 1, 0, memory, 2); });
     tells("isn't aligned to 32 bytes", [=] { launch("tile_awry", 1, 32, 0, halves); });
+    tells("argument 0, ", [=] { cuMemFree_v2(memory), launch("beyond_memory", 1, 1, 0, memory, 0); });
+    tells("argument 0, ", [=] { launch("beyond_memory", 1, 1, 0, &memory, 0); });
     tells("which is no allocation", [=] { cuMemFree_v2(memory + 4); });
     tells("cuMemcpyDtoH touches 260 bytes", [=] { host(memory, 65); });
     tells("cuMemAllocManaged is not implemented", [] { cuMemAllocManaged(); });

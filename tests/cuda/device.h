@@ -44,6 +44,19 @@ void call(void (*kernel)(P...), void **arguments) {
 }
 
 template <class T>
+void check(size_t number, const T &argument) {
+    if constexpr (std::is_pointer_v<T>) check_argument(number, argument);
+}
+template <class... P, size_t... I>
+void check(void (*)(P...), void **arguments, std::index_sequence<I...>) {
+    (check(I, *static_cast<std::remove_cv_t<P> *>(arguments[I])), ...);
+}
+template <class... P>
+void check(void (*kernel)(P...), void **arguments) {
+    check(kernel, arguments, std::index_sequence_for<P...>{});
+}
+
+template <class T>
 T *dynamic_shared() {
     if (!position) fail("extern __shared__ is only emulated within a kernel");
     return reinterpret_cast<T *>(position->dynamic_shared);

@@ -267,6 +267,7 @@ Result cuLaunchKernel(emu::Kernel *kernel, unsigned gx, unsigned gy, unsigned gz
                 kernel->name, gx, gy, gz, bx, by, bz, shared);
         return invalid_value;
     }
+    kernel->check(arguments);
     emu::launch({kernel, arguments, {gx, gy, gz}, {bx, by, bz}, shared});
     return success;
 }

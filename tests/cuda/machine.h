@@ -28,10 +28,11 @@ void barrier();
 const Collective &collective(unsigned mask, uint64_t value);
 unsigned lane();
 
-// A kernel: its name, and a function that calls it with the launch's arguments.
+// A kernel: its name, and functions that call it with the launch's arguments, and look at those first.
 struct Kernel {
     const char *name;
     void (*call)(void **arguments);
+    void (*check)(void **arguments);
     // Gives the address of something in the module's static shared memory, which is unwritten when a block begins; or null.
     void *(*shared)() = nullptr;
     long launches = 0;
@@ -54,6 +55,8 @@ void *allocate(size_t bytes);
 void release(void *address);
 // Ends the process unless the bytes lie within one allocation; says that `who` touched them.
 void check_range(const char *who, const void *address, size_t bytes);
+// Ends the process unless the argument of this number is null or points into an allocation, or to its end.
+void check_argument(size_t number, const volatile void *address);
 // Device memory that an address is in or next to, in words; empty for other memory.
 const char *describe(const void *address, char *text, size_t room);
 size_t memory_total();

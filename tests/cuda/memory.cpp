@@ -80,6 +80,14 @@ void check_range(const char *who, const void *pointer, size_t bytes) {
         fail("%s touches %zu bytes at %p, beyond any allocation", who, bytes, pointer);
 }
 
+void check_argument(size_t number, const volatile void *pointer) {
+    std::lock_guard lock(mutex);
+    uintptr_t address = reinterpret_cast<uintptr_t>(pointer);
+    auto found = before(address);
+    if (address && (found == allocations.end() || address > found->first + found->second))
+        fail("argument %zu, %p, points to no device memory", number, const_cast<const void *>(pointer));
+}
+
 const char *describe(const void *pointer, char *text, size_t room) {
     uintptr_t address = reinterpret_cast<uintptr_t>(pointer);
     text[0] = 0;

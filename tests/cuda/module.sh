@@ -15,8 +15,8 @@ cxx=${CXX:-g++} text=${module%.so}.ii
     echo 'extern "C" { __attribute__((visibility("default"))) emu::Kernel emu_kernels[] = {'
     grep -v '^#' "$text" | tr '\n' ' ' |
         grep -oP 'extern\s+"C"\s+(?:__global__|__launch_bounds__\s*\([^)]*\)|void|\s)+\K\w+(?=\s*\()' | sort |
-        sed 's/.*/{"&", [](void **arguments) { emu::call(&, arguments); }},/' || true
-    echo '{nullptr, nullptr}};'
+        sed 's/.*/{"&", [](void **given) { emu::call(&, given); }, [](void **given) { emu::check(&, given); }},/' || true
+    echo '{nullptr, nullptr, nullptr}};'
     echo '__attribute__((visibility("default"))) void *emu_shared() { static thread_local int any; return &any; } }'
 } >"$text.table"
 cat "$text.table" >>"$text" && rm "$text.table"
