@@ -136,7 +136,11 @@ void tells_faults() {
     tells("kernel beyond_memory: block (0, 0, 0), thread (0, 0, 0): touches",
           [=] { launch("beyond_memory", 1, 1, 0, memory, 64); });
     tells("byte 256 of an allocation of 256", [=] { launch("beyond_memory", 1, 1, 0, memory, 64); });
-    tells("freed or never allocated", [=] { launch("beyond_memory", 1, 1, 0, memory, -2048); });
+    tells("freed or never allocated", [=] {
+        Address freed = device(std::vector<float>(64)), next = device(std::vector<float>(64));
+        cuMemFree_v2(freed);
+        launch("beyond_memory", 1, 1, 0, next, static_cast<int>(freed - next) / 4);
+    });
     tells("index 32 is beyond its array", [=] { launch("beyond_array", 1, 32, 0, memory, 1); });
     tells("kernel beyond_shared", [=] { launch("beyond_shared", 1, 1, 128, memory, 32); });
     tells("32 of 64 threads wait at a barrier", [=] { launch("half_a_barrier", 1, 64, 0, memory); });
