@@ -33,7 +33,8 @@ struct Kernel {
     const char *name;
     void (*call)(void **arguments);
     void (*check)(void **arguments);
-    // Gives the address of something in the module's static shared memory, which is unwritten when a block begins; or null.
+    // Gives the address of something in the module's static shared memory, which is unwritten when a block begins; or
+    // null.
     void *(*shared)() = nullptr;
     long launches = 0;
     double seconds = 0;
