@@ -43,8 +43,9 @@ void *at(Address address) { return reinterpret_cast<void *>(address); }
 using Kernels = std::map<std::string, std::pair<emu::Kernel *, std::string>>;
 
 const Kernels &kernels() {
-    static const Kernels all = [] {
-        Kernels all;
+    static const Kernels &all = *[] {  // which is there as long as the process
+        auto *made = new Kernels;
+        Kernels &all = *made;
         const char *folder = getenv("EMU_MODULES");
         DIR *dir = folder ? opendir(folder) : nullptr;
         if (!dir) emu::fail("EMU_MODULES names no folder: use scripts/emulate-cuda.sh");
@@ -65,7 +66,7 @@ const Kernels &kernels() {
                     emu::fail("two kernels are named %s", kernel->name);
             }
         }
-        return all;
+        return made;
     }();
     return all;
 }

@@ -14,7 +14,7 @@ constexpr size_t page = 4096, alignment = 256, span = size_t{8} << 40;
 constexpr unsigned char unwritten = 0xFF;
 
 std::mutex mutex;
-std::map<uintptr_t, size_t> allocations;
+std::map<uintptr_t, size_t> &allocations = *new std::map<uintptr_t, size_t>;  // some are freed as the process ends
 uintptr_t start, next;
 size_t used, peak;
 
