@@ -74,9 +74,9 @@ const BYTES_A_TOKEN: u64 = 1400;
 const PROGRAM: u64 = 24 << 20;
 /// What training takes beside what is counted: threads, temporaries.
 const BESIDE: u64 = 64 << 20;
-/// Copies of the adapters' values, of policy and critic: the values, their gradients and two moments, and values and
-/// moments as they were before the batch.
-const COPIES: u64 = 7;
+/// Copies of the adapters' values, of policy and critic: the values, their gradients and two moments, and on their way
+/// those that replace them.
+const COPIES: u64 = 5;
 
 /// Memory that serving and training the settings' model will take, on a machine with that much of it free.
 ///

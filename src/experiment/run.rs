@@ -95,10 +95,11 @@ impl<'a> Run<'a> {
         let config = TrainConfig { seed, ..lab.plan.config.train.clone() };
         let checkpoint = folder.checkpoint()?;
         let kept = checkpoint.as_ref().map_or(0, |(step, _)| *step);
-        let trainer = lab.pool.install(|| match &checkpoint {
+        let mut trainer = lab.pool.install(|| match &checkpoint {
             Some((_, path)) => Trainer::load(lab.decoder.clone(), &config, path),
             None => Trainer::new(lab.decoder.clone(), &config),
         })?;
+        trainer.keep_before_in(&seed_folder(dir, seed));
         let records = folder.rewind(kept)?;
         trainer.adapter().write_gguf(&folder.adapter(), &[])?;
         let (taught, scores) = (VecDeque::new(), VecDeque::new());

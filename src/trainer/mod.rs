@@ -2,6 +2,7 @@
 //! result.
 
 mod batch;
+mod before;
 mod checkpoint;
 mod control;
 mod fixed;
@@ -10,6 +11,7 @@ mod network;
 mod step;
 mod totals;
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::align::{Baseline, CriticTrust, KlController, RewardScale};
@@ -19,7 +21,7 @@ use crate::policy::{Decoder, Lora, ValueHead};
 use crate::types::StepMetrics;
 pub use checkpoint::{ADAPTER_FILE, OPTIMIZER_FILES};
 pub use measure::Weighed;
-use network::{Network, Saved};
+use network::Network;
 
 /// Policy and critic on one frozen base, with all state that is carried from batch to batch.
 ///
@@ -37,6 +39,8 @@ pub struct Trainer {
     pace: f64,
     /// Batches trained on; also selects the random stream of the next one.
     batches: u64,
+    /// Where the state before a batch is kept while it is trained on; in memory if nowhere.
+    scratch: Option<PathBuf>,
 }
 
 /// The outcome of a batch.
@@ -58,8 +62,7 @@ pub enum StepOutcome {
 
 /// The mutable state of a trainer, as it was before a batch.
 struct Before {
-    policy: Saved,
-    critic: Saved,
+    networks: before::Networks,
     reward_scale: RewardScale,
     baseline: Baseline,
     critic_trust: CriticTrust,
@@ -92,7 +95,14 @@ impl Trainer {
             kl_controller: KlController { kl_coef: config.ppo.kl_coef },
             pace: 1.0,
             batches: 0,
+            scratch: None,
         })
+    }
+
+    /// Keeps the state before a batch in a file of this folder while the batch is trained on, and not in memory: the
+    /// file has no name, is as large as what [`Trainer::save`] writes, and is read if the batch fails.
+    pub fn keep_before_in(&mut self, folder: &Path) {
+        self.scratch = Some(folder.to_owned());
     }
 
     /// Resets to the state of [`Trainer::new`], as for a rollback to the initial model.
@@ -100,7 +110,7 @@ impl Trainer {
     /// # Errors
     /// `NoMem` or `Train` if tensors can't be made; the trainer is unchanged then.
     pub fn reset_to_initial(&mut self) -> Result<()> {
-        *self = Self::new(self.decoder.clone(), &self.config)?;
+        *self = Self { scratch: self.scratch.clone(), ..Self::new(self.decoder.clone(), &self.config)? };
         Ok(())
     }
 
@@ -150,8 +160,7 @@ impl Trainer {
 
     fn before(&self) -> Result<Before> {
         Ok(Before {
-            policy: self.policy.save()?,
-            critic: self.critic.save()?,
+            networks: before::Networks::keep([&self.policy, &self.critic], self.scratch.as_deref())?,
             reward_scale: self.reward_scale,
             baseline: self.baseline,
             critic_trust: self.critic_trust,
@@ -168,8 +177,7 @@ impl Trainer {
         self.kl_controller = before.kl_controller;
         self.pace = before.pace;
         self.batches = before.batches;
-        self.policy.restore(before.policy)?;
-        self.critic.restore(before.critic)
+        before.networks.restore([&mut self.policy, &mut self.critic])
     }
 }
 

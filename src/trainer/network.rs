@@ -89,7 +89,8 @@ impl Network {
     /// it is split.
     ///
     /// `loss` returns a micro-batch's mean, and `weigh` the number of items in that mean: tokens or answers. Errors of
-    /// `loss` (`Closed` if the trainer is to stop) leave the weights unchanged.
+    /// `loss` (`Closed` if the trainer is to stop) leave the weights unchanged. `moving` sees the network right before
+    /// it moves.
     pub fn update<'a, 'b>(
         &mut self,
         micro_batches: &[Vec<&'b Sample<'a>>],
@@ -97,6 +98,7 @@ impl Network {
         config: AdamWConfig,
         weigh: impl Fn(&[&'b Sample<'a>]) -> usize,
         loss: impl Fn(&Self, &[&'b Sample<'a>]) -> Result<Clipped>,
+        moving: impl FnOnce(&Self) -> Result<()>,
     ) -> Result<Update> {
         let all = micro_batches.iter().map(|m| weigh(m)).sum::<usize>() as f64;
         let (mut total_loss, mut clip_fraction) = (0.0, 0.0);
@@ -112,6 +114,7 @@ impl Network {
             clip_fraction += weight * part.clip_fraction;
             grads.add(&self.vars, &(part.loss * weight)?)?;
         }
+        moving(self)?;
         let grad_norm = grads.apply(&mut self.optimizer, &self.vars, clip_norm, config)?;
         if !grad_norm.is_finite() {
             return Ok(Update::Dropped { what: "gradient norm", value: grad_norm });

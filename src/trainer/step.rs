@@ -12,7 +12,7 @@ use tracing::{info, warn};
 use super::batch::{Batch, Sample, slice};
 use super::control::{Guard, Held, next_pace};
 use super::fixed::Fixed;
-use super::network::{Forward, Network, Update};
+use super::network::{Forward, Network, Saved, Update};
 use super::totals::Totals;
 use super::{StepOutcome, Trainer, check_cancelled, mean};
 use crate::align::{self, Clipped};
@@ -30,7 +30,7 @@ impl Trainer {
     ///
     /// # Errors
     /// `Arg` for a sample that can't be trained on, `Closed` if cancelled, `Train` otherwise; the trainer is then
-    /// unchanged.
+    /// unchanged. `Io` if it can't go back ([`Trainer::keep_before_in`]): then it has to be loaded again.
     pub fn step(&mut self, rollouts: &[Rollout], cancel: &dyn Fn() -> bool) -> Result<StepOutcome> {
         self.step_with(rollouts, &[], cancel)
     }
@@ -162,9 +162,8 @@ impl Trainer {
             order.shuffle(&mut rng);
             for minibatch in order.chunks(self.config.minibatch as usize) {
                 if metrics.stopped.is_none() {
-                    let before = self.policy.save()?;
-                    let taken = self.policy_step(batch, minibatch, &fixed, &mut totals, cancel)?;
-                    if let Some(guard) = guard.as_ref().filter(|_| taken) {
+                    let before = self.policy_step(batch, minibatch, &fixed, &mut totals, cancel)?;
+                    if let (Some(guard), Some(before)) = (&guard, before) {
                         let first = totals.policy_steps == 1;
                         let Held { at, over, halvings: needed, taken_back } = guard.hold(&mut self.policy, before)?;
                         (metrics.kl_step, metrics.candidate_kl_per_response) = (Some(at.step), Some(at.total));
@@ -222,7 +221,7 @@ impl Trainer {
         Ok(())
     }
 
-    /// One policy step; returns whether it was taken.
+    /// One policy step; returns the policy before it, if it was taken.
     fn policy_step(
         &mut self,
         batch: &Batch,
@@ -230,7 +229,7 @@ impl Trainer {
         fixed: &Fixed,
         totals: &mut Totals,
         cancel: &dyn Fn() -> bool,
-    ) -> Result<bool> {
+    ) -> Result<Option<Saved>> {
         let micro_batches = batch.micro_batches(minibatch, self.config.micro_batch_tokens as usize);
         let (decoder, config) = (&self.decoder, &self.config);
         let whole = config.credit == Credit::Response;
@@ -256,17 +255,20 @@ impl Trainer {
         };
         let weigh = |samples: &[&Sample]| if whole { samples.len() } else { rows(samples) };
         let adamw = AdamWConfig { lr: config.lr * self.pace, betas: config.betas, weight_decay: config.weight_decay };
-        match self.policy.update(&micro_batches, config.clip_norm, adamw, weigh, loss)? {
+        let mut before = None;
+        // Not earlier: beside the activations there would be one copy more.
+        let keep = |network: &Network| Ok(before = Some(network.save()?));
+        match self.policy.update(&micro_batches, config.clip_norm, adamw, weigh, loss, keep)? {
             Update::Taken { loss, grad_norm, clip_fraction } => {
                 totals.policy_steps += 1;
                 totals.policy_loss += loss;
                 totals.grad_norm += grad_norm;
                 totals.clip_fraction += clip_fraction;
-                Ok(true)
+                Ok(before)
             }
             Update::Dropped { what, value } => {
                 totals.drop("policy", what, value);
-                Ok(false)
+                Ok(None)
             }
         }
     }
@@ -313,7 +315,7 @@ impl Trainer {
             }
         };
         let adamw = AdamWConfig { lr: config.critic_lr, betas: config.betas, weight_decay: config.weight_decay };
-        match self.critic.update(&micro_batches, config.clip_norm, adamw, |s| rows(s), loss)? {
+        match self.critic.update(&micro_batches, config.clip_norm, adamw, |s| rows(s), loss, |_| Ok(()))? {
             Update::Taken { loss, clip_fraction, .. } => {
                 totals.critic_steps += 1;
                 totals.value_loss += loss;

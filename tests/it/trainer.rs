@@ -1,6 +1,7 @@
 //! The trainer on a tiny model: what it learns, what it refuses, and that it is the same run to the bit.
 
 use std::cell::Cell;
+use std::path::Path;
 
 use apa::config::{Algorithm, TrainConfig};
 use apa::error::Code;
@@ -209,9 +210,18 @@ fn the_candidate_s_distance_is_near_what_the_next_batch_measures() {
 }
 
 #[test]
-fn a_cancelled_batch_changes_nothing_wherever_it_is_stopped() {
+fn a_cancelled_batch_changes_nothing_wherever_it_is_stopped_and_the_state_before_it_is_kept() {
+    let folder = tempfile::tempdir().unwrap();
+    a_cancelled_batch_changes_nothing(None);
+    a_cancelled_batch_changes_nothing(Some(folder.path()));
+    assert_eq!(folder.path().read_dir().unwrap().count(), 0, "a file stays");
+    a_cancelled_batch_changes_nothing(Some(&folder.path().join("missing")));
+}
+
+fn a_cancelled_batch_changes_nothing(kept_in: Option<&Path>) {
     let tiny = Tiny::new();
     let mut trainer = tiny.trainer(&config());
+    kept_in.into_iter().for_each(|folder| trainer.keep_before_in(folder));
     step(&mut trainer, &batch());
     let before = tiny.files(&trainer);
     let asked = Cell::new(0u32);
@@ -276,6 +286,8 @@ fn steps_that_are_not_finite_are_dropped_and_counted() {
 
     // Where distance is limited, such a step is taken back whole, and the reason told.
     let mut trainer = tiny.trainer(&far);
+    let folder = tempfile::tempdir().unwrap();
+    trainer.keep_before_in(folder.path());
     let before = tiny.files(&trainer);
     let StepOutcome::Skipped { reason, wait, .. } = trainer.step(&batch(), GO_ON).unwrap() else {
         panic!("a step to nowhere was kept");

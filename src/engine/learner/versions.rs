@@ -25,7 +25,7 @@ impl Worker {
             store.verify(version)?;
         }
         judge.load(folder.as_deref())?;
-        *trainer = Some(match folder {
+        let mut loaded = match folder {
             None => Trainer::new(decoder, config)?,
             Some(folder) => {
                 if trainer::OPTIMIZER_FILES.iter().all(|name| !folder.join(name).exists()) {
@@ -37,7 +37,9 @@ impl Worker {
                 }
                 Trainer::load(decoder, config, &folder)?
             }
-        });
+        };
+        loaded.keep_before_in(&self.config.data);
+        *trainer = Some(loaded);
         Ok(())
     }
 
