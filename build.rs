@@ -1,4 +1,4 @@
-//! Builds what is C++: the guard that turns exceptions into errors, and kernels for ggml.
+//! Builds what is C++: the guard that turns exceptions into errors, kernels for ggml, and what gives memory back.
 
 use std::env;
 use std::path::Path;
@@ -14,6 +14,7 @@ fn main() {
     println!("cargo::rerun-if-changed=build.rs");
     println!("cargo::rerun-if-changed=src/llama/guard.cpp");
     println!("cargo::rerun-if-changed=src/llama/kernels.cpp");
+    println!("cargo::rerun-if-changed=src/llama/memory.cpp");
     println!("cargo::rerun-if-changed=src/llama/vectors.h");
     // Of libraries inside, some export names of their own (`llg_*`): of libapa only `apa_*` is to be seen.
     if env::var("CARGO_CFG_TARGET_OS").is_ok_and(|os| os == "linux") {
@@ -32,7 +33,9 @@ fn main() {
     let headers = env::var("DEP_LLAMA_GGML_CMAKE_DIR").ok();
     let headers = headers.as_deref().and_then(|dir| Path::new(dir).ancestors().nth(2)).map(|dir| dir.join("include"));
     let headers = headers.filter(|dir| dir.join("ggml.h").exists());
-    kernels.include(headers.expect("ggml's headers are where llama-cpp-sys-2 installs its package"));
+    let headers = headers.expect("ggml's headers are where llama-cpp-sys-2 installs its package");
+    cc::Build::new().cpp(true).std("c++17").file("src/llama/memory.cpp").include(&headers).compile("apa_memory");
+    kernels.include(headers);
     // Else ggml's own kernels serve, but for those that may not.
     if FEATURES.into_iter().all(has) {
         kernels.define("APA_KERNELS", None).flag("-ffp-contract=off");

@@ -47,11 +47,28 @@ unsafe extern "C" {
 }
 
 unsafe extern "C" {
-    pub(super) fn apa_kernels_install();
+    fn apa_kernels_install();
     pub(super) fn apa_kernels_owner(model: *const c_void);
     pub(super) fn apa_kernels_forget(model: *const c_void);
+    fn apa_memory_install();
+    fn apa_memory_trim();
     #[cfg(test)]
     pub(super) fn apa_kernels_leave_out(types: *mut *mut c_void, count: usize) -> usize;
+}
+
+/// Hangs what is our own into ggml's lists. Before any model is loaded, and once.
+pub(super) fn install() {
+    // SAFETY: the one caller makes sure of both.
+    unsafe {
+        apa_kernels_install();
+        apa_memory_install();
+    }
+}
+
+/// Gives the system back what C++ has freed.
+pub(super) fn give_back_freed() {
+    // SAFETY: any thread may, at any time.
+    unsafe { apa_memory_trim() }
 }
 
 struct Call<'a, T> {

@@ -24,8 +24,7 @@ pub(super) fn backend() {
     static BACKEND: OnceLock<Option<LlamaBackend>> = OnceLock::new();
     BACKEND.get_or_init(|| {
         log::send_to_tracing();
-        // SAFETY: called once, before any model is loaded.
-        unsafe { guard::apa_kernels_install() };
+        guard::install();
         // `None` if the application initialised it already: the state is shared either way.
         LlamaBackend::init().ok()
     });
@@ -137,6 +136,7 @@ impl Model {
             return Err(Error::model(format!("{}: it has no vocabulary", path.display())));
         }
         model.read_vocabulary();
+        guard::give_back_freed();
         Ok(Arc::new(model))
     }
 

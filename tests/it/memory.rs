@@ -91,3 +91,18 @@ fn recomputing_blocks_takes_less_memory() {
     // 16 blocks keep 97 MB of 1,024 tokens; their inputs are 8.
     assert!(recomputed + 40 < whole, "{whole} MB with all activations, {recomputed} MB without");
 }
+
+#[cfg(all(feature = "daemon", target_os = "linux"))]
+#[tokio::test]
+async fn a_cache_takes_the_memory_that_was_written_to() {
+    let dir = tempfile::tempdir().unwrap();
+    // 256 bytes a token.
+    let settings = ["serve.context=1048576", "serve.batch=16", "train.enabled=false"];
+    let daemon = crate::support::daemon::Daemon::on(dir.path(), &settings);
+    let body = r#"{"prompt": "the", "max_tokens": 8}"#;
+    let asked = reqwest::Client::new().post(format!("{}/v1/completions", daemon.url)).body(body);
+    let answer = asked.header("content-type", "application/json").send().await.unwrap();
+    assert!(answer.status().is_success(), "{}", answer.text().await.unwrap());
+    let taken = daemon.anonymous_mb();
+    assert!(taken < 200, "{taken} MB, of a cache of 256 of which some tokens are in use");
+}

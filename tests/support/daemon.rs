@@ -53,6 +53,13 @@ impl Daemon {
         assert!(url.starts_with("http://"), "{line}");
         Self { process, url, folder: None }
     }
+
+    /// Its memory that is no file's, in MiB.
+    pub fn anonymous_mb(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.process.id())).unwrap();
+        let kb = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).unwrap();
+        kb.trim().trim_end_matches("kB").trim().parse::<u64>().unwrap() / 1024
+    }
 }
 
 impl Drop for Daemon {
