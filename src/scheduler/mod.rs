@@ -1,8 +1,8 @@
 //! Decodes requests in batches on one thread that owns every llama.cpp context, and swaps weights under them. Never
 //! records or trains: finished answers are passed on.
 //!
-//! A swap is blue/green: another thread puts the new version on an idle context, which then takes new requests. Running
-//! requests stay pinned to their version, and its context becomes idle when the last of them ends.
+//! A swap is blue/green: another thread puts the new version on a context of its own, which then takes new requests.
+//! Running requests stay pinned to their version, and its context is freed when the last of them has ended.
 
 mod core;
 mod finished;

@@ -70,7 +70,10 @@ impl Swapper {
                 Ok(wanted) => wanted,
                 Err(e) if e.is_disconnected() => return,
                 Err(_) if stopping.load(Ordering::Acquire) => return,
-                Err(_) => continue,
+                Err(_) => {
+                    self.free_idle();
+                    continue;
+                }
             };
             let (mut weights, role, mut replies) = (first.weights, first.role, vec![first.reply]);
             let Some(context) = self.idle_context(role, &mut weights, &mut replies, stopping) else {
@@ -86,6 +89,18 @@ impl Swapper {
                     replies.iter().for_each(|r| drop(r.send(Err(error.clone()))));
                 }
             }
+        }
+    }
+
+    /// Frees contexts that nothing is wanted for, with their caches and adapters.
+    fn free_idle(&mut self) {
+        while let Ok(context) = self.idle.try_recv() {
+            self.made -= 1;
+            let freed = giving_way(|| {
+                drop(context);
+                Ok(())
+            });
+            freed.unwrap_or_else(|error| tracing::error!(%error, "a context that is idle was not freed"));
         }
     }
 
