@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test build setup header bench-train bench-promotion bench-reward bench-feedback bench-align check-control check-credit check-collapse bench-serve bench-beside check-cuda test-cuda check-transformers test-swaps dist deb test-dist install fuzz loom memcheck docs
+.PHONY: help demo test build setup header bench-train bench-promotion bench-reward bench-feedback bench-align check-control check-credit check-collapse bench-serve bench-beside bench-size check-cuda test-cuda check-transformers test-swaps dist deb test-dist install fuzz loom memcheck docs
 
 # rustup installs here, and a shell that was open before doesn't know it yet.
 export PATH := $(HOME)/.cargo/bin:$(PATH)
@@ -90,6 +90,9 @@ bench-serve: build ## serving against llama-server, in turns; LORA=1 with an ada
 
 bench-beside: build ## gaps between tokens with and without training beside them, and what serving costs a training step
 	MODEL="$$("$(APAD)" pull "$(MODEL)")" APAD="$(APAD)" scripts/bench-beside.sh $(ARGS)
+
+bench-size: build ## the memory of serving and one update of 4 x 256 tokens; MODEL=FILE, SETS="train.weights=quantized; serve.repack=false"
+	MODEL="$$([ -f "$(MODEL)" ] && echo "$(MODEL)" || "$(APAD)" pull "$(MODEL)")" SETS="$(SETS)" APAD="$(APAD)" scripts/bench-size.sh $(ARGS)
 
 bench-promotion: build ## trials of candidates of a known effect by users that are made up, two minutes; ARGS="--seed 1" goes to apad bench promotion
 	"$(APAD)" bench promotion $(ARGS)
