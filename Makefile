@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test build setup header bench-train bench-promotion bench-reward bench-feedback bench-align check-control check-credit check-collapse bench-serve bench-beside bench-size check-cuda test-cuda check-transformers test-swaps dist deb test-dist install fuzz loom memcheck docs
+.PHONY: help demo test build setup header bench-train bench-promotion bench-reward bench-feedback bench-align check-control check-credit check-collapse bench-serve bench-beside bench-size check-cuda test-cuda gpu-kit check-transformers test-swaps dist deb test-dist install fuzz loom memcheck docs
 
 # rustup installs here, and a shell that was open before doesn't know it yet.
 export PATH := $(HOME)/.cargo/bin:$(PATH)
@@ -111,7 +111,11 @@ check-cuda: setup ## compiles the trainer for CUDA with its kernels; needs no GP
 
 test-cuda: setup ## trains on a CUDA device that is emulated on the CPU, and compares; needs no GPU and no toolkit
 	scripts/emulate-cuda.sh --check
-	scripts/emulate-cuda.sh cargo $(TESTS) --release --locked --features train-cuda --test it cuda::
+	APA_TEST_DEVICE=cuda:0 scripts/emulate-cuda.sh cargo test --release --locked --features train-cuda --lib -- policy::ops policy::tests
+	APA_TEST_DEVICE=cuda:0 scripts/emulate-cuda.sh cargo test --release --locked --features train-cuda --test it -- cuda:: trainer:: golden::
+
+gpu-kit: setup ## what scripts/gpu-check.sh needs on a machine with a GPU, built without one, in gpu-kit/; SERVE=0 leaves serving on the card out
+	scripts/gpu-kit.sh
 
 check-transformers: build ## both engines against PyPI's transformers, each architecture, with and without an adapter; a minute; ARGS="gptj llama"
 	APAD="$(APAD)" scripts/check-transformers.sh $(ARGS)

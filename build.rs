@@ -1,4 +1,5 @@
-//! Builds what is C++: the guard that turns exceptions into errors, kernels for ggml, and what gives memory back.
+//! Builds what is C++: the guard that turns exceptions into errors, kernels for ggml, what gives memory back, and the
+//! trainer's kernels for CUDA.
 
 use std::env;
 use std::path::Path;
@@ -49,4 +50,24 @@ fn main() {
         }
     }
     kernels.compile("apa_kernels");
+    cuda_kernels();
+}
+
+/// Compiles the trainer's kernels for CUDA, for the least card that has what they use; the driver makes of it what its
+/// card takes.
+fn cuda_kernels() {
+    println!("cargo::rerun-if-changed=src/policy/ops/cuda");
+    if env::var_os("CARGO_FEATURE_TRAIN_CUDA").is_none() {
+        return;
+    }
+    let homes = ["CUDA_HOME", "CUDA_PATH", "CUDA_ROOT"].into_iter().filter_map(env::var_os);
+    let nvcc = homes.map(|home| Path::new(&home).join("bin/nvcc")).find(|nvcc| nvcc.exists());
+    let nvcc = nvcc.unwrap_or_else(|| "nvcc".into());
+    let to = Path::new(&env::var_os("OUT_DIR").expect("cargo sets OUT_DIR")).join("kernels.ptx");
+    let done = std::process::Command::new(&nvcc)
+        .args(["-ptx", "-arch=compute_80", "-std=c++17", "-O3", "-o"])
+        .arg(&to)
+        .arg("src/policy/ops/cuda/kernels.cu")
+        .status();
+    assert!(done.is_ok_and(|status| status.success()), "{} can't compile the kernels for CUDA", nvcc.display());
 }

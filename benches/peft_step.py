@@ -1,11 +1,14 @@
 """The update that `apad bench train` measures, done with PyTorch and PEFT, so that the two can be compared on one machine.
 
-Weights and tokens are random, in the shape of SmolLM2-135M: what is measured does not depend on the values. One line of JSON
-goes to stdout, with the same keys as `apad bench train --json`. `scripts/bench-train.sh` runs both in turns.
+Weights and tokens are random, in a shape of `scripts/random-gguf.py`: what is measured does not depend on the values. One line
+of JSON goes to stdout, with the same keys as `apad bench train --json`. `scripts/bench-train.sh` and `scripts/gpu-check.sh` run
+both in turns.
 """
 
 import argparse
 import json
+import os
+import runpy
 import statistics
 import time
 
@@ -15,12 +18,16 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 LAMBDA, GAE_LAMBDA, EPOCHS = 0.1, 0.95, 2
 LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+SCRIPTS = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "scripts")
+SHAPES = runpy.run_path(os.path.join(SCRIPTS, "random-gguf.py"))["SHAPES"]
 
 
 def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default in [("batch", 4), ("seq", 256), ("prompt", 64), ("updates", 3), ("threads", 2)]:
         parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--shape", choices=[name for name, shape in SHAPES.items() if shape[0] == "llama"], default="smollm2")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda:N")
     parser.add_argument("--dtype", choices=["bf16", "f32"], default="bf16")
     return parser.parse_args()
 
@@ -28,15 +35,22 @@ def arguments():
 class Peer:
     """One frozen base; the policy and the critic are adapters on it, the critic with a scalar head."""
 
-    def __init__(self, dtype):
+    def __init__(self, name, dtype, device):
+        _, layers, width, heads, kv_heads, feed_forward, vocabulary, tied = SHAPES[name]
         shape = LlamaConfig(
-            vocab_size=49152, hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9,
-            num_key_value_heads=3, tie_word_embeddings=True, max_position_embeddings=8192,
+            vocab_size=vocabulary, hidden_size=width, intermediate_size=feed_forward, num_hidden_layers=layers,
+            num_attention_heads=heads, num_key_value_heads=kv_heads, tie_word_embeddings=tied, max_position_embeddings=8192,
         )
         lora = LoraConfig(r=16, lora_alpha=32, target_modules=LINEARS)
-        self.model = get_peft_model(LlamaForCausalLM(shape).to(dtype), lora, adapter_name="policy")
+        # Made where they are used, in their type: in f32 first, an 8B would take 32 GB.
+        torch.set_default_dtype(dtype)
+        with torch.device(device):
+            base = LlamaForCausalLM(shape)
+        torch.set_default_dtype(torch.float32)
+        self.model = get_peft_model(base, lora, adapter_name="policy")
         self.model.add_adapter("critic", lora)
-        self.head = torch.nn.Linear(shape.hidden_size, 1)
+        self.model.to(device)
+        self.head = torch.nn.Linear(shape.hidden_size, 1).to(device)
         for name, weight in self.model.named_parameters():
             weight.requires_grad_("lora_" in name)
         # set_adapter below freezes the other adapter; both are trained, so the list is made before.
@@ -63,7 +77,7 @@ class Peer:
             self.model.set_adapter("critic")
             old_values = self.values(tokens, prompt)
         rewards = torch.zeros_like(old_values)
-        rewards[:, -1] = torch.arange(tokens.shape[0])
+        rewards[:, -1] = torch.arange(tokens.shape[0], device=tokens.device)
         advantages = gae(rewards, old_values)
         returns = advantages + old_values
         advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
@@ -80,7 +94,7 @@ def gae(rewards, values):
     """Generalized advantage estimation without discount, [batch, time]."""
     deltas = rewards - values
     deltas[:, :-1] += values[:, 1:]
-    advantages, following = torch.empty_like(deltas), torch.zeros(deltas.shape[0])
+    advantages, following = torch.empty_like(deltas), torch.zeros(deltas.shape[0], device=deltas.device)
     for t in reversed(range(deltas.shape[1])):
         following = deltas[:, t] + GAE_LAMBDA * following
         advantages[:, t] = following
@@ -98,16 +112,19 @@ def main():
     args = arguments()
     torch.manual_seed(0)
     torch.set_num_threads(args.threads)
-    peer = Peer(torch.bfloat16 if args.dtype == "bf16" else torch.float32)
+    peer = Peer(args.shape, torch.bfloat16 if args.dtype == "bf16" else torch.float32, args.device)
+    on_gpu = args.device != "cpu"
     walls = []
     for _ in range(args.updates):
-        tokens = torch.randint(0, peer.vocabulary, (args.batch, args.seq))
+        tokens = torch.randint(0, peer.vocabulary, (args.batch, args.seq), device=args.device)
         started = time.perf_counter()
         peer.update(tokens, args.prompt)
+        if on_gpu:
+            torch.cuda.synchronize()
         walls.append(time.perf_counter() - started)
     wall = statistics.median(walls[1:] or walls)
     print(json.dumps({
-        "peer": "pytorch+peft", "dtype": args.dtype, "batch": args.batch, "seq": args.seq, "epochs": EPOCHS,
+        "peer": "pytorch+peft", "device": args.device, "dtype": args.dtype, "batch": args.batch, "seq": args.seq, "epochs": EPOCHS,
         "threads": args.threads, "tokens_per_second": round(args.batch * args.seq * EPOCHS / wall, 1),
         "update_seconds": round(wall, 2), "peak_rss_mb": peak_memory_mb(),
     }))

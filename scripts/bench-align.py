@@ -5,7 +5,9 @@ For each task every algorithm is tuned by a search of its own, all of equal cost
 not counted), then run on each of the seeds. Told is the reward where a run's KL first reaches 2, 5 and 10 nats a response
 (means of five batches, interpolated), with a 95% interval over the seeds.
 
-Stopped, it goes on where it was when it is started again. Settings by environment: APAD (the binary), MODEL (name or file),
+Stopped, it goes on where it was when it is started again. What a run measured at each batch is also kept in RECORDS
+(benches/records), a file a run, which belongs to the repository: a study of days goes on on another machine, where what is
+recorded under the same settings is not run again. Settings by environment: APAD (the binary), MODEL (name or file),
 OUT (folder), TASKS (length reward), ALGORITHMS (apa-token apa-response ppo awr rloo), SEEDS (1,2,3,4,5), STEPS, SEARCH_STEPS,
 BATCH, MAX_NEW, PROMPTS and PAIRS (JSON lines, .gz too; without PROMPTS the demo's instructions; PAIRS for the task `reward`),
 JOBS (runs at once, a thread each), PLAN (1: only say what would be run).
@@ -43,6 +45,8 @@ STEPS, SEARCH_STEPS = int(setting("STEPS", "60")), int(setting("SEARCH_STEPS", "
 BATCH, MAX_NEW = int(setting("BATCH", "16")), int(setting("MAX_NEW", "128"))
 PROMPTS, PAIRS = setting("PROMPTS", ""), setting("PAIRS", "")
 JOBS = int(setting("JOBS", "1"))
+RECORDS = setting("RECORDS", os.path.join(ROOT, "benches/records"))
+KEPT = ("step", "reward_mean", "kl_exact_per_response", "kl_step", "skipped")
 SEARCH_SEED = 100
 TARGETS = (2.0, 5.0, 10.0)
 WINDOW = 5
@@ -119,22 +123,57 @@ def reward_of(task):
     return "length:20" if task == "length" else "model:" + os.path.join(OUT, "taught.gguf")
 
 
+def record(folder, seed):
+    return os.path.join(RECORDS, os.path.relpath(folder, OUT).replace(os.sep, "-") + f"-seed-{seed}.jsonl")
+
+
 def records(folder, seed):
-    path = os.path.join(folder, f"seed-{seed}", "metrics.jsonl")
+    """What a run measured, a row a batch: from its folder, or from what was kept of it."""
+    for path in (os.path.join(folder, f"seed-{seed}", "metrics.jsonl"), record(folder, seed)):
+        if os.path.exists(path):
+            with open(path) as file:
+                return [row for row in map(json.loads, (line for line in file if line.endswith("\n"))) if "step" in row]
+    return []
+
+
+def settings_of(task, flags, limits):
+    """What makes runs comparable, as the first line of a record."""
+    return {"model": os.path.basename(MODEL), "task": task, "flags": [*flags, *limits], "batch": BATCH, "max_new": MAX_NEW}
+
+
+def recorded(task, flags, limits, folder, seed, steps):
+    """Whether a run was kept, under these settings."""
+    path = record(folder, seed)
     if not os.path.exists(path):
-        return []
+        return False
     with open(path) as file:
-        return [json.loads(line) for line in file if line.endswith("\n")]
+        head = json.loads(file.readline())
+    return {k: head.get(k) for k in settings_of(task, flags, limits)} == settings_of(task, flags, limits) and len(
+        records(folder, seed)) >= steps
+
+
+def keep(task, flags, limits, folder, seed):
+    os.makedirs(RECORDS, exist_ok=True)
+    version = subprocess.run([APAD, "--version"], stdout=subprocess.PIPE, text=True, check=True).stdout.strip()
+    rows = [{k: row[k] for k in KEPT if row.get(k) is not None} for row in records(folder, seed)]
+    rows = [{**settings_of(task, flags, limits), "made_by": version}, *rows]
+    write(record(folder, seed), "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def run(task, flags, folder, seed, steps, limits=LIMITS):
     """One run, or the rest of it."""
-    if len(records(folder, seed)) >= steps:
+    if recorded(task, flags, limits, folder, seed, steps):
         return
+    go_on(task, flags, folder, seed, steps, limits)
+    keep(task, flags, limits, folder, seed)
+
+
+def go_on(task, flags, folder, seed, steps, limits):
     os.makedirs(os.path.dirname(folder), exist_ok=True)
     log = folder + ".log"
     if os.path.exists(os.path.join(folder, "run.json")):
-        apad("train", "--resume", folder, "--steps", str(steps), log=log)
+        if len(records(folder, seed)) < steps:
+            apad("train", "--resume", folder, "--steps", str(steps), log=log)
         return
     # bf16 is what it is trained in, and halves the time of sampling.
     apad("train", "--model", MODEL, "--set", "serve.type=bf16", "--prompts", os.path.join(OUT, "prompts.jsonl"),

@@ -14,6 +14,7 @@ import struct
 import sys
 
 SHAPES = {  # layers, width, heads, key heads, feed-forward, vocabulary, tied
+    "smollm2": ("llama", 30, 576, 9, 3, 1536, 49152, True),
     "0.5b": ("qwen2", 24, 896, 14, 2, 4864, 151936, True),
     "1b": ("llama", 16, 2048, 32, 8, 8192, 128256, True),
     "3b": ("llama", 28, 3072, 24, 8, 8192, 128256, True),

@@ -2,12 +2,13 @@
 
 use std::path::Path;
 
+use candle_core::Device;
 use serde::Serialize;
 
 use crate::config::Config;
 use crate::forecast::{self, Forecast};
 use crate::policy;
-use crate::processor::{KernelCheck, Processor};
+use crate::processor::{Gap, KernelCheck, Processor};
 use crate::{llama, system};
 
 /// What was found.
@@ -33,10 +34,7 @@ pub struct Report {
 
 /// Looks at the machine, and at the model that the settings name, if they do.
 pub fn examine(config: &Config) -> Report {
-    let device = policy::device(&config.train.device).map(|device| match device.is_cpu() {
-        true => "cpu".to_owned(),
-        false => format!("{:?}", device.location()),
-    });
+    let device = policy::device(&config.train.device);
     let named = !config.model.as_os_str().is_empty();
     let free_memory = system::free_memory();
     Report {
@@ -44,10 +42,10 @@ pub fn examine(config: &Config) -> Report {
         cores: system::cores_or(0),
         serving_kernels: llama::kernels(),
         training_kernels: policy::ops::precision(),
-        device: device.map_err(|e| e.to_string()),
+        model: named.then(|| forecast::forecast(config, free_memory, device.as_ref().ok()).map_err(|e| e.to_string())),
+        device: device.map(|device| policy::describe(&device)).map_err(|e| e.to_string()),
         free_memory,
         free_disk: existing(&config.data).and_then(system::disk_room).map(|room| room.free),
-        model: named.then(|| forecast::forecast(config, free_memory).map_err(|e| e.to_string())),
     }
 }
 
@@ -57,7 +55,18 @@ fn existing(folder: &Path) -> Option<&Path> {
     folder.ancestors().map(|f| if f.as_os_str().is_empty() { here } else { f }).find(|f| f.exists())
 }
 
-/// Every kernel that serving and training use here. One that the processor can't run ends its process.
-pub fn kernels() -> impl Iterator<Item = &'static KernelCheck> {
-    llama::KERNELS.iter().chain(policy::ops::KERNELS)
+/// Every kernel that serving and training use here, those of a GPU that trains included. One that the processor can't
+/// run ends its process.
+pub fn kernels(device: &Device) -> impl Iterator<Item = &'static KernelCheck> {
+    let gpu: &[KernelCheck] = if device.is_cpu() { &[] } else { policy::ops::GPU_KERNELS };
+    llama::KERNELS.iter().chain(policy::ops::KERNELS).chain(gpu)
+}
+
+/// Tries one of them.
+///
+/// # Errors
+/// What the kernel failed with.
+pub fn try_kernel(kernel: &KernelCheck, device: &Device) -> crate::error::Result<Gap> {
+    let on_gpu = policy::ops::GPU_KERNELS.iter().any(|known| known.name == kernel.name);
+    (kernel.run)(if on_gpu { device } else { &Device::Cpu })
 }

@@ -159,7 +159,14 @@ impl std::error::Error for Error {}
 
 impl From<candle_core::Error> for Error {
     fn from(e: candle_core::Error) -> Self {
-        Error::train(e.to_string())
+        match e {
+            // With RUST_BACKTRACE, candle's sentences end with one.
+            candle_core::Error::WithBacktrace { inner, .. } => (*inner).into(),
+            e => match e.to_string() {
+                text if text.contains("CUDA_ERROR_OUT_OF_MEMORY") => Error::nomem("the CUDA device has no memory left"),
+                text => Error::train(text),
+            },
+        }
     }
 }
 
@@ -170,5 +177,21 @@ impl From<std::io::Error> for Error {
             std::io::ErrorKind::StorageFull => Error::io("the disk is full"),
             _ => Error::io(e.to_string()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::backtrace::Backtrace;
+
+    #[test]
+    fn what_candle_says_is_told_without_a_backtrace() {
+        let traced = |text: &str| candle_core::Error::WithBacktrace {
+            inner: Box::new(candle_core::Error::Msg(text.to_owned())),
+            backtrace: Box::new(Backtrace::force_capture()),
+        };
+        assert_eq!(Error::from(traced("no such thing")).message(), "no such thing");
+        assert_eq!(Error::from(traced("DriverError(CUDA_ERROR_OUT_OF_MEMORY, \"..\")")).code(), Code::NoMem);
     }
 }

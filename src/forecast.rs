@@ -78,15 +78,48 @@ const BESIDE: u64 = 64 << 20;
 /// those that replace them.
 const COPIES: u64 = 5;
 
-/// Memory that serving and training the settings' model will take, on a machine with that much of it free.
+/// What training has to fit into.
+#[derive(Clone, Copy, Debug)]
+struct Room {
+    /// Bytes; `None` where nothing tells, and then everything fits.
+    free: Option<u64>,
+    /// Bytes of a packed weight.
+    packed: u64,
+    /// Bytes of a value that blocks keep for the backward pass.
+    element: u64,
+    /// Whether a second context of the server lies there too.
+    serves: bool,
+}
+
+impl Room {
+    fn of(device: &Device, config: &TrainConfig) -> Self {
+        let dtype = if config.dtype == Dtype::F32 { DType::F32 } else { DType::BF16 };
+        if device.is_cpu() {
+            return Self::cpu(system::free_memory(), dtype);
+        }
+        let element = dtype.size_in_bytes() as u64;
+        Self { free: crate::policy::free_memory(device), packed: element, element, serves: false }
+    }
+
+    /// Packed weights are in bf16 for both directions, or in f32 once.
+    fn cpu(free: Option<u64>, dtype: DType) -> Self {
+        Self { free, packed: 4, element: ops::element_bytes(dtype), serves: true }
+    }
+}
+
+/// Memory that serving and training the settings' model will take, on a machine with that much of it free. Training on
+/// a GPU, if there is that `device`, has to fit there alone.
 ///
 /// # Errors
 /// `Model` for a file that can't be read, `Io`.
-pub fn forecast(config: &Config, free: Option<u64>) -> Result<Forecast> {
+pub fn forecast(config: &Config, free: Option<u64>, device: Option<&Device>) -> Result<Forecast> {
     let file = Gguf::open(&config.model)?;
     let serving = serving(&file, &config.serve)?;
-    let left = free.map(|free| free.saturating_sub(serving.total()));
-    let training = plan(&file, &config.train, Some(&config.serve), left);
+    let mut room = Room::of(device.unwrap_or(&Device::Cpu), &config.train);
+    if room.serves {
+        room.free = free.map(|free| free.saturating_sub(serving.total()));
+    }
+    let training = plan(&file, &config.train, Some(&config.serve), room);
     let too_large = matches!(&training, Err(e) if e.code() == Code::NoMem);
     Ok(Forecast { serving, training: training.map_err(|e| e.to_string()), too_large })
 }
@@ -96,12 +129,8 @@ pub fn forecast(config: &Config, free: Option<u64>) -> Result<Forecast> {
 /// # Errors
 /// `NoMem` if it can't fit, with the numbers; else as [`Decoder::load_as`].
 pub fn load(model: &Path, config: &TrainConfig, beside: Option<&ServeConfig>, device: &Device) -> Result<Decoder> {
-    if !device.is_cpu() {
-        let held = if config.weights == Weights::Quantized { Weights::Quantized } else { Weights::Packed };
-        return Decoder::load_as(model, device, Form { weights: held, ..Form::packed(config.dtype) });
-    }
     let named = |e: Error| e.context(format!("loading {} to train", model.display()));
-    let planned = plan(&Gguf::open(model)?, config, beside, system::free_memory()).map_err(named)?;
+    let planned = plan(&Gguf::open(model)?, config, beside, Room::of(device, config)).map_err(named)?;
     let mb = |bytes: u64| bytes >> 20;
     tracing::info!(
         weights = ?planned.held,
@@ -132,6 +161,35 @@ fn size(file: &Gguf, key: &str) -> Result<u64> {
     Ok(file.opt_u32(&format!("{architecture}.{key}"))?.unwrap_or(0).into())
 }
 
+/// How many layers the server keeps on a card with that much memory free: -1, all of them, if they fit beside what
+/// training there needs at least; else as many as do.
+///
+/// # Errors
+/// `Model` for a file that can't be read, `Io`.
+pub fn served_layers(config: &Config, free: u64, trains_there: bool) -> Result<i32> {
+    let file = Gguf::open(&config.model)?;
+    let layers = size(&file, "block_count")?.max(1);
+    let training = match trains_there {
+        true => {
+            let least = TrainConfig { weights: Weights::Quantized, activation_mb: 1, ..config.train.clone() };
+            let element = 2;
+            let room = Room { free: None, packed: element, element, serves: false };
+            // A model that can't be trained leaves the card to the server.
+            plan(&file, &least, None, room).map_or(0, |planned| planned.total())
+        }
+        false => 0,
+    };
+    // Versions are swapped between two contexts, and a third may have requests to end.
+    let all = serving(&file, &config.serve)?;
+    let whole = all.weights + 3 * all.state + all.buffers;
+    let left = free.saturating_sub(training).saturating_sub(BESIDE);
+    if whole <= left {
+        return Ok(-1);
+    }
+    let each = (all.weights + 3 * all.state) / layers;
+    Ok(i32::try_from(left.saturating_sub(all.buffers) / each.max(1)).unwrap_or(i32::MAX))
+}
+
 /// The cache of one context, f16.
 fn keys_and_values(file: &Gguf, config: &ServeConfig) -> Result<u64> {
     let size = |key: &str| size(file, key);
@@ -142,28 +200,25 @@ fn keys_and_values(file: &Gguf, config: &ServeConfig) -> Result<u64> {
     Ok(2 * 2 * layers * kv_heads * head * u64::from(config.context))
 }
 
-/// How training fits into `free` bytes of memory: packed weights where they take at most half of it, else those of the
+/// How training fits into the memory that is free: packed weights where they take at most half of it, else those of the
 /// file; activations kept as far as half of what is left holds them. Where the system does not tell what is free,
 /// everything fits.
 ///
 /// # Errors
 /// `NoMem` if it can't fit, with the numbers; `Unsupported` or `Model` for a model that can't be trained.
-fn plan(file: &Gguf, config: &TrainConfig, beside: Option<&ServeConfig>, free: Option<u64>) -> Result<Training> {
-    let shape = Shape::read(file)?;
-    let second_context = beside.map_or(Ok(0), |serve| keys_and_values(file, serve))?;
-    let bf16 = config.dtype != Dtype::F32;
-    let element = ops::element_bytes(if bf16 { DType::BF16 } else { DType::F32 });
+fn plan(file: &Gguf, config: &TrainConfig, beside: Option<&ServeConfig>, room: Room) -> Result<Training> {
+    let (shape, free) = (Shape::read(file)?, room.free);
+    let second_context = beside.filter(|_| room.serves).map_or(Ok(0), |serve| keys_and_values(file, serve))?;
     let (rank, layers) = (u64::from(config.rank), shape.layers as u64);
     let state = COPIES * 2 * 4 * layers * rank * sides(file);
     // A sample that is longer than a micro-batch is one of its own.
     let tokens = u64::from(config.micro_batch_tokens.max(config.max_tokens));
-    let sizes = shape.activation_bytes(element, rank);
+    let sizes = shape.activation_bytes(room.element, rank);
     let activations = |recomputed| crate::policy::activations(tokens, sizes, recomputed, layers);
     let (all, least) = (activations(0), activations(layers));
     let held = |weights| match weights {
-        // Both directions in bf16, or f32 once.
         Weights::Packed => {
-            4 * matrices(file).map(|t| t.shape().iter().map(|n| *n as u64).product::<u64>()).sum::<u64>()
+            room.packed * matrices(file).map(|t| t.shape().iter().map(|n| *n as u64).product::<u64>()).sum::<u64>()
         }
         _ => matrices(file).map(|t| t.bytes()).sum::<u64>(),
     };
@@ -222,6 +277,20 @@ mod tests {
     use crate::tiny::{TinySpec, tiny_model};
 
     #[test]
+    fn the_server_takes_what_training_leaves_of_a_card() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("tiny.gguf");
+        let format = candle_core::quantized::GgmlDType::Q8_0;
+        tiny_model(&path, &TinySpec { layers: 30, width: 256, ff: 2048, format, ..TinySpec::new("llama") }).unwrap();
+        let mut config = Config { model: path, ..Config::default() };
+        config.serve.context = 4096;
+        let layers = |mib: u64, trains| served_layers(&config, mib << 20, trains).unwrap();
+        assert_eq!((layers(2000, true), layers(0, false)), (-1, 0));
+        let (alone, beside) = (layers(170, false), layers(170, true));
+        assert!(0 < alone && alone < 30 && beside < alone, "{alone} alone, {beside} beside training");
+    }
+
+    #[test]
     fn weights_are_packed_where_they_fit_and_else_those_of_the_file_and_what_cannot_fit_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("tiny.gguf");
@@ -229,8 +298,9 @@ mod tests {
         tiny_model(&path, &TinySpec { layers: 30, width: 256, ff: 2048, format, ..TinySpec::new("llama") }).unwrap();
         let file = Gguf::open(&path).unwrap();
         let config = TrainConfig { rank: 1, max_tokens: 64, micro_batch_tokens: 64, ..TrainConfig::default() };
-        let held = |free| plan(&file, &config, None, free).map(|planned| planned.held);
-        let (packed, stored) = (plan(&file, &config, None, None).unwrap(), held(Some(1 << 30)).unwrap());
+        let room = |free| Room::cpu(free, DType::BF16);
+        let held = |free| plan(&file, &config, None, room(free)).map(|planned| planned.held);
+        let (packed, stored) = (plan(&file, &config, None, room(None)).unwrap(), held(Some(1 << 30)).unwrap());
         assert_eq!((packed.held, stored), (Weights::Packed, Weights::Packed));
         let needed = packed.total();
         assert_eq!(held(Some(needed)).unwrap(), Weights::Quantized, "{needed}");
@@ -242,7 +312,7 @@ mod tests {
         let config = TrainConfig { max_tokens: 4096, ..config };
         let kept = |free, activation_mb| {
             let config = TrainConfig { activation_mb, ..config.clone() };
-            plan(&file, &config, None, Some(free)).unwrap().activations
+            plan(&file, &config, None, room(Some(free))).unwrap().activations
         };
         let (much, little) = (kept(64 << 30, 0), kept(800 << 20, 0));
         assert!(little < much, "{little} of {much}");

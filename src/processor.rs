@@ -133,8 +133,8 @@ pub struct Gap {
 pub struct KernelCheck {
     /// Names it.
     pub name: &'static str,
-    /// Runs both.
-    pub run: fn() -> Result<Gap>,
+    /// Runs both; those of training on this device, others where they belong.
+    pub run: fn(&candle_core::Device) -> Result<Gap>,
 }
 
 #[cfg(test)]

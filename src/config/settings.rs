@@ -50,7 +50,7 @@ settings! {
         /// Guess how answers go on from what was said before, where that is measured to be faster. Answers are as
         /// likely as without. Requests with a seed of their own are left out, as rounding could change their answer.
         speculate: bool = true, Range::Any;
-        /// Layers kept on the GPU where there is one; -1 is all.
+        /// Layers served on the GPU where there is one; -1 is as many as fit beside what training there needs.
         gpu_layers: i32 = -1, whole(-1..=i32::MAX);
         /// Lay weights out anew in memory for faster products; else they stay in the file, which the trainer may share.
         repack: bool = true, Range::Any;

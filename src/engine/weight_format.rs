@@ -11,8 +11,9 @@ use crate::config::Config;
 use crate::error::{Code, Error, Result};
 use crate::files;
 use crate::gguf::{Gguf, Writer};
-use crate::llama::{Batch, Context, ContextOptions, FileType, Model, Placement, quantize, row_kl};
+use crate::llama::{self, Batch, Context, ContextOptions, FileType, Model, Placement, quantize, row_kl};
 use crate::types::{Nats, TokenId};
+use crate::{forecast, policy};
 
 /// Formats that `auto` tries.
 const CANDIDATES: [&str; 4] = ["q4_0", "iq4_nl", "q8_0", "bf16"];
@@ -122,8 +123,17 @@ pub(super) fn load(config: &Config, fingerprint: &str, threads: u32) -> Result<(
     }
 }
 
+/// Where the served model lies: on the card, if this build serves on one, as much as fits beside the trainer.
 fn placement(config: &Config) -> Placement {
-    Placement { gpu_layers: config.serve.gpu_layers, repack: config.serve.repack }
+    let mut gpu_layers = config.serve.gpu_layers;
+    if let (-1, Some(card)) = (gpu_layers, llama::card_memory()) {
+        let trains_there =
+            config.train.enabled && policy::device(&config.train.device).is_ok_and(|device| !device.is_cpu());
+        // A file that can't be read is told by what loads it.
+        gpu_layers = forecast::served_layers(config, card, trains_there).unwrap_or(-1);
+        tracing::info!(gpu_layers, free_mb = card >> 20, "layers that are served on the card; -1 is all");
+    }
+    Placement { gpu_layers, repack: config.serve.repack }
 }
 
 struct Formats<'a> {

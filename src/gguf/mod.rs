@@ -165,8 +165,7 @@ impl Gguf {
         }
     }
 
-    /// A tensor, still quantized, for lookups that decode only the rows they need.
-    pub fn quantized(&self, name: &str, device: &Device) -> Result<QTensor> {
+    fn quantized(&self, name: &str, device: &Device) -> Result<QTensor> {
         let (info, kind) = self.decodable(name)?;
         let words = self.words(info)?;
         let bytes = &bytemuck::cast_slice(&words)[..info.bytes as usize];

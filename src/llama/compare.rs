@@ -35,17 +35,17 @@ pub(super) const PACKED: [sys::ggml_type; 2] = [sys::GGML_TYPE_Q4_1, sys::GGML_T
 
 /// The kernels that serve, by the number formats of weights that people have.
 pub static KERNELS: &[KernelCheck] = &[
-    KernelCheck { name: "serving: product, q4_0", run: || product(sys::GGML_TYPE_Q4_0) },
-    KernelCheck { name: "serving: product, q4_1", run: || product(sys::GGML_TYPE_Q4_1) },
-    KernelCheck { name: "serving: product, q5_0", run: || product(sys::GGML_TYPE_Q5_0) },
-    KernelCheck { name: "serving: product, q8_0", run: || product(sys::GGML_TYPE_Q8_0) },
-    KernelCheck { name: "serving: product, q4_k", run: || product(sys::GGML_TYPE_Q4_K) },
-    KernelCheck { name: "serving: product, q5_k", run: || product(sys::GGML_TYPE_Q5_K) },
-    KernelCheck { name: "serving: product, q6_k", run: || product(sys::GGML_TYPE_Q6_K) },
-    KernelCheck { name: "serving: product, f16", run: || product(sys::GGML_TYPE_F16) },
-    KernelCheck { name: "serving: product, bf16", run: || product(sys::GGML_TYPE_BF16) },
-    KernelCheck { name: "serving: product, f32", run: || product(sys::GGML_TYPE_F32) },
-    KernelCheck { name: "serving: attention", run: attention },
+    KernelCheck { name: "serving: product, q4_0", run: |_| product(sys::GGML_TYPE_Q4_0) },
+    KernelCheck { name: "serving: product, q4_1", run: |_| product(sys::GGML_TYPE_Q4_1) },
+    KernelCheck { name: "serving: product, q5_0", run: |_| product(sys::GGML_TYPE_Q5_0) },
+    KernelCheck { name: "serving: product, q8_0", run: |_| product(sys::GGML_TYPE_Q8_0) },
+    KernelCheck { name: "serving: product, q4_k", run: |_| product(sys::GGML_TYPE_Q4_K) },
+    KernelCheck { name: "serving: product, q5_k", run: |_| product(sys::GGML_TYPE_Q5_K) },
+    KernelCheck { name: "serving: product, q6_k", run: |_| product(sys::GGML_TYPE_Q6_K) },
+    KernelCheck { name: "serving: product, f16", run: |_| product(sys::GGML_TYPE_F16) },
+    KernelCheck { name: "serving: product, bf16", run: |_| product(sys::GGML_TYPE_BF16) },
+    KernelCheck { name: "serving: product, f32", run: |_| product(sys::GGML_TYPE_F32) },
+    KernelCheck { name: "serving: attention", run: |_| attention() },
 ];
 
 /// Whose kernels serve here.

@@ -53,6 +53,8 @@ unsafe extern "C" {
     fn apa_memory_install();
     fn apa_memory_trim();
     #[cfg(test)]
+    pub(super) fn apa_kernels_leave_out_here();
+    #[cfg(test)]
     pub(super) fn apa_kernels_leave_out(types: *mut *mut c_void, count: usize) -> usize;
 }
 

@@ -18,6 +18,7 @@ void apa_kernels_install(void) noexcept;
 void apa_kernels_owner(const void * model) noexcept;
 void apa_kernels_forget(const void * model) noexcept;
 size_t apa_kernels_leave_out(ggml_backend_buffer_type_t * types, size_t count) noexcept;
+void apa_kernels_leave_out_here(void) noexcept;
 }
 
 std::vector<ggml_backend_buffer_type_t> & ggml_backend_cpu_get_extra_buffer_types();
@@ -31,9 +32,13 @@ size_t apa_kernels_leave_out(ggml_backend_buffer_type_t * types, size_t count) n
 }
 
 // Before the first use of ggml's list of places for weights: those in AMX's own layout could be read by nothing else.
-static void leave_out() {
-    auto & types = ggml_backend_cpu_get_extra_buffer_types();
-    types.resize(apa_kernels_leave_out(types.data(), types.size()));
+void apa_kernels_leave_out_here(void) noexcept {
+    try {
+        auto & types = ggml_backend_cpu_get_extra_buffer_types();
+        types.resize(apa_kernels_leave_out(types.data(), types.size()));
+    } catch (...) {
+        // Without memory for a list of one, there is none for a model.
+    }
 }
 
 #if defined(APA_KERNELS) && defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
@@ -497,7 +502,7 @@ struct Kernels : ggml::cpu::extra_buffer_type {
 
 void apa_kernels_install(void) noexcept {
     try {
-        leave_out();
+        apa_kernels_leave_out_here();
         ggml_backend_reg_t cpu = ggml_backend_cpu_reg();
         ggml_backend_dev_t device = ggml_backend_reg_dev_get(cpu, 0);
         // Its list of places for weights is made at the first call. Ours is none, and must not be among them.
@@ -526,7 +531,7 @@ void apa_kernels_forget(const void * model) noexcept {
 
 #else
 
-void apa_kernels_install(void) noexcept { leave_out(); }
+void apa_kernels_install(void) noexcept { apa_kernels_leave_out_here(); }
 void apa_kernels_owner(const void *) noexcept {}
 void apa_kernels_forget(const void *) noexcept {}
 

@@ -3,6 +3,7 @@
 use candle_core::{Tensor, Var};
 
 use crate::error::{Error, Result};
+use crate::policy::ops::{AdamWStep, adamw};
 
 /// Keeps the denominator away from zero; PyTorch's default.
 const EPSILON: f64 = 1e-8;
@@ -66,14 +67,16 @@ impl AdamW {
         let [beta1, beta2] = config.betas;
         let correction1 = 1.0 - beta1.powf(self.updates as f64);
         let correction2 = 1.0 - beta2.powf(self.updates as f64);
+        let step = AdamWStep {
+            grad_scale,
+            lr: config.lr,
+            betas: config.betas,
+            corrections: [correction1, correction2],
+            weight_decay: config.weight_decay,
+            epsilon: EPSILON,
+        };
         for ((var, grad), moments) in vars.iter().zip(grads).zip(&mut self.moments) {
-            let grad = (grad * grad_scale)?;
-            moments.first = ((&moments.first * beta1)? + (&grad * (1.0 - beta1))?)?;
-            moments.second = ((&moments.second * beta2)? + (grad.sqr()? * (1.0 - beta2))?)?;
-            let denominator = ((&moments.second / correction2)?.sqrt()? + EPSILON)?;
-            let step = ((&moments.first / denominator)? * (config.lr / correction1))?;
-            let decayed = (var.as_detached_tensor() * (1.0 - config.lr * config.weight_decay))?;
-            var.set(&(decayed - step)?)?;
+            [moments.first, moments.second] = adamw(var, grad, [&moments.first, &moments.second], &step)?;
         }
         Ok(())
     }

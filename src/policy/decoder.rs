@@ -25,7 +25,7 @@ pub struct Form {
     /// How frozen weights are held; `auto` is packed.
     pub weights: Weights,
     /// Bytes that the activations of a pass with gradients may take, as far as recomputing blocks can keep them below;
-    /// `None` keeps all. On the CPU alone.
+    /// `None` keeps all.
     pub activations: Option<u64>,
 }
 
@@ -63,7 +63,7 @@ impl Decoder {
     /// The same, held in memory as told.
     ///
     /// # Errors
-    /// As [`Self::load`]; `Unsupported` for quantized weights on another device than the CPU.
+    /// As [`Self::load`].
     pub fn load_as(path: &Path, device: &Device, form: Form) -> Result<Self> {
         let file = Gguf::open(path)?;
         let loaded = Self::from_gguf(&file, device, form);
@@ -72,12 +72,6 @@ impl Decoder {
 
     fn from_gguf(file: &Gguf, device: &Device, form: Form) -> Result<Self> {
         let as_stored = form.weights == Weights::Quantized;
-        if as_stored && !device.is_cpu() {
-            return Err(Error::unsupported(
-                "train.weights is quantized, and what decodes blocks inside products on a GPU is missing: expected \
-                 packed",
-            ));
-        }
         let shape = Shape::read(file)?;
         let dtype = frozen_dtype(form.dtype, device);
         let mut loader = Loader::new(file, &shape, device, dtype, as_stored)?;
@@ -189,7 +183,7 @@ impl Decoder {
     /// How many blocks, the first ones, are computed again in the backward pass: as few as keep its activations within
     /// what they may take. The last ones are needed first, so they are the ones to keep.
     fn recomputed(&self, tokens: usize, lora: &Lora) -> usize {
-        let Some(most) = self.activations.filter(|_| self.device.is_cpu() && lora.is_trained()) else { return 0 };
+        let Some(most) = self.activations.filter(|_| lora.is_trained()) else { return 0 };
         let sizes = self.shape.activation_bytes(ops::element_bytes(self.dtype), lora.rank() as u64);
         let layers = self.blocks.len();
         let fits = |n: &usize| activations(tokens as u64, sizes, *n as u64, layers as u64) <= most;
@@ -244,12 +238,12 @@ pub(crate) fn activations(tokens: u64, (kept, input): (u64, u64), recomputed: u6
     tokens * (kept * (layers - recomputed + u64::from(recomputed > 0)).min(layers) + input * recomputed)
 }
 
-/// The number format for a setting: `auto` is bf16 on a CPU with bf16 products, f32 elsewhere.
+/// The number format for a setting: `auto` is bf16 on a GPU and on a CPU with bf16 products, else f32.
 fn frozen_dtype(wanted: Dtype, device: &Device) -> DType {
     match wanted {
         Dtype::F32 => DType::F32,
         Dtype::Bf16 => DType::BF16,
-        Dtype::Auto if device.is_cpu() && cpu_multiplies_bf16() => DType::BF16,
+        Dtype::Auto if !device.is_cpu() || cpu_multiplies_bf16() => DType::BF16,
         Dtype::Auto => DType::F32,
     }
 }

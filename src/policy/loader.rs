@@ -20,7 +20,7 @@ pub(super) struct Loader<'a> {
     pub(super) dtype: DType,
     /// Whether weights stay as the file stores them.
     pub(super) as_stored: bool,
-    /// The model's files, mapped where the CPU computes.
+    /// The model's files, mapped.
     maps: Vec<Bytes>,
     pub(super) used: HashSet<String>,
     /// The linear layers read so far; a layer's number is its index here.
@@ -37,7 +37,7 @@ impl<'a> Loader<'a> {
         dtype: DType,
         as_stored: bool,
     ) -> Result<Self> {
-        let maps = if device.is_cpu() { file.handles()?.iter().map(map).collect::<Result<_>>()? } else { Vec::new() };
+        let maps = file.handles()?.iter().map(map).collect::<Result<_>>()?;
         Ok(Self { file, shape, device, dtype, as_stored, maps, used: HashSet::new(), linears: Vec::new() })
     }
 
@@ -48,12 +48,8 @@ impl<'a> Loader<'a> {
         let expected = [rows, self.shape.width];
         match self.stored(name, &expected)? {
             // Exact, whatever products round to.
-            Some(table) => Frozen::quantized(table, DType::F32),
-            None if self.device.is_cpu() => Frozen::new(&self.read(name, &expected)?, DType::F32),
-            None => {
-                self.check(name, &expected)?;
-                Frozen::device_rows(self.file.quantized(name, self.device)?)
-            }
+            Some(table) => Frozen::quantized(table, DType::F32, self.device),
+            None => Frozen::new(&self.read(name, &expected)?, DType::F32),
         }
     }
 
@@ -186,7 +182,7 @@ impl<'a> Loader<'a> {
     /// A matrix of the file as it is held.
     fn packed(&self, matrix: Quantized) -> Result<Frozen> {
         if self.as_stored {
-            return Frozen::quantized(matrix, self.dtype);
+            return Frozen::quantized(matrix, self.dtype, self.device);
         }
         let (out, inp) = (matrix.rows(), matrix.cols());
         let mut values = Vec::new();
@@ -194,8 +190,7 @@ impl<'a> Loader<'a> {
         Frozen::new(&Tensor::from_vec(values, (out, inp), self.device)?, self.dtype)
     }
 
-    /// A matrix where it lies in the mapped file. `None` on another device than the CPU, and if products can't decode
-    /// it.
+    /// A matrix where it lies in the mapped file. `None` if products can't decode it.
     fn stored(&mut self, name: &str, shape: &[usize; 2]) -> Result<Option<Quantized>> {
         self.check(name, shape)?;
         let Some((bytes, place, format)) = self.place(name, shape[1])? else { return Ok(None) };

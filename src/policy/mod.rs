@@ -37,6 +37,23 @@ pub use value_head::ValueHead;
 #[cfg(test)]
 mod tests;
 
+/// Bytes of memory that could be had on a device, where it tells.
+pub fn free_memory(device: &Device) -> Option<u64> {
+    match device {
+        Device::Cpu => crate::system::free_memory(),
+        device => ops::card(device).map(|card| card.free),
+    }
+}
+
+/// A device as people name it: `cpu`, or a card with its memory and driver.
+pub fn describe(device: &Device) -> String {
+    match ops::card(device) {
+        Some(card) => card.to_string(),
+        None if device.is_cpu() => "cpu".into(),
+        None => format!("{:?}", device.location()),
+    }
+}
+
 /// The device that a setting names: `auto` (the first GPU of a CUDA build, else the CPU), `cpu` or `cuda:N`.
 ///
 /// # Errors

@@ -4,13 +4,17 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+#[cfg(feature = "train-cuda")]
+use candle_core::CudaStorage;
 use candle_core::{CpuStorage, CustomOp2, DType, Layout, Result, Shape as TensorShape, Tensor, Var};
 
 use super::blocks::{Block, Pass, Ropes};
 use super::ops::f32_slice;
+#[cfg(feature = "train-cuda")]
+use super::ops::{cuda_storage, cuda_tensor};
 use super::{Lora, Shape};
 
-/// One block of a forward pass on the CPU, with the parts of the pass that it needs again.
+/// One block of a forward pass, with the parts of the pass that it needs again.
 pub(super) struct Recomputed {
     pub(super) block: Arc<Block>,
     /// Its linear layers, among the decoder's.
@@ -50,6 +54,18 @@ impl CustomOp2 for Recomputed {
         };
         let y = self.compute(&plain(x, lx)?, &plain(f, lf)?).map_err(candle_core::Error::wrap)?;
         Ok((CpuStorage::F32(y.flatten_all()?.to_vec1()?), y.shape().clone()))
+    }
+
+    #[cfg(feature = "train-cuda")]
+    fn cuda_fwd(
+        &self,
+        x: &CudaStorage,
+        lx: &Layout,
+        f: &CudaStorage,
+        lf: &Layout,
+    ) -> Result<(CudaStorage, TensorShape)> {
+        let y = self.compute(&cuda_tensor(x, lx)?, &cuda_tensor(f, lf)?).map_err(candle_core::Error::wrap)?;
+        Ok((cuda_storage(&y)?, y.shape().clone()))
     }
 
     fn bwd(&self, x: &Tensor, f: &Tensor, _: &Tensor, dy: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {

@@ -159,8 +159,10 @@ impl Trainer {
     }
 
     fn before(&self) -> Result<Before> {
+        // Memory of a card is not what a file would save, and the way to a file is long from there.
+        let on_cpu = self.decoder.device().is_cpu();
         Ok(Before {
-            networks: before::Networks::keep([&self.policy, &self.critic], self.scratch.as_deref())?,
+            networks: before::Networks::keep([&self.policy, &self.critic], self.scratch.as_deref().filter(|_| on_cpu))?,
             reward_scale: self.reward_scale,
             baseline: self.baseline,
             critic_trust: self.critic_trust,

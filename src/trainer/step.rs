@@ -257,7 +257,10 @@ impl Trainer {
         let adamw = AdamWConfig { lr: config.lr * self.pace, betas: config.betas, weight_decay: config.weight_decay };
         let mut before = None;
         // Not earlier: beside the activations there would be one copy more.
-        let keep = |network: &Network| Ok(before = Some(network.save()?));
+        let keep = |network: &Network| {
+            before = Some(network.save()?);
+            Ok(())
+        };
         match self.policy.update(&micro_batches, config.clip_norm, adamw, weigh, loss, keep)? {
             Update::Taken { loss, grad_norm, clip_fraction } => {
                 totals.policy_steps += 1;

@@ -192,6 +192,7 @@ inline float __fsqrt_rn(float x) { return sqrtf(x); }
 inline float __frsqrt_rn(float x) { return 1 / sqrtf(x); }
 inline float __fmaf_rn(float x, float y, float z) { return fmaf(x, y, z); }
 inline float __fadd_rn(float x, float y) { return x + y; }
+inline float __fsub_rn(float x, float y) { return x - y; }
 inline float __fmul_rn(float x, float y) { return x * y; }
 inline float __saturatef(float x) { return x > 0 ? x < 1 ? x : 1 : 0; }
 inline float rsqrtf(float x) { return 1 / sqrtf(x); }

@@ -25,7 +25,7 @@ fn a_machine_that_is_well_is_told_with_every_kernel_and_what_the_model_needs() {
     assert!(output.status.success(), "{said}");
     assert_eq!(said["faults"], Value::Array(vec![]));
     let kernels = said["kernels"].as_array().unwrap();
-    assert_eq!(kernels.len(), apa::doctor::kernels().count());
+    assert_eq!(kernels.len(), apa::doctor::kernels(&apa::policy::device("auto").unwrap()).count());
     assert!(kernels.iter().all(|k| k["gap"].is_number() && k.get("fault").is_none()), "{kernels:?}");
     let report = &said["report"];
     assert_eq!(report["processor"]["missing"], Value::Array(vec![]));

@@ -3,8 +3,10 @@
 use std::path::{Path, PathBuf};
 
 use apa::align::*;
-use candle_core::{DType, Device, Tensor, Var};
+use candle_core::{DType, Tensor, Var};
 use serde_json::Value;
+
+use crate::support::device::device;
 
 fn golden_dir() -> PathBuf {
     std::env::var_os("APA_GOLDEN_DIR")
@@ -50,7 +52,7 @@ impl Case<'_> {
         let value = &self.json["inputs"][key];
         let rows = value.as_array().unwrap_or_else(|| panic!("{}: no input {key}", self.name));
         let numbers = flat(value);
-        let tensor = Tensor::from_slice(&numbers, numbers.len(), &Device::Cpu).unwrap().to_dtype(self.dtype).unwrap();
+        let tensor = Tensor::from_slice(&numbers, numbers.len(), &device()).unwrap().to_dtype(self.dtype).unwrap();
         if rows[0].is_array() { tensor.reshape((rows.len(), ())).unwrap() } else { tensor }
     }
 

@@ -12,8 +12,9 @@ use std::path::{Path, PathBuf};
 /// the same in a sentence, which is compared.
 const LAYERS: &[&[&str]] = &[
     &["types", "error", "lock", "durations", "files", "members", "shown"],
-    &["system", "processor", "config", "gguf", "guide", "align", "optim", "overwrite", "prompts"],
+    &["system", "processor", "config", "gguf", "guide", "align", "overwrite", "prompts"],
     &["ids", "llama", "policy", "gate", "publish"],
+    &["optim"],
     &["ledger", "scheduler", "reward", "trainer", "forecast", "convert"],
     &["engine", "experiment", "doctor"],
     &["request"],

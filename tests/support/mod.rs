@@ -9,6 +9,7 @@ pub mod capi;
 #[cfg(feature = "daemon")]
 pub mod daemon;
 #[cfg(feature = "daemon")]
+pub mod device;
 pub mod document;
 pub mod engine;
 pub mod go;

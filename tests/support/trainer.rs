@@ -11,6 +11,7 @@ use apa::types::{Rollout, StepMetrics};
 use candle_core::Device;
 use tempfile::TempDir;
 
+use super::device::device;
 use super::tiny::{TinySpec, tiny_model};
 
 pub struct Tiny {
@@ -24,7 +25,7 @@ impl Tiny {
     }
 
     pub fn with(spec: &TinySpec) -> Self {
-        Self::on(&Device::Cpu, spec, Dtype::F32)
+        Self::on(&device(), spec, Dtype::F32)
     }
 
     pub fn on(device: &Device, spec: &TinySpec, dtype: Dtype) -> Self {

@@ -9,8 +9,10 @@ use anyhow::{Context, Result, bail};
 use apa::config::Weights;
 use apa::doctor::{self, Report};
 use apa::forecast::{Forecast, Parts, Training};
+use apa::policy;
 use apa::processor::Gap;
 use apa::shown::shown_lines;
+use candle_core::Device;
 use clap::Args;
 use serde::Serialize;
 use serde_json::json;
@@ -54,7 +56,8 @@ struct Tried {
 
 pub async fn run(options: Options) -> Result<()> {
     if let Some(name) = &options.kernel {
-        return try_here(name);
+        let config = options.overrides.build([])?;
+        return try_here(name, &policy::device(&config.train.device)?);
     }
     let model = match &options.model {
         Some(model) => Some(pull::resolve(model.as_ref()).await?),
@@ -63,7 +66,10 @@ pub async fn run(options: Options) -> Result<()> {
     let text = |path: &Option<PathBuf>| path.as_ref().map(|p| p.to_string_lossy().into_owned());
     let config = options.overrides.build([("model", text(&model)), ("data", text(&options.data))])?;
     let report = doctor::examine(&config);
-    let kernels = doctor::kernels().map(|kernel| try_apart(kernel.name)).collect::<Result<Vec<_>>>()?;
+    // Where the device can't be had, the report says so.
+    let device = policy::device(&config.train.device).unwrap_or(Device::Cpu);
+    let tried = doctor::kernels(&device).map(|kernel| try_apart(kernel.name, &config.train.device));
+    let kernels = tried.collect::<Result<Vec<_>>>()?;
     let faults = faults(&report, &kernels);
     if options.json {
         let whole = json!({"report": report, "kernels": kernels, "faults": faults});
@@ -78,19 +84,19 @@ pub async fn run(options: Options) -> Result<()> {
 }
 
 /// Tries a kernel and prints how far it is from its plain form.
-fn try_here(name: &str) -> Result<()> {
-    let kernel = doctor::kernels().find(|kernel| kernel.name == name);
+fn try_here(name: &str, device: &Device) -> Result<()> {
+    let kernel = doctor::kernels(device).find(|kernel| kernel.name == name);
     let kernel =
         kernel.ok_or_else(|| WrongUse(format!("--kernel is {name:?}, expected one that `apad doctor` lists")))?;
-    println!("{}", serde_json::to_string(&(kernel.run)()?)?);
+    println!("{}", serde_json::to_string(&doctor::try_kernel(kernel, device)?)?);
     Ok(())
 }
 
 /// Tries a kernel in a child process.
-fn try_apart(name: &'static str) -> Result<Tried> {
+fn try_apart(name: &'static str, device: &str) -> Result<Tried> {
     let own = std::env::current_exe().context("finding this program, to run it again for each kernel")?;
     let child = Command::new(own)
-        .args(["doctor", "--kernel", name])
+        .args(["doctor", "--kernel", name, "--set", &format!("train.device={device}")])
         .stdin(Stdio::null())
         .output()
         .context("starting this program again, for a kernel")?;

@@ -2,7 +2,7 @@
 
 use super::cpu::{Values, exp, result, rows, sigmoid, slice, tensor};
 use super::vectors::{map, map_all};
-use super::{cpu, plain};
+use super::{cpu, elsewhere};
 use crate::error::Error;
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor};
 
@@ -12,7 +12,7 @@ pub fn swiglu(gate: &Tensor, up: &Tensor) -> crate::Result<Tensor> {
         return Err(Error::train(format!("swiglu: gate is {:?}, up {:?}, expected one shape", gate.dims(), up.dims())));
     }
     if !cpu::takes(gate) {
-        return plain::swiglu(gate, up);
+        return elsewhere::swiglu(gate, up);
     }
     Ok(gate.contiguous()?.apply_op2(&up.contiguous()?, Swiglu)?)
 }
@@ -20,7 +20,7 @@ pub fn swiglu(gate: &Tensor, up: &Tensor) -> crate::Result<Tensor> {
 /// GELU in its tanh approximation, as in ggml.
 pub fn gelu(x: &Tensor) -> crate::Result<Tensor> {
     if !cpu::takes(x) {
-        return plain::gelu(x);
+        return elsewhere::gelu(x);
     }
     Ok(x.contiguous()?.apply_op1(Gelu)?)
 }

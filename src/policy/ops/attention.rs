@@ -5,7 +5,7 @@ use super::accumulate::{Begin, Run};
 use super::cpu::{Values, exp, result, rows, slice, tensor};
 use super::matrix::{Mat, Precision, Right, product};
 use super::vectors::{map, map_all, max, sum};
-use super::{cpu, plain};
+use super::{cpu, elsewhere};
 use crate::error::Error;
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
@@ -43,7 +43,7 @@ pub fn windowed_attention(
     }
     check_starts("attention", starts, n)?;
     if !cpu::takes(q) {
-        return plain::attention(q, k, v, starts, scale, window);
+        return elsewhere::attention(q, k, v, starts, scale, window);
     }
     let window = window.unwrap_or(usize::MAX).max(1);
     let shapes = Shapes { starts: starts.to_vec(), heads: h, kv_heads: k.dims()[1], dim: d, scale, window };

@@ -2,14 +2,15 @@
 //! precision, and recomputes the rest in the backward pass.
 
 use super::accumulate::{Begin, Run};
-use super::activation::{gated, gated_backward, swiglu};
+use super::activation::{gated, gated_backward};
 use super::adapted::{self, Adapted};
 use super::cpu::{Values, result, slice, tensor};
+use super::elsewhere;
 use super::frozen::frozen_values;
 use super::layers::{Layers, by_rows, task_rows};
-use super::linear::{Factors, apply};
+use super::linear::Factors;
 use super::matrix::Mat;
-use super::norm::{self, Norm, rms_norm};
+use super::norm::{self, Norm};
 use crate::error::Error;
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
 use std::sync::OnceLock;
@@ -29,8 +30,8 @@ pub struct FeedForward<'a> {
     pub down: Adapted<'a>,
 }
 
-/// `x + down(silu(gate(n)) · up(n))` with `n = rms_norm(x)`, `[N, E]`: composed of the other operations, or on the CPU
-/// one operation that keeps a third of their memory.
+/// `x + down(silu(gate(n)) · up(n))` with `n = rms_norm(x)`, `[N, E]`: one operation that keeps
+/// a third of its parts' memory.
 pub fn feed_forward(x: &Tensor, block: &FeedForward) -> crate::Result<Tensor> {
     norm::check("feed_forward", x, block.norm)?;
     let (n, inner) = (x.dims()[0], block.gate.weight.out_features());
@@ -46,9 +47,7 @@ pub fn feed_forward(x: &Tensor, block: &FeedForward) -> crate::Result<Tensor> {
         let keep = x.track_op() || flat.track_op();
         return Ok(x.apply_op2(&flat, FusedFeedForward { norm, layers, keep, kept: OnceLock::new() })?);
     }
-    let normed = rms_norm(x, block.norm, block.eps)?;
-    let inner = swiglu(&apply(&block.gate, &normed)?, &apply(&block.up, &normed)?)?;
-    Ok((x + apply(&block.down, &inner)?)?)
+    elsewhere::feed_forward(x, block)
 }
 
 const GATE: usize = 0;

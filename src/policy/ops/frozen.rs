@@ -2,11 +2,12 @@
 
 use super::bf16;
 use super::cpu;
+#[cfg(feature = "train-cuda")]
+use super::cuda;
 use super::matrix::{Mat, Precision};
 use super::quantized::Quantized;
 use crate::error::{Error, Result};
-use candle_core::quantized::QTensor;
-use candle_core::{DType, Tensor};
+use candle_core::{DType, Device, Tensor};
 use std::sync::Arc;
 
 /// A frozen weight matrix `[out, in]`, in f32, bf16 or the number format of its file. Clones share the values.
@@ -21,10 +22,8 @@ pub struct Frozen {
 enum Store {
     /// For the fused operations of the CPU.
     Cpu(Arc<Mat>),
-    /// For tensor algebra on another device.
-    Device(Tensor),
-    /// An embedding on another device, of which rows are decoded.
-    DeviceRows(Arc<QTensor>),
+    #[cfg(feature = "train-cuda")]
+    Cuda(Arc<cuda::Weight>),
 }
 
 impl Frozen {
@@ -56,8 +55,10 @@ impl Frozen {
             shape.map_err(|_| Error::train(format!("frozen weight: shape {:?}, expected [out, in]", weight.dims())))?;
         let precision = precision_of(dtype)?;
         let weight = weight.detach().contiguous()?;
-        if !weight.device().is_cpu() {
-            return Ok(Self::of(Store::Device(weight.to_dtype(dtype)?)));
+        #[cfg(feature = "train-cuda")]
+        if weight.device().is_cuda() {
+            let weight = weight.to_dtype(DType::F32)?;
+            return Ok(Self::of(Store::Cuda(Arc::new(cuda::Weight::new(&weight, dtype)?))));
         }
         let weight = if precision == Precision::F32 { weight.to_dtype(dtype)? } else { weight };
         let weight = weight.to_dtype(DType::F32)?;
@@ -65,24 +66,23 @@ impl Frozen {
         Ok(Self::of(Store::Cpu(Arc::new(mat))))
     }
 
-    /// Takes a weight as its file stores it. Products decode it panel by panel, to `dtype` (f32 or bf16), and give the
-    /// same bits as those of its packed form if they are in bf16.
-    pub(in crate::policy) fn quantized(matrix: Quantized, dtype: DType) -> Result<Self> {
-        Ok(Self::of(Store::Cpu(Arc::new(Mat::quantized(precision_of(dtype)?, matrix)))))
-    }
-
-    /// Takes an embedding on another device, from which rows are looked up.
-    pub(in crate::policy) fn device_rows(table: QTensor) -> Result<Self> {
-        table.shape().dims2()?;
-        Ok(Self::of(Store::DeviceRows(Arc::new(table))))
+    /// Takes a weight as its file stores it, to be used on `device`. Products decode it panel by panel, to `dtype` (f32
+    /// or bf16), and give the same bits as those of its packed form if they are in bf16.
+    pub(in crate::policy) fn quantized(matrix: Quantized, dtype: DType, device: &Device) -> Result<Self> {
+        match device {
+            Device::Cpu => Ok(Self::of(Store::Cpu(Arc::new(Mat::quantized(precision_of(dtype)?, matrix))))),
+            #[cfg(feature = "train-cuda")]
+            Device::Cuda(gpu) => Ok(Self::of(Store::Cuda(Arc::new(cuda::Weight::stored(gpu, &matrix, dtype)?)))),
+            other => Err(Error::unsupported(format!("frozen weights on {:?}", other.location()))),
+        }
     }
 
     /// Rows of the matrix: the width of the product.
     pub fn out_features(&self) -> usize {
         match &self.store {
             Store::Cpu(mat) => mat.rows(),
-            Store::Device(t) => t.dims()[0],
-            Store::DeviceRows(t) => t.shape().dims()[0],
+            #[cfg(feature = "train-cuda")]
+            Store::Cuda(weight) => weight.rows,
         }
     }
 
@@ -90,8 +90,8 @@ impl Frozen {
     pub fn in_features(&self) -> usize {
         match &self.store {
             Store::Cpu(mat) => mat.cols(),
-            Store::Device(t) => t.dims()[1],
-            Store::DeviceRows(t) => t.shape().dims()[1],
+            #[cfg(feature = "train-cuda")]
+            Store::Cuda(weight) => weight.cols,
         }
     }
 
@@ -99,8 +99,8 @@ impl Frozen {
     pub fn weight_f32(&self) -> Result<Tensor> {
         match &self.store {
             Store::Cpu(mat) => rows_of(mat, 0..mat.rows()),
-            Store::Device(t) => Ok(t.to_dtype(DType::F32)?),
-            Store::DeviceRows(t) => Ok(t.dequantize(&t.device())?),
+            #[cfg(feature = "train-cuda")]
+            Store::Cuda(weight) => Ok(weight.values()?),
         }
     }
 
@@ -108,6 +108,15 @@ impl Frozen {
     pub(super) fn fused(&self, x: &Tensor) -> Option<&Arc<Mat>> {
         match &self.store {
             Store::Cpu(mat) if cpu::takes(x) => Some(mat),
+            _ => None,
+        }
+    }
+
+    /// The matrix, if an operation on `x` on a CUDA device can use it.
+    #[cfg(feature = "train-cuda")]
+    pub(super) fn cuda(&self, x: &Tensor) -> Option<&Arc<cuda::Weight>> {
+        match &self.store {
+            Store::Cuda(weight) if x.device().is_cuda() => Some(weight),
             _ => None,
         }
     }
@@ -156,8 +165,8 @@ pub fn embed(tokens: &[u32], table: &Frozen) -> Result<Tensor> {
     check_tokens("embed", tokens, table.out_features())?;
     match &table.store {
         Store::Cpu(mat) => rows_of(mat, tokens.iter().map(|&t| t as usize)),
-        Store::Device(t) => Ok(t.index_select(&Tensor::new(tokens, t.device())?, 0)?.to_dtype(DType::F32)?),
-        Store::DeviceRows(t) => Ok(t.embedding(&Tensor::new(tokens, &t.device())?)?),
+        #[cfg(feature = "train-cuda")]
+        Store::Cuda(weight) => Ok(weight.lookup(tokens)?),
     }
 }
 

@@ -8,16 +8,37 @@ use super::matrix::Precision;
 use super::vectors::map;
 use super::{Adapted, LoraPair};
 use crate::error::Result;
-use candle_core::{DType, Tensor};
+use candle_core::{DType, Device, Tensor};
 use rayon::prelude::*;
 
 /// The position of a layer's factors in the flat tensor.
-#[derive(Clone, Copy)]
-struct Slot {
-    a: usize,
-    b: usize,
-    end: usize,
-    scale: f32,
+#[derive(Clone, Copy, Debug)]
+pub struct Slot {
+    /// Of A `[rank, in]`.
+    pub a: usize,
+    /// Of B `[out, rank]`.
+    pub b: usize,
+    pub end: usize,
+    pub scale: f32,
+}
+
+/// The factors of some layers as one flat tensor, through which gradients flow, and where each layer's are. Zero,
+/// alone, if none has any.
+pub fn flat(specs: &[Adapted], device: &Device) -> Result<(Vec<Option<Slot>>, Tensor)> {
+    let (mut slots, mut parts, mut len) = (Vec::new(), Vec::new(), 0);
+    for spec in specs {
+        slots.push(match spec.lora {
+            Some(LoraPair { a, b, scale }) if a.elem_count() > 0 => {
+                let (b_at, end) = (len + a.elem_count(), len + a.elem_count() + b.elem_count());
+                parts.extend([a.flatten_all()?, b.flatten_all()?]);
+                Some(Slot { a: std::mem::replace(&mut len, end), b: b_at, end, scale: scale as f32 })
+            }
+            _ => None,
+        });
+    }
+    let flat =
+        if parts.is_empty() { Tensor::zeros(1, DType::F32, device)? } else { Tensor::cat(&parts, 0)?.contiguous()? };
+    Ok((slots, flat))
 }
 
 /// The layers of a block.
@@ -31,27 +52,15 @@ impl Layers {
     /// The layers, and the factors of all of them as one flat tensor through which gradients flow. `None` if the fused
     /// form does not accept these.
     pub fn new(x: &Tensor, specs: &[Adapted]) -> Result<Option<(Self, Tensor)>> {
-        let (mut layers, mut slots, mut parts, mut len) = (Vec::new(), Vec::new(), Vec::new(), 0);
+        let mut layers = Vec::new();
         for spec in specs {
             let Some(weight) = spec.weight.fused(x) else { return Ok(None) };
             layers.push(Layer { weight: weight.clone(), bias: spec.bias.map(frozen_values).transpose()? });
-            let slot = match spec.lora {
-                Some(LoraPair { a, b, scale }) if a.elem_count() > 0 => {
-                    let (b_at, end) = (len + a.elem_count(), len + a.elem_count() + b.elem_count());
-                    parts.extend([a.flatten_all()?, b.flatten_all()?]);
-                    Some(Slot { a: std::mem::replace(&mut len, end), b: b_at, end, scale: scale as f32 })
-                }
-                _ => None,
-            };
-            slots.push(slot);
         }
-        let flat = if parts.is_empty() {
-            Tensor::zeros(1, DType::F32, x.device())?
-        } else {
-            Tensor::cat(&parts, 0)?.contiguous()?
-        };
+        let (slots, flat) = flat(specs, x.device())?;
+        let len = flat.elem_count();
         let one_precision = layers.windows(2).all(|w| w[0].precision() == w[1].precision());
-        Ok(one_precision.then_some((Self { layers, slots, len: len.max(1) }, flat)))
+        Ok(one_precision.then_some((Self { layers, slots, len }, flat)))
     }
 
     pub fn layer(&self, i: usize) -> &Layer {

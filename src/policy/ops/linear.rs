@@ -6,22 +6,17 @@
 use super::accumulate::{Begin, Run};
 use super::adapted::{Adapted, LoraPair, check};
 use super::cpu::{Values, result, slice, tensor};
+use super::elsewhere;
 use super::frozen::{Frozen, frozen_values};
 use super::matrix::{Mat, Precision, Right, product};
-use super::plain;
 use candle_core::{CpuStorage, CustomOp1, CustomOp3, Layout, Result, Shape, Tensor};
 use std::sync::{Arc, OnceLock};
-
-/// Applies a layer to `x`.
-pub(super) fn apply(layer: &Adapted, x: &Tensor) -> crate::Result<Tensor> {
-    linear(x, layer.weight, layer.bias, layer.lora)
-}
 
 /// `y = x Wᵀ + bias + scale (x Aᵀ) Bᵀ`, `[N, in]` to `[N, out]`. Gradients flow to `x`, `A` and `B`; the bias is
 /// frozen.
 pub fn linear(x: &Tensor, w: &Frozen, bias: Option<&Tensor>, lora: Option<LoraPair>) -> crate::Result<Tensor> {
     check(x.dims(), &Adapted { weight: w, bias, lora })?;
-    let Some(weight) = w.fused(x) else { return plain::linear(x, w, bias, lora) };
+    let Some(weight) = w.fused(x) else { return elsewhere::linear(x, w, bias, lora) };
     let bias = bias.map(frozen_values).transpose()?;
     let layer = Layer { weight: weight.clone(), bias };
     let x = x.contiguous()?;

@@ -8,7 +8,7 @@ use super::frozen::{Frozen, check_tokens};
 use super::layers::task_rows;
 use super::matrix::{Mat, Right, product};
 use super::vectors::{map, max, sum};
-use super::{cpu, plain};
+use super::{cpu, elsewhere};
 use crate::error::Error;
 use candle_core::{CpuStorage, CustomOp1, DType, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
@@ -25,7 +25,7 @@ pub fn token_logprobs(hidden: &Tensor, head: &Frozen, targets: &[u32], temperatu
         Some(weight) => {
             Ok(hidden.contiguous()?.apply_op1(head_of(head, weight, targets, temperatures, hidden.track_op()))?)
         }
-        None => plain::token_logprobs(hidden, head, targets, temperatures),
+        None => elsewhere::token_logprobs(hidden, head, targets, temperatures),
     }
 }
 
@@ -76,16 +76,7 @@ pub fn token_distributions(
             let others = others.into_iter().map(compared).collect::<Result<Vec<_>>>()?;
             Ok(Distributions { logprobs: of(logprobs)?, entropy: of(entropy)?, others })
         }
-        None => {
-            let logprobs = |x: &Tensor| token_logprobs(x, head, targets, temperatures);
-            let compared = |other: &Tensor| {
-                let kl = plain::token_kl(&hidden, other, head, temperatures)?;
-                Ok(Compared { logprobs: logprobs(other)?, kl })
-            };
-            let others = others.iter().map(compared).collect::<crate::Result<Vec<_>>>()?;
-            let entropy = plain::token_entropy(&hidden, head, temperatures)?;
-            Ok(Distributions { logprobs: logprobs(&hidden)?, entropy, others })
-        }
+        None => elsewhere::token_distributions(&hidden, &others, head, targets, temperatures),
     }
 }
 

@@ -3,7 +3,7 @@
 use super::cpu::{Values, result, rows, slice, tensor};
 use super::frozen::frozen_values;
 use super::vectors::{map, sum};
-use super::{cpu, plain};
+use super::{cpu, elsewhere};
 use crate::error::Error;
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 
@@ -11,7 +11,7 @@ use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f32) -> crate::Result<Tensor> {
     check("rms_norm", x, weight)?;
     if !cpu::takes(x) {
-        return plain::rms_norm(x, weight, eps);
+        return elsewhere::rms_norm(x, weight, eps);
     }
     Ok(x.contiguous()?.apply_op1(Norm { weight: frozen_values(weight)?, bias: None, eps })?)
 }
@@ -21,7 +21,7 @@ pub fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f32) -> crate
     check("layer_norm", x, weight)?;
     check("layer_norm bias", x, bias)?;
     if !cpu::takes(x) {
-        return plain::layer_norm(x, weight, bias, eps);
+        return elsewhere::layer_norm(x, weight, bias, eps);
     }
     let (weight, bias) = (frozen_values(weight)?, Some(frozen_values(bias)?));
     Ok(x.contiguous()?.apply_op1(Norm { weight, bias, eps })?)

@@ -1,9 +1,10 @@
-//! The operations as ordinary tensor algebra: the reference for the fused ones, and the path of every other device.
+//! The operations as ordinary tensor algebra: the reference for the others, and what is left where none of them fits.
 //! Only called with shapes that the operation has checked.
 
-use super::{Frozen, LoraPair, RopeStyle, RopeTable};
+use super::logprobs::{Compared, Distributions};
+use super::{AdamWStep, Adapted, FeedForward, Frozen, LoraPair, RopeStyle, RopeTable, SelfAttention};
 use crate::error::Result;
-use candle_core::{D, DType, Tensor};
+use candle_core::{D, DType, Tensor, Var};
 
 /// Rows of logits computed at a time.
 const HEAD_ROWS: usize = 64;
@@ -92,8 +93,45 @@ pub fn attention(
     Ok(Tensor::cat(&outs, 0)?)
 }
 
+pub fn self_attention(x: &Tensor, block: &SelfAttention) -> Result<Tensor> {
+    let (n, heads, kv_heads) = (x.dim(0)?, block.heads, block.kv_heads);
+    let dim = block.query.weight.out_features() / heads;
+    let normed = super::rms_norm(x, block.norm, block.eps)?;
+    let project = |layer, heads: usize| -> Result<Tensor> { Ok(apply(layer, &normed)?.reshape((n, heads, dim))?) };
+    let (mut q, mut k) = (project(&block.query, heads)?, project(&block.key, kv_heads)?);
+    let v = project(&block.value, kv_heads)?;
+    if let Some((q_norm, k_norm)) = block.head_norms {
+        (q, k) = (super::rms_norm(&q, q_norm, block.eps)?, super::rms_norm(&k, k_norm, block.eps)?);
+    }
+    let (q, k) = (super::rope(&q, block.rope, block.style)?, super::rope(&k, block.rope, block.style)?);
+    let mixed = super::attention(&q, &k, &v, block.starts, block.scale)?.reshape((n, heads * dim))?;
+    Ok((x + apply(&block.output, &mixed)?)?)
+}
+
+pub fn feed_forward(x: &Tensor, block: &FeedForward) -> Result<Tensor> {
+    let normed = super::rms_norm(x, block.norm, block.eps)?;
+    let inner = super::swiglu(&apply(&block.gate, &normed)?, &apply(&block.up, &normed)?)?;
+    Ok((x + apply(&block.down, &inner)?)?)
+}
+
+fn apply(layer: &Adapted, x: &Tensor) -> Result<Tensor> {
+    super::linear(x, layer.weight, layer.bias, layer.lora)
+}
+
 pub fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
     Ok((gate.silu()? * up)?)
+}
+
+pub fn adamw(var: &Var, grad: &Tensor, [first, second]: [&Tensor; 2], step: &AdamWStep) -> Result<[Tensor; 2]> {
+    let ([beta1, beta2], [correction1, correction2]) = (step.betas, step.corrections);
+    let grad = (grad * step.grad_scale)?;
+    let first = ((first * beta1)? + (&grad * (1.0 - beta1))?)?;
+    let second = ((second * beta2)? + (grad.sqr()? * (1.0 - beta2))?)?;
+    let denominator = ((&second / correction2)?.sqrt()? + step.epsilon)?;
+    let moved = ((&first / denominator)? * (step.lr / correction1))?;
+    let decayed = (var.as_detached_tensor() * (1.0 - step.lr * step.weight_decay))?;
+    var.set(&(decayed - moved)?)?;
+    Ok([first, second])
 }
 
 pub fn gelu(x: &Tensor) -> Result<Tensor> {
@@ -129,6 +167,22 @@ pub fn token_logprobs(hidden: &Tensor, head: &Frozen, targets: &[u32], temperatu
         parts.push(log_softmax_rows(&rows, head, temperatures)?.gather(&index, 1)?.squeeze(1)?);
     }
     Ok(Tensor::cat(&parts, 0)?)
+}
+
+pub fn token_distributions(
+    hidden: &Tensor,
+    others: &[Tensor],
+    head: &Frozen,
+    targets: &[u32],
+    temperatures: &[f32],
+) -> Result<Distributions> {
+    let logprobs = |x: &Tensor| super::token_logprobs(x, head, targets, temperatures);
+    let compared = |other: &Tensor| {
+        let kl = token_kl(hidden, other, head, temperatures)?;
+        Ok(Compared { logprobs: logprobs(other)?, kl })
+    };
+    let others = others.iter().map(compared).collect::<Result<Vec<_>>>()?;
+    Ok(Distributions { logprobs: logprobs(hidden)?, entropy: token_entropy(hidden, head, temperatures)?, others })
 }
 
 pub fn token_entropy(hidden: &Tensor, head: &Frozen, temperatures: &[f32]) -> Result<Tensor> {

@@ -59,6 +59,11 @@ impl Format {
         FORMATS.iter().find(|f| f.1 == name).map(|f| f.0)
     }
 
+    /// Every format.
+    pub fn all() -> impl Iterator<Item = Self> {
+        FORMATS.iter().map(|f| f.0)
+    }
+
     /// Groups of a block, and its bytes.
     pub fn block(self) -> (usize, usize) {
         let row = FORMATS.iter().find(|f| f.0 == self).unwrap_or(&FORMATS[0]);

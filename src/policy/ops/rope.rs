@@ -2,7 +2,7 @@
 
 use super::cpu::{Values, result, rows, slice, tensor};
 use super::rope_table::{RopeStyle, RopeTable, Turns, check};
-use super::{cpu, plain};
+use super::{cpu, elsewhere};
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use std::sync::Arc;
 pub fn rope(x: &Tensor, table: &RopeTable, style: RopeStyle) -> crate::Result<Tensor> {
     let half = check(x.dims(), table)?;
     if !cpu::takes(x) {
-        return plain::rope(x, table, style);
+        return elsewhere::rope(x, table, style);
     }
     Ok(x.contiguous()?.apply_op1(Rope { turns: table.turns.clone(), half, style })?)
 }

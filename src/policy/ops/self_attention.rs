@@ -5,12 +5,13 @@ use super::accumulate::{Begin, Run};
 use super::adapted::{self, Adapted};
 use super::attention::{self, Shapes};
 use super::cpu::{Values, result, slice, tensor};
+use super::elsewhere;
 use super::frozen::frozen_values;
 use super::layers::{Layers, by_rows, task_rows};
-use super::linear::{Factors, apply};
+use super::linear::Factors;
 use super::matrix::Mat;
-use super::norm::{self, Norm, rms_norm};
-use super::rope::{Rope, rope};
+use super::norm::{self, Norm};
+use super::rope::Rope;
 use super::rope_table::{self, RopeStyle, RopeTable};
 use crate::error::Error;
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
@@ -47,8 +48,8 @@ pub struct SelfAttention<'a> {
     pub scale: f32,
 }
 
-/// `x + output(attention(rope(query(n)), rope(key(n)), value(n)))` with `n = rms_norm(x)`, `[N, E]`: composed of the
-/// other operations, or on the CPU one operation that keeps a third of their memory.
+/// `x + output(attention(rope(query(n)), rope(key(n)), value(n)))` with `n = rms_norm(x)`, `[N, E]`: one operation that
+/// keeps a third of its parts' memory.
 ///
 /// When fused with bf16 weights, the products of scores and values have bf16 operands too.
 pub fn self_attention(x: &Tensor, block: &SelfAttention) -> crate::Result<Tensor> {
@@ -97,16 +98,7 @@ pub fn self_attention(x: &Tensor, block: &SelfAttention) -> crate::Result<Tensor
         };
         return Ok(x.apply_op2(&flat, op)?);
     }
-    let normed = rms_norm(x, block.norm, block.eps)?;
-    let mut q = apply(&block.query, &normed)?.reshape((n, heads, dim))?;
-    let mut k = apply(&block.key, &normed)?.reshape((n, kv_heads, dim))?;
-    let v = apply(&block.value, &normed)?.reshape((n, kv_heads, dim))?;
-    if let Some((q_norm, k_norm)) = block.head_norms {
-        (q, k) = (rms_norm(&q, q_norm, block.eps)?, rms_norm(&k, k_norm, block.eps)?);
-    }
-    let (q, k) = (rope(&q, block.rope, block.style)?, rope(&k, block.rope, block.style)?);
-    let mixed = attention::attention(&q, &k, &v, block.starts, block.scale)?.reshape((n, out))?;
-    Ok((x + apply(&block.output, &mixed)?)?)
+    elsewhere::self_attention(x, block)
 }
 
 const QUERY: usize = 0;

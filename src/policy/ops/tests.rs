@@ -14,7 +14,7 @@ fn flat(t: &Tensor) -> Vec<f32> {
 }
 
 fn gradients(f: Function, inputs: &[Tensor]) -> (Vec<f32>, Vec<Vec<f32>>) {
-    compare::gradients(f, inputs).unwrap()
+    compare::gradients(f, inputs, &Device::Cpu).unwrap()
 }
 
 /// Compares central differences along seeded directions with the gradient; `tolerance` is relative to the larger.
@@ -50,14 +50,17 @@ fn check_gradient(f: Function, inputs: &[Tensor], tolerance: f64) {
 
 /// Compares two forms of a function in value and gradients, relative to the largest element.
 fn check_equal(fused: Function, plain: Function, inputs: &[Tensor], tolerance: f32) {
-    let gap = compare::gap(fused, plain, inputs).unwrap();
+    let gap = compare::gap(&Device::Cpu, fused, plain, inputs).unwrap();
     assert!(gap <= tolerance, "apart by {gap}, expected at most {tolerance}");
 }
 
 #[test]
 fn every_kernel_is_near_its_plain_form() {
-    for kernel in KERNELS {
-        let gap = (kernel.run)().unwrap();
+    // The checks of a GPU hold of the CPU too, and so of their plain forms; `APA_TEST_DEVICE` names another device.
+    let on = std::env::var("APA_TEST_DEVICE").map_or(Device::Cpu, |name| crate::policy::device(&name).unwrap());
+    let here = KERNELS.iter().map(|kernel| (kernel, &Device::Cpu));
+    for (kernel, on) in here.chain(GPU_KERNELS.iter().map(|kernel| (kernel, &on))) {
+        let gap = (kernel.run)(on).unwrap();
         assert!(gap.found <= gap.allowed, "{}: {gap:?}", kernel.name);
     }
 }

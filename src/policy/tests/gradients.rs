@@ -161,7 +161,7 @@ fn a_pass_that_recomputes_blocks_gives_the_same_gradients_to_the_bit() {
         for recomputed in [2, 1] {
             let most = crate::policy::activations(19, sizes, recomputed, 2);
             let form = Form { activations: Some(if recomputed == 2 { 0 } else { most }), ..Form::packed(Dtype::F32) };
-            case.decoder = Decoder::load_as(&path, &Device::Cpu, form).unwrap();
+            case.decoder = Decoder::load_as(&path, &device(), form).unwrap();
             let (again, parts) = case.gradients(&lora);
             assert_eq!(loss.to_bits(), again.to_bits(), "{arch}");
             for (name, var) in lora.named() {

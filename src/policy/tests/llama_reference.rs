@@ -14,6 +14,7 @@ use llama_cpp_2::token::LlamaToken;
 fn backend() -> &'static LlamaBackend {
     static BACKEND: OnceLock<LlamaBackend> = OnceLock::new();
     BACKEND.get_or_init(|| {
+        crate::llama::leave_out_faulty_kernels();
         let mut backend = LlamaBackend::init().expect("llama.cpp starts once a process");
         backend.void_logs();
         backend

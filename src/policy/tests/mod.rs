@@ -32,7 +32,12 @@ fn write_tiny(folder: &TempDir, spec: &TinySpec) -> PathBuf {
 }
 
 fn load(path: &Path) -> Decoder {
-    Decoder::load(path, &Device::Cpu, Dtype::F32).unwrap()
+    Decoder::load(path, &device(), Dtype::F32).unwrap()
+}
+
+/// The CPU, or what `APA_TEST_DEVICE` names.
+fn device() -> Device {
+    std::env::var("APA_TEST_DEVICE").map_or(Device::Cpu, |name| super::device(&name).unwrap())
 }
 
 fn tokens(count: usize, vocabulary: usize, seed: u64) -> Vec<u32> {
@@ -46,7 +51,7 @@ fn fill_b(lora: &Lora, size: f32, seed: u64) {
     for (name, var) in lora.named() {
         if name.ends_with("lora_b") {
             let values: Vec<f32> = (0..var.elem_count()).map(|_| rng.random_range(-size..size)).collect();
-            var.set(&Tensor::from_vec(values, var.dims(), &Device::Cpu).unwrap()).unwrap();
+            var.set(&Tensor::from_vec(values, var.dims(), var.device()).unwrap()).unwrap();
         }
     }
 }

@@ -45,6 +45,9 @@ pub struct Options {
     /// Updates; the first is not counted where there are more
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=1000))]
     updates: u32,
+    /// Where it computes: auto, cpu or cuda:N
+    #[arg(long, value_name = "DEVICE", default_value = "auto")]
+    device: String,
     /// Threads that compute
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=1024))]
     threads: u32,
@@ -87,7 +90,7 @@ fn measure(options: &Options, model: &Path) -> Result<()> {
         threads: options.threads,
         ..TrainConfig::default()
     };
-    let device = policy::device(&config.device)?;
+    let device = policy::device(&options.device)?;
     let activations = options.activation_mb.map(|mb| u64::from(mb) << 20);
     let form = Form { dtype: config.dtype, weights: options.weights, activations };
     let decoder = Arc::new(Decoder::load_as(model, &device, form)?);
@@ -113,7 +116,8 @@ fn measure(options: &Options, model: &Path) -> Result<()> {
     let memory = peak_memory_mb();
     if options.json {
         let line = json!({
-            "peer": "apad", "dtype": dtype, "weights": options.weights, "batch": batch, "seq": seq,
+            "peer": "apad", "device": policy::describe(&device), "dtype": dtype,
+            "weights": options.weights, "batch": batch, "seq": seq,
             "epochs": epochs, "threads": threads,
             "tokens_per_second": rounded(speed, 10.0), "update_seconds": rounded(wall, 100.0),
             "peak_rss_mb": memory.as_ref().ok(),

@@ -1,0 +1,18 @@
+# To be read by scripts that build for CUDA: where the compiler is. Without one, CUDA 13.0's is installed from PyPI (newer ones
+# are refused by cudarc), with what programs are linked to.
+if ! command -v nvcc >/dev/null && [ ! -x "${CUDA_HOME:-/usr/local/cuda}/bin/nvcc" ]; then
+    cuda_venv=${XDG_CACHE_HOME:-$HOME/.cache}/apa/cuda
+    cuda_toolkit() { compgen -G "$cuda_venv/lib/python3*/site-packages/nvidia/cu13/bin/nvcc"; }
+    if ! cuda_toolkit >/dev/null || [ ! -e "$cuda_venv/complete" ]; then
+        echo "installing the CUDA 13.0 compiler to $cuda_venv" >&2
+        python3 -m venv "$cuda_venv"
+        "$cuda_venv/bin/pip" install --quiet "cuda-toolkit[nvcc,cccl,crt,nvvm,cudart,curand,cublas,nvrtc]==13.0.*"
+        touch "$cuda_venv/complete"
+    fi
+    CUDA_HOME=$(cuda_toolkit | head -n1)
+    export CUDA_HOME=${CUDA_HOME%/bin/nvcc}
+fi
+export CUDA_HOME=${CUDA_HOME:-/usr/local/cuda}
+export CUDA_PATH=$CUDA_HOME CUDA_ROOT=$CUDA_HOME PATH="$CUDA_HOME/bin:$PATH"
+# There may be no GPU to ask.
+export CUDA_COMPUTE_CAP=${CUDA_COMPUTE_CAP:-80}
