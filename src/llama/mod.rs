@@ -5,6 +5,7 @@
 
 mod adapter;
 mod affinity;
+mod card;
 mod chat;
 mod compare;
 mod context;
@@ -33,13 +34,14 @@ mod validate_shape;
 
 pub use adapter::Adapter;
 pub use affinity::DecoderPin;
+pub use card::card_memory;
 pub use chat::{chat_tokens, rendered_tokens, template_of};
 pub use compare::{KERNELS, kernels};
 pub use context::{Batch, Context, ContextOptions};
 pub use embed::Embedder;
 pub use exit::exit_at_once;
 pub use integers::{json_with_whole_integers, large_integer, parse_whole_integers};
-pub use model::{Model, Placement, TextDecoder, card_memory};
+pub use model::{Model, Placement, TextDecoder};
 pub use prompt_tokens::PromptTokens;
 pub use quantize::{FileType, quantize};
 pub use sampler::Sampler;

@@ -30,21 +30,6 @@ pub(super) fn backend() {
     });
 }
 
-/// Bytes that are free on the first card that llama.cpp computes on; `None` if this build or machine has none.
-pub fn card_memory() -> Option<u64> {
-    backend();
-    let (mut free, mut total) = (0usize, 0usize);
-    // SAFETY: the backend is up; a device that is there is asked for two numbers.
-    unsafe {
-        let device = sys::ggml_backend_dev_by_type(sys::GGML_BACKEND_DEVICE_TYPE_GPU);
-        if device.is_null() {
-            return None;
-        }
-        sys::ggml_backend_dev_memory(device, &raw mut free, &raw mut total);
-    }
-    Some(free as u64)
-}
-
 /// A model in memory, shared by contexts and adapters.
 pub struct Model {
     pub(super) raw: *mut sys::llama_model,

@@ -294,7 +294,7 @@ pub fn copy(gpu: &CudaDevice, x: At, y: At, count: usize) -> Result<()> {
 pub fn storage(t: &Tensor) -> Result<CudaStorage> {
     let t = t.contiguous()?;
     let values = Values::of(&t)?;
-    let copy = Array::new(values.device(), t.dtype(), t.elem_count())?;
-    copy(values.device(), values.at()?, copy.all(), t.elem_count())?;
-    Ok(copy.into_storage())
+    let to = Array::new(values.device(), t.dtype(), t.elem_count())?;
+    copy(values.device(), values.at()?, to.all(), t.elem_count())?;
+    Ok(to.into_storage())
 }
