@@ -132,7 +132,7 @@ __device__ void log_sums(const T *q, const T *k, float *sums, const int4 *tiles,
     float both = fmaxf(largest, other);
     if (row < place.y && half == 0) {
         // A half that saw no key has no sum.
-        float total = (sum > 0 ? sum * expf(largest - both) : 0) + (more > 0 ? more * expf(other - both) : 0);
+        float total = (sum != 0 ? sum * expf(largest - both) : 0) + (more != 0 ? more * expf(other - both) : 0);
         sums[(size_t)query * h.heads + blockIdx.y] = both + logf(total);
     }
 }
@@ -209,11 +209,11 @@ __device__ void sweep(const T *own, const T *own2, const T *other, const T *valu
 }
 
 // The sum over a head of what was given out times its gradient: a warp for each of n * heads.
-template <class T> __device__ void deltas(const T *out, const T *dout, float *deltas, int dim, size_t n) {
+template <class T> __device__ void deltas(const T *out, const float *dout, float *deltas, int dim, size_t n) {
     size_t i = ((size_t)blockIdx.x * blockDim.x + threadIdx.x) / 32;
     if (i >= n) return;
     float sum = 0;
-    for (int d = threadIdx.x % 32; d < dim; d += 32) sum += real(out[i * dim + d]) * real(dout[i * dim + d]);
+    for (int d = threadIdx.x % 32; d < dim; d += 32) sum += real(out[i * dim + d]) * dout[i * dim + d];
     for (int step = 16; step > 0; step /= 2) sum += __shfl_xor_sync(0xffffffff, sum, step);
     if (threadIdx.x % 32 == 0) deltas[i] = sum;
 }
@@ -244,6 +244,6 @@ ATTENTION(bf16, bf16, 256)
 extern "C" __global__ void apa_deltas_f32(const float *out, const float *dout, float *d, int dim, size_t n) {
     deltas(out, dout, d, dim, n);
 }
-extern "C" __global__ void apa_deltas_bf16(const bf16 *out, const bf16 *dout, float *d, int dim, size_t n) {
+extern "C" __global__ void apa_deltas_bf16(const bf16 *out, const float *dout, float *d, int dim, size_t n) {
     deltas(out, dout, d, dim, n);
 }

@@ -54,17 +54,18 @@ pub fn forward(gpu: &CudaDevice, shapes: &Shapes, [q, k, v]: [At; 3]) -> Result<
     Ok((out, sums))
 }
 
-/// Gradients of queries and keys, in f32, and of values, in their type.
+/// Gradients of queries and keys, in f32, and of values, in their type; of what was given out the gradient comes in that
+/// type and in f32.
 pub fn backward(
     gpu: &CudaDevice,
     shapes: &Shapes,
     [q, k, v]: [At; 3],
     (out, sums): (At, At),
-    dout: At,
+    (dout, exact): (At, At),
 ) -> Result<[Array; 3]> {
     let (tiles, n) = (tiles(gpu, shapes)?, shapes.starts.last().copied().unwrap_or(0));
     let deltas = Array::new(gpu, DType::F32, n * shapes.heads)?;
-    tiles.deltas(gpu, out, dout, deltas.all())?;
+    tiles.deltas(gpu, out, exact, deltas.all())?;
     let new = |dtype, heads: usize| Array::new(gpu, dtype, n * heads * shapes.dim);
     let (dq, dk) = (new(DType::F32, shapes.heads)?, new(DType::F32, shapes.kv_heads)?);
     let dv = new(q.dtype, shapes.kv_heads)?;
@@ -125,7 +126,8 @@ impl CustomOp3 for Attention {
         let (qs, ks, vs) = (Values::of(q)?, Values::of(k)?, Values::of(v)?);
         let (outs, douts) = (Values::of(out)?, Values::of(&dout)?);
         let qkv = [qs.at()?, ks.at()?, vs.at()?];
-        let [dq, dk, dv] = backward(device(q)?, &self.shapes, qkv, (outs.at()?, sums.all()), douts.at()?)?;
+        let [dq, dk, dv] =
+            backward(device(q)?, &self.shapes, qkv, (outs.at()?, sums.all()), (douts.at()?, douts.at()?))?;
         Ok((Some(dq.into_tensor(q.shape())), Some(dk.into_tensor(k.shape())), Some(dv.into_tensor(v.shape()))))
     }
 }

@@ -215,7 +215,7 @@ extern "C" __global__ void apa_softmax(const float *logits, const float *bias, c
         float x = l[i] - largest, e = expf(x);
         sum += e;
         // A word that can't be said, of a logit of -inf, adds nothing.
-        if (e > 0) moment += e * x;
+        if (e != 0) moment += e * x;
     }
     sum = block_sum(sum), moment = block_sum(moment);
     if (threadIdx.x == 0) {
@@ -255,7 +255,7 @@ extern "C" __global__ void apa_softmax_kl(const float *logits, const float *othe
     float log_sum = log_sums[blockIdx.x], other = other_log_sums[blockIdx.x], sum = 0;
     for (int i = threadIdx.x; i < words; i += blockDim.x) {
         float log_p = p[i] - log_sum, e = expf(log_p);
-        if (e > 0) sum += e * (log_p - (q[i] - other));
+        if (e != 0) sum += e * (log_p - (q[i] - other));
     }
     sum = block_sum(sum);
     if (threadIdx.x == 0) kl[blockIdx.x] = sum;

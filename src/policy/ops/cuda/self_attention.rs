@@ -71,16 +71,9 @@ impl FusedSelfAttention {
         if layer == QUERY { self.shapes.heads } else { self.shapes.kv_heads }
     }
 
-    /// Queries, keys or values of normed rows, before head norms and rotation, as `dtype`.
-    fn project(
-        &self,
-        gpu: &CudaDevice,
-        i: usize,
-        (normed, n): (At, usize),
-        factors: &Factors,
-        dtype: DType,
-    ) -> Result<(Array, Low)> {
-        let out = Array::new(gpu, dtype, n * self.layers.layers[i].out())?;
+    /// Queries, keys or values of normed rows, before head norms and rotation, in f32.
+    fn project(&self, gpu: &CudaDevice, i: usize, (normed, n): (At, usize), factors: &Factors) -> Result<(Array, Low)> {
+        let out = Array::new(gpu, DType::F32, n * self.layers.layers[i].out())?;
         let low = self.layers.layers[i].forward(gpu, normed, n, factors, out.all(), false)?;
         Ok((out, low))
     }
@@ -124,11 +117,10 @@ impl CustomOp2 for FusedSelfAttention {
         let factors = self.layers.factors(gpu, operand(self.name(), f, lf)?)?;
         let normed = Array::new(gpu, dtype, n * width)?;
         self.norm.with(|w| kernels::norm(gpu, x, w, normed.all(), n))?;
-        let project = |i, dtype| self.project(gpu, i, (normed.all(), n), &factors, dtype);
-        let (q, low_q) = project(QUERY, DType::F32)?;
-        let (k, low_k) = project(KEY, DType::F32)?;
-        let (v, low_v) = project(VALUE, dtype)?;
+        let project = |i| self.project(gpu, i, (normed.all(), n), &factors);
+        let ((q, low_q), (k, low_k), (v, low_v)) = (project(QUERY)?, project(KEY)?, project(VALUE)?);
         drop(normed);
+        let v = converted(gpu, v.all(), n * self.shapes.kv_heads * self.shapes.dim, dtype)?;
         let ((q, raw_q), (k, raw_k)) = (self.arrange(gpu, QUERY, q, n)?, self.arrange(gpu, KEY, k, n)?);
         let (mixed, sums) = attention::forward(gpu, &self.shapes, [q.all(), k.all(), v.all()])?;
         let y = converted(gpu, x, n * width, DType::F32)?;
@@ -148,14 +140,16 @@ impl CustomOp2 for FusedSelfAttention {
         let grads = self.layers.zero_grads(gpu)?;
 
         let slopes = converted(gpu, dys.at()?, n * width, dtype)?;
-        let dmixed = Array::new(gpu, dtype, n * self.shapes.heads * self.shapes.dim)?;
-        let (input, to) = ((kept.mixed.all(), &kept.low[OUTPUT]), Some((dmixed.all(), false)));
+        let count = n * self.shapes.heads * self.shapes.dim;
+        let exact = Array::new(gpu, DType::F32, count)?;
+        let (input, to) = ((kept.mixed.all(), &kept.low[OUTPUT]), Some((exact.all(), false)));
         self.layers.layers[OUTPUT].backward(gpu, input, (slopes.all(), n), (&factors, grads.all()), to)?;
         drop(slopes);
         let qkv = [kept.qkv[0].all(), kept.qkv[1].all(), kept.qkv[2].all()];
         let out = (kept.mixed.all(), kept.sums.all());
-        let mut dqkv = attention::backward(gpu, &self.shapes, qkv, out, dmixed.all())?;
-        drop(dmixed);
+        let dmixed = converted(gpu, exact.all(), count, dtype)?;
+        let mut dqkv = attention::backward(gpu, &self.shapes, qkv, out, (dmixed.all(), exact.all()))?;
+        drop((dmixed, exact));
         for i in [QUERY, KEY] {
             dqkv[i] = match (&self.head_norms, &kept.raw) {
                 (Some(norms), Some(raw)) => {
