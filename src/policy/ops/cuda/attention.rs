@@ -54,8 +54,8 @@ pub fn forward(gpu: &CudaDevice, shapes: &Shapes, [q, k, v]: [At; 3]) -> Result<
     Ok((out, sums))
 }
 
-/// Gradients of queries and keys, in f32, and of values, in their type; of what was given out the gradient comes in that
-/// type and in f32.
+/// Gradients of queries and keys, in f32, and of values, in their type; of what was given out the gradient comes in
+/// that type and in f32.
 pub fn backward(
     gpu: &CudaDevice,
     shapes: &Shapes,
