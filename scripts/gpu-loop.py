@@ -75,7 +75,7 @@ def loop(client, deadline):
             try:
                 name, version = client.stream(f"The {number}th of {turn} stories begins with a", gaps)
                 served.add(version)
-                client.json("POST", "/v1/feedback", {"generation_id": name, "reward": (-1.0) ** (turn + number)})
+                client.json("POST", "/v1/feedback", {"generation_id": name, "thumbs": "up" if (turn + number) % 2 else "down"})
                 rated[0] += 1
             except Exception as e:  # whatever it is, it is what the check is for
                 failures.append(str(e))
@@ -107,8 +107,8 @@ def main():
     o = parser.parse_args()
     shutil.rmtree(o.data, ignore_errors=True)
     port = free_port()
-    # Random weights learn nothing worth serving: what is checked is the way there.
-    settings = [f"train.device={o.device}", "gate.examine=false", "train.max_tokens=256", "gate.kl_max=1000"]
+    # Random weights say nothing worth judging: what is checked is the way there.
+    settings = [f"train.device={o.device}", "gate.examine=false", "train.max_tokens=256"]
     command = [o.apad, "serve", "--model", o.model, "--data", o.data, "--listen", f"127.0.0.1:{port}"]
     for setting in settings:
         command += ["--set", setting]
