@@ -20,6 +20,8 @@ while [ $# -gt 0 ]; do
 done
 # The CPU rehearses with the smallest alone.
 [ -n "$shapes" ] || if [ "$device" = cpu ]; then shapes=smollm2; else shapes="smollm2 1b 8b"; fi
+# Seconds for one measurement of an update.
+if [ "$device" = cpu ]; then patience=600; else patience=120; fi
 bin=$PWD/bin python=${PYTHON:-python3}
 mkdir -p "$out"
 table=$out/table.txt
@@ -80,26 +82,34 @@ tests policy tests-lib policy::tests::agreement policy::tests::gradients policy:
 tests trainer tests-it trainer:: trainer_control::
 tests golden tests-it golden::
 
-# Runs a command, with the most memory that was used on the card beyond what was before.
+# Runs a command, with the most memory that was used on the card beyond what was before, in MiB.
 measured() {
-    local before log=$out/memory.log sampler
+    local before log=$out/memory.log sampler status
     if [ "$device" = cpu ]; then "$@"; return; fi
     before=$(nvidia-smi --query-gpu=memory.used --format=csv,noheader,nounits)
     nvidia-smi --query-gpu=memory.used --format=csv,noheader,nounits -lms 50 > "$log" &
     sampler=$!
-    "$@" | "$python" -c 'import sys; print(sys.stdin.read().strip().splitlines()[-1])'
+    "$@"
+    status=$?
     kill "$sampler" 2>/dev/null
     wait "$sampler" 2>/dev/null
     echo "$(($(sort -n "$log" | tail -n1) - before))" > "$out/memory.txt"
+    return "$status"
 }
 
-update() { # label, seconds allowed, command: appends its line of JSON with the card's memory to updates.jsonl
-    local label=$1 limit=$2
-    shift 2
+update() { # label, command: appends its line of JSON with the card's memory to updates.jsonl, or tells why there is none
+    local label=$1 status
+    shift
     echo > "$out/memory.txt"
-    measured timeout "$limit" "$@" > "$out/line.txt" 2> "$out/$label.log" || true
-    "$python" - "$out" "$label" <<'PYTHON'
-import json, os, sys
+    measured timeout "$patience" "$@" > "$out/line.txt" 2> "$out/$label.log"
+    status=$?
+    case $status in
+        0) ;;
+        124) failed "update: $label" "no result within $patience s"; return ;;
+        *) failed "update: $label" "ended with $status, $(tail -n1 "$out/$label.log")"; return ;;
+    esac
+    "$python" - "$out" "$label" <<'PYTHON' || failed "update: $label" "it printed no figures"
+import json, sys
 out, label = sys.argv[1:]
 try:
     line = json.loads(open(f"{out}/line.txt").read().strip().splitlines()[-1])
@@ -119,17 +129,15 @@ for shape in $shapes; do
     [ -f "$model" ] || "$python" scripts/random-gguf.py --like "$shape" --tokenizer tokenizer.gguf "$model"
     sizes="--batch 4 --seq 256 --prompt 64 --updates 4"
     [ "$device" = cpu ] || sizes="--batch 16 --seq 512 --prompt 128 --updates 6"
-    for round in $(seq "$rounds"); do
+    for _ in $(seq "$rounds"); do
         # shellcheck disable=SC2086
-        update "$shape-apad" 120 "$bin/apad" bench train --json --model "$model" --dtype bf16 --device "$device" $sizes ||
-            failed "update of $shape, round $round" "$(tail -n1 "$out/$shape-apad.log")"
+        update "$shape-apad" "$bin/apad" bench train --json --model "$model" --dtype bf16 --device "$device" $sizes
         # shellcheck disable=SC2086
-        update "$shape-peer" 120 "$python" benches/peft_step.py --shape "$shape" --device "$device" --dtype bf16 $sizes ||
-            failed "the peer's update of $shape, round $round" "$(tail -n1 "$out/$shape-peer.log")"
+        update "$shape-peer" "$python" benches/peft_step.py --shape "$shape" --device "$device" --dtype bf16 $sizes
     done
     # shellcheck disable=SC2086
-    update "$shape-stored" 120 "$bin/apad" bench train --json --model "$model" --dtype bf16 --device "$device" \
-        --weights quantized $sizes || failed "update of $shape, weights as in the file" "$(tail -n1 "$out/$shape-stored.log")"
+    update "$shape-stored" "$bin/apad" bench train --json --model "$model" --dtype bf16 --device "$device" \
+        --weights quantized $sizes
 done
 "$python" - "$out/updates.jsonl" $shapes <<'PYTHON' | tee -a "$table"
 import json, statistics, sys

@@ -14,7 +14,8 @@ serve=${SERVE:-1}
 # Serving's kernels are compiled for these cards; the trainer's are made for the card when it is there.
 export CMAKE_CUDA_ARCHITECTURES=${ARCHS:-80;90} CUDA_COMPUTE_CAP=80
 # A processor that any machine with such a card has.
-export RUSTFLAGS="-C target-cpu=x86-64-v3"
+export RUSTFLAGS="-C target-cpu=x86-64-v3 -L native=$CUDA_HOME/lib -L native=$CUDA_HOME/lib64"
+if command -v ccache >/dev/null; then export CMAKE_CUDA_COMPILER_LAUNCHER=ccache; fi
 export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-target}/gpu-kit
 
 started=$SECONDS
