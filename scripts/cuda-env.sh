@@ -3,10 +3,12 @@
 if ! command -v nvcc >/dev/null && [ ! -x "${CUDA_HOME:-/usr/local/cuda}/bin/nvcc" ]; then
     cuda_venv=${XDG_CACHE_HOME:-$HOME/.cache}/apa/cuda
     cuda_toolkit() { compgen -G "$cuda_venv/lib/python3*/site-packages/nvidia/cu13/bin/nvcc"; }
-    # What PyPI's packages lack for linking: names without a version, the driver's library (without code: it belongs to a machine
-    # with a GPU), and static libraries that llama.cpp's build names, whose functions are in the shared ones.
+    # What PyPI's packages lack for linking: the folder that nvcc looks into, names without a version, the driver's library
+    # (without code: it belongs to a machine with a GPU), and static libraries that llama.cpp's build names, whose functions
+    # are in the shared ones.
     cuda_link_names() {
         local lib=${1%/bin/nvcc}/lib name
+        ln -sfn lib "${lib}64"
         for name in cublas cublasLt cudart curand nvrtc; do
             (cd "$lib" && ln -sf "$(compgen -G "lib$name.so.*" | head -n1)" "lib$name.so")
         done

@@ -88,6 +88,11 @@ if [ "${1:-}" = test ]; then
         echo "installing anthropic in $clients"
         "$clients/venv/bin/pip" install --quiet anthropic
     fi
+    # An S3-compatible server, to keep versions in.
+    if [ ! -x "$clients/venv/bin/moto_server" ]; then
+        echo "installing moto in $clients"
+        "$clients/venv/bin/pip" install --quiet 'moto[server]'
+    fi
     # With what it checks formats with: of a schema's own package these are left out.
     if ! "$clients/venv/bin/python" -c 'import jsonschema, rfc3339_validator' 2>/dev/null; then
         echo "installing jsonschema in $clients"

@@ -26,6 +26,12 @@ pub(super) fn no_origin(text: &str) -> Option<&str> {
     text.split(',').map(str::trim).filter(|o| !o.is_empty()).find(|o| OriginPattern::parse(o).is_none())
 }
 
+/// The part of a text that is not of the form; `None` if all of it is.
+pub(super) fn no_store(url: &str) -> Option<&str> {
+    let known = |(kind, rest): (&str, &str)| ["file", "s3", "gs", "az"].contains(&kind) && !rest.is_empty();
+    (!url.split_once("://").is_some_and(known)).then_some(url)
+}
+
 /// `APAD_PORT`, `APAD_PORT_8372_TCP_ADDR`, `APAD_SERVICE_HOST` and the like: links to a service named `apad`, or to
 /// one whose name begins with it (`APAD_METRICS_SERVICE_HOST`: `apad-metrics`).
 pub(super) fn of_kubernetes(name: &str, value: &OsStr) -> bool {

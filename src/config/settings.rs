@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 
 use super::choices::*;
-use super::forms::{no_address, no_device, no_origin, no_version};
+use super::forms::{no_address, no_device, no_origin, no_store, no_version};
 use super::range::{Range, above, above_to, at_least, from_below, from_to, whole};
 use super::rows::{Row, Setting, join, settings};
 
@@ -274,6 +274,10 @@ settings! {
         /// optimizer's moments, some five times as large as the adapter. After a rollback to an older one these begin
         /// anew. 0 keeps all.
         keep_states: u32 = 3, Range::Any;
+        /// URL of an object store where versions are kept as well, each before it serves: file:///PATH,
+        /// s3://BUCKET/PATH, gs://BUCKET/PATH or az://CONTAINER/PATH. Credentials come from variables such as
+        /// AWS_ACCESS_KEY_ID. A version that is in the store alone is fetched when it is to serve.
+        store: Option<String> = None, Range::Text("the URL of an object store", no_store);
         /// Versions that are never removed, whatever their age: `3, 17`.
         pinned: String = String::new(), Range::Text("numbers of versions, such as 3, 17", no_version);
     }

@@ -79,7 +79,10 @@ impl Engine {
         if let Some(error) = fault {
             alerts.raise(AlertKind::NoTemplate, format!("chats are refused, and other requests served: {error}"));
         }
-        let store = VersionStore::open(&config.data)?;
+        let mut store = VersionStore::open(&config.data)?;
+        if let Some(url) = &config.publish.store {
+            store = store.keep_also_in(url)?;
+        }
         recovery::set_aside(&store, &ledger, &alerts)?;
         let weights = recovery::first_weights(&store, &ledger, &alerts)?;
         let active = weights.version;

@@ -3,12 +3,18 @@
 
 mod aside;
 mod manifest;
+#[cfg_attr(not(feature = "daemon"), path = "no_objects.rs")]
+mod objects;
 mod portable;
+mod shared;
+#[cfg(all(test, feature = "daemon"))]
+mod shared_tests;
 #[cfg(test)]
 mod tests;
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use crate::error::{Error, Result};
 use crate::system::make_private_folder;
@@ -16,6 +22,7 @@ use crate::types::PolicyVersion;
 pub use aside::Aside;
 use manifest::MANIFEST;
 pub use manifest::{About, FileSum, Manifest, sha256_file};
+use shared::Shared;
 
 /// Prefix of folders that are being written.
 const STAGING: &str = ".staging-";
@@ -27,11 +34,14 @@ const REMOVING: &str = ".removing-";
 #[derive(Clone, Debug)]
 pub struct VersionStore {
     root: PathBuf,
+    /// Where versions are kept as well.
+    shared: Option<Arc<Shared>>,
 }
 
 /// A version that is being written. Dropped without a commit, it leaves nothing behind.
 #[derive(Debug)]
 pub struct Stage {
+    store: VersionStore,
     version: PolicyVersion,
     /// Where the files are now; removed unless committed.
     staging: PathBuf,
@@ -48,7 +58,7 @@ impl VersionStore {
         let root = dir.join("versions");
         at(&root, make_private_folder(&root))?;
         sync_dir(dir)?;
-        Ok(Self { root })
+        Ok(Self { root, shared: None })
     }
 
     /// The name of a committed version's folder.
@@ -78,7 +88,7 @@ impl VersionStore {
         let staging = self.root.join(format!("{STAGING}{}", name_of(version)));
         remove_any(&staging)?; // What a crash left.
         at(&staging, fs::create_dir(&staging))?;
-        Ok(Stage { version, staging, target, committed: false })
+        Ok(Stage { store: self.clone(), version, staging, target, committed: false })
     }
 
     /// Checks every file of a version, and returns its manifest.
@@ -130,12 +140,14 @@ impl VersionStore {
         Ok(names)
     }
 
-    /// Removes a version that was just written but could not be recorded, so that its number is free for the next try.
+    /// Removes a version here and in the object store: one that could not be recorded, so that its number is free for
+    /// the next try, or one that nobody may have any more.
     ///
     /// # Errors
-    /// `Io` for the disk.
+    /// `Io` for the disk and the store.
     pub fn discard(&self, version: PolicyVersion) -> Result<()> {
-        self.remove(&name_of(version))
+        self.unshare(version)?;
+        if self.path(version).exists() { self.remove(&name_of(version)) } else { Ok(()) }
     }
 
     /// Removes versions older than the newest `keep`, except `protected` ones. 0 keeps all. Returns the removed
@@ -210,12 +222,23 @@ impl Stage {
         &self.staging
     }
 
-    /// Writes the manifest, syncs everything, and renames the folder into place. Returns the folder.
+    /// Writes the manifest, syncs everything, and renames the folder into place; then writes it to the object store, if
+    /// there is one. Returns the folder.
     ///
     /// # Errors
-    /// `Arg` if the folder has no file, or something that is not a plain file; `Io` for the disk. Nothing is left
-    /// behind then.
-    pub fn commit(mut self, about: About) -> Result<PathBuf> {
+    /// `Arg` if the folder has no file, or something that is not a plain file; `Io` for the disk and the store. Nothing
+    /// is left behind here then.
+    pub fn commit(self, about: About) -> Result<PathBuf> {
+        let (store, version) = (self.store.clone(), self.version);
+        let path = self.put_in_place(about)?;
+        if let Err(error) = store.share(version) {
+            store.remove(&name_of(version))?;
+            return Err(error);
+        }
+        Ok(path)
+    }
+
+    fn put_in_place(mut self, about: About) -> Result<PathBuf> {
         let files = manifest::sum_files(&self.staging)?;
         if files.is_empty() {
             return Err(Error::arg(format!("version {} has no files, expected an adapter", self.version)));

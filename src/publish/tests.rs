@@ -4,7 +4,7 @@ use super::*;
 use crate::config::Algorithm;
 use crate::types::{Nats, StepMetrics};
 
-fn about() -> About {
+pub(super) fn about() -> About {
     let metrics = StepMetrics { mean_reward: 0.25, kl_per_response: Nats(1.5), ..StepMetrics::default() };
     About {
         parent: Some(PolicyVersion(0)),

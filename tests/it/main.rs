@@ -43,6 +43,7 @@ mod killed;
 mod logprobs;
 mod memory;
 mod node;
+mod object_store;
 mod packaging;
 #[cfg(feature = "daemon")]
 mod page;

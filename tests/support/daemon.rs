@@ -37,12 +37,17 @@ impl Daemon {
 
     /// In that folder, which keeps its model and its data, with those settings.
     pub fn on(folder: &Path, settings: &[&str]) -> Self {
+        Self::with(folder, settings, &[])
+    }
+
+    /// The same, with those variables in its environment.
+    pub fn with(folder: &Path, settings: &[&str], variables: &[(&str, &str)]) -> Self {
         let model = folder.join(MODEL);
         if !model.exists() {
             tiny_model(&model, &TinySpec { template: TOOLS, ..TinySpec::new("llama") }).unwrap();
         }
         let mut command = Command::new(env!("CARGO_BIN_EXE_apad"));
-        command.current_dir(folder).args(["serve", "--model"]).arg(&model);
+        command.current_dir(folder).args(["serve", "--model"]).arg(&model).envs(variables.iter().copied());
         command.args(["--data", "data", "--listen", "127.0.0.1:0", "--slots", "4"]);
         command.args(["--set", "serve.threads=1", "--set", "serve.speculate=false"]);
         command.args(settings.iter().flat_map(|setting| ["--set", setting]));

@@ -333,8 +333,8 @@ impl Worker {
                 }
             }
         }
-        for gone in self.store.list()?.into_iter().filter(|version| removed.contains(&version.0)) {
-            self.store.discard(gone)?;
+        for gone in known.iter().filter(|v| removed.contains(&v.version.0)) {
+            self.store.discard(gone.version)?;
         }
         for gone in removed {
             let merged = self.config.data.join("whole").join(format!("{gone}.gguf"));

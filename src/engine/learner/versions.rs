@@ -22,6 +22,7 @@ impl Worker {
         let (decoder, config) = (decoder.clone(), &self.config.train);
         let folder = (version != PolicyVersion::INITIAL).then(|| store.path(version));
         if folder.is_some() {
+            store.obtain(version)?;
             store.verify(version)?;
         }
         judge.load(folder.as_deref())?;
