@@ -1,5 +1,5 @@
-//! An object store with versions in it, each one file under a name that says its SHA-256: file, S3, Google Cloud Storage
-//! or Azure. Never changes what was written, and checks all that it reads.
+//! An object store with versions in it, each one file under a name that says its SHA-256: file, S3, Google Cloud
+//! Storage or Azure. Never changes what was written, and checks all that it reads.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -93,8 +93,8 @@ impl Objects {
     /// Writes that version's file to `to`, which must not be there.
     ///
     /// # Errors
-    /// `Arg` if the store has no such version; `Io` if it has several, or one that is not what its name says, and for the
-    /// store and the disk.
+    /// `Arg` if the store has no such version; `Io` if it has several, or one that is not what its name says, and for
+    /// the store and the disk.
     pub fn get(&self, version: PolicyVersion, to: &Path) -> Result<()> {
         self.wait(async {
             let found = self.all_of(version).await?;

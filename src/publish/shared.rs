@@ -1,5 +1,5 @@
-//! Versions that are in an object store too, so that they outlive a machine and others can serve them. A folder of this machine
-//! is what is served from; the store is where it comes from. Never decides which version serves.
+//! Versions that are in an object store too, so that they outlive a machine and others can serve them. A folder of this
+//! machine is what is served from; the store is where it comes from. Never decides which version serves.
 
 use std::fs;
 use std::path::Path;

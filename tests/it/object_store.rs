@@ -1,4 +1,5 @@
-//! Versions that are in an object store too: a machine that lost its own serves on, from a folder and from a server that speaks S3.
+//! Versions that are in an object store too: a machine that lost its own serves on, from a folder and from a server
+//! that speaks S3.
 
 use std::fs;
 use std::net::TcpListener;

@@ -12,8 +12,8 @@ const F32: f32 = 1e-4;
 const BF16: f32 = 2e-2;
 /// The same for an operation on a GPU.
 const GPU_BF16: f32 = 1e-2;
-/// For attention with all that is around it: a chain of roundings, of which those of products' operands alone make 1.1e-2 (mean
-/// of 20 seeds; all of ours 1.3e-2, PyTorch's block in bf16 1.8e-2; see docs/LOG.md).
+/// For attention with all that is around it: a chain of roundings, of which those of products' operands alone make
+/// 1.1e-2 (mean of 20 seeds; all of ours 1.3e-2, PyTorch's block in bf16 1.8e-2; see docs/LOG.md).
 const CHAIN_BF16: f32 = 2e-2;
 
 /// The kernels of training that this processor uses.
