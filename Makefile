@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test build setup header bench-train bench-promotion bench-reward bench-feedback bench-align check-control check-credit check-collapse bench-serve bench-beside bench-size check-cuda test-cuda gpu-kit check-transformers test-swaps dist deb test-dist install fuzz loom memcheck docs
+.PHONY: help demo test build setup header bench-train bench-promotion bench-reward bench-feedback bench-postgres bench-align check-control check-credit check-collapse bench-serve bench-beside bench-size check-cuda test-cuda gpu-kit check-transformers test-swaps dist deb test-dist install fuzz loom memcheck docs
 
 # rustup installs here, and a shell that was open before doesn't know it yet.
 export PATH := $(HOME)/.cargo/bin:$(PATH)
@@ -105,6 +105,12 @@ bench-feedback: setup ## durable feedback of 16 clients, a million generations, 
 	cargo test --release --locked --test it measure_feedback -- --ignored --nocapture
 	APA_KILL_ROUNDS=$(KILLS) cargo test --release --locked --lib a_killed_process -- --nocapture
 	APA_KILL_ROUNDS=$(KILLS) cargo test --release --locked --test it a_killed_daemon -- --nocapture
+
+bench-postgres: setup ## the ledger in Postgres: durable feedback of four servers, KILLS=100 kills of servers, trainer and Postgres; needs Debian's package postgresql
+	cargo test --release --locked --lib measure_durable_feedback_of_four_servers -- --ignored --nocapture
+	APA_KILL_ROUNDS=$(KILLS) cargo test --release --locked --lib -- --nocapture --test-threads 1 whoever_is_killed a_postgres_that_is_killed
+
+bench-postgres: KILLS := 100
 
 check-cuda: setup ## compiles the trainer for CUDA with its kernels; needs no GPU, installs the compiler from PyPI
 	scripts/check-cuda.sh

@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use crate::config::Config;
 use crate::forecast::{self, Forecast};
+use crate::ledger::Place;
 use crate::policy;
 use crate::processor::{Gap, KernelCheck, Processor};
 use crate::{llama, system};
@@ -28,6 +29,8 @@ pub struct Report {
     pub free_memory: Option<u64>,
     /// Bytes that may be written where the data folder is or will be.
     pub free_disk: Option<u64>,
+    /// Where the ledger is and, if that is a database, that it answers; or why it doesn't.
+    pub ledger: std::result::Result<String, String>,
     /// What the model needs, if one was named; or why it can't be read.
     pub model: Option<std::result::Result<Forecast, String>>,
 }
@@ -45,6 +48,7 @@ pub fn examine(config: &Config) -> Report {
         model: named.then(|| forecast::forecast(config, free_memory, device.as_ref().ok()).map_err(|e| e.to_string())),
         device: device.map(|device| policy::describe(&device)).map_err(|e| e.to_string()),
         free_memory,
+        ledger: Place::of(config).answers().map_err(|e| e.to_string()),
         free_disk: existing(&config.data).and_then(system::disk_room).map(|room| room.free),
     }
 }

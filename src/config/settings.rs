@@ -282,8 +282,12 @@ settings! {
         pinned: String = String::new(), Range::Text("numbers of versions, such as 3, 17", no_version);
     }
 
-    /// How long the record is kept.
+    /// Where the record is, and how long it is kept.
     LedgerConfig {
+        /// A database of Postgres that has the ledger, for one server or several:
+        /// `postgres://USER:PASSWORD@HOST/DATABASE?sslmode=verify-full`; see docs/POSTGRES.md. Without it the ledger is
+        /// a file of the data folder.
+        url: Option<String> = None, Range::Any;
         /// Days after which what was asked, answered and said is deleted. Of what has taught the numbers stay: which
         /// version, what it was worth. 0 keeps all.
         keep_days: u32 = 0, whole(0..=36_500);

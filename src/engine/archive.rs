@@ -2,13 +2,12 @@
 //! serves. Never serves or trains.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
 use super::weights::weights_of;
 use crate::error::{Error, Result};
-use crate::ledger::{Decides, Ledger};
+use crate::ledger::{Decides, Ledger, Place};
 use crate::publish::{Aside, Manifest, VersionStore};
 use crate::trainer::OPTIMIZER_FILES;
 use crate::types::{PolicyVersion, Ruling, StoredVerdict, UnixMillis, VersionInfo};
@@ -77,11 +76,13 @@ impl Archive {
     ///
     /// # Errors
     /// `Arg` if it isn't one, `Busy` if an engine holds it (named with its process id), `Io` for the disk.
-    pub fn open(dir: &Path) -> Result<Self> {
-        if !Ledger::exists(dir) {
+    pub fn open<'a>(place: impl Into<Place<'a>>) -> Result<Self> {
+        let place = place.into();
+        let dir = place.dir();
+        if !Ledger::exists(place) {
             return Err(Error::arg(format!("{} is no data folder, expected one with a ledger", dir.display())));
         }
-        Ok(Self { ledger: Ledger::open(dir)?, store: VersionStore::open(dir)? })
+        Ok(Self { ledger: Ledger::open(place)?, store: VersionStore::open(dir)? })
     }
 
     /// All versions, oldest first.

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::files::private_file;
-use crate::ledger::{Ledger, check, snapshot};
+use crate::ledger::{Ledger, Place, check, snapshot};
 use crate::publish::VersionStore;
 use crate::system::{make_private_folder, unix_millis};
 use crate::types::{PolicyVersion, UnixMillis};
@@ -44,6 +44,12 @@ pub struct Backup {
 /// `Arg` if `data` is no data folder, or `to` exists and is not empty or lies in `data`; `Io` for the disk, after which
 /// `to` holds no whole backup; `Unsupported` for a ledger of another format.
 pub fn backup(data: &Path, to: &Path) -> Result<Backup> {
+    if let Some(database) = Place::from(data).elsewhere() {
+        return Err(Error::arg(format!(
+            "the ledger of {} is in {database}, which pg_dump copies; expected a folder with a ledger of its own",
+            data.display()
+        )));
+    }
     if !Ledger::exists(data) {
         return Err(Error::arg(format!("{} is no data folder, expected one with a ledger", data.display())));
     }

@@ -1,5 +1,7 @@
 //! Feedback on answers: records, lists, reviews and deletes it. Never turns it into a reward.
 
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 
 use super::learner::BEING_UNLEARNED;
@@ -141,6 +143,16 @@ impl Engine {
         self.inner.ledger.review(user, verdict)?;
         self.learn_if_due();
         Ok(())
+    }
+
+    /// Has the learner woken by what is said at other servers of the ledger, too.
+    pub(super) fn hear_others(&self) {
+        let inner = Arc::downgrade(&self.inner);
+        self.inner.ledger.on_news(move |_| {
+            if let Some(inner) = inner.upgrade() {
+                Engine { inner }.learn_if_due();
+            }
+        });
     }
 
     /// Wakes the learner if there are enough ratings and training is automatic.

@@ -17,7 +17,7 @@ use crate::config::Config;
 use crate::error::{Code, Error, Result};
 use crate::gguf::Gguf;
 use crate::ids::GenerationKind;
-use crate::ledger::{Ledger, Rules};
+use crate::ledger::{Ledger, Place, Rules};
 use crate::llama::{ContextOptions, Model, template_of};
 use crate::overwrite::in_use;
 use crate::processor::Processor;
@@ -53,7 +53,7 @@ impl Engine {
     }
 
     fn open_in(config: Config) -> Result<Engine> {
-        let ledger = Arc::new(Ledger::open_with(&config.data, Rules::new(&config.reward)?)?);
+        let ledger = Arc::new(Ledger::open_with(Place::of(&config), Rules::new(&config.reward)?)?);
         let threads = cores_or(config.serve.threads);
         let file = Gguf::open(&config.model)?;
         let (fingerprint, sampling) = (file.fingerprint()?, sampling::defaults(&config.serve.sampling, &file));
@@ -152,6 +152,7 @@ impl Engine {
                         nobody can rate them";
             engine.inner.alerts.raise(AlertKind::NotRecorded, said);
         }
+        engine.hear_others();
         engine.learn_if_due();
         Ok(engine)
     }

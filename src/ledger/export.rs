@@ -1,12 +1,10 @@
 //! Reads a ledger that another process may hold. Never writes.
 
-use std::path::Path;
-
-use rusqlite::Connection;
-
+use super::META_MODEL_SHA256;
+use super::db::Db;
+use super::place::Place;
 use super::rows::{self, StoredFeedback, StoredPair};
-use super::{META_MODEL_SHA256, schema};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::types::{Generation, GenerationId, TokenId};
 
 /// Rows per read: a long read would keep a running engine's log from being folded.
@@ -34,7 +32,7 @@ impl Exported {
 
 /// A ledger opened for reading; an engine may hold the folder.
 pub struct LedgerReader {
-    db: Connection,
+    db: Db,
 }
 
 impl LedgerReader {
@@ -42,18 +40,8 @@ impl LedgerReader {
     ///
     /// # Errors
     /// `Io` if there is none or it can't be read, `Unsupported` if it is of another format.
-    pub fn open(dir: &Path) -> Result<Self> {
-        let path = dir.join("ledger.sqlite3");
-        let open = || {
-            let db = schema::open_reader(&path)?;
-            schema::check_format(&db)?;
-            Ok(Self { db })
-        };
-        open().map_err(|e: Error| e.context(format!("opening {}", path.display())))
-    }
-
-    pub(super) fn db(&self) -> &Connection {
-        &self.db
+    pub fn open<'a>(place: impl Into<Place<'a>>) -> Result<Self> {
+        Ok(Self { db: place.into().open_reader()? })
     }
 
     /// SHA-256 of the base model.

@@ -3,8 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use rusqlite::Connection;
-
+use super::db::Db;
 use super::handle::Ledger;
 use super::rows::{signed, unsigned};
 use crate::error::Result;
@@ -49,38 +48,34 @@ impl Ledger {
     }
 }
 
-fn answers(db: &Connection, max: usize, found: &mut BTreeMap<PolicyVersion, Observed>) -> Result<()> {
+fn answers(db: &Db, max: usize, found: &mut BTreeMap<PolicyVersion, Observed>) -> Result<()> {
     // A token takes four bytes.
-    let mut select = db.prepare_cached(
-        "SELECT policy_version, count(*), sum(tokens), sum(tokens * tokens), sum(finish = 'length')
-         FROM (SELECT policy_version, finish, length(response) / 4.0 AS tokens FROM generations
-               WHERE id LIKE ?1 || '%' OR id LIKE ?2 || '%' ORDER BY seq DESC LIMIT ?3)
-         WHERE finish <> 'cancelled' GROUP BY policy_version",
-    )?;
+    let sql = "SELECT policy_version, count(*), sum(tokens), sum(tokens * tokens),
+               count(*) FILTER (WHERE finish = 'length')
+               FROM (SELECT policy_version, finish, CAST(length(response) AS DOUBLE PRECISION) / 4 AS tokens
+                     FROM generations WHERE id LIKE ?1 || '%' OR id LIKE ?2 || '%' ORDER BY seq DESC LIMIT ?3) AS newest
+               WHERE finish <> 'cancelled' GROUP BY policy_version";
     let (asked, named) = (GenerationKind::Request.prefix(), GenerationKind::Named.prefix());
-    let mut rows = select.query((asked, named, signed(max as u64)))?;
-    while let Some(row) = rows.next()? {
+    db.each(sql, (asked, named, signed(max as u64)), |row| {
         let of: &mut Observed = found.entry(PolicyVersion(unsigned(row, 0)?)).or_default();
         of.tokens = Sums { count: unsigned(row, 1)?, sum: row.get(2)?, squares: row.get(3)? };
         of.cut_off = unsigned(row, 4)?;
-    }
-    Ok(())
+        Ok(true)
+    })
 }
 
-fn ratings(db: &Connection, max: usize, found: &mut BTreeMap<PolicyVersion, Observed>) -> Result<()> {
-    let mut select = db.prepare_cached(
-        "SELECT g.policy_version, count(*), sum(f.rating), sum(f.rating * f.rating)
-         FROM (SELECT id, generation, user, rating FROM feedback
-               WHERE rating IS NOT NULL AND teaches = 1 ORDER BY id DESC LIMIT ?1) f
-         JOIN generations g ON g.seq = f.generation
-         WHERE NOT EXISTS (SELECT 1 FROM feedback later WHERE later.generation = f.generation AND later.id > f.id
-                           AND later.user IS f.user AND later.rating IS NOT NULL AND later.teaches = 1)
-         GROUP BY g.policy_version",
-    )?;
-    let mut rows = select.query([signed(max as u64)])?;
-    while let Some(row) = rows.next()? {
+fn ratings(db: &Db, max: usize, found: &mut BTreeMap<PolicyVersion, Observed>) -> Result<()> {
+    let sql = "SELECT g.policy_version, count(*), sum(f.rating), sum(f.rating * f.rating)
+               FROM (SELECT id, generation, user, rating FROM feedback
+                     WHERE rating IS NOT NULL AND teaches = 1 ORDER BY id DESC LIMIT ?1) f
+               JOIN generations g ON g.seq = f.generation
+               WHERE NOT EXISTS (SELECT 1 FROM feedback later WHERE later.generation = f.generation AND later.id > f.id
+                                 AND later.user IS NOT DISTINCT FROM f.user AND later.rating IS NOT NULL
+                                 AND later.teaches = 1)
+               GROUP BY g.policy_version";
+    db.each(sql, [signed(max as u64)], |row| {
         let of: &mut Observed = found.entry(PolicyVersion(unsigned(row, 0)?)).or_default();
         of.rating = Sums { count: unsigned(row, 1)?, sum: row.get(2)?, squares: row.get(3)? };
-    }
-    Ok(())
+        Ok(true)
+    })
 }

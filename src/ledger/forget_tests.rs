@@ -1,28 +1,18 @@
 //! Tests of forgetting: no byte of a user's words stays, and nobody else is held up. None of limits.
 
-use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use rusqlite::Connection;
-
-use super::rules_tests::{ledger, names};
-use super::tests::{answer, id, open, rate, record, version};
+use super::home_tests::{Home, suite};
+use super::rules_tests::names;
+use super::sqlite::Sqlite;
+use super::tests::{answer, id, rate, record, version};
 use super::*;
 use crate::error::Code;
 use crate::types::*;
 
-/// Whether any file of the folder holds these bytes.
-fn on_disk(dir: &Path, words: &[u8]) -> bool {
-    std::fs::read_dir(dir).unwrap().any(|entry| {
-        let bytes = std::fs::read(entry.unwrap().path()).unwrap();
-        bytes.windows(words.len()).any(|window| window == words)
-    })
-}
-
-#[test]
-fn a_forgotten_users_words_are_gone_from_the_disk_and_others_stay() {
-    let (dir, ledger) = ledger(Rules { flag_after: 1, ..Rules::default() });
+fn a_forgotten_users_words_are_gone_from_the_disk_and_others_stay(home: &Home) {
+    let ledger = home.open_with(Rules { flag_after: 1, ..Rules::default() });
     let of = |name: &str, user: &str, text: &str| Generation {
         text: text.into(),
         prompt: text.bytes().map(u32::from).collect(),
@@ -42,23 +32,25 @@ fn a_forgotten_users_words_are_gone_from_the_disk_and_others_stay() {
     ledger.add_preference(&id("his"), &id("hers"), Some("bob")).unwrap();
     assert_eq!(ledger.pending_ratings(), 2);
     let words: [&[u8]; 5] = [b"SECRET-OF-ANN", b"QUOTES-ANN", b"ANN-CORRECTS", b"ANN-REMARKS", b"ANN-RATES"];
-    assert!(words.iter().all(|words| on_disk(dir.path(), words)));
+    assert!(!home.overwrites() || words.iter().all(|words| home.on_disk(words)));
 
     let gone = ledger.forget("ann").unwrap();
-    assert_eq!(gone, Forgotten { generations: 1, feedback: 3, preferences: 1, samples: 0, overwritten: true });
-    assert!(words.iter().all(|words| !on_disk(dir.path(), words)), "words of hers are still on disk");
+    assert_eq!(
+        gone,
+        Forgotten { generations: 1, feedback: 3, preferences: 1, samples: 0, overwritten: home.overwrites() }
+    );
+    assert!(words.iter().all(|words| !home.on_disk(words)), "words of hers are still on disk");
     let prompt: Vec<u8> = "SECRET-OF-ANN".bytes().flat_map(|b| u32::from(b).to_le_bytes()).collect();
-    assert!(!on_disk(dir.path(), &prompt), "her prompt's tokens are still on disk");
+    assert!(!home.on_disk(&prompt), "her prompt's tokens are still on disk");
     assert_eq!(ledger.generation(&id("hers")).unwrap(), None);
     let batch = ledger.pending_batch(9).unwrap();
     assert_eq!((names(&batch), batch[0].rating, ledger.pending_ratings()), (vec!["his"], Some(-1.0), 1));
     assert!(say("his", "bob", Signal::Rating(0.5), "again").feedback_id > last, "numbers of feedback only grow");
-    assert_eq!(ledger.forget("nobody").unwrap(), Forgotten { overwritten: true, ..Forgotten::default() });
+    assert_eq!(ledger.forget("nobody").unwrap(), Forgotten { overwritten: home.overwrites(), ..Forgotten::default() });
 }
 
-#[test]
-fn rollouts_to_a_users_prompt_go_with_the_user() {
-    let (dir, ledger) = open();
+fn rollouts_to_a_users_prompt_go_with_the_user(home: &Home) {
+    let ledger = home.open();
     let prompt: Vec<TokenId> = "SECRET-OF-ANN".bytes().map(u32::from).collect();
     let of = |name: &str, user: Option<&str>| Generation {
         user: user.map(str::to_owned),
@@ -74,16 +66,18 @@ fn rollouts_to_a_users_prompt_go_with_the_user() {
     record(&ledger, Generation { user: None, prompt: vec![7], ..answer("rol-3") }).unwrap();
     assert_eq!(ledger.forget("ann").unwrap().generations, 3);
     let words: Vec<u8> = prompt.iter().flat_map(|token| token.to_le_bytes()).collect();
-    assert!(!on_disk(dir.path(), &words), "her prompt's tokens are still on disk");
+    assert!(!home.on_disk(&words), "her prompt's tokens are still on disk");
     assert!(ledger.generation(&id("rol-3")).unwrap().is_some());
 }
 
 #[test]
 fn forgetting_beside_a_reader_holds_up_nobody_and_empties_the_log_when_that_ends() {
-    let (dir, ledger) = open();
+    let home = Home::sqlite();
+    let ledger = home.open();
     record(&ledger, Generation { text: "SECRET-OF-ANN".into(), ..answer("hers") }).unwrap();
     record(&ledger, Generation { user: Some("bob".into()), ..answer("his") }).unwrap();
-    let other = Connection::open(dir.path().join("ledger.sqlite3")).unwrap();
+    let other = home.db();
+    let other = &other.engine::<Sqlite>().0;
     other.execute_batch("BEGIN; SELECT count(*) FROM generations;").unwrap();
     let began = Instant::now();
     let gone = ledger.forget("ann").unwrap();
@@ -92,15 +86,14 @@ fn forgetting_beside_a_reader_holds_up_nobody_and_empties_the_log_when_that_ends
     assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
     other.execute_batch("COMMIT").unwrap();
     let until = Instant::now() + Duration::from_secs(20);
-    while on_disk(dir.path(), b"SECRET-OF-ANN") {
+    while home.on_disk(b"SECRET-OF-ANN") {
         assert!(Instant::now() < until, "the log was never emptied");
         std::thread::sleep(Duration::from_millis(50));
     }
 }
 
-#[test]
-fn a_step_whose_feedback_was_forgotten_meanwhile_is_to_be_made_again() {
-    let (_dir, ledger) = open();
+fn a_step_whose_feedback_was_forgotten_meanwhile_is_to_be_made_again(home: &Home) {
+    let ledger = home.open();
     record(&ledger, answer("a")).unwrap();
     record(&ledger, Generation { user: None, ..answer("b") }).unwrap();
     let used = [rate(&ledger, "a", 1.0).feedback_id, rate(&ledger, "b", 1.0).feedback_id];
@@ -121,9 +114,8 @@ fn record_from(ledger: &Ledger, g: Generation, origin: &str) -> bool {
     receiver.recv().unwrap().unwrap()
 }
 
-#[test]
-fn what_repeats_a_users_words_goes_with_them_and_what_comes_after_is_not_recorded() {
-    let (_dir, ledger) = open();
+fn what_repeats_a_users_words_goes_with_them_and_what_comes_after_is_not_recorded(home: &Home) {
+    let ledger = home.open();
     let of = |name: &str, user: Option<&str>| Generation { user: user.map(str::to_owned), ..answer(name) };
     record(&ledger, of("gen-1", Some("ann"))).unwrap();
     assert!(record_from(&ledger, of("gen-2", Some("bob")), "gen-1"));
@@ -143,9 +135,9 @@ fn what_repeats_a_users_words_goes_with_them_and_what_comes_after_is_not_recorde
 
 #[test]
 fn whose_words_responses_of_earlier_builds_repeat_is_found_at_the_next_start() {
-    let dir = tempfile::tempdir().unwrap();
+    let home = Home::sqlite();
     {
-        let db = schema::of_format(&dir.path().join("ledger.sqlite3"), 8);
+        let db = sqlite::of_format(&home.file(), 8);
         db.execute_batch(
             "INSERT INTO generations VALUES (1, 'gen-1', 0, x'01000000', x'02000000', 't', '{}', 'stop', 'ann', 5),
              (2, 'gen-2', 0, x'03000000', x'02000000', 't', '{}', 'stop', NULL, 5),
@@ -157,7 +149,14 @@ fn whose_words_responses_of_earlier_builds_repeat_is_found_at_the_next_start() {
         )
         .unwrap();
     }
-    let ledger = Ledger::open(dir.path()).unwrap();
+    let ledger = home.open();
     assert_eq!(ledger.forget("ann").unwrap().generations, 4);
     assert!(ledger.generation(&id("gen-5")).unwrap().is_some());
+}
+
+suite! {
+    a_forgotten_users_words_are_gone_from_the_disk_and_others_stay
+    rollouts_to_a_users_prompt_go_with_the_user
+    a_step_whose_feedback_was_forgotten_meanwhile_is_to_be_made_again
+    what_repeats_a_users_words_goes_with_them_and_what_comes_after_is_not_recorded
 }

@@ -2,20 +2,20 @@
 //! may be written or what counts.
 
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
-use rusqlite::Connection;
-
+use super::db::{Db, Heard, News, Noted};
 use super::forget::{self, Forgotten};
 use super::limits::{self, ReviewEntry, ReviewVerdict, Rules};
 use super::lock::FolderLock;
+use super::place::Place;
+use super::readers::Readers;
 use super::reserve::Reserve;
 use super::rows::{self, AskedPrompt, StoredFeedback, StoredPair, StoredSample};
+use super::waiting::{self, Pending};
 use super::writer::Writer;
-use super::{MAX_USER, META_MODEL_SHA256, samples, schema, waiting, write};
+use super::{MAX_USER, META_MODEL_SHA256, place, samples, write};
 use crate::error::{Code, Error, Result};
-use crate::files::private_file;
 use crate::lock::lock;
 use crate::system::make_private_folder;
 use crate::types::*;
@@ -28,24 +28,30 @@ pub(super) fn check_preference(chosen: &GenerationId, rejected: &GenerationId, u
     Ok(())
 }
 
+/// What is called with other servers' news.
+type Hook = Arc<Mutex<Option<Box<dyn Fn(News) + Send>>>>;
+
 /// An open ledger. One process per folder; every method is safe from any thread.
 ///
 /// The version of a generation must be on record: commit a version before it serves.
 pub struct Ledger {
-    pub(super) writer: Writer,
+    pub(super) writer: Arc<Writer>,
     /// Reads see committed data, and never wait for a write.
-    reader: Mutex<Option<Connection>>,
-    /// Number of answers with feedback to train on. Changed on the writer's thread, after a commit.
-    pub(super) pending: Arc<AtomicU64>,
+    readers: Readers,
+    /// Number of answers with feedback to train on. Changed after a commit, before anyone is told of it.
+    pending: Arc<Pending>,
+    /// Other servers' news, where there are others.
+    listener: Mutex<Option<place::database::Listener>>,
+    hook: Hook,
     /// Rules about whose feedback counts.
     pub(super) rules: Arc<Rules>,
     pub(super) reserve: Reserve,
 }
 
 impl Ledger {
-    /// Whether a folder holds a ledger.
-    pub fn exists(dir: &Path) -> bool {
-        dir.join("ledger.sqlite3").is_file()
+    /// Whether a place holds a ledger, as far as its folder tells.
+    pub fn exists<'a>(place: impl Into<Place<'a>>) -> bool {
+        place.into().has_ledger()
     }
 
     /// Takes a folder away that was made for a ledger and is not wanted after all; whoever else has it by now keeps it.
@@ -61,33 +67,39 @@ impl Ledger {
     /// # Errors
     /// `Busy` if another process holds the folder (named with its process id), `Unsupported` if the ledger is of a
     /// newer format, `Io` if the disk fails or the file is damaged.
-    pub fn open(dir: &Path) -> Result<Ledger> {
-        Self::open_with(dir, Rules::default())
+    pub fn open<'a>(place: impl Into<Place<'a>>) -> Result<Ledger> {
+        Self::open_with(place, Rules::default())
     }
 
     /// The same, with rules about whose feedback counts.
     ///
     /// # Errors
     /// As [`Ledger::open`].
-    pub fn open_with(dir: &Path, rules: Rules) -> Result<Ledger> {
+    pub fn open_with<'a>(place: impl Into<Place<'a>>, rules: Rules) -> Result<Ledger> {
+        let place = place.into();
+        let dir = place.dir();
         make_private_folder(dir).map_err(|e| Error::from(e).context(format!("creating {}", dir.display())))?;
-        let lock = FolderLock::take(dir)?;
+        let held = FolderLock::take(dir)?;
         let reserve = Reserve::of(dir);
         reserve.lend();
-        let path = dir.join("ledger.sqlite3");
-        let open = || -> Result<_> {
-            // SQLite makes its own files as readable as this one is.
-            private_file().open(&path)?;
-            let db = schema::open_writer(&path)?;
-            // The entry of a new file must survive a power failure too.
-            #[cfg(unix)]
-            std::fs::File::open(dir)?.sync_all()?;
-            let pending = waiting::pending_count(&db)?;
-            Ok((schema::open_reader(&path)?, Writer::start(db, lock)?, pending))
+        let opened = place.open()?;
+        let (pending, hook) = (Arc::new(Pending::default()), Hook::default());
+        let count = pending.clone();
+        let committed = move |noted: Noted| count.committed(noted);
+        let writer = Arc::new(Writer::start(opened.writer, held, committed)?);
+        let listener = match opened.database {
+            None => None,
+            Some(database) => Some(database.listen(hearing(&writer, &pending, &hook))?),
         };
-        let (reader, writer, pending) = open().map_err(|e| schema::not_opened(e, dir, &path))?;
-        let (reader, pending) = (Some(reader).into(), Arc::new(pending.into()));
-        Ok(Ledger { writer, reader, pending, rules: rules.into(), reserve })
+        writer.call(waiting::count)?;
+        let (listener, readers) = (Mutex::new(listener), Readers::new(opened.readers));
+        Ok(Ledger { writer, readers, pending, listener, hook, rules: rules.into(), reserve })
+    }
+
+    /// Has `hook` called with the news of other servers of the ledger, once the number of waiting ratings follows them.
+    /// It must be quick and must not wait for the ledger.
+    pub fn on_news(&self, hook: impl Fn(News) + Send + 'static) {
+        *lock(&self.hook) = Some(Box::new(hook));
     }
 
     /// Ends a start: takes room for the next one, which a full disk would keep from beginning. Returns whether the disk
@@ -120,7 +132,7 @@ impl Ledger {
         origin: Option<GenerationId>,
         done: Box<dyn FnOnce(Result<bool>) + Send>,
     ) -> Result<()> {
-        let work = move |db: &Connection| match &origin {
+        let work = move |db: &Db| match &origin {
             Some(origin) => write::record_from(db, &g, origin),
             None => write::record(db, &g).map(|()| true),
         };
@@ -133,19 +145,9 @@ impl Ledger {
     /// `Arg` for an unknown generation, a rating outside [-1, 1] or not a number, or text that is too long; `Io` if it
     /// could not be written; `Closed`.
     pub fn add_feedback(&self, f: &NewFeedback) -> Result<FeedbackReceipt> {
-        self.put_feedback(f, self.rules.clone())
-    }
-
-    fn put_feedback(&self, f: &NewFeedback, rules: Arc<Rules>) -> Result<FeedbackReceipt> {
         write::check_feedback(f)?;
-        let (f, pending) = (f.clone(), self.pending.clone());
-        let work = move |db: &Connection| write::insert_feedback(db, &f, &rules);
-        let (receipt, _) = self.writer.call(work, move |(_, first)| {
-            if *first {
-                pending.fetch_add(1, Ordering::Relaxed);
-            }
-        })?;
-        Ok(receipt)
+        let (f, rules) = (f.clone(), self.rules.clone());
+        self.writer.call(move |db| write::insert_feedback(db, &f, &rules))
     }
 
     /// Records that one answer is better than another, and returns its row number; it is on disk then. A repeated
@@ -156,8 +158,8 @@ impl Ledger {
     pub fn add_preference(&self, chosen: &GenerationId, rejected: &GenerationId, user: Option<&str>) -> Result<u64> {
         check_preference(chosen, rejected, user)?;
         let (chosen, rejected, user) = (chosen.clone(), rejected.clone(), user.map(str::to_owned));
-        let work = move |db: &Connection| write::insert_preference(db, &chosen, &rejected, user.as_deref());
-        Ok(self.writer.call(work, |_| ())?.0)
+        let work = move |db: &Db| write::insert_preference(db, &chosen, &rejected, user.as_deref());
+        Ok(self.writer.call(work)?.0)
     }
 
     /// A generation, if it is on record.
@@ -178,7 +180,7 @@ impl Ledger {
 
     /// Number of answers that [`Ledger::pending_batch`] would offer. Costs nothing.
     pub fn pending_ratings(&self) -> u64 {
-        self.pending.load(Ordering::Relaxed)
+        self.pending.get()
     }
 
     /// At most `max` answers with feedback that is not yet used, the oldest first, as far as the rules allow. A user's
@@ -259,7 +261,7 @@ impl Ledger {
     pub fn review(&self, user: &str, verdict: ReviewVerdict) -> Result<()> {
         write::check_length("the user's name", Some(user), MAX_USER)?;
         let user = user.to_owned();
-        self.commit_batch(move |db| limits::review(db, &user, verdict))
+        self.writer.call(move |db| limits::review(db, &user, verdict))
     }
 
     /// Deletes a user's data: the answers made for the user with their prompts, those whose prompts repeat them,
@@ -278,23 +280,15 @@ impl Ledger {
     pub(super) fn forget_with(
         &self,
         user: &str,
-        first: impl FnOnce(&Connection, &str) -> Result<()> + Send + 'static,
+        first: impl FnOnce(&Db, &str) -> Result<()> + Send + 'static,
     ) -> Result<Forgotten> {
-        let (user, pending) = (user.to_owned(), self.pending.clone());
-        let gone = Arc::new(AtomicU64::new(0));
-        let settled = gone.clone();
-        let work = move |db: &Connection| {
+        let user = user.to_owned();
+        let work = move |db: &Db| {
             first(db, &user)?;
-            let (forgotten, answers) = forget::forget(db, &user)?;
-            gone.store(answers, Ordering::Relaxed);
-            Ok(forgotten)
+            forget::forget(db, &user)
         };
-        let folding = move |forgotten: &mut Forgotten, folded| {
-            // Whatever happens to the log, they are deleted.
-            pending.fetch_sub(settled.load(Ordering::Relaxed), Ordering::Relaxed);
-            forgotten.overwritten = folded;
-        };
-        let (forgotten, lent) = self.reserve.during(|| self.writer.call_and_fold(work, folding));
+        let after = |forgotten: &mut Forgotten, at_once| forgotten.overwritten = at_once;
+        let (forgotten, lent) = self.reserve.during(|| self.writer.call_and_overwrite(work, after));
         forgotten.map_err(|error| match lent && error.code() == Code::Io {
             true => error.context("nothing is forgotten, as that takes more room than the data folder's reserve"),
             false => error,
@@ -337,38 +331,52 @@ impl Ledger {
     /// `Model` if it is bound to another one, naming both.
     pub fn bind_model(&self, sha256: &str, name: &str) -> Result<()> {
         let (sha256, name) = (sha256.to_owned(), name.to_owned());
-        self.writer.call(move |db| write::bind(db, &sha256, &name), |()| ())
+        self.writer.call(move |db| write::bind(db, &sha256, &name))
     }
 
     /// Writes what is queued and releases the folder; later calls are refused as `Closed`. Idempotent; dropping the
     /// ledger does the same.
     pub fn close(&self) {
         // First, so that the writer is the last connection, which folds the write-ahead log into the file.
-        let open = lock(&self.reader).take();
+        let was_open = self.readers.close();
         // While the folder is still ours. Without a start or a deletion, nothing was given up.
-        if open.is_some() && self.reserve.is_lent() {
+        if was_open && self.reserve.is_lent() {
             self.reserve.take();
         }
-        drop(open);
+        let listener = lock(&self.listener).take();
+        drop(listener);
         self.writer.close();
     }
 
     /// Runs a query on the committed data.
-    pub(super) fn read<T>(&self, query: impl FnOnce(&Connection) -> Result<T>) -> Result<T> {
-        let reader = lock(&self.reader);
-        let db = reader.as_ref().ok_or_else(|| Error::closed("the ledger is closed"))?;
-        // One snapshot for all selects of a query.
-        let snapshot = db.unchecked_transaction()?;
-        query(&snapshot)
+    pub(super) fn read<T>(&self, query: impl FnOnce(&Db) -> Result<T>) -> Result<T> {
+        self.readers.read(query)
     }
+}
 
-    /// `work` returns how many answers no longer have a rating waiting.
-    pub(super) fn commit_batch(&self, work: impl FnOnce(&Connection) -> Result<u64> + Send + 'static) -> Result<()> {
-        let pending = self.pending.clone();
-        let settle = move |settled: &u64| {
-            pending.fetch_sub(*settled, Ordering::Relaxed);
+/// What becomes of other servers' news.
+fn hearing(writer: &Arc<Writer>, pending: &Arc<Pending>, hook: &Hook) -> impl Fn(Heard) + Send + use<> {
+    let (writer, pending, hook) = (Arc::downgrade(writer), pending.clone(), hook.clone());
+    move |heard| {
+        let news = match heard {
+            Heard::News(news, moment) => {
+                pending.heard(news, moment);
+                news
+            }
+            Heard::Missed => {
+                let told = |counted: Result<()>| {
+                    if let Err(error) = counted {
+                        tracing::warn!(%error, "waiting feedback could not be counted anew");
+                    }
+                };
+                let again = writer.upgrade().map(|writer| writer.submit(waiting::count, told));
+                drop(again); // Closed: nobody asks any more.
+                News { waiting: 0, versions: true }
+            }
         };
-        self.writer.call(work, settle).map(drop)
+        if let Some(hook) = &*lock(&hook) {
+            hook(news);
+        }
     }
 }
 

@@ -1,10 +1,8 @@
 //! Records what is imported, and knows again what is on record. Never reads a file, and never decides what counts.
 
-use std::sync::atomic::Ordering;
-
 use crossbeam_channel::{Receiver, bounded};
-use rusqlite::Connection;
 
+use super::db::Db;
 use super::handle::check_preference;
 use super::limits::Rules;
 use super::write::{check_feedback, insert_feedback, insert_preference, record};
@@ -49,79 +47,60 @@ impl Ledger {
             Judgement::Preference { chosen, rejected, user } => check_preference(chosen, rejected, user.as_deref())?,
         }
         let rules = Rules { hourly: 0, ..(*self.rules).clone() };
-        let work = move |db: &Connection| import(db, &answers, &judgement, &rules);
-        let ((sender, receiver), pending) = (bounded(1), self.pending.clone());
-        let done = move |imported: Result<Imported>| {
-            if imported.as_ref().is_ok_and(|imported| imported.first) {
-                pending.fetch_add(1, Ordering::Relaxed);
-            }
+        let work = move |db: &Db| import(db, &answers, &judgement, &rules);
+        let (sender, receiver) = bounded(1);
+        let done = move |imported: Result<bool>| {
             // The importer may have given up.
-            let _ = sender.send(imported.map(|imported| imported.new));
+            let _ = sender.send(imported);
         };
         self.writer.submit(work, done)?;
         Ok(receiver)
     }
 }
 
-/// The outcome of an imported judgement.
-pub(super) struct Imported {
-    /// It was not on record.
-    pub(super) new: bool,
-    /// Its answer now waits to teach.
-    pub(super) first: bool,
-}
-
-/// Records a judgement after its answers, each unless it is on record.
-pub(super) fn import(
-    db: &Connection,
-    answers: &[ImportedAnswer],
-    judgement: &Judgement,
-    rules: &Rules,
-) -> Result<Imported> {
+/// Records a judgement after its answers, each unless it is on record; whether the judgement was not.
+pub(super) fn import(db: &Db, answers: &[ImportedAnswer], judgement: &Judgement, rules: &Rules) -> Result<bool> {
+    let name = "UPDATE generations SET origin = ?2 WHERE id = ?1 AND origin IS NULL";
     for ImportedAnswer { generation, origin } in answers {
-        db.prepare_cached("UPDATE generations SET origin = ?2 WHERE id = ?1 AND origin IS NULL")?
-            .execute((&generation.id.0, origin.as_ref().map(|id| &id.0)))?;
+        db.execute(name, (&generation.id.0, origin.as_ref().map(|id| &id.0)))?;
     }
     match judgement {
         Judgement::Feedback(f, identity) => {
             let (new, identity) = unheard(db, f, identity.as_deref())?;
-            if !new {
-                return Ok(Imported { new, first: false });
+            if new {
+                record_imported(db, answers)?;
+                let receipt = insert_feedback(db, f, rules)?;
+                identify(db, receipt.feedback_id, identity)?;
             }
-            record_imported(db, answers)?;
-            let (receipt, first) = insert_feedback(db, f, rules)?;
-            identify(db, receipt.feedback_id, identity)?;
-            Ok(Imported { new, first })
+            Ok(new)
         }
         Judgement::Preference { chosen, rejected, user } => {
             record_imported(db, answers)?;
-            let (_, new) = insert_preference(db, chosen, rejected, user.as_deref())?;
-            Ok(Imported { new, first: false })
+            Ok(insert_preference(db, chosen, rejected, user.as_deref())?.1)
         }
     }
 }
 
 /// Records answers that are not on record.
-fn record_imported(db: &Connection, answers: &[ImportedAnswer]) -> Result<()> {
+fn record_imported(db: &Db, answers: &[ImportedAnswer]) -> Result<()> {
     for ImportedAnswer { generation, origin } in answers {
         if rows::answer(db, &generation.id)?.is_none() {
             record(db, generation)?;
-            db.prepare_cached("UPDATE generations SET origin = ?2 WHERE id = ?1")?
-                .execute((&generation.id.0, origin.as_ref().map(|id| &id.0)))?;
+            let origin = origin.as_ref().map(|id| &id.0);
+            db.execute("UPDATE generations SET origin = ?2 WHERE id = ?1", (&generation.id.0, origin))?;
         }
     }
     Ok(())
 }
 
-fn identify(db: &Connection, feedback: u64, identity: Option<&str>) -> Result<()> {
-    db.prepare_cached("UPDATE feedback SET identity = ?2 WHERE id = ?1")?
-        .execute((rows::signed(feedback), identity))?;
+fn identify(db: &Db, feedback: u64, identity: Option<&str>) -> Result<()> {
+    db.execute("UPDATE feedback SET identity = ?2 WHERE id = ?1", (rows::signed(feedback), identity))?;
     Ok(())
 }
 
 /// Whether imported feedback is not on record, and the identity that it is recorded with. What has an identity is known
 /// by that, so that a user may say the same again; what has none, by what it says.
-fn unheard<'a>(db: &Connection, f: &NewFeedback, identity: Option<&'a str>) -> Result<(bool, Option<&'a str>)> {
+fn unheard<'a>(db: &Db, f: &NewFeedback, identity: Option<&'a str>) -> Result<(bool, Option<&'a str>)> {
     let alike = |known: &StoredFeedback| known.signal == f.signal && known.user == f.user;
     let same = |known: &StoredFeedback| alike(known) && known.comment == f.comment;
     let identity = match identity {
@@ -140,9 +119,9 @@ fn unheard<'a>(db: &Connection, f: &NewFeedback, identity: Option<&'a str>) -> R
         return Ok((!known, None));
     };
     // Of an earlier import, without identities: the same piece.
-    let mut unnamed = db.prepare_cached("SELECT 1 FROM feedback WHERE id = ?1 AND identity IS NULL")?;
+    let unnamed = "SELECT 1 FROM feedback WHERE id = ?1 AND identity IS NULL";
     for known in said.iter().filter(|known| same(known)) {
-        if unnamed.exists([rows::signed(known.feedback_id)])? {
+        if db.exists(unnamed, [rows::signed(known.feedback_id)])? {
             identify(db, known.feedback_id, Some(identity))?;
             return Ok((false, None));
         }

@@ -3,11 +3,11 @@
 
 use std::collections::BTreeSet;
 
-use rusqlite::Connection;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::Ledger;
+use super::db::Db;
 use super::rows::{self, damaged};
 use crate::error::{Error, Result};
 use crate::types::PolicyVersion;
@@ -30,12 +30,12 @@ impl Ledger {
     /// `Io` if it could not be written, `Closed`.
     pub fn note_removed(&self, versions: &[PolicyVersion]) -> Result<()> {
         let versions = versions.to_vec();
-        let work = move |db: &Connection| {
+        let work = move |db: &Db| {
             let mut all: BTreeSet<PolicyVersion> = mark(db, REMOVED)?.unwrap_or_default();
             all.extend(versions);
             set(db, REMOVED, &all)
         };
-        self.writer.call(work, |()| ())
+        self.writer.call(work)
     }
 
     /// How the clock ran, as it was noted last.
@@ -51,17 +51,18 @@ impl Ledger {
     /// # Errors
     /// `Io` if it could not be written, `Closed`.
     pub(crate) fn note_clock(&self, clock: impl Serialize + Send + 'static) -> Result<()> {
-        self.writer.call(move |db| set(db, CLOCK, &clock), |()| ())
+        self.writer.call(move |db| set(db, CLOCK, &clock))
     }
 }
 
-fn mark<T: DeserializeOwned>(db: &Connection, key: &str) -> Result<Option<T>> {
+fn mark<T: DeserializeOwned>(db: &Db, key: &str) -> Result<Option<T>> {
     let Some(json) = rows::meta(db, key)? else { return Ok(None) };
     serde_json::from_str(&json).map(Some).map_err(|e| damaged(format!("{key}: {e}")))
 }
 
-fn set(db: &Connection, key: &str, value: &impl Serialize) -> Result<()> {
+pub(super) fn set(db: &Db, key: &str, value: &impl Serialize) -> Result<()> {
     let json = serde_json::to_string(value).map_err(|e| Error::io(format!("{key}: {e}")))?;
-    db.prepare_cached("INSERT OR REPLACE INTO meta (key, value) VALUES (?1, ?2)")?.execute((key, json))?;
+    let sql = "INSERT INTO meta (key, value) VALUES (?1, ?2) ON CONFLICT (key) DO UPDATE SET value = excluded.value";
+    db.execute(sql, (key, json))?;
     Ok(())
 }

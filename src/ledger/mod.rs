@@ -1,18 +1,27 @@
-//! The durable record of generations, feedback and versions, in SQLite. Never loses what it acknowledged, never changes
-//! a row except to mark a rating as used, and never trains or judges.
+//! The durable record of generations, feedback and versions, in SQLite or Postgres. Never loses what it acknowledged,
+//! never changes a row except to mark a rating as used, and never trains or judges.
 
+mod db;
 mod export;
 mod figures;
 mod forget;
 #[cfg(test)]
 mod forget_tests;
 mod handle;
+#[cfg(test)]
+mod home_tests;
 mod import;
+#[cfg(all(test, feature = "postgres"))]
+mod killed_tests;
 mod limits;
 mod lock;
 mod marks;
+mod place;
+#[cfg(feature = "postgres")]
+mod postgres;
 #[cfg(test)]
 mod process_tests;
+mod readers;
 mod reserve;
 mod responses;
 mod retention;
@@ -21,30 +30,36 @@ mod rows;
 #[cfg(test)]
 mod rules_tests;
 mod samples;
-mod schema;
-mod snapshot;
+#[cfg(all(test, feature = "postgres"))]
+mod server_tests;
+#[cfg(all(test, feature = "postgres"))]
+mod servers_tests;
+mod sqlite;
 mod steps;
 mod tallies;
 #[cfg(test)]
 mod tests;
 mod unlearn;
 mod unusable;
+mod values;
 mod verdicts;
 mod waiting;
 mod write;
 mod writer;
 
+pub use db::News;
 pub use export::{Exported, LedgerReader};
 pub use figures::{Observed, Sums};
 pub use forget::Forgotten;
 pub use handle::Ledger;
 pub use import::{ImportedAnswer, Judgement};
 pub use limits::{ReviewEntry, ReviewVerdict, Rules};
+pub use place::Place;
 pub use responses::KeptResponse;
 pub use retention::Expired;
 pub(crate) use routes::MOST_ROUTES;
 pub use rows::{AskedPrompt, PairAnswer, StoredFeedback, StoredPair, StoredSample, Use};
-pub(crate) use snapshot::{check, snapshot};
+pub(crate) use sqlite::{check, snapshot};
 pub use steps::Decides;
 pub use tallies::Tallies;
 pub use unlearn::{Recorded, RecordedBatch, Replayed, Unlearned, Unlearning};

@@ -7,8 +7,8 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use rusqlite::Connection;
-
+use super::db::Db;
+use super::home_tests::{Home, suite};
 use super::tests::{answer, id, rate, rating, record, version};
 use super::*;
 use crate::error::Code;
@@ -19,11 +19,14 @@ const CLIENTS: u64 = 16;
 
 /// Tells a re-executed test binary which folder to work in.
 const CHILD_DIR: &str = "APA_LEDGER_TEST_DIR";
+/// And which database, if any.
+const CHILD_URL: &str = "APA_LEDGER_TEST_URL";
 /// Runs one of the ignored tests below in a process of its own.
-fn spawn(test: &str, dir: &Path) -> Child {
+pub(super) fn spawn(test: &str, home: &Home) -> Child {
     Command::new(std::env::current_exe().unwrap())
-        .args([&format!("ledger::process_tests::{test}"), "--exact", "--ignored", "--nocapture"])
-        .env(CHILD_DIR, dir)
+        .args([&format!("ledger::{test}"), "--exact", "--ignored", "--nocapture"])
+        .env(CHILD_DIR, home.path())
+        .env(CHILD_URL, home.url().unwrap_or_default())
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
@@ -31,29 +34,32 @@ fn spawn(test: &str, dir: &Path) -> Child {
         .unwrap()
 }
 
+/// The ledger that a child is told to use.
+pub(super) fn child(rules: Rules) -> Option<Ledger> {
+    let (dir, url) = (std::env::var_os(CHILD_DIR)?, std::env::var(CHILD_URL).ok()?);
+    Some(Ledger::open_with(Place::new(Path::new(&dir), Some(&url)), rules).unwrap())
+}
+
 #[test]
 #[ignore = "run by the_second_process_is_told_who_holds_the_folder"]
 fn child_holds_the_folder() {
-    let Some(dir) = std::env::var_os(CHILD_DIR) else { return };
-    let _ledger = Ledger::open(Path::new(&dir)).unwrap();
+    let Some(_ledger) = child(Rules::default()) else { return };
     println!("\nheld");
     let _ = std::io::stdin().read_line(&mut String::new());
 }
 
-#[test]
-fn the_second_process_is_told_who_holds_the_folder() {
-    let dir = tempfile::tempdir().unwrap();
-    let mut child = spawn("child_holds_the_folder", dir.path());
+fn the_second_process_is_told_who_holds_the_folder(home: &Home) {
+    let mut child = spawn("process_tests::child_holds_the_folder", home);
     let lines = BufReader::new(child.stdout.take().unwrap()).lines();
     assert!(lines.map_while(Result::ok).any(|line| line == "held"));
-    let error = Ledger::open(dir.path()).err().unwrap();
+    let error = Ledger::open(home.place()).err().unwrap();
     assert_eq!(error.code(), Code::Busy);
-    let expected = format!("the data folder {} is in use by process {}", dir.path().display(), child.id());
+    let expected = format!("the data folder {} is in use by process {}", home.path().display(), child.id());
     assert_eq!(error.message(), expected);
     child.kill().unwrap();
     child.wait().unwrap();
     // Killed rather than closed, but the lock is free.
-    Ledger::open(dir.path()).unwrap();
+    home.open();
 }
 
 /// Sixteen clients rate, each answer once, and print what was acknowledged. A trainer uses ratings up, and prints that
@@ -61,8 +67,7 @@ fn the_second_process_is_told_who_holds_the_folder() {
 #[test]
 #[ignore = "run by a_killed_process_loses_and_doubles_nothing"]
 fn child_rates_until_killed() {
-    let Some(dir) = std::env::var_os(CHILD_DIR) else { return };
-    let ledger = Ledger::open(Path::new(&dir)).unwrap();
+    let Some(ledger) = child(Rules::default()) else { return };
     let say = |line: String| std::io::stdout().write_all(line.as_bytes()).unwrap();
     std::thread::scope(|scope| {
         for client in 0..CLIENTS {
@@ -86,13 +91,11 @@ fn child_rates_until_killed() {
     });
 }
 
-#[test]
-fn a_killed_process_loses_and_doubles_nothing() {
-    let dir = tempfile::tempdir().unwrap();
+fn a_killed_process_loses_and_doubles_nothing(home: &Home) {
     let (mut rated, mut used) = (HashMap::new(), HashMap::new());
     let rounds = std::env::var("APA_KILL_ROUNDS").ok().and_then(|n| n.parse().ok()).unwrap_or(5);
     for round in 0..rounds {
-        let mut child = spawn("child_rates_until_killed", dir.path());
+        let mut child = spawn("process_tests::child_rates_until_killed", home);
         let output = BufReader::new(child.stdout.take().unwrap());
         let (at_work, begun) = std::sync::mpsc::channel();
         let reader = std::thread::spawn(move || {
@@ -121,7 +124,7 @@ fn a_killed_process_loses_and_doubles_nothing() {
                 _ => {}
             }
         }
-        let ledger = Ledger::open(dir.path()).unwrap();
+        let ledger = home.open();
         for (row, name) in &rated {
             let kept = ledger.feedback_of(&id(name)).unwrap();
             let [kept] = &kept[..] else { panic!("round {round}: {} rows for {name}", kept.len()) };
@@ -135,31 +138,28 @@ fn a_killed_process_loses_and_doubles_nothing() {
         let (total, unused): (u64, u64) = ledger
             .read(|db| {
                 let sql = "SELECT count(*), count(*) FILTER (WHERE batch IS NULL) FROM feedback";
-                let row: (i64, i64) = db.query_row(sql, [], |r| Ok((r.get(0)?, r.get(1)?)))?;
-                Ok((row.0 as u64, row.1 as u64))
+                db.one(sql, (), |row| Ok((rows::unsigned(row, 0)?, rows::unsigned(row, 1)?)))
             })
             .unwrap();
         assert_eq!(ledger.pending_ratings(), unused);
         // Besides what was acknowledged, only ratings in flight can be there: one per client and round.
         assert!(total >= rated.len() as u64 && total <= rated.len() as u64 + CLIENTS * (round + 1));
-        let check: String =
-            ledger.read(|db| Ok(db.pragma_query_value(None, "integrity_check", |r| r.get(0))?)).unwrap();
-        assert_eq!(check, "ok");
+        home.check(&ledger);
     }
     println!("killed {rounds} times: {} ratings acknowledged, {} used, none lost, none twice", rated.len(), used.len());
     assert!(rated.len() > 20 && !used.is_empty(), "{} ratings, {} used", rated.len(), used.len());
 }
 
 /// The rules of the default settings.
-fn default_rules() -> Rules {
+pub(super) fn default_rules() -> Rules {
     Rules::new(&crate::config::RewardConfig::default()).unwrap()
 }
 
 #[test]
 #[ignore = "a measurement"]
 fn measure_durable_feedback_of_16_clients() {
-    let dir = tempfile::tempdir().unwrap();
-    let ledger = Ledger::open_with(dir.path(), default_rules()).unwrap();
+    let home = Home::sqlite();
+    let ledger = home.open_with(default_rules());
     let (clients, each) = (16, 1000);
     for client in 0..clients {
         for n in 0..each {
@@ -196,9 +196,9 @@ fn measure_durable_feedback_of_16_clients() {
 #[test]
 #[ignore = "a measurement: writes a million generations, about 1 GB"]
 fn measure_a_million_generations() {
-    let dir = tempfile::tempdir().unwrap();
+    let home = Home::sqlite();
     let rules = default_rules();
-    let ledger = Ledger::open_with(dir.path(), rules.clone()).unwrap();
+    let ledger = home.open_with(rules.clone());
     let start = Instant::now();
     // What the limits must skip: the oldest quarter million ratings are of one user who is held for review; then come
     // those of one user beyond a share; then a thousand users in turn.
@@ -214,7 +214,7 @@ fn measure_a_million_generations() {
             let f = NewFeedback { user: Some(user(n)), ..rating(&n.to_string(), 0.5) };
             // The hourly limit would leave out most of them, and so avoid the work.
             let rules = Rules { hourly: 0, ..rules.clone() };
-            let work = move |db: &Connection| write::insert_feedback(db, &f, &rules);
+            let work = move |db: &Db| write::insert_feedback(db, &f, &rules);
             ledger.writer.submit(work, |outcome| drop(outcome.unwrap())).unwrap();
         }
     }
@@ -222,7 +222,7 @@ fn measure_a_million_generations() {
     drop(ledger);
     println!("filled in {:?}", start.elapsed());
     let start = Instant::now();
-    let ledger = Ledger::open_with(dir.path(), rules.clone()).unwrap();
+    let ledger = home.open_with(rules.clone());
     let opening = start.elapsed();
     let choose = |ledger: &Ledger, size: usize| {
         let start = Instant::now();
@@ -244,14 +244,18 @@ fn measure_a_million_generations() {
     assert!(opening < Duration::from_secs(2) && slowest < Duration::from_millis(50), "{opening:?} {slowest:?}");
 }
 
-#[test]
-fn a_panic_of_the_writing_thread_is_told_to_those_who_wait_and_the_next_write_is_made() {
-    let folder = tempfile::tempdir().unwrap();
-    let ledger = Ledger::open(folder.path()).unwrap();
+fn a_panic_of_the_writing_thread_is_told_to_those_who_wait_and_the_next_write_is_made(home: &Home) {
+    let ledger = home.open();
     record(&ledger, answer("a")).unwrap();
-    let failed = ledger.writer.call_and_fold(|_| Ok(()), |(), _| panic!("a bug, for this test"));
+    let failed = ledger.writer.call_and_overwrite(|_| Ok(()), |(), _| panic!("a bug, for this test"));
     assert_eq!(failed.unwrap_err().code(), Code::Panic);
     record(&ledger, answer("b")).unwrap();
     assert!(ledger.generation(&id("b")).unwrap().is_some());
     ledger.close();
+}
+
+suite! {
+    the_second_process_is_told_who_holds_the_folder
+    a_killed_process_loses_and_doubles_nothing
+    a_panic_of_the_writing_thread_is_told_to_those_who_wait_and_the_next_write_is_made
 }

@@ -1,9 +1,9 @@
 //! What was said in responses, so that later ones go on from them. Bounded; goes with the answer that it belongs to.
 
-use rusqlite::{Connection, OptionalExtension};
 use serde_json::Value;
 
 use super::Ledger;
+use super::db::Db;
 use crate::error::{Error, Result};
 use crate::types::GenerationId;
 
@@ -38,17 +38,15 @@ impl Ledger {
             return Err(Error::arg(format!("the response has {length} bytes, expected at most {MAX_RESPONSE}")));
         }
         let (id, previous) = (id.0.clone(), kept.previous.as_ref().map(|id| id.0.clone()));
-        let work = move |db: &Connection| {
-            db.prepare_cached(
-                "INSERT OR REPLACE INTO responses (generation, previous, said, body)
-                 SELECT seq, ?2, ?3, ?4 FROM generations WHERE id = ?1",
-            )?
-            .execute((&id, &previous, &said, &body))?;
-            db.prepare_cached(
-                "DELETE FROM responses WHERE generation <=
-                 (SELECT generation FROM responses ORDER BY generation DESC LIMIT 1 OFFSET ?1)",
-            )?
-            .execute([KEPT as i64])?;
+        let work = move |db: &Db| {
+            let insert = "INSERT INTO responses (generation, previous, said, body)
+                          SELECT seq, ?2, ?3, ?4 FROM generations WHERE id = ?1
+                          ON CONFLICT (generation) DO UPDATE
+                          SET previous = excluded.previous, said = excluded.said, body = excluded.body";
+            db.execute(insert, (&id, &previous, &said, &body))?;
+            let bound = "DELETE FROM responses WHERE generation <=
+                         (SELECT generation FROM responses ORDER BY generation DESC LIMIT 1 OFFSET ?1)";
+            db.execute(bound, [KEPT as i64])?;
             Ok(())
         };
         let told = |result: Result<()>| {
@@ -66,7 +64,7 @@ impl Ledger {
     pub fn response(&self, id: &GenerationId) -> Result<Option<KeptResponse>> {
         let id = id.clone();
         // Behind what is queued, so that a response that a client knows is found.
-        self.writer.call(move |db| kept(db, &id), |_| ())
+        self.writer.call(move |db| kept(db, &id))
     }
 
     /// All that was said up to a response, oldest first; `None` if it or one before it is not kept.
@@ -75,7 +73,7 @@ impl Ledger {
     /// As [`Ledger::response`]; `Arg` if it is more than any context holds.
     pub fn conversation(&self, id: &GenerationId) -> Result<Option<Vec<Value>>> {
         let id = id.clone();
-        let work = move |db: &Connection| {
+        let work = move |db: &Db| {
             let (mut said, mut next, mut length) = (Vec::new(), Some(id), 0);
             while let Some(id) = next {
                 let Some(one) = kept(db, &id)? else { return Ok(None) };
@@ -90,7 +88,7 @@ impl Ledger {
             }
             Ok(Some(said.into_iter().rev().flatten().collect()))
         };
-        self.writer.call(work, |_| ())
+        self.writer.call(work)
     }
 
     /// Forgets what a response said, and returns whether it was kept. Its answer stays.
@@ -99,26 +97,18 @@ impl Ledger {
     /// As [`Ledger::response`].
     pub fn drop_response(&self, id: &GenerationId) -> Result<bool> {
         let id = id.0.clone();
-        let work = move |db: &Connection| {
-            let dropped = db
-                .prepare_cached("DELETE FROM responses WHERE generation = (SELECT seq FROM generations WHERE id = ?1)")?
-                .execute([&id])?;
-            Ok(dropped > 0)
+        let work = move |db: &Db| {
+            let sql = "DELETE FROM responses WHERE generation = (SELECT seq FROM generations WHERE id = ?1)";
+            Ok(db.execute(sql, [&id])? > 0)
         };
-        self.writer.call(work, |_| ())
+        self.writer.call(work)
     }
 }
 
-fn kept(db: &Connection, id: &GenerationId) -> Result<Option<KeptResponse>> {
-    let row = db
-        .prepare_cached(
-            "SELECT r.previous, r.said, r.body FROM responses r
-             JOIN generations g ON g.seq = r.generation WHERE g.id = ?1",
-        )?
-        .query_row([&id.0], |row| {
-            Ok((row.get::<_, Option<String>>(0)?, row.get::<_, String>(1)?, row.get::<_, String>(2)?))
-        })
-        .optional()?;
+fn kept(db: &Db, id: &GenerationId) -> Result<Option<KeptResponse>> {
+    let sql = "SELECT r.previous, r.said, r.body FROM responses r
+               JOIN generations g ON g.seq = r.generation WHERE g.id = ?1";
+    let row = db.first(sql, [&id.0], |row| Ok((row.maybe(0)?, row.get::<String>(1)?, row.get::<String>(2)?)))?;
     let Some((previous, said, body)) = row else { return Ok(None) };
     let damaged = |e: serde_json::Error| Error::io(format!("response {:.64} is damaged: {e}", id.0));
     Ok(Some(KeptResponse {
@@ -135,6 +125,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::ledger::home_tests::{Home, suite};
     use crate::types::Generation;
 
     fn answered(ledger: &Ledger, id: &str, user: &str) -> GenerationId {
@@ -160,10 +151,8 @@ mod tests {
         KeptResponse { previous: previous.cloned(), said, body: json!({"text": text}) }
     }
 
-    #[test]
-    fn a_conversation_is_put_together_and_goes_with_its_answers() {
-        let folder = tempfile::tempdir().unwrap();
-        let ledger = Ledger::open(folder.path()).unwrap();
+    fn a_conversation_is_put_together_and_goes_with_its_answers(home: &Home) {
+        let ledger = home.open();
         let (first, second) = (answered(&ledger, "gen-1", "ann"), answered(&ledger, "gen-2", "bob"));
         ledger.keep_response(&first, &saying("a", None)).unwrap();
         ledger.keep_response(&second, &saying("b", Some(&first))).unwrap();
@@ -177,23 +166,25 @@ mod tests {
         assert_eq!(ledger.conversation(&GenerationId("gen-9".into())).unwrap(), None);
     }
 
-    #[test]
-    fn what_is_kept_is_bounded() {
-        let folder = tempfile::tempdir().unwrap();
-        let ledger = Ledger::open(folder.path()).unwrap();
+    fn what_is_kept_is_bounded(home: &Home) {
+        let ledger = home.open();
         let id = answered(&ledger, "gen-1", "ann");
         assert!(ledger.keep_response(&id, &saying(&"x".repeat(MAX_RESPONSE), None)).is_err());
         for i in 0..KEPT + 3 {
             let id = answered(&ledger, &format!("gen-x{i}"), "ann");
             ledger.keep_response(&id, &saying("x", None)).unwrap();
         }
-        let count =
-            |db: &Connection| Ok(db.query_row("SELECT count(*) FROM responses", [], |row| row.get::<_, i64>(0))?);
-        assert_eq!(ledger.writer.call(count, |_| ()).unwrap(), KEPT as i64);
+        let count = |db: &Db| db.one("SELECT count(*) FROM responses", (), |row| row.get::<i64>(0));
+        assert_eq!(ledger.writer.call(count).unwrap(), KEPT as i64);
         // A circle, which only a damaged file holds, ends.
         let (a, b) = (answered(&ledger, "gen-a", "ann"), answered(&ledger, "gen-b", "ann"));
         ledger.keep_response(&a, &saying("a", Some(&b))).unwrap();
         ledger.keep_response(&b, &saying("b", Some(&a))).unwrap();
         assert!(ledger.conversation(&a).unwrap_err().is_context_length());
+    }
+
+    suite! {
+        a_conversation_is_put_together_and_goes_with_its_answers
+        what_is_kept_is_bounded
     }
 }

@@ -1,9 +1,8 @@
 //! Which of a trial's versions answers a conversation, so that it keeps it over a restart. Known by a hash, without its
 //! words; gone when the trial ends. Never chooses.
 
-use rusqlite::Connection;
-
 use super::Ledger;
+use super::db::Db;
 use super::rows::signed;
 use crate::error::Result;
 use crate::types::PolicyVersion;
@@ -18,12 +17,14 @@ impl Ledger {
     /// # Errors
     /// `Closed`.
     pub fn keep_route(&self, candidate: PolicyVersion, conversation: u64, theirs: bool) -> Result<()> {
-        let work = move |db: &Connection| {
-            db.prepare_cached("INSERT OR REPLACE INTO routes (candidate, conversation, theirs) VALUES (?1, ?2, ?3)")?
-                .execute((signed(candidate.0), conversation.cast_signed(), theirs))?;
+        let work = move |db: &Db| {
+            // Anew, so that it is the newest.
+            db.execute("DELETE FROM routes WHERE conversation = ?1", [conversation.cast_signed()])?;
+            let insert = "INSERT INTO routes (candidate, conversation, theirs) VALUES (?1, ?2, ?3) RETURNING seq";
+            let values = (signed(candidate.0), conversation.cast_signed(), theirs);
+            let newest: i64 = db.one(insert, values, |row| row.get(0))?;
             // Numbers only grow, and rows in between are rarely missing.
-            db.prepare_cached("DELETE FROM routes WHERE seq <= ?1")?
-                .execute([db.last_insert_rowid() - MOST_ROUTES as i64])?;
+            db.execute("DELETE FROM routes WHERE seq <= ?1", [newest - MOST_ROUTES as i64])?;
             Ok(())
         };
         let told = |result: Result<()>| {
@@ -40,20 +41,16 @@ impl Ledger {
     /// As [`Ledger::generation`].
     pub fn routes_of(&self, candidate: PolicyVersion) -> Result<Vec<(u64, bool)>> {
         self.read(|db| {
-            let mut select =
-                db.prepare_cached("SELECT conversation, theirs FROM routes WHERE candidate = ?1 ORDER BY seq")?;
-            let rows = select.query_map([signed(candidate.0)], |row| {
-                Ok((row.get::<_, i64>(0)?.cast_unsigned(), row.get::<_, bool>(1)?))
-            })?;
-            Ok(rows.collect::<rusqlite::Result<_>>()?)
+            let sql = "SELECT conversation, theirs FROM routes WHERE candidate = ?1 ORDER BY seq";
+            db.all(sql, [signed(candidate.0)], |row| Ok((row.get::<i64>(0)?.cast_unsigned(), row.get(1)?)))
         })
     }
 }
 
 /// Forgets the conversations of the trial that a verdict ends.
-pub(super) fn end(db: &Connection, verdict: u64) -> Result<()> {
+pub(super) fn end(db: &Db, verdict: u64) -> Result<()> {
     let sql = "DELETE FROM routes WHERE candidate = (SELECT version FROM verdicts WHERE id = ?1)";
-    db.prepare_cached(sql)?.execute([signed(verdict)])?;
+    db.execute(sql, [signed(verdict)])?;
     Ok(())
 }
 
@@ -62,13 +59,12 @@ mod tests {
     use super::*;
     use crate::ledger::Decides;
     use crate::ledger::TrainedBatch;
+    use crate::ledger::home_tests::{Home, suite};
     use crate::ledger::tests::version;
     use crate::types::Ruling;
 
-    #[test]
-    fn conversations_keep_their_version_until_the_trial_is_decided() {
-        let folder = tempfile::tempdir().unwrap();
-        let ledger = Ledger::open(folder.path()).unwrap();
+    fn conversations_keep_their_version_until_the_trial_is_decided(home: &Home) {
+        let ledger = home.open();
         ledger.commit_version(&version(1, 0), TrainedBatch::default()).unwrap();
         let (first, other) = (PolicyVersion(1), PolicyVersion(0));
         let trial = ledger.add_verdict(Some(first), other, Ruling::Trial, serde_json::json!({})).unwrap();
@@ -77,7 +73,7 @@ mod tests {
         }
         ledger.set_verdict(trial, Ruling::Trial, serde_json::json!({})).unwrap();
         ledger.close();
-        let ledger = Ledger::open(folder.path()).unwrap();
+        let ledger = home.open();
         assert_eq!(ledger.routes_of(first).unwrap(), [(3, false), (u64::MAX, true)]);
         assert_eq!(ledger.routes_of(other).unwrap(), []);
         ledger.set_active_as(first, Decides::Verdict(trial, Ruling::Promoted, serde_json::json!({}))).unwrap();
@@ -90,15 +86,18 @@ mod tests {
         assert_eq!(ledger.active().unwrap(), first);
     }
 
-    #[test]
-    fn what_is_remembered_is_bounded() {
-        let folder = tempfile::tempdir().unwrap();
-        let ledger = Ledger::open(folder.path()).unwrap();
+    fn what_is_remembered_is_bounded(home: &Home) {
+        let ledger = home.open();
         ledger.commit_version(&version(1, 0), TrainedBatch::default()).unwrap();
         let many = MOST_ROUTES as u64 + 5;
         (0..many).for_each(|i| ledger.keep_route(PolicyVersion(1), i, true).unwrap());
         ledger.add_verdict(None, PolicyVersion(0), Ruling::Refused, serde_json::json!({})).unwrap();
         let kept = ledger.routes_of(PolicyVersion(1)).unwrap();
         assert_eq!((kept.len(), kept[0].0, kept[kept.len() - 1].0), (MOST_ROUTES, 5, many - 1));
+    }
+
+    suite! {
+        conversations_keep_their_version_until_the_trial_is_decided
+        what_is_remembered_is_bounded
     }
 }

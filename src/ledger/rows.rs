@@ -1,10 +1,10 @@
 //! Converts between rows and `types` values. Never decides what may be written.
 
-use rusqlite::{Connection, OptionalExtension, Row};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::MAX_SAID;
+use super::db::{Db, Row};
 use crate::error::{Error, Result};
 use crate::types::*;
 
@@ -95,7 +95,7 @@ pub(super) struct Answer {
     pub(super) content: i64,
 }
 
-/// SQLite's integers are signed; no real value exceeds them.
+/// A database's integers are signed; no real value exceeds them.
 pub(super) fn signed(value: u64) -> i64 {
     i64::try_from(value).unwrap_or(i64::MAX)
 }
@@ -121,23 +121,13 @@ pub(super) fn from_blob(blob: &[u8]) -> Result<Vec<TokenId>> {
     Ok(tokens.iter().map(|t| TokenId::from_le_bytes(*t)).collect())
 }
 
-pub(super) fn insert_generation(db: &Connection, g: &Generation) -> Result<()> {
+pub(super) fn insert_generation(db: &Db, g: &Generation) -> Result<()> {
     let sampling = serde_json::to_string(&g.sampling).map_err(|e| Error::arg(format!("sampling settings: {e}")))?;
-    let mut insert = db.prepare_cached(
-        "INSERT INTO generations (id, policy_version, prompt, response, text, sampling, finish, user, created)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
-    )?;
-    insert.execute((
-        &g.id.0,
-        signed(g.policy_version.0),
-        to_blob(&g.prompt),
-        to_blob(&g.response),
-        &g.text,
-        sampling,
-        g.finish.as_str(),
-        &g.user,
-        signed(g.created),
-    ))?;
+    let sql = "INSERT INTO generations (id, policy_version, prompt, response, text, sampling, finish, user, created)
+               VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)";
+    let (version, created) = (signed(g.policy_version.0), signed(g.created));
+    let (prompt, response, finish) = (to_blob(&g.prompt), to_blob(&g.response), g.finish.as_str());
+    db.execute(sql, (&g.id.0, version, prompt, response, &g.text, sampling, finish, &g.user, created))?;
     Ok(())
 }
 
@@ -146,92 +136,84 @@ pub(super) enum Which<'a> {
     Row(i64),
 }
 
-pub(super) fn generation(db: &Connection, which: Which<'_>) -> Result<Option<Generation>> {
+pub(super) fn generation(db: &Db, which: Which<'_>) -> Result<Option<Generation>> {
     const COLUMNS: &str = "id, policy_version, prompt, response, text, sampling, finish, user, created";
-    let condition = if matches!(which, Which::Id(_)) { "id" } else { "seq" };
-    let mut select = db.prepare_cached(&format!("SELECT {COLUMNS} FROM generations WHERE {condition} = ?1"))?;
-    let mut rows = match which {
-        Which::Id(id) => select.query([&id.0])?,
-        Which::Row(row) => select.query([row])?,
-    };
-    let Some(row) = rows.next()? else { return Ok(None) };
+    let select = |key: &str| format!("SELECT {COLUMNS} FROM generations WHERE {key} = ?1");
+    match which {
+        Which::Id(id) => db.first(&select("id"), [&id.0], generation_row),
+        Which::Row(row) => db.first(&select("seq"), [row], generation_row),
+    }
+}
+
+/// A row of `id, policy_version, prompt, response, text, sampling, finish, user, created`.
+fn generation_row(row: &Row<'_>) -> Result<Generation> {
     let finish: String = row.get(6)?;
     let finish = [FinishReason::Stop, FinishReason::Length, FinishReason::Cancelled]
         .into_iter()
         .find(|f| f.as_str() == finish)
         .ok_or_else(|| damaged(format!("unknown finish reason {finish:?}")))?;
     let sampling: String = row.get(5)?;
-    Ok(Some(Generation {
+    Ok(Generation {
         id: GenerationId(row.get(0)?),
         policy_version: PolicyVersion(unsigned(row, 1)?),
-        prompt: from_blob(row.get_ref(2)?.as_blob().map_err(rusqlite::Error::from)?)?,
-        response: from_blob(row.get_ref(3)?.as_blob().map_err(rusqlite::Error::from)?)?,
+        prompt: from_blob(row.bytes(2)?)?,
+        response: from_blob(row.bytes(3)?)?,
         text: row.get(4)?,
         sampling: serde_json::from_str(&sampling).map_err(|e| damaged(format!("sampling settings: {e}")))?,
         finish,
-        user: row.get(7)?,
+        user: row.maybe(7)?,
         created: unsigned(row, 8)?,
         unrecorded: false,
-    }))
+    })
 }
 
-pub(super) fn answer(db: &Connection, id: &GenerationId) -> Result<Option<Answer>> {
-    let mut select =
-        db.prepare_cached("SELECT seq, policy_version, prompt, response FROM generations WHERE id = ?1")?;
-    let mut rows = select.query([&id.0])?;
-    let Some(row) = rows.next()? else { return Ok(None) };
-    let prompt = row.get_ref(2)?.as_blob().map_err(rusqlite::Error::from)?;
-    let response = row.get_ref(3)?.as_blob().map_err(rusqlite::Error::from)?;
-    let (policy_version, empty) = (PolicyVersion(unsigned(row, 1)?), response.is_empty());
-    Ok(Some(Answer { row: row.get(0)?, policy_version, empty, content: content(prompt, response) }))
+pub(super) fn answer(db: &Db, id: &GenerationId) -> Result<Option<Answer>> {
+    let sql = "SELECT seq, policy_version, prompt, response FROM generations WHERE id = ?1";
+    db.first(sql, [&id.0], |row| {
+        let (prompt, response) = (row.bytes(2)?, row.bytes(3)?);
+        let (policy_version, empty) = (PolicyVersion(unsigned(row, 1)?), response.is_empty());
+        Ok(Answer { row: row.get(0)?, policy_version, empty, content: content(prompt, response) })
+    })
 }
 
-pub(super) fn feedback_of(db: &Connection, id: &GenerationId) -> Result<Vec<StoredFeedback>> {
-    let mut select = db.prepare_cached(
-        "SELECT f.id, f.rating, f.correction, f.user, f.comment, f.created, b.version, b.reason, f.signal, f.left_out
-         FROM feedback f JOIN generations g ON g.seq = f.generation LEFT JOIN batches b ON b.id = f.batch
-         WHERE g.id = ?1 ORDER BY f.id LIMIT ?2",
-    )?;
-    let mut rows = select.query((&id.0, signed(MAX_SAID)))?;
-    let mut all = Vec::new();
-    while let Some(row) = rows.next()? {
-        all.push(feedback_row(row)?);
-    }
-    Ok(all)
+pub(super) fn feedback_of(db: &Db, id: &GenerationId) -> Result<Vec<StoredFeedback>> {
+    let sql = format!(
+        "SELECT {FEEDBACK} FROM feedback f JOIN generations g ON g.seq = f.generation
+         LEFT JOIN batches b ON b.id = f.batch WHERE g.id = ?1 ORDER BY f.id LIMIT ?2"
+    );
+    db.all(&sql, (&id.0, signed(MAX_SAID)), feedback_row)
 }
 
 /// The piece of feedback of that identity.
-pub(super) fn feedback_by_identity(db: &Connection, identity: &str) -> Result<Option<StoredFeedback>> {
-    let mut select = db.prepare_cached(
-        "SELECT f.id, f.rating, f.correction, f.user, f.comment, f.created, b.version, b.reason, f.signal, f.left_out
-         FROM feedback f LEFT JOIN batches b ON b.id = f.batch WHERE f.identity = ?1",
-    )?;
-    let mut rows = select.query([identity])?;
-    rows.next()?.map(feedback_row).transpose()
+pub(super) fn feedback_by_identity(db: &Db, identity: &str) -> Result<Option<StoredFeedback>> {
+    let sql = format!("SELECT {FEEDBACK} FROM feedback f LEFT JOIN batches b ON b.id = f.batch WHERE f.identity = ?1");
+    db.first(&sql, [identity], feedback_row)
 }
 
-/// A row of `id, rating, correction, user, comment, created, version, reason, signal, left_out`.
+/// The columns of [`feedback_row`], of feedback `f` and its batch `b`.
+const FEEDBACK: &str =
+    "f.id, f.rating, f.correction, f.user, f.comment, f.created, b.version, b.reason, f.signal, f.left_out";
+
 fn feedback_row(row: &Row<'_>) -> Result<StoredFeedback> {
-    let (rating, correction, named) = (row.get(1)?, row.get(2)?, row.get(8)?);
+    let (rating, correction, named) = (row.maybe(1)?, row.maybe(2)?, row.maybe(8)?);
     let signal = match (rating, correction, named) {
         (Some(rating), _, _) => Signal::Rating(rating),
         (_, Some(text), _) => Signal::Correction(text),
         (_, _, Some(name)) => Signal::Named(name),
         _ => Signal::Comment,
     };
-    let version: Option<i64> = row.get(6)?;
-    let used_by = match version {
+    let used_by = match row.maybe::<i64>(6)? {
         Some(_) => Some(Use::Version(PolicyVersion(unsigned(row, 6)?))),
-        None => row.get::<_, Option<String>>(7)?.map(Use::Skipped),
+        None => row.maybe(7)?.map(Use::Skipped),
     };
     Ok(StoredFeedback {
         feedback_id: unsigned(row, 0)?,
         signal,
-        user: row.get(3)?,
-        comment: row.get(4)?,
+        user: row.maybe(3)?,
+        comment: row.maybe(4)?,
         created: unsigned(row, 5)?,
         used_by,
-        left_out: row.get(9)?,
+        left_out: row.maybe(9)?,
     })
 }
 
@@ -246,76 +228,58 @@ fn content(prompt: &[u8], response: &[u8]) -> i64 {
     i64::from_le_bytes(first)
 }
 
-pub(super) fn pair_count(db: &Connection) -> Result<u64> {
-    let mut count = db.prepare_cached(
-        "SELECT (SELECT count(*) FROM preferences) + (SELECT count(*) FROM feedback WHERE correction IS NOT NULL)",
-    )?;
-    let mut rows = count.query([])?;
-    rows.next()?.map_or(Ok(0), |row| unsigned(row, 0))
+pub(super) fn pair_count(db: &Db) -> Result<u64> {
+    let sql =
+        "SELECT (SELECT count(*) FROM preferences) + (SELECT count(*) FROM feedback WHERE correction IS NOT NULL)";
+    db.one(sql, (), |row| unsigned(row, 0))
 }
 
 /// At most `max` pieces of feedback after row `last`, with their identities and their answers under their first ids.
 pub(super) fn feedback_page(
-    db: &Connection,
+    db: &Db,
     last: u64,
     max: usize,
 ) -> Result<Vec<(Generation, StoredFeedback, Option<String>)>> {
-    let mut select = db.prepare_cached(
-        "SELECT f.id, f.rating, f.correction, f.user, f.comment, f.created, b.version, b.reason, f.signal, f.left_out,
-         f.generation, f.identity, g.origin FROM feedback f JOIN generations g ON g.seq = f.generation
-         LEFT JOIN batches b ON b.id = f.batch WHERE f.id > ?1 ORDER BY f.id LIMIT ?2",
-    )?;
-    let mut rows = select.query((signed(last), signed(max as u64)))?;
-    let mut page = Vec::new();
-    while let Some(row) = rows.next()? {
+    let sql = format!(
+        "SELECT {FEEDBACK}, f.generation, f.identity, g.origin FROM feedback f
+         JOIN generations g ON g.seq = f.generation LEFT JOIN batches b ON b.id = f.batch
+         WHERE f.id > ?1 ORDER BY f.id LIMIT ?2"
+    );
+    db.all(&sql, (signed(last), signed(max as u64)), |row| {
         let answer: i64 = row.get(10)?;
         let mut generation = generation(db, Which::Row(answer))?
             .ok_or_else(|| damaged(format!("generation row {answer} is missing")))?;
-        if let Some(origin) = row.get(12)? {
+        if let Some(origin) = row.maybe(12)? {
             generation.id = GenerationId(origin);
         }
-        page.push((generation, feedback_row(row)?, row.get(11)?));
-    }
-    Ok(page)
+        Ok((generation, feedback_row(row)?, row.maybe(11)?))
+    })
 }
 
 /// At most `max` preferences after row `last`, with their rows and the first ids of their answers.
-pub(super) fn preference_page(
-    db: &Connection,
-    last: u64,
-    max: usize,
-) -> Result<Vec<(u64, StoredPair, [GenerationId; 2])>> {
-    let mut select = db.prepare_cached(
-        "SELECT p.id, p.user, c.prompt, c.response, c.text, r.response, r.text, coalesce(c.origin, c.id),
-         coalesce(r.origin, r.id) FROM preferences p
-         JOIN generations c ON c.seq = p.chosen JOIN generations r ON r.seq = p.rejected
-         WHERE p.id > ?1 ORDER BY p.id LIMIT ?2",
-    )?;
-    let mut rows = select.query((signed(last), signed(max as u64)))?;
-    let mut page = Vec::new();
-    while let Some(row) = rows.next()? {
+pub(super) fn preference_page(db: &Db, last: u64, max: usize) -> Result<Vec<(u64, StoredPair, [GenerationId; 2])>> {
+    let sql = "SELECT p.id, p.user, c.prompt, c.response, c.text, r.response, r.text, coalesce(c.origin, c.id),
+               coalesce(r.origin, r.id) FROM preferences p
+               JOIN generations c ON c.seq = p.chosen JOIN generations r ON r.seq = p.rejected
+               WHERE p.id > ?1 ORDER BY p.id LIMIT ?2";
+    db.all(sql, (signed(last), signed(max as u64)), |row| {
         let answer = |tokens: usize| -> Result<PairAnswer> {
-            let blob = row.get_ref(tokens)?.as_blob().map_err(rusqlite::Error::from)?;
-            Ok(PairAnswer::Tokens(from_blob(blob)?, row.get(tokens + 1)?))
+            Ok(PairAnswer::Tokens(from_blob(row.bytes(tokens)?)?, row.get(tokens + 1)?))
         };
-        let prompt = from_blob(row.get_ref(2)?.as_blob().map_err(rusqlite::Error::from)?)?;
-        let pair = StoredPair { prompt, chosen: answer(3)?, rejected: answer(5)?, user: row.get(1)? };
-        page.push((unsigned(row, 0)?, pair, [GenerationId(row.get(7)?), GenerationId(row.get(8)?)]));
-    }
-    Ok(page)
+        let prompt = from_blob(row.bytes(2)?)?;
+        let pair = StoredPair { prompt, chosen: answer(3)?, rejected: answer(5)?, user: row.maybe(1)? };
+        Ok((unsigned(row, 0)?, pair, [GenerationId(row.get(7)?), GenerationId(row.get(8)?)]))
+    })
 }
 
 /// All versions, without what was decided about them.
-pub(super) fn versions(db: &Connection) -> Result<Vec<VersionInfo>> {
+pub(super) fn versions(db: &Db) -> Result<Vec<VersionInfo>> {
     let active = active(db)?;
-    let mut select = db.prepare_cached("SELECT version, parent, created, metrics FROM versions ORDER BY version")?;
-    let mut rows = select.query([])?;
-    let mut all = Vec::new();
-    while let Some(row) = rows.next()? {
+    db.all("SELECT version, parent, created, metrics FROM versions ORDER BY version", (), |row| {
         let version = PolicyVersion(unsigned(row, 0)?);
-        let parent: Option<i64> = row.get(1)?;
+        let parent: Option<i64> = row.maybe(1)?;
         let metrics: String = row.get(3)?;
-        all.push(VersionInfo {
+        Ok(VersionInfo {
             version,
             parent: parent.map(|_| unsigned(row, 1).map(PolicyVersion)).transpose()?,
             active: version == active,
@@ -323,27 +287,21 @@ pub(super) fn versions(db: &Connection) -> Result<Vec<VersionInfo>> {
             metrics: serde_json::from_str(&metrics)
                 .map_err(|e| damaged(format!("metrics of version {version}: {e}")))?,
             ruling: None,
-        });
-    }
-    Ok(all)
+        })
+    })
 }
 
-pub(super) fn active(db: &Connection) -> Result<PolicyVersion> {
-    let mut select = db.prepare_cached("SELECT version FROM activations ORDER BY id DESC LIMIT 1")?;
-    let mut rows = select.query([])?;
-    let row = rows.next()?.ok_or_else(|| damaged("no version is active"))?;
-    Ok(PolicyVersion(unsigned(row, 0)?))
+pub(super) fn active(db: &Db) -> Result<PolicyVersion> {
+    let found = db.first("SELECT version FROM activations ORDER BY id DESC LIMIT 1", (), |row| unsigned(row, 0))?;
+    found.map(PolicyVersion).ok_or_else(|| damaged("no version is active"))
 }
 
-pub(super) fn newest(db: &Connection) -> Result<PolicyVersion> {
-    let mut select = db.prepare_cached("SELECT max(version) FROM versions")?;
-    let mut rows = select.query([])?;
-    let row = rows.next()?.ok_or_else(|| damaged("no version is recorded"))?;
-    Ok(PolicyVersion(unsigned(row, 0)?))
+pub(super) fn newest(db: &Db) -> Result<PolicyVersion> {
+    db.one("SELECT max(version) FROM versions", (), |row| Ok(PolicyVersion(unsigned(row, 0)?)))
 }
 
-pub(super) fn meta(db: &Connection, key: &str) -> Result<Option<String>> {
-    Ok(db.query_row("SELECT value FROM meta WHERE key = ?1", [key], |row| row.get(0)).optional()?)
+pub(super) fn meta(db: &Db, key: &str) -> Result<Option<String>> {
+    db.first("SELECT value FROM meta WHERE key = ?1", [key], |row| row.get(0))
 }
 
 /// Rating, correction and named signal of a piece of feedback: at most one of them.
@@ -353,36 +311,5 @@ pub(super) fn parts(signal: &Signal) -> (Option<f64>, Option<&str>, Option<&str>
         Signal::Correction(text) => (None, Some(text), None),
         Signal::Named(name) => (None, None, Some(name)),
         Signal::Comment => (None, None, None),
-    }
-}
-
-impl From<rusqlite::Error> for Error {
-    fn from(e: rusqlite::Error) -> Self {
-        use rusqlite::ErrorCode;
-        match e.sqlite_error_code() {
-            Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => {
-                Error::busy("another program holds the ledger: nothing was written; try again when it has let go")
-            }
-            Some(ErrorCode::DiskFull) => Error::io("the disk is full"),
-            Some(ErrorCode::OutOfMemory) => Error::nomem("the ledger ran out of memory"),
-            Some(ErrorCode::NotADatabase | ErrorCode::DatabaseCorrupt) => {
-                Error::io(format!("the ledger is damaged or not a database: {e}"))
-            }
-            _ => Error::io(format!("the ledger: {e}")),
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_ledger_that_another_program_holds_is_busy_and_not_broken() {
-        for code in [rusqlite::ffi::SQLITE_BUSY, rusqlite::ffi::SQLITE_LOCKED] {
-            let error = Error::from(rusqlite::Error::SqliteFailure(rusqlite::ffi::Error::new(code), None));
-            assert_eq!(error.code(), crate::error::Code::Busy);
-            assert!(error.message().contains("another program holds the ledger"), "{error}");
-        }
     }
 }

@@ -1,16 +1,9 @@
 //! Tests of whose feedback counts, and of what is set aside. Forgetting a user has a file of its own.
 
-use rusqlite::Connection;
-
-use super::tests::{answer, id, open, rate, rating, record, version};
+use super::home_tests::{Home, suite};
+use super::tests::{answer, id, rate, rating, record, version};
 use super::*;
 use crate::types::*;
-
-pub(super) fn ledger(rules: Rules) -> (tempfile::TempDir, Ledger) {
-    let dir = tempfile::tempdir().unwrap();
-    let ledger = Ledger::open_with(dir.path(), rules).unwrap();
-    (dir, ledger)
-}
 
 /// Records an answer of its own content.
 fn fresh(ledger: &Ledger, name: &str) {
@@ -26,9 +19,8 @@ pub(super) fn names(batch: &[RatedGeneration]) -> Vec<&str> {
     batch.iter().map(|r| r.generation.id.0.as_str()).collect()
 }
 
-#[test]
-fn one_user_fills_at_most_their_share_of_a_batch_once_there_are_others() {
-    let (_dir, ledger) = ledger(Rules { share: 0.25, ..Rules::default() });
+fn one_user_fills_at_most_their_share_of_a_batch_once_there_are_others(home: &Home) {
+    let ledger = home.open_with(Rules { share: 0.25, ..Rules::default() });
     for n in 0..8 {
         fresh(&ledger, &format!("m{n}"));
         say(&ledger, &format!("m{n}"), "mallory", 1.0);
@@ -43,9 +35,8 @@ fn one_user_fills_at_most_their_share_of_a_batch_once_there_are_others() {
     assert_eq!(ledger.pending_ratings(), 11, "what doesn't fit waits");
 }
 
-#[test]
-fn what_is_over_a_users_limit_of_the_hour_is_kept_and_does_not_count() {
-    let (_dir, ledger) = ledger(Rules { hourly: 2, ..Rules::default() });
+fn what_is_over_a_users_limit_of_the_hour_is_kept_and_does_not_count(home: &Home) {
+    let ledger = home.open_with(Rules { hourly: 2, ..Rules::default() });
     fresh(&ledger, "a");
     say(&ledger, "a", "ann", 1.0);
     let said: Vec<_> = (0..4)
@@ -65,9 +56,8 @@ fn what_is_over_a_users_limit_of_the_hour_is_kept_and_does_not_count() {
     assert_eq!(kept[1].left_out, None, "an operator brings in what they like");
 }
 
-#[test]
-fn the_same_word_of_the_same_answer_counts_once_while_it_waits() {
-    let (_dir, ledger) = ledger(Rules { duplicates_once: true, ..Rules::default() });
+fn the_same_word_of_the_same_answer_counts_once_while_it_waits(home: &Home) {
+    let ledger = home.open_with(Rules { duplicates_once: true, ..Rules::default() });
     // The same tokens to the same prompt, twice.
     for name in ["a", "b"] {
         record(&ledger, answer(name)).unwrap();
@@ -82,9 +72,8 @@ fn the_same_word_of_the_same_answer_counts_once_while_it_waits() {
     assert_eq!(say(&ledger, "b", "ann", 1.0).left_out, None, "said again after it was used, it is news");
 }
 
-#[test]
-fn several_users_of_one_answer_count_by_their_mean_and_each_by_their_last_word() {
-    let (_dir, ledger) = open();
+fn several_users_of_one_answer_count_by_their_mean_and_each_by_their_last_word(home: &Home) {
+    let ledger = home.open();
     fresh(&ledger, "a");
     let words = [("ann", -1.0), ("bob", -0.5), ("ann", 1.0)];
     let replaces = words.map(|(user, value)| say(&ledger, "a", user, value).replaces_earlier);
@@ -93,10 +82,9 @@ fn several_users_of_one_answer_count_by_their_mean_and_each_by_their_last_word()
     assert_eq!((batch[0].rating, batch[0].feedback_ids.len()), (Some(0.25), 3));
 }
 
-#[test]
-fn a_user_who_disagrees_with_everyone_waits_until_somebody_decides() {
+fn a_user_who_disagrees_with_everyone_waits_until_somebody_decides(home: &Home) {
     let rules = Rules { flag_after: 3, flag_share: 0.6, ..Rules::default() };
-    let (dir, ledger) = ledger(rules.clone());
+    let ledger = home.open_with(rules.clone());
     for n in 0..4 {
         let name = format!("g{n}");
         fresh(&ledger, &name);
@@ -116,7 +104,7 @@ fn a_user_who_disagrees_with_everyone_waits_until_somebody_decides() {
     ledger.review("mallory", ReviewVerdict::Trust).unwrap();
     assert_eq!(ratings(&ledger), [Some(0.5); 4]);
     drop(ledger);
-    let ledger = Ledger::open_with(dir.path(), rules).unwrap();
+    let ledger = home.open_with(rules);
     assert_eq!(ledger.reviews().unwrap()[0].verdict, Some(ReviewVerdict::Trust));
     ledger.review("mallory", ReviewVerdict::Reject).unwrap();
     assert_eq!(ratings(&ledger), [Some(1.0); 4]);
@@ -126,10 +114,9 @@ fn a_user_who_disagrees_with_everyone_waits_until_somebody_decides() {
     assert_eq!(ledger.feedback_of(&id("g0")).unwrap().len(), 4, "all is kept");
 }
 
-#[test]
-fn feedback_in_quarantine_waits_and_is_used_once_it_is_ripe() {
+fn feedback_in_quarantine_waits_and_is_used_once_it_is_ripe(home: &Home) {
     let rules = Rules { delay_ms: 300, ..Rules::default() };
-    let (_dir, ledger) = ledger(rules);
+    let ledger = home.open_with(rules);
     fresh(&ledger, "a");
     say(&ledger, "a", "ann", 1.0);
     assert_eq!((ledger.pending_ratings(), ledger.pending_batch(9).unwrap().len()), (1, 0));
@@ -137,11 +124,10 @@ fn feedback_in_quarantine_waits_and_is_used_once_it_is_ripe() {
     assert_eq!(ledger.pending_batch(9).unwrap().len(), 1);
 }
 
-#[test]
-fn a_share_delays_and_never_starves() {
+fn a_share_delays_and_never_starves(home: &Home) {
     // Far longer than twenty durable writes take.
     let rules = Rules { share: 0.5, patience_ms: 20_000, ..Rules::default() };
-    let (dir, ledger) = ledger(rules.clone());
+    let ledger = home.open_with(rules.clone());
     fresh(&ledger, "lone");
     ledger.add_feedback(&rating("lone", 1.0)).unwrap();
     for n in 0..20 {
@@ -151,18 +137,15 @@ fn a_share_delays_and_never_starves() {
     }
     assert!(ledger.pending_batch(8).unwrap().len() < 8, "her share waits for others first");
     ledger.close();
-    let db = Connection::open(dir.path().join("ledger.sqlite3")).unwrap();
-    db.execute_batch("UPDATE feedback SET created = created - 20000").unwrap();
-    drop(db);
-    let ledger = Ledger::open_with(dir.path(), rules).unwrap();
+    home.db().execute("UPDATE feedback SET created = created - 20000", ()).unwrap();
+    let ledger = home.open_with(rules);
     let batch = ledger.pending_batch(8).unwrap();
     assert_eq!(names(&batch), ["lone", "a0", "a1", "a2", "a3", "a4", "a5", "a6"], "the oldest fill it");
 }
 
-#[test]
-fn times_of_the_future_hold_no_feedback_up_and_count_for_no_hour() {
+fn times_of_the_future_hold_no_feedback_up_and_count_for_no_hour(home: &Home) {
     let rules = Rules { delay_ms: 60_000, hourly: 2, ..Rules::default() };
-    let (dir, ledger) = ledger(rules.clone());
+    let ledger = home.open_with(rules.clone());
     for name in ["a", "b", "c", "d"] {
         fresh(&ledger, name);
     }
@@ -170,30 +153,27 @@ fn times_of_the_future_hold_no_feedback_up_and_count_for_no_hour() {
     say(&ledger, "a", "ann", 1.0);
     say(&ledger, "b", "ann", 1.0);
     ledger.close();
-    let db = Connection::open(dir.path().join("ledger.sqlite3")).unwrap();
-    db.execute_batch("UPDATE feedback SET created = created + 864000000").unwrap();
-    drop(db);
-    let ledger = Ledger::open_with(dir.path(), rules).unwrap();
+    home.db().execute("UPDATE feedback SET created = created + 864000000", ()).unwrap();
+    let ledger = home.open_with(rules);
     assert_eq!(names(&ledger.pending_batch(9).unwrap()), ["a", "b"]);
     assert_eq!(say(&ledger, "c", "ann", 1.0).left_out, None);
     assert_eq!(names(&ledger.pending_batch(9).unwrap()), ["a", "b"], "what is in quarantine now still waits");
 }
 
-#[test]
-fn times_that_a_wrong_clock_gave_neither_delete_what_is_young_nor_keep_what_is_old() {
-    let (dir, ledger) = open();
+fn times_that_a_wrong_clock_gave_neither_delete_what_is_young_nor_keep_what_is_old(home: &Home) {
+    let ledger = home.open();
     let names = ["a", "b", "c", "d", "e", "f"];
     names.iter().for_each(|name| fresh(&ledger, name));
     ledger.close();
     let (day, now) = (86_400_000_i64, 2_000_000_000_000_i64);
     // The clock was a year ahead, went right, went back to 1970 at a start, and went right again.
     let times = [now - 90 * day, now + 365 * day, now - 80 * day, now - 5 * day, 1000, now - 4 * day];
-    let db = Connection::open(dir.path().join("ledger.sqlite3")).unwrap();
+    let db = home.db();
     for (name, time) in names.iter().zip(times) {
         db.execute("UPDATE generations SET created = ?2 WHERE id = ?1", (&id(name).0, time)).unwrap();
     }
     drop(db);
-    let ledger = Ledger::open(dir.path()).unwrap();
+    let ledger = home.open();
     let left =
         || names.iter().filter(|name| ledger.generation(&id(name)).unwrap().is_some()).copied().collect::<String>();
     let expire = |days: i64, now: i64| ledger.expire((now - days * day) as u64, now as u64, 100).unwrap().generations;
@@ -204,9 +184,8 @@ fn times_that_a_wrong_clock_gave_neither_delete_what_is_young_nor_keep_what_is_o
     assert_eq!((expire(30, now + 28 * day), left().as_str()), (1, ""));
 }
 
-#[test]
-fn what_nothing_can_be_learned_from_is_kept_with_its_reason_and_waits_no_more() {
-    let (_dir, ledger) = open();
+fn what_nothing_can_be_learned_from_is_kept_with_its_reason_and_waits_no_more(home: &Home) {
+    let ledger = home.open();
     fresh(&ledger, "a");
     fresh(&ledger, "b");
     let bad = say(&ledger, "a", "ann", 1.0).feedback_id;
@@ -219,10 +198,9 @@ fn what_nothing_can_be_learned_from_is_kept_with_its_reason_and_waits_no_more() 
     assert_eq!(ledger.feedback_of(&id("a")).unwrap().len(), 1);
 }
 
-#[test]
-fn signals_corrections_and_remarks_are_kept_and_teach_as_the_rules_say() {
+fn signals_corrections_and_remarks_are_kept_and_teach_as_the_rules_say(home: &Home) {
     let rules = Rules { signals: ["copied".to_owned()].into(), corrections: true, ..Rules::default() };
-    let (_dir, ledger) = ledger(rules);
+    let ledger = home.open_with(rules);
     for name in ["a", "b", "c"] {
         fresh(&ledger, name);
     }
@@ -245,10 +223,9 @@ fn signals_corrections_and_remarks_are_kept_and_teach_as_the_rules_say() {
     assert_eq!(pairs[0].chosen, PairAnswer::Text("better".into()));
 }
 
-#[test]
-fn pairs_of_a_reward_model_have_the_limits_of_ratings() {
+fn pairs_of_a_reward_model_have_the_limits_of_ratings(home: &Home) {
     let limits = Rules { hourly: 5, share: 0.5, duplicates_once: true, flag_after: 1, ..Rules::default() };
-    let (_dir, ledger) = ledger(limits);
+    let ledger = home.open_with(limits);
     for n in 0..24 {
         fresh(&ledger, &format!("g{n}"));
     }
@@ -299,9 +276,8 @@ fn pairs_of_a_reward_model_have_the_limits_of_ratings() {
     assert_eq!(ledger.pair_count().unwrap(), 18, "all is kept");
 }
 
-#[test]
-fn what_made_a_sample_is_on_record_and_answers_nobody_rated_are_found() {
-    let (_dir, ledger) = open();
+fn what_made_a_sample_is_on_record_and_answers_nobody_rated_are_found(home: &Home) {
+    let ledger = home.open();
     for name in ["a", "b", "c"] {
         fresh(&ledger, name);
     }
@@ -318,9 +294,8 @@ fn what_made_a_sample_is_on_record_and_answers_nobody_rated_are_found() {
     assert_eq!(ledger.unrated(9, PolicyVersion(1)).unwrap(), []);
 }
 
-#[test]
-fn what_is_said_of_one_answer_is_bounded() {
-    let (_dir, ledger) = open();
+fn what_is_said_of_one_answer_is_bounded(home: &Home) {
+    let ledger = home.open();
     record(&ledger, answer("a")).unwrap();
     record(&ledger, answer("b")).unwrap();
     let remark = |name: &str, bytes: usize| NewFeedback { comment: Some("x".repeat(bytes)), ..rating(name, 1.0) };
@@ -340,10 +315,9 @@ fn what_is_said_of_one_answer_is_bounded() {
 
 #[test]
 fn a_ledger_of_the_first_format_is_brought_along_with_its_feedback() {
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("ledger.sqlite3");
+    let home = Home::sqlite();
     {
-        let db = schema::of_format(&path, 1);
+        let db = sqlite::of_format(&home.file(), 1);
         db.execute_batch(
             "INSERT INTO generations VALUES (1, 'g', 0, x'01000000', x'02000000', 't', '{}', 'stop', 'ann', 5);
              INSERT INTO feedback VALUES (7, 1, 0.5, NULL, 1, 'ann', 'ok', 6, NULL);
@@ -351,8 +325,8 @@ fn a_ledger_of_the_first_format_is_brought_along_with_its_feedback() {
         )
         .unwrap();
     }
-    assert!(LedgerReader::open(dir.path()).err().unwrap().message().contains("has format 1, expected 9"));
-    let ledger = Ledger::open(dir.path()).unwrap();
+    assert!(LedgerReader::open(home.place()).err().unwrap().message().contains("has format 1, expected 9"));
+    let ledger = home.open();
     assert_eq!(ledger.pending_ratings(), 1);
     let kept = ledger.feedback_of(&id("g")).unwrap();
     assert_eq!((kept[0].feedback_id, kept[0].signal.clone()), (7, Signal::Rating(0.5)));
@@ -360,7 +334,7 @@ fn a_ledger_of_the_first_format_is_brought_along_with_its_feedback() {
     assert_eq!(ledger.add_feedback(&rating("g", 1.0)).unwrap().feedback_id, 10);
 
     let mut seen = Vec::new();
-    let reader = LedgerReader::open(dir.path()).unwrap();
+    let reader = LedgerReader::open(home.place()).unwrap();
     reader
         .for_each(&mut |said| {
             seen.push(said.prompt().to_vec());
@@ -368,4 +342,21 @@ fn a_ledger_of_the_first_format_is_brought_along_with_its_feedback() {
         })
         .unwrap();
     assert_eq!(seen, [[1], [1], [1]]);
+}
+
+suite! {
+    one_user_fills_at_most_their_share_of_a_batch_once_there_are_others
+    what_is_over_a_users_limit_of_the_hour_is_kept_and_does_not_count
+    the_same_word_of_the_same_answer_counts_once_while_it_waits
+    several_users_of_one_answer_count_by_their_mean_and_each_by_their_last_word
+    a_user_who_disagrees_with_everyone_waits_until_somebody_decides
+    feedback_in_quarantine_waits_and_is_used_once_it_is_ripe
+    a_share_delays_and_never_starves
+    times_of_the_future_hold_no_feedback_up_and_count_for_no_hour
+    times_that_a_wrong_clock_gave_neither_delete_what_is_young_nor_keep_what_is_old
+    what_nothing_can_be_learned_from_is_kept_with_its_reason_and_waits_no_more
+    signals_corrections_and_remarks_are_kept_and_teach_as_the_rules_say
+    pairs_of_a_reward_model_have_the_limits_of_ratings
+    what_made_a_sample_is_on_record_and_answers_nobody_rated_are_found
+    what_is_said_of_one_answer_is_bounded
 }

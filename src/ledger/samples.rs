@@ -1,8 +1,8 @@
 //! What can be trained on beside feedback, and what was: unrated answers, prompts, samples. Never marks feedback.
 
-use rusqlite::Connection;
 use sha2::{Digest, Sha256};
 
+use super::db::Db;
 use super::rows::{AskedPrompt, StoredSample, Which, damaged, from_blob, generation, signed, unsigned};
 use crate::error::{Error, Result};
 use crate::ids::GenerationKind;
@@ -11,16 +11,14 @@ use crate::types::*;
 /// Rows examined per wanted answer: bounds the work where most are rated or used.
 const LOOKED_AT: usize = 16;
 
-pub(super) fn unrated(db: &Connection, max: usize, since: PolicyVersion) -> Result<Vec<RatedGeneration>> {
-    let mut select = db.prepare_cached(
-        "SELECT seq FROM (SELECT seq, policy_version, response FROM generations ORDER BY seq DESC LIMIT ?1) g
-         WHERE policy_version >= ?2 AND length(response) > 0
-         AND NOT EXISTS (SELECT 1 FROM feedback f WHERE f.generation = g.seq)
-         AND NOT EXISTS (SELECT 1 FROM samples s WHERE s.generation = g.seq)
-         ORDER BY seq DESC LIMIT ?3",
-    )?;
+pub(super) fn unrated(db: &Db, max: usize, since: PolicyVersion) -> Result<Vec<RatedGeneration>> {
+    let sql = "SELECT seq FROM (SELECT seq, policy_version, response FROM generations ORDER BY seq DESC LIMIT ?1) g
+               WHERE policy_version >= ?2 AND length(response) > 0
+               AND NOT EXISTS (SELECT 1 FROM feedback f WHERE f.generation = g.seq)
+               AND NOT EXISTS (SELECT 1 FROM samples s WHERE s.generation = g.seq)
+               ORDER BY seq DESC LIMIT ?3";
     let bounds = (signed((max * LOOKED_AT) as u64), signed(since.0), signed(max as u64));
-    let answers = select.query_map(bounds, |row| row.get(0))?.collect::<Result<Vec<i64>, _>>()?;
+    let answers: Vec<i64> = db.all(sql, bounds, |row| row.get(0))?;
     let mut found = Vec::with_capacity(answers.len());
     for answer in answers {
         let generation = generation(db, Which::Row(answer))?
@@ -31,29 +29,25 @@ pub(super) fn unrated(db: &Connection, max: usize, since: PolicyVersion) -> Resu
     Ok(found)
 }
 
-pub(super) fn recent_prompts(db: &Connection, max: usize) -> Result<Vec<AskedPrompt>> {
+pub(super) fn recent_prompts(db: &Db, max: usize) -> Result<Vec<AskedPrompt>> {
     // Of the users who asked the same, the last.
-    let mut select = db.prepare_cached(
-        "SELECT prompt, user, max(seq), id FROM (SELECT seq, id, prompt, user FROM generations
-         WHERE length(prompt) > 0 AND id NOT LIKE ?3 || '%' AND id NOT LIKE ?4 || '%'
-         ORDER BY seq DESC LIMIT ?1) GROUP BY prompt ORDER BY 3 DESC LIMIT ?2",
-    )?;
+    let sql = "SELECT prompt, user, id FROM (
+                   SELECT seq, id, prompt, user, row_number() OVER (PARTITION BY prompt ORDER BY seq DESC) AS place
+                   FROM (SELECT seq, id, prompt, user FROM generations
+                         WHERE length(prompt) > 0 AND id NOT LIKE ?3 || '%' AND id NOT LIKE ?4 || '%'
+                         ORDER BY seq DESC LIMIT ?1) AS newest) AS placed
+               WHERE place = 1 ORDER BY seq DESC LIMIT ?2";
     let (rollouts, imports) = (GenerationKind::Rollout.prefix(), GenerationKind::Import.prefix());
     let bounds = (signed((max * LOOKED_AT) as u64), signed(max as u64), rollouts, imports);
-    let mut rows = select.query(bounds)?;
-    let mut prompts = Vec::new();
-    while let Some(row) = rows.next()? {
-        let tokens = from_blob(row.get_ref(0)?.as_blob().map_err(rusqlite::Error::from)?)?;
-        prompts.push(AskedPrompt { tokens, user: row.get(1)?, origin: Some(GenerationId(row.get(3)?)) });
-    }
-    Ok(prompts)
+    db.all(sql, bounds, |row| {
+        let (tokens, origin) = (from_blob(row.bytes(0)?)?, Some(GenerationId(row.get(2)?)));
+        Ok(AskedPrompt { tokens, user: row.maybe(1)?, origin })
+    })
 }
 
-pub(super) fn insert_samples(db: &Connection, batch: i64, samples: &[SampleRecord]) -> Result<()> {
-    let mut insert = db.prepare_cached(
-        "INSERT INTO samples (batch, generation, kind, score, terms)
-         SELECT ?1, seq, ?3, ?4, ?5 FROM generations WHERE id = ?2",
-    )?;
+pub(super) fn insert_samples(db: &Db, batch: i64, samples: &[SampleRecord]) -> Result<()> {
+    let insert = "INSERT INTO samples (batch, generation, kind, score, terms)
+                  SELECT ?1, seq, ?3, ?4, ?5 FROM generations WHERE id = ?2";
     for sample in samples {
         let json = |e: serde_json::Error| Error::arg(format!("a sample's terms: {e}"));
         let terms = serde_json::to_string(&sample.score.terms).map_err(json)?;
@@ -62,29 +56,24 @@ pub(super) fn insert_samples(db: &Connection, batch: i64, samples: &[SampleRecor
             SampleKind::Answer => "answer",
             SampleKind::Correction => "correction",
         };
-        insert.execute((batch, &sample.generation_id.0, kind, sample.score.score, terms))?;
+        db.execute(insert, (batch, &sample.generation_id.0, kind, sample.score.score, terms))?;
     }
     Ok(())
 }
 
-pub(super) fn samples_of(db: &Connection, id: &GenerationId) -> Result<Vec<StoredSample>> {
-    let mut select = db.prepare_cached(
-        "SELECT b.version, s.kind, s.score, s.terms FROM samples s JOIN batches b ON b.id = s.batch
-         JOIN generations g ON g.seq = s.generation WHERE g.id = ?1 ORDER BY s.id",
-    )?;
-    let mut rows = select.query([&id.0])?;
-    let mut all = Vec::new();
-    while let Some(row) = rows.next()? {
-        let version: Option<i64> = row.get(0)?;
+pub(super) fn samples_of(db: &Db, id: &GenerationId) -> Result<Vec<StoredSample>> {
+    let sql = "SELECT b.version, s.kind, s.score, s.terms FROM samples s JOIN batches b ON b.id = s.batch
+               JOIN generations g ON g.seq = s.generation WHERE g.id = ?1 ORDER BY s.id";
+    db.all(sql, [&id.0], |row| {
+        let version: Option<i64> = row.maybe(0)?;
         let (kind, terms): (String, String) = (row.get(1)?, row.get(3)?);
         let terms = serde_json::from_str(&terms).map_err(|e| damaged(format!("terms of a sample: {e}")))?;
-        all.push(StoredSample {
+        Ok(StoredSample {
             version: version.map(|_| unsigned(row, 0).map(PolicyVersion)).transpose()?,
             kind: if kind == "correction" { SampleKind::Correction } else { SampleKind::Answer },
             score: Score { score: row.get(2)?, terms },
-        });
-    }
-    Ok(all)
+        })
+    })
 }
 
 /// Number of newest samples from which answers are drawn.
@@ -92,15 +81,13 @@ const TAUGHT_AMONG: i64 = 4096;
 
 /// Which answers are drawn follows from their ids and `draw` alone: a replay without a user's samples draws as if there
 /// had never been any.
-pub(super) fn taught(db: &Connection, max: usize, draw: u64, before: Option<u64>) -> Result<Vec<(Generation, f64)>> {
-    let mut select = db.prepare_cached(
-        "SELECT s.generation, s.score, g.id FROM (SELECT id, batch, generation, score, kind FROM samples
-         WHERE batch < ?2 ORDER BY batch DESC, id DESC LIMIT ?1) s JOIN generations g ON g.seq = s.generation
-         WHERE s.kind = 'answer' ORDER BY s.batch DESC, s.id DESC",
-    )?;
+pub(super) fn taught(db: &Db, max: usize, draw: u64, before: Option<u64>) -> Result<Vec<(Generation, f64)>> {
+    let sql = "SELECT s.generation, s.score, g.id FROM (SELECT id, batch, generation, score, kind FROM samples
+               WHERE batch < ?2 ORDER BY batch DESC, id DESC LIMIT ?1) s JOIN generations g ON g.seq = s.generation
+               WHERE s.kind = 'answer' ORDER BY s.batch DESC, s.id DESC";
     let bounds = (TAUGHT_AMONG, before.map_or(i64::MAX, signed));
-    let among = select.query_map(bounds, |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
-    let mut among = among.enumerate().map(|(place, row)| Ok((place, row?))).collect::<Result<Vec<_>>>()?;
+    let among = db.all(sql, bounds, |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
+    let mut among: Vec<_> = among.into_iter().enumerate().collect();
     let dice = |id: &String| Sha256::new().chain_update(draw.to_le_bytes()).chain_update(id).finalize();
     among.sort_by_cached_key(|(_, (_, _, id))| dice(id));
     among.truncate(max);

@@ -1,10 +1,7 @@
 //! What a training step leaves on record: its version, the feedback that it used up, and its samples. Never trains.
 
-use std::sync::atomic::Ordering;
-
-use rusqlite::Connection;
-
 use super::Ledger;
+use super::db::Db;
 use super::verdicts;
 use super::write::{self, TrainedBatch};
 use crate::error::Result;
@@ -31,13 +28,10 @@ impl Ledger {
     /// doesn't exist; `Io` if it could not be written; `Closed`.
     pub fn commit_version(&self, v: &VersionInfo, batch: TrainedBatch) -> Result<()> {
         let v = v.clone();
-        self.commit_batch(move |db| {
+        self.writer.call(move |db| {
             write::insert_version(db, &v)?;
-            let settled = write::trained(db, v.version, &batch)?;
-            if v.active {
-                write::activate(db, v.version)?;
-            }
-            Ok(settled)
+            write::trained(db, v.version, &batch)?;
+            if v.active { write::activate(db, v.version) } else { Ok(()) }
         })
     }
 
@@ -47,7 +41,7 @@ impl Ledger {
     /// As [`Ledger::commit_version`].
     pub fn record_version(&self, v: &VersionInfo) -> Result<()> {
         let v = v.clone();
-        self.writer.call(move |db| write::insert_version(db, &v), |()| ())
+        self.writer.call(move |db| write::insert_version(db, &v))
     }
 
     /// Marks feedback as used up by a batch that made no version, and returns the batch's row.
@@ -55,12 +49,8 @@ impl Ledger {
     /// # Errors
     /// As [`Ledger::commit_version`].
     pub fn commit_skipped(&self, reason: &str, used: &[u64]) -> Result<u64> {
-        let (reason, used, pending) = (reason.to_owned(), used.to_vec(), self.pending.clone());
-        let work = move |db: &Connection| write::use_up(db, &used, None, Some(&reason));
-        let (batch, _) = self.writer.call(work, move |(_, settled)| {
-            pending.fetch_sub(*settled, Ordering::Relaxed);
-        })?;
-        Ok(batch)
+        let (reason, used) = (reason.to_owned(), used.to_vec());
+        self.writer.call(move |db| write::use_up(db, &used, None, Some(&reason)))
     }
 
     /// Makes a version the active one.
@@ -76,7 +66,7 @@ impl Ledger {
     /// # Errors
     /// `Arg` for an unknown version or verdict, `Io`, `Closed`.
     pub fn set_active_as(&self, v: PolicyVersion, decides: Decides) -> Result<()> {
-        let work = move |db: &Connection| {
+        let work = move |db: &Db| {
             match decides {
                 Decides::Nothing => {}
                 Decides::Verdict(id, ruling, record) => verdicts::update(db, id, ruling, &record)?,
@@ -85,6 +75,6 @@ impl Ledger {
             write::activate(db, v)
         };
         // The way back must be open on a full disk, too.
-        self.reserve.during(|| self.writer.call(work, |()| ())).0
+        self.reserve.during(|| self.writer.call(work)).0
     }
 }

@@ -2,8 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use rusqlite::Connection;
-
+use super::db::Db;
 use super::{Ledger, ReviewVerdict, Rules, limits, verdicts};
 use crate::error::Result;
 
@@ -28,7 +27,7 @@ impl Ledger {
     }
 }
 
-fn tallies(db: &Connection, rules: &Rules) -> Result<Tallies> {
+fn tallies(db: &Db, rules: &Rules) -> Result<Tallies> {
     let held = |verdict| !matches!(verdict, Some(ReviewVerdict::Trust | ReviewVerdict::Reject));
     let waiting = limits::reviews(db, rules)?.into_iter().filter(|entry| held(entry.verdict));
     let (mut held_users, mut held_feedback) = (0, 0);

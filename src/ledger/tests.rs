@@ -1,26 +1,18 @@
 //! Tests of the ledger's promises: in normal use, on a full disk, and with the process killed.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
-use rusqlite::Connection;
 
+use super::db::Db;
+use super::home_tests::{Home, suite};
+use super::sqlite::Sqlite;
 use super::*;
 use crate::error::{Code, Result};
 use crate::types::*;
-
-pub(super) fn open() -> (tempfile::TempDir, Ledger) {
-    let dir = tempfile::tempdir().unwrap();
-    let ledger = Ledger::open(dir.path()).unwrap();
-    (dir, ledger)
-}
-
-fn reopen(dir: &tempfile::TempDir, ledger: Ledger) -> Ledger {
-    drop(ledger);
-    Ledger::open(dir.path()).unwrap()
-}
 
 pub(super) fn id(name: &str) -> GenerationId {
     GenerationId(name.into())
@@ -73,20 +65,18 @@ fn pending(ledger: &Ledger) -> Vec<(String, f64, Vec<u64>)> {
     batch.into_iter().map(|r| (r.generation.id.0, r.rating.unwrap(), r.feedback_ids)).collect()
 }
 
-#[test]
-fn a_generation_comes_back_exactly_after_a_restart() {
-    let (dir, ledger) = open();
+fn a_generation_comes_back_exactly_after_a_restart(home: &Home) {
+    let ledger = home.open();
     record(&ledger, answer("a")).unwrap();
-    let ledger = reopen(&dir, ledger);
+    let ledger = home.reopen(ledger);
     assert_eq!(ledger.generation(&id("a")).unwrap(), Some(answer("a")));
     assert_eq!(ledger.generation(&id("b")).unwrap(), None);
     let error = record(&ledger, answer("a")).unwrap_err();
     assert_eq!((error.code(), error.message()), (Code::Arg, "generation a is on record already"));
 }
 
-#[test]
-fn a_generation_that_could_not_be_read_back_is_refused() {
-    let (_dir, ledger) = open();
+fn a_generation_that_could_not_be_read_back_is_refused(home: &Home) {
+    let ledger = home.open();
     let mut unknown = answer("a");
     unknown.policy_version = PolicyVersion(3);
     assert_eq!(record(&ledger, unknown).unwrap_err().message(), "version 3 is not on record");
@@ -99,16 +89,15 @@ fn a_generation_that_could_not_be_read_back_is_refused() {
     assert_eq!(ledger.generation(&id("a")).unwrap(), None);
 }
 
-#[test]
-fn feedback_is_kept_as_given() {
-    let (dir, ledger) = open();
+fn feedback_is_kept_as_given(home: &Home) {
+    let ledger = home.open();
     record(&ledger, answer("a")).unwrap();
     let first = NewFeedback { user: Some("bob".into()), comment: Some("meh".into()), ..rating("a", -1.0) };
     let second = NewFeedback { signal: Signal::Correction("better".into()), ..first.clone() };
     let receipts = [&first, &second].map(|f| ledger.add_feedback(f).unwrap());
     assert!(receipts[0].feedback_id < receipts[1].feedback_id);
     assert_eq!(receipts[0].policy_version, PolicyVersion(0));
-    let ledger = reopen(&dir, ledger);
+    let ledger = home.reopen(ledger);
     let kept = ledger.feedback_of(&id("a")).unwrap();
     for ((kept, given), receipt) in kept.iter().zip([&first, &second]).zip(&receipts) {
         assert_eq!((&kept.signal, &kept.user, &kept.comment), (&given.signal, &given.user, &given.comment));
@@ -119,9 +108,8 @@ fn feedback_is_kept_as_given() {
     assert_eq!(ledger.feedback_of(&id("b")).unwrap(), []);
 }
 
-#[test]
-fn feedback_that_makes_no_sense_is_refused_and_not_kept() {
-    let (_dir, ledger) = open();
+fn feedback_that_makes_no_sense_is_refused_and_not_kept(home: &Home) {
+    let ledger = home.open();
     record(&ledger, answer("a")).unwrap();
     let long = |n: usize| "x".repeat(n);
     let cases = [
@@ -150,9 +138,8 @@ fn feedback_that_makes_no_sense_is_refused_and_not_kept() {
         .unwrap();
 }
 
-#[test]
-fn the_last_rating_stands_and_takes_the_earlier_ones_along() {
-    let (dir, ledger) = open();
+fn the_last_rating_stands_and_takes_the_earlier_ones_along(home: &Home) {
+    let ledger = home.open();
     for name in ["a", "b"] {
         record(&ledger, answer(name)).unwrap();
     }
@@ -162,16 +149,15 @@ fn the_last_rating_stands_and_takes_the_earlier_ones_along() {
     let expected =
         [("a".into(), -1.0, vec![first.feedback_id, second.feedback_id]), ("b".into(), 0.5, vec![b.feedback_id])];
     assert_eq!(pending(&ledger), expected);
-    let ledger = reopen(&dir, ledger);
+    let ledger = home.reopen(ledger);
     assert_eq!(pending(&ledger), expected);
     let oldest = ledger.pending_batch(1).unwrap();
     assert_eq!((oldest.len(), &oldest[0].generation), (1, &answer("a")));
     assert_eq!(ledger.pending_batch(0).unwrap(), []);
 }
 
-#[test]
-fn a_rating_is_used_exactly_once_and_a_new_one_counts_again() {
-    let (dir, ledger) = open();
+fn a_rating_is_used_exactly_once_and_a_new_one_counts_again(home: &Home) {
+    let ledger = home.open();
     for name in ["a", "b"] {
         record(&ledger, answer(name)).unwrap();
     }
@@ -194,16 +180,15 @@ fn a_rating_is_used_exactly_once_and_a_new_one_counts_again() {
     assert!(again.replaces_earlier);
     assert_eq!(pending(&ledger), [("a".into(), -1.0, vec![again.feedback_id])]);
 
-    let ledger = reopen(&dir, ledger);
+    let ledger = home.reopen(ledger);
     assert_eq!(pending(&ledger), [("a".into(), -1.0, vec![again.feedback_id])]);
     let used_by = |name| ledger.feedback_of(&id(name)).unwrap().into_iter().map(|f| f.used_by).collect::<Vec<_>>();
     assert_eq!(used_by("a"), [Some(Use::Version(PolicyVersion(1))), None]);
     assert_eq!(used_by("b"), [Some(Use::Skipped("every step was dropped".into()))]);
 }
 
-#[test]
-fn a_rating_that_comes_while_its_answer_is_trained_on_stays_pending() {
-    let (_dir, ledger) = open();
+fn a_rating_that_comes_while_its_answer_is_trained_on_stays_pending(home: &Home) {
+    let ledger = home.open();
     record(&ledger, answer("a")).unwrap();
     rate(&ledger, "a", 1.0);
     let batch = ledger.pending_batch(8).unwrap();
@@ -213,21 +198,19 @@ fn a_rating_that_comes_while_its_answer_is_trained_on_stays_pending() {
     assert_eq!(pending(&ledger), [("a".into(), -1.0, vec![late])]);
 }
 
-#[test]
-fn corrections_and_answers_without_tokens_are_never_offered() {
-    let (dir, ledger) = open();
+fn corrections_and_answers_without_tokens_are_never_offered(home: &Home) {
+    let ledger = home.open();
     record(&ledger, answer("a")).unwrap();
     record(&ledger, Generation { response: vec![], text: String::new(), ..answer("empty") }).unwrap();
     ledger.add_feedback(&NewFeedback { signal: Signal::Correction("x".into()), ..rating("a", 0.0) }).unwrap();
     rate(&ledger, "empty", 1.0);
     assert!(rate(&ledger, "empty", 1.0).replaces_earlier);
     assert_eq!(pending(&ledger), []);
-    assert_eq!(pending(&reopen(&dir, ledger)), []);
+    assert_eq!(pending(&home.reopen(ledger)), []);
 }
 
-#[test]
-fn versions_are_listed_with_the_active_one_marked() {
-    let (dir, ledger) = open();
+fn versions_are_listed_with_the_active_one_marked(home: &Home) {
+    let ledger = home.open();
     let versions = ledger.versions().unwrap();
     assert_eq!((versions.len(), versions[0].version, versions[0].parent), (1, PolicyVersion(0), None));
     assert!(versions[0].active && versions[0].created > 1_700_000_000_000);
@@ -240,7 +223,7 @@ fn versions_are_listed_with_the_active_one_marked() {
     assert_eq!(ledger.active().unwrap(), PolicyVersion(2));
     ledger.set_active(PolicyVersion(1)).unwrap();
 
-    let ledger = reopen(&dir, ledger);
+    let ledger = home.reopen(ledger);
     let versions = ledger.versions().unwrap();
     assert_eq!(versions[1], VersionInfo { active: true, ..version(1, 0) });
     assert_eq!(versions.iter().map(|v| v.active).collect::<Vec<_>>(), [false, true, false]);
@@ -258,9 +241,8 @@ fn versions_are_listed_with_the_active_one_marked() {
     assert_eq!(ledger.active().unwrap(), PolicyVersion(1));
 }
 
-#[test]
-fn preferences_name_two_known_answers() {
-    let (_dir, ledger) = open();
+fn preferences_name_two_known_answers(home: &Home) {
+    let ledger = home.open();
     for name in ["a", "b"] {
         record(&ledger, answer(name)).unwrap();
     }
@@ -271,17 +253,16 @@ fn preferences_name_two_known_answers() {
         assert!(error.code() == Code::Arg && error.message().contains(part), "{error}");
     }
     assert!(ledger.add_preference(&id("a"), &id("b"), Some(&"x".repeat(257))).is_err());
-    let rows: i64 = ledger.read(|db| Ok(db.query_row("SELECT count(*) FROM preferences", [], |r| r.get(0))?)).unwrap();
+    let rows: i64 = ledger.read(|db| db.one("SELECT count(*) FROM preferences", (), |row| row.get(0))).unwrap();
     assert_eq!(rows, 2);
 }
 
-#[test]
-fn a_ledger_belongs_to_one_base_model() {
-    let (dir, ledger) = open();
+fn a_ledger_belongs_to_one_base_model(home: &Home) {
+    let ledger = home.open();
     assert_eq!(ledger.model_fingerprint().unwrap(), None);
     let (ours, other) = ("a".repeat(64), "b".repeat(64));
     ledger.bind_model(&ours, "smollm2").unwrap();
-    let ledger = reopen(&dir, ledger);
+    let ledger = home.reopen(ledger);
     ledger.bind_model(&ours, "renamed").unwrap();
     let error = ledger.bind_model(&other, "llama").unwrap_err();
     assert_eq!(error.code(), Code::Model);
@@ -291,21 +272,21 @@ fn a_ledger_belongs_to_one_base_model() {
 
 #[test]
 fn a_newer_damaged_or_foreign_ledger_is_refused_with_its_path() {
-    let (dir, ledger) = open();
+    let home = Home::sqlite();
+    let ledger = home.open();
     drop(ledger);
-    let path = dir.path().join("ledger.sqlite3");
-    Connection::open(&path).unwrap().pragma_update(None, "user_version", 99).unwrap();
-    let error = Ledger::open(dir.path()).err().unwrap();
+    let path = home.file();
+    home.db().engine::<Sqlite>().0.pragma_update(None, "user_version", 99).unwrap();
+    let error = Ledger::open(home.place()).err().unwrap();
     assert_eq!(error.code(), Code::Unsupported);
     assert!(error.message().ends_with("ledger.sqlite3: it has format 99, this build knows formats up to 9"), "{error}");
     std::fs::write(&path, "not a database, but long enough to be looked at. ".repeat(20)).unwrap();
-    let error = Ledger::open(dir.path()).err().unwrap();
+    let error = Ledger::open(home.place()).err().unwrap();
     assert!(error.code() == Code::Io && error.message().contains("damaged or not a database"), "{error}");
 }
 
-#[test]
-fn closing_writes_what_is_queued_and_frees_the_folder() {
-    let (dir, ledger) = open();
+fn closing_writes_what_is_queued_and_frees_the_folder(home: &Home) {
+    let ledger = home.open();
     for n in 0..200 {
         ledger.record_generation(Arc::new(answer(&n.to_string())), Box::new(|outcome| outcome.unwrap())).unwrap();
     }
@@ -314,23 +295,21 @@ fn closing_writes_what_is_queued_and_frees_the_folder() {
     assert_eq!(ledger.generation(&id("0")).unwrap_err().code(), Code::Closed);
     assert_eq!(ledger.add_feedback(&rating("0", 1.0)).unwrap_err().code(), Code::Closed);
     // The handle still exists, but the folder is free.
-    let next = Ledger::open(dir.path()).unwrap();
+    let next = home.open();
     assert_eq!(next.generation(&id("199")).unwrap(), Some(answer("199")));
 }
 
-#[test]
-fn a_panicking_callback_does_not_stop_the_ledger() {
-    let (_dir, ledger) = open();
+fn a_panicking_callback_does_not_stop_the_ledger(home: &Home) {
+    let ledger = home.open();
     ledger.record_generation(Arc::new(answer("a")), Box::new(|_| panic!("on purpose"))).unwrap();
     rate(&ledger, "a", 1.0);
-    let error = ledger.writer.call(|_| -> Result<()> { panic!("on purpose") }, |()| ()).unwrap_err();
+    let error = ledger.writer.call(|_| -> Result<()> { panic!("on purpose") }).unwrap_err();
     assert_eq!(error.code(), Code::Panic);
     rate(&ledger, "a", 1.0);
 }
 
-#[test]
-fn the_last_handle_may_go_on_the_ledgers_own_thread() {
-    let (dir, ledger) = open();
+fn the_last_handle_may_go_on_the_ledgers_own_thread(home: &Home) {
+    let ledger = home.open();
     let ledger = Arc::new(ledger);
     let (go, wait) = crossbeam_channel::bounded::<()>(1);
     let (sender, receiver) = crossbeam_channel::bounded(1);
@@ -345,15 +324,14 @@ fn the_last_handle_may_go_on_the_ledgers_own_thread() {
     go.send(()).unwrap();
     receiver.recv_timeout(Duration::from_secs(10)).unwrap().unwrap();
     let until = Instant::now() + Duration::from_secs(10);
-    while Ledger::open(dir.path()).is_err() {
+    while Ledger::open(home.place()).is_err() {
         assert!(Instant::now() < until, "the folder is still locked");
         std::thread::sleep(Duration::from_millis(5));
     }
 }
 
-#[test]
-fn a_write_that_fails_does_not_undo_its_neighbours() {
-    let (_dir, ledger) = open();
+fn a_write_that_fails_does_not_undo_its_neighbours(home: &Home) {
+    let ledger = home.open();
     record(&ledger, answer("a")).unwrap();
     // Blocks the thread until everything below is queued, to make one group.
     let (go, wait) = crossbeam_channel::bounded::<()>(1);
@@ -374,13 +352,16 @@ fn a_write_that_fails_does_not_undo_its_neighbours() {
 
 #[test]
 fn a_full_disk_is_an_error_to_the_caller_and_nothing_more() {
-    let (dir, ledger) = open();
+    let home = Home::sqlite();
+    let ledger = home.open();
     record(&ledger, answer("a")).unwrap();
     let kept = rate(&ledger, "a", 0.5);
     // SQLite's own limit on the file fails like a full disk.
     let limit = |ledger: &Ledger, pages: i64| {
-        let set = move |db: &Connection| Ok(db.pragma_update_and_check(None, "max_page_count", pages, |_| Ok(()))?);
-        ledger.writer.call(set, |()| ()).unwrap();
+        let set = move |db: &Db| {
+            Ok(db.engine::<Sqlite>().0.pragma_update_and_check(None, "max_page_count", pages, |_| Ok(()))?)
+        };
+        ledger.writer.call(set).unwrap();
     };
     limit(&ledger, 1); // Clamped to the pages in use.
     let mut failures = 0;
@@ -398,17 +379,17 @@ fn a_full_disk_is_an_error_to_the_caller_and_nothing_more() {
     assert_eq!(pending(&ledger), [("a".into(), 0.5, vec![kept.feedback_id])]);
     limit(&ledger, 1 << 30);
     ledger.add_feedback(&big).unwrap();
-    assert_eq!(reopen(&dir, ledger).feedback_of(&id("a")).unwrap().len(), 2);
+    assert_eq!(home.reopen(ledger).feedback_of(&id("a")).unwrap().len(), 2);
 }
 
 #[test]
 #[ignore = "needs a file system of a few MB, named by APA_SMALL_DISK"]
 fn a_disk_that_is_really_full_loses_nothing_acknowledged() {
     let disk = std::env::var_os("APA_SMALL_DISK").expect("APA_SMALL_DISK names a folder on a small file system");
-    let dir = tempfile::tempdir_in(disk).unwrap();
-    let filler = dir.path().join("filler");
+    let home = Home::within(Path::new(&disk));
+    let filler = home.path().join("filler");
     std::fs::write(&filler, vec![0; 1 << 20]).unwrap();
-    let ledger = Ledger::open(dir.path()).unwrap();
+    let ledger = home.open();
     record(&ledger, answer("a")).unwrap();
     let (mut kept, mut failures) = (0, 0);
     while failures < 50 {
@@ -423,7 +404,7 @@ fn a_disk_that_is_really_full_loses_nothing_acknowledged() {
     assert_eq!(ledger.feedback_of(&id("a")).unwrap().len(), kept);
     std::fs::remove_file(filler).unwrap();
     rate(&ledger, "a", 0.5);
-    assert_eq!(reopen(&dir, ledger).feedback_of(&id("a")).unwrap().len(), kept + 1);
+    assert_eq!(home.reopen(ledger).feedback_of(&id("a")).unwrap().len(), kept + 1);
     println!("{kept} kept");
 }
 
@@ -448,11 +429,11 @@ fn acts() -> impl Strategy<Value = Vec<Act>> {
     proptest::collection::vec(act, 1..40)
 }
 
-proptest! {
-    #![proptest_config(ProptestConfig { cases: 12, max_shrink_iters: 50, ..ProptestConfig::default() })]
-    #[test]
-    fn any_history_offers_what_a_plain_model_offers(acts in acts()) {
-        let (dir, mut ledger) = open();
+fn any_history_offers_what_a_plain_model_offers(home: &Home) {
+    let config = ProptestConfig { cases: 12, max_shrink_iters: 50, ..ProptestConfig::default() };
+    proptest!(config, |(acts in acts())| {
+        let home = home.another();
+        let mut ledger = home.open();
         for n in 0..4 {
             record(&ledger, answer(&n.to_string())).unwrap();
         }
@@ -480,7 +461,7 @@ proptest! {
                     }
                     model = model.into_iter().skip(batch.len()).collect();
                 }
-                Act::Reopen => ledger = reopen(&dir, ledger),
+                Act::Reopen => ledger = home.reopen(ledger),
             }
             let expected: Vec<_> = model
                 .iter()
@@ -488,5 +469,24 @@ proptest! {
                 .collect();
             prop_assert_eq!(pending(&ledger), expected);
         }
-    }
+    });
+}
+
+suite! {
+    any_history_offers_what_a_plain_model_offers
+    a_generation_comes_back_exactly_after_a_restart
+    a_generation_that_could_not_be_read_back_is_refused
+    feedback_is_kept_as_given
+    feedback_that_makes_no_sense_is_refused_and_not_kept
+    the_last_rating_stands_and_takes_the_earlier_ones_along
+    a_rating_is_used_exactly_once_and_a_new_one_counts_again
+    a_rating_that_comes_while_its_answer_is_trained_on_stays_pending
+    corrections_and_answers_without_tokens_are_never_offered
+    versions_are_listed_with_the_active_one_marked
+    preferences_name_two_known_answers
+    a_ledger_belongs_to_one_base_model
+    closing_writes_what_is_queued_and_frees_the_folder
+    a_panicking_callback_does_not_stop_the_ledger
+    the_last_handle_may_go_on_the_ledgers_own_thread
+    a_write_that_fails_does_not_undo_its_neighbours
 }

@@ -1,14 +1,12 @@
 //! What a user's words have taught, and the record of taking it back: which batches are replayed, and what becomes of
 //! them. Never trains, and never keeps the user's name.
 
-use std::sync::atomic::Ordering;
-
-use rusqlite::Connection;
 use serde::{Deserialize, Serialize};
 
+use super::db::{Db, list};
 use super::forget::{self, Forgotten};
 use super::rows::{damaged, signed, unsigned};
-use super::{Ledger, limits, rows, samples, waiting, write};
+use super::{Ledger, limits, marks, rows, samples, waiting, write};
 use crate::error::{Error, Result};
 use crate::types::*;
 
@@ -127,14 +125,12 @@ impl Ledger {
             if rows::meta(db, UNLEARNING)?.is_some() {
                 return Err(Error::busy("a user is being unlearned already"));
             }
-            db.prepare(
-                "DELETE FROM samples WHERE id IN (SELECT s.id FROM feedback f
-                 JOIN samples s ON s.generation = f.generation AND s.batch = f.batch
-                 WHERE f.user = ?1 AND NOT EXISTS (SELECT 1 FROM feedback o WHERE o.generation = f.generation
-                 AND o.batch = f.batch AND o.user IS NOT ?1))",
-            )?
-            .execute([user])?;
-            put(db, &begun)
+            let theirs = "DELETE FROM samples WHERE id IN (SELECT s.id FROM feedback f
+                          JOIN samples s ON s.generation = f.generation AND s.batch = f.batch
+                          WHERE f.user = ?1 AND NOT EXISTS (SELECT 1 FROM feedback o WHERE o.generation = f.generation
+                          AND o.batch = f.batch AND o.user IS DISTINCT FROM ?1))";
+            db.execute(theirs, [user])?;
+            marks::set(db, UNLEARNING, &begun)
         })
     }
 
@@ -152,12 +148,10 @@ impl Ledger {
     /// As [`Ledger::generation`].
     pub fn settings_of(&self, batch: u64) -> Result<(Option<serde_json::Value>, bool)> {
         self.read(|db| {
-            let (settings, noted): (Option<String>, bool) = db
-                .prepare_cached(
-                    "SELECT settings, settings IS NULL AND NOT EXISTS (SELECT 1 FROM samples WHERE batch = ?1)
-                     FROM batches WHERE id = ?1",
-                )?
-                .query_row([signed(batch)], |row| Ok((row.get(0)?, row.get(1)?)))?;
+            let sql = "SELECT settings, settings IS NULL AND NOT EXISTS (SELECT 1 FROM samples WHERE batch = ?1)
+                       FROM batches WHERE id = ?1";
+            let (settings, noted): (Option<String>, bool) =
+                db.one(sql, [signed(batch)], |row| Ok((row.maybe(0)?, row.get(1)?)))?;
             let read = |json: String| serde_json::from_str(&json).map_err(|e| damaged(format!("a batch: {e}")));
             Ok((settings.map(read).transpose()?, noted))
         })
@@ -169,7 +163,7 @@ impl Ledger {
     /// `Io` if it could not be written, `Closed`.
     pub fn set_replayed(&self, batch: u64, merged: &[u64], replayed: Replayed) -> Result<()> {
         let merged = merged.to_vec();
-        self.writer.call(move |db| set_replayed(db, batch, &merged, &replayed), |()| ())
+        self.writer.call(move |db| set_replayed(db, batch, &merged, &replayed))
     }
 
     /// Ends an unlearning: records the version that was made, if any, gives it the batches, lets the feedback of the
@@ -178,32 +172,28 @@ impl Ledger {
     /// # Errors
     /// As [`Ledger::commit_version`].
     pub fn end_unlearning(&self, ended: &Unlearning, made: Option<&VersionInfo>, wait: &[u64]) -> Result<()> {
-        let (ended, made, wait, pending) = (ended.clone(), made.cloned(), wait.to_vec(), self.pending.clone());
-        let work =
-            move |db: &Connection| {
-                let before = waiting::pending_count(db)?;
+        let (ended, made, wait) = (ended.clone(), made.cloned(), wait.to_vec());
+        let work = move |db: &Db| {
+            waiting::counted(db, || {
                 for batch in &wait {
-                    db.prepare_cached("UPDATE feedback SET batch = NULL WHERE batch = ?1")?
-                        .execute([signed(*batch)])?;
+                    db.execute("UPDATE feedback SET batch = NULL WHERE batch = ?1", [signed(*batch)])?;
                     drop_batch(db, *batch, "too little to learn from without a forgotten user: its ratings wait")?;
                 }
-                if let Some(v) = &made {
-                    write::insert_version(db, v)?;
-                    for batch in &ended.batches {
-                        db.prepare_cached("UPDATE batches SET version = ?2 WHERE id = ?1 AND version > ?3")?
-                            .execute((signed(*batch), signed(v.version.0), signed(ended.back.0)))?;
-                    }
-                    if v.active {
-                        write::activate(db, v.version)?;
-                    }
+                Ok(())
+            })?;
+            if let Some(v) = &made {
+                write::insert_version(db, v)?;
+                let give = "UPDATE batches SET version = ?2 WHERE id = ?1 AND version > ?3";
+                for batch in &ended.batches {
+                    db.execute(give, (signed(*batch), signed(v.version.0), signed(ended.back.0)))?;
                 }
-                put(db, &ended)?;
-                Ok(waiting::pending_count(db)?.saturating_sub(before))
-            };
-        let more = move |more: &u64| {
-            pending.fetch_add(*more, Ordering::Relaxed);
+                if v.active {
+                    write::activate(db, v.version)?;
+                }
+            }
+            marks::set(db, UNLEARNING, &ended)
         };
-        self.writer.call(work, more).map(drop)
+        self.writer.call(work)
     }
 
     /// Deletes the record of an unlearning whose files are removed.
@@ -211,76 +201,59 @@ impl Ledger {
     /// # Errors
     /// `Io` if it could not be written, `Closed`.
     pub fn clear_unlearning(&self) -> Result<()> {
-        let work = |db: &Connection| {
-            db.prepare_cached("DELETE FROM meta WHERE key = ?1")?.execute([UNLEARNING])?;
+        let work = |db: &Db| {
+            db.execute("DELETE FROM meta WHERE key = ?1", [UNLEARNING])?;
             Ok(())
         };
-        self.writer.call(work, |()| ())
+        self.writer.call(work)
     }
 }
 
-fn put(db: &Connection, unlearning: &Unlearning) -> Result<()> {
-    let json = serde_json::to_string(unlearning).map_err(|e| Error::arg(format!("an unlearning: {e}")))?;
-    db.prepare_cached("INSERT OR REPLACE INTO meta (key, value) VALUES (?1, ?2)")?.execute((UNLEARNING, json))?;
-    Ok(())
-}
-
-fn first_taught_by(db: &Connection, user: &str) -> Result<Option<PolicyVersion>> {
+fn first_taught_by(db: &Db, user: &str) -> Result<Option<PolicyVersion>> {
     let theirs = forget::THEIRS;
     let sql = format!(
         "WITH theirs AS ({theirs}) SELECT min(b.version) FROM batches b WHERE b.id IN (
-         SELECT batch FROM samples WHERE generation IN theirs
-         UNION SELECT batch FROM feedback WHERE batch IS NOT NULL AND (user = ?1 OR generation IN theirs))"
+         SELECT batch FROM samples WHERE generation IN (SELECT seq FROM theirs)
+         UNION SELECT batch FROM feedback
+         WHERE batch IS NOT NULL AND (user = ?1 OR generation IN (SELECT seq FROM theirs)))"
     );
-    let first: Option<i64> = db.prepare(&sql)?.query_row((user, forget::rollouts()), |row| row.get(0))?;
+    let (rollout, end) = forget::rollouts();
+    let first: Option<i64> = db.one(&sql, (user, rollout, end), |row| row.maybe(0))?;
     Ok(first.map(|v| PolicyVersion(v.cast_unsigned())))
 }
 
-fn batches_of(db: &Connection, versions: &[PolicyVersion]) -> Result<Vec<RecordedBatch>> {
-    let mut select = db.prepare_cached(
-        "SELECT b.id, count(DISTINCT s.generation), count(DISTINCT iif(length(g.prompt) = 0, g.seq, NULL))
-         FROM batches b LEFT JOIN samples s ON s.batch = b.id LEFT JOIN generations g ON g.seq = s.generation
-         WHERE b.version = ?1 GROUP BY b.id ORDER BY b.id",
-    )?;
+fn batches_of(db: &Db, versions: &[PolicyVersion]) -> Result<Vec<RecordedBatch>> {
+    let sql = "SELECT b.id, count(DISTINCT s.generation), count(DISTINCT CASE WHEN length(g.prompt) = 0 THEN g.seq END)
+               FROM batches b LEFT JOIN samples s ON s.batch = b.id LEFT JOIN generations g ON g.seq = s.generation
+               WHERE b.version = ?1 GROUP BY b.id ORDER BY b.id";
     let mut all = Vec::new();
     for version in versions {
-        let mut rows = select.query([signed(version.0)])?;
-        while let Some(row) = rows.next()? {
+        all.extend(db.all(sql, [signed(version.0)], |row| {
             let (batch, answers, wordless) = (unsigned(row, 0)?, unsigned(row, 1)?, unsigned(row, 2)?);
-            all.push(RecordedBatch { batch, version: *version, answers, wordless });
-        }
+            Ok(RecordedBatch { batch, version: *version, answers, wordless })
+        })?);
     }
     Ok(all)
 }
 
-/// A list of rows as a query takes it, for `json_each`.
-fn as_json(batches: &[u64]) -> String {
-    serde_json::Value::from(batches).to_string()
-}
-
-fn recorded(db: &Connection, batches: &[u64]) -> Result<Vec<Recorded>> {
-    let batches = as_json(batches);
+fn recorded(db: &Db, batches: &[u64]) -> Result<Vec<Recorded>> {
+    let batches = list(&batches.iter().map(|batch| signed(*batch)).collect::<Vec<_>>());
     // Batches that only set the mean have no samples.
-    let mut select = db.prepare_cached(
-        "WITH b AS (SELECT value AS id FROM json_each(?1))
-         SELECT generation, min(id) FROM samples WHERE batch IN (SELECT id FROM b) GROUP BY generation
-         UNION ALL SELECT generation, 0 FROM feedback WHERE batch IN (
-         SELECT x.id FROM b JOIN batches x ON x.id = b.id WHERE x.settings IS NULL
-         AND NOT EXISTS (SELECT 1 FROM samples s WHERE s.batch = x.id)) GROUP BY generation ORDER BY 2, 1",
-    )?;
-    let answers = select.query_map([&batches], |row| row.get(0))?.collect::<rusqlite::Result<Vec<i64>>>()?;
-    let mut said = db.prepare_cached(
-        "SELECT id FROM feedback WHERE generation = ?1 AND batch IN (SELECT value FROM json_each(?2)) ORDER BY id",
-    )?;
-    let mut scored = db.prepare_cached(
-        "SELECT terms FROM samples WHERE generation = ?1 AND kind = 'answer'
-         AND batch IN (SELECT value FROM json_each(?2)) ORDER BY id DESC LIMIT 1",
-    )?;
+    let among = "WITH b AS (SELECT value AS id FROM json_each(?1))
+                 SELECT generation, min(id) FROM samples WHERE batch IN (SELECT id FROM b) GROUP BY generation
+                 UNION ALL SELECT generation, 0 FROM feedback WHERE batch IN (
+                 SELECT x.id FROM b JOIN batches x ON x.id = b.id WHERE x.settings IS NULL
+                 AND NOT EXISTS (SELECT 1 FROM samples s WHERE s.batch = x.id)) GROUP BY generation ORDER BY 2, 1";
+    let answers: Vec<i64> = db.all(among, [&batches], |row| row.get(0))?;
+    let said = "SELECT id FROM feedback WHERE generation = ?1 AND batch IN (SELECT value FROM json_each(?2))
+                ORDER BY id";
+    let scored = "SELECT terms FROM samples WHERE generation = ?1 AND kind = 'answer'
+                  AND batch IN (SELECT value FROM json_each(?2)) ORDER BY id DESC LIMIT 1";
     let (mut heard, mut unheard) = (Vec::new(), Vec::new());
     for answer in answers {
-        let ids = said.query_map((answer, &batches), |row| row.get(0))?.collect::<rusqlite::Result<Vec<i64>>>()?;
-        let mut terms = scored.query_map((answer, &batches), |row| row.get::<_, String>(0))?;
-        let terms = terms.next().transpose()?.unwrap_or_else(|| "[]".into());
+        let ids: Vec<i64> = db.all(said, (answer, &batches), |row| row.get(0))?;
+        let terms = db.first(scored, (answer, &batches), |row| row.get::<String>(0))?;
+        let terms = terms.unwrap_or_else(|| "[]".into());
         let terms: Vec<Term> =
             serde_json::from_str(&terms).map_err(|e| damaged(format!("the terms of a sample: {e}")))?;
         let raw = |name: &str| terms.iter().find(|term| term.name == name).and_then(|term| term.raw);
@@ -298,15 +271,15 @@ fn recorded(db: &Connection, batches: &[u64]) -> Result<Vec<Recorded>> {
     Ok(heard.into_iter().map(|(_, recorded)| recorded).chain(unheard).collect())
 }
 
-fn set_replayed(db: &Connection, batch: u64, merged: &[u64], replayed: &Replayed) -> Result<()> {
+fn set_replayed(db: &Db, batch: u64, merged: &[u64], replayed: &Replayed) -> Result<()> {
     for earlier in merged {
         let bounds = (signed(*earlier), signed(batch));
-        db.prepare_cached("UPDATE feedback SET batch = ?2 WHERE batch = ?1")?.execute(bounds)?;
+        db.execute("UPDATE feedback SET batch = ?2 WHERE batch = ?1", bounds)?;
         drop_batch(db, *earlier, MERGED)?;
     }
     match replayed {
         Replayed::Trained(records) => {
-            db.prepare_cached("DELETE FROM samples WHERE batch = ?1")?.execute([signed(batch)])?;
+            db.execute("DELETE FROM samples WHERE batch = ?1", [signed(batch)])?;
             samples::insert_samples(db, signed(batch), records)
         }
         Replayed::Dropped(reason) => drop_batch(db, batch, reason),
@@ -314,9 +287,8 @@ fn set_replayed(db: &Connection, batch: u64, merged: &[u64], replayed: &Replayed
 }
 
 /// A batch that teaches no version any more, nor the critic.
-fn drop_batch(db: &Connection, batch: u64, reason: &str) -> Result<()> {
-    db.prepare_cached("DELETE FROM samples WHERE batch = ?1")?.execute([signed(batch)])?;
-    db.prepare_cached("UPDATE batches SET version = NULL, reason = ?2 WHERE id = ?1")?
-        .execute((signed(batch), reason))?;
+fn drop_batch(db: &Db, batch: u64, reason: &str) -> Result<()> {
+    db.execute("DELETE FROM samples WHERE batch = ?1", [signed(batch)])?;
+    db.execute("UPDATE batches SET version = NULL, reason = ?2 WHERE id = ?1", (signed(batch), reason))?;
     Ok(())
 }

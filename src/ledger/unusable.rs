@@ -2,9 +2,9 @@
 
 use std::collections::BTreeSet;
 
-use rusqlite::{Connection, OptionalExtension};
 use serde::{Deserialize, Serialize};
 
+use super::db::Db;
 use super::{Ledger, rows, waiting};
 use crate::error::Result;
 use crate::types::GenerationId;
@@ -33,7 +33,7 @@ impl Ledger {
     /// `Io` if it could not be written, `Closed`.
     pub fn leave_out(&self, feedback: &[(Vec<u64>, String)]) -> Result<()> {
         let feedback = feedback.to_vec();
-        self.commit_batch(move |db| leave_out(db, &feedback))
+        self.writer.call(move |db| leave_out(db, &feedback))
     }
 
     /// Feedback that was set aside as unusable, the newest first, at most `max`.
@@ -45,34 +45,26 @@ impl Ledger {
     }
 }
 
-fn left_out(db: &Connection, max: usize) -> Result<Vec<LeftOut>> {
-    let mut select = db.prepare_cached(
-        "SELECT f.id, g.id, f.user, substr(f.left_out, length(?1) + 1) FROM feedback f
-         JOIN generations g ON g.seq = f.generation
-         WHERE f.teaches = 0 AND substr(f.left_out, 1, length(?1)) = ?1 ORDER BY f.id DESC LIMIT ?2",
-    )?;
-    let mut rows = select.query((UNUSABLE, rows::signed(max as u64)))?;
-    let mut all = Vec::new();
-    while let Some(row) = rows.next()? {
+fn left_out(db: &Db, max: usize) -> Result<Vec<LeftOut>> {
+    let sql = "SELECT f.id, g.id, f.user, substr(f.left_out, length(?1) + 1) FROM feedback f
+               JOIN generations g ON g.seq = f.generation
+               WHERE f.teaches = 0 AND substr(f.left_out, 1, length(?1)) = ?1 ORDER BY f.id DESC LIMIT ?2";
+    db.all(sql, (UNUSABLE, rows::signed(max as u64)), |row| {
         let (feedback_id, generation_id) = (rows::unsigned(row, 0)?, GenerationId(row.get(1)?));
-        all.push(LeftOut { feedback_id, generation_id, user: row.get(2)?, reason: row.get(3)? });
-    }
-    Ok(all)
+        Ok(LeftOut { feedback_id, generation_id, user: row.maybe(2)?, reason: row.get(3)? })
+    })
 }
 
-/// Returns how many answers no longer have feedback waiting.
-fn leave_out(db: &Connection, feedback: &[(Vec<u64>, String)]) -> Result<u64> {
-    let mut mark = db.prepare_cached(
-        "UPDATE feedback SET teaches = 0, left_out = ?1 || ?2 WHERE id = ?3 AND batch IS NULL AND teaches = 1
-         RETURNING generation",
-    )?;
+fn leave_out(db: &Db, feedback: &[(Vec<u64>, String)]) -> Result<()> {
+    let mark = "UPDATE feedback SET teaches = 0, left_out = ?1 WHERE id = ?2 AND batch IS NULL AND teaches = 1
+                RETURNING generation";
     let mut answers = BTreeSet::new();
     for (ids, reason) in feedback {
         for id in ids {
-            let marked = mark.query_row((UNUSABLE, reason, rows::signed(*id)), |row| row.get::<_, i64>(0));
             // Feedback that was forgotten meanwhile needs no mark.
-            answers.extend(marked.optional()?);
+            let marked = db.first(mark, (format!("{UNUSABLE}{reason}"), rows::signed(*id)), |row| row.get::<i64>(0))?;
+            answers.extend(marked);
         }
     }
-    waiting::settled(db, answers)
+    waiting::settle(db, answers)
 }

@@ -3,9 +3,8 @@
 
 use std::collections::BTreeMap;
 
-use rusqlite::{Connection, OptionalExtension, Row};
-
 use super::Ledger;
+use super::db::{Db, Row, list};
 use super::rows::{damaged, signed, unsigned};
 use super::{routes, rows};
 use crate::error::{Error, Result};
@@ -34,16 +33,16 @@ fn decided(ruling: Ruling) -> Option<i64> {
     (!matches!(ruling, Ruling::Trial | Ruling::Proposed)).then(|| signed(unix_millis()))
 }
 
-fn ruling(row: &Row, column: usize) -> Result<Ruling> {
+fn ruling(row: &Row<'_>, column: usize) -> Result<Ruling> {
     let ruling: String = row.get(column)?;
     let known = WORDS.iter().find(|(_, word)| *word == ruling).map(|(known, _)| *known);
     known.ok_or_else(|| damaged(format!("a verdict's ruling is {ruling:?}")))
 }
 
-fn verdict(row: &Row) -> Result<StoredVerdict> {
+fn verdict(row: &Row<'_>) -> Result<StoredVerdict> {
     let record: String = row.get(6)?;
     let version = |column| -> Result<Option<PolicyVersion>> {
-        Ok(row.get::<_, Option<i64>>(column)?.map(|v| PolicyVersion(v.cast_unsigned())))
+        Ok(row.maybe::<i64>(column)?.map(|v| PolicyVersion(v.cast_unsigned())))
     };
     Ok(StoredVerdict {
         id: unsigned(row, 0)?,
@@ -51,22 +50,21 @@ fn verdict(row: &Row) -> Result<StoredVerdict> {
         parent: version(2)?.unwrap_or_default(),
         ruling: ruling(row, 3)?,
         created: unsigned(row, 4)?,
-        decided: row.get::<_, Option<i64>>(5)?.map(i64::cast_unsigned),
+        decided: row.maybe(5)?.map(i64::cast_unsigned),
         record: serde_json::from_str(&record).map_err(|e| damaged(format!("a verdict's record: {e}")))?,
     })
 }
 
 /// Number of verdicts by what they rule; each ruling is there.
-pub(super) fn counts(db: &Connection) -> Result<BTreeMap<&'static str, u64>> {
+pub(super) fn counts(db: &Db) -> Result<BTreeMap<&'static str, u64>> {
     let mut found: BTreeMap<_, _> = WORDS.iter().map(|(_, word)| (*word, 0)).collect();
-    let mut select = db.prepare_cached("SELECT ruling, count(*) FROM verdicts GROUP BY ruling")?;
-    let mut rows = select.query([])?;
-    while let Some(row) = rows.next()? {
+    db.each("SELECT ruling, count(*) FROM verdicts GROUP BY ruling", (), |row| {
         let (ruling, count): (String, u64) = (row.get(0)?, unsigned(row, 1)?);
         if let Some((_, seen)) = found.iter_mut().find(|(word, _)| **word == ruling) {
             *seen = count;
         }
-    }
+        Ok(true)
+    })?;
     Ok(found)
 }
 
@@ -90,7 +88,7 @@ impl Ledger {
         ruling: Ruling,
         record: serde_json::Value,
     ) -> Result<u64> {
-        self.writer.call(move |db| insert(db, version, parent, ruling, &record), |_| ())
+        self.writer.call(move |db| insert(db, version, parent, ruling, &record))
     }
 
     /// Updates a verdict.
@@ -98,7 +96,7 @@ impl Ledger {
     /// # Errors
     /// `Arg` for an unknown number, `Io`, `Closed`.
     pub fn set_verdict(&self, id: u64, ruling: Ruling, record: serde_json::Value) -> Result<()> {
-        self.writer.call(move |db| update(db, id, ruling, &record), |()| ())
+        self.writer.call(move |db| update(db, id, ruling, &record))
     }
 
     /// The verdict on a version, if there is one.
@@ -117,9 +115,7 @@ impl Ledger {
         self.read(|db| {
             let waiting = "SELECT version FROM verdicts
                            WHERE decided IS NULL AND ruling = ?1 AND version IS NOT NULL ORDER BY version";
-            let mut select = db.prepare_cached(waiting)?;
-            let found = select.query_map([word(Ruling::Proposed)], |row| row.get::<_, i64>(0))?;
-            found.map(|version| Ok(PolicyVersion(version?.cast_unsigned()))).collect()
+            db.all(waiting, [word(Ruling::Proposed)], |row| Ok(PolicyVersion(unsigned(row, 0)?)))
         })
     }
 
@@ -193,44 +189,35 @@ impl Ledger {
 
 /// Adds a verdict and returns its number. `Ruling::Trial` and `Ruling::Proposed` leave it undecided.
 pub(super) fn insert(
-    db: &Connection,
+    db: &Db,
     version: Option<PolicyVersion>,
     parent: PolicyVersion,
     ruling: Ruling,
     record: &serde_json::Value,
 ) -> Result<u64> {
-    let now = signed(unix_millis());
-    db.prepare_cached(
-        "INSERT INTO verdicts (version, parent, ruling, created, decided, record) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
-    )?
-    .execute((
-        version.map(|v| signed(v.0)),
-        signed(parent.0),
-        word(ruling),
-        now,
-        decided(ruling),
-        record.to_string(),
-    ))?;
-    Ok(db.last_insert_rowid().cast_unsigned())
+    db.note_versions();
+    let sql = "INSERT INTO verdicts (version, parent, ruling, created, decided, record)
+               VALUES (?1, ?2, ?3, ?4, ?5, ?6) RETURNING id";
+    let (version, now) = (version.map(|v| signed(v.0)), signed(unix_millis()));
+    let values = (version, signed(parent.0), word(ruling), now, decided(ruling), record.to_string());
+    db.one(sql, values, |row| unsigned(row, 0))
 }
 
 /// Updates a verdict.
-pub(super) fn update(db: &Connection, id: u64, ruling: Ruling, record: &serde_json::Value) -> Result<()> {
-    let changed = db
-        .prepare_cached("UPDATE verdicts SET ruling = ?2, decided = ?3, record = ?4 WHERE id = ?1")?
-        .execute((signed(id), word(ruling), decided(ruling), record.to_string()))?;
-    if changed != 1 {
+pub(super) fn update(db: &Db, id: u64, ruling: Ruling, record: &serde_json::Value) -> Result<()> {
+    let sql = "UPDATE verdicts SET ruling = ?2, decided = ?3, record = ?4 WHERE id = ?1";
+    if db.execute(sql, (signed(id), word(ruling), decided(ruling), record.to_string()))? != 1 {
         return Err(Error::unknown_id(format!("verdict {id} is not on record")));
     }
+    db.note_versions();
     if decided(ruling).is_some() { routes::end(db, id) } else { Ok(()) }
 }
 
 /// All versions, oldest first, with what was decided last about each.
-pub(super) fn versions(db: &Connection) -> Result<Vec<VersionInfo>> {
-    let mut select = db.prepare_cached("SELECT version, ruling FROM verdicts WHERE version IS NOT NULL ORDER BY id")?;
-    let rows =
-        select.query_map([], |row| Ok(unsigned(row, 0).and_then(|v| Ok((PolicyVersion(v), ruling(row, 1)?)))))?;
-    let rulings: BTreeMap<PolicyVersion, Ruling> = rows.map(|row| row?).collect::<Result<_>>()?;
+pub(super) fn versions(db: &Db) -> Result<Vec<VersionInfo>> {
+    let sql = "SELECT version, ruling FROM verdicts WHERE version IS NOT NULL ORDER BY id";
+    let rulings = db.all(sql, (), |row| Ok((PolicyVersion(unsigned(row, 0)?), ruling(row, 1)?)))?;
+    let rulings: BTreeMap<PolicyVersion, Ruling> = rulings.into_iter().collect();
     let mut versions = rows::versions(db)?;
     for info in &mut versions {
         info.ruling = rulings.get(&info.version).copied();
@@ -239,12 +226,12 @@ pub(super) fn versions(db: &Connection) -> Result<Vec<VersionInfo>> {
 }
 
 /// Decides proposals by a person's choice, before it is the active version.
-pub(super) fn chosen(db: &Connection, version: PolicyVersion) -> Result<()> {
+pub(super) fn chosen(db: &Db, version: PolicyVersion) -> Result<()> {
     let serves = rows::active(db)? == version;
-    let sql = format!("SELECT {COLUMNS} FROM verdicts WHERE decided IS NULL AND ruling = ?1 AND (?2 OR version = ?3)");
-    let mut select = db.prepare_cached(&sql)?;
-    let proposed = select.query_map((word(Ruling::Proposed), serves, signed(version.0)), |row| Ok(verdict(row)))?;
-    for StoredVerdict { id, mut record, .. } in proposed.map(|row| row?).collect::<Result<Vec<_>>>()? {
+    let sql = format!("SELECT {COLUMNS} FROM verdicts WHERE decided IS NULL AND ruling = ?1 ORDER BY id");
+    let proposed = db.all(&sql, [word(Ruling::Proposed)], verdict)?;
+    let met = proposed.into_iter().filter(|proposed| serves || proposed.version == Some(version));
+    for StoredVerdict { id, mut record, .. } in met {
         let (ruling, reason) = match serves {
             true => (Ruling::Refused, format!("a person stayed with version {version}")),
             false => (Ruling::Promoted, "a person promoted it".into()),
@@ -256,111 +243,92 @@ pub(super) fn chosen(db: &Connection, version: PolicyVersion) -> Result<()> {
 }
 
 /// The newest verdict on a version.
-pub(super) fn of(db: &Connection, version: PolicyVersion) -> Result<Option<StoredVerdict>> {
+pub(super) fn of(db: &Db, version: PolicyVersion) -> Result<Option<StoredVerdict>> {
     let sql = format!("SELECT {COLUMNS} FROM verdicts WHERE version = ?1 ORDER BY id DESC LIMIT 1");
-    db.prepare_cached(&sql)?.query_row([signed(version.0)], |row| Ok(verdict(row))).optional()?.transpose()
+    db.first(&sql, [signed(version.0)], verdict)
 }
 
 /// The newest verdicts, at most `max`, the newest first.
-pub(super) fn newest(db: &Connection, max: usize) -> Result<Vec<StoredVerdict>> {
+pub(super) fn newest(db: &Db, max: usize) -> Result<Vec<StoredVerdict>> {
     let sql = format!("SELECT {COLUMNS} FROM verdicts ORDER BY id DESC LIMIT ?1");
-    let mut select = db.prepare_cached(&sql)?;
-    let rows = select.query_map([signed(max as u64)], |row| Ok(verdict(row)))?;
-    rows.map(|row| row?).collect()
+    db.all(&sql, [signed(max as u64)], verdict)
 }
 
 /// The running trial. There is at most one.
-pub(super) fn trial(db: &Connection) -> Result<Option<StoredVerdict>> {
+pub(super) fn trial(db: &Db) -> Result<Option<StoredVerdict>> {
     let sql = format!("SELECT {COLUMNS} FROM verdicts WHERE ruling = ?1 ORDER BY id DESC LIMIT 1");
-    db.prepare_cached(&sql)?.query_row([word(Ruling::Trial)], |row| Ok(verdict(row))).optional()?.transpose()
+    db.first(&sql, [word(Ruling::Trial)], verdict)
 }
 
 /// Versions whose verdict is open.
-pub(super) fn open_candidates(db: &Connection) -> Result<Vec<PolicyVersion>> {
+pub(super) fn open_candidates(db: &Db) -> Result<Vec<PolicyVersion>> {
     let sql = "SELECT version FROM verdicts INDEXED BY verdicts_undecided
                WHERE decided IS NULL AND version IS NOT NULL";
-    let mut select = db.prepare_cached(sql)?;
-    let mut rows = select.query([])?;
-    let mut found = Vec::new();
-    while let Some(row) = rows.next()? {
-        found.push(PolicyVersion(unsigned(row, 0)?));
-    }
-    Ok(found)
+    db.all(sql, (), |row| Ok(PolicyVersion(unsigned(row, 0)?)))
 }
 
 /// The newest version that may serve: none that was refused, is on trial or waits for a person.
-pub(super) fn newest_servable(db: &Connection) -> Result<PolicyVersion> {
+pub(super) fn newest_servable(db: &Db) -> Result<PolicyVersion> {
     let sql = "SELECT max(version) FROM versions v WHERE NOT EXISTS
                (SELECT 1 FROM verdicts d WHERE d.version = v.version AND d.ruling <> ?1)";
-    let version = db.prepare_cached(sql)?.query_row([word(Ruling::Promoted)], |row| Ok(unsigned(row, 0)))?;
-    Ok(PolicyVersion(version?))
+    db.one(sql, [word(Ruling::Promoted)], |row| Ok(PolicyVersion(unsigned(row, 0)?)))
 }
 
 /// Ratings that count, of answers of these versions created since a given time, in the order in which they were given;
 /// at most `max`, after row `after`.
 pub(super) fn ratings(
-    db: &Connection,
+    db: &Db,
     versions: &[PolicyVersion],
     since: UnixMillis,
     after: u64,
     max: usize,
 ) -> Result<Vec<TrialRating>> {
-    let mut select = db.prepare_cached(
-        "SELECT f.id, g.policy_version, f.rating, f.user
-         FROM feedback f JOIN generations g ON g.seq = f.generation
-         WHERE f.id > ?1 AND f.teaches = 1 AND f.rating IS NOT NULL
-         AND g.policy_version IN (SELECT value FROM json_each(?2)) AND g.created >= ?3
-         AND g.id LIKE ?4 || '%' ORDER BY f.id LIMIT ?5",
-    )?;
-    let versions = serde_json::Value::from(versions.iter().map(|v| v.0).collect::<Vec<_>>()).to_string();
+    let sql = "SELECT f.id, g.policy_version, f.rating, f.user
+               FROM feedback f JOIN generations g ON g.seq = f.generation
+               WHERE f.id > ?1 AND f.teaches = 1 AND f.rating IS NOT NULL
+               AND g.policy_version IN (SELECT value FROM json_each(?2)) AND g.created >= ?3
+               AND g.id LIKE ?4 || '%' ORDER BY f.id LIMIT ?5";
+    let versions = list(&versions.iter().map(|v| signed(v.0)).collect::<Vec<_>>());
     let asked = GenerationKind::Request.prefix();
-    let bounds = (signed(after), versions, signed(since), asked, signed(max as u64));
-    let mut rows = select.query(bounds)?;
-    let mut found = Vec::new();
-    while let Some(row) = rows.next()? {
+    db.all(sql, (signed(after), versions, signed(since), asked, signed(max as u64)), |row| {
         let (id, version) = (unsigned(row, 0)?, PolicyVersion(unsigned(row, 1)?));
-        found.push(TrialRating { id, version, rating: row.get(2)?, user: row.get(3)? });
-    }
-    Ok(found)
+        Ok(TrialRating { id, version, rating: row.get(2)?, user: row.maybe(3)? })
+    })
 }
 
 /// What users did with answers to requests, of either version, created between two times; at most `max`, after row
 /// `after`.
 pub(super) fn answers(
-    db: &Connection,
+    db: &Db,
     versions: (PolicyVersion, PolicyVersion),
     times: (UnixMillis, UnixMillis),
     after: u64,
     max: usize,
 ) -> Result<Vec<TrialAnswer>> {
-    let mut select = db.prepare_cached(
-        "SELECT g.seq, g.policy_version,
-         EXISTS (SELECT 1 FROM feedback f WHERE f.generation = g.seq AND f.rating IS NOT NULL),
-         EXISTS (SELECT 1 FROM feedback f WHERE f.generation = g.seq AND f.signal = 'regenerated'),
-         EXISTS (SELECT 1 FROM feedback f WHERE f.generation = g.seq AND f.correction IS NOT NULL)
-         FROM generations g WHERE g.seq > ?1 AND g.policy_version IN (?2, ?3) AND g.created >= ?4 AND g.created < ?5
-         AND g.id LIKE ?6 || '%' ORDER BY g.seq LIMIT ?7",
-    )?;
+    let sql = "SELECT g.seq, g.policy_version,
+               EXISTS (SELECT 1 FROM feedback f WHERE f.generation = g.seq AND f.rating IS NOT NULL),
+               EXISTS (SELECT 1 FROM feedback f WHERE f.generation = g.seq AND f.signal = 'regenerated'),
+               EXISTS (SELECT 1 FROM feedback f WHERE f.generation = g.seq AND f.correction IS NOT NULL)
+               FROM generations g WHERE g.seq > ?1 AND g.policy_version IN (?2, ?3) AND g.created >= ?4
+               AND g.created < ?5 AND g.id LIKE ?6 || '%' ORDER BY g.seq LIMIT ?7";
     let asked = GenerationKind::Request.prefix();
     let (a, b) = (signed(versions.0.0), signed(versions.1.0));
-    let mut rows = select.query((signed(after), a, b, signed(times.0), signed(times.1), asked, signed(max as u64)))?;
-    let mut found = Vec::new();
-    while let Some(row) = rows.next()? {
-        found.push(TrialAnswer {
+    let bounds = (signed(after), a, b, signed(times.0), signed(times.1), asked, signed(max as u64));
+    db.all(sql, bounds, |row| {
+        Ok(TrialAnswer {
             id: unsigned(row, 0)?,
             version: PolicyVersion(unsigned(row, 1)?),
             rated: row.get(2)?,
             regenerated: row.get(3)?,
             corrected: row.get(4)?,
-        });
-    }
-    Ok(found)
+        })
+    })
 }
 
 /// Users who rated since a given time, at most `max`.
-pub(super) fn raters(db: &Connection, since: UnixMillis, max: usize) -> Result<usize> {
+pub(super) fn raters(db: &Db, since: UnixMillis, max: usize) -> Result<usize> {
     let sql = "SELECT count(*) FROM (SELECT DISTINCT user FROM feedback
-               WHERE user IS NOT NULL AND created >= ?1 AND rating IS NOT NULL LIMIT ?2)";
-    let count: i64 = db.prepare_cached(sql)?.query_row((signed(since), signed(max as u64)), |row| row.get(0))?;
+               WHERE user IS NOT NULL AND created >= ?1 AND rating IS NOT NULL LIMIT ?2) AS raters";
+    let count: i64 = db.one(sql, (signed(since), signed(max as u64)), |row| row.get(0))?;
     Ok(usize::try_from(count).unwrap_or_default())
 }

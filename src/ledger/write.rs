@@ -3,8 +3,7 @@
 
 use std::collections::BTreeSet;
 
-use rusqlite::{Connection, OptionalExtension};
-
+use super::db::Db;
 use super::limits::{self, Rules};
 use super::{
     MAX_SAID, MAX_SAID_TEXT, MAX_SIGNAL, MAX_TEXT, MAX_USER, META_MODEL_NAME, META_MODEL_SHA256, rows, samples, waiting,
@@ -35,19 +34,17 @@ impl TrainedBatch {
 
 /// Records an answer whose prompt repeats the words of `origin`, and whose words those are. `false`, and nothing is
 /// recorded, if that is not on record any more.
-pub(super) fn record_from(db: &Connection, g: &Generation, origin: &GenerationId) -> Result<bool> {
+pub(super) fn record_from(db: &Db, g: &Generation, origin: &GenerationId) -> Result<bool> {
     let Some(origin) = rows::answer(db, origin)? else { return Ok(false) };
     record(db, g)?;
-    db.prepare_cached(
-        "INSERT INTO words_of SELECT own.seq, w.user FROM generations own JOIN
-         (SELECT user FROM generations WHERE seq = ?2 UNION SELECT user FROM words_of WHERE generation = ?2) w
-         WHERE own.id = ?1 AND w.user IS NOT NULL AND w.user IS NOT own.user",
-    )?
-    .execute((&g.id.0, origin.row))?;
+    let theirs = "INSERT INTO words_of SELECT own.seq, w.user FROM generations own CROSS JOIN
+                  (SELECT user FROM generations WHERE seq = ?2 UNION SELECT user FROM words_of WHERE generation = ?2) w
+                  WHERE own.id = ?1 AND w.user IS NOT NULL AND w.user IS DISTINCT FROM own.user";
+    db.execute(theirs, (&g.id.0, origin.row))?;
     Ok(true)
 }
 
-pub(super) fn record(db: &Connection, g: &Generation) -> Result<()> {
+pub(super) fn record(db: &Db, g: &Generation) -> Result<()> {
     let (id, s) = (&g.id, &g.sampling);
     if id.0.is_empty() || id.0.len() > GenerationId::MAX_BYTES {
         let (bytes, most) = (id.0.len(), GenerationId::MAX_BYTES);
@@ -87,42 +84,47 @@ pub(super) fn check_length(what: &str, text: Option<&str>, limit: usize) -> Resu
     }
 }
 
-fn known(db: &Connection, id: &GenerationId) -> Result<rows::Answer> {
+fn known(db: &Db, id: &GenerationId) -> Result<rows::Answer> {
     // Truncated, since the text comes from a client.
     rows::answer(db, id)?.ok_or_else(|| Error::unknown_id(format!("generation {:.64} is not on record", id.0)))
 }
 
+/// What is on record of an answer before a piece of feedback.
+struct Said {
+    /// Whether its user has rated it.
+    rated: bool,
+    /// Whether it has feedback waiting.
+    waiting: bool,
+}
+
 /// Limits the feedback on one answer, since it is read all at once.
-fn check_said(db: &Connection, f: &NewFeedback, answer: i64) -> Result<()> {
-    let (count, text): (i64, i64) = db
-        .prepare_cached(
-            "SELECT count(*),
-             coalesce(sum(coalesce(octet_length(comment), 0) + coalesce(octet_length(correction), 0)), 0)
-             FROM feedback INDEXED BY feedback_of_generation WHERE generation = ?1",
-        )?
-        .query_row([answer], |row| Ok((row.get(0)?, row.get(1)?)))?;
+fn check_said(db: &Db, f: &NewFeedback, answer: i64) -> Result<Said> {
+    let sql = "SELECT count(*),
+               CAST(coalesce(sum(coalesce(octet_length(comment), 0)
+                                 + coalesce(octet_length(correction), 0)), 0) AS BIGINT),
+               count(*) FILTER (WHERE user IS NOT DISTINCT FROM ?2 AND rating IS NOT NULL),
+               count(*) FILTER (WHERE teaches = 1 AND batch IS NULL)
+               FROM feedback INDEXED BY feedback_of_generation WHERE generation = ?1";
+    let number = rows::unsigned;
+    let (count, text, rated, waiting) =
+        db.one(sql, (answer, &f.user), |row| Ok((number(row, 0)?, number(row, 1)?, number(row, 2)?, number(row, 3)?)))?;
     let (_, correction, _) = rows::parts(&f.signal);
     let more = f.comment.as_ref().map_or(0, String::len) + correction.map_or(0, str::len);
-    if count.cast_unsigned() >= MAX_SAID {
+    if count >= MAX_SAID {
         return Err(Error::arg(format!("the answer has {count} pieces of feedback, expected at most {MAX_SAID}")));
     }
-    if more > 0 && text.cast_unsigned() + more as u64 > MAX_SAID_TEXT {
+    if more > 0 && text + more as u64 > MAX_SAID_TEXT {
         return Err(Error::arg(format!(
             "comments and corrections on the answer have {text} bytes, and {more} more are over {MAX_SAID_TEXT}"
         )));
     }
-    Ok(())
+    Ok(Said { rated: rated > 0, waiting: waiting > 0 })
 }
 
-/// Returns the receipt, and whether the answer has feedback waiting now but had none before.
-pub(super) fn insert_feedback(db: &Connection, f: &NewFeedback, rules: &Rules) -> Result<(FeedbackReceipt, bool)> {
+pub(super) fn insert_feedback(db: &Db, f: &NewFeedback, rules: &Rules) -> Result<FeedbackReceipt> {
     let answer = known(db, &f.generation_id)?;
-    check_said(db, f, answer.row)?;
+    let said = check_said(db, f, answer.row)?;
     let (rating, correction, signal) = rows::parts(&f.signal);
-    let rated = db
-        .prepare_cached("SELECT 1 FROM feedback WHERE generation = ?1 AND user IS ?2 AND rating IS NOT NULL LIMIT 1")?
-        .exists((answer.row, &f.user))?;
-    let waiting = db.prepare_cached(waiting::WAITING)?.exists([answer.row])?;
     let may_teach = !answer.empty
         && match &f.signal {
             Signal::Rating(_) => true,
@@ -135,54 +137,44 @@ pub(super) fn insert_feedback(db: &Connection, f: &NewFeedback, rules: &Rules) -
         limits::compare(db, f, answer.content)?;
     }
     let teaches = may_teach && left_out.is_none();
-    let mut insert = db.prepare_cached(
-        "INSERT INTO feedback
-         (generation, rating, correction, signal, teaches, left_out, user, comment, created, content, identity)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, lower(hex(randomblob(16))))",
-    )?;
-    let now = rows::signed(unix_millis());
-    insert.execute((
-        answer.row,
-        rating,
-        correction,
-        signal,
-        teaches,
-        left_out,
-        &f.user,
-        &f.comment,
-        now,
-        answer.content,
-    ))?;
-    let receipt = FeedbackReceipt {
-        feedback_id: db.last_insert_rowid().cast_unsigned(),
+    let insert = "INSERT INTO feedback
+                  (generation, rating, correction, signal, teaches, left_out, user, comment, created, content, identity)
+                  VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11) RETURNING id";
+    let (now, identity) = (rows::signed(unix_millis()), format!("{:032x}", rand::random::<u128>()));
+    let (user, comment) = (&f.user, &f.comment);
+    let values =
+        (answer.row, rating, correction, signal, teaches, left_out, user, comment, now, answer.content, identity);
+    let feedback_id = db.one(insert, values, |row| rows::unsigned(row, 0))?;
+    if teaches && !said.waiting {
+        db.note_waiting(1);
+    }
+    Ok(FeedbackReceipt {
+        feedback_id,
         generation_id: f.generation_id.clone(),
         policy_version: answer.policy_version,
-        replaces_earlier: rating.is_some() && rated,
+        replaces_earlier: rating.is_some() && said.rated,
         left_out: left_out.map(str::to_owned),
-    };
-    Ok((receipt, teaches && !waiting))
+    })
 }
 
 /// Returns the row number of a preference, and whether it is new.
 pub(super) fn insert_preference(
-    db: &Connection,
+    db: &Db,
     chosen: &GenerationId,
     rejected: &GenerationId,
     user: Option<&str>,
 ) -> Result<(u64, bool)> {
     let (chosen, rejected) = (known(db, chosen)?.row, known(db, rejected)?.row);
-    let said = "SELECT id FROM preferences WHERE chosen = ?1 AND rejected = ?2 AND user IS ?3";
-    let said: Option<i64> =
-        db.prepare_cached(said)?.query_row((chosen, rejected, user), |row| row.get(0)).optional()?;
-    if let Some(id) = said {
-        return Ok((id.cast_unsigned(), false));
+    let said = "SELECT id FROM preferences WHERE chosen = ?1 AND rejected = ?2 AND user IS NOT DISTINCT FROM ?3";
+    if let Some(id) = db.first(said, (chosen, rejected, user), |row| rows::unsigned(row, 0))? {
+        return Ok((id, false));
     }
-    db.prepare_cached("INSERT INTO preferences (chosen, rejected, user, created) VALUES (?1, ?2, ?3, ?4)")?
-        .execute((chosen, rejected, user, rows::signed(unix_millis())))?;
-    Ok((db.last_insert_rowid().cast_unsigned(), true))
+    let insert = "INSERT INTO preferences (chosen, rejected, user, created) VALUES (?1, ?2, ?3, ?4) RETURNING id";
+    let now = rows::signed(unix_millis());
+    Ok((db.one(insert, (chosen, rejected, user, now), |row| rows::unsigned(row, 0))?, true))
 }
 
-pub(super) fn insert_version(db: &Connection, v: &VersionInfo) -> Result<()> {
+pub(super) fn insert_version(db: &Db, v: &VersionInfo) -> Result<()> {
     let newest = rows::newest(db)?;
     if v.version <= newest {
         return Err(Error::arg(format!("version {} is not new, expected one above {newest}", v.version)));
@@ -191,64 +183,51 @@ pub(super) fn insert_version(db: &Connection, v: &VersionInfo) -> Result<()> {
         check_version(db, parent)?;
     }
     let metrics = serde_json::to_string(&v.metrics).map_err(|e| Error::arg(format!("metrics: {e}")))?;
-    db.prepare_cached("INSERT INTO versions (version, parent, created, metrics) VALUES (?1, ?2, ?3, ?4)")?
-        .execute((rows::signed(v.version.0), v.parent.map(|p| rows::signed(p.0)), rows::signed(v.created), metrics))?;
+    let sql = "INSERT INTO versions (version, parent, created, metrics) VALUES (?1, ?2, ?3, ?4)";
+    let parent = v.parent.map(|p| rows::signed(p.0));
+    db.execute(sql, (rows::signed(v.version.0), parent, rows::signed(v.created), metrics))?;
+    db.note_versions();
     Ok(())
 }
 
-/// Records the batch of a version; none if it had neither feedback nor samples. Returns how many answers no longer have
-/// feedback waiting.
-pub(super) fn trained(db: &Connection, version: PolicyVersion, batch: &TrainedBatch) -> Result<u64> {
+/// Records the batch of a version; none if it had neither feedback nor samples.
+pub(super) fn trained(db: &Db, version: PolicyVersion, batch: &TrainedBatch) -> Result<()> {
     let TrainedBatch { used, samples, settings, noted } = batch;
     if used.is_empty() && samples.is_empty() {
-        return Ok(0);
+        return Ok(());
     }
-    let (row, settled) = use_up(db, used, Some(version), None)?;
+    let row = use_up(db, used, Some(version), None)?;
     samples::insert_samples(db, rows::signed(row), samples)?;
     let settings = settings.as_ref().map(serde_json::Value::to_string);
-    db.prepare_cached("UPDATE batches SET settings = ?2 WHERE id = ?1")?.execute((rows::signed(row), settings))?;
+    db.execute("UPDATE batches SET settings = ?2 WHERE id = ?1", (rows::signed(row), settings))?;
+    let give = "UPDATE batches SET version = ?2, reason = NULL WHERE id = ?1 AND version IS NULL";
     for batch in noted {
-        db.prepare_cached("UPDATE batches SET version = ?2, reason = NULL WHERE id = ?1 AND version IS NULL")?
-            .execute((rows::signed(*batch), rows::signed(version.0)))?;
+        db.execute(give, (rows::signed(*batch), rows::signed(version.0)))?;
     }
-    Ok(settled)
+    Ok(())
 }
 
-/// Records a batch and marks its feedback. Returns its row, and how many answers no longer have feedback waiting.
-pub(super) fn use_up(
-    db: &Connection,
-    used: &[u64],
-    version: Option<PolicyVersion>,
-    reason: Option<&str>,
-) -> Result<(u64, u64)> {
-    db.prepare_cached("INSERT INTO batches (version, reason, created) VALUES (?1, ?2, ?3)")?.execute((
-        version.map(|v| rows::signed(v.0)),
-        reason,
-        rows::signed(unix_millis()),
-    ))?;
-    let batch = db.last_insert_rowid();
-    let mut mark = db.prepare_cached(
-        "UPDATE feedback SET batch = ?1 WHERE id = ?2 AND batch IS NULL AND teaches = 1 RETURNING generation",
-    )?;
+/// Records a batch, marks its feedback, and returns its row.
+pub(super) fn use_up(db: &Db, used: &[u64], version: Option<PolicyVersion>, reason: Option<&str>) -> Result<u64> {
+    let insert = "INSERT INTO batches (version, reason, created) VALUES (?1, ?2, ?3) RETURNING id";
+    let values = (version.map(|v| rows::signed(v.0)), reason, rows::signed(unix_millis()));
+    let batch: i64 = db.one(insert, values, |row| row.get(0))?;
+    let mark = "UPDATE feedback SET batch = ?1 WHERE id = ?2 AND batch IS NULL AND teaches = 1 RETURNING generation";
     let mut answers = BTreeSet::new();
     for id in used {
-        let answer: Option<i64> = mark.query_row((batch, rows::signed(*id)), |row| row.get(0)).optional()?;
+        let answer: Option<i64> = db.first(mark, (batch, rows::signed(*id)), |row| row.get(0))?;
         let Some(answer) = answer else { return Err(missing(db, *id)?) };
         answers.insert(answer);
     }
-    Ok((batch.cast_unsigned(), waiting::settled(db, answers)?))
+    waiting::settle(db, answers)?;
+    Ok(batch.cast_unsigned())
 }
 
 /// Why feedback can't be used up: it was deleted or rejected meanwhile, or never could be used.
-fn missing(db: &Connection, id: u64) -> Result<Error> {
-    let mut select = db.prepare_cached("SELECT teaches, batch IS NULL FROM feedback WHERE id = ?1")?;
-    let found: Option<(bool, bool)> =
-        select.query_row([rows::signed(id)], |row| Ok((row.get(0)?, row.get(1)?))).optional()?;
-    let newest: i64 =
-        db.query_row("SELECT coalesce(max(seq), 0) FROM sqlite_sequence WHERE name = 'feedback'", [], |row| {
-            row.get(0)
-        })?;
-    let deleted = found.is_none() && rows::signed(id) <= newest && id > 0;
+fn missing(db: &Db, id: u64) -> Result<Error> {
+    let sql = "SELECT teaches, batch IS NULL FROM feedback WHERE id = ?1";
+    let found: Option<(bool, bool)> = db.first(sql, [rows::signed(id)], |row| Ok((row.get(0)?, row.get(1)?)))?;
+    let deleted = found.is_none() && id > 0 && rows::signed(id) <= db.last_feedback()?;
     if deleted || found == Some((false, true)) {
         return Ok(Error::busy(format!(
             "feedback {id} was forgotten or rejected while it was trained on; the step is made again without it"
@@ -257,25 +236,26 @@ fn missing(db: &Connection, id: u64) -> Result<Error> {
     Ok(Error::arg(format!("feedback {id} is not a rating that waits: unknown, of another kind, or used")))
 }
 
-pub(super) fn activate(db: &Connection, v: PolicyVersion) -> Result<()> {
+pub(super) fn activate(db: &Db, v: PolicyVersion) -> Result<()> {
     check_version(db, v)?;
     if rows::active(db)? != v {
-        db.prepare_cached("INSERT INTO activations (version, created) VALUES (?1, ?2)")?
-            .execute((rows::signed(v.0), rows::signed(unix_millis())))?;
+        let sql = "INSERT INTO activations (version, created) VALUES (?1, ?2)";
+        db.execute(sql, (rows::signed(v.0), rows::signed(unix_millis())))?;
+        db.note_versions();
     }
     Ok(())
 }
 
-fn check_version(db: &Connection, v: PolicyVersion) -> Result<()> {
-    let found = db.prepare_cached("SELECT 1 FROM versions WHERE version = ?1")?.exists([rows::signed(v.0)])?;
+fn check_version(db: &Db, v: PolicyVersion) -> Result<()> {
+    let found = db.exists("SELECT 1 FROM versions WHERE version = ?1", [rows::signed(v.0)])?;
     if found { Ok(()) } else { Err(Error::unknown_id(format!("version {v} is not on record"))) }
 }
 
-pub(super) fn bind(db: &Connection, sha256: &str, name: &str) -> Result<()> {
+pub(super) fn bind(db: &Db, sha256: &str, name: &str) -> Result<()> {
     let Some(bound) = rows::meta(db, META_MODEL_SHA256)? else {
-        let mut insert = db.prepare_cached("INSERT INTO meta (key, value) VALUES (?1, ?2)")?;
-        insert.execute((META_MODEL_SHA256, sha256))?;
-        insert.execute((META_MODEL_NAME, name))?;
+        let insert = "INSERT INTO meta (key, value) VALUES (?1, ?2)";
+        db.execute(insert, (META_MODEL_SHA256, sha256))?;
+        db.execute(insert, (META_MODEL_NAME, name))?;
         return Ok(());
     };
     if bound == sha256 {

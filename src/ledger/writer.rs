@@ -7,10 +7,10 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
-use rusqlite::{Connection, Transaction, TransactionBehavior};
 
-use super::forget::fold_log;
+use super::db::{Db, Noted, Remains};
 use super::lock::FolderLock;
+use super::waiting;
 use crate::error::{Error, Result};
 use crate::lock::lock;
 
@@ -19,10 +19,10 @@ const QUEUE: usize = 1024;
 /// Most writes per transaction: bounds how long the first of them waits.
 const GROUP: usize = 256;
 
-/// How long emptying the log waits for readers, while later writes wait.
-const FOLD_PATIENCE: Duration = Duration::from_millis(200);
+/// How long overwriting what was deleted waits for readers, while later writes wait.
+const PATIENCE: Duration = Duration::from_millis(200);
 /// Time until the next try.
-const FOLD_AGAIN: Duration = Duration::from_secs(1);
+const AGAIN: Duration = Duration::from_secs(1);
 
 /// Passes work to the thread.
 pub(super) struct Writer {
@@ -34,11 +34,11 @@ pub(super) struct Writer {
 /// A write and its callback.
 trait Job: Send {
     /// Writes, inside the group's transaction.
-    fn run(&mut self, db: &Connection) -> Result<()>;
-    /// Whether the log must be emptied after the commit.
-    fn folds(&self) -> bool;
-    /// Receives whether the log was emptied.
-    fn folded(&mut self, folded: bool);
+    fn run(&mut self, db: &Db) -> Result<()>;
+    /// Whether what was deleted must be overwritten after the commit.
+    fn deletes(&self) -> bool;
+    /// Receives whether it was.
+    fn overwritten(&mut self, at_once: bool);
     /// Reports the outcome, given that of the whole group.
     fn answer(self: Box<Self>, group: &Result<()>);
 }
@@ -46,7 +46,7 @@ trait Job: Send {
 struct Write<T, W, A, D> {
     /// Taken when it runs.
     work: Option<W>,
-    /// Receives whether the log was emptied; `None` if that doesn't matter.
+    /// Receives whether what was deleted was overwritten; `None` if nothing is.
     after: Option<A>,
     done: D,
     /// The result of the work; an error until it has run.
@@ -55,26 +55,26 @@ struct Write<T, W, A, D> {
 
 impl<T: Send, W, A, D> Job for Write<T, W, A, D>
 where
-    W: FnOnce(&Connection) -> Result<T> + Send,
+    W: FnOnce(&Db) -> Result<T> + Send,
     A: FnOnce(&mut T, bool) + Send,
     D: FnOnce(Result<T>) + Send,
 {
-    fn run(&mut self, db: &Connection) -> Result<()> {
+    fn run(&mut self, db: &Db) -> Result<()> {
         let Some(work) = self.work.take() else { return Ok(()) };
         self.outcome = catch_unwind(AssertUnwindSafe(|| work(db)))
             .unwrap_or_else(|_| Err(Error::panic("a write to the ledger panicked")));
         self.outcome.as_ref().map(|_| ()).map_err(Clone::clone)
     }
 
-    fn folds(&self) -> bool {
+    fn deletes(&self) -> bool {
         self.after.is_some() && self.outcome.is_ok()
     }
 
-    fn folded(&mut self, folded: bool) {
+    fn overwritten(&mut self, at_once: bool) {
         if let Ok(outcome) = &mut self.outcome
             && let Some(after) = self.after.take()
         {
-            after(outcome, folded);
+            after(outcome, at_once);
         }
     }
 
@@ -92,12 +92,12 @@ where
 }
 
 impl Writer {
-    /// The thread holds `lock` for as long as it may write.
-    pub(super) fn start(db: Connection, lock: FolderLock) -> Result<Self> {
+    /// The thread holds `lock` for as long as it may write. `told` gets what it commits before anyone is answered.
+    pub(super) fn start(db: Db, lock: FolderLock, told: impl Fn(Noted) + Send + 'static) -> Result<Self> {
         let (sender, receiver) = bounded(QUEUE);
         let thread = std::thread::Builder::new().name("apa-ledger".into()).spawn(move || {
             // What was being written is undone, and those who wait for it are told; what is queued is written after it.
-            while catch_unwind(AssertUnwindSafe(|| run(&db, &receiver))).is_err() {
+            while catch_unwind(AssertUnwindSafe(|| run(&db, &receiver, &told))).is_err() {
                 tracing::error!("a bug stopped the ledger's thread, which goes on with the next write");
             }
             drop((db, lock));
@@ -109,7 +109,7 @@ impl Writer {
     /// full.
     pub(super) fn submit<T: Send + 'static>(
         &self,
-        work: impl FnOnce(&Connection) -> Result<T> + Send + 'static,
+        work: impl FnOnce(&Db) -> Result<T> + Send + 'static,
         done: impl FnOnce(Result<T>) + Send + 'static,
     ) -> Result<()> {
         self.queue_up(work, None::<fn(&mut T, bool)>, done)
@@ -117,7 +117,7 @@ impl Writer {
 
     fn queue_up<T: Send + 'static>(
         &self,
-        work: impl FnOnce(&Connection) -> Result<T> + Send + 'static,
+        work: impl FnOnce(&Db) -> Result<T> + Send + 'static,
         after: Option<impl FnOnce(&mut T, bool) + Send + 'static>,
         done: impl FnOnce(Result<T>) + Send + 'static,
     ) -> Result<()> {
@@ -128,23 +128,19 @@ impl Writer {
         queue.send(Box::new(Write { work: Some(work), after, done, outcome })).map_err(|_| closed())
     }
 
-    /// Runs `work` and waits until it is durable; `done` runs before this returns.
-    pub(super) fn call<T: Send + 'static>(
-        &self,
-        work: impl FnOnce(&Connection) -> Result<T> + Send + 'static,
-        done: impl FnOnce(&T) + Send + 'static,
-    ) -> Result<T> {
+    /// Runs `work` and waits until it is durable.
+    pub(super) fn call<T: Send + 'static>(&self, work: impl FnOnce(&Db) -> Result<T> + Send + 'static) -> Result<T> {
         let (sender, receiver) = bounded(1);
         self.submit(work, move |outcome| {
-            let _ = sender.send(outcome.inspect(done)); // The caller waits below: it is always there.
+            let _ = sender.send(outcome); // The caller waits below: it is always there.
         })?;
         receiver.recv().map_err(|_| Error::panic("the ledger's thread ended without an answer"))?
     }
 
-    /// The same; then empties the log, and tells `after` whether that succeeded at once.
-    pub(super) fn call_and_fold<T: Send + 'static>(
+    /// The same; then overwrites what was deleted, and tells `after` whether that succeeded at once.
+    pub(super) fn call_and_overwrite<T: Send + 'static>(
         &self,
-        work: impl FnOnce(&Connection) -> Result<T> + Send + 'static,
+        work: impl FnOnce(&Db) -> Result<T> + Send + 'static,
         after: impl FnOnce(&mut T, bool) + Send + 'static,
     ) -> Result<T> {
         let (sender, receiver) = bounded(1);
@@ -165,32 +161,37 @@ impl Writer {
     }
 }
 
-fn run(db: &Connection, queue: &Receiver<Box<dyn Job>>) {
-    // Whether the log still holds deleted data.
-    let mut unfolded = false;
+fn run(db: &Db, queue: &Receiver<Box<dyn Job>>, told: &impl Fn(Noted)) {
+    // Whether a copy of deleted data may be left.
+    let mut left = false;
     // What failed last: a disk that stays full is told of once, not at each write.
     let mut failing: Option<String> = None;
+    // Whether the last commit failed: what it changed may be on record all the same.
+    let mut uncertain = false;
     loop {
-        let first = if unfolded { queue.recv_timeout(FOLD_AGAIN) } else { queue.recv().map_err(Into::into) };
+        let first = if left { queue.recv_timeout(AGAIN) } else { queue.recv().map_err(Into::into) };
         let mut group = match first {
             Ok(first) => vec![first],
             Err(RecvTimeoutError::Timeout) => Vec::new(),
             Err(RecvTimeoutError::Disconnected) => return,
         };
         group.extend(queue.try_iter().take(GROUP.saturating_sub(group.len())));
-        let fate = if group.is_empty() { Ok(()) } else { commit(db, &mut group) };
+        let fate = if group.is_empty() { Ok(()) } else { commit(db, &mut group, uncertain).map(told) };
+        uncertain = fate.is_err() || uncertain && group.is_empty();
         if let Err(error) = &fate {
             let error = error.to_string();
             if failing.as_ref() != Some(&error) {
                 tracing::error!(error, writes = group.len(), "the ledger could not commit");
             }
             failing = Some(error);
-        } else if group.is_empty() || group.iter().any(|job| job.folds()) {
-            unfolded = !fold_log(db, FOLD_PATIENCE).unwrap_or_else(|error| {
-                tracing::warn!(%error, "the ledger's log could not be emptied; it is tried again");
-                false
+        } else if group.is_empty() || group.iter().any(|job| job.deletes()) {
+            let remains = db.overwrite(PATIENCE).unwrap_or_else(|error| {
+                tracing::warn!(%error, "what was deleted could not be overwritten; it is tried again");
+                Remains::ForNow
             });
-            group.iter_mut().filter(|job| job.folds()).for_each(|job| job.folded(!unfolded));
+            left = remains == Remains::ForNow;
+            let deletes = group.iter_mut().filter(|job| job.deletes());
+            deletes.for_each(|job| job.overwritten(remains == Remains::Nothing));
         }
         if fate.is_ok() && !group.is_empty() {
             failing = None;
@@ -201,18 +202,16 @@ fn run(db: &Connection, queue: &Receiver<Box<dyn Job>>) {
     }
 }
 
-fn commit(db: &Connection, group: &mut [Box<dyn Job>]) -> Result<()> {
-    let tx = Transaction::new_unchecked(db, TransactionBehavior::Immediate)?;
-    for job in group {
-        tx.prepare_cached("SAVEPOINT job")?.execute([])?;
-        if let Err(error) = job.run(db) {
-            // A full disk or a failed read may have ended the whole transaction, so nothing of the group was written.
-            if tx.is_autocommit() {
-                return Err(error);
-            }
-            tx.prepare_cached("ROLLBACK TO job")?.execute([])?;
+/// Writes all of a group but what fails, and returns what they noted.
+fn commit(db: &Db, group: &mut [Box<dyn Job>], uncertain: bool) -> Result<Noted> {
+    db.writing(|db| {
+        if uncertain {
+            waiting::count(db)?;
         }
-        tx.prepare_cached("RELEASE job")?.execute([])?;
-    }
-    Ok(tx.commit()?)
+        for job in group {
+            // Its own error is told to its caller; that of the whole ends it for all.
+            let _own = db.attempt(|db| job.run(db))?;
+        }
+        Ok(())
+    })
 }

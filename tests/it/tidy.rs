@@ -32,7 +32,8 @@ const ONLY_IN: &[(&str, &[&str])] = &[
     ("toktrie", &["src/guide/"]),
     ("axum", &["src/http/"]),
     ("anyhow", &["src/bin/"]),
-    ("rusqlite", &["src/ledger/"]),
+    ("rusqlite", &["src/ledger/sqlite/"]),
+    ("tokio_postgres", &["src/ledger/postgres/"]),
     ("unsafe", &["src/llama/", "src/ffi/", "src/policy/ops/", "src/bin/apad/allocator.rs"]),
 ];
 

@@ -124,6 +124,9 @@ fn faults(report: &Report, kernels: &[Tried]) -> Vec<String> {
     if let Err(e) = &report.device {
         faults.push(e.clone());
     }
+    if let Err(e) = &report.ledger {
+        faults.push(e.clone());
+    }
     match &report.model {
         Some(Ok(forecast)) => faults.extend(too_large(forecast, report.free_memory)),
         Some(Err(e)) => faults.push(e.clone()),
@@ -158,6 +161,7 @@ fn text_of(report: &Report, kernels: &[Tried]) -> String {
         ("device", report.device.clone().unwrap_or_else(|e| e)),
         ("free memory", known(report.free_memory)),
         ("free disk", known(report.free_disk)),
+        ("ledger", report.ledger.clone().unwrap_or_else(|e| e)),
     ];
     match &report.model {
         Some(Ok(forecast)) => {

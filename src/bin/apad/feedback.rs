@@ -7,7 +7,7 @@ use anyhow::{Result, bail};
 use apa::config::Config;
 use apa::engine::exchange::{self, Imported};
 use apa::gguf::Gguf;
-use apa::ledger::{Ledger, LedgerReader, LeftOut, ReviewEntry, Rules};
+use apa::ledger::{Ledger, LedgerReader, LeftOut, Place, ReviewEntry, Rules};
 use apa::llama::Model;
 use apa::overwrite::{Form, check_target, write_whole};
 use apa::reward::read_judgements;
@@ -16,7 +16,7 @@ use clap::{Args, Subcommand};
 
 use crate::client::Daemon;
 use crate::pull;
-use crate::settings::Overrides;
+use crate::settings::{Overrides, ledger_url};
 
 /// Most lines that are reported one by one.
 const NAMED: usize = 20;
@@ -81,7 +81,8 @@ fn import_feedback(options: &ImportFeedback, path: &Path) -> Result<()> {
     let named = ("model", Some(path.to_string_lossy().into_owned()));
     let settings = options.overrides.build([named])?;
     let new = !options.data.exists();
-    let ledger = Ledger::open_with(&options.data, Rules::new(&settings.reward)?)?;
+    let url = settings.ledger.url.as_deref();
+    let ledger = Ledger::open_with(Place::new(&options.data, url), Rules::new(&settings.reward)?)?;
     ledger.bind_model(&Gguf::open(path)?.fingerprint()?, model.name())?;
     let mut done = exchange::import(&ledger, &model, &file.entries, options.user.as_deref())?;
     done.refused.extend(file.refused);
@@ -143,7 +144,8 @@ pub async fn export(options: Export) -> Result<()> {
 }
 
 fn export_feedback(options: &ExportFeedback, path: &Path) -> Result<()> {
-    let ledger = LedgerReader::open(&options.data)?;
+    let url = ledger_url(&options.data)?;
+    let ledger = LedgerReader::open(Place::new(&options.data, url.as_deref()))?;
     let base = Gguf::open(path)?.fingerprint()?;
     if ledger.model_fingerprint()?.is_some_and(|bound| bound != base) {
         bail!("{} belongs to another base model than {}", options.data.display(), path.display());

@@ -6,13 +6,14 @@ use std::time::Duration;
 
 use anyhow::{Result, bail};
 use apa::engine::{UnlearnPlan, UnlearnReceipt};
-use apa::ledger::{Forgotten, Ledger, Unlearned};
+use apa::ledger::{Forgotten, Ledger, Place, Unlearned};
 use apa::types::PolicyVersion;
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 
 use crate::client::{Client, Daemon};
+use crate::settings::ledger_url;
 
 /// How often a running replay is asked how far it is.
 const LOOK: Duration = Duration::from_millis(500);
@@ -61,11 +62,12 @@ pub async fn run(options: Forget) -> Result<()> {
     let user = options.user.clone();
     let gone: Forgotten = match options.data {
         Some(data) => {
-            let there = data.join("ledger.sqlite3");
-            if !there.exists() {
-                bail!("{} is not there", there.display());
+            let url = ledger_url(&data)?;
+            if !Ledger::exists(Place::new(&data, url.as_deref())) {
+                bail!("{} is not there", data.join("ledger.sqlite3").display());
             }
-            tokio::task::spawn_blocking(move || Ledger::open(&data)?.forget(&user)).await??
+            let forget = move || Ledger::open(Place::new(&data, url.as_deref()))?.forget(&user);
+            tokio::task::spawn_blocking(forget).await??
         }
         None => options.daemon.client()?.forget(&user).await?,
     };
@@ -81,7 +83,9 @@ fn tell(gone: &Forgotten) {
     let Forgotten { generations, feedback, preferences, overwritten, .. } = gone;
     println!("deleted {generations} answers, {feedback} pieces of feedback, {preferences} preferences");
     if !overwritten {
-        println!("another program reads the ledger: copies in its log are overwritten when that ends");
+        println!(
+            "copies may be left: in the log, while another program reads the ledger; in Postgres, until its vacuum"
+        );
     }
 }
 

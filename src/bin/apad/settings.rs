@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use apa::config::{Builder, Config};
+use apa::ledger::Ledger;
 use clap::Args;
 
 use crate::WrongUse;
@@ -51,6 +52,14 @@ impl Overrides {
         }
         Ok(builder)
     }
+}
+
+/// The database that the settings name for the ledger, unless a data folder has one of its own.
+pub fn ledger_url(data: &Path) -> Result<Option<String>> {
+    if Ledger::exists(data) {
+        return Ok(None);
+    }
+    Ok(Overrides::default().build([])?.ledger.url)
 }
 
 /// The finished settings, if they are valid together.

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use anyhow::{Result, bail};
 use apa::engine::{Adopted, Archive, AsideVersion, PublishOutcome, VerdictRecord, VersionRecord};
+use apa::ledger::Place;
 use apa::shown::shown_lines;
 use apa::types::{PolicyVersion, Ruling, VersionInfo};
 use clap::{Args, Subcommand};
@@ -14,6 +15,7 @@ use serde_json::json;
 
 use crate::WrongUse;
 use crate::client::{Client, Daemon};
+use crate::settings::ledger_url;
 use files::{aside_table, files, state, states};
 
 /// List the policy versions of a running daemon, or change the one that serves
@@ -145,7 +147,7 @@ pub async fn run(options: Options) -> Result<()> {
     let data = action.folder().or(options.folder.data);
     let from = match &data {
         None => Versions::Daemon(options.daemon.client()?),
-        Some(dir) => Versions::Folder(Box::new(Archive::open(dir)?)),
+        Some(dir) => Versions::Folder(Box::new(Archive::open(Place::new(dir, ledger_url(dir)?.as_deref()))?)),
     };
     let active = match action {
         Action::List { .. } => {

@@ -3,32 +3,33 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use rusqlite::{Connection, OptionalExtension};
-
 use super::review::held;
 use super::rules::{Ripe, Rules, lone};
 use crate::error::Result;
+use crate::ledger::db::{Db, Row};
 use crate::ledger::rows;
 use crate::types::RatedGeneration;
 
 /// Rows that limits may skip before the search goes user by user: some 5 ms.
 const LEFT_OUT_ROWS: usize = 20_000;
+/// Rows that are read at a time.
+const PAGE: i64 = 1024;
 
 /// At most `max` answers with waiting feedback that counts, each with every user's last rating.
-pub(in crate::ledger) fn pending_batch(db: &Connection, max: usize, rules: &Rules) -> Result<Vec<RatedGeneration>> {
+pub(in crate::ledger) fn pending_batch(db: &Db, max: usize, rules: &Rules) -> Result<Vec<RatedGeneration>> {
     choose(db, max, rules)?.into_iter().map(|(answer, ids)| rated(db, answer, ids)).collect()
 }
 
 /// What the feedback in rows `ids`, oldest first, says about an answer: every user's last rating, and all else.
-pub(in crate::ledger) fn rated(db: &Connection, answer: i64, ids: Vec<i64>) -> Result<RatedGeneration> {
-    let mut select = db.prepare_cached("SELECT user, rating, signal, correction FROM feedback WHERE id = ?1")?;
+pub(in crate::ledger) fn rated(db: &Db, answer: i64, ids: Vec<i64>) -> Result<RatedGeneration> {
+    let select = "SELECT user, rating, signal, correction FROM feedback WHERE id = ?1";
     let mut ratings: BTreeMap<Option<String>, f64> = BTreeMap::new();
     let mut signals: BTreeSet<(Option<String>, String)> = BTreeSet::new();
     let mut last_correction = None;
     for id in &ids {
         type Said = (Option<String>, Option<f64>, Option<String>, Option<String>);
         let (user, rating, signal, correction): Said =
-            select.query_row([id], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?)))?;
+            db.one(select, [id], |row| Ok((row.maybe(0)?, row.maybe(1)?, row.maybe(2)?, row.maybe(3)?)))?;
         if let Some(rating) = rating {
             ratings.insert(user, rating);
         } else if let Some(signal) = signal {
@@ -57,7 +58,7 @@ struct Waiting {
 }
 
 /// Rows of the next batch, the oldest answers first, at most `max` answers.
-fn choose(db: &Connection, max: usize, rules: &Rules) -> Result<Vec<(i64, Vec<i64>)>> {
+fn choose(db: &Db, max: usize, rules: &Rules) -> Result<Vec<(i64, Vec<i64>)>> {
     let limited = rules.share < 1.0 && !lone(db)?;
     let cap = |size: usize| if limited { ((rules.share * size as f64) as usize).max(1) } else { usize::MAX };
     let mut chosen = scan(db, max, cap(max), rules)?;
@@ -88,7 +89,7 @@ fn choose(db: &Connection, max: usize, rules: &Rules) -> Result<Vec<(i64, Vec<i6
 
 /// Fills a batch with feedback that the share left out and that has waited long enough, the oldest answers first: a
 /// share may delay, but must not keep a batch from ever being full.
-fn fill(db: &Connection, chosen: Vec<Waiting>, max: usize, rules: &Rules) -> Result<Vec<Waiting>> {
+fn fill(db: &Db, chosen: Vec<Waiting>, max: usize, rules: &Rules) -> Result<Vec<Waiting>> {
     let delay_ms = rules.patience_ms.max(rules.delay_ms);
     let late = scan(db, max, usize::MAX, &Rules { delay_ms, ..rules.clone() })?;
     let (mut all, mut taken) = (BTreeMap::new(), BTreeSet::new());
@@ -139,7 +140,7 @@ impl Shares {
 }
 
 /// The waiting rows that count under this cap, by answer, up to `max` answers.
-fn scan(db: &Connection, max: usize, cap: usize, rules: &Rules) -> Result<Vec<Waiting>> {
+fn scan(db: &Db, max: usize, cap: usize, rules: &Rules) -> Result<Vec<Waiting>> {
     let limits = Limits { max, cap, held: held(db, rules)?, ripe: Ripe::after(rules.delay_ms) };
     match scan_answers(db, &limits)? {
         Some(chosen) => Ok(chosen),
@@ -160,54 +161,78 @@ struct Limits {
 }
 
 /// Scans the oldest answers first; `None` if limits skip nearly everything.
-fn scan_answers(db: &Connection, limits: &Limits) -> Result<Option<Vec<Waiting>>> {
-    let mut select = db.prepare_cached(
-        "SELECT generation, id, user FROM feedback INDEXED BY feedback_unused
-         WHERE teaches = 1 AND batch IS NULL AND (created <= ?1 OR created > ?2) ORDER BY generation, id",
-    )?;
-    let mut rows = select.query((limits.ripe.until, limits.ripe.now))?;
+fn scan_answers(db: &Db, limits: &Limits) -> Result<Option<Vec<Waiting>>> {
     let (mut choice, mut left_out) = (Choice::default(), 0);
-    while let Some(row) = rows.next()? {
-        let user = row.get_ref(2)?.as_str_or_null().map_err(rusqlite::Error::from)?;
-        match choice.offer(row.get(0)?, row.get(1)?, user, limits) {
+    let by_age = "INDEXED BY feedback_unused WHERE true";
+    each_waiting(db, by_age, None, limits.ripe, |answer, id, row| {
+        match choice.offer(answer, id, row.text(2)?.as_deref(), limits) {
             Offered::Taken => {}
-            Offered::LeftOut if left_out == LEFT_OUT_ROWS => return Ok(None),
             Offered::LeftOut => left_out += 1,
-            Offered::Full => break,
+            Offered::Full => return Ok(false),
+        }
+        Ok(left_out <= LEFT_OUT_ROWS)
+    })?;
+    Ok((left_out <= LEFT_OUT_ROWS).then_some(choice.chosen))
+}
+
+/// Offers waiting rows by answer, until no more are wanted. Page by page, since an engine may read a result whole.
+fn each_waiting(
+    db: &Db,
+    among: &str,
+    user: Option<&str>,
+    ripe: Ripe,
+    mut take: impl FnMut(i64, i64, &Row<'_>) -> Result<bool>,
+) -> Result<()> {
+    let sql = format!(
+        "SELECT generation, id, user FROM feedback {among} AND teaches = 1 AND batch IS NULL
+         AND (created <= ?1 OR created > ?2) AND (generation, id) > (?3, ?4) ORDER BY generation, id LIMIT ?5"
+    );
+    let (mut last, mut wanted, mut seen) = ((i64::MIN, 0), true, PAGE);
+    while wanted && seen == PAGE {
+        seen = 0;
+        let (answer, id) = last;
+        let mut look = |row: &Row<'_>| {
+            seen += 1;
+            last = (row.get(0)?, row.get(1)?);
+            wanted = take(last.0, last.1, row)?;
+            Ok(wanted)
+        };
+        match user {
+            Some(user) => db.each(&sql, (ripe.until, ripe.now, answer, id, PAGE, user), &mut look)?,
+            None => db.each(&sql, (ripe.until, ripe.now, answer, id, PAGE), &mut look)?,
         }
     }
-    Ok(Some(choice.chosen))
+    Ok(())
 }
 
 /// Finds the same user by user: of each, only as many answers as could be taken are read.
-fn scan_users(db: &Connection, limits: &Limits) -> Result<Vec<Waiting>> {
-    let mut next = db.prepare_cached(
-        "SELECT user FROM feedback INDEXED BY feedback_unused_of_user
-         WHERE teaches = 1 AND batch IS NULL AND user >= ?1 ORDER BY user LIMIT 1",
-    )?;
-    let mut select = db.prepare_cached(
-        "SELECT generation, id FROM feedback INDEXED BY feedback_unused_of_user
-         WHERE teaches = 1 AND batch IS NULL AND user IS ?1 AND (created <= ?2 OR created > ?3)
-         ORDER BY generation, id",
-    )?;
+fn scan_users(db: &Db, limits: &Limits) -> Result<Vec<Waiting>> {
+    let next = |than: &str| {
+        format!(
+            "SELECT user FROM feedback INDEXED BY feedback_unused_of_user
+             WHERE teaches = 1 AND batch IS NULL AND user {than} ORDER BY user LIMIT 1"
+        )
+    };
     let mut heads = Vec::new();
     // First the anonymous users.
     let mut user: Option<String> = None;
     loop {
         if user.as_ref().is_none_or(|user| !limits.held.contains(user)) {
-            let mut rows = select.query((&user, limits.ripe.until, limits.ripe.now))?;
+            let whose = if user.is_some() { "= ?6" } else { "IS NULL" };
+            let among = format!("INDEXED BY feedback_unused_of_user WHERE user {whose}");
             let mut own = Shares::default();
-            while let Some(row) = rows.next()? {
-                let (answer, id) = (row.get(0)?, row.get(1)?);
-                if !own.take(answer, None, limits.cap.min(limits.max)) {
-                    break;
+            each_waiting(db, &among, user.as_deref(), limits.ripe, |answer, id, _| {
+                let fits = own.take(answer, None, limits.cap.min(limits.max));
+                if fits {
+                    heads.push(Waiting { answer, id, user: user.clone() });
                 }
-                heads.push(Waiting { answer, id, user: user.clone() });
-            }
+                Ok(fits)
+            })?;
         }
-        // No text sorts between a name and that name followed by NUL.
-        let from = user.map_or_else(String::new, |last| last + "\0");
-        user = next.query_row([from], |row| row.get(0)).optional()?;
+        user = match &user {
+            Some(last) => db.first(&next("> ?1"), [last], |row| row.get(0))?,
+            None => db.first(&next("IS NOT NULL"), (), |row| row.get(0))?,
+        };
         if user.is_none() {
             break;
         }
@@ -260,33 +285,31 @@ mod tests {
 
     use super::super::review::{ReviewVerdict, review, reviews};
     use super::*;
-    use crate::ledger::schema::open_writer;
+    use crate::ledger::home_tests::{Home, suite};
 
-    const GENERATIONS: &str =
-        "INSERT INTO generations (seq, id, policy_version, prompt, response, text, sampling, finish, created)";
+    /// Records answers of the rows from 0 on.
+    fn answers_of(db: &Db, number: i64) {
+        let sql = "INSERT INTO generations (seq, id, policy_version, prompt, response, text, sampling, finish, created)
+                   WITH RECURSIVE n(i) AS (SELECT CAST(0 AS BIGINT) UNION ALL SELECT i + 1 FROM n WHERE i + 1 < ?1)
+                   SELECT i, CAST(i AS TEXT), 0, ?2, ?2, '', '', '', 0 FROM n";
+        db.execute(sql, (number, Vec::new())).unwrap();
+    }
 
-    #[test]
-    fn user_by_user_a_scan_finds_what_it_finds_answer_by_answer() {
-        let dir = tempfile::tempdir().unwrap();
-        let db = open_writer(&dir.path().join("l")).unwrap();
+    fn user_by_user_a_scan_finds_what_it_finds_answer_by_answer(home: &Home) {
+        home.open().close();
+        let db = home.db();
         let mut rng = SmallRng::seed_from_u64(1);
-        db.execute_batch("BEGIN").unwrap();
-        for seq in 0..400 {
-            db.execute(&format!("{GENERATIONS} VALUES (?1, ?1, 0, x'', x'', '', '', '', 0)"), [seq]).unwrap();
-        }
+        answers_of(&db, 400);
         let names = [None, Some(""), Some("a"), Some("a\0"), Some("ab"), Some("b"), Some("held")];
+        let mut rows = Vec::new();
         for _ in 0..1500 {
             // The first answers are nearly all of one user.
             let answer = rng.random_range(0..400);
             let user = if answer < 200 && rng.random_bool(0.9) { Some("b") } else { names[rng.random_range(0..7)] };
-            db.execute(
-                "INSERT INTO feedback (generation, rating, teaches, user, created, batch)
-                 VALUES (?1, 1, ?2, ?3, ?4, NULL)",
-                (answer, rng.random_bool(0.9), user, rng.random_range(0..100)),
-            )
-            .unwrap();
+            let sql = "INSERT INTO feedback (generation, rating, teaches, user, created) VALUES (?1, 1, ?2, ?3, ?4)";
+            rows.push((sql, (answer, rng.random_bool(0.9), user, rng.random_range(0..100))));
         }
-        db.execute_batch("COMMIT").unwrap();
+        db.writing(|db| rows.into_iter().try_for_each(|(sql, values)| db.execute(sql, values).map(drop))).unwrap();
         for (max, cap) in [(16, 4), (64, 8), (64, usize::MAX), (1000, 3), (1000, usize::MAX), (1, 1)] {
             let limits = Limits { max, cap, held: ["held".to_owned()].into(), ripe: Ripe { until: 80, now: 90 } };
             let ids = |rows: &[Waiting]| rows.iter().map(|w| (w.answer, w.id)).collect::<Vec<_>>();
@@ -296,18 +319,14 @@ mod tests {
         }
     }
 
-    #[test]
-    fn a_batch_is_found_behind_more_than_a_scan_by_age_looks_at() {
-        let dir = tempfile::tempdir().unwrap();
-        let db = open_writer(&dir.path().join("l")).unwrap();
-        db.execute_batch(&format!(
-            "CREATE TEMP TABLE n AS WITH RECURSIVE n(i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM n LIMIT 20100)
-             SELECT i FROM n;
-             {GENERATIONS} SELECT i, i, 0, x'', x'', '', '', '', 0 FROM n;
-             INSERT INTO feedback (generation, rating, teaches, user, created)
-             SELECT i, 1, 1, iif(i < 20050, 'held', 'user ' || (i % 4)), 0 FROM n;"
-        ))
-        .unwrap();
+    fn a_batch_is_found_behind_more_than_a_scan_by_age_looks_at(home: &Home) {
+        home.open().close();
+        let db = home.db();
+        answers_of(&db, 20_100);
+        let rated = "INSERT INTO feedback (generation, rating, teaches, user, created)
+                     SELECT seq, 1, 1, CASE WHEN seq < 20050 THEN 'held' ELSE 'user ' || (seq % 4) END, 0
+                     FROM generations ORDER BY seq";
+        db.execute(rated, ()).unwrap();
         review(&db, "held", ReviewVerdict::Hold).unwrap();
         let rules = Rules { share: 0.25, ..Rules::default() };
         let limits = Limits { max: 8, cap: 2, held: held(&db, &rules).unwrap(), ripe: Ripe::after(0) };
@@ -315,5 +334,10 @@ mod tests {
         let batch = choose(&db, 8, &rules).unwrap();
         assert_eq!(batch.iter().map(|(answer, _)| *answer).collect::<Vec<_>>(), (20050..20058).collect::<Vec<_>>());
         assert_eq!(reviews(&db, &rules).unwrap()[0].waiting, 20050);
+    }
+
+    suite! {
+        user_by_user_a_scan_finds_what_it_finds_answer_by_answer
+        a_batch_is_found_behind_more_than_a_scan_by_age_looks_at
     }
 }

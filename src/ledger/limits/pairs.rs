@@ -3,14 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 
-use rusqlite::{Connection, Row};
-
 use super::review::held;
 use super::rules::{HOUR_MS, Ripe, Rules};
 use crate::error::Result;
 use crate::ids::GenerationKind;
+use crate::ledger::db::{Db, Row};
 use crate::ledger::rows::{self, PairAnswer, StoredPair};
-use crate::types::{TokenId, UnixMillis};
+use crate::types::UnixMillis;
 
 /// A pair with the facts that decide whether it counts.
 struct PairRow {
@@ -21,49 +20,41 @@ struct PairRow {
 }
 
 /// All pairs that count, preferences before corrections, the oldest first within each.
-pub(in crate::ledger) fn pairs(db: &Connection, rules: &Rules) -> Result<Vec<StoredPair>> {
-    let mut found = Vec::new();
-    let mut select = db.prepare_cached(
-        "SELECT c.prompt, c.response, c.text, r.response, r.text, p.user, p.created,
-         c.id LIKE ?1 || '%' AND c.user IS p.user
-         FROM preferences p
-         JOIN generations c ON c.seq = p.chosen JOIN generations r ON r.seq = p.rejected
-         WHERE c.prompt = r.prompt AND length(c.response) > 0 AND length(r.response) > 0
-         AND c.response <> r.response ORDER BY p.id",
-    )?;
-    let blob = |row: &Row<'_>, column: usize| -> Result<Vec<TokenId>> {
-        rows::from_blob(row.get_ref(column)?.as_blob().map_err(rusqlite::Error::from)?)
-    };
-    let mut rows = select.query([GenerationKind::Import.prefix()])?;
-    while let Some(row) = rows.next()? {
+pub(in crate::ledger) fn pairs(db: &Db, rules: &Rules) -> Result<Vec<StoredPair>> {
+    let preferences = "SELECT c.prompt, c.response, c.text, r.response, r.text, p.user, p.created,
+                       c.id LIKE ?1 || '%' AND c.user IS NOT DISTINCT FROM p.user
+                       FROM preferences p
+                       JOIN generations c ON c.seq = p.chosen JOIN generations r ON r.seq = p.rejected
+                       WHERE c.prompt = r.prompt AND length(c.response) > 0 AND length(r.response) > 0
+                       AND c.response <> r.response ORDER BY p.id";
+    let tokens = |row: &Row<'_>, column: usize| rows::from_blob(row.bytes(column)?);
+    let mut found = db.all(preferences, [GenerationKind::Import.prefix()], |row| {
         let pair = StoredPair {
-            prompt: blob(row, 0)?,
-            chosen: PairAnswer::Tokens(blob(row, 1)?, row.get(2)?),
-            rejected: PairAnswer::Tokens(blob(row, 3)?, row.get(4)?),
-            user: row.get(5)?,
+            prompt: tokens(row, 0)?,
+            chosen: PairAnswer::Tokens(tokens(row, 1)?, row.get(2)?),
+            rejected: PairAnswer::Tokens(tokens(row, 3)?, row.get(4)?),
+            user: row.maybe(5)?,
         };
-        found.push(PairRow { pair, created: rows::unsigned(row, 6)?, imported: row.get(7)? });
-    }
-    let mut select = db.prepare_cached(
-        "SELECT g.prompt, f.correction, g.response, g.text, f.user, f.created FROM feedback f
-         JOIN generations g ON g.seq = f.generation
-         WHERE f.correction IS NOT NULL AND f.correction <> g.text AND length(g.response) > 0 ORDER BY f.id",
-    )?;
-    let mut rows = select.query([])?;
-    while let Some(row) = rows.next()? {
+        Ok(PairRow { pair, created: rows::unsigned(row, 6)?, imported: row.get(7)? })
+    })?;
+    let corrections = "SELECT g.prompt, f.correction, g.response, g.text, f.user, f.created FROM feedback f
+                       JOIN generations g ON g.seq = f.generation
+                       WHERE f.correction IS NOT NULL AND f.correction <> g.text AND length(g.response) > 0
+                       ORDER BY f.id";
+    found.extend(db.all(corrections, (), |row| {
         let pair = StoredPair {
-            prompt: blob(row, 0)?,
+            prompt: tokens(row, 0)?,
             chosen: PairAnswer::Text(row.get(1)?),
-            rejected: PairAnswer::Tokens(blob(row, 2)?, row.get(3)?),
-            user: row.get(4)?,
+            rejected: PairAnswer::Tokens(tokens(row, 2)?, row.get(3)?),
+            user: row.maybe(4)?,
         };
-        found.push(PairRow { pair, created: rows::unsigned(row, 5)?, imported: false });
-    }
+        Ok(PairRow { pair, created: rows::unsigned(row, 5)?, imported: false })
+    })?);
     countable(db, found, rules)
 }
 
 /// The pairs that count, in order.
-fn countable(db: &Connection, mut all: Vec<PairRow>, rules: &Rules) -> Result<Vec<StoredPair>> {
+fn countable(db: &Db, mut all: Vec<PairRow>, rules: &Rules) -> Result<Vec<StoredPair>> {
     let (held, ripe) = (held(db, rules)?, Ripe::after(rules.delay_ms));
     let mut said = HashSet::new();
     all.retain(|c| {

@@ -2,13 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use rusqlite::{Connection, OptionalExtension};
 use serde::{Deserialize, Serialize};
 
 use super::rules::Rules;
 use crate::error::{Error, Result};
-use crate::ledger::rows;
-use crate::ledger::waiting::use_count;
+use crate::ledger::db::Db;
+use crate::ledger::{rows, waiting};
 use crate::system::unix_millis;
 use crate::types::{NewFeedback, Signal};
 
@@ -55,42 +54,41 @@ pub struct ReviewEntry {
 }
 
 /// Counts how a rating agrees with other users' of the same answer, for both sides. `content` identifies the answer.
-pub(in crate::ledger) fn compare(db: &Connection, f: &NewFeedback, content: i64) -> Result<()> {
+pub(in crate::ledger) fn compare(db: &Db, f: &NewFeedback, content: i64) -> Result<()> {
     let (Signal::Rating(rating), Some(user)) = (&f.signal, &f.user) else { return Ok(()) };
-    let again = db
-        .prepare_cached("SELECT 1 FROM feedback WHERE content = ?1 AND user = ?2 AND rating IS NOT NULL LIMIT 1")?
-        .exists((content, user))?;
-    if again || *rating == 0.0 {
+    if *rating == 0.0 {
         return Ok(());
     }
-    let mut select = db.prepare_cached(
-        "SELECT user, rating FROM feedback WHERE content = ?1 AND rating IS NOT NULL AND user IS NOT NULL AND user <> ?2
-         ORDER BY id DESC LIMIT ?3",
-    )?;
-    let others = select.query_map((content, user, COMPARED), |row| Ok((row.get(0)?, row.get(1)?)))?;
+    // None if the user has rated it before.
+    let others = "SELECT f.user, f.rating FROM feedback f
+                  WHERE f.content = ?1 AND f.rating IS NOT NULL AND f.user IS NOT NULL AND f.user <> ?2
+                  AND NOT EXISTS (SELECT 1 FROM feedback own
+                                  WHERE own.content = ?1 AND own.user = ?2 AND own.rating IS NOT NULL)
+                  ORDER BY f.id DESC LIMIT ?3";
     let mut last: BTreeMap<String, f64> = BTreeMap::new();
-    for other in others {
-        let (other, value) = other?;
-        last.entry(other).or_insert(value);
-    }
+    db.each(others, (content, user, COMPARED), |row| {
+        let value = row.get(1)?;
+        last.entry(row.get(0)?).or_insert(value);
+        Ok(true)
+    })?;
     last.retain(|_, value| *value != 0.0);
     let disagree = |value: &f64| (*value > 0.0) != (*rating > 0.0);
-    let mut count = db.prepare_cached(
-        "INSERT INTO agreement (user, compared, disagreed) VALUES (?1, ?2, ?3) ON CONFLICT (user)
-         DO UPDATE SET compared = compared + excluded.compared, disagreed = disagreed + excluded.disagreed",
-    )?;
+    let count = "INSERT INTO agreement (user, compared, disagreed) VALUES (?1, ?2, ?3) ON CONFLICT (user)
+                 DO UPDATE SET compared = agreement.compared + excluded.compared,
+                 disagreed = agreement.disagreed + excluded.disagreed";
     for (other, value) in &last {
-        count.execute((other, 1, disagree(value)))?;
+        db.execute(count, (other, 1, disagree(value)))?;
     }
     if !last.is_empty() {
-        count.execute((user, last.len() as i64, last.values().filter(|v| disagree(v)).count() as i64))?;
+        let disagreed = last.values().filter(|v| disagree(v)).count();
+        db.execute(count, (user, last.len() as i64, disagreed as i64))?;
     }
     Ok(())
 }
 
-pub(super) fn verdict(db: &Connection, user: &str) -> Result<Option<ReviewVerdict>> {
-    let mut select = db.prepare_cached("SELECT verdict FROM reviews WHERE user = ?1 ORDER BY id DESC LIMIT 1")?;
-    let word: Option<String> = select.query_row([user], |row| row.get(0)).optional()?;
+pub(super) fn verdict(db: &Db, user: &str) -> Result<Option<ReviewVerdict>> {
+    let sql = "SELECT verdict FROM reviews WHERE user = ?1 ORDER BY id DESC LIMIT 1";
+    let word: Option<String> = db.first(sql, [user], |row| row.get(0))?;
     let known = |word: String| {
         let all = [ReviewVerdict::Trust, ReviewVerdict::Hold, ReviewVerdict::Reject];
         let found = all.into_iter().find(|v| v.as_str() == word);
@@ -100,66 +98,55 @@ pub(super) fn verdict(db: &Connection, user: &str) -> Result<Option<ReviewVerdic
 }
 
 /// Users whose feedback waits for review: flagged ones and those on hold, with the decisions.
-pub(in crate::ledger) fn reviews(db: &Connection, rules: &Rules) -> Result<Vec<ReviewEntry>> {
-    let mut waiting = db.prepare_cached(
-        "SELECT count(*) FROM feedback INDEXED BY feedback_unused_of_user
-         WHERE user = ?1 AND teaches = 1 AND batch IS NULL",
-    )?;
+pub(in crate::ledger) fn reviews(db: &Db, rules: &Rules) -> Result<Vec<ReviewEntry>> {
+    let waiting = "SELECT count(*) FROM feedback INDEXED BY feedback_unused_of_user
+                   WHERE user = ?1 AND teaches = 1 AND batch IS NULL";
     let mut all = on_list(db, rules)?;
     for entry in &mut all {
-        let count: i64 = waiting.query_row([&entry.user], |row| row.get(0))?;
-        entry.waiting = count.max(0).cast_unsigned();
+        entry.waiting = db.one(waiting, [&entry.user], |row| rows::unsigned(row, 0))?;
     }
     Ok(all)
 }
 
 /// As [`reviews`], without counting their waiting feedback.
-fn on_list(db: &Connection, rules: &Rules) -> Result<Vec<ReviewEntry>> {
-    let mut select = db.prepare_cached(
-        "SELECT user, compared, disagreed FROM agreement
-         WHERE ?1 > 0 AND compared >= ?1 AND disagreed > ?2 * compared
-         UNION SELECT r.user, coalesce(a.compared, 0), coalesce(a.disagreed, 0)
-         FROM (SELECT DISTINCT user FROM reviews) r LEFT JOIN agreement a ON a.user = r.user ORDER BY 1",
-    )?;
-    let mut found = Vec::new();
-    let mut rows = select.query((rules.flag_after, rules.flag_share))?;
-    while let Some(row) = rows.next()? {
+fn on_list(db: &Db, rules: &Rules) -> Result<Vec<ReviewEntry>> {
+    let sql = "SELECT user, compared, disagreed FROM agreement
+               WHERE CAST(?1 AS BIGINT) > 0 AND compared >= ?1 AND disagreed > CAST(?2 AS DOUBLE PRECISION) * compared
+               UNION SELECT r.user, coalesce(a.compared, 0), coalesce(a.disagreed, 0)
+               FROM (SELECT DISTINCT user FROM reviews) r LEFT JOIN agreement a ON a.user = r.user ORDER BY 1";
+    db.all(sql, (rules.flag_after, rules.flag_share), |row| {
         let user: String = row.get(0)?;
-        let (compared, disagreed): (i64, i64) = (row.get(1)?, row.get(2)?);
+        let (compared, disagreed) = (rows::unsigned(row, 1)?, rows::unsigned(row, 2)?);
         let verdict = verdict(db, &user)?;
-        let count = |n: i64| n.max(0).cast_unsigned();
-        found.push(ReviewEntry { user, compared: count(compared), disagreed: count(disagreed), waiting: 0, verdict });
-    }
-    Ok(found)
+        Ok(ReviewEntry { user, compared, disagreed, waiting: 0, verdict })
+    })
 }
 
 /// Users whose feedback is not used: flagged and not trusted, or on hold.
-pub(super) fn held(db: &Connection, rules: &Rules) -> Result<BTreeSet<String>> {
+pub(super) fn held(db: &Db, rules: &Rules) -> Result<BTreeSet<String>> {
     let all = on_list(db, rules)?;
     Ok(all.into_iter().filter(|e| e.verdict != Some(ReviewVerdict::Trust)).map(|e| e.user).collect())
 }
 
-/// Records a decision; returns how many answers no longer have feedback waiting.
-pub(in crate::ledger) fn review(db: &Connection, user: &str, verdict: ReviewVerdict) -> Result<u64> {
+/// Records a decision.
+pub(in crate::ledger) fn review(db: &Db, user: &str, verdict: ReviewVerdict) -> Result<()> {
     let known = "SELECT 1 WHERE EXISTS (SELECT 1 FROM feedback WHERE user = ?1)
                  OR EXISTS (SELECT 1 FROM generations WHERE user = ?1)
                  OR EXISTS (SELECT 1 FROM preferences WHERE user = ?1)
                  OR EXISTS (SELECT 1 FROM reviews WHERE user = ?1)";
-    if user.is_empty() || !db.prepare_cached(known)?.exists([user])? {
+    if user.is_empty() || !db.exists(known, [user])? {
         return Err(Error::unknown_id(format!("no user {user:?} is on record, expected one who asked or rated")));
     }
-    db.prepare_cached("INSERT INTO reviews (user, verdict, created) VALUES (?1, ?2, ?3)")?.execute((
-        user,
-        verdict.as_str(),
-        rows::signed(unix_millis()),
-    ))?;
+    let insert = "INSERT INTO reviews (user, verdict, created) VALUES (?1, ?2, ?3)";
+    db.execute(insert, (user, verdict.as_str(), rows::signed(unix_millis())))?;
     if verdict != ReviewVerdict::Reject {
-        return Ok(0);
+        return Ok(());
     }
-    use_count(db, user, |db| {
-        let mark = "UPDATE feedback SET teaches = 0, left_out = 'user rejected'
-                    WHERE user = ?1 AND teaches = 1 AND batch IS NULL";
-        db.prepare_cached(mark)?.execute([user])?;
-        Ok(())
-    })
+    let waits = "SELECT DISTINCT generation FROM feedback INDEXED BY feedback_of_user
+                 WHERE user = ?1 AND teaches = 1 AND batch IS NULL";
+    let answers = db.all(waits, [user], |row| row.get(0))?;
+    let mark = "UPDATE feedback SET teaches = 0, left_out = 'user rejected'
+                WHERE user = ?1 AND teaches = 1 AND batch IS NULL";
+    db.execute(mark, [user])?;
+    waiting::settle(db, answers)
 }

@@ -3,10 +3,9 @@
 
 use std::collections::BTreeSet;
 
-use rusqlite::{Connection, OptionalExtension};
-
 use crate::config::RewardConfig;
 use crate::error::Result;
+use crate::ledger::db::Db;
 use crate::ledger::rows;
 use crate::system::unix_millis;
 use crate::types::UnixMillis;
@@ -100,27 +99,19 @@ impl Ripe {
 }
 
 /// Whether anyone but `user` has ever given feedback.
-pub(super) fn has_others(db: &Connection, user: Option<&str>) -> Result<bool> {
-    for order in ["ASC", "DESC"] {
-        let end: Option<Option<String>> = db
-            .prepare_cached(&format!("SELECT user FROM feedback ORDER BY user {order} LIMIT 1"))?
-            .query_row([], |row| row.get(0))
-            .optional()?;
-        if end.is_some_and(|end| end.as_deref() != user) {
-            return Ok(true);
-        }
-    }
-    Ok(false)
+pub(super) fn has_others(db: &Db, user: Option<&str>) -> Result<bool> {
+    Ok(ends(db)?.iter().any(|end| end.as_deref() != user))
 }
 
 /// Whether all feedback is of one user.
-pub(super) fn lone(db: &Connection) -> Result<bool> {
-    let first: Option<Option<String>> = db
-        .prepare_cached("SELECT user FROM feedback ORDER BY user LIMIT 1")?
-        .query_row([], |row| row.get(0))
-        .optional()?;
-    match first {
-        Some(user) => Ok(!has_others(db, user.as_deref())?),
-        None => Ok(true),
-    }
+pub(super) fn lone(db: &Db) -> Result<bool> {
+    let ends = ends(db)?;
+    Ok(ends.first() == ends.last())
+}
+
+/// The first and the last user who gave feedback, in any order; none if nobody did.
+fn ends(db: &Db) -> Result<Vec<Option<String>>> {
+    let sql = "SELECT user FROM (SELECT user FROM feedback ORDER BY user LIMIT 1) AS first
+               UNION ALL SELECT user FROM (SELECT user FROM feedback ORDER BY user DESC LIMIT 1) AS last";
+    db.all(sql, (), |row| row.maybe(0))
 }

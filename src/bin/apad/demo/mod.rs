@@ -126,6 +126,8 @@ fn settings(options: &Options, data: &Path) -> Result<Config> {
     let own = [
         ("model", text(&options.model)),
         ("data", text(data)),
+        // Nothing made up goes into anyone's record.
+        ("ledger.url", Some(String::new())),
         // The answers of a batch of ratings are decoded together.
         ("serve.slots", Some("16".into())),
         // The plain policy, whatever the model's file recommends: what is learned shows without filters.

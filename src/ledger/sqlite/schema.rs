@@ -303,7 +303,7 @@ fn migrate(db: &mut Connection, steps: &[&str]) -> Result<()> {
 
 /// A new ledger of an earlier format.
 #[cfg(test)]
-pub(super) fn of_format(path: &Path, format: usize) -> Connection {
+pub(in crate::ledger) fn of_format(path: &Path, format: usize) -> Connection {
     let mut db = Connection::open(path).unwrap();
     migrate(&mut db, &MIGRATIONS[..format]).unwrap();
     db

@@ -3,9 +3,9 @@
 use std::fs::File;
 use std::path::Path;
 
-use super::export::LedgerReader;
-use super::{rows, schema};
+use super::{FILE, checked, schema};
 use crate::error::{Error, Result};
+use crate::ledger::rows;
 use crate::types::PolicyVersion;
 
 /// Copies the ledger of the data folder `from` into the folder `to`, as it is at one moment; what was deleted from it
@@ -14,12 +14,12 @@ use crate::types::PolicyVersion;
 /// # Errors
 /// `Io` if there is none, it can't be read, or `to` can't be written; `Unsupported` if it is of another format.
 pub(crate) fn snapshot(from: &Path, to: &Path) -> Result<Vec<PolicyVersion>> {
-    let reader = LedgerReader::open(from)?;
-    let path = to.join("ledger.sqlite3");
+    let reader = checked(&from.join(FILE))?;
+    let path = to.join(FILE);
     let copy = || -> Result<Vec<PolicyVersion>> {
         let name = path.to_str().ok_or_else(|| Error::arg("the path is not UTF-8"))?;
         // One reading transaction: whoever writes goes on meanwhile.
-        reader.db().execute("VACUUM INTO ?1", [name])?;
+        reader.execute("VACUUM INTO ?1", [name])?;
         // SQLite leaves that to us.
         File::open(&path)?.sync_all()?;
         check(to)
@@ -32,7 +32,7 @@ pub(crate) fn snapshot(from: &Path, to: &Path) -> Result<Vec<PolicyVersion>> {
 /// # Errors
 /// `Io` if it is missing or damaged, `Unsupported` if it is of another format.
 pub(crate) fn check(folder: &Path) -> Result<Vec<PolicyVersion>> {
-    let db = schema::open_reader(&folder.join("ledger.sqlite3"))?;
+    let db = schema::open_reader(&folder.join(FILE))?;
     schema::check_format(&db)?;
     let found: String = db.pragma_query_value(None, "quick_check", |row| row.get(0))?;
     if found != "ok" {
