@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test build setup header bench-train bench-promotion bench-reward bench-feedback bench-postgres bench-align check-control check-credit check-collapse bench-serve bench-beside bench-size check-cuda test-cuda gpu-kit check-transformers test-swaps dist deb test-dist install fuzz loom memcheck docs
+.PHONY: help demo test build setup header bench-train bench-promotion bench-reward bench-feedback bench-postgres bench-align check-control check-credit check-collapse bench-serve bench-beside bench-size check-cuda test-cuda gpu-kit check-transformers check-tinker test-swaps dist deb test-dist install fuzz loom memcheck docs
 
 # rustup installs here, and a shell that was open before doesn't know it yet.
 export PATH := $(HOME)/.cargo/bin:$(PATH)
@@ -125,6 +125,9 @@ gpu-kit: setup ## what scripts/gpu-check.sh needs on a machine with a GPU, built
 
 check-transformers: build ## both engines against PyPI's transformers, each architecture, with and without an adapter; a minute; ARGS="gptj llama"
 	APAD="$(APAD)" scripts/check-transformers.sh $(ARGS)
+
+check-tinker: ## what a Tinker server makes of our gradients: SkyRL of PyPI on the CPU, against PyTorch; two minutes, the first time longer
+	scripts/check-tinker.sh
 
 docs: build ## writes docs/CONFIG.md and docs/HTTP.md anew after a change of the settings or of the API
 	"$(APAD)" config --markdown > docs/CONFIG.md
