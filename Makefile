@@ -126,8 +126,8 @@ gpu-kit: setup ## what scripts/gpu-check.sh needs on a machine with a GPU, built
 check-transformers: build ## both engines against PyPI's transformers, each architecture, with and without an adapter; a minute; ARGS="gptj llama"
 	APAD="$(APAD)" scripts/check-transformers.sh $(ARGS)
 
-check-tinker: ## what a Tinker server makes of our gradients: SkyRL of PyPI on the CPU, against PyTorch; two minutes, the first time longer
-	scripts/check-tinker.sh
+check-tinker: setup ## training on a Tinker server: SkyRL of PyPI on the CPU, against PyTorch and candle; minutes; ARGS="losses step"
+	scripts/check-tinker.sh $(ARGS)
 
 docs: build ## writes docs/CONFIG.md and docs/HTTP.md anew after a change of the settings or of the API
 	"$(APAD)" config --markdown > docs/CONFIG.md

@@ -1,11 +1,17 @@
 #!/usr/bin/env python3
 """Checks training on a Tinker server against a real one: SkyRL's of PyPI, with its JAX back end, on the CPU of this machine.
 
-A tiny random Qwen3 is made by transformers and served by SkyRL from its folder. Which way of asking gives exactly our own gradient
-d loss / d logprob? Each is compared with PyTorch's automatic differentiation, of the same weights and the same adapter, by its
-cosine and its scale. Ends with 1 if the way that is ours differs.
+A tiny random Qwen3 is made by transformers, served by SkyRL from its folder, and written as GGUF. Then
+
+    losses     which way of asking gives exactly our own gradient d loss / d logprob? Each is compared with PyTorch's automatic
+               differentiation, of the same weights and the same adapter, by its cosine and its scale
+    step       an APA step on the server and one in candle, from the same adapter, and the log-probabilities after it: a test of
+               this project (`training_on_a_real_server_is_training_here`), which is told the server's address
+
+Arguments: which of them, both if none. CARGO names the program that builds and runs the test. Ends with 1 if what is ours differs.
 """
 
+import argparse
 import contextlib
 import importlib.util
 import io
@@ -251,8 +257,15 @@ def losses(client, base, folder):
     return agreed
 
 
+def step(client, gguf):
+    test = [os.environ.get("CARGO", "cargo"), "test", "--release", "--locked", "--test", "it", "--", "--ignored", "--nocapture",
+            "training_on_a_real_server_is_training_here"]
+    told = {"APA_TINKER_URL": client.url, "APA_TINKER_GGUF": str(gguf)}
+    return subprocess.run(test, env={**os.environ, **told}, cwd=HERE.parent).returncode == 0
+
+
 def made(folder):
-    """The model's folder for SkyRL."""
+    """The model's folder for SkyRL, and its GGUF."""
     spec = importlib.util.spec_from_file_location("check_transformers", HERE / "check-transformers.py")
     models = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(models)
@@ -268,7 +281,8 @@ def made(folder):
     tokenizer = tokenizers.Tokenizer(
         tokenizers.models.BPE({name: i for i, name in enumerate(names)}, [("t", "h")]))
     transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|endoftext|>").save_pretrained(base)
-    return base
+    models.write_gguf(case, model, folder / "base.gguf")
+    return base, folder / "base.gguf"
 
 
 def main():
@@ -277,11 +291,18 @@ def main():
     if sys.argv[-1:] == ["--engine"]:
         del sys.argv[-1]
         return engine()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", nargs="*", choices=[[], "losses", "step"])
+    wanted = parser.parse_args().what or ["losses", "step"]
+    agreed = True
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
-        base = made(folder)
+        base, gguf = made(folder)
         with server(base, folder) as client:
-            agreed = losses(client, str(base), folder)
+            if "losses" in wanted:
+                agreed &= losses(client, str(base), folder)
+            if "step" in wanted:
+                agreed &= step(client, gguf)
     sys.exit(0 if agreed else 1)
 
 

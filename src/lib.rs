@@ -40,6 +40,7 @@
 //! | [`policy`], [`align`], [`optim`] | the differentiable model; the losses, as pure functions; gradients and AdamW |
 //! | [`scheduler`], [`ledger`], [`reward`], [`trainer`], [`gate`], [`publish`] | the stages |
 //! | [`engine`] | joins them |
+//! | [`tinker`] | a server that computes gradients and steps elsewhere |
 //! | [`convert`] | models of the Hugging Face hub as GGUF |
 //! | [`experiment`], [`doctor`] | joins them for batch experiments; says what this machine can and needs |
 //! | [`processor`], [`overwrite`] | what the processor has; keeps a command from writing over what it reads |
@@ -86,8 +87,11 @@ pub mod reward;
 pub mod scheduler;
 pub mod shown;
 mod system;
+pub mod tinker;
 pub mod trainer;
 pub mod types;
+#[cfg(feature = "daemon")]
+mod web;
 
 pub use engine::Engine;
 pub use error::{Code, Error, Result};

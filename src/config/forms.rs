@@ -11,6 +11,15 @@ pub(super) fn no_device(text: &str) -> Option<&str> {
 }
 
 /// The part of a text that is not of the form; `None` if all of it is.
+pub(super) fn no_engine(text: &str) -> Option<&str> {
+    let url = text.strip_prefix("tinker:").unwrap_or_default();
+    let host = url.strip_prefix("http://").or_else(|| url.strip_prefix("https://")).unwrap_or_default();
+    // What stands before an @ is a secret, and settings are shown.
+    let plain = !host.is_empty() && !host.starts_with('/') && !host.contains(['@', '?', '#', ' ']);
+    (!plain && text != "candle").then_some(text)
+}
+
+/// The part of a text that is not of the form; `None` if all of it is.
 pub(super) fn no_address(text: &str) -> Option<&str> {
     let port = text.rsplit_once(':').filter(|(host, _)| !host.is_empty()).map(|(_, port)| port.parse::<u16>());
     (!matches!(port, Some(Ok(_)))).then_some(text)

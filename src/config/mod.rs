@@ -25,7 +25,17 @@ pub use settings::{
     SamplingConfig, ServeConfig, TrainConfig,
 };
 
+/// The key for a Tinker server, from the environment. No setting, since settings are shown and recorded.
+pub fn tinker_key() -> Option<String> {
+    std::env::var("TINKER_API_KEY").ok().filter(|key| !key.is_empty())
+}
+
 impl TrainConfig {
+    /// The address of the Tinker server that trains, if one does.
+    pub fn tinker(&self) -> Option<&str> {
+        self.engine.strip_prefix("tinker:")
+    }
+
     /// The temperature λ of the algorithm in use; PPO and RLOO have none.
     pub fn temperature(&self) -> f64 {
         if self.algorithm == Algorithm::Awr { self.awr.lambda } else { self.lambda }

@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 
 use super::choices::*;
-use super::forms::{no_address, no_device, no_origin, no_store, no_version};
+use super::forms::{no_address, no_device, no_engine, no_origin, no_store, no_version};
 use super::range::{Range, above, above_to, at_least, from_below, from_to, whole};
 use super::rows::{Row, Setting, join, settings};
 
@@ -93,6 +93,14 @@ settings! {
         enabled: bool = true, Range::Any;
         /// Starts a training step when `train.batch` new ratings are in.
         auto: bool = true, Range::Any;
+        /// What computes gradients and optimizer steps: `candle`, here, or `tinker:URL`, a server of the Tinker API
+        /// (docs/CLUSTER.md), which wants `train.credit` response, as there is no critic there. Its key, if it takes one, is
+        /// the variable TINKER_API_KEY.
+        engine: String = "candle".into(), Range::Text("candle or tinker:URL", no_engine);
+        /// Name that the base has on the Tinker server; unset, the only model that the server has.
+        tinker_base: Option<String> = None, Range::Text("a name", |name| name.trim().is_empty().then_some(name));
+        /// Seconds that the Tinker server may take for one request, its wait for others included.
+        tinker_seconds: u32 = 600, whole(1..=86_400);
         /// Where the trainer computes: `auto`, `cpu` or `cuda:N`.
         device: String = "auto".into(), Range::Text("auto, cpu or cuda:N", no_device);
         /// Number format of the frozen weights' matrix products; `auto` is bf16 where the processor multiplies it.

@@ -47,6 +47,12 @@ impl TrainConfig {
         if self.credit == Credit::Response && self.algorithm != Algorithm::Apa {
             return Err(Error::arg("train.credit is response, expected token where train.algorithm is not apa"));
         }
+        if self.tinker().is_some() && self.credit != Credit::Response {
+            return Err(Error::arg(
+                "train.credit is token, expected response where train.engine is a Tinker server: what needs a critic \
+                 can't be trained there",
+            ));
+        }
         Ok(())
     }
 }
@@ -90,6 +96,10 @@ mod tests {
             ),
             ("serve.threads", json!(1024), "serve.threads is 1024, expected a whole number from 0 to 512"),
             ("serve.gpu_layers", json!(-2), "serve.gpu_layers is -2, expected"),
+            ("train.engine", json!("tinker:host"), "train.engine is \"tinker:host\", expected candle or tinker:URL"),
+            ("train.engine", json!("tinker:https://me:secret@host"), "expected candle or tinker:URL"),
+            ("train.engine", json!("tinker:http://host:8000"), "train.credit is token, expected response where"),
+            ("train.tinker_seconds", json!(0), "train.tinker_seconds is 0, expected"),
             ("train.device", json!("gpu"), "train.device is \"gpu\", expected auto, cpu or cuda:N"),
             ("train.device", json!("cuda:"), "expected auto, cpu or cuda:N"),
             ("train.lambda", json!(-1), "train.lambda is -1, expected a number above 0"),

@@ -6,7 +6,7 @@ use crate::error::{Error, Result};
 use crate::policy::ops::{AdamWStep, adamw};
 
 /// Keeps the denominator away from zero; PyTorch's default.
-const EPSILON: f64 = 1e-8;
+pub const EPSILON: f64 = 1e-8;
 
 /// First and second moment of one variable's gradient, in its shape.
 #[derive(Clone)]

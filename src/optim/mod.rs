@@ -3,5 +3,5 @@
 mod adamw;
 mod gradients;
 
-pub use adamw::{AdamW, AdamWConfig, Moments};
+pub use adamw::{AdamW, AdamWConfig, EPSILON, Moments};
 pub use gradients::{Gradients, norm};

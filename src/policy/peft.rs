@@ -124,13 +124,26 @@ impl Lora {
     pub fn read_peft(folder: &Path, decoder: &Decoder) -> Result<Self> {
         read(folder, decoder).map_err(|e| e.context(format!("PEFT adapter {}", folder.display())))
     }
+
+    /// The same of the contents of its files, [`PEFT_FILES`].
+    pub fn of_peft(config: &[u8], weights: &[u8], decoder: &Decoder) -> Result<Self> {
+        let weights = candle_core::safetensors::load_buffer(weights, decoder.device());
+        of(&parse_config(config)?, weights.map_err(unreadable)?, decoder)
+    }
+}
+
+fn unreadable(error: candle_core::Error) -> Error {
+    Error::arg(format!("{WEIGHTS}: {error}"))
 }
 
 fn read(folder: &Path, decoder: &Decoder) -> Result<Lora> {
     let config = read_config(&folder.join(CONFIG))?;
-    let alpha = config.alpha()?;
     let weights = candle_core::safetensors::load(folder.join(WEIGHTS), decoder.device());
-    let mut weights = weights.map_err(|e| Error::arg(format!("{WEIGHTS}: {e}")))?;
+    of(&config, weights.map_err(unreadable)?, decoder)
+}
+
+fn of(config: &PeftConfig, mut weights: HashMap<String, Tensor>, decoder: &Decoder) -> Result<Lora> {
+    let alpha = config.alpha()?;
     let mut layers = Vec::with_capacity(decoder.linears().len());
     let mut rank = Some(config.r);
     for linear in decoder.linears() {
@@ -162,8 +175,12 @@ fn read_config(path: &Path) -> Result<PeftConfig> {
     let mut text = Vec::new();
     let file = files::open(path).map_err(|e| Error::from(e).context(CONFIG))?;
     file.take(MOST_CONFIG_BYTES).read_to_end(&mut text)?;
+    parse_config(&text)
+}
+
+fn parse_config(text: &[u8]) -> Result<PeftConfig> {
     let wrong = |e: serde_json::Error| Error::arg(format!("{CONFIG}: {e}"));
-    let mut options: Map<String, Value> = serde_json::from_slice(&text).map_err(wrong)?;
+    let mut options: Map<String, Value> = serde_json::from_slice(text).map_err(wrong)?;
     // PEFT writes null for what was not set.
     options.retain(|_, value| !value.is_null());
     check_options(&options)?;

@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 
 use crate::error::{Error, Result};
 use crate::types::{Generation, PromptText};
+use crate::web::{self, shown};
 
 /// Largest number of answers in a request.
 const TOGETHER: usize = 32;
@@ -20,8 +21,6 @@ const REPLY_BYTES: usize = 1 << 12;
 /// Attempts at a request whose failure may be temporary; the wait doubles each time.
 const TRIES: u32 = 4;
 const FIRST_WAIT: Duration = Duration::from_millis(250);
-/// Characters of a reply that an error shows.
-const SHOWN: usize = 120;
 /// How often a wait checks whether it should stop.
 const LOOK: Duration = Duration::from_millis(20);
 
@@ -53,7 +52,7 @@ pub fn scores(
 ) -> Result<Vec<f64>> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let asked = async {
-        let client = client_for(url).map_err(|e| Error::callback(format!("the reward service: {e}")))?;
+        let client = web::client_for(url).build().map_err(|e| Error::callback(format!("the reward service: {e}")))?;
         let mut scores = Vec::with_capacity(answers.len());
         for part in answers.chunks(TOGETHER) {
             let samples: Vec<Value> =
@@ -68,18 +67,6 @@ pub fn scores(
             error = ended(timeout, stop) => Err(error),
         }
     })
-}
-
-/// A client that uses no proxy for addresses on this machine, so that answers stay on it.
-fn client_for(url: &str) -> reqwest::Result<Client> {
-    let host = reqwest::Url::parse(url).ok().and_then(|url| url.host_str().map(str::to_owned)).unwrap_or_default();
-    let host = host.trim_matches(['[', ']']).trim_end_matches('.');
-    let own = host.eq_ignore_ascii_case("localhost")
-        || host.to_ascii_lowercase().ends_with(".localhost")
-        || host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.to_canonical().is_loopback() || ip.is_unspecified());
-    // Nor does a redirection take answers to another address than the one that was set.
-    let builder = Client::builder().redirect(reqwest::redirect::Policy::none());
-    if own { builder.no_proxy() } else { builder }.build()
 }
 
 /// Returns when time is up or the run is stopped.
@@ -115,14 +102,10 @@ async fn ask(client: &Client, url: &str, body: &Value, answers: usize) -> Result
 async fn post(client: &Client, url: &str, body: &Value, answers: usize) -> Result<Vec<f64>, Failure> {
     let passing = |e: reqwest::Error| Failure::Passing(Error::callback(format!("{}", e.without_url())));
     let mut reply = client.post(url).json(body).send().await.map_err(passing)?;
-    let mut bytes = Vec::new();
-    while let Some(chunk) = reply.chunk().await.map_err(passing)? {
-        bytes.extend_from_slice(&chunk);
-        if bytes.len() > REPLY_BYTES * answers {
-            let most = REPLY_BYTES * answers;
-            return Err(Failure::Lasting(Error::callback(format!("the reward service's reply is over {most} bytes"))));
-        }
-    }
+    let most = REPLY_BYTES * answers;
+    let Some(bytes) = web::body(&mut reply, most).await.map_err(passing)? else {
+        return Err(Failure::Lasting(Error::callback(format!("the reward service's reply is over {most} bytes"))));
+    };
     let status = reply.status();
     if status.is_redirection() {
         let to = reply.headers().get(LOCATION).map_or(Cow::Borrowed("nowhere"), |to| shown(to.as_bytes()).into());
@@ -149,11 +132,6 @@ fn parse(reply: &[u8], answers: usize) -> Result<Vec<f64>> {
         return Err(Error::callback(format!("the reward service gave {found} scores for {answers} answers")));
     }
     Ok(scores)
-}
-
-/// The beginning of a reply, on one line.
-fn shown(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).chars().take(SHOWN).map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 
 #[cfg(test)]
@@ -194,7 +172,7 @@ mod tests {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         for status in [301, 302, 307, 308] {
             let url = format!("http://{url}/score");
-            let asked = async { post(&client_for(&url).unwrap(), &url, &json!({"samples": []}), 1).await };
+            let asked = async { post(&web::client_for(&url).build().unwrap(), &url, &json!({"samples": []}), 1).await };
             let Err(Failure::Lasting(error)) = runtime.block_on(asked) else {
                 panic!("{status} is followed or retried")
             };

@@ -44,6 +44,9 @@ struct State {
     /// A power of two, which JSON represents exactly.
     #[serde(default = "full_pace")]
     pace: f64,
+    /// The checkpoint of a Tinker server that holds the policy and its moments, if it was trained there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    tinker: Option<String>,
     /// The settings it was trained with, for readers; loading uses the present ones.
     config: serde_json::Value,
 }
@@ -80,6 +83,7 @@ impl Trainer {
             critic_trust: self.critic_trust,
             kl_controller: self.kl_controller,
             pace: self.pace,
+            tinker: self.remote.as_ref().and_then(|remote| remote.at.clone()),
             config: serde_json::to_value(&self.config).map_err(|e| Error::io(e.to_string()))?,
         };
         let json = serde_json::to_vec_pretty(&state).map_err(|e| Error::io(e.to_string()))?;
@@ -96,6 +100,9 @@ impl Trainer {
     pub fn load(decoder: Arc<Decoder>, config: &TrainConfig, dir: &Path) -> Result<Self> {
         let state = read_state(&dir.join(STATE_FILE))?;
         let mut trainer = Self::new(decoder.clone(), config)?;
+        if let Some(remote) = &mut trainer.remote {
+            remote.at = Some(state.tinker.clone().ok_or_else(only_here)?);
+        }
         if OPTIMIZER_FILES.iter().all(|name| !dir.join(name).exists()) {
             let path = dir.join(ADAPTER_FILE);
             let lora = Lora::read_gguf(&path, &decoder)?;
@@ -145,6 +152,14 @@ impl Trainer {
         self.pace = state.pace;
         self.batches = state.batches;
     }
+}
+
+/// The error for a version that a Tinker server can't go on from.
+fn only_here() -> Error {
+    Error::arg(
+        "it was not trained on a Tinker server, which takes no adapter from elsewhere, expected the initial model, a \
+         version that was trained there, or train.engine candle",
+    )
 }
 
 fn full_pace() -> f64 {

@@ -64,7 +64,10 @@ impl Trainer {
                 row += sample.response.len();
             }
             check_cancelled(cancel)?;
-            old_values.extend(forward.values(&critic, self.critic.head()?)?.detach().to_vec1::<f32>()?);
+            match &self.remote {
+                None => old_values.extend(forward.values(&critic, self.critic.head()?)?.detach().to_vec1::<f32>()?),
+                Some(_) => old_values.resize(logprobs.len(), 0.0),
+            }
         }
 
         let device = self.decoder.device();

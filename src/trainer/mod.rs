@@ -6,8 +6,10 @@ mod before;
 mod checkpoint;
 mod control;
 mod fixed;
+mod loss;
 mod measure;
 mod network;
+mod remote;
 mod step;
 mod totals;
 
@@ -22,6 +24,7 @@ use crate::types::StepMetrics;
 pub use checkpoint::{ADAPTER_FILE, OPTIMIZER_FILES};
 pub use measure::Weighed;
 use network::Network;
+use remote::Remote;
 
 /// Policy and critic on one frozen base, with all state that is carried from batch to batch.
 ///
@@ -31,6 +34,8 @@ pub struct Trainer {
     config: TrainConfig,
     policy: Network,
     critic: Network,
+    /// Where the policy's steps are computed, if not here. There is no critic then.
+    remote: Option<Remote>,
     reward_scale: RewardScale,
     baseline: Baseline,
     critic_trust: CriticTrust,
@@ -69,6 +74,8 @@ struct Before {
     kl_controller: KlController,
     pace: f64,
     batches: u64,
+    /// The policy's checkpoint on a server.
+    there: Option<String>,
 }
 
 impl Trainer {
@@ -87,6 +94,7 @@ impl Trainer {
         Ok(Self {
             policy,
             critic,
+            remote: Remote::of(config)?,
             decoder,
             config: config.clone(),
             reward_scale: RewardScale::default(),
@@ -124,9 +132,11 @@ impl Trainer {
     /// # Errors
     /// `Arg` for settings out of range, and for another rank or alpha.
     pub fn reconfigure(&mut self, config: &TrainConfig) -> Result<()> {
+        // Where the arithmetic is done is no part of what is learned.
+        let config = TrainConfig { engine: self.config.engine.clone(), ..config.clone() };
         config.validate()?;
-        checkpoint::fits(&self.policy.lora, config)?;
-        self.config = config.clone();
+        checkpoint::fits(&self.policy.lora, &config)?;
+        self.config = config;
         Ok(())
     }
 
@@ -169,6 +179,7 @@ impl Trainer {
             kl_controller: self.kl_controller,
             pace: self.pace,
             batches: self.batches,
+            there: self.remote.as_ref().and_then(|remote| remote.at.clone()),
         })
     }
 
@@ -179,6 +190,9 @@ impl Trainer {
         self.kl_controller = before.kl_controller;
         self.pace = before.pace;
         self.batches = before.batches;
+        if let Some(remote) = &mut self.remote {
+            remote.take_back(before.there);
+        }
         before.networks.restore([&mut self.policy, &mut self.critic])
     }
 }

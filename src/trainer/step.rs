@@ -3,7 +3,6 @@
 
 use std::time::Instant;
 
-use candle_core::Tensor;
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha12Rng;
@@ -12,11 +11,12 @@ use tracing::{info, warn};
 use super::batch::{Batch, Sample, slice};
 use super::control::{Guard, Held, next_pace};
 use super::fixed::Fixed;
+use super::loss::{policy_loss, rows_like};
 use super::network::{Forward, Network, Saved, Update};
 use super::totals::Totals;
 use super::{StepOutcome, Trainer, check_cancelled, mean};
 use crate::align::{self, Clipped};
-use crate::config::{Algorithm, Credit, TrainConfig};
+use crate::config::{Algorithm, Credit};
 use crate::error::{Error, Result};
 use crate::optim::AdamWConfig;
 use crate::policy::Lora;
@@ -47,7 +47,11 @@ impl Trainer {
     ) -> Result<StepOutcome> {
         let started = Instant::now();
         let max_tokens = self.config.max_tokens as usize;
-        let (batch, replay) = (Batch::new(rollouts, max_tokens)?, Batch::new(replay, max_tokens)?);
+        let (mut batch, replay) = (Batch::new(rollouts, max_tokens)?, Batch::new(replay, max_tokens)?);
+        if self.remote.is_some() {
+            // A server's log-probabilities are of temperature 1.
+            batch.samples.iter_mut().for_each(|sample| sample.temperature = 1.0);
+        }
         if batch.shortened > 0 {
             let samples = batch.shortened;
             warn!(samples, max_tokens, "samples too long to train on whole: their last part is learned from");
@@ -151,7 +155,8 @@ impl Trainer {
 
         let mut metrics = StepMetrics { lr: self.config.lr * self.pace, ..about(batch) };
         let watched = Guard::choose(batch, self.config.kl_samples as usize);
-        let fixed = self.fix(batch, &watched, &mut metrics, cancel)?;
+        let mut fixed = self.fix(batch, &watched, &mut metrics, cancel)?;
+        self.begin_there(batch, &mut fixed, cancel)?;
         self.critic_trust.update(fixed.errors.1, fixed.errors.0);
         let decoder = self.decoder.clone();
         let guard = Guard::new(&decoder, batch, &fixed.states, fixed.start, &self.config)?;
@@ -171,6 +176,10 @@ impl Trainer {
                         if over.as_ref().is_some_and(|over| over.too_fast) {
                             // Later steps are short because earlier ones were long, so they say less about the rate.
                             halvings = if first { needed } else { 1 };
+                        }
+                        if over.is_some() {
+                            let share = if taken_back { 0.0 } else { 0.5f64.powi(needed) };
+                            self.shorten_there(share, cancel)?;
                         }
                         metrics.stopped = over.map(|over| over.reason);
                     }
@@ -200,14 +209,19 @@ impl Trainer {
         if let Some(kl_step) = metrics.kl_step.filter(|_| self.config.kl_step > 0.0) {
             self.pace = next_pace(self.pace, halvings, kl_step, self.config.kl_step);
         }
+        self.end_there(cancel)?;
         self.batches += 1;
         totals.report(&mut metrics);
         Ok(StepOutcome::Trained(metrics))
     }
 
+    fn has_critic(&self) -> bool {
+        self.remote.is_none() && self.config.algorithm != Algorithm::Rloo
+    }
+
     /// One pass over earlier answers, for the critic alone.
     fn remind_critic(&mut self, replay: &Batch, rng: &mut ChaCha12Rng, cancel: &dyn Fn() -> bool) -> Result<()> {
-        if replay.samples.is_empty() || self.config.algorithm == Algorithm::Rloo {
+        if replay.samples.is_empty() || !self.has_critic() {
             return Ok(());
         }
         let mut order = replay.all();
@@ -230,29 +244,16 @@ impl Trainer {
         totals: &mut Totals,
         cancel: &dyn Fn() -> bool,
     ) -> Result<Option<Saved>> {
+        if self.remote.is_some() {
+            return self.step_there(&batch.group(minibatch), fixed, totals, cancel);
+        }
         let micro_batches = batch.micro_batches(minibatch, self.config.micro_batch_tokens as usize);
         let (decoder, config) = (&self.decoder, &self.config);
-        let whole = config.credit == Credit::Response;
         let loss = |network: &Network, samples: &[&Sample]| -> Result<Clipped> {
             check_cancelled(cancel)?;
-            let logprobs = Forward::new(decoder, samples)?.logprobs(Some(&network.lora))?;
-            let at = |flat: &[f32]| rows_like(flat, samples, &logprobs);
-            let (advantages, mask) = (at(&fixed.advantages)?, logprobs.ones_like()?);
-            let plain = |loss| Clipped { loss, clip_fraction: 0.0 };
-            Ok(match config.algorithm {
-                Algorithm::Apa if whole => {
-                    plain(response_loss(&logprobs, &at(&fixed.ref_logprobs)?, &advantages, samples, config)?)
-                }
-                Algorithm::Apa => {
-                    plain(align::apa_loss(&logprobs, &at(&fixed.ref_logprobs)?, &advantages, &mask, config.lambda)?)
-                }
-                Algorithm::Awr => plain(align::awr_loss(&logprobs, &advantages, &mask, config.awr.lambda)?),
-                Algorithm::Ppo | Algorithm::Rloo => {
-                    let behavior = at(&fixed.behavior_logprobs)?;
-                    align::ppo_loss(&logprobs, &behavior, &advantages, &mask, config.ppo.clip_range)?
-                }
-            })
+            policy_loss(&Forward::new(decoder, samples)?.logprobs(Some(&network.lora))?, fixed, samples, config)
         };
+        let whole = config.credit == Credit::Response;
         let weigh = |samples: &[&Sample]| if whole { samples.len() } else { rows(samples) };
         let adamw = AdamWConfig { lr: config.lr * self.pace, betas: config.betas, weight_decay: config.weight_decay };
         let mut before = None;
@@ -285,7 +286,7 @@ impl Trainer {
         totals: &mut Totals,
         cancel: &dyn Fn() -> bool,
     ) -> Result<()> {
-        if self.config.algorithm == Algorithm::Rloo {
+        if !self.has_critic() {
             return Ok(());
         }
         let clipped = (self.config.algorithm == Algorithm::Ppo).then_some(&fixed.old_values[..]);
@@ -330,33 +331,6 @@ impl Trainer {
     }
 }
 
-/// The loss whose action is the whole answer, over concatenated log-probabilities. An answer's advantage is that of its
-/// first token: its reward beyond the value of its prompt.
-fn response_loss(
-    logprobs: &Tensor,
-    ref_logprobs: &Tensor,
-    advantages: &Tensor,
-    samples: &[&Sample],
-    config: &TrainConfig,
-) -> Result<Tensor> {
-    let time = samples.iter().map(|s| s.response.len()).max().unwrap_or(0);
-    let (mut places, mut mask, mut firsts, mut start) = (Vec::new(), Vec::new(), Vec::new(), 0u32);
-    for sample in samples {
-        let length = sample.response.len();
-        firsts.push(start);
-        places.extend((0..time).map(|t| if t < length { start + t as u32 } else { start }));
-        mask.extend((0..time).map(|t| if t < length { 1f32 } else { 0.0 }));
-        start += length as u32;
-    }
-    let device = logprobs.device();
-    let (places, shape) = (Tensor::new(places, device)?, (samples.len(), time));
-    let padded = |x: &Tensor| -> Result<Tensor> { Ok(x.index_select(&places, 0)?.reshape(shape)?) };
-    let mask = Tensor::from_vec(mask, shape, device)?;
-    let advantages = advantages.index_select(&Tensor::new(firsts, device)?, 0)?;
-    let (nats, power) = (config.nats_per_reward, config.length_power);
-    align::apa_response_loss(&padded(logprobs)?, &padded(ref_logprobs)?, &advantages, &mask, nats, power)
-}
-
 /// Number of response tokens of some samples.
 fn rows(samples: &[&Sample]) -> usize {
     samples.iter().map(|s| s.rows.len()).sum()
@@ -373,13 +347,4 @@ fn about(batch: &Batch) -> StepMetrics {
         mean_length: batch.rows() as f64 / samples.max(1) as f64,
         ..StepMetrics::default()
     }
-}
-
-/// The samples' entries of a flat array, `[rows]`, on the device of `like`.
-fn rows_like(flat: &[f32], samples: &[&Sample], like: &Tensor) -> Result<Tensor> {
-    let mut rows = Vec::with_capacity(like.elem_count());
-    for sample in samples {
-        rows.extend_from_slice(slice(flat, sample)?);
-    }
-    Ok(Tensor::new(rows, like.device())?)
 }

@@ -223,3 +223,86 @@ fn an_export_never_writes_over_the_base_or_the_adapter_through_links_either() {
     assert_eq!([std::fs::read(&base).unwrap(), std::fs::read(&lora).unwrap()], whole);
     assert_eq!(files(folder.path()), before);
 }
+
+/// A server that speaks what vLLM's documentation of LoRA adapters says, whose only name that is taken is `taken`.
+/// Returns its address, and what it was asked.
+fn vllm() -> (String, std::sync::mpsc::Receiver<(String, serde_json::Value)>) {
+    use std::io::{BufRead, BufReader, Read, Write};
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let (tell, told) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let mut taken = vec!["taken".to_owned()];
+        for mut stream in listener.incoming().flatten() {
+            let mut reader = BufReader::new(stream.try_clone().unwrap());
+            let (mut line, mut length, mut key) = (String::new(), 0, String::new());
+            reader.read_line(&mut line).unwrap();
+            let path = line.split(' ').nth(1).unwrap().to_owned();
+            loop {
+                line.clear();
+                reader.read_line(&mut line).unwrap();
+                match line.split_once(": ").map(|(name, value)| (name.to_lowercase(), value.trim())) {
+                    Some((name, value)) if name == "content-length" => length = value.parse().unwrap(),
+                    Some((name, value)) if name == "authorization" => key = value.to_owned(),
+                    Some(_) => {}
+                    None => break,
+                }
+            }
+            let mut body = vec![0; length];
+            reader.read_exact(&mut body).unwrap();
+            let body: serde_json::Value = serde_json::from_slice(&body).unwrap();
+            let name = body["lora_name"].as_str().unwrap().to_owned();
+            let known = taken.contains(&name);
+            let (status, said) = match path.as_str() {
+                _ if key != "Bearer secret" => (401, "{\"error\": \"Unauthorized\"}".to_owned()),
+                "/v1/load_lora_adapter" if known => {
+                    (400, format!("{{\"error\": \"The lora adapter '{name}' has already been loaded.\"}}"))
+                }
+                "/v1/load_lora_adapter" => {
+                    taken.push(name.clone());
+                    (200, format!("Success: LoRA adapter '{name}' added successfully."))
+                }
+                "/v1/unload_lora_adapter" if known => {
+                    taken.retain(|own| *own != name);
+                    (200, format!("Success: LoRA adapter '{name}' removed successfully."))
+                }
+                _ => (404, "{\"detail\": \"Not Found\"}".to_owned()),
+            };
+            let head = format!("HTTP/1.1 {status} X\r\ncontent-length: {}\r\nconnection: close\r\n\r\n", said.len());
+            stream.write_all((head + &said).as_bytes()).unwrap();
+            tell.send((path, body)).unwrap();
+        }
+    });
+    (url, told)
+}
+
+#[test]
+fn a_vllm_server_loads_what_was_exported_in_place_of_what_had_its_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let (base, lora) = (folder.path().join("base.gguf"), folder.path().join("lora.gguf"));
+    tiny_model(&base, &TinySpec::new("qwen2")).unwrap();
+    adapter(&base, &lora);
+    let (url, told) = vllm();
+    let sent = |out: &Path, arguments: &[&str], key: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_apad"));
+        command.arg("export").arg("--model").arg(&base).arg("--adapter").arg(&lora).arg("--out").arg(out);
+        command.args(["--peft", "--vllm", &url]).args(arguments).env("VLLM_API_KEY", key).output().unwrap()
+    };
+    let out = folder.path().join("mine");
+    let output = sent(&out, &[], "secret");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let load = "/v1/load_lora_adapter".to_owned();
+    let body = |name: &str| serde_json::json!({"lora_name": name, "lora_path": out.to_str().unwrap()});
+    assert_eq!(told.recv().unwrap(), (load.clone(), body("mine")));
+    assert_eq!(files(&out), ["adapter_config.json", "adapter_model.safetensors"]);
+
+    let output = sent(&out, &["--name", "taken"], "secret");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let unload = ("/v1/unload_lora_adapter".to_owned(), serde_json::json!({"lora_name": "taken"}));
+    let asked: Vec<_> = (0..3).map(|_| told.recv().unwrap()).collect();
+    assert_eq!(asked, [(load.clone(), body("taken")), unload, (load, body("taken"))]);
+
+    let output = sent(&out, &[], "wrong");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && said.contains("401") && !said.contains("wrong"), "{said}");
+}

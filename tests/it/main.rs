@@ -67,6 +67,8 @@ mod split;
 mod support;
 mod swaps;
 mod tidy;
+#[cfg(feature = "daemon")]
+mod tinker;
 mod tools;
 #[cfg(feature = "daemon")]
 mod train;

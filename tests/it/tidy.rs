@@ -11,9 +11,9 @@ use std::path::{Path, PathBuf};
 /// The modules in layers: each may import what stands before it, and none of its own layer. docs/ARCHITECTURE.md says
 /// the same in a sentence, which is compared.
 const LAYERS: &[&[&str]] = &[
-    &["types", "error", "lock", "durations", "files", "members", "shown"],
+    &["types", "error", "lock", "durations", "files", "members", "shown", "web"],
     &["system", "processor", "config", "gguf", "guide", "align", "overwrite", "prompts"],
-    &["ids", "llama", "policy", "gate", "publish"],
+    &["ids", "llama", "policy", "gate", "publish", "tinker"],
     &["optim"],
     &["ledger", "scheduler", "reward", "trainer", "forecast", "convert"],
     &["engine", "experiment", "doctor"],

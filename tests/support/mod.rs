@@ -23,6 +23,8 @@ pub mod python;
 pub mod reward;
 #[cfg(feature = "daemon")]
 pub mod server;
+#[cfg(feature = "daemon")]
+pub mod tinker;
 pub mod tiny;
 pub mod trainer;
 

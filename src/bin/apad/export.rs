@@ -9,7 +9,7 @@ use apa::overwrite::{Form, check_target, check_target_folder};
 use apa::policy::{self, Decoder, Lora, PEFT_FILES};
 use clap::{ArgGroup, Args};
 
-use crate::{WrongUse, feedback, pull};
+use crate::{WrongUse, feedback, pull, vllm};
 
 /// Write an adapter as a whole model, for PEFT, or as GGUF
 #[derive(Args)]
@@ -21,6 +21,7 @@ use crate::{WrongUse, feedback, pull};
 Examples:
   apad export --model base.gguf --adapter adapter.gguf --merge --type q4_k_m --out model.gguf
   apad export --model base.gguf --adapter adapter.gguf --peft --out folder --base-name org/model
+  apad export --model base.gguf --adapter adapter.gguf --peft --out folder --vllm http://127.0.0.1:8000 --name mine
   apad export --model base.gguf --adapter folder --gguf --out adapter.gguf
   apad export feedback --model base.gguf --data apa-data --out feedback.jsonl
 
@@ -54,6 +55,13 @@ pub struct Options {
     /// The base's name on the Hugging Face hub, for PEFT's configuration [default: the name of the model's file]
     #[arg(long, value_name = "NAME", requires = "peft")]
     base_name: Option<String>,
+    /// Address of a vLLM server that is to serve the folder, which it has to be able to read; its key, if it has one,
+    /// is the variable VLLM_API_KEY
+    #[arg(long, value_name = "URL", requires = "peft")]
+    vllm: Option<String>,
+    /// The model's name there; an adapter of that name is replaced [default: the name of the folder]
+    #[arg(long, value_name = "NAME", requires = "vllm")]
+    name: Option<String>,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -70,7 +78,13 @@ pub async fn run(mut options: Options) -> Result<()> {
     let paths = Paths { model: model.clone(), adapter: adapter.clone(), out: out.clone() };
     let kind: FileType = options.r#type.parse().map_err(|e: apa::Error| WrongUse(e.to_string()))?;
     let base = pull::resolve(&paths.model).await?;
-    tokio::task::spawn_blocking(move || export(&options, &paths, &base, kind)).await?
+    let server = options.vllm.take().map(|url| (url, options.name.take().unwrap_or_else(|| file_name(out))));
+    let folder = out.clone();
+    tokio::task::spawn_blocking(move || export(&options, &paths, &base, kind)).await??;
+    match server {
+        Some((url, name)) => vllm::load(&url, &name, &folder).await,
+        None => Ok(()),
+    }
 }
 
 struct Paths {
@@ -119,6 +133,10 @@ fn merge(lora: &Lora, base: &Path, decoder: &Decoder, out: &Path, kind: FileType
     // Whatever failed, the file is not what was asked for.
     let _ = std::fs::remove_file(whole);
     Ok(written?)
+}
+
+fn file_name(path: &Path) -> String {
+    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
 
 fn file_stem(path: &Path) -> String {

@@ -27,6 +27,7 @@ mod settings;
 mod status;
 mod train;
 mod versions;
+mod vllm;
 
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
