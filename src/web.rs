@@ -1,5 +1,5 @@
-//! Clients of HTTP services that the settings name: no redirections, no proxy for this machine, no reply beyond a length.
-//! Never decides whether to ask again.
+//! Clients of HTTP services that the settings name: no redirections, no proxy for this machine, no reply beyond a
+//! length. Never decides whether to ask again.
 
 use reqwest::redirect::Policy;
 use reqwest::{ClientBuilder, Response, Url};

@@ -94,8 +94,8 @@ settings! {
         /// Starts a training step when `train.batch` new ratings are in.
         auto: bool = true, Range::Any;
         /// What computes gradients and optimizer steps: `candle`, here, or `tinker:URL`, a server of the Tinker API
-        /// (docs/CLUSTER.md), which wants `train.credit` response, as there is no critic there. Its key, if it takes one, is
-        /// the variable TINKER_API_KEY.
+        /// (docs/CLUSTER.md), which wants `train.credit` response, as there is no critic there. Its key, if it takes
+        /// one, is the variable TINKER_API_KEY.
         engine: String = "candle".into(), Range::Text("candle or tinker:URL", no_engine);
         /// Name that the base has on the Tinker server; unset, the only model that the server has.
         tinker_base: Option<String> = None, Range::Text("a name", |name| name.trim().is_empty().then_some(name));

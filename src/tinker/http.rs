@@ -1,5 +1,5 @@
-//! Requests of the Tinker API and what comes of them, over HTTP: waits, bounds, and when to ask again. Knows no request's
-//! meaning.
+//! Requests of the Tinker API and what comes of them, over HTTP: waits, bounds, and when to ask again. Knows no
+//! request's meaning.
 
 use std::time::Duration;
 

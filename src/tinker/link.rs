@@ -1,5 +1,5 @@
-//! A policy on a Tinker server: its session, its model, and the steps asked of it. After an error nothing is asked of that
-//! model again.
+//! A policy on a Tinker server: its session, its model, and the steps asked of it. After an error nothing is asked of
+//! that model again.
 
 use std::time::Duration;
 

@@ -1,5 +1,5 @@
-//! A policy whose gradients and optimizer steps are computed by a Tinker server: what can be asked of one. Knows no loss;
-//! asks nothing again that may have been done.
+//! A policy whose gradients and optimizer steps are computed by a Tinker server: what can be asked of one. Knows no
+//! loss; asks nothing again that may have been done.
 //!
 //! docs/CLUSTER.md says what such a server must do, and what was measured of one.
 
@@ -62,10 +62,11 @@ pub struct Wanted {
     pub patience: Duration,
 }
 
-/// A policy on a server. After an error its weights there are unknown, and what is there is given up: it has to be opened
-/// again.
+/// A policy on a server. After an error its weights there are unknown, and what is there is given up: it has to be
+/// opened again.
 pub trait Policy: Send + Sync {
-    /// Has the policy there be what it was at a checkpoint, or the initial model. Returns whether it had to be made anew.
+    /// Has the policy there be what it was at a checkpoint, or the initial model. Returns whether it had to be made
+    /// anew.
     ///
     /// # Errors
     /// `Train` if the server can't be reached or refuses; `Closed` if cancelled.

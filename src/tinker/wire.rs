@@ -31,9 +31,9 @@ pub(super) fn forward(model: &str, sequences: &[Sequence]) -> Value {
 /// The gradient as advantages. The ratio of importance sampling is 1 where the step starts, and its derivative by the
 /// log-probability too, so a token's share of the gradient is its advantage, negated.
 ///
-/// A server may divide each sequence's loss by the sum of its weights, and the gradient by the number of sequences. So one
-/// more weight, at a token whose advantage is 0, brings the sum of all sequences to `longest`, and the advantages are
-/// multiplied by both. A server that only adds up gets a constant factor, which AdamW takes out.
+/// A server may divide each sequence's loss by the sum of its weights, and the gradient by the number of sequences. So
+/// one more weight, at a token whose advantage is 0, brings the sum of all sequences to `longest`, and the advantages
+/// are multiplied by both. A server that only adds up gets a constant factor, which AdamW takes out.
 pub(super) fn forward_backward(model: &str, step: &Step, longest: u32) -> Value {
     let scale = step.sequences.len() as f32 * longest as f32;
     let parts = step.sequences.iter().zip(&step.logprobs).zip(&step.gradient);
@@ -61,8 +61,8 @@ pub(super) fn optim_step(model: &str, step: &Step) -> Value {
     })
 }
 
-/// A sequence, each of whose tokens predicts the next one, and the last one anything. Each list is given for the response's
-/// tokens, and for that last prediction.
+/// A sequence, each of whose tokens predicts the next one, and the last one anything. Each list is given for the
+/// response's tokens, and for that last prediction.
 fn datum(sequence: &Sequence, lists: &[(&str, Vec<f32>, f32)]) -> Value {
     let tokens: Vec<u32> = sequence.prompt.iter().chain(&sequence.response).copied().collect();
     let targets: Vec<u32> = tokens.iter().skip(1).copied().chain([0]).collect();

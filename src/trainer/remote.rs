@@ -1,5 +1,5 @@
-//! Policy steps on a Tinker server: the losses here, the arithmetic there. The policy here is a copy of the one there, on
-//! which limits are measured and which is served. Never knows how the server is asked.
+//! Policy steps on a Tinker server: the losses here, the arithmetic there. The policy here is a copy of the one there,
+//! on which limits are measured and which is served. Never knows how the server is asked.
 
 use std::time::Duration;
 
@@ -81,8 +81,8 @@ impl Trainer {
         tracing::debug!(gap, "nats a token between the initial model on the Tinker server and here");
         if gap > MOST_GAP {
             return Err(Error::train(format!(
-                "the base on the Tinker server is {gap:.2} nats a token from the one that is served, expected the model \
-                 that it was converted from (train.tinker_base)"
+                "the base on the Tinker server is {gap:.2} nats a token from the one that is served, expected the \
+                 model that it was converted from (train.tinker_base)"
             )));
         }
         fixed.ref_logprobs = theirs;
@@ -137,8 +137,8 @@ impl Trainer {
         Ok(Some(before))
     }
 
-    /// Takes only that share of the last step, or nothing of it. Since AdamW's step is its rate times what doesn't depend
-    /// on the rate, the steps are done again from the checkpoint, the last one at that share of its rate.
+    /// Takes only that share of the last step, or nothing of it. Since AdamW's step is its rate times what doesn't
+    /// depend on the rate, the steps are done again from the checkpoint, the last one at that share of its rate.
     pub(super) fn shorten_there(&mut self, share: f64, cancel: Cancel) -> Result<()> {
         let Some(remote) = &mut self.remote else { return Ok(()) };
         remote.policy.give_up();

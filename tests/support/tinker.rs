@@ -1,5 +1,5 @@
-//! A Tinker server in this process, as SkyRL's with its JAX back end was seen to be: candle does its arithmetic, so that a
-//! step there can be compared with one here. And what may go wrong with one. Tests nothing.
+//! A Tinker server in this process, as SkyRL's with its JAX back end was seen to be: candle does its arithmetic, so
+//! that a step there can be compared with one here. And what may go wrong with one. Tests nothing.
 
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Read, Write};

@@ -1,4 +1,5 @@
-//! A vLLM server that serves an exported adapter: has it load the folder, in place of one of the same name. Writes nothing.
+//! A vLLM server that serves an exported adapter: has it load the folder, in place of one of the same name. Writes
+//! nothing.
 
 use std::path::Path;
 use std::time::Duration;
