@@ -5,24 +5,27 @@ A tiny random Qwen3 is made by transformers, served by SkyRL from its folder, an
 
     losses     which way of asking gives exactly our own gradient d loss / d logprob? Each is compared with PyTorch's automatic
                differentiation, of the same weights and the same adapter, by its cosine and its scale
-    step       an APA step on the server and one in candle, from the same adapter, and the log-probabilities after it: a test of
-               this project (`training_on_a_real_server_is_training_here`), which is told the server's address
+    step       an APA step on the server and one in candle, from the same adapter, and the log-probabilities after it; and a
+               server that is killed in mid-step: tests of this project, which are told where the server is
 
 Arguments: which of them, both if none. CARGO names the program that builds and runs the test. Ends with 1 if what is ours differs.
 """
 
 import argparse
 import contextlib
+import http.server
 import importlib.util
 import io
 import json
 import os
 import pathlib
+import signal
 import socket
 import subprocess
 import sys
 import tarfile
 import tempfile
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -65,30 +68,81 @@ def serve(port, model, folder):
     uvicorn.run(api.app, host="127.0.0.1", port=port, log_level="warning")
 
 
+class Server:
+    """A running server. What it has on disk outlives it, so that it can be started anew."""
+
+    def __init__(self, model, folder):
+        self.model, self.folder, self.log = model, folder, folder / "server.log"
+        self.port = free_port()
+        self.client = Client(f"http://127.0.0.1:{self.port}")
+
+    def start(self):
+        with open(self.log, "ab") as log:
+            # In a session of its own, with the engine that it starts.
+            self.process = subprocess.Popen(
+                [sys.executable, __file__, "--serve", str(self.port), str(self.model), str(self.folder)],
+                stdout=log, stderr=log, start_new_session=True, env={**os.environ, "JAX_PLATFORMS": "cpu"})
+        for _ in range(600):
+            if self.process.poll() is not None:
+                raise SystemExit(f"the server ended:\n{self.log.read_text()[-4000:]}")
+            with contextlib.suppress(urllib.error.URLError, ConnectionError):
+                return self.client.get("/api/v1/healthz")
+            time.sleep(0.5)
+        raise SystemExit("the server does not answer")
+
+    def kill(self):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+    def kill_after(self, words):
+        """Kills it once it logs these words, and starts it anew."""
+        seen = self.log.stat().st_size
+        for _ in range(6000):
+            with open(self.log, "rb") as log:
+                log.seek(seen)
+                if words.encode() in log.read():
+                    break
+            time.sleep(0.05)
+        self.kill()
+        self.start()
+
+
 @contextlib.contextmanager
 def server(model, folder):
-    """A running server's address; it ends with this block."""
+    """A server that ends with this block."""
+    running = Server(model, folder)
+    try:
+        running.start()
+        yield running
+    finally:
+        running.kill()
+
+
+@contextlib.contextmanager
+def control(running):
+    """An address at which `GET /WORDS` kills the server once it logs these words, and starts it anew."""
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            running.kill_after(self.path[1:])
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    service = http.server.HTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=service.serve_forever, daemon=True).start()
+    try:
+        yield f"127.0.0.1:{service.server_port}"
+    finally:
+        service.shutdown()
+
+
+def free_port():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    log = open(folder / "server.log", "wb")
-    process = subprocess.Popen(
-        [sys.executable, __file__, "--serve", str(port), str(model), str(folder)], stdout=log, stderr=log,
-        env={**os.environ, "JAX_PLATFORMS": "cpu"})
-    client = Client(f"http://127.0.0.1:{port}")
-    try:
-        for _ in range(600):
-            if process.poll() is not None:
-                raise SystemExit(f"the server ended:\n{(folder / 'server.log').read_text()[-4000:]}")
-            with contextlib.suppress(urllib.error.URLError, ConnectionError):
-                client.get("/api/v1/healthz")
-                break
-            time.sleep(0.5)
-        yield client
-    finally:
-        process.terminate()
-        process.wait(timeout=60)
-        log.close()
+        return probe.getsockname()[1]
 
 
 class Client:
@@ -257,11 +311,12 @@ def losses(client, base, folder):
     return agreed
 
 
-def step(client, gguf):
-    test = [os.environ.get("CARGO", "cargo"), "test", "--release", "--locked", "--test", "it", "--", "--ignored", "--nocapture",
-            "training_on_a_real_server_is_training_here"]
-    told = {"APA_TINKER_URL": client.url, "APA_TINKER_GGUF": str(gguf)}
-    return subprocess.run(test, env={**os.environ, **told}, cwd=HERE.parent).returncode == 0
+def step(running, gguf):
+    cargo = [os.environ.get("CARGO", "cargo"), "test", "--release", "--locked", "--test", "it", "--"]
+    test = cargo + ["--ignored", "--nocapture", "--test-threads", "1", "tinker::"]
+    with control(running) as address:
+        told = {"APA_TINKER_URL": running.client.url, "APA_TINKER_GGUF": str(gguf), "APA_TINKER_CONTROL": address}
+        return subprocess.run(test, env={**os.environ, **told}, cwd=HERE.parent).returncode == 0
 
 
 def made(folder):
@@ -298,11 +353,11 @@ def main():
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
         base, gguf = made(folder)
-        with server(base, folder) as client:
+        with server(base, folder) as running:
             if "losses" in wanted:
-                agreed &= losses(client, str(base), folder)
+                agreed &= losses(running.client, str(base), folder)
             if "step" in wanted:
-                agreed &= step(client, gguf)
+                agreed &= step(running, gguf)
     sys.exit(0 if agreed else 1)
 
 

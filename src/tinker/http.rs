@@ -6,7 +6,7 @@ use std::time::Duration;
 use reqwest::header::{CONTENT_TYPE, HeaderName, HeaderValue, LOCATION};
 use reqwest::{Client, RequestBuilder, Response, StatusCode, Url};
 use serde_json::{Value, json};
-use tokio::time::{Instant, sleep};
+use tokio::time::{sleep, timeout};
 
 use crate::error::{Error, Result};
 use crate::web::{self, shown};
@@ -15,6 +15,8 @@ const KEY: HeaderName = HeaderName::from_static("x-api-key");
 /// Attempts at a request that failed in passing; the wait doubles each time.
 const TRIES: u32 = 6;
 const FIRST_WAIT: Duration = Duration::from_millis(250);
+/// What a single request may take beyond what a result may.
+const GRACE: Duration = Duration::from_secs(1);
 const CONNECT: Duration = Duration::from_secs(10);
 /// Between two looks at a result that is not there, beside what the server holds the connection.
 const LOOK: Duration = Duration::from_millis(50);
@@ -46,6 +48,8 @@ enum Failure {
     NotDone(Error),
     /// It may have been done.
     Unsure(Error),
+    /// So may this, and there was time enough.
+    Late(Error),
     Lasting(Error),
 }
 
@@ -59,7 +63,7 @@ impl Http {
             Ok(value)
         };
         let key = key.map(header).transpose()?;
-        let client = web::client_for(url).connect_timeout(CONNECT).timeout(patience).build();
+        let client = web::client_for(url).connect_timeout(CONNECT).timeout(patience + GRACE).build();
         let client = client.map_err(|e| Error::train(format!("the Tinker server can't be asked: {e}")))?;
         Ok(Self { client, url: url.trim_end_matches('/').to_owned(), key, patience })
     }
@@ -70,10 +74,10 @@ impl Http {
         for tries in 1.. {
             let error = match self.attempt(what, body, most).await {
                 Ok(reply) => return Ok(reply),
-                Err(Failure::Unsure(error)) if repeat == Repeat::Never => {
+                Err(Failure::Unsure(error) | Failure::Late(error)) if repeat == Repeat::Never => {
                     return Err(error.context(format!("whether {what} was done is not known")));
                 }
-                Err(Failure::Lasting(error)) => return Err(error),
+                Err(Failure::Lasting(error) | Failure::Late(error)) => return Err(error),
                 Err(Failure::NotDone(error) | Failure::Unsure(error)) => error,
             };
             if tries == TRIES {
@@ -89,22 +93,23 @@ impl Http {
     /// Posts what takes a while, and waits for its result.
     pub async fn result(&self, what: &str, body: &Value, most: usize, repeat: Repeat) -> Result<Value> {
         let taken = self.post(what, body, SMALL, repeat).await?;
-        let id = super::wire::text(&taken, "request_id")?;
-        let (asked, until) = (json!({"request_id": id}), Instant::now() + self.patience);
+        let asked = json!({"request_id": super::wire::text(&taken, "request_id")?});
+        let late = |_| {
+            let seconds = self.patience.as_secs();
+            Error::train(format!("{what} took the Tinker server over {seconds} s (train.tinker_seconds)"))
+        };
+        timeout(self.patience, self.retrieve(what, &asked, most)).await.map_err(late)?
+    }
+
+    async fn retrieve(&self, what: &str, asked: &Value, most: usize) -> Result<Value> {
         loop {
-            let reply = self.post("retrieve_future", &asked, most, Repeat::Freely).await;
+            let reply = self.post("retrieve_future", asked, most, Repeat::Freely).await;
             let reply = reply.map_err(|e| e.context(format!("what came of {what}")))?;
             if let Some(error) = reply.get("error").and_then(Value::as_str) {
                 return Err(Error::train(format!("{what} failed on the Tinker server: {}", shown(error.as_bytes()))));
             }
             if reply.get("type").and_then(Value::as_str) != Some("try_again") {
                 return Ok(reply);
-            }
-            if Instant::now() >= until {
-                let seconds = self.patience.as_secs();
-                return Err(Error::train(format!(
-                    "{what} was not done on the Tinker server within {seconds} s (train.tinker_seconds)"
-                )));
             }
             sleep(LOOK).await;
         }
@@ -125,7 +130,9 @@ impl Http {
                 Err(Failure::NotDone(error) | Failure::Unsure(error)) if tries < TRIES => {
                     tracing::warn!(%error, tries, "the Tinker server is asked again");
                 }
-                Err(Failure::NotDone(error) | Failure::Unsure(error) | Failure::Lasting(error)) => return Err(error),
+                Err(
+                    Failure::NotDone(error) | Failure::Unsure(error) | Failure::Late(error) | Failure::Lasting(error),
+                ) => return Err(error),
             }
             sleep(wait).await;
             wait *= 2;
@@ -186,18 +193,25 @@ async fn read(request: RequestBuilder, most: usize) -> Result<(StatusCode, Vec<u
 }
 
 async fn send(request: RequestBuilder) -> Result<Response, Failure> {
-    request.send().await.map_err(|e| {
-        let unreached = e.is_connect();
-        let error = Error::train(format!("the Tinker server: {}", cause(&e.without_url())));
-        if unreached { Failure::NotDone(error) } else { Failure::Unsure(error) }
-    })
+    request.send().await.map_err(broken)
+}
+
+/// What a connection's error says of the request.
+fn broken(error: reqwest::Error) -> Failure {
+    let (unreached, late) = (error.is_connect(), error.is_timeout());
+    let error = Error::train(format!("the Tinker server: {}", cause(&error.without_url())));
+    match () {
+        () if unreached => Failure::NotDone(error),
+        () if late => Failure::Late(error),
+        () => Failure::Unsure(error),
+    }
 }
 
 async fn take(reply: &mut Response, most: usize) -> Result<Vec<u8>, Failure> {
     match web::body(reply, most).await {
         Ok(Some(bytes)) => Ok(bytes),
         Ok(None) => Err(Failure::Lasting(Error::train(format!("the Tinker server's reply is over {most} bytes")))),
-        Err(e) => Err(Failure::Unsure(Error::train(format!("the Tinker server: {}", cause(&e.without_url()))))),
+        Err(error) => Err(broken(error)),
     }
 }
 

@@ -1,6 +1,9 @@
 //! Training on a Tinker server: that a step there is a step here, and what becomes of a batch when something fails. The
 //! server is a fake one in this process, or SkyRL's where `make check-tinker` starts it.
 
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use apa::Engine;
@@ -8,8 +11,8 @@ use apa::config::{Credit, Dtype, TrainConfig};
 use apa::error::Code;
 use apa::policy::Decoder;
 use apa::tinker::{self, Wanted};
-use apa::trainer::{StepOutcome, Trainer};
-use apa::types::{PolicyVersion, Rollout};
+use apa::trainer::{OPTIMIZER_FILES, Trainer};
+use apa::types::PolicyVersion;
 use candle_core::Device;
 
 use crate::support::engine::{open_with, published, rate_some};
@@ -169,6 +172,7 @@ fn replies_that_are_garbage_too_long_or_late_are_errors() {
         ("download", Fault::Long(64 << 20), "bytes"),
         ("download", Fault::Says("x"), "the archive of the adapter is damaged"),
         ("forward_backward", Fault::Status(401), "401"),
+        ("retrieve_future", Fault::Hangs(Duration::from_secs(8)), "create_model took the Tinker server over 5 s"),
         ("optim_step", Fault::Hangs(Duration::from_secs(8)), "whether optim_step was done is not known"),
     ] {
         fake.fault(what, fault);
@@ -274,43 +278,78 @@ fn a_server_that_is_not_there_keeps_the_ratings_and_teaches_them_once_it_is() {
     assert_eq!(fake.asked("load_weights"), loads + 1);
 }
 
+fn told(name: &str) -> String {
+    std::env::var(name).unwrap_or_else(|_| panic!("{name} is set by make check-tinker"))
+}
+
+/// The base that SkyRL's server has, and settings to train it there, in one step a batch.
+fn real() -> (Arc<Decoder>, TrainConfig) {
+    let decoder = Decoder::load(told("APA_TINKER_GGUF").as_ref(), &Device::Cpu, Dtype::F32).unwrap();
+    let engine = format!("tinker:{}", told("APA_TINKER_URL"));
+    (decoder.into(), TrainConfig { engine, tinker_seconds: 300, ..one_step(here()) })
+}
+
+fn one_step(config: TrainConfig) -> TrainConfig {
+    TrainConfig { epochs: 1, minibatch: 6, kl_samples: 0, ..config }
+}
+
 /// A step on SkyRL's server and one here, from the adapter that the server begins with.
 #[test]
 #[ignore = "wants the server that make check-tinker starts"]
 fn training_on_a_real_server_is_training_here() {
-    let told = |name: &str| std::env::var(name).unwrap_or_else(|_| panic!("{name} is set by make check-tinker"));
-    let decoder = Decoder::load(told("APA_TINKER_GGUF").as_ref(), &Device::Cpu, Dtype::F32).unwrap();
-    let decoder = std::sync::Arc::new(decoder);
-    let one = |config: TrainConfig| TrainConfig { epochs: 1, minibatch: 6, kl_samples: 0, ..config };
-    let url = told("APA_TINKER_URL");
-    let server = one(TrainConfig { engine: format!("tinker:{url}"), tinker_seconds: 300, ..here() });
-    // Of no more than the server's vocabulary, and of lengths unlike each other.
-    let rollouts: Vec<Rollout> = batch();
+    let (decoder, server) = real();
     let mut theirs = Trainer::new(decoder.clone(), &server).unwrap();
-    let first = match theirs.step(&rollouts, GO_ON).unwrap() {
-        StepOutcome::Trained(metrics) => metrics,
-        other => panic!("{other:?}"),
-    };
-    let dir = tempfile::tempdir().unwrap();
-    // The same beginning: a rate that moves nothing leaves the adapter as the server made it.
-    let mut still = Trainer::new(decoder.clone(), &TrainConfig { lr: 1e-30, weight_decay: 0.0, ..server }).unwrap();
-    still.step(&rollouts, GO_ON).unwrap();
-    still.save(dir.path()).unwrap();
-    let initial = Trainer::new(decoder.clone(), &one(here())).unwrap();
-    let state = dir.path().join("trainer.json");
-    let fresh = tempfile::tempdir().unwrap();
-    initial.save(fresh.path()).unwrap();
-    std::fs::copy(fresh.path().join("trainer.json"), &state).unwrap();
-    for file in apa::trainer::OPTIMIZER_FILES {
-        std::fs::remove_file(dir.path().join(file)).unwrap();
+    let there = step(&mut theirs, &batch());
+    // A rate that moves nothing leaves the adapter as the server made it: ours begins with it.
+    let mut still = Trainer::new(decoder.clone(), &TrainConfig { lr: 1e-30, ..server }).unwrap();
+    step(&mut still, &batch());
+    let (begin, fresh) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    still.save(begin.path()).unwrap();
+    Trainer::new(decoder.clone(), &one_step(here())).unwrap().save(fresh.path()).unwrap();
+    std::fs::copy(fresh.path().join("trainer.json"), begin.path().join("trainer.json")).unwrap();
+    for file in OPTIMIZER_FILES {
+        std::fs::remove_file(begin.path().join(file)).unwrap();
     }
-    let mut ours = Trainer::load(decoder.clone(), &one(here()), dir.path()).unwrap();
-    let start = ours.logprobs(&rollouts, Some(ours.adapter()), GO_ON).unwrap().concat();
-    let second = step(&mut ours, &rollouts);
-    let after = |trainer: &Trainer| trainer.logprobs(&rollouts, Some(trainer.adapter()), GO_ON).unwrap().concat();
-    let (here, there) = (after(&ours), after(&theirs));
-    let (moved, apart) = (gap(&start, &here), gap(&here, &there));
-    println!("moved {moved} nats at most, {apart} apart; losses {} and {}", first.policy_loss, second.policy_loss);
+    let mut ours = Trainer::load(decoder, &one_step(here()), begin.path()).unwrap();
+    let start = logprobs(&ours);
+    let here = step(&mut ours, &batch());
+    let (moved, apart) = (gap(&start, &logprobs(&ours)), gap(&logprobs(&ours), &logprobs(&theirs)));
+    println!("moved by up to {moved} nats, {apart} apart; losses {} and {}", there.policy_loss, here.policy_loss);
     assert!(moved > 0.05, "nothing moved, so comparing says nothing: {moved}");
     assert!(apart < 1e-3, "{apart} nats apart");
+}
+
+/// SkyRL's server is killed once it computed a gradient, in the first batch and in one that begins from a checkpoint.
+#[test]
+#[ignore = "wants the server that make check-tinker starts"]
+fn a_real_server_that_is_killed_in_mid_step_teaches_the_batch_once_it_is_back() {
+    let (decoder, server) = real();
+    let mut straight = Trainer::new(decoder.clone(), &server).unwrap();
+    let expected = [(); 2].map(|()| {
+        step(&mut straight, &batch());
+        logprobs(&straight)
+    });
+    drop(straight);
+    let mut trainer = Trainer::new(decoder, &server).unwrap();
+    for (batches, expected) in (1..).zip(&expected) {
+        let before = logprobs(&trainer);
+        let control = told("APA_TINKER_CONTROL");
+        let killed = std::thread::spawn(move || {
+            let mut stream = TcpStream::connect(control).unwrap();
+            stream.write_all(b"GET /process_batch_requests(forward_backward HTTP/1.0\r\n\r\n").unwrap();
+            let mut said = String::new();
+            stream.read_to_string(&mut said).unwrap();
+            said
+        });
+        // Until the log is watched.
+        std::thread::sleep(Duration::from_secs(1));
+        let error = failed(&mut trainer);
+        println!("batch {batches}: {error}");
+        assert_eq!((error.code(), gap(&logprobs(&trainer), &before)), (Code::Train, 0.0), "{error}");
+        assert!(killed.join().unwrap().contains("200"));
+        step(&mut trainer, &batch());
+        let apart = gap(expected, &logprobs(&trainer));
+        println!("batch {batches}: {apart} nats apart");
+        assert!(apart < 1e-3, "{apart} nats apart");
+    }
 }
