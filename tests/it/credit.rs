@@ -11,6 +11,8 @@ use crate::support::bench::{Bench, said};
 const ENDS: usize = 8;
 /// Batches of a run, of 16 answers each.
 const STEPS: &str = "80";
+/// The same where an answer is credited as a whole: what its first tokens earn is then said of all of them.
+const STEPS_BY_RESPONSE: &str = "240";
 /// The random model spreads a token's probability over all of its vocabulary, where nothing is seen twice. At this
 /// temperature it is nearly as sure of a token as a language model.
 const TEMPERATURE: &str = "0.4";
@@ -34,11 +36,11 @@ struct Run {
 
 impl Run {
     /// Trains a fresh tiny model on answers of at most so many tokens, and tells what came of it.
-    fn new(bench: &Bench, name: &str, reward: &str, tokens: &str, more: &[&str]) -> Self {
+    fn new(bench: &Bench, name: &str, reward: &str, (tokens, steps): (&str, &str), more: &[&str]) -> Self {
         let mut apad = bench.apad("train");
         apad.args(["--model", "tiny.gguf", "--prompts", "prompts.jsonl", "--max-new", tokens, "--reward", reward]);
-        apad.args(["--out", name, "--steps", STEPS, "--temperature", TEMPERATURE, "--lr", "3e-3"]);
-        apad.args(["--critic-lr", "1e-3", "--checkpoint-every", STEPS]);
+        apad.args(["--out", name, "--steps", steps, "--temperature", TEMPERATURE, "--lr", "3e-3"]);
+        apad.args(["--critic-lr", "1e-3", "--checkpoint-every", steps]);
         apad.args(["--set", "serve.threads=1", "--set", "train.threads=1"]).args(more);
         let done = apad.output().unwrap();
         assert!(done.status.success(), "{}", said(&done));
@@ -89,13 +91,15 @@ fn measure_credit() {
     fs::write(bench.path("prompts.jsonl"), prompts.join("\n")).unwrap();
 
     // Every token of these counts: what they don't learn, no credit could teach.
-    let mut faults = Run::new(&bench, "ten", EARLY, "10", &[]).faults("ten", 0.4);
-    let credits: [(&str, &[&str]); 2] =
-        [("token", &["--credit", "token"]), ("response", &["--credit", "response", "--nats-per-reward", "4"])];
-    for (credit, flags) in credits {
+    let mut faults = Run::new(&bench, "ten", EARLY, ("10", STEPS), &[]).faults("ten", 0.4);
+    let credits: [(&str, &str, &[&str]); 2] = [
+        ("token", STEPS, &["--credit", "token"]),
+        ("response", STEPS_BY_RESPONSE, &["--credit", "response", "--nats-per-reward", "4"]),
+    ];
+    for (credit, steps, flags) in credits {
         for (what, reward, least_gain) in [("early", EARLY, 0.4), ("liked", LIKED, -0.15)] {
             let name = format!("{what}-{credit}");
-            faults.extend(Run::new(&bench, &name, reward, "200", flags).faults(&name, least_gain));
+            faults.extend(Run::new(&bench, &name, reward, ("200", steps), flags).faults(&name, least_gain));
         }
     }
     assert!(faults.is_empty(), "{faults:#?}");
