@@ -46,6 +46,16 @@ choices! {
 }
 
 choices! {
+    /// What a server of a ledger does.
+    Role {
+        /// It serves, trains and decides which version serves.
+        All = "all",
+        /// It serves what another server of the same ledger decides.
+        Server = "server",
+    }
+}
+
+choices! {
     /// What becomes of a candidate that passes every limit.
     Promotion {
         /// It serves; where enough users rate, one that was not shown to be as good is tried on a share of them first.

@@ -17,7 +17,7 @@ use std::collections::BTreeMap;
 
 use crate::error::{Error, Result};
 pub use builder::{Builder, Origin, Set};
-pub use choices::{Algorithm, Credit, Dtype, Promotion, Undecided, Weights};
+pub use choices::{Algorithm, Credit, Dtype, Promotion, Role, Undecided, Weights};
 pub use keys::Key;
 pub use origin_pattern::OriginPattern;
 pub use settings::{

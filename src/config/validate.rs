@@ -3,7 +3,7 @@
 
 use super::range::Range;
 use super::rows::Setting;
-use super::{Algorithm, Config, Credit, TrainConfig};
+use super::{Algorithm, Config, Credit, Role, TrainConfig};
 use crate::error::{Error, Result};
 
 impl Config {
@@ -23,6 +23,11 @@ impl Config {
             let (context, why) = (self.serve.context, "each slot holds at least one token");
             let expected = format!("at least serve.slots, {slots}: {why}");
             return Err(Error::arg(format!("serve.context is {context}, expected {expected}")));
+        }
+        if self.serve.role == Role::Server && self.ledger.url.is_none() {
+            return Err(Error::arg(
+                "serve.role is server, expected ledger.url to name a ledger that another one shares",
+            ));
         }
         if self.reward.command.is_some() && self.reward.url.is_some() {
             return Err(Error::arg("reward.url is set beside reward.command, expected one of them"));

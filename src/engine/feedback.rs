@@ -148,10 +148,12 @@ impl Engine {
     /// Has the learner woken by what is said at other servers of the ledger, too.
     pub(super) fn hear_others(&self) {
         let inner = Arc::downgrade(&self.inner);
-        self.inner.ledger.on_news(move |_| {
-            if let Some(inner) = inner.upgrade() {
-                Engine { inner }.learn_if_due();
+        self.inner.ledger.on_news(move |news| {
+            let Some(inner) = inner.upgrade() else { return };
+            if news.versions {
+                inner.learner.nudge();
             }
+            Engine { inner }.learn_if_due();
         });
     }
 

@@ -84,7 +84,7 @@ impl Engine {
             store = store.keep_also_in(url)?;
         }
         recovery::set_aside(&store, &ledger, &alerts)?;
-        let weights = recovery::first_weights(&store, &ledger, &alerts)?;
+        let weights = recovery::first_weights(&store, &ledger, &alerts, config.serve.role)?;
         let active = weights.version;
 
         let patience = Some(Duration::from_secs(config.serve.request_seconds.into())).filter(|time| !time.is_zero());

@@ -3,6 +3,7 @@
 
 use super::alerts::{AlertKind, Alerts};
 use super::weights::weights_of;
+use crate::config;
 use crate::error::{Code, Result};
 use crate::ledger::Ledger;
 use crate::publish::{Aside, VersionStore};
@@ -41,11 +42,16 @@ pub(super) fn tell_aside(aside: &[Aside], alerts: &Alerts) {
 }
 
 /// The weights to start with: those of the active version, or of its nearest ancestor with an intact adapter, which
-/// then becomes the active version.
-pub(super) fn first_weights(store: &VersionStore, ledger: &Ledger, alerts: &Alerts) -> Result<Weights> {
+/// then becomes the active version where this server decides (`serve.role`).
+pub(super) fn first_weights(
+    store: &VersionStore,
+    ledger: &Ledger,
+    alerts: &Alerts,
+    role: config::Role,
+) -> Result<Weights> {
     let active = ledger.active()?;
     let (weights, damage) = whole(store, &ledger.versions()?, active)?;
-    if let Some(damage) = damage {
+    if let Some(damage) = damage.filter(|_| role == config::Role::All) {
         let version = weights.version;
         ledger.set_active(version)?;
         alerts.raise(

@@ -102,6 +102,11 @@ impl Ledger {
         *lock(&self.hook) = Some(Box::new(hook));
     }
 
+    /// Whether other servers may have it open.
+    pub(crate) fn is_shared(&self) -> bool {
+        lock(&self.listener).is_some()
+    }
+
     /// Ends a start: takes room for the next one, which a full disk would keep from beginning. Returns whether the disk
     /// is full.
     pub(crate) fn keep_reserve(&self) -> bool {

@@ -31,6 +31,8 @@ mod feedback_http;
 mod ffi;
 mod ffi_engine;
 mod ffi_learn;
+#[cfg(feature = "postgres")]
+mod following;
 mod full_disk;
 mod go;
 mod golden;

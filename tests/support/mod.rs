@@ -19,6 +19,9 @@ pub mod installed;
 pub mod node;
 #[cfg(feature = "daemon")]
 pub mod packages;
+#[cfg(feature = "postgres")]
+#[path = "../../src/ledger/server_tests.rs"]
+mod postgres_server;
 pub mod python;
 pub mod reward;
 #[cfg(feature = "daemon")]
@@ -29,6 +32,12 @@ pub mod tiny;
 pub mod trainer;
 
 use std::path::Path;
+
+/// The URL of a new database, gone with this process. `None`, and a line that says so, without Debian's Postgres.
+#[cfg(feature = "postgres")]
+pub fn database() -> Option<String> {
+    Some(postgres_server::shared()?.database())
+}
 
 /// Whether any file of the folder holds these bytes.
 pub fn on_disk(dir: &Path, words: &[u8]) -> bool {

@@ -40,6 +40,7 @@ impl Flags for Served {
         ("device", "train.device"),
         ("batch", "train.batch"),
         ("lambda", "train.lambda"),
+        ("role", "serve.role"),
         ("slots", "serve.slots"),
         ("serve-type", "serve.type"),
     ];

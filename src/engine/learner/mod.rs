@@ -3,6 +3,7 @@
 
 mod beside;
 mod fit;
+mod follow;
 mod handle;
 mod panics;
 mod retention;
@@ -42,7 +43,7 @@ use super::rollouts::Rollouts;
 use super::routes::Routes;
 use super::status::{TrainerState, TrainerStatus, TrialStatus, UnlearnStatus};
 use super::weights::weights_of;
-use crate::config::{Algorithm, Config, TrainConfig};
+use crate::config::{Algorithm, Config, Role, TrainConfig};
 use crate::error::{Code, Error, Result};
 use crate::forecast;
 use crate::gate::{self, Candidate};
@@ -234,6 +235,9 @@ impl Worker {
         orders: &Receiver<Order>,
         reminders: &Receiver<Order>,
     ) {
+        if self.config.serve.role == Role::Server {
+            return self.follow_along(orders, reminders);
+        }
         self.resume_unlearning();
         pool.install(|| self.prepare());
         self.resume_trial();
@@ -318,7 +322,7 @@ impl Worker {
         if self.unlearning.is_some() {
             return;
         }
-        if let Err(error) = self.look_at_trial().and_then(|()| self.look_back()) {
+        if let Err(error) = self.hear().and_then(|()| self.look_at_trial()).and_then(|()| self.look_back()) {
             tracing::error!(%error, "versions could not be compared");
             self.shared.status().reason = Some(error.to_string());
         }

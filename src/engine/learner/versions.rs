@@ -86,6 +86,12 @@ impl Worker {
             self.scheduler.swap(weights_of(&self.store, self.active)?)?;
             return Err(error);
         }
+        self.now_serves(version);
+        Ok(())
+    }
+
+    /// What follows from serving another version, which is on record.
+    pub(super) fn now_serves(&mut self, version: PolicyVersion) {
         self.active = version;
         // What had to wait for others may not have to beside another version.
         self.waiting = None;
@@ -94,7 +100,6 @@ impl Worker {
         self.reload();
         self.tell(|| News::VersionActivated { version });
         tracing::info!(version = version.0, "version activated");
-        Ok(())
     }
 
     /// Serves the newest version on record, looked up here because a step may have published one meanwhile.
