@@ -168,12 +168,14 @@ fn generation_row(row: &Row<'_>) -> Result<Generation> {
 }
 
 pub(super) fn answer(db: &Db, id: &GenerationId) -> Result<Option<Answer>> {
-    let sql = "SELECT seq, policy_version, prompt, response FROM generations WHERE id = ?1";
-    db.first(sql, [&id.0], |row| {
-        let (prompt, response) = (row.bytes(2)?, row.bytes(3)?);
-        let (policy_version, empty) = (PolicyVersion(unsigned(row, 1)?), response.is_empty());
-        Ok(Answer { row: row.get(0)?, policy_version, empty, content: content(prompt, response) })
-    })
+    db.first("SELECT seq, policy_version, prompt, response FROM generations WHERE id = ?1", [&id.0], answer_row)
+}
+
+/// A row of `seq, policy_version, prompt, response`.
+pub(super) fn answer_row(row: &Row<'_>) -> Result<Answer> {
+    let (prompt, response) = (row.bytes(2)?, row.bytes(3)?);
+    let (policy_version, empty) = (PolicyVersion(unsigned(row, 1)?), response.is_empty());
+    Ok(Answer { row: row.get(0)?, policy_version, empty, content: content(prompt, response) })
 }
 
 pub(super) fn feedback_of(db: &Db, id: &GenerationId) -> Result<Vec<StoredFeedback>> {

@@ -85,32 +85,48 @@ pub(super) fn check_length(what: &str, text: Option<&str>, limit: usize) -> Resu
 }
 
 fn known(db: &Db, id: &GenerationId) -> Result<rows::Answer> {
-    // Truncated, since the text comes from a client.
-    rows::answer(db, id)?.ok_or_else(|| Error::unknown_id(format!("generation {:.64} is not on record", id.0)))
+    rows::answer(db, id)?.ok_or_else(|| unknown(id))
 }
 
-/// What is on record of an answer before a piece of feedback.
+fn unknown(id: &GenerationId) -> Error {
+    // Truncated, since the text comes from a client.
+    Error::unknown_id(format!("generation {:.64} is not on record", id.0))
+}
+
+/// An answer, and what is on record of it before a piece of feedback.
 struct Said {
-    /// Whether its user has rated it.
+    answer: rows::Answer,
+    /// Pieces of feedback.
+    count: u64,
+    /// Bytes of comments and corrections.
+    text: u64,
+    /// Whether this user has rated it.
     rated: bool,
     /// Whether it has feedback waiting.
     waiting: bool,
 }
 
+fn said(db: &Db, f: &NewFeedback) -> Result<Said> {
+    let sql = "SELECT g.seq, g.policy_version, g.prompt, g.response, count(f.id),
+               CAST(coalesce(sum(coalesce(octet_length(f.comment), 0)
+                                 + coalesce(octet_length(f.correction), 0)), 0) AS BIGINT),
+               count(*) FILTER (WHERE f.user IS NOT DISTINCT FROM ?2 AND f.rating IS NOT NULL),
+               count(*) FILTER (WHERE f.teaches = 1 AND f.batch IS NULL)
+               FROM generations g LEFT JOIN feedback f INDEXED BY feedback_of_generation ON f.generation = g.seq
+               WHERE g.id = ?1 GROUP BY g.seq";
+    let found = db.first(sql, (&f.generation_id.0, &f.user), |row| {
+        let number = |column| rows::unsigned(row, column);
+        let (rated, waiting) = (number(6)? > 0, number(7)? > 0);
+        Ok(Said { answer: rows::answer_row(row)?, count: number(4)?, text: number(5)?, rated, waiting })
+    })?;
+    found.ok_or_else(|| unknown(&f.generation_id))
+}
+
 /// Limits the feedback on one answer, since it is read all at once.
-fn check_said(db: &Db, f: &NewFeedback, answer: i64) -> Result<Said> {
-    let sql = "SELECT count(*),
-               CAST(coalesce(sum(coalesce(octet_length(comment), 0)
-                                 + coalesce(octet_length(correction), 0)), 0) AS BIGINT),
-               count(*) FILTER (WHERE user IS NOT DISTINCT FROM ?2 AND rating IS NOT NULL),
-               count(*) FILTER (WHERE teaches = 1 AND batch IS NULL)
-               FROM feedback INDEXED BY feedback_of_generation WHERE generation = ?1";
-    let number = rows::unsigned;
-    let (count, text, rated, waiting) =
-        db.one(sql, (answer, &f.user), |row| Ok((number(row, 0)?, number(row, 1)?, number(row, 2)?, number(row, 3)?)))?;
+fn check_said(Said { count, text, .. }: &Said, f: &NewFeedback) -> Result<()> {
     let (_, correction, _) = rows::parts(&f.signal);
     let more = f.comment.as_ref().map_or(0, String::len) + correction.map_or(0, str::len);
-    if count >= MAX_SAID {
+    if *count >= MAX_SAID {
         return Err(Error::arg(format!("the answer has {count} pieces of feedback, expected at most {MAX_SAID}")));
     }
     if more > 0 && text + more as u64 > MAX_SAID_TEXT {
@@ -118,12 +134,13 @@ fn check_said(db: &Db, f: &NewFeedback, answer: i64) -> Result<Said> {
             "comments and corrections on the answer have {text} bytes, and {more} more are over {MAX_SAID_TEXT}"
         )));
     }
-    Ok(Said { rated: rated > 0, waiting: waiting > 0 })
+    Ok(())
 }
 
 pub(super) fn insert_feedback(db: &Db, f: &NewFeedback, rules: &Rules) -> Result<FeedbackReceipt> {
-    let answer = known(db, &f.generation_id)?;
-    let said = check_said(db, f, answer.row)?;
+    let said = said(db, f)?;
+    check_said(&said, f)?;
+    let answer = said.answer;
     let (rating, correction, signal) = rows::parts(&f.signal);
     let may_teach = !answer.empty
         && match &f.signal {

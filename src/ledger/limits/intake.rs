@@ -1,7 +1,7 @@
 //! Decides whether incoming feedback counts. Never looks at an answer's text.
 
-use super::review::{ReviewVerdict, verdict};
-use super::rules::{HOUR_MS, Rules, has_others};
+use super::review::{ReviewVerdict, known};
+use super::rules::{HOUR_MS, Rules};
 use crate::error::Result;
 use crate::ledger::db::Db;
 use crate::ledger::rows;
@@ -15,40 +15,56 @@ pub(in crate::ledger) fn left_out(
     f: &NewFeedback,
     content: i64,
 ) -> Result<Option<&'static str>> {
-    if let Some(user) = &f.user
-        && verdict(db, user)? == Some(ReviewVerdict::Reject)
-    {
+    let OnRecord { verdict, duplicate, others, of_hour } = on_record(db, rules, f, content)?;
+    if verdict == Some(ReviewVerdict::Reject) {
         return Ok(Some("user rejected"));
     }
-    if rules.duplicates_once && is_duplicate(db, f, content)? {
+    if rules.duplicates_once && duplicate {
         return Ok(Some("duplicate"));
     }
-    if rules.hourly > 0 && has_others(db, f.user.as_deref())? {
-        let hour = rows::signed(unix_millis() / HOUR_MS * HOUR_MS);
-        // Rows written while the clock was ahead belong to no hour that has begun.
-        let (begins, ends, most) = (hour, hour + rows::signed(HOUR_MS), rules.hourly);
-        let of_hour = |whose: &str| {
-            format!(
-                "SELECT count(*) FROM (SELECT 1 FROM feedback INDEXED BY feedback_of_user
-                 WHERE created >= ?1 AND created < ?2 AND teaches = 1 AND user {whose} LIMIT ?3) AS counted"
-            )
-        };
-        let counted: i64 = match &f.user {
-            Some(user) => db.one(&of_hour("= ?4"), (begins, ends, most, user), |row| row.get(0))?,
-            None => db.one(&of_hour("IS NULL"), (begins, ends, most), |row| row.get(0))?,
-        };
-        if counted >= i64::from(rules.hourly) {
-            return Ok(Some("over the user's limit of this hour"));
-        }
+    if rules.hourly > 0 && others && of_hour >= i64::from(rules.hourly) {
+        return Ok(Some("over the user's limit of this hour"));
     }
     Ok(None)
 }
 
-fn is_duplicate(db: &Db, f: &NewFeedback, content: i64) -> Result<bool> {
+/// What decides whether feedback counts.
+struct OnRecord {
+    /// The last about its user.
+    verdict: Option<ReviewVerdict>,
+    /// Whether the user has said the same of the same answer, and it waits.
+    duplicate: bool,
+    /// Whether anyone else has given feedback.
+    others: bool,
+    /// Feedback of this user's that counts in this hour, as far as the limit.
+    of_hour: i64,
+}
+
+/// Found in one statement, for a database that is far away.
+fn on_record(db: &Db, rules: &Rules, f: &NewFeedback, content: i64) -> Result<OnRecord> {
+    let whose = if f.user.is_some() { "= ?2" } else { "IS NULL" };
+    // The sum keeps the index of all that waits out of it, which is longer than that of one content.
+    // Rows written while the clock was ahead belong to no hour that has begun.
+    let sql = format!(
+        "SELECT (SELECT verdict FROM reviews WHERE user = ?2 ORDER BY id DESC LIMIT 1),
+         EXISTS (SELECT 1 FROM feedback f JOIN generations g ON g.seq = f.generation
+                 WHERE f.content = ?1 AND f.teaches + 0 = 1 AND f.batch IS NULL AND f.user IS NOT DISTINCT FROM ?2
+                 AND f.rating IS NOT DISTINCT FROM ?3 AND f.correction IS NOT DISTINCT FROM ?4
+                 AND f.signal IS NOT DISTINCT FROM ?5 AND g.id <> ?6),
+         EXISTS (SELECT 1 FROM (SELECT user FROM feedback ORDER BY user LIMIT 1) AS first
+                 WHERE first.user IS DISTINCT FROM ?2)
+         OR EXISTS (SELECT 1 FROM (SELECT user FROM feedback ORDER BY user DESC LIMIT 1) AS last
+                    WHERE last.user IS DISTINCT FROM ?2),
+         (SELECT count(*) FROM (SELECT 1 FROM feedback INDEXED BY feedback_of_user
+                                WHERE user {whose} AND created >= ?7 AND created < ?8 AND teaches = 1
+                                LIMIT ?9) AS counted)"
+    );
     let (rating, correction, signal) = rows::parts(&f.signal);
-    let earlier = "SELECT 1 FROM feedback f JOIN generations g ON g.seq = f.generation
-                   WHERE f.content = ?1 AND f.teaches = 1 AND f.batch IS NULL AND f.user IS NOT DISTINCT FROM ?2
-                   AND f.rating IS NOT DISTINCT FROM ?3 AND f.correction IS NOT DISTINCT FROM ?4
-                   AND f.signal IS NOT DISTINCT FROM ?5 AND g.id <> ?6 LIMIT 1";
-    db.exists(earlier, (content, &f.user, rating, correction, signal, &f.generation_id.0))
+    let begins = rows::signed(unix_millis() / HOUR_MS * HOUR_MS);
+    let hour = (begins, begins + rows::signed(HOUR_MS));
+    let (user, id) = (&f.user, &f.generation_id.0);
+    db.one(&sql, (content, user, rating, correction, signal, id, hour.0, hour.1, rules.hourly), |row| {
+        let verdict = row.maybe(0)?.map(known).transpose()?;
+        Ok(OnRecord { verdict, duplicate: row.get(1)?, others: row.get(2)?, of_hour: row.get(3)? })
+    })
 }

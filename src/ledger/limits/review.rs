@@ -86,15 +86,16 @@ pub(in crate::ledger) fn compare(db: &Db, f: &NewFeedback, content: i64) -> Resu
     Ok(())
 }
 
-pub(super) fn verdict(db: &Db, user: &str) -> Result<Option<ReviewVerdict>> {
+fn verdict(db: &Db, user: &str) -> Result<Option<ReviewVerdict>> {
     let sql = "SELECT verdict FROM reviews WHERE user = ?1 ORDER BY id DESC LIMIT 1";
-    let word: Option<String> = db.first(sql, [user], |row| row.get(0))?;
-    let known = |word: String| {
-        let all = [ReviewVerdict::Trust, ReviewVerdict::Hold, ReviewVerdict::Reject];
-        let found = all.into_iter().find(|v| v.as_str() == word);
-        found.ok_or_else(|| Error::io(format!("the ledger is damaged: unknown verdict {word:?}")))
-    };
-    word.map(known).transpose()
+    db.first(sql, [user], |row| known(row.get(0)?))
+}
+
+/// The verdict that a word stands for.
+pub(super) fn known(word: String) -> Result<ReviewVerdict> {
+    let all = [ReviewVerdict::Trust, ReviewVerdict::Hold, ReviewVerdict::Reject];
+    let found = all.into_iter().find(|v| v.as_str() == word);
+    found.ok_or_else(|| Error::io(format!("the ledger is damaged: unknown verdict {word:?}")))
 }
 
 /// Users whose feedback waits for review: flagged ones and those on hold, with the decisions.

@@ -98,20 +98,11 @@ impl Ripe {
     }
 }
 
-/// Whether anyone but `user` has ever given feedback.
-pub(super) fn has_others(db: &Db, user: Option<&str>) -> Result<bool> {
-    Ok(ends(db)?.iter().any(|end| end.as_deref() != user))
-}
-
 /// Whether all feedback is of one user.
 pub(super) fn lone(db: &Db) -> Result<bool> {
-    let ends = ends(db)?;
-    Ok(ends.first() == ends.last())
-}
-
-/// The first and the last user who gave feedback, in any order; none if nobody did.
-fn ends(db: &Db) -> Result<Vec<Option<String>>> {
+    // The first and the last user in the order of names.
     let sql = "SELECT user FROM (SELECT user FROM feedback ORDER BY user LIMIT 1) AS first
                UNION ALL SELECT user FROM (SELECT user FROM feedback ORDER BY user DESC LIMIT 1) AS last";
-    db.all(sql, (), |row| row.maybe(0))
+    let ends: Vec<Option<String>> = db.all(sql, (), |row| row.maybe(0))?;
+    Ok(ends.first() == ends.last())
 }

@@ -26,7 +26,9 @@ use target::Target;
 /// Connections that read.
 const READERS: usize = 3;
 /// How long a write waits for another server's.
-const PATIENCE: &str = "SET lock_timeout = '10s'; SET idle_in_transaction_session_timeout = '60s'; \
+/// And an index is taken where there is one: plans outlive the size of the tables that they were made for.
+const SETTINGS: &str = "SET lock_timeout = '10s'; SET idle_in_transaction_session_timeout = '60s'; \
+    SET enable_seqscan = off; SET jit = off; \
     SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off';";
 /// The waits between tries to connect again: a short restart fails nothing that had not begun.
 const AGAIN: [Duration; 3] = [Duration::from_millis(50), Duration::from_millis(200), Duration::from_millis(800)];
@@ -150,7 +152,7 @@ impl Postgres {
             let (client, connection) = config.connect(tls).await?;
             // Its error is that of the next call.
             tokio::spawn(async move { drop(connection.await) });
-            client.batch_execute(PATIENCE).await?;
+            client.batch_execute(SETTINGS).await?;
             let schema = client.query_one("SELECT hashtext(current_schema())", &[]).await?.try_get(0)?;
             Ok((client, schema))
         };
