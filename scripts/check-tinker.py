@@ -327,6 +327,7 @@ def made(folder):
     import tokenizers
     import transformers
 
+    transformers.logging.disable_progress_bar()
     case = dict(models.cases())["qwen3"]
     model = case.make(seed=7).float()
     model.config.architectures = ["Qwen3ForCausalLM"]
