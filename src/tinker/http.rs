@@ -198,13 +198,14 @@ async fn send(request: RequestBuilder) -> Result<Response, Failure> {
 
 /// What a connection's error says of the request.
 fn broken(error: reqwest::Error) -> Failure {
-    let (unreached, late) = (error.is_connect(), error.is_timeout());
-    let error = Error::train(format!("the Tinker server: {}", cause(&error.without_url())));
-    match () {
-        () if unreached => Failure::NotDone(error),
-        () if late => Failure::Late(error),
-        () => Failure::Unsure(error),
-    }
+    let kind = if error.is_connect() {
+        Failure::NotDone
+    } else if error.is_timeout() {
+        Failure::Late
+    } else {
+        Failure::Unsure
+    };
+    kind(Error::train(format!("the Tinker server: {}", cause(&error.without_url()))))
 }
 
 async fn take(reply: &mut Response, most: usize) -> Result<Vec<u8>, Failure> {
