@@ -54,6 +54,16 @@ if [ ${#missing[@]} -gt 0 ]; then
     fi
 fi
 
+# The ledger in Postgres is tested with Debian's programs, each time with a server of its own; without them those tests are left out.
+if [ "${1:-}" = test ] && ! compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null; then
+    if [ "$(id -u)" -eq 0 ] && have apt-get; then
+        echo "installing postgresql"
+        { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends postgresql; } || true
+    fi
+    compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null ||
+        echo "tests of the ledger in Postgres are left out; for them, as root: apt-get install postgresql"
+fi
+
 rust_help="install Rust $rust_wanted or newer: https://rustup.rs (on Debian 13 and later also: apt-get install rustup && rustup default stable)"
 if ! have cargo && [ "$(id -u)" -eq 0 ]; then
     echo "installing Rust with rustup"
