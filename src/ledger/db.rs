@@ -57,6 +57,7 @@ pub struct News {
 }
 
 /// What is left of deleted data.
+#[cfg_attr(not(feature = "postgres"), allow(dead_code))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Remains {
     Nothing,
@@ -67,6 +68,7 @@ pub(super) enum Remains {
 }
 
 /// What is heard of other servers.
+#[cfg_attr(not(feature = "postgres"), allow(dead_code))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Heard {
     /// News, and the moment of their commit.

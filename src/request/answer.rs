@@ -90,6 +90,7 @@ impl Reader {
     }
 
     /// Whether the answer broke off in the arguments of its last call, once it is finished.
+    #[cfg(any(feature = "daemon", test))]
     pub(crate) fn broke_off(&self) -> bool {
         self.broken_off
     }
