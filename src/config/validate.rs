@@ -26,7 +26,7 @@ impl Config {
         }
         if self.serve.role == Role::Server && self.ledger.url.is_none() {
             return Err(Error::arg(
-                "serve.role is server, expected ledger.url to name a ledger that another one shares",
+                "serve.role is server, expected ledger.url to be set: it serves what another server decides",
             ));
         }
         if self.reward.command.is_some() && self.reward.url.is_some() {

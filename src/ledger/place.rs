@@ -77,7 +77,16 @@ impl<'a> Place<'a> {
             Some(_) if self.dir.join(sqlite::FILE).exists() => Err(Error::arg(format!(
                 "the data folder {dir} has a ledger of its own, expected one without, as ledger.url names another"
             ))),
-            Some(_) => Ok(()),
+            Some(url) => {
+                let named = database::shown(url)?;
+                match self.elsewhere().filter(|database| *database != named) {
+                    None => Ok(()),
+                    Some(database) => Err(Error::arg(format!(
+                        "the ledger of {dir} is in {database}, expected ledger.url to name it, not {named}; if it has \
+                         moved there, remove {dir}/{ELSEWHERE}"
+                    ))),
+                }
+            }
         }
     }
 

@@ -9,6 +9,7 @@ use super::objects::Objects;
 use super::{STAGING, VersionStore, at, name_of, remove_any};
 use crate::error::{Error, Result};
 use crate::lock::lock;
+use crate::system::make_private_folder;
 use crate::types::PolicyVersion;
 
 /// The store, and what keeps two threads from fetching one version at the same time.
@@ -67,6 +68,8 @@ impl VersionStore {
 
     /// A file in a folder that is gone afterwards, also if a crash comes between.
     fn beside(&self, what: &str, version: PolicyVersion, work: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+        // Somebody may have removed it while this runs.
+        at(&self.root, make_private_folder(&self.root))?;
         let folder = self.root.join(format!("{STAGING}{what}-{}", name_of(version)));
         remove_any(&folder)?;
         at(&folder, fs::create_dir(&folder))?;

@@ -12,12 +12,13 @@ impl Worker {
     pub(super) fn follow_along(&mut self, orders: &Receiver<Order>, reminders: &Receiver<Order>) {
         self.turn_off(TrainerState::Off, "another server trains and decides (serve.role)".into());
         loop {
-            match self.follow() {
-                Ok(()) => self.alerts.clear(AlertKind::FellBack),
-                Err(error) => {
+            let active = self.ledger.active();
+            match active.as_ref().map(|active| self.follow(*active)) {
+                Err(error) => tracing::warn!(%error, "the record can't be read: what serves goes on"),
+                Ok(Ok(())) => self.alerts.clear(AlertKind::FellBack),
+                Ok(Err(error)) => {
                     let said = format!(
-                        "version {} serves, though another one is on record: {error}; it is tried again every few \
-                         seconds",
+                        "version {} serves, not what is on record: {error}; it is tried again every few seconds",
                         self.active
                     );
                     tracing::warn!("{said}");
@@ -62,12 +63,11 @@ impl Worker {
         // What can't be served here is not chosen for all.
         weights_of(&self.store, version)?;
         self.ledger.set_active_as(version, Decides::Person)?;
-        self.follow()
+        self.follow(version)
     }
 
     /// Serves the version that is on record as active, and the candidate of a trial beside it.
-    fn follow(&mut self) -> Result<()> {
-        let active = self.ledger.active()?;
+    fn follow(&mut self, active: PolicyVersion) -> Result<()> {
         if active != self.active {
             self.scheduler.swap(weights_of(&self.store, active)?)?;
             self.now_serves(active);

@@ -7,13 +7,14 @@ mod schema;
 mod sql;
 mod target;
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::future::Future;
 use std::time::Duration;
 
 use futures_util::future::try_join;
 use tokio::runtime::{Builder, Handle, Runtime};
+use tokio::time::timeout;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, Statement};
@@ -30,6 +31,8 @@ const READERS: usize = 3;
 const SETTINGS: &str = "SET lock_timeout = '10s'; SET idle_in_transaction_session_timeout = '60s'; \
     SET enable_seqscan = off; SET jit = off; \
     SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off';";
+/// How long a call is waited for, an answer to a lock included: a server that hangs must not hang those who ask.
+const ANSWER: Duration = Duration::from_secs(20);
 /// The waits between tries to connect again: a short restart fails nothing that had not begun.
 const AGAIN: [Duration; 3] = [Duration::from_millis(50), Duration::from_millis(200), Duration::from_millis(800)];
 /// Half of the key of the writers' lock; the other half is the schema's.
@@ -109,6 +112,8 @@ pub(super) struct Postgres {
     writing_as: u64,
     runtime: Option<Runtime>,
     session: RefCell<Option<Session>>,
+    /// A call was not answered: the session is of no use any more.
+    hung: Cell<bool>,
     /// What goes out before the next statement, in one way there and back.
     queued: RefCell<String>,
 }
@@ -125,7 +130,7 @@ impl Postgres {
     fn new(target: Target, writing_as: u64) -> Result<Self> {
         let runtime = Some(Builder::new_current_thread().enable_all().build()?);
         let session = RefCell::default();
-        Ok(Self { target, writing_as, runtime, session, queued: RefCell::default() })
+        Ok(Self { target, writing_as, runtime, session, hung: Cell::default(), queued: RefCell::default() })
     }
 
     fn connect(target: Target, writing_as: u64) -> Result<Self> {
@@ -138,15 +143,25 @@ impl Postgres {
     /// Drives the connection until a call is answered.
     fn wait<T: Send>(&self, call: impl Future<Output = T> + Send) -> Result<T> {
         let runtime = self.runtime.as_ref().ok_or_else(|| Error::closed("the ledger is closed"))?;
-        if Handle::try_current().is_err() {
-            return Ok(runtime.block_on(call));
+        if self.hung.get() {
+            return Err(no_answer());
         }
-        // A thread that runs an HTTP service's tasks can't drive this one's.
-        let waited = std::thread::scope(|scope| scope.spawn(|| runtime.block_on(call)).join());
-        waited.map_err(|_| Error::panic("a call to Postgres panicked"))
+        let call = async { timeout(ANSWER, call).await };
+        let answered = if Handle::try_current().is_err() {
+            runtime.block_on(call)
+        } else {
+            // A thread that runs an HTTP service's tasks can't drive this one's.
+            let waited = std::thread::scope(|scope| scope.spawn(|| runtime.block_on(call)).join());
+            waited.map_err(|_| Error::panic("a call to Postgres panicked"))?
+        };
+        answered.map_err(|_| {
+            self.hung.set(true);
+            no_answer()
+        })
     }
 
     fn begin_session(&self) -> Result<Session> {
+        self.hung.set(false);
         let (config, tls) = (self.target.config.clone(), self.target.tls.clone());
         let connect = async move {
             let (client, connection) = config.connect(tls).await?;
@@ -222,7 +237,7 @@ impl Postgres {
     }
 
     fn is_lost(&self) -> bool {
-        self.session.borrow().as_ref().is_none_or(|session| session.client.is_closed())
+        self.hung.get() || self.session.borrow().as_ref().is_none_or(|session| session.client.is_closed())
     }
 }
 
@@ -262,7 +277,7 @@ impl Engine for Postgres {
         }
         let mut session = self.begin_session();
         for wait in AGAIN {
-            if session.is_ok() {
+            if session.is_ok() || self.hung.get() {
                 break;
             }
             std::thread::sleep(wait);
@@ -343,6 +358,10 @@ impl Drop for Postgres {
             runtime.shutdown_background();
         }
     }
+}
+
+fn no_answer() -> Error {
+    Error::io(format!("Postgres doesn't answer within {} seconds", ANSWER.as_secs()))
 }
 
 /// What Postgres says, in our words.
