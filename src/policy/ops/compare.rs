@@ -10,11 +10,8 @@ use rand::{RngExt, SeedableRng, rngs::StdRng};
 const F32: f32 = 1e-4;
 /// What operands rounded to bf16 differ by.
 const BF16: f32 = 2e-2;
-/// The same for an operation on a GPU.
+/// The same on a GPU. An attention block's chain of roundings goes beyond it on most seeds, PyTorch's too: docs/LOG.md.
 const GPU_BF16: f32 = 1e-2;
-/// For attention with all that is around it: a chain of roundings, of which those of products' operands alone make
-/// 1.1e-2 (mean of 20 seeds; all of ours 1.3e-2, PyTorch's block in bf16 1.8e-2; see docs/LOG.md).
-const CHAIN_BF16: f32 = 2e-2;
 
 /// The kernels of training that this processor uses.
 pub static KERNELS: &[KernelCheck] = &[
@@ -44,7 +41,7 @@ pub static GPU_KERNELS: &[KernelCheck] = &[
     KernelCheck { name: "gpu: gated activation", run: gate },
     KernelCheck { name: "gpu: update of weights", run: update },
     KernelCheck { name: "gpu: attention block, f32", run: |on| attention_block(on, DType::F32, F32) },
-    KernelCheck { name: "gpu: attention block, bf16", run: |on| attention_block(on, DType::BF16, CHAIN_BF16) },
+    KernelCheck { name: "gpu: attention block, bf16", run: |on| attention_block(on, DType::BF16, GPU_BF16) },
     KernelCheck { name: "gpu: feed-forward block, f32", run: |on| feed_forward_block(on, DType::F32, F32) },
     KernelCheck { name: "gpu: feed-forward block, bf16", run: |on| feed_forward_block(on, DType::BF16, GPU_BF16) },
 ];
