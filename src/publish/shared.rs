@@ -57,6 +57,8 @@ impl VersionStore {
         let Some(shared) = &self.shared else { return Ok(()) };
         self.beside("share", version, |file| {
             self.pack(version, file)?;
+            // What is there under a number that is not on record yet was left by a crash.
+            shared.objects.remove(version)?;
             shared.objects.put(version, file)
         })
     }

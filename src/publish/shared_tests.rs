@@ -99,6 +99,21 @@ fn a_version_that_the_store_does_not_take_is_not_committed() {
 }
 
 #[test]
+fn what_a_crash_left_under_a_version_s_number_is_replaced() {
+    let (_dir, bucket, here) = shared();
+    publish(&here, 1);
+    // The crash came before the version was on record: its number is given again.
+    fs::remove_dir_all(here.path(PolicyVersion(1))).unwrap();
+    let stage = here.stage(PolicyVersion(1)).unwrap();
+    fs::write(stage.path().join("adapter.gguf"), "others").unwrap();
+    stage.commit(super::tests::about()).unwrap();
+    assert_eq!(objects(&bucket, "000001").len(), 1);
+    let (_dir, there) = another(&bucket);
+    there.obtain(PolicyVersion(1)).unwrap();
+    assert_eq!(fs::read_to_string(there.path(PolicyVersion(1)).join("adapter.gguf")).unwrap(), "others");
+}
+
+#[test]
 fn a_discarded_version_is_gone_from_the_store_too() {
     let (_dir, bucket, here) = shared();
     publish(&here, 1);
