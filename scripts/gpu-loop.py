@@ -100,6 +100,25 @@ def loop(client, deadline):
             f"gaps p50 {at(0.5):.1f}, p99 {at(0.99):.1f}, largest {at(1):.1f} ms, mean {1000 * statistics.mean(gaps):.1f}")
 
 
+def wait_for(daemon, client, deadline):
+    """Until the daemon answers."""
+    while True:
+        try:
+            return client.json("GET", "/health")
+        except (OSError, RuntimeError, ValueError):
+            if daemon.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError("the daemon does not answer") from None
+            time.sleep(0.2)
+
+
+def end(daemon):
+    daemon.terminate()
+    try:
+        daemon.wait(30)
+    except subprocess.TimeoutExpired:
+        daemon.kill()
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in ["apad", "model", "device", "data"]:
@@ -115,23 +134,12 @@ def main():
     daemon = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     client, deadline = Client(port), time.monotonic() + LONGEST
     try:
-        while True:
-            try:
-                client.json("GET", "/health")
-                break
-            except (OSError, RuntimeError, ValueError):
-                if daemon.poll() is not None or time.monotonic() > deadline:
-                    sys.exit("the daemon does not answer")
-                time.sleep(0.2)
+        wait_for(daemon, client, deadline)
         print(loop(client, deadline))
     except RuntimeError as e:
         sys.exit(str(e))
     finally:
-        daemon.terminate()
-        try:
-            daemon.wait(30)
-        except subprocess.TimeoutExpired:
-            daemon.kill()
+        end(daemon)
 
 
 if __name__ == "__main__":
