@@ -64,6 +64,16 @@ if [ "${1:-}" = test ] && ! compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/
         echo "tests of the ledger in Postgres are left out; for them, as root: apt-get install postgresql"
 fi
 
+# Debian's nginx as a program alone: its package would start a server.
+nginx="$HOME/.cache/apa/nginx"
+if [ "${1:-}" = test ] && [ ! -x /usr/sbin/nginx ] && [ ! -x "$nginx/usr/sbin/nginx" ]; then
+    mkdir -p "$nginx"
+    if have apt-get; then
+        { (cd "$nginx" && apt-get download -qq nginx && dpkg-deb -x nginx_*.deb .) 2>/dev/null; } || true
+    fi
+    [ -x "$nginx/usr/sbin/nginx" ] || echo "the test behind nginx is left out; for it: apt-get install nginx"
+fi
+
 rust_help="install Rust $rust_wanted or newer: https://rustup.rs (on Debian 13 and later also: apt-get install rustup && rustup default stable)"
 if ! have cargo && [ "$(id -u)" -eq 0 ]; then
     echo "installing Rust with rustup"

@@ -21,6 +21,14 @@ pub(crate) fn cores_or(threads: u32) -> u32 {
     if threads == 0 { *CORES.get_or_init(cores) } else { threads }
 }
 
+/// The name of this machine, for people to read.
+pub(crate) fn host_name() -> String {
+    let named = std::fs::read_to_string("/proc/sys/kernel/hostname").ok();
+    let named = named.or_else(|| std::env::var("HOSTNAME").or_else(|_| std::env::var("COMPUTERNAME")).ok());
+    let named = named.map(|name| name.trim().to_owned()).filter(|name| !name.is_empty());
+    named.unwrap_or_else(|| "a server without a name".to_owned())
+}
+
 /// Makes a folder that only its owner can access, and its missing parents. Returns whether it was made; an existing
 /// folder is left as it is.
 pub(crate) fn make_private_folder(path: &Path) -> io::Result<bool> {

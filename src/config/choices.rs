@@ -48,10 +48,12 @@ choices! {
 choices! {
     /// What a server of a ledger does.
     Role {
-        /// It serves, trains and decides which version serves.
+        /// It serves, and trains and decides which version serves unless another server of the ledger does.
         All = "all",
         /// It serves what another server of the same ledger decides.
         Server = "server",
+        /// It answers nobody, and trains and decides unless another server of the ledger does.
+        Trainer = "trainer",
     }
 }
 

@@ -33,8 +33,9 @@ settings! {
 
     /// Settings of the serving side.
     ServeConfig {
-        /// `all`: serves, trains and decides; `server`: serves what another server of the same `ledger.url` decides.
-        /// One server of a ledger is `all`.
+        /// `all`: serves, trains and decides; `server`: serves what another server of the same `ledger.url` decides;
+        /// `trainer`: trains and decides, and answers nobody. Of several `all` and `trainer` of a ledger one decides,
+        /// and another takes its place when it stops.
         role: Role = Role::All, Range::OneOf(Role::WORDS);
         /// Requests decoded together in one batch. (llama.cpp's own limit on sequences of a context is 256.)
         slots: u32 = 8, whole(1..=256);

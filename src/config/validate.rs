@@ -24,10 +24,13 @@ impl Config {
             let expected = format!("at least serve.slots, {slots}: {why}");
             return Err(Error::arg(format!("serve.context is {context}, expected {expected}")));
         }
-        if self.serve.role == Role::Server && self.ledger.url.is_none() {
-            return Err(Error::arg(
-                "serve.role is server, expected ledger.url to be set: it serves what another server decides",
-            ));
+        let others = match self.serve.role {
+            Role::All => None,
+            Role::Server => Some("server, expected ledger.url to be set: it serves what another server decides"),
+            Role::Trainer => Some("trainer, expected ledger.url to be set: it learns from what other servers are told"),
+        };
+        if let Some(expected) = others.filter(|_| self.ledger.url.is_none()) {
+            return Err(Error::arg(format!("serve.role is {expected}")));
         }
         if self.reward.command.is_some() && self.reward.url.is_some() {
             return Err(Error::arg("reward.url is set beside reward.command, expected one of them"));

@@ -261,7 +261,7 @@ fn adopt_one(
         VersionInfo { version, parent: Some(parent), active: false, created: about.created, metrics, ruling: None };
     stage.commit(about)?;
     if let Err(error) = ledger.record_version(&info) {
-        store.discard(version)?;
+        store.withdraw(version)?;
         return Err(error);
     }
     store.drop_aside(aside)?;

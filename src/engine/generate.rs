@@ -3,9 +3,10 @@
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use super::Engine;
 use super::open::report_panic;
 use super::routes::Met;
+use super::{Engine, Inner};
+use crate::config::Role;
 use crate::error::{Error, Result};
 use crate::ids::GenerationKind;
 use crate::llama::{Conversation, rendered_tokens};
@@ -141,11 +142,16 @@ impl Engine {
     ///
     /// # Errors
     /// `Arg` for an empty prompt, one longer than the context, or settings out of range or a format that can't be used,
-    /// or a version that is not on record; `Busy` if the queue is full, or another version is being asked for; `Io` or
-    /// `Model` if that version's files are gone or damaged; `Closed` after [`Engine::shutdown`].
+    /// or a version that is not on record; `Unsupported` of a server that only trains (`serve.role`); `Busy` if the
+    /// queue is full, or another version is being asked for; `Io` or `Model` if that version's files are gone or
+    /// damaged; `Closed` after [`Engine::shutdown`].
     pub fn generate(&self, mut request: GenerateRequest) -> Result<GenerationStream> {
         self.check_open()?;
+        if self.inner.config.serve.role == Role::Trainer {
+            return Err(Error::unsupported("this server trains and answers nobody (serve.role), expected another one"));
+        }
         let kind = if request.version.is_some() { GenerationKind::Named } else { GenerationKind::Request };
+        self.recall_route(&request);
         if let Some(Met { candidate, conversation, theirs }) = self.inner.routes.choose(&mut request) {
             self.inner.ledger.keep_route(candidate, conversation, theirs)?;
         }
@@ -154,6 +160,17 @@ impl Engine {
         let stream = self.inner.in_flight.submit(id, request, |id, request| self.inner.scheduler.submit(id, request));
         let stream = stream.inspect_err(|error| report_panic(error, &self.inner.alerts))?;
         Ok(stream.keep(kept))
+    }
+
+    /// Keeps a conversation that another server began with the version that it has there, or with everyone's if it
+    /// began before the trial.
+    fn recall_route(&self, request: &GenerateRequest) {
+        let Inner { routes, ledger, .. } = &*self.inner;
+        let Some((candidate, conversation)) = routes.stranger(request).filter(|_| ledger.is_shared()) else { return };
+        match ledger.route_of(candidate, conversation) {
+            Ok(theirs) => routes.recall(candidate, conversation, theirs.unwrap_or(false)),
+            Err(error) => tracing::warn!(%error, "which version a conversation has is not known"),
+        }
     }
 
     /// Brings the one version that may answer into serving, if it isn't.

@@ -70,6 +70,7 @@ impl Engine {
             return Err(error.clone());
         }
         ledger.bind_model(&fingerprint, model.name())?;
+        let decides = learner::at_start(&ledger, config.serve.role)?;
         let hub = Arc::new(Hub::default());
         let alerts = Arc::new(Alerts::new(hub.clone()));
         let fault = match &template {
@@ -81,10 +82,11 @@ impl Engine {
         }
         let mut store = VersionStore::open(&config.data)?;
         if let Some(url) = &config.publish.store {
-            store = store.keep_also_in(url)?;
+            let record = ledger.clone();
+            store = store.keep_also_in(url, move |version| record.made(version))?;
         }
         recovery::set_aside(&store, &ledger, &alerts)?;
-        let weights = recovery::first_weights(&store, &ledger, &alerts, config.serve.role)?;
+        let weights = recovery::first_weights(&store, &ledger, &alerts, decides)?;
         let active = weights.version;
 
         let patience = Some(Duration::from_secs(config.serve.request_seconds.into())).filter(|time| !time.is_zero());

@@ -3,7 +3,6 @@
 
 use super::alerts::{AlertKind, Alerts};
 use super::weights::weights_of;
-use crate::config;
 use crate::error::{Code, Result};
 use crate::ledger::Ledger;
 use crate::publish::{Aside, VersionStore};
@@ -43,15 +42,10 @@ pub(super) fn tell_aside(aside: &[Aside], alerts: &Alerts) {
 
 /// The weights to start with: those of the active version, or of its nearest ancestor with an intact adapter, which
 /// then becomes the active version where this server decides (`serve.role`).
-pub(super) fn first_weights(
-    store: &VersionStore,
-    ledger: &Ledger,
-    alerts: &Alerts,
-    role: config::Role,
-) -> Result<Weights> {
+pub(super) fn first_weights(store: &VersionStore, ledger: &Ledger, alerts: &Alerts, decides: bool) -> Result<Weights> {
     let active = ledger.active()?;
     let (weights, damage) = whole(store, &ledger.versions()?, active)?;
-    if let Some(damage) = damage.filter(|_| role == config::Role::All) {
+    if let Some(damage) = damage.filter(|_| decides) {
         let version = weights.version;
         ledger.set_active(version)?;
         alerts.raise(

@@ -82,6 +82,22 @@ impl Routes {
         lock(&self.0).end();
     }
 
+    /// The candidate and the conversation of a request that goes on with one which is not known here.
+    pub(super) fn stranger(&self, request: &GenerateRequest) -> Option<(PolicyVersion, u64)> {
+        let state = lock(&self.0);
+        let Split { candidate, .. } = state.split.filter(|_| request.version.is_none() && request.answered)?;
+        let conversation = key(request.user.as_deref(), request.conversation?);
+        (!state.met.contains_key(&conversation)).then_some((candidate, conversation))
+    }
+
+    /// Notes what is known elsewhere of a conversation: whether it belongs to the candidate.
+    pub(super) fn recall(&self, candidate: PolicyVersion, conversation: u64, theirs: bool) {
+        let mut state = lock(&self.0);
+        if state.split.is_some_and(|split| split.candidate == candidate) && !state.met.contains_key(&conversation) {
+            state.remember(conversation, Some(theirs));
+        }
+    }
+
     /// Sets the candidate as the version of a request that it should answer. A request that names a version is left
     /// alone. Returns the conversation if it is new.
     pub(super) fn choose(&self, request: &mut GenerateRequest) -> Option<Met> {

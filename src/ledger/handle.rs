@@ -2,6 +2,7 @@
 //! may be written or what counts.
 
 use std::path::Path;
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
 
 use super::db::{Db, Heard, News, Noted};
@@ -43,6 +44,8 @@ pub struct Ledger {
     /// Other servers' news, where there are others.
     listener: Mutex<Option<place::database::Listener>>,
     hook: Hook,
+    /// In which this process writes what only one server may: its term of the lease.
+    pub(super) term: Arc<AtomicU64>,
     /// Rules about whose feedback counts.
     pub(super) rules: Arc<Rules>,
     pub(super) reserve: Reserve,
@@ -93,7 +96,8 @@ impl Ledger {
         };
         writer.call(waiting::count)?;
         let (listener, readers) = (Mutex::new(listener), Readers::new(opened.readers));
-        Ok(Ledger { writer, readers, pending, listener, hook, rules: rules.into(), reserve })
+        let term = Arc::default();
+        Ok(Ledger { writer, readers, pending, listener, hook, term, rules: rules.into(), reserve })
     }
 
     /// Has `hook` called with the news of other servers of the ledger, once the number of waiting ratings follows them.
@@ -278,18 +282,18 @@ impl Ledger {
     /// # Errors
     /// `Io` if it could not be written, `Closed`.
     pub fn forget(&self, user: &str) -> Result<Forgotten> {
-        self.forget_with(user, |_, _| Ok(()))
+        self.forget_with(user, |_| Ok(()))
     }
 
     /// The same, after `first` in the same transaction.
     pub(super) fn forget_with(
         &self,
         user: &str,
-        first: impl FnOnce(&Db, &str) -> Result<()> + Send + 'static,
+        first: impl FnOnce(&Db) -> Result<()> + Send + 'static,
     ) -> Result<Forgotten> {
         let user = user.to_owned();
         let work = move |db: &Db| {
-            first(db, &user)?;
+            first(db)?;
             forget::forget(db, &user)
         };
         let after = |forgotten: &mut Forgotten, at_once| forgotten.overwritten = at_once;
@@ -342,6 +346,7 @@ impl Ledger {
     /// Writes what is queued and releases the folder; later calls are refused as `Closed`. Idempotent; dropping the
     /// ledger does the same.
     pub fn close(&self) {
+        self.give_lease_back();
         // First, so that the writer is the last connection, which folds the write-ahead log into the file.
         let was_open = self.readers.close();
         // While the folder is still ours. Without a start or a deletion, nothing was given up.

@@ -35,7 +35,7 @@ impl Ledger {
             all.extend(versions);
             set(db, REMOVED, &all)
         };
-        self.writer.call(work)
+        self.decide(work)
     }
 
     /// How the clock ran, as it was noted last.
@@ -51,11 +51,11 @@ impl Ledger {
     /// # Errors
     /// `Io` if it could not be written, `Closed`.
     pub(crate) fn note_clock(&self, clock: impl Serialize + Send + 'static) -> Result<()> {
-        self.writer.call(move |db| set(db, CLOCK, &clock))
+        self.decide(move |db| set(db, CLOCK, &clock))
     }
 }
 
-fn mark<T: DeserializeOwned>(db: &Db, key: &str) -> Result<Option<T>> {
+pub(super) fn mark<T: DeserializeOwned>(db: &Db, key: &str) -> Result<Option<T>> {
     let Some(json) = rows::meta(db, key)? else { return Ok(None) };
     serde_json::from_str(&json).map(Some).map_err(|e| damaged(format!("{key}: {e}")))
 }

@@ -13,6 +13,7 @@ mod home_tests;
 mod import;
 #[cfg(all(test, feature = "postgres"))]
 mod killed_tests;
+mod lease;
 mod limits;
 mod lock;
 mod marks;
@@ -53,6 +54,7 @@ pub use figures::{Observed, Sums};
 pub use forget::Forgotten;
 pub use handle::Ledger;
 pub use import::{ImportedAnswer, Judgement};
+pub(crate) use lease::Lease;
 pub use limits::{ReviewEntry, ReviewVerdict, Rules};
 pub use place::Place;
 pub use responses::KeptResponse;

@@ -35,7 +35,8 @@ impl Ledger {
     pub fn expire(&self, before: UnixMillis, now: UnixMillis, most: usize) -> Result<Expired> {
         // Found here, as it reads all that is young, and others' writes wait for this one.
         let young = self.read(|db| first_young(db, before, now))?;
-        self.writer.call_and_overwrite(move |db| expire(db, before, now, young, most), |_, _| ())
+        let work = self.deciding(move |db| expire(db, before, now, young, most));
+        self.writer.call_and_overwrite(work, |_, _| ())
     }
 }
 

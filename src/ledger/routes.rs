@@ -35,6 +35,17 @@ impl Ledger {
         self.writer.submit(work, told)
     }
 
+    /// Whether a conversation belongs to a candidate, if it was met in its trial.
+    ///
+    /// # Errors
+    /// As [`Ledger::generation`].
+    pub fn route_of(&self, candidate: PolicyVersion, conversation: u64) -> Result<Option<bool>> {
+        self.read(|db| {
+            let sql = "SELECT theirs FROM routes WHERE conversation = ?1 AND candidate = ?2";
+            db.first(sql, (conversation.cast_signed(), signed(candidate.0)), |row| row.get(0))
+        })
+    }
+
     /// The conversations of a candidate's trial and whether they belong to it, oldest first.
     ///
     /// # Errors
@@ -76,6 +87,8 @@ mod tests {
         let ledger = home.open();
         assert_eq!(ledger.routes_of(first).unwrap(), [(3, false), (u64::MAX, true)]);
         assert_eq!(ledger.routes_of(other).unwrap(), []);
+        let known = |conversation| ledger.route_of(first, conversation).unwrap();
+        assert_eq!([known(3), known(u64::MAX), known(4)], [Some(false), Some(true), None]);
         ledger.set_active_as(first, Decides::Verdict(trial, Ruling::Promoted, serde_json::json!({}))).unwrap();
         assert_eq!(ledger.routes_of(first).unwrap(), []);
         assert_eq!(ledger.active().unwrap(), first);

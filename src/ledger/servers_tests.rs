@@ -76,6 +76,60 @@ fn what_two_servers_train_on_at_once_is_used_by_one() {
 }
 
 #[test]
+fn what_only_one_server_decides_is_refused_without_the_lease() {
+    let Some(home) = Home::postgres() else { return };
+    let beside = Home::beside(home.url().unwrap());
+    let (one, other) = (home.open(), beside.open());
+    for ledger in [&one, &other] {
+        ledger.need_lease();
+        assert!(!ledger.may_decide());
+        record(ledger, answer(&format!("of {:p}", ledger))).unwrap();
+    }
+    assert_eq!(one.lease().unwrap(), None);
+    assert!(one.take_lease(None, "one").unwrap());
+    assert!(!other.take_lease(None, "other").unwrap(), "it is another's");
+    assert!(one.keep_lease().unwrap() && !other.keep_lease().unwrap());
+    one.commit_version(&version(1, 0), TrainedBatch::default()).unwrap();
+    let verdict = one.add_verdict(None, PolicyVersion(1), Ruling::Refused, serde_json::json!({})).unwrap();
+
+    // It is silent for long: another takes its place, and the first finds out when it writes.
+    let seen = other.lease().unwrap();
+    assert!(other.take_lease(seen.as_ref(), "other").unwrap());
+    assert!(one.may_decide(), "it can't know yet");
+    let none = || serde_json::json!({});
+    let refused = [
+        one.commit_version(&version(2, 1), TrainedBatch::default()),
+        one.record_version(&version(2, 1)),
+        one.commit_skipped("a test", &[]).map(drop),
+        one.set_active(PolicyVersion::INITIAL),
+        one.add_verdict(None, PolicyVersion(1), Ruling::Trial, none()).map(drop),
+        one.set_verdict(verdict, Ruling::Promoted, none()),
+        one.note_removed(&[PolicyVersion(1)]),
+        one.note_clock(1),
+        one.leave_out(&[]),
+        one.expire(1, 2, 3).map(drop),
+        one.clear_unlearning(),
+    ];
+    for error in refused.map(Result::unwrap_err) {
+        assert!(error.code() == Code::Busy && error.message().contains("another server"), "{error}");
+    }
+    assert_eq!(other.versions().unwrap().len(), 2, "nothing was written");
+    assert_eq!(other.active().unwrap(), PolicyVersion(1));
+    // Ratings and people's choices are everyone's.
+    rate(&one, &format!("of {:p}", &one), 1.0);
+    one.set_active_as(PolicyVersion::INITIAL, Decides::Person).unwrap();
+    assert!(!one.keep_lease().unwrap() && !one.may_decide());
+    other.commit_version(&version(2, 1), TrainedBatch::default()).unwrap();
+
+    // Given back at the end, it is free at once.
+    other.close();
+    let free = one.lease().unwrap();
+    assert_eq!(free.as_ref().unwrap().holder, None);
+    assert!(one.take_lease(free.as_ref(), "one").unwrap());
+    one.commit_version(&version(3, 2), TrainedBatch::default()).unwrap();
+}
+
+#[test]
 fn a_postgres_that_is_killed_loses_nothing_acknowledged_and_is_found_again() {
     let Some(server) = Server::start() else { return };
     let url = server.database();

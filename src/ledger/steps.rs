@@ -2,8 +2,8 @@
 
 use super::Ledger;
 use super::db::Db;
-use super::verdicts;
 use super::write::{self, TrainedBatch};
+use super::{rows, verdicts};
 use crate::error::Result;
 use crate::types::*;
 
@@ -28,10 +28,21 @@ impl Ledger {
     /// doesn't exist; `Io` if it could not be written; `Closed`.
     pub fn commit_version(&self, v: &VersionInfo, batch: TrainedBatch) -> Result<()> {
         let v = v.clone();
-        self.writer.call(move |db| {
+        self.decide(move |db| {
             write::insert_version(db, &v)?;
             write::trained(db, v.version, &batch)?;
             if v.active { write::activate(db, v.version) } else { Ok(()) }
+        })
+    }
+
+    /// When a version was made, if it is on record.
+    ///
+    /// # Errors
+    /// As [`Ledger::generation`].
+    pub fn made(&self, version: PolicyVersion) -> Result<Option<UnixMillis>> {
+        self.read(|db| {
+            let sql = "SELECT created FROM versions WHERE version = ?1";
+            db.first(sql, [rows::signed(version.0)], |row| rows::unsigned(row, 0))
         })
     }
 
@@ -41,7 +52,7 @@ impl Ledger {
     /// As [`Ledger::commit_version`].
     pub fn record_version(&self, v: &VersionInfo) -> Result<()> {
         let v = v.clone();
-        self.writer.call(move |db| write::insert_version(db, &v))
+        self.decide(move |db| write::insert_version(db, &v))
     }
 
     /// Marks feedback as used up by a batch that made no version, and returns the batch's row.
@@ -50,7 +61,7 @@ impl Ledger {
     /// As [`Ledger::commit_version`].
     pub fn commit_skipped(&self, reason: &str, used: &[u64]) -> Result<u64> {
         let (reason, used) = (reason.to_owned(), used.to_vec());
-        self.writer.call(move |db| write::use_up(db, &used, None, Some(&reason)))
+        self.decide(move |db| write::use_up(db, &used, None, Some(&reason)))
     }
 
     /// Makes a version the active one.
@@ -66,6 +77,8 @@ impl Ledger {
     /// # Errors
     /// `Arg` for an unknown version or verdict, `Io`, `Closed`.
     pub fn set_active_as(&self, v: PolicyVersion, decides: Decides) -> Result<()> {
+        // A person may choose at any server.
+        let person = matches!(decides, Decides::Person);
         let work = move |db: &Db| {
             match decides {
                 Decides::Nothing => {}
@@ -75,6 +88,6 @@ impl Ledger {
             write::activate(db, v)
         };
         // The way back must be open on a full disk, too.
-        self.reserve.during(|| self.writer.call(work)).0
+        self.reserve.during(|| if person { self.writer.call(work) } else { self.decide(work) }).0
     }
 }

@@ -120,8 +120,9 @@ impl Ledger {
     /// # Errors
     /// As [`Ledger::forget`]; `Busy` if an unlearning is under way.
     pub fn forget_and_unlearn(&self, user: &str, begun: &Unlearning) -> Result<Forgotten> {
-        let begun = begun.clone();
-        self.forget_with(user, move |db, user| {
+        let (begun, name) = (begun.clone(), user.to_owned());
+        let first = self.deciding(move |db| {
+            let user = name.as_str();
             if rows::meta(db, UNLEARNING)?.is_some() {
                 return Err(Error::busy("a user is being unlearned already"));
             }
@@ -131,7 +132,8 @@ impl Ledger {
                           AND o.batch = f.batch AND o.user IS DISTINCT FROM ?1))";
             db.execute(theirs, [user])?;
             marks::set(db, UNLEARNING, &begun)
-        })
+        });
+        self.forget_with(user, first)
     }
 
     /// What the batches in these rows were made of, together: rated answers by age, then others.
@@ -163,7 +165,7 @@ impl Ledger {
     /// `Io` if it could not be written, `Closed`.
     pub fn set_replayed(&self, batch: u64, merged: &[u64], replayed: Replayed) -> Result<()> {
         let merged = merged.to_vec();
-        self.writer.call(move |db| set_replayed(db, batch, &merged, &replayed))
+        self.decide(move |db| set_replayed(db, batch, &merged, &replayed))
     }
 
     /// Ends an unlearning: records the version that was made, if any, gives it the batches, lets the feedback of the
@@ -193,7 +195,7 @@ impl Ledger {
             }
             marks::set(db, UNLEARNING, &ended)
         };
-        self.writer.call(work)
+        self.decide(work)
     }
 
     /// Deletes the record of an unlearning whose files are removed.
@@ -205,7 +207,7 @@ impl Ledger {
             db.execute("DELETE FROM meta WHERE key = ?1", [UNLEARNING])?;
             Ok(())
         };
-        self.writer.call(work)
+        self.decide(work)
     }
 }
 

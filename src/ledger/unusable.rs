@@ -33,7 +33,7 @@ impl Ledger {
     /// `Io` if it could not be written, `Closed`.
     pub fn leave_out(&self, feedback: &[(Vec<u64>, String)]) -> Result<()> {
         let feedback = feedback.to_vec();
-        self.writer.call(move |db| leave_out(db, &feedback))
+        self.decide(move |db| leave_out(db, &feedback))
     }
 
     /// Feedback that was set aside as unusable, the newest first, at most `max`.

@@ -88,7 +88,7 @@ impl Ledger {
         ruling: Ruling,
         record: serde_json::Value,
     ) -> Result<u64> {
-        self.writer.call(move |db| insert(db, version, parent, ruling, &record))
+        self.decide(move |db| insert(db, version, parent, ruling, &record))
     }
 
     /// Updates a verdict.
@@ -96,7 +96,7 @@ impl Ledger {
     /// # Errors
     /// `Arg` for an unknown number, `Io`, `Closed`.
     pub fn set_verdict(&self, id: u64, ruling: Ruling, record: serde_json::Value) -> Result<()> {
-        self.writer.call(move |db| update(db, id, ruling, &record))
+        self.decide(move |db| update(db, id, ruling, &record))
     }
 
     /// The verdict on a version, if there is one.

@@ -140,8 +140,7 @@ impl VersionStore {
         Ok(names)
     }
 
-    /// Removes a version here and in the object store: one that could not be recorded, so that its number is free for
-    /// the next try, or one that nobody may have any more.
+    /// Removes a version here and in the object store, which nobody may have any more.
     ///
     /// # Errors
     /// `Io` for the disk and the store.

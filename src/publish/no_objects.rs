@@ -14,11 +14,23 @@ impl Objects {
         Err(Error::unsupported("publish.store needs a library that is built with the feature `daemon`"))
     }
 
-    pub fn put(&self, _: PolicyVersion, _: &Path) -> Result<()> {
+    pub fn put(&self, _: PolicyVersion, _: &Path) -> Result<String> {
         match *self {}
     }
 
-    pub fn get(&self, _: PolicyVersion, _: &Path) -> Result<()> {
+    pub fn names(&self, _: PolicyVersion) -> Result<Vec<String>> {
+        match *self {}
+    }
+
+    pub fn remove_one(&self, _: PolicyVersion, _: &str) -> Result<()> {
+        match *self {}
+    }
+
+    pub fn lacks(&self, _: PolicyVersion) -> Error {
+        match *self {}
+    }
+
+    pub fn get(&self, _: PolicyVersion, _: &str, _: &Path) -> Result<()> {
         match *self {}
     }
 

@@ -62,13 +62,14 @@ impl Objects {
         Ok(Self { store: store.into(), folder: folder.join("versions"), shown: url.to_owned(), runtime })
     }
 
-    /// Writes a file as that version, unless it is there already.
+    /// Writes a file as that version, unless it is there already, and returns its name.
     ///
     /// # Errors
     /// `Io` for the file or the store.
-    pub fn put(&self, version: PolicyVersion, from: &Path) -> Result<()> {
+    pub fn put(&self, version: PolicyVersion, from: &Path) -> Result<String> {
         let sum = sha256_file(from)?;
-        let name = self.of(version).join(format!("{}{ENDING}", sum.sha256));
+        let called = format!("{}{ENDING}", sum.sha256);
+        let name = self.of(version).join(called.as_str());
         let mut file = at(from, File::open(from))?;
         self.wait(async {
             if self.store.head(&name).await.is_ok_and(|there| there.size == sum.size) {
@@ -87,25 +88,29 @@ impl Objects {
                     return Err(error.into());
                 }
             }
+        })?;
+        Ok(called)
+    }
+
+    /// The names of the files of a version: more than one if servers made it at the same time.
+    ///
+    /// # Errors
+    /// `Io` for the store.
+    pub fn names(&self, version: PolicyVersion) -> Result<Vec<String>> {
+        self.wait(async {
+            let all = self.all_of(version).await?;
+            Ok(all.iter().filter_map(|one| one.location.filename().map(str::to_owned)).collect())
         })
     }
 
-    /// Writes that version's file to `to`, which must not be there.
+    /// Writes a version's file of that name to `to`, which must not be there.
     ///
     /// # Errors
-    /// `Arg` if the store has no such version; `Io` if it has several, or one that is not what its name says, and for
-    /// the store and the disk.
-    pub fn get(&self, version: PolicyVersion, to: &Path) -> Result<()> {
+    /// `Io` if it is not what its name says, and for the store and the disk.
+    pub fn get(&self, version: PolicyVersion, name: &str, to: &Path) -> Result<()> {
         self.wait(async {
-            let found = self.all_of(version).await?;
-            let [one] = &found[..] else {
-                return Err(match found.len() {
-                    0 => Error::arg(format!("it has no version {version}")),
-                    _ => Error::io(format!("it has several files of version {version}, expected one")),
-                });
-            };
-            let expected = one.location.filename().and_then(|name| name.strip_suffix(ENDING)).unwrap_or_default();
-            let mut stream = self.store.get(&one.location).await?.into_stream();
+            let expected = name.strip_suffix(ENDING).unwrap_or_default();
+            let mut stream = self.store.get(&self.of(version).join(name)).await?.into_stream();
             let mut file = at(to, private_file().create_new(true).open(to))?;
             while let Some(part) = stream.try_next().await? {
                 at(to, file.write_all(&part))?;
@@ -129,6 +134,19 @@ impl Objects {
             }
             Ok(())
         })
+    }
+
+    /// Removes the file of that name.
+    ///
+    /// # Errors
+    /// `Io` for the store.
+    pub fn remove_one(&self, version: PolicyVersion, name: &str) -> Result<()> {
+        self.wait(async { Ok(self.store.delete(&self.of(version).join(name)).await?) })
+    }
+
+    /// An error of the store's, which has no such version.
+    pub fn lacks(&self, version: PolicyVersion) -> Error {
+        Error::arg(format!("the object store {} has no version {version}", self.shown))
     }
 
     fn of(&self, version: PolicyVersion) -> Name {

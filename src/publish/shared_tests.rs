@@ -8,13 +8,13 @@ use crate::error::Code;
 fn shared() -> (tempfile::TempDir, tempfile::TempDir, VersionStore) {
     let ((dir, store), bucket) = (store(), tempfile::tempdir().unwrap());
     let url = format!("file://{}/prefix", bucket.path().display());
-    (dir, bucket, store.keep_also_in(&url).unwrap())
+    (dir, bucket, store.keep_also_in(&url, |_| Ok(None)).unwrap())
 }
 
 /// Another machine with the same object store.
 fn another(bucket: &tempfile::TempDir) -> (tempfile::TempDir, VersionStore) {
     let (dir, store) = store();
-    (dir, store.keep_also_in(&format!("file://{}/prefix", bucket.path().display())).unwrap())
+    (dir, store.keep_also_in(&format!("file://{}/prefix", bucket.path().display()), |_| Ok(None)).unwrap())
 }
 
 fn objects(bucket: &tempfile::TempDir, version: &str) -> Vec<PathBuf> {
@@ -99,18 +99,42 @@ fn a_version_that_the_store_does_not_take_is_not_committed() {
 }
 
 #[test]
-fn what_a_crash_left_under_a_version_s_number_is_replaced() {
+fn of_two_versions_of_one_number_the_one_on_record_is_served() {
     let (_dir, bucket, here) = shared();
     publish(&here, 1);
-    // The crash came before the version was on record: its number is given again.
+    // The first was made by a server that lost the right to, or was killed before it was on record.
     fs::remove_dir_all(here.path(PolicyVersion(1))).unwrap();
+    let about = About { created: super::tests::about().created + 1, ..super::tests::about() };
     let stage = here.stage(PolicyVersion(1)).unwrap();
     fs::write(stage.path().join("adapter.gguf"), "others").unwrap();
-    stage.commit(super::tests::about()).unwrap();
-    assert_eq!(objects(&bucket, "000001").len(), 1);
-    let (_dir, there) = another(&bucket);
-    there.obtain(PolicyVersion(1)).unwrap();
-    assert_eq!(fs::read_to_string(there.path(PolicyVersion(1)).join("adapter.gguf")).unwrap(), "others");
+    stage.commit(about.clone()).unwrap();
+    assert_eq!(objects(&bucket, "000001").len(), 2);
+    let url = format!("file://{}/prefix", bucket.path().display());
+    for (made, expected) in [(about.created, "others"), (about.created - 1, "weights of 1")] {
+        let (_dir, there) = store();
+        // What is here already and is not meant is no more served than what is there.
+        fs::create_dir(there.path(PolicyVersion(1))).unwrap();
+        let from = here.path(PolicyVersion(1)).join(MANIFEST);
+        fs::copy(from, there.path(PolicyVersion(1)).join(MANIFEST)).unwrap();
+        if made == about.created {
+            fs::remove_dir_all(there.path(PolicyVersion(1))).unwrap();
+        }
+        let there = there.keep_also_in(&url, move |_| Ok(Some(made))).unwrap();
+        there.obtain(PolicyVersion(1)).unwrap();
+        assert_eq!(fs::read_to_string(there.path(PolicyVersion(1)).join("adapter.gguf")).unwrap(), expected);
+    }
+    let (_dir, there) = store();
+    let there = there.keep_also_in(&url, |_| Ok(Some(7))).unwrap();
+    let error = there.obtain(PolicyVersion(1)).unwrap_err();
+    assert!(error.message().contains("has no version 1"), "{error}");
+    assert_eq!(there.list().unwrap(), versions(&[]));
+
+    // What could not be recorded is taken back, and nothing else of its number.
+    here.withdraw(PolicyVersion(1)).unwrap();
+    assert_eq!((objects(&bucket, "000001").len(), here.list().unwrap()), (1, versions(&[])));
+    here.obtain(PolicyVersion(1)).unwrap();
+    here.withdraw(PolicyVersion(1)).unwrap();
+    assert_eq!(objects(&bucket, "000001").len(), 1, "it was written by another");
 }
 
 #[test]
@@ -129,7 +153,7 @@ fn a_discarded_version_is_gone_from_the_store_too() {
 #[test]
 fn a_url_that_is_none_is_told_without_its_password() {
     for url in ["", "no url", "ftp://host/x", "s3://", "s3://user:secret@bucket/x"] {
-        let error = store().1.keep_also_in(url).unwrap_err();
+        let error = store().1.keep_also_in(url, |_| Ok(None)).unwrap_err();
         assert!(error.code() == Code::Arg && error.message().contains("s3://BUCKET/PATH"), "{url}: {error}");
         assert!(!error.message().contains("secret"), "{error}");
     }

@@ -2,6 +2,8 @@
 
 mod architectures;
 mod backup;
+#[cfg(all(feature = "daemon", feature = "postgres"))]
+mod behind_nginx;
 #[cfg(feature = "daemon")]
 mod chat;
 #[cfg(feature = "daemon")]

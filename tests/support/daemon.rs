@@ -42,13 +42,18 @@ impl Daemon {
 
     /// The same, with those variables in its environment.
     pub fn with(folder: &Path, settings: &[&str], variables: &[(&str, &str)]) -> Self {
+        Self::at("127.0.0.1:0", folder, settings, variables)
+    }
+
+    /// The same, at that address.
+    pub fn at(listen: &str, folder: &Path, settings: &[&str], variables: &[(&str, &str)]) -> Self {
         let model = folder.join(MODEL);
         if !model.exists() {
             tiny_model(&model, &TinySpec { template: TOOLS, ..TinySpec::new("llama") }).unwrap();
         }
         let mut command = Command::new(env!("CARGO_BIN_EXE_apad"));
         command.current_dir(folder).args(["serve", "--model"]).arg(&model).envs(variables.iter().copied());
-        command.args(["--data", "data", "--listen", "127.0.0.1:0", "--slots", "4"]);
+        command.args(["--data", "data", "--listen", listen, "--slots", "4"]);
         command.args(["--set", "serve.threads=1", "--set", "serve.speculate=false"]);
         command.args(settings.iter().flat_map(|setting| ["--set", setting]));
         let mut process = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
@@ -57,6 +62,18 @@ impl Daemon {
         let url = line.trim().rsplit(' ').next().unwrap().to_owned();
         assert!(url.starts_with("http://"), "{line}");
         Self { process, url, folder: None }
+    }
+
+    /// Sends it a signal, like `STOP`.
+    pub fn signal(&self, name: &str) {
+        let sent = Command::new("kill").args([format!("-{name}"), self.process.id().to_string()]).status().unwrap();
+        assert!(sent.success());
+    }
+
+    /// Asks it to stop, and waits until it has.
+    pub fn stop(mut self) {
+        self.signal("TERM");
+        assert!(self.process.wait().unwrap().success());
     }
 
     /// Its memory that is no file's, in MiB.

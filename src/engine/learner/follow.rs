@@ -8,10 +8,13 @@ use crate::engine::routes::Split;
 const ELSEWHERE: &str = "this server follows another one, which trains and decides (serve.role); ask that one";
 
 impl Worker {
-    /// Follows the record until the engine ends.
-    pub(super) fn follow_along(&mut self, orders: &Receiver<Order>, reminders: &Receiver<Order>) {
-        self.turn_off(TrainerState::Off, "another server trains and decides (serve.role)".into());
+    /// Follows the record until the engine ends, or until this server decides: then it returns true.
+    pub(super) fn follow_along(&mut self, orders: &Receiver<Order>, reminders: &Receiver<Order>) -> bool {
+        let mut watched = lease::Watched::default();
         loop {
+            if self.take_over(&mut watched) {
+                return true;
+            }
             let active = self.ledger.active();
             match active.as_ref().map(|active| self.follow(*active)) {
                 Err(error) => tracing::warn!(%error, "the record can't be read: what serves goes on"),
@@ -25,16 +28,8 @@ impl Worker {
                     self.alerts.raise(AlertKind::FellBack, said);
                 }
             }
-            let order = crossbeam_channel::select! {
-                recv(orders) -> order => order,
-                recv(reminders) -> order => order,
-                default(LOOK) => Ok(Order::Due),
-            };
-            if self.shared.stopping.load(Ordering::Acquire) || !self.scheduler.is_open() {
-                return;
-            }
-            // The handle was dropped.
-            let Ok(order) = order else { return };
+            let order = self.wait(orders, reminders).filter(|_| self.scheduler.is_open());
+            let Some(order) = order else { return false };
             self.shared.interrupt.store(false, Ordering::Release);
             self.answer(order);
         }

@@ -2,6 +2,7 @@
 
 use crossbeam_channel::TryRecvError;
 
+use super::lease::Keeper;
 use super::*;
 
 /// The handle to the learning thread.
@@ -13,6 +14,8 @@ pub(in crate::engine) struct LearningLoop {
     shared: Arc<Shared>,
     ledger: Arc<Ledger>,
     thread: Mutex<Option<JoinHandle<()>>>,
+    /// Keeps the right to decide, where servers share a ledger.
+    keeper: Mutex<Option<Keeper>>,
 }
 
 impl LearningLoop {
@@ -68,7 +71,15 @@ impl LearningLoop {
                 worker.run(&inbox, &reminders);
             })
             .map_err(|e| Error::nomem(format!("can't start the trainer's thread: {e}")))?;
-        Ok(LearningLoop { orders, due, ended, shared, ledger, thread: Mutex::new(Some(thread)) })
+        let (told, woken) = (shared.clone(), due.clone());
+        let lost = move || {
+            // What a running step makes could not be recorded.
+            told.interrupt.store(true, Ordering::Release);
+            let _ = woken.try_send(Order::Due);
+        };
+        let may_decide = ledger.is_shared() && config.serve.role != Role::Server;
+        let keeper = Mutex::new(may_decide.then(|| Keeper::start(ledger.clone(), lost)).transpose()?);
+        Ok(LearningLoop { orders, due, ended, shared, ledger, thread: Mutex::new(Some(thread)), keeper })
     }
 
     /// The reward model in use, if there is one.
@@ -191,5 +202,7 @@ impl LearningLoop {
         {
             tracing::error!("the trainer's thread panicked");
         }
+        let keeper = lock(&self.keeper).take();
+        drop(keeper);
     }
 }

@@ -5,6 +5,7 @@ mod beside;
 mod fit;
 mod follow;
 mod handle;
+mod lease;
 mod panics;
 mod retention;
 mod retry;
@@ -27,6 +28,7 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 use serde::{Deserialize, Serialize};
 
 pub(super) use handle::LearningLoop;
+pub(super) use lease::at_start;
 pub use trial::VerdictRecord;
 pub(super) use trial::resume;
 pub(super) use unlearn_plan::plan;
@@ -224,43 +226,6 @@ impl Worker {
             drop(caught(|| self.fallen(wait)));
             let Some(order) = self.rest(wait, orders, reminders) else { return };
             first = order;
-        }
-    }
-
-    /// Everything from reading the model to the end, starting with the order that ended a wait.
-    fn live(
-        &mut self,
-        pool: &rayon::ThreadPool,
-        first: Option<Order>,
-        orders: &Receiver<Order>,
-        reminders: &Receiver<Order>,
-    ) {
-        if self.config.serve.role == Role::Server {
-            return self.follow_along(orders, reminders);
-        }
-        self.resume_unlearning();
-        pool.install(|| self.prepare());
-        self.resume_trial();
-        self.end_trial_of_removed();
-        if let Err(error) = self.begin_watch() {
-            tracing::error!(%error, "the active version is not watched");
-        }
-        self.prune();
-        if let Some(order) = first {
-            pool.install(|| self.obey(order, orders));
-        }
-        loop {
-            let order = crossbeam_channel::select! {
-                recv(orders) -> order => order,
-                recv(reminders) -> order => order,
-                default(LOOK) => Ok(Order::Due),
-            };
-            if self.shared.stopping.load(Ordering::Acquire) {
-                return;
-            }
-            // The handle was dropped.
-            let Ok(order) = order else { return };
-            pool.install(|| self.obey(order, orders));
         }
     }
 

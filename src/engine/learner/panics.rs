@@ -14,19 +14,27 @@ pub(super) fn caught<T>(body: impl FnOnce() -> T) -> std::result::Result<T, Box<
 impl Worker {
     /// Tells of a panic and goes back to what is on record: the version that is active there, no trial, no trainer.
     pub(super) fn fallen(&mut self, wait: Duration) {
-        (self.ready, self.trial, self.watched, self.waiting) = (None, None, None, None);
-        self.unlearning = None;
-        self.routes.end();
-        self.scheduler.beside_training(false);
         self.shared.status().panics += 1;
         let seconds = wait.as_secs();
         let reason = format!("a bug stopped the trainer; it starts again in {seconds} s, or with the next order");
         self.turn_off(TrainerState::Off, reason.clone());
-        if let Err(error) = self.go_back_to_record() {
+        if let Err(error) = self.forget_all() {
             tracing::error!(%error, "the version on record could not be served after a panic");
         }
-        self.shared.status().trial = None;
         self.alerts.raise(AlertKind::TrainerPanicked, reason);
+    }
+
+    /// Lets go of all that deciding needs, and goes back to what is on record.
+    pub(super) fn forget_all(&mut self) -> Result<()> {
+        (self.ready, self.trial, self.watched, self.waiting) = (None, None, None, None);
+        (self.unlearning, self.resumed) = (None, None);
+        self.noted.clear();
+        self.routes.end();
+        self.scheduler.beside_training(false);
+        let mut status = self.shared.status();
+        (status.trial, status.unlearning) = (None, None);
+        drop(status);
+        self.go_back_to_record()
     }
 
     fn go_back_to_record(&mut self) -> Result<()> {

@@ -245,7 +245,7 @@ impl Worker {
         stage.commit(self.about(&info))?;
         if let Err(error) = commit(self, &info, &reason) {
             // The number is free again: the folder must not block the next try.
-            self.discard(version);
+            self.withdraw(&info);
             return Err(error);
         }
         let record = VerdictRecord { reason: reason.clone(), examination, seconds, trial: None };

@@ -138,7 +138,7 @@ impl Worker {
         if self.unlearning.is_some() {
             return Err(Error::busy("a user is being unlearned; a snapshot can be restored afterwards"));
         }
-        let (version, parent) = (self.ledger.next_version()?, self.active);
+        let (version, parent, created) = (self.ledger.next_version()?, self.active, unix_millis());
         let stage = self.store.stage(version)?;
         let mut about = stage.unpack(path)?.about;
         if about.base_sha256 != self.base_sha256 {
@@ -147,7 +147,7 @@ impl Worker {
                 about.base_sha256, self.base_sha256
             )));
         }
-        about.parent = Some(parent);
+        (about.parent, about.created) = (Some(parent), created);
         let (examination, seconds) = self.examine(version, stage.path(), 1)?.unzip();
         let (learns, examined) = (self.config.train.enabled, self.config.gate.examine);
         if learns && examined && examination.is_none() {
@@ -167,13 +167,13 @@ impl Worker {
             version,
             parent: Some(parent),
             active: true,
-            created: unix_millis(),
+            created,
             metrics: about.metrics.clone(),
             ruling: None,
         };
         stage.commit(about)?;
         if let Err(error) = self.ledger.commit_version(&info, TrainedBatch::default()) {
-            self.discard(version);
+            self.withdraw(&info);
             return Err(error);
         }
         if let Err(error) = self.scheduler.swap(weights_of(&self.store, version)?) {
@@ -199,12 +199,12 @@ impl Worker {
     }
 
     /// Frees the number of a version whose files were written but whose record failed.
-    pub(super) fn discard(&self, version: PolicyVersion) {
-        let unknown = |all: Vec<VersionInfo>| all.iter().all(|v| v.version != version);
-        match self.ledger.versions().map(unknown) {
-            Ok(false) => {}
-            Ok(true) => {
-                if let Err(error) = self.store.discard(version) {
+    pub(super) fn withdraw(&self, info: &VersionInfo) {
+        match self.ledger.made(info.version) {
+            Ok(Some(made)) if made == info.created => {}
+            // Another server's, if there is one of its number.
+            Ok(_) => {
+                if let Err(error) = self.store.withdraw(info.version) {
                     tracing::warn!(%error, "a version that was not recorded is still on disk");
                 }
             }
