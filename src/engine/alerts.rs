@@ -16,6 +16,8 @@ use crate::lock::lock;
 pub enum AlertKind {
     /// Answers are given but can't be recorded: the disk is full or failing.
     NotRecorded,
+    /// The database is away: answers and feedback wait on this server's disk, and are recorded once it answers.
+    Spooled,
     /// The disk has too little room for another version: learning waits.
     NoRoom,
     /// Training steps fail.
@@ -40,8 +42,9 @@ pub enum AlertKind {
 
 impl AlertKind {
     /// All of them.
-    pub const ALL: [AlertKind; 11] = [
+    pub const ALL: [AlertKind; 12] = [
         AlertKind::NotRecorded,
+        AlertKind::Spooled,
         AlertKind::NoRoom,
         AlertKind::StepFails,
         AlertKind::VersionsAside,
@@ -58,6 +61,7 @@ impl AlertKind {
     pub fn as_str(self) -> &'static str {
         match self {
             AlertKind::NotRecorded => "not_recorded",
+            AlertKind::Spooled => "spooled",
             AlertKind::NoRoom => "no_room",
             AlertKind::StepFails => "step_fails",
             AlertKind::VersionsAside => "versions_aside",

@@ -26,6 +26,10 @@ use crate::scheduler::{self, Finished, OnFinished, Scheduler};
 use crate::system::{cores_or, make_private_folder};
 use crate::types::{FinishReason, Generation};
 
+/// What becomes of answers and feedback while the database is away.
+const WAITS: &str =
+    "the database is away: answers and feedback wait on this server's disk, and are recorded once it answers";
+
 impl Engine {
     /// Opens the model and the data folder, recovers, and starts the threads.
     ///
@@ -80,6 +84,11 @@ impl Engine {
         if let Some(error) = fault {
             alerts.raise(AlertKind::NoTemplate, format!("chats are refused, and other requests served: {error}"));
         }
+        let waits = alerts.clone();
+        ledger.on_spool(move |waiting| match waiting.entries {
+            0 => waits.clear(AlertKind::Spooled),
+            _ => waits.raise(AlertKind::Spooled, WAITS),
+        });
         let mut store = VersionStore::open(&config.data)?;
         if let Some(url) = &config.publish.store {
             let record = ledger.clone();

@@ -13,6 +13,7 @@ use super::place::Place;
 use super::readers::Readers;
 use super::reserve::Reserve;
 use super::rows::{self, AskedPrompt, StoredFeedback, StoredPair, StoredSample};
+use super::spool::{Drainer, Spool, Spooled};
 use super::waiting::{self, Pending};
 use super::writer::Writer;
 use super::{MAX_USER, META_MODEL_SHA256, place, samples, write};
@@ -20,14 +21,6 @@ use crate::error::{Code, Error, Result};
 use crate::lock::lock;
 use crate::system::make_private_folder;
 use crate::types::*;
-
-pub(super) fn check_preference(chosen: &GenerationId, rejected: &GenerationId, user: Option<&str>) -> Result<()> {
-    write::check_length("the user's name", user, MAX_USER)?;
-    if chosen == rejected {
-        return Err(Error::arg("chosen and rejected are the same generation, expected two"));
-    }
-    Ok(())
-}
 
 /// What is called with other servers' news.
 type Hook = Arc<Mutex<Option<Box<dyn Fn(News) + Send>>>>;
@@ -44,6 +37,9 @@ pub struct Ledger {
     /// Other servers' news, where there are others.
     listener: Mutex<Option<place::database::Listener>>,
     hook: Hook,
+    /// What waits while a database is away, and the thread that records it.
+    pub(super) spool: Option<Arc<Spool>>,
+    drainer: Mutex<Option<Drainer>>,
     /// In which this process writes what only one server may: its term of the lease.
     pub(super) term: Arc<AtomicU64>,
     /// Rules about whose feedback counts.
@@ -95,15 +91,26 @@ impl Ledger {
             Some(database) => Some(database.listen(hearing(&writer, &pending, &hook))?),
         };
         writer.call(waiting::count)?;
+        let rules = Arc::new(rules);
+        let spool = listener.is_some().then(|| Spool::open(dir)).transpose()?.map(Arc::new);
+        let drain = |spool: &Arc<Spool>| Drainer::start(spool.clone(), writer.clone(), rules.clone());
+        let drainer = Mutex::new(spool.as_ref().map(drain).transpose()?);
         let (listener, readers) = (Mutex::new(listener), Readers::new(opened.readers));
         let term = Arc::default();
-        Ok(Ledger { writer, readers, pending, listener, hook, term, rules: rules.into(), reserve })
+        Ok(Ledger { writer, readers, pending, listener, hook, spool, drainer, term, rules, reserve })
     }
 
     /// Has `hook` called with the news of other servers of the ledger, once the number of waiting ratings follows them.
     /// It must be quick and must not wait for the ledger.
     pub fn on_news(&self, hook: impl Fn(News) + Send + 'static) {
         *lock(&self.hook) = Some(Box::new(hook));
+    }
+
+    /// Has `hook` called with what waits for a database that is away, whenever that changes, and now.
+    pub(crate) fn on_spool(&self, hook: impl Fn(Spooled) + Send + 'static) {
+        if let Some(spool) = &self.spool {
+            spool.set_hook(hook);
+        }
     }
 
     /// Whether other servers may have it open.
@@ -117,58 +124,6 @@ impl Ledger {
         let full = self.reserve.is_lent();
         self.reserve.take();
         full
-    }
-
-    /// Queues a generation for recording; waits only while the queue is full. `done` runs on the ledger's thread after
-    /// the commit: it must be quick and must not wait for the ledger.
-    ///
-    /// # Errors
-    /// `Closed` at once. Passed to `done`: `Arg` for an id that is taken or too long, an unknown version, or sampling
-    /// settings that are not finite; `Io` if it could not be written.
-    pub fn record_generation(&self, g: Arc<Generation>, done: Box<dyn FnOnce(Result<()>) + Send>) -> Result<()> {
-        self.writer.submit(move |db| write::record(db, &g), done)
-    }
-
-    /// The same for an answer whose prompt repeats the words of another, if that is given: it is deleted when the
-    /// other's user is forgotten. `done` gets `false`, and nothing is recorded, where that other is not on record any
-    /// more.
-    ///
-    /// # Errors
-    /// As [`Ledger::record_generation`].
-    pub fn record_from(
-        &self,
-        g: Arc<Generation>,
-        origin: Option<GenerationId>,
-        done: Box<dyn FnOnce(Result<bool>) + Send>,
-    ) -> Result<()> {
-        let work = move |db: &Db| match &origin {
-            Some(origin) => write::record_from(db, &g, origin),
-            None => write::record(db, &g).map(|()| true),
-        };
-        self.writer.submit(work, done)
-    }
-
-    /// Records feedback; it is on disk when this returns.
-    ///
-    /// # Errors
-    /// `Arg` for an unknown generation, a rating outside [-1, 1] or not a number, or text that is too long; `Io` if it
-    /// could not be written; `Closed`.
-    pub fn add_feedback(&self, f: &NewFeedback) -> Result<FeedbackReceipt> {
-        write::check_feedback(f)?;
-        let (f, rules) = (f.clone(), self.rules.clone());
-        self.writer.call(move |db| write::insert_feedback(db, &f, &rules))
-    }
-
-    /// Records that one answer is better than another, and returns its row number; it is on disk then. A repeated
-    /// preference keeps its row.
-    ///
-    /// # Errors
-    /// As [`Ledger::add_feedback`]; `Arg` also if both are the same.
-    pub fn add_preference(&self, chosen: &GenerationId, rejected: &GenerationId, user: Option<&str>) -> Result<u64> {
-        check_preference(chosen, rejected, user)?;
-        let (chosen, rejected, user) = (chosen.clone(), rejected.clone(), user.map(str::to_owned));
-        let work = move |db: &Db| write::insert_preference(db, &chosen, &rejected, user.as_deref());
-        Ok(self.writer.call(work)?.0)
     }
 
     /// A generation, if it is on record.
@@ -280,7 +235,7 @@ impl Ledger {
     /// batches.
     ///
     /// # Errors
-    /// `Io` if it could not be written, `Closed`.
+    /// `Io` if it could not be written, `Busy` while some of it waits for a database that is away, `Closed`.
     pub fn forget(&self, user: &str) -> Result<Forgotten> {
         self.forget_with(user, |_| Ok(()))
     }
@@ -291,6 +246,11 @@ impl Ledger {
         user: &str,
         first: impl FnOnce(&Db) -> Result<()> + Send + 'static,
     ) -> Result<Forgotten> {
+        if self.spool.as_ref().is_some_and(|spool| spool.holds()) {
+            return Err(Error::busy(
+                "answers and feedback wait for the database, some of which may be the user's; try again soon",
+            ));
+        }
         let user = user.to_owned();
         let work = move |db: &Db| {
             first(db)?;
@@ -353,8 +313,8 @@ impl Ledger {
         if was_open && self.reserve.is_lent() {
             self.reserve.take();
         }
-        let listener = lock(&self.listener).take();
-        drop(listener);
+        let (listener, drainer) = (lock(&self.listener).take(), lock(&self.drainer).take());
+        drop((listener, drainer));
         self.writer.close();
     }
 

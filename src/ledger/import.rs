@@ -3,9 +3,9 @@
 use crossbeam_channel::{Receiver, bounded};
 
 use super::db::Db;
-use super::handle::check_preference;
 use super::limits::Rules;
-use super::write::{check_feedback, insert_feedback, insert_preference, record};
+use super::record::check_preference;
+use super::write::{check_feedback, insert_feedback, insert_preference, new_identity, record};
 use super::{Ledger, StoredFeedback, rows};
 use crate::error::Result;
 use crate::types::*;
@@ -69,7 +69,7 @@ pub(super) fn import(db: &Db, answers: &[ImportedAnswer], judgement: &Judgement,
             let (new, identity) = unheard(db, f, identity.as_deref())?;
             if new {
                 record_imported(db, answers)?;
-                let receipt = insert_feedback(db, f, rules)?;
+                let receipt = insert_feedback(db, f, rules, &new_identity())?;
                 identify(db, receipt.feedback_id, identity)?;
             }
             Ok(new)

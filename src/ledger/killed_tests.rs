@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use super::home_tests::Home;
 use super::process_tests::{child, default_rules, spawn};
 use super::server_tests::{Server, shared};
+use super::spool_tests::drained;
 use super::tests::{answer, id, rating, record, version};
 use super::*;
 use crate::types::*;
@@ -34,7 +35,11 @@ fn child_serves() {
                 for n in 0.. {
                     let name = format!("{}-{client}-{n}", std::process::id());
                     match record(ledger, answer(&name)).and_then(|()| ledger.add_feedback(&rating(&name, 0.5))) {
-                        Ok(receipt) => say(format!("\ndone {} {name}\n", receipt.feedback_id)),
+                        Ok(receipt) => {
+                            say(format!("\ndone {} {name}\n", receipt.feedback_id));
+                            // What waits is recorded more slowly than it is written down.
+                            std::thread::sleep(Duration::from_millis(if receipt.spooled { 50 } else { 0 }));
+                        }
                         Err(_) => std::thread::sleep(Duration::from_millis(5)),
                     }
                 }
@@ -110,11 +115,13 @@ fn whoever_is_killed_nothing_acknowledged_is_lost_and_nothing_used_twice() {
     const SERVES: &str = "killed_tests::child_serves";
     const TRAINS: &str = "killed_tests::child_trains";
     let mut processes = vec![start(SERVES), start(SERVES), start(TRAINS)];
-    let (mut rated, mut used) = (BTreeMap::new(), BTreeSet::new());
+    let (mut rated, mut spooled, mut used) = (BTreeMap::new(), Vec::new(), BTreeSet::new());
     let mut heard = |test: &str, line: &str| {
         let words: Vec<&str> = line.split(' ').collect();
         let number = |word: &str| word.parse::<u64>().unwrap();
-        if test == SERVES {
+        if test == SERVES && words[0] == "0" {
+            spooled.push(words[1].to_owned());
+        } else if test == SERVES {
             assert!(rated.insert(number(words[0]), words[1].to_owned()).is_none(), "{line}");
         } else {
             words.iter().for_each(|word| assert!(used.insert(number(word)), "feedback {word} was used twice"));
@@ -141,7 +148,10 @@ fn whoever_is_killed_nothing_acknowledged_is_lost_and_nothing_used_twice() {
     processes.iter().for_each(|process| heard(process.test, &process.at_work()));
     for process in processes {
         let test = process.test;
-        process.kill().1.iter().for_each(|line| heard(test, line));
+        let (home, said) = process.kill();
+        said.iter().for_each(|line| heard(test, line));
+        // What waits there is recorded by the next process of the folder.
+        drained(&home.open());
     }
     let home = Home::beside(&url);
     let ledger = home.open();
@@ -151,7 +161,15 @@ fn whoever_is_killed_nothing_acknowledged_is_lost_and_nothing_used_twice() {
         assert_eq!(kept.feedback_id, *row);
         assert!(kept.used_by.is_some() || !used.contains(row), "the use of feedback {row} is lost");
     }
-    println!("{rounds} kills: {} ratings acknowledged, {} used, none lost, none twice", rated.len(), used.len());
+    for name in &spooled {
+        let kept = ledger.feedback_of(&id(name)).unwrap();
+        assert_eq!(kept.len(), 1, "{name}, which waited for the database");
+    }
+    let (rated_at_once, waited) = (rated.len(), spooled.len());
+    let used_up = used.len();
+    println!(
+        "{rounds} kills: {rated_at_once} ratings acknowledged, {waited} waited, {used_up} used, none lost or twice"
+    );
     assert!(rated.len() > 20 && used.len() > 20, "{} ratings, {} used", rated.len(), used.len());
 }
 

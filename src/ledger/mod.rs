@@ -23,6 +23,7 @@ mod postgres;
 #[cfg(test)]
 mod process_tests;
 mod readers;
+mod record;
 mod reserve;
 mod responses;
 mod retention;
@@ -35,6 +36,9 @@ mod samples;
 mod server_tests;
 #[cfg(all(test, feature = "postgres"))]
 mod servers_tests;
+mod spool;
+#[cfg(all(test, feature = "postgres"))]
+mod spool_tests;
 mod sqlite;
 mod steps;
 mod tallies;
@@ -61,6 +65,7 @@ pub use responses::KeptResponse;
 pub use retention::Expired;
 pub(crate) use routes::MOST_ROUTES;
 pub use rows::{AskedPrompt, PairAnswer, StoredFeedback, StoredPair, StoredSample, Use};
+pub use spool::Spooled;
 pub(crate) use sqlite::{check, snapshot};
 pub use steps::Decides;
 pub use tallies::Tallies;

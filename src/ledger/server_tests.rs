@@ -61,6 +61,15 @@ fn certify(folder: &Path) {
     openssl("x509 -req -in server.csr -CA ca.crt -CAkey ca.key -CAcreateserial -out server.crt -days 2 -extfile names");
 }
 
+/// The folders of the processes that a process has started.
+fn children(pid: &str) -> Vec<PathBuf> {
+    let all = fs::read_dir("/proc").unwrap().filter_map(|one| Some(one.ok()?.path()));
+    // Its number, its name in parentheses, its state, its parent.
+    let parent = |stat: String| Some(stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.to_owned());
+    let of = |process: &PathBuf| fs::read_to_string(process.join("stat")).ok().and_then(parent);
+    all.filter(|process| of(process).as_deref() == Some(pid)).collect()
+}
+
 impl Server {
     pub(super) fn start() -> Option<Self> {
         Self::start_with(false)
@@ -136,9 +145,23 @@ impl Server {
 
     /// Kills it without warning, and starts it again.
     pub(super) fn kill_and_restart(&self) {
+        self.kill();
+        self.restart();
+    }
+
+    pub(super) fn kill(&self) {
         let lines = fs::read_to_string(self.folder.join("data/postmaster.pid")).unwrap();
         let pid = lines.lines().next().unwrap().to_owned();
+        let theirs = children(&pid);
         run(Command::new("kill").args(["-9", &pid]));
+        // Those that serve a connection may write on for a moment.
+        while theirs.iter().any(|process| process.exists()) {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Starts it after it was killed.
+    pub(super) fn restart(&self) {
         // Those of its processes that are left keep the next one from starting, for a moment.
         let until = Instant::now() + Duration::from_secs(60);
         while !self.try_run() {

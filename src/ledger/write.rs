@@ -137,7 +137,12 @@ fn check_said(Said { count, text, .. }: &Said, f: &NewFeedback) -> Result<()> {
     Ok(())
 }
 
-pub(super) fn insert_feedback(db: &Db, f: &NewFeedback, rules: &Rules) -> Result<FeedbackReceipt> {
+/// By which a piece of feedback is known again, wherever it is recorded.
+pub(super) fn new_identity() -> String {
+    format!("{:032x}", rand::random::<u128>())
+}
+
+pub(super) fn insert_feedback(db: &Db, f: &NewFeedback, rules: &Rules, identity: &str) -> Result<FeedbackReceipt> {
     let said = said(db, f)?;
     check_said(&said, f)?;
     let answer = said.answer;
@@ -157,7 +162,7 @@ pub(super) fn insert_feedback(db: &Db, f: &NewFeedback, rules: &Rules) -> Result
     let insert = "INSERT INTO feedback
                   (generation, rating, correction, signal, teaches, left_out, user, comment, created, content, identity)
                   VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11) RETURNING id";
-    let (now, identity) = (rows::signed(unix_millis()), format!("{:032x}", rand::random::<u128>()));
+    let now = rows::signed(unix_millis());
     let (user, comment) = (&f.user, &f.comment);
     let values =
         (answer.row, rating, correction, signal, teaches, left_out, user, comment, now, answer.content, identity);
@@ -171,6 +176,7 @@ pub(super) fn insert_feedback(db: &Db, f: &NewFeedback, rules: &Rules) -> Result
         policy_version: answer.policy_version,
         replaces_earlier: rating.is_some() && said.rated,
         left_out: left_out.map(str::to_owned),
+        spooled: false,
     })
 }
 

@@ -41,7 +41,7 @@ pub struct NewFeedback {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "daemon", derive(utoipa::ToSchema))]
 pub struct FeedbackReceipt {
-    /// Row number in the ledger; grows with time.
+    /// Row number in the ledger; grows with time. 0 while it waits for a database.
     pub feedback_id: u64,
     /// The answer it is about.
     pub generation_id: GenerationId,
@@ -52,6 +52,9 @@ pub struct FeedbackReceipt {
     /// Why it doesn't count, though it is kept: a limit, or a repetition.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub left_out: Option<String>,
+    /// It is on this server's disk, since the database is away, and is recorded once that answers.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub spooled: bool,
 }
 
 /// An answer with its feedback, ready to train on.
