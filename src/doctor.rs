@@ -10,6 +10,7 @@ use crate::forecast::{self, Forecast};
 use crate::ledger::Place;
 use crate::policy;
 use crate::processor::{Gap, KernelCheck, Processor};
+use crate::publish::store_answers;
 use crate::{llama, system};
 
 /// What was found.
@@ -31,6 +32,8 @@ pub struct Report {
     pub free_disk: Option<u64>,
     /// Where the ledger is and, if that is a database, that it answers; or why it doesn't.
     pub ledger: std::result::Result<String, String>,
+    /// Where versions are kept as well, if anywhere, and that it can be read; or why it can't.
+    pub store: Option<std::result::Result<String, String>>,
     /// What the model needs, if one was named; or why it can't be read.
     pub model: Option<std::result::Result<Forecast, String>>,
 }
@@ -49,6 +52,7 @@ pub fn examine(config: &Config) -> Report {
         device: device.map(|device| policy::describe(&device)).map_err(|e| e.to_string()),
         free_memory,
         ledger: Place::of(config).answers().map_err(|e| e.to_string()),
+        store: config.publish.store.as_ref().map(|url| store_answers(url).map_err(|e| e.to_string())),
         free_disk: existing(&config.data).and_then(system::disk_room).map(|room| room.free),
     }
 }

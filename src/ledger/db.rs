@@ -1,6 +1,7 @@
 //! What the ledger asks of a database: statements, rows, transactions; each engine answers it. The statements are the
 //! same for all: in SQLite's words, as far as Postgres has a translation. Never knows a table.
 
+use std::borrow::Cow;
 use std::cell::Cell;
 use std::time::Duration;
 
@@ -19,12 +20,28 @@ pub(super) enum Purpose {
     Write,
 }
 
+/// A statement that has rows, with its values.
+pub(super) struct Asked<'a> {
+    pub(super) sql: Cow<'a, str>,
+    pub(super) values: Vec<Value<'a>>,
+}
+
+/// Takes a row of one of several statements.
+pub(super) type TakeOf<'a> = dyn FnMut(usize, &Row<'_>) -> Result<()> + 'a;
+
 /// A connection to a database. One transaction at a time, with at most one mark in it.
 pub(super) trait Engine: Send {
     /// Runs a statement, and returns how many rows it changed.
     fn execute(&self, sql: &str, values: &[Value<'_>]) -> Result<u64>;
     /// Runs a statement that has rows. `take` may run others.
     fn rows(&self, sql: &str, values: &[Value<'_>], take: &mut Take<'_>) -> Result<()>;
+    /// Runs statements of which none changes what another one reads, if that is faster at once. `take` runs no others.
+    fn rows_of(&self, asked: &[Asked<'_>], take: &mut TakeOf<'_>) -> Result<()> {
+        asked
+            .iter()
+            .enumerate()
+            .try_for_each(|(i, one)| self.rows(&one.sql, &one.values, &mut |row| take(i, row).map(|()| true)))
+    }
     fn begin(&self, purpose: Purpose) -> Result<()>;
     /// Commits, with what is told to other servers; what was written is on disk then.
     fn commit(&self, news: News) -> Result<()>;
@@ -150,6 +167,27 @@ impl Db {
         mut take: impl FnMut(&Row<'_>) -> Result<bool>,
     ) -> Result<()> {
         values.with(|values| self.engine.rows(sql, values, &mut take))
+    }
+
+    /// What `read` makes of the first row of each of several statements, none of which changes what another one reads.
+    pub(super) fn first_of_each<T>(
+        &self,
+        asked: &[Asked<'_>],
+        mut read: impl FnMut(usize, &Row<'_>) -> Result<T>,
+    ) -> Result<Vec<Option<T>>> {
+        let mut found: Vec<Option<T>> = asked.iter().map(|_| None).collect();
+        self.engine.rows_of(asked, &mut |i, row| {
+            if found[i].is_none() {
+                found[i] = Some(read(i, row)?);
+            }
+            Ok(())
+        })?;
+        Ok(found)
+    }
+
+    /// Gives the rows of several such statements to `take`.
+    pub(super) fn each_of(&self, asked: &[Asked<'_>], take: &mut TakeOf<'_>) -> Result<()> {
+        self.engine.rows_of(asked, take)
     }
 
     /// Runs selects that see one moment.

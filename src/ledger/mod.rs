@@ -31,6 +31,7 @@ mod routes;
 mod rows;
 #[cfg(test)]
 mod rules_tests;
+mod said;
 mod samples;
 #[cfg(all(test, feature = "postgres"))]
 mod server_tests;

@@ -214,7 +214,7 @@ fn measure_a_million_generations() {
             let f = NewFeedback { user: Some(user(n)), ..rating(&n.to_string(), 0.5) };
             // The hourly limit would leave out most of them, and so avoid the work.
             let rules = Rules { hourly: 0, ..rules.clone() };
-            let work = move |db: &Db| write::insert_feedback(db, &f, &rules, &write::new_identity());
+            let work = move |db: &Db| said::insert_feedback(db, &f, &rules, &said::new_identity());
             ledger.writer.submit(work, |outcome| drop(outcome.unwrap())).unwrap();
         }
     }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::db::Db;
 use super::spool::Entry;
-use super::{Ledger, MAX_USER, write};
+use super::{Ledger, MAX_USER, said, write};
 use crate::error::{Code, Error, Result};
 use crate::types::*;
 
@@ -74,7 +74,7 @@ impl Ledger {
     /// could not be written; `Closed`.
     pub fn add_feedback(&self, f: &NewFeedback) -> Result<FeedbackReceipt> {
         write::check_feedback(f)?;
-        let identity = write::new_identity();
+        let identity = said::new_identity();
         let Some(spool) = &self.spool else { return self.insert_feedback(f, identity) };
         let keep = |identity: String, version| -> Result<FeedbackReceipt> {
             spool.keep(&Entry::Feedback(Box::new(f.clone()), identity))?;
@@ -101,7 +101,7 @@ impl Ledger {
 
     fn insert_feedback(&self, f: &NewFeedback, identity: String) -> Result<FeedbackReceipt> {
         let (f, rules) = (f.clone(), self.rules.clone());
-        self.writer.call(move |db| write::insert_feedback(db, &f, &rules, &identity))
+        self.writer.call_feedback(f, identity, rules)
     }
 
     /// Records that one answer is better than another, and returns its row number; it is on disk then. A repeated

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use super::db::Db;
 use super::limits::Rules;
 use super::writer::Writer;
-use super::{rows, write};
+use super::{rows, said, write};
 use crate::error::{Code, Error, Result};
 use crate::files::private_file;
 use crate::lock::lock;
@@ -50,7 +50,7 @@ impl Entry {
             // The other may have been forgotten meanwhile.
             Entry::Answer(generation, Some(origin)) => write::record_from(db, generation, origin).map(drop),
             Entry::Feedback(_, identity) if rows::feedback_by_identity(db, identity)?.is_some() => Ok(()),
-            Entry::Feedback(feedback, identity) => write::insert_feedback(db, feedback, rules, identity).map(drop),
+            Entry::Feedback(feedback, identity) => said::insert_feedback(db, feedback, rules, identity).map(drop),
         }
     }
 }

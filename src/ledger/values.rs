@@ -14,6 +14,30 @@ pub(super) enum Value<'a> {
     Blob(&'a [u8]),
 }
 
+impl<'a> From<&'a str> for Value<'a> {
+    fn from(text: &'a str) -> Self {
+        Value::Text(text)
+    }
+}
+
+impl<'a> From<&'a String> for Value<'a> {
+    fn from(text: &'a String) -> Self {
+        Value::Text(text)
+    }
+}
+
+impl From<f64> for Value<'_> {
+    fn from(value: f64) -> Self {
+        Value::Real(value)
+    }
+}
+
+impl<'a, T: Into<Value<'a>>> From<Option<T>> for Value<'a> {
+    fn from(value: Option<T>) -> Self {
+        value.map_or(Value::Null, Into::into)
+    }
+}
+
 /// A row of a result, while it is looked at.
 pub(super) type Row<'a> = dyn Cells + 'a;
 
@@ -59,7 +83,13 @@ macro_rules! integers {
     ($($integer:ty),*) => {
         $(impl AsValue for $integer {
             fn value(&self) -> Value<'_> {
-                Value::Int(i64::from(*self))
+                (*self).into()
+            }
+        }
+
+        impl From<$integer> for Value<'_> {
+            fn from(value: $integer) -> Self {
+                Value::Int(i64::from(value))
             }
         })*
     };

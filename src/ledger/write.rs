@@ -4,10 +4,7 @@
 use std::collections::BTreeSet;
 
 use super::db::Db;
-use super::limits::{self, Rules};
-use super::{
-    MAX_SAID, MAX_SAID_TEXT, MAX_SIGNAL, MAX_TEXT, MAX_USER, META_MODEL_NAME, META_MODEL_SHA256, rows, samples, waiting,
-};
+use super::{MAX_SIGNAL, MAX_TEXT, MAX_USER, META_MODEL_NAME, META_MODEL_SHA256, rows, samples, waiting};
 use crate::error::{Error, Result};
 use crate::system::unix_millis;
 use crate::types::*;
@@ -88,96 +85,9 @@ fn known(db: &Db, id: &GenerationId) -> Result<rows::Answer> {
     rows::answer(db, id)?.ok_or_else(|| unknown(id))
 }
 
-fn unknown(id: &GenerationId) -> Error {
+pub(super) fn unknown(id: &GenerationId) -> Error {
     // Truncated, since the text comes from a client.
     Error::unknown_id(format!("generation {:.64} is not on record", id.0))
-}
-
-/// An answer, and what is on record of it before a piece of feedback.
-struct Said {
-    answer: rows::Answer,
-    /// Pieces of feedback.
-    count: u64,
-    /// Bytes of comments and corrections.
-    text: u64,
-    /// Whether this user has rated it.
-    rated: bool,
-    /// Whether it has feedback waiting.
-    waiting: bool,
-}
-
-fn said(db: &Db, f: &NewFeedback) -> Result<Said> {
-    let sql = "SELECT g.seq, g.policy_version, g.prompt, g.response, count(f.id),
-               CAST(coalesce(sum(coalesce(octet_length(f.comment), 0)
-                                 + coalesce(octet_length(f.correction), 0)), 0) AS BIGINT),
-               count(*) FILTER (WHERE f.user IS NOT DISTINCT FROM ?2 AND f.rating IS NOT NULL),
-               count(*) FILTER (WHERE f.teaches = 1 AND f.batch IS NULL)
-               FROM generations g LEFT JOIN feedback f INDEXED BY feedback_of_generation ON f.generation = g.seq
-               WHERE g.id = ?1 GROUP BY g.seq";
-    let found = db.first(sql, (&f.generation_id.0, &f.user), |row| {
-        let number = |column| rows::unsigned(row, column);
-        let (rated, waiting) = (number(6)? > 0, number(7)? > 0);
-        Ok(Said { answer: rows::answer_row(row)?, count: number(4)?, text: number(5)?, rated, waiting })
-    })?;
-    found.ok_or_else(|| unknown(&f.generation_id))
-}
-
-/// Limits the feedback on one answer, since it is read all at once.
-fn check_said(Said { count, text, .. }: &Said, f: &NewFeedback) -> Result<()> {
-    let (_, correction, _) = rows::parts(&f.signal);
-    let more = f.comment.as_ref().map_or(0, String::len) + correction.map_or(0, str::len);
-    if *count >= MAX_SAID {
-        return Err(Error::arg(format!("the answer has {count} pieces of feedback, expected at most {MAX_SAID}")));
-    }
-    if more > 0 && text + more as u64 > MAX_SAID_TEXT {
-        return Err(Error::arg(format!(
-            "comments and corrections on the answer have {text} bytes, and {more} more are over {MAX_SAID_TEXT}"
-        )));
-    }
-    Ok(())
-}
-
-/// By which a piece of feedback is known again, wherever it is recorded.
-pub(super) fn new_identity() -> String {
-    format!("{:032x}", rand::random::<u128>())
-}
-
-pub(super) fn insert_feedback(db: &Db, f: &NewFeedback, rules: &Rules, identity: &str) -> Result<FeedbackReceipt> {
-    let said = said(db, f)?;
-    check_said(&said, f)?;
-    let answer = said.answer;
-    let (rating, correction, signal) = rows::parts(&f.signal);
-    let may_teach = !answer.empty
-        && match &f.signal {
-            Signal::Rating(_) => true,
-            Signal::Named(name) => rules.signals.contains(name),
-            Signal::Correction(_) => rules.corrections,
-            Signal::Comment => false,
-        };
-    let left_out = if may_teach { limits::left_out(db, rules, f, answer.content)? } else { None };
-    if rules.flag_after > 0 {
-        limits::compare(db, f, answer.content)?;
-    }
-    let teaches = may_teach && left_out.is_none();
-    let insert = "INSERT INTO feedback
-                  (generation, rating, correction, signal, teaches, left_out, user, comment, created, content, identity)
-                  VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11) RETURNING id";
-    let now = rows::signed(unix_millis());
-    let (user, comment) = (&f.user, &f.comment);
-    let values =
-        (answer.row, rating, correction, signal, teaches, left_out, user, comment, now, answer.content, identity);
-    let feedback_id = db.one(insert, values, |row| rows::unsigned(row, 0))?;
-    if teaches && !said.waiting {
-        db.note_waiting(1);
-    }
-    Ok(FeedbackReceipt {
-        feedback_id,
-        generation_id: f.generation_id.clone(),
-        policy_version: answer.policy_version,
-        replaces_earlier: rating.is_some() && said.rated,
-        left_out: left_out.map(str::to_owned),
-        spooled: false,
-    })
 }
 
 /// Returns the row number of a preference, and whether it is new.

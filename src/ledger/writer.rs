@@ -2,17 +2,20 @@
 //! answers before the commit, and never lets one failing write undo the others.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 
 use super::db::{Db, Noted, Remains};
+use super::limits::Rules;
 use super::lock::FolderLock;
+use super::said::{self, New};
 use super::waiting;
 use crate::error::{Error, Result};
 use crate::lock::lock;
+use crate::types::*;
 
 /// Writes that may be queued; beyond that, callers wait.
 const QUEUE: usize = 1024;
@@ -39,6 +42,12 @@ trait Job: Send {
     fn deletes(&self) -> bool;
     /// Receives whether it was.
     fn overwritten(&mut self, at_once: bool);
+    /// The feedback that it is, and its rules: several pieces are recorded faster together.
+    fn feedback(&self) -> Option<(New<'_>, &Arc<Rules>)> {
+        None
+    }
+    /// Receives what became of that.
+    fn recorded(&mut self, _: Result<FeedbackReceipt>) {}
     /// Reports the outcome, given that of the whole group.
     fn answer(self: Box<Self>, group: &Result<()>);
 }
@@ -91,6 +100,53 @@ where
     }
 }
 
+/// A piece of feedback.
+struct WriteFeedback {
+    feedback: NewFeedback,
+    identity: String,
+    rules: Arc<Rules>,
+    done: Sender<Result<FeedbackReceipt>>,
+    /// None until it has run.
+    outcome: Option<Result<FeedbackReceipt>>,
+}
+
+impl Job for WriteFeedback {
+    fn run(&mut self, db: &Db) -> Result<()> {
+        let Self { feedback, identity, rules, .. } = self;
+        let outcome = catch_unwind(AssertUnwindSafe(|| said::insert_feedback(db, feedback, rules, identity)))
+            .unwrap_or_else(|_| Err(Error::panic("a write to the ledger panicked")));
+        let done = outcome.as_ref().map(|_| ()).map_err(Clone::clone);
+        self.outcome = Some(outcome);
+        done
+    }
+
+    fn deletes(&self) -> bool {
+        false
+    }
+
+    fn overwritten(&mut self, _: bool) {}
+
+    fn feedback(&self) -> Option<(New<'_>, &Arc<Rules>)> {
+        Some((New { feedback: &self.feedback, identity: &self.identity }, &self.rules))
+    }
+
+    fn recorded(&mut self, outcome: Result<FeedbackReceipt>) {
+        self.outcome = Some(outcome);
+    }
+
+    fn answer(self: Box<Self>, group: &Result<()>) {
+        let Self { done, outcome, .. } = *self;
+        let result = match (group, outcome) {
+            // Its own error is more specific than the group's.
+            (_, Some(Err(own))) => Err(own),
+            (Err(of_all), _) => Err(of_all.clone()),
+            (Ok(()), Some(receipt)) => receipt,
+            (Ok(()), None) => Err(Error::panic("a piece of feedback was not reached")),
+        };
+        let _ = done.send(result); // The caller waits for it: it is always there.
+    }
+}
+
 impl Writer {
     /// The thread holds `lock` for as long as it may write. `told` gets what it commits before anyone is answered.
     pub(super) fn start(db: Db, lock: FolderLock, told: impl Fn(Noted) + Send + 'static) -> Result<Self> {
@@ -121,11 +177,8 @@ impl Writer {
         after: Option<impl FnOnce(&mut T, bool) + Send + 'static>,
         done: impl FnOnce(Result<T>) + Send + 'static,
     ) -> Result<()> {
-        let closed = || Error::closed("the ledger is closed");
-        // Cloned, so that waiting for space does not block `close`.
-        let queue = lock(&self.queue).clone().ok_or_else(closed)?;
         let outcome = Err(Error::closed("the write was not reached"));
-        queue.send(Box::new(Write { work: Some(work), after, done, outcome })).map_err(|_| closed())
+        self.enqueue(Box::new(Write { work: Some(work), after, done, outcome }))
     }
 
     /// Runs `work` and waits until it is durable.
@@ -135,6 +188,25 @@ impl Writer {
             let _ = sender.send(outcome); // The caller waits below: it is always there.
         })?;
         receiver.recv().map_err(|_| Error::panic("the ledger's thread ended without an answer"))?
+    }
+
+    /// Records a piece of feedback, with others that wait, and waits until it is durable.
+    pub(super) fn call_feedback(
+        &self,
+        feedback: NewFeedback,
+        identity: String,
+        rules: Arc<Rules>,
+    ) -> Result<FeedbackReceipt> {
+        let (done, receiver) = bounded(1);
+        self.enqueue(Box::new(WriteFeedback { feedback, identity, rules, done, outcome: None }))?;
+        receiver.recv().map_err(|_| Error::panic("the ledger's thread ended without an answer"))?
+    }
+
+    fn enqueue(&self, job: Box<dyn Job>) -> Result<()> {
+        let closed = || Error::closed("the ledger is closed");
+        // Cloned, so that waiting for space does not block `close`.
+        let queue = lock(&self.queue).clone().ok_or_else(closed)?;
+        queue.send(job).map_err(|_| closed())
     }
 
     /// The same; then overwrites what was deleted, and tells `after` whether that succeeded at once.
@@ -208,10 +280,32 @@ fn commit(db: &Db, group: &mut [Box<dyn Job>], uncertain: bool) -> Result<Noted>
         if uncertain {
             waiting::count(db)?;
         }
-        for job in group {
-            // Its own error is told to its caller; that of the whole ends it for all.
-            let _own = db.attempt(|db| job.run(db))?;
+        let mut rest = group;
+        while !rest.is_empty() {
+            let alike = rest.iter().take_while(|job| job.feedback().is_some()).count();
+            let (first, others) = rest.split_at_mut(alike.max(1));
+            if alike < 2 || !together(db, first)? {
+                for job in first {
+                    // Its own error is told to its caller; that of the whole ends it for all.
+                    let _own = db.attempt(|db| job.run(db))?;
+                }
+            }
+            rest = others;
         }
         Ok(())
     })
+}
+
+/// Records pieces of feedback together; false, and nothing of it, if one of them is more than the database can take.
+fn together(db: &Db, jobs: &mut [Box<dyn Job>]) -> Result<bool> {
+    let all: Vec<(New<'_>, &Arc<Rules>)> = jobs.iter().filter_map(|job| job.feedback()).collect();
+    let Some(rules) = all.first().map(|(_, rules)| (*rules).clone()) else { return Ok(false) };
+    let all: Vec<New<'_>> = all.into_iter().map(|(new, _)| new).collect();
+    let insert = || said::insert_all(db, &all, &rules);
+    let caught = |_| Err(Error::panic("a write to the ledger panicked"));
+    let Ok(outcomes) = db.attempt(|_| catch_unwind(AssertUnwindSafe(insert)).unwrap_or_else(caught))? else {
+        return Ok(false);
+    };
+    jobs.iter_mut().zip(outcomes).for_each(|(job, outcome)| job.recorded(outcome));
+    Ok(true)
 }

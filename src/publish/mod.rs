@@ -23,6 +23,7 @@ pub use aside::Aside;
 use manifest::MANIFEST;
 pub use manifest::{About, FileSum, Manifest, sha256_file};
 use shared::Shared;
+pub use shared::store_answers;
 
 /// Prefix of folders that are being written.
 const STAGING: &str = ".staging-";

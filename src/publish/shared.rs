@@ -28,6 +28,14 @@ impl std::fmt::Debug for Shared {
     }
 }
 
+/// Asks an object store whether it can be read, and returns its URL; nothing is made.
+///
+/// # Errors
+/// `Arg` for a URL that is none; `Unsupported` in a library without HTTP service; `Io` for a store that can't be read.
+pub fn store_answers(url: &str) -> Result<String> {
+    Objects::open(url)?.names(PolicyVersion(1)).map(|_| url.to_owned())
+}
+
 impl VersionStore {
     /// Has every version that is committed from now on written to an object store too, before it counts as committed.
     /// `made` tells the time of a version on record, by which it is known from another of its number, which a server

@@ -123,6 +123,19 @@ async fn a_daemon_keeps_its_versions_in_s3() {
         ("AWS_ENDPOINT", s3.1.as_str()),
         ("AWS_ALLOW_HTTP", "true"),
     ];
+    // What a first version would find out is told before.
+    let doctor = |store: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_apad"));
+        command.current_dir(folder.path()).args(["doctor", "--json", "--set", &format!("publish.store={store}")]);
+        let output = command.envs(variables).output().unwrap();
+        let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+        (output.status.success(), report["report"]["store"].clone())
+    };
+    let (well, told) = doctor("s3://versions-of-apad/tiny");
+    assert!(well && told["Ok"] == "s3://versions-of-apad/tiny", "{told}");
+    let (well, told) = doctor("s3://none-of-that-name/tiny");
+    let said = told["Err"].as_str().unwrap();
+    assert!(!well && said.contains("s3://none-of-that-name/tiny") && said.contains("NoSuchBucket"), "{said}");
     let daemon = Daemon::with(folder.path(), &settings, &variables);
     for n in 0..4 {
         let (_, id) = ask(&daemon).await;

@@ -127,6 +127,9 @@ fn faults(report: &Report, kernels: &[Tried]) -> Vec<String> {
     if let Err(e) = &report.ledger {
         faults.push(e.clone());
     }
+    if let Some(Err(e)) = &report.store {
+        faults.push(e.clone());
+    }
     match &report.model {
         Some(Ok(forecast)) => faults.extend(too_large(forecast, report.free_memory)),
         Some(Err(e)) => faults.push(e.clone()),
@@ -163,6 +166,7 @@ fn text_of(report: &Report, kernels: &[Tried]) -> String {
         ("free disk", known(report.free_disk)),
         ("ledger", report.ledger.clone().unwrap_or_else(|e| e)),
     ];
+    rows.extend(report.store.iter().map(|store| ("store", store.clone().unwrap_or_else(|e| e))));
     match &report.model {
         Some(Ok(forecast)) => {
             rows.push(("serving needs", needs(&forecast.serving, ["weights", "keys and values", "buffers"])));

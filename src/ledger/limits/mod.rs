@@ -8,8 +8,8 @@ mod review;
 mod rules;
 
 pub(super) use batch::{pending_batch, rated};
-pub(super) use intake::left_out;
+pub(super) use intake::OnRecord;
 pub(super) use pairs::pairs;
+pub(super) use review::{Compared, review, reviews};
 pub use review::{ReviewEntry, ReviewVerdict};
-pub(super) use review::{compare, review, reviews};
 pub use rules::Rules;

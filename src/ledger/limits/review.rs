@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::rules::Rules;
 use crate::error::{Error, Result};
-use crate::ledger::db::Db;
+use crate::ledger::db::{Asked, Db, Row};
 use crate::ledger::{rows, waiting};
 use crate::system::unix_millis;
 use crate::types::{NewFeedback, Signal};
@@ -53,37 +53,54 @@ pub struct ReviewEntry {
     pub verdict: Option<ReviewVerdict>,
 }
 
-/// Counts how a rating agrees with other users' of the same answer, for both sides. `content` identifies the answer.
-pub(in crate::ledger) fn compare(db: &Db, f: &NewFeedback, content: i64) -> Result<()> {
-    let (Signal::Rating(rating), Some(user)) = (&f.signal, &f.user) else { return Ok(()) };
-    if *rating == 0.0 {
-        return Ok(());
+/// How a rating agrees with other users' of the same answer. `content` identifies the answer.
+pub(in crate::ledger) struct Compared<'a> {
+    user: &'a str,
+    rating: f64,
+    /// What each of the others said last.
+    last: BTreeMap<String, f64>,
+}
+
+impl<'a> Compared<'a> {
+    /// None for feedback that says neither good nor bad, or nobody's.
+    pub(in crate::ledger) fn of(f: &'a NewFeedback) -> Option<Self> {
+        let (Signal::Rating(rating), Some(user)) = (&f.signal, &f.user) else { return None };
+        (*rating != 0.0).then(|| Self { user, rating: *rating, last: BTreeMap::new() })
     }
-    // None if the user has rated it before.
-    let others = "SELECT f.user, f.rating FROM feedback f
-                  WHERE f.content = ?1 AND f.rating IS NOT NULL AND f.user IS NOT NULL AND f.user <> ?2
-                  AND NOT EXISTS (SELECT 1 FROM feedback own
-                                  WHERE own.content = ?1 AND own.user = ?2 AND own.rating IS NOT NULL)
-                  ORDER BY f.id DESC LIMIT ?3";
-    let mut last: BTreeMap<String, f64> = BTreeMap::new();
-    db.each(others, (content, user, COMPARED), |row| {
+
+    /// The statement that finds what others said: nothing if the user has rated the answer before.
+    pub(in crate::ledger) fn asked(&self, content: i64) -> Asked<'a> {
+        let others = "SELECT f.user, f.rating FROM feedback f
+                      WHERE f.content = ?1 AND f.rating IS NOT NULL AND f.user IS NOT NULL AND f.user <> ?2
+                      AND NOT EXISTS (SELECT 1 FROM feedback own
+                                      WHERE own.content = ?1 AND own.user = ?2 AND own.rating IS NOT NULL)
+                      ORDER BY f.id DESC LIMIT ?3";
+        Asked { sql: others.into(), values: vec![content.into(), self.user.into(), COMPARED.into()] }
+    }
+
+    pub(in crate::ledger) fn hear(&mut self, row: &Row<'_>) -> Result<()> {
         let value = row.get(1)?;
-        last.entry(row.get(0)?).or_insert(value);
-        Ok(true)
-    })?;
-    last.retain(|_, value| *value != 0.0);
-    let disagree = |value: &f64| (*value > 0.0) != (*rating > 0.0);
-    let count = "INSERT INTO agreement (user, compared, disagreed) VALUES (?1, ?2, ?3) ON CONFLICT (user)
-                 DO UPDATE SET compared = agreement.compared + excluded.compared,
-                 disagreed = agreement.disagreed + excluded.disagreed";
-    for (other, value) in &last {
-        db.execute(count, (other, 1, disagree(value)))?;
+        self.last.entry(row.get(0)?).or_insert(value);
+        Ok(())
     }
-    if !last.is_empty() {
-        let disagreed = last.values().filter(|v| disagree(v)).count();
-        db.execute(count, (user, last.len() as i64, disagreed as i64))?;
+
+    /// Counts it, for both sides.
+    pub(in crate::ledger) fn count(mut self, db: &Db) -> Result<()> {
+        let Self { user, rating, ref mut last } = self;
+        last.retain(|_, value| *value != 0.0);
+        let disagree = |value: &f64| (*value > 0.0) != (rating > 0.0);
+        let count = "INSERT INTO agreement (user, compared, disagreed) VALUES (?1, ?2, ?3) ON CONFLICT (user)
+                     DO UPDATE SET compared = agreement.compared + excluded.compared,
+                     disagreed = agreement.disagreed + excluded.disagreed";
+        for (other, value) in &*last {
+            db.execute(count, (other, 1, disagree(value)))?;
+        }
+        if !last.is_empty() {
+            let disagreed = last.values().filter(|v| disagree(v)).count();
+            db.execute(count, (user, last.len() as i64, disagreed as i64))?;
+        }
+        Ok(())
     }
-    Ok(())
 }
 
 fn verdict(db: &Db, user: &str) -> Result<Option<ReviewVerdict>> {

@@ -12,14 +12,14 @@ use std::collections::HashMap;
 use std::future::Future;
 use std::time::Duration;
 
-use futures_util::future::try_join;
+use futures_util::future::{try_join, try_join_all};
 use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::time::timeout;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, Statement};
 
-use super::db::{Db, Engine, Heard, News, Purpose, Remains, Take, Value};
+use super::db::{Asked, Db, Engine, Heard, News, Purpose, Remains, Take, TakeOf, Value};
 use crate::error::{Code, Error, Result};
 pub(in crate::ledger) use listener::Listener;
 use target::Target;
@@ -265,6 +265,18 @@ impl Engine for Postgres {
             }
         }
         Ok(())
+    }
+
+    fn rows_of(&self, asked: &[Asked<'_>], take: &mut TakeOf<'_>) -> Result<()> {
+        let rows = self.with(|session| {
+            let statement = |one: &Asked<'_>| self.statement(session, &one.sql);
+            let statements = asked.iter().map(statement).collect::<Result<Vec<_>>>()?;
+            let given: Vec<Vec<&(dyn ToSql + Sync)>> = asked.iter().map(|one| values(&one.values).collect()).collect();
+            // They go out one after another, and no answer is waited for in between.
+            let calls = statements.iter().zip(&given).map(|(statement, given)| session.client.query(statement, given));
+            self.send(session, try_join_all(calls))
+        })?;
+        rows.iter().enumerate().try_for_each(|(i, rows)| rows.iter().try_for_each(|row| take(i, row)))
     }
 
     fn begin(&self, purpose: Purpose) -> Result<()> {
