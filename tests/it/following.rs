@@ -135,7 +135,7 @@ fn of_two_servers_that_may_train_one_does_and_the_other_takes_its_place_when_it_
     let trainer = open(c.path(), &ledger, store.path(), Role::Trainer);
     until(5, "the second follows", || second.status().trainer.state == TrainerState::Off);
     let told = second.status().trainer.reason.unwrap();
-    let process = format!("process {} trains and decides; this one takes over", std::process::id());
+    let process = format!("process {} trains and decides; this one takes over when nobody does", std::process::id());
     assert!(told.contains(&process), "{told}");
     let Err(refused) = trainer.generate(request(&second, "the", 1)) else { panic!("it answers") };
     assert!(refused.code() == Code::Unsupported && refused.message().contains("answers nobody"), "{refused}");

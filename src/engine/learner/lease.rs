@@ -152,7 +152,9 @@ impl Worker {
         let may = self.config.serve.role != Role::Server;
         let taken = self.ledger.lease().and_then(|lease| {
             let free = watched.is_free(lease.as_ref());
-            let taken = may && free && self.ledger.take_lease(lease.as_ref(), &name())?;
+            // Who can't serve what is on record is no one to decide about it.
+            let able = may && free && self.active == self.ledger.active()?;
+            let taken = able && self.ledger.take_lease(lease.as_ref(), &name())?;
             if taken {
                 tracing::info!(
                     before = lease.and_then(|lease| lease.holder),
@@ -185,7 +187,10 @@ fn who_decides(lease: Option<&Lease>, may: bool) -> String {
         Some(holder) => format!("{holder} trains and decides"),
         None => "no server trains and decides".to_owned(),
     };
-    let then = if may { "this one takes over when it stops" } else { "this one only serves" };
+    let then = match may {
+        true => "this one takes over when nobody does, once it serves what is on record",
+        false => "this one only serves",
+    };
     format!("{who}; {then} (serve.role)")
 }
 
