@@ -428,7 +428,8 @@ apa_status apa_generate(const apa_engine *engine,
  * user did, `"copied"`; the option `reward.signals` has what each name adds, others are kept only), and optionally
  * `user` and `comment`, which may also stand alone. All of it is kept; of a user's words of one kind on an answer the
  * last counts, and of several users the mean. `receipt` (may be NULL) gets `feedback_id`, `generation_id`,
- * `policy_version`, `replaces_earlier`, and, if a limit keeps it from teaching, the reason in `left_out`.
+ * `policy_version`, `replaces_earlier`, and, if a limit keeps it from teaching, the reason in `left_out`. While the
+ * database of `ledger.url` is away it waits on this machine: `spooled` is true, and `feedback_id` 0.
  *
  * Errors: `APA_ERR_ARG` for an unknown generation or field, a rating out of range, or several things said at once;
  * `APA_ERR_IO` if it could not be written; `APA_ERR_CLOSED`.

@@ -37,6 +37,7 @@ type Receipt struct {
 	PolicyVersion   uint64 `json:"policy_version"`   // The weights that had answered.
 	ReplacesEarlier bool   `json:"replaces_earlier"` // Whether an earlier rating by the same user, which stays on record, no longer counts.
 	LeftOut         string `json:"left_out"`         // Why it doesn't teach, though it is kept: a limit, or that it was said before. Else empty.
+	Spooled         bool   `json:"spooled"`          // It waits on this machine while the database of ledger.url is away; its number is 0.
 }
 
 // Feedback records feedback; it is on disk when this returns. With the setting train.auto, which is the default, the engine

@@ -259,6 +259,8 @@ export interface Receipt {
   replaces_earlier: boolean;
   /** Why it doesn't teach, though it is kept: a limit, or that it was said before. */
   left_out?: string;
+  /** It waits on this machine while the database of `ledger.url` is away; its number is 0. */
+  spooled?: boolean;
 }
 
 /** An answer made elsewhere. */

@@ -148,7 +148,7 @@ impl Engine {
     pub fn generate(&self, mut request: GenerateRequest) -> Result<GenerationStream> {
         self.check_open()?;
         if self.inner.config.serve.role == Role::Trainer {
-            return Err(Error::unsupported("this server trains and answers nobody (serve.role), expected another one"));
+            return Err(Error::unsupported("this server only trains (serve.role): ask another one"));
         }
         let kind = if request.version.is_some() { GenerationKind::Named } else { GenerationKind::Request };
         self.recall_route(&request);

@@ -17,6 +17,11 @@ pub(super) fn check_preference(chosen: &GenerationId, rejected: &GenerationId, u
     Ok(())
 }
 
+/// Whether a database is away, or another server hangs that holds it.
+fn is_away(error: &Error) -> bool {
+    matches!(error.code(), Code::Io | Code::Busy)
+}
+
 fn recording(g: Arc<Generation>, origin: Option<GenerationId>) -> impl FnOnce(&Db) -> Result<bool> + Send + 'static {
     move |db| match &origin {
         Some(origin) => write::record_from(db, &g, origin),
@@ -55,7 +60,7 @@ impl Ledger {
         }
         let (id, version) = (g.id.clone(), g.policy_version);
         let told = move |written: Result<bool>| match written {
-            Err(error) if error.code() == Code::Io => done(spool.keep(&waiting).map_err(|_| error).map(|()| true)),
+            Err(error) if is_away(&error) => done(spool.keep(&waiting).map_err(|_| error).map(|()| true)),
             written => {
                 if let Ok(true) = written {
                     spool.note(&id, version);
@@ -91,7 +96,7 @@ impl Ledger {
         match known {
             Some(version) if spool.holds() => keep(identity, version),
             _ => match self.insert_feedback(f, identity.clone()) {
-                Err(error) if error.code() == Code::Io => {
+                Err(error) if is_away(&error) => {
                     known.map_or(Err(error.clone()), |version| keep(identity, version).map_err(|_| error))
                 }
                 inserted => inserted,

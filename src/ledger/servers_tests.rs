@@ -207,6 +207,10 @@ fn what_is_wrong_with_a_database_is_said_and_never_the_password() {
         assert!(!error.message().contains("s3cret"), "{error}");
         error
     };
+    for url in ["postgres://apa:x@s3cret#w@127.0.0.1:1/ledger", "postgres://apa:a@s3cret@127.0.0.1:1/ledger"] {
+        let unread = opened(url);
+        assert!(unread.code() == Code::Arg && unread.message().contains("%40"), "{unread}");
+    }
     let refused = opened("postgres://apa:s3cret@127.0.0.1:1/ledger");
     assert!(refused.code() == Code::Io && refused.message().contains("127.0.0.1:1/ledger"), "{refused}");
     assert!(refused.message().contains("Connection refused"), "{refused}");

@@ -131,3 +131,33 @@ fn what_waits_is_bounded_and_recorded_in_its_order_under_load() {
     let error = Spool::open(home.path()).err().unwrap();
     assert!(error.message().contains("spool.jsonl is damaged"), "{error}");
 }
+
+#[test]
+fn a_server_that_hangs_in_the_middle_of_a_write_holds_the_others_up_for_seconds_and_loses_nothing_of_theirs() {
+    let Some(home) = Home::postgres() else { return };
+    let ledger = home.open();
+    record(&ledger, answer("before")).unwrap();
+    let hanging = super::postgres::connection(home.url().unwrap());
+    std::thread::scope(|scope| {
+        let (begun, held) = channel();
+        let hangs = scope.spawn(move || {
+            hanging.writing(|_| {
+                begun.send(()).unwrap();
+                std::thread::sleep(Duration::from_secs(14));
+                Ok(())
+            })
+        });
+        held.recv().unwrap();
+        let start = Instant::now();
+        record(&ledger, answer("during")).unwrap();
+        for name in ["before", "during"] {
+            ledger.add_feedback(&rating(name, 1.0)).unwrap();
+        }
+        assert!(start.elapsed() < Duration::from_secs(14), "{:?}", start.elapsed());
+        assert!(hangs.join().unwrap().is_err(), "its session was ended");
+    });
+    drained(&ledger);
+    for name in ["before", "during"] {
+        assert_eq!(ledger.feedback_of(&id(name)).unwrap().len(), 1, "{name}");
+    }
+}

@@ -169,9 +169,11 @@ class _Receipt(TypedDict):
 
 
 class Receipt(_Receipt, total=False):
-    """``left_out``: why it doesn't teach, though it is kept: a limit, or that it was said before."""
+    """``left_out``: why it doesn't teach, though it is kept: a limit, or that it was said before. ``spooled``, True: it waits on this
+    machine while the database of ``ledger.url`` is away, and its number is 0."""
 
     left_out: str
+    spooled: bool
 
 
 class Preference(TypedDict):

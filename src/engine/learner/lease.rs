@@ -176,6 +176,10 @@ impl Worker {
     /// Goes back to what is on record and follows it: another server decides now.
     pub(super) fn stand_down(&mut self) {
         tracing::warn!("another server trains and decides now; this one follows it");
+        // What kept this one from learning is the other's to tell.
+        for kind in [AlertKind::StepFails, AlertKind::NoRoom, AlertKind::NotTrained] {
+            self.alerts.clear(kind);
+        }
         if let Err(error) = self.forget_all() {
             tracing::error!(%error, "the version on record could not be served");
         }

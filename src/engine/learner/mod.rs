@@ -319,6 +319,11 @@ impl Worker {
                     tracing::info!(%error, "training step given up; its ratings stay in");
                     return;
                 }
+                if self.ledger.is_shared() && self.ledger.active().is_err() {
+                    tracing::warn!(%error, "learning waits for the database");
+                    self.shared.status().reason = Some("learning waits for the database".into());
+                    return;
+                }
                 // Repeated failures must not spin.
                 let wait = self.retry.failed().as_secs();
                 tracing::error!(%error, again_in_seconds = wait, "training step failed");

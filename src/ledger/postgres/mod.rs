@@ -26,9 +26,9 @@ use target::Target;
 
 /// Connections that read.
 const READERS: usize = 3;
-/// How long a write waits for another server's.
+/// How long a write waits for another server's, and how long one may hang in the middle of its own.
 /// And an index is taken where there is one: plans outlive the size of the tables that they were made for.
-const SETTINGS: &str = "SET lock_timeout = '10s'; SET idle_in_transaction_session_timeout = '60s'; \
+const SETTINGS: &str = "SET lock_timeout = '10s'; SET idle_in_transaction_session_timeout = '10s'; \
     SET enable_seqscan = off; SET jit = off; \
     SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off';";
 /// How long a call is waited for, an answer to a lock included: a server that hangs must not hang those who ask.

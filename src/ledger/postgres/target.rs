@@ -48,6 +48,12 @@ impl Target {
         if config.get_hosts().is_empty() || config.get_dbname().is_none() {
             return Err(Error::arg("ledger.url names no host or no database, expected postgres://HOST/DATABASE"));
         }
+        // What of it is taken for the host is part of the password, which must not be shown.
+        if config.get_hosts().iter().any(|host| matches!(host, Host::Tcp(name) if name.contains('@'))) {
+            return Err(Error::arg(
+                "ledger.url can't be read: in a password @ is written %40, # is %23, / is %2F and : is %3A",
+            ));
+        }
         config.ssl_mode(ssl.mode.config());
         config.connect_timeout(config.get_connect_timeout().copied().unwrap_or(CONNECT));
         config.tcp_user_timeout(SILENT).keepalives_idle(SILENT);
